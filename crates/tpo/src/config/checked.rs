@@ -1,0 +1,501 @@
+//! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and keys are parsed, paths are
+//! complete. The rest of the program takes this and never sees the text.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::standin::Class;
+use super::standin::{self as policy, Prefix};
+use super::standin::{Congestion, PublicKey};
+
+use super::file::{File, Section, Written};
+use super::{Findings, shadow, value};
+
+/// A whole configuration in which every name is known and every value is inside its bounds.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// `name`: what this TPO is called in its logs and in `tpo status`.
+    pub name: String,
+    /// `private_key_file`, complete. Read by [`load_identity`](super::load_identity), which needs more rights than the rest.
+    pub private_key_file: PathBuf,
+    /// The line that names it.
+    pub private_key_line: usize,
+    /// `listen`: where datagrams of the peers arrive.
+    pub listen: SocketAddr,
+    /// `control`, complete: the Unix socket of `tpo status`.
+    pub control: PathBuf,
+    /// `buffer_size`: the packet driver's largest buffer, bytes.
+    pub buffer_size: usize,
+    /// `segment_size`: the largest datagram (UDP payload), bytes. `None`: found from the path.
+    pub segment_size: Option<u16>,
+    /// `memory`: what all flows of all peers may hold together, bytes.
+    pub memory: u64,
+    /// `outage`: how long flows wait for a peer that is silent.
+    pub outage: Duration,
+    /// `log`: what to log, in the words of [`log`](crate::log).
+    pub log: String,
+    /// `log_format`.
+    pub log_format: LogFormat,
+    /// `[intercept]`.
+    pub intercept: Intercept,
+    /// The `[[peer]]` sections in order; rules and accepts name them by index.
+    pub peers: Vec<Peer>,
+    /// The `[[rule]]` sections in order: the first match wins.
+    pub rules: Vec<Rule>,
+    /// The `[[accept]]` sections in order.
+    pub accepts: Vec<Accept>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For a terminal or the journal.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// How connections are taken from the LAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intercept {
+    /// By which mechanism of the kernel.
+    pub mode: Mode,
+    /// Also the connections of applications on the TPO's own host.
+    pub local: bool,
+    /// Only connections that come in through one of these; empty: through any.
+    pub interfaces: Vec<String>,
+}
+
+/// The mechanism of interception.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The packet keeps its destination and is handed to a transparent socket.
+    Tproxy,
+    /// The destination is rewritten to the interceptor (claims 2 and 5) and asked back from the kernel.
+    Redirect,
+}
+
+/// One far TPO.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it is called here.
+    pub name: String,
+    /// The key that it must prove.
+    pub public_key: PublicKey,
+    /// Where it listens; `None`: it calls us.
+    pub endpoint: Option<SocketAddr>,
+    /// What the link to it carries, bytes per second.
+    pub rate: Option<u64>,
+    /// Who decides how fast we send.
+    pub congestion: Congestion,
+    /// The line of its section.
+    pub line: usize,
+}
+
+/// One row of the look-up table.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// What it matches, and the peer and class of what it matches.
+    pub matches: policy::Rule,
+    /// What becomes of new connections while the peer is not up.
+    pub on_failure: OnFailure,
+    /// A rule that is switched off matches nothing, but is counted.
+    pub enabled: bool,
+    /// The line of its section.
+    pub line: usize,
+}
+
+/// What becomes of new connections of a rule while its peer is not up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They go their ordinary way, not accelerated.
+    Open,
+    /// They are refused.
+    Closed,
+}
+
+/// What one peer may reach through us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accept {
+    /// Index of the peer.
+    pub peer: usize,
+    /// IANA number of the protocol.
+    pub protocol: u8,
+    /// The addresses that the peer's clients may have.
+    pub source: Prefix,
+    /// The addresses that may be connected to.
+    pub destination: Prefix,
+    /// The ports that may be connected to.
+    pub destination_ports: RangeInclusive<u16>,
+    /// The address that the destination sees.
+    pub source_address: SourceAddress,
+    /// The line of its section.
+    pub line: usize,
+}
+
+/// From which address the far edge connects to the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// From the client's own address and port: answers must come back through this TPO.
+    Client,
+    /// From the TPO's address: for networks whose answers would not come back through it.
+    Tpo,
+}
+
+/// IANA's number of TCP.
+pub const TCP: u8 = 6;
+
+/// The port that peers are expected at; nothing else is registered there.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
+/// Where the control socket is when nothing else is said.
+const CONTROL: &str = "/run/tpo.sock";
+/// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4 bytes longer before it takes its place.
+const LONGEST_CONTROL: usize = 103;
+/// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
+const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
+const BUFFER_SIZE: usize = 65_536;
+/// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 8,952 is a jumbo frame less its IP and UDP headers.
+const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=8_952;
+/// Memory of all flows: one peer with a long fat link needs some 16 MiB to work at all.
+const MEMORIES: RangeInclusive<u64> = 16 << 20..=1 << 40;
+const MEMORY: u64 = 512 << 20;
+/// Outage: below the 2 s after which a peer counts as silent there is nothing to wait for; after a day no application is still there.
+const OUTAGES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(86_400);
+const OUTAGE: Duration = Duration::from_secs(300);
+/// A session index has 12 bits for the peer.
+const MOST_PEERS: usize = 4_096;
+/// Far above any use; it bounds the memory that the rules take.
+const MOST_RULES: usize = 100_000;
+
+const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
+const ONLY_TCP: &str = "\"tcp\" (this version carries TCP only; other traffic goes its ordinary way)";
+
+/// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
+pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
+    let file = File::parse(text, findings);
+    let peers = check_peers(&file, findings);
+    let rules = check_rules(&file, &peers, findings);
+    let accepts = check_accepts(&file, &peers, findings);
+    let intercept = check_intercept(&file, findings);
+    let checked = check_tpo(&file, path, findings);
+    file.finish(&["tpo", "intercept", "peer", "rule", "accept"], findings);
+    let checked = Checked { intercept, peers: peers.list, rules, accepts, ..checked? };
+    if !findings.has_errors() {
+        check_together(&checked, findings);
+    }
+    Some(checked)
+}
+
+/// The control socket alone, from a text that may be wrong in every other respect.
+pub(super) fn control_socket(text: &str, path: &Path) -> PathBuf {
+    let mut ignored = Findings::new(path);
+    let file = File::parse(text, &mut ignored);
+    let written = file.section("tpo", &mut ignored).and_then(|mut tpo| tpo.read("control", value::path, &mut ignored));
+    beside(path, &written.unwrap_or_else(|| CONTROL.into()))
+}
+
+fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Checked> {
+    let Some(mut tpo) = file.section("tpo", findings) else {
+        findings.error(
+            0,
+            "[tpo]",
+            "missing",
+            "a section [tpo] with at least name and private_key_file; `tpo init` prints a sample",
+        );
+        return None;
+    };
+    let private_key_line = tpo.line_of("private_key_file");
+    let name = tpo.require("name", "a name for this TPO, such as \"paris\"", value::name, findings);
+    let private_key_file = tpo.require(
+        "private_key_file",
+        "the file that `tpo keygen --out` wrote, such as \"paris.key\"",
+        value::path,
+        findings,
+    );
+    let listen = tpo.read("listen", value::socket_address, findings).unwrap_or(LISTEN);
+    let control = tpo.read("control", control_path(path), findings).unwrap_or_else(|| beside(path, CONTROL));
+    let buffer_size =
+        tpo.read("buffer_size", value::size(BUFFER_SIZES), findings).map_or(BUFFER_SIZE, |bytes| bytes as usize);
+    let segment_size = tpo.read("segment_size", value::segment_size(SEGMENT_SIZES), findings).flatten();
+    let memory = tpo.read("memory", value::size(MEMORIES), findings).unwrap_or(MEMORY);
+    let outage = tpo.read("outage", value::duration(OUTAGES), findings).unwrap_or(OUTAGE);
+    let log = tpo.read("log", value::log_filter, findings).unwrap_or_else(|| "info".into());
+    let formats = value::one_of(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
+    let log_format = tpo.read("log_format", formats, findings).unwrap_or_default();
+    tpo.finish(findings);
+    Some(Checked {
+        file: path.to_owned(),
+        name: name?,
+        private_key_file: beside(path, &private_key_file?),
+        private_key_line,
+        listen,
+        control,
+        buffer_size,
+        segment_size,
+        memory,
+        outage,
+        log,
+        log_format,
+        intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },
+        peers: Vec::new(),
+        rules: Vec::new(),
+        accepts: Vec::new(),
+    })
+}
+
+fn check_intercept(file: &File<'_>, findings: &mut Findings) -> Intercept {
+    let mut intercept = Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() };
+    let Some(mut section) = file.section("intercept", findings) else { return intercept };
+    let modes = value::one_of(&[("tproxy", Mode::Tproxy), ("redirect", Mode::Redirect)]);
+    intercept.mode = section.read("mode", modes, findings).unwrap_or(intercept.mode);
+    intercept.local = section.read("local", value::boolean, findings).unwrap_or(intercept.local);
+    intercept.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
+    section.finish(findings);
+    intercept
+}
+
+/// The peers, and how rules and accepts find them. A name stays known even when the rest of its section is wrong, so that one
+/// mistake does not make a hundred.
+struct Peers {
+    list: Vec<Peer>,
+    by_name: HashMap<String, usize>,
+}
+
+fn check_peers(file: &File<'_>, findings: &mut Findings) -> Peers {
+    let sections = file.sections("peer", findings);
+    let mut peers = Peers { list: Vec::with_capacity(sections.len()), by_name: HashMap::new() };
+    match sections.len() {
+        0 => findings.error(0, "[[peer]]", "missing", "at least one section [[peer]]: a TPO works in pairs"),
+        too_many if too_many > MOST_PEERS => {
+            findings.error(0, "[[peer]]", format!("{too_many} sections"), format!("at most {MOST_PEERS}"));
+        }
+        _ => {}
+    }
+    let mut lines_of_keys: HashMap<[u8; 32], usize> = HashMap::new();
+    for section in sections {
+        let line_of_name = section.line_of("name");
+        let (line_of_key, key_of_key) = (section.line_of("public_key"), section.key("public_key"));
+        let (name, peer) = check_peer(section, findings);
+        if let Some(name) = name
+            && peers.by_name.insert(name.clone(), peers.list.len()).is_some()
+        {
+            findings.error(
+                line_of_name,
+                "[[peer]] name",
+                format!("found \"{name}\" a second time"),
+                "a name of its own for each peer",
+            );
+        }
+        let Some(peer) = peer else { continue };
+        if let Some(first) = lines_of_keys.insert(*peer.public_key.as_bytes(), line_of_key) {
+            let found = format!("found the key of line {first} again");
+            findings.error(line_of_key, key_of_key, found, "a key of its own for each peer");
+        }
+        peers.list.push(peer);
+    }
+    peers
+}
+
+fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<String>, Option<Peer>) {
+    const CONGESTIONS: &[(&str, Congestion)] = &[("auto", Congestion::Auto), ("fixed", Congestion::Fixed)];
+    let name = section.require("name", "a name for the peer, such as \"lyon\"", value::name, findings);
+    let public_key =
+        section.require("public_key", "what `tpo keygen` printed at the peer", value::public_key, findings);
+    let endpoint = section.read("endpoint", value::socket_address, findings);
+    let rate = section.read("rate", value::rate, findings);
+    let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
+    let line = section.line;
+    if congestion == Congestion::Fixed && section.line_of("rate") == line {
+        findings.error(
+            line,
+            section.key("rate"),
+            "missing",
+            "a rate such as \"100mbit\": congestion = \"fixed\" sends at that rate",
+        );
+    }
+    section.finish(findings);
+    let peer = name.clone().zip(public_key).map(|(name, public_key)| Peer {
+        name,
+        public_key,
+        endpoint,
+        rate,
+        congestion,
+        line,
+    });
+    (name, peer)
+}
+
+fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Rule> {
+    let sections = file.sections("rule", findings);
+    if sections.len() > MOST_RULES {
+        findings.error(0, "[[rule]]", format!("{} sections", sections.len()), format!("at most {MOST_RULES}"));
+        return Vec::new();
+    }
+    let mut rules = Vec::with_capacity(sections.len());
+    for section in sections {
+        rules.extend(check_rule(section, peers, findings));
+    }
+    rules
+}
+
+fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) -> Option<Rule> {
+    const CLASSES: &[(&str, Class)] =
+        &[("interactive", Class::Interactive), ("normal", Class::Normal), ("bulk", Class::Bulk)];
+    const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
+    let protocol = section.require("protocol", ONLY_TCP, protocol, findings);
+    let source =
+        section.require("source", "the clients' prefix, such as \"10.10.1.0/24\", or \"any\"", value::prefix, findings);
+    let source_ports = section.read("source_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let would_do = "the servers' prefix, such as \"10.10.2.0/24\", or \"any\"";
+    let destination = section.require("destination", would_do, value::prefix, findings);
+    let destination_ports = section.read("destination_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
+    let class = section.read("class", value::one_of(CLASSES), findings).unwrap_or(Class::Normal);
+    let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
+    let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
+    let line = section.line;
+    check_families(&section, source, destination, findings);
+    section.finish(findings);
+    let matches = policy::Rule {
+        protocol: protocol?,
+        source: source?,
+        source_ports,
+        destination: destination?,
+        destination_ports,
+        peer: peer?,
+        class,
+    };
+    Some(Rule { matches, on_failure, enabled, line })
+}
+
+fn check_accepts(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Accept> {
+    let sections = file.sections("accept", findings);
+    if sections.len() > MOST_RULES {
+        findings.error(0, "[[accept]]", format!("{} sections", sections.len()), format!("at most {MOST_RULES}"));
+        return Vec::new();
+    }
+    let mut accepts = Vec::with_capacity(sections.len());
+    for section in sections {
+        accepts.extend(check_accept(section, peers, findings));
+    }
+    accepts
+}
+
+fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) -> Option<Accept> {
+    const SOURCES: &[(&str, SourceAddress)] = &[("client", SourceAddress::Client), ("tpo", SourceAddress::Tpo)];
+    let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
+    let would_do = "the prefix that the peer may reach through us, such as \"10.10.1.0/24\", or \"any\"";
+    let destination = section.require("destination", would_do, value::prefix, findings);
+    let source = section.read("source", value::prefix, findings);
+    let protocol = section.read("protocol", protocol, findings).unwrap_or(TCP);
+    let destination_ports = section.read("destination_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let source_address =
+        section.read("source_address", value::one_of(SOURCES), findings).unwrap_or(SourceAddress::Client);
+    let line = section.line;
+    check_families(&section, source, destination, findings);
+    section.finish(findings);
+    let source = source.unwrap_or(Prefix::ANY);
+    Some(Accept { peer: peer?, protocol, source, destination: destination?, destination_ports, source_address, line })
+}
+
+fn protocol(written: &Written<'_>) -> Result<u8, String> {
+    match written {
+        Written::Text("tcp") => Ok(TCP),
+        _ => Err(ONLY_TCP.into()),
+    }
+}
+
+/// No connection has an IPv4 address at one end and an IPv6 address at the other.
+fn check_families(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
+    let (Some(source), Some(destination)) = (source, destination) else { return };
+    if source == Prefix::ANY || destination == Prefix::ANY || source.address.is_ipv4() == destination.address.is_ipv4()
+    {
+        return;
+    }
+    let family = |prefix: Prefix| if prefix.address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let found = format!("found {} while source is {}", family(destination), family(source));
+    findings.error(
+        section.line_of("destination"),
+        section.key("destination"),
+        found,
+        "source and destination of one family",
+    );
+}
+
+impl Peers {
+    fn find(&self, written: &Written<'_>) -> Result<usize, String> {
+        match written {
+            Written::Text(name) => self.by_name.get(*name).copied().ok_or_else(|| self.names()),
+            _ => Err(self.names()),
+        }
+    }
+
+    /// What would do where a peer must be named.
+    fn names(&self) -> String {
+        const SHOWN: usize = 8;
+        let mut names: Vec<String> = self.by_name.keys().map(|name| format!("\"{name}\"")).collect();
+        names.sort();
+        let more = if names.len() > SHOWN { ", ..." } else { "" };
+        names.truncate(SHOWN);
+        match names.is_empty() {
+            true => "the name of a [[peer]]".into(),
+            false => format!("the name of a [[peer]]: {}{more}", names.join(", ")),
+        }
+    }
+}
+
+/// What only shows when all sections are seen together; all of it is advice.
+fn check_together(checked: &Checked, findings: &mut Findings) {
+    for (index, peer) in checked.peers.iter().enumerate() {
+        if peer.endpoint.is_none() {
+            let found = format!("peer \"{}\" has none", peer.name);
+            findings.note(
+                peer.line,
+                "[[peer]] endpoint",
+                found,
+                "it must call us, so its own configuration needs an endpoint for us",
+            );
+        }
+        let ruled = checked.rules.iter().any(|rule| rule.enabled && rule.matches.peer == index);
+        if !ruled && !checked.accepts.iter().any(|accept| accept.peer == index) {
+            let found = format!(
+                "no [[rule]] and no [[accept]] names peer \"{}\": nothing is carried to it or from it",
+                peer.name
+            );
+            findings.warning(
+                peer.line,
+                "[[peer]]",
+                found,
+                "a [[rule]] for what goes there, an [[accept]] for what comes from there",
+            );
+        }
+    }
+    for (rule, by) in shadow::shadowed(&checked.rules) {
+        let found = format!("never matches: the rule of line {} takes everything first", checked.rules[by].line);
+        findings.warning(checked.rules[rule].line, "[[rule]]", found, "the narrower rule before the wider one");
+    }
+}
+
+/// A path of the configuration is relative to the configuration's own folder.
+fn beside(file: &Path, written: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(written)
+}
+
+fn control_path(file: &Path) -> impl Fn(&Written<'_>) -> Result<PathBuf, String> {
+    move |written| {
+        let path = beside(file, &value::path(written)?);
+        let too_long = || {
+            format!(
+                "a path of at most {LONGEST_CONTROL} bytes (the kernel's limit for a socket); complete it is {}",
+                path.display()
+            )
+        };
+        if path.as_os_str().len() > LONGEST_CONTROL { Err(too_long()) } else { Ok(path) }
+    }
+}

@@ -1,0 +1,103 @@
+//! The configuration: what a person writes ([`file`]), what it means ([`checked`]), and a file to begin with ([`sample`]).
+//!
+//! A file is checked as a whole: every mistake is reported at once, each with its line, the key, what was found and what
+//! would do. Nothing past this module sees text: names are indices, rates are bytes per second, paths are complete.
+
+pub mod checked;
+pub mod file;
+pub mod finding;
+pub mod sample;
+pub mod shadow;
+pub mod standin;
+pub mod value;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use standin::Identity;
+
+pub use checked::{Checked, Rule};
+pub use finding::{Finding, Findings, Level};
+
+/// Where the configuration is when `--config` does not say.
+pub const DEFAULT_FILE: &str = "/etc/tpo/tpo.toml";
+
+/// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more than this is not a configuration.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Reads and checks a configuration file. The findings of a good file hold warnings and notes only.
+pub fn load(path: &Path) -> Result<(Checked, Findings), Findings> {
+    let text =
+        read(path).map_err(|why| Findings::about_file(path, why, "a readable file; `tpo init` prints a sample"))?;
+    parse(&text, path)
+}
+
+/// Checks a configuration that has been read from `path` (or will be put there: nothing is opened).
+pub fn parse(text: &str, path: &Path) -> Result<(Checked, Findings), Findings> {
+    let mut findings = Findings::new(path);
+    match checked::check(text, path, &mut findings) {
+        Some(checked) if !findings.has_errors() => Ok((checked, findings)),
+        _ => Err(findings),
+    }
+}
+
+/// Reads the private key that the configuration names. Warns of a file that others can read; refuses a peer that has our own key.
+pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
+    let identity = match crate::keygen::read(&checked.private_key_file) {
+        Ok(identity) => identity,
+        Err(error) => {
+            findings.error(
+                checked.private_key_line,
+                "[tpo] private_key_file",
+                format!("{error:#}"),
+                format!("a key made by `tpo keygen --out {}`", checked.private_key_file.display()),
+            );
+            return None;
+        }
+    };
+    if let Some(mode) = crate::keygen::open_to_others(&checked.private_key_file) {
+        findings.warning(
+            checked.private_key_line,
+            "[tpo] private_key_file",
+            format!("{} can be read by others (mode {mode:04o})", checked.private_key_file.display()),
+            format!("chmod 600 {}", checked.private_key_file.display()),
+        );
+    }
+    let own = identity.public_key();
+    for peer in checked.peers.iter().filter(|peer| peer.public_key == own) {
+        findings.error(
+            peer.line,
+            "[[peer]] public_key",
+            format!("the key of peer \"{}\" is our own", peer.name),
+            "the key that `tpo keygen` printed at the peer",
+        );
+    }
+    (!findings.has_errors()).then(|| Arc::new(identity))
+}
+
+/// Where the control socket is according to a file that may be wrong in every other respect: somebody who has just broken
+/// the configuration still wants to see what the running daemon does. `None` when the file cannot be read.
+pub fn control_socket(path: &Path) -> Option<PathBuf> {
+    let text = read(path).ok()?;
+    Some(checked::control_socket(&text, path))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let describe = |error: std::io::Error| format!("cannot be read ({error})");
+    let length = std::fs::metadata(path).map_err(describe)?.len();
+    if length > MAX_FILE {
+        return Err(format!("{length} bytes long, more than the {MAX_FILE} that a configuration may have"));
+    }
+    let bytes = std::fs::read(path).map_err(describe)?;
+    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to()))
+}
+
+/// The fuzz target of the configuration: any text, checked as a whole. Neither panics nor opens a file.
+pub fn fuzz_config(text: &str) {
+    let path = Path::new("/etc/tpo/tpo.toml");
+    match parse(text, path) {
+        Ok((checked, findings)) => assert!(!findings.has_errors() && !checked.peers.is_empty()),
+        Err(findings) => assert!(findings.has_errors() && !findings.to_string().is_empty()),
+    }
+    let _ = checked::control_socket(text, path);
+}

@@ -1,0 +1,1 @@
+//! The configuration that `tpo init` prints.

@@ -1,0 +1,75 @@
+//! Keys on disk: `tpo keygen`, and reading the private key at start.
+//!
+//! A private key file holds the key as text in its first line. It is created with its final mode, 0600, so there is no moment at which others can read it.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::config::standin::Identity;
+use anyhow::{Context as _, bail};
+
+/// Longer than any key file that we write; a wrong file name should not read a disk.
+const LONGEST: u64 = 4_096;
+
+/// Makes a new key and writes it to a new file. An existing file is replaced only with `force`, and then in one step.
+pub fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
+    let identity = Identity::generate();
+    if force {
+        let beside = aside(out)?;
+        // A left-over of a run that was killed between creating and renaming.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", beside.display()));
+            }
+            _ => {}
+        }
+        write_new(&beside, &identity)?;
+        fs::rename(&beside, out).with_context(|| format!("cannot put {} in place", out.display()))?;
+    } else {
+        write_new(out, &identity)?;
+    }
+    Ok(identity)
+}
+
+/// Reads a private key file.
+pub fn read(file: &Path) -> anyhow::Result<Identity> {
+    let metadata = fs::metadata(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    if !metadata.is_file() || metadata.len() > LONGEST {
+        bail!("{} is not a key file", file.display());
+    }
+    let text = fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    Identity::from_private_text(text.trim()).with_context(|| format!("{} holds no private key", file.display()))
+}
+
+/// The mode of a file that others than its owner may read or write.
+pub fn open_to_others(file: &Path) -> Option<u32> {
+    let mode = fs::metadata(file).ok()?.permissions().mode() & 0o7777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
+fn write_new(path: &Path, identity: &Identity) -> anyhow::Result<()> {
+    // O_EXCL: neither an existing key nor what a link points at is ever written to.
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = match created {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            bail!(
+                "{} exists already; --force replaces it (its peers must then be given the new public key)",
+                path.display()
+            )
+        }
+        Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
+    };
+    writeln!(file, "{}", identity.private_text())
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The name under which a file is made before it replaces another one.
+fn aside(path: &Path) -> anyhow::Result<PathBuf> {
+    let mut name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_owned();
+    name.push(".new");
+    Ok(path.with_file_name(name))
+}
