@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod intercept;
 pub mod keygen;
 pub mod log;
 pub mod status;
+pub mod sys;

@@ -1,0 +1,210 @@
+//! Loads the rules into the kernel and takes them away again, with the policy route that delivers marked packets to this host.
+//!
+//! Everything that is made here bears our name: the nft table `inet tpo`, a routing table and an `ip rule` with numbers of their own.
+//! Nothing else is touched. What a killed run has left over bears the same names, so installing replaces it, in one
+//! transaction: there is no moment without rules.
+
+use super::MARK_DELIVER;
+use super::Table;
+use super::layers::RuleError;
+use super::rules::{self, Ports, TABLE};
+use std::io::{self, ErrorKind, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::{Command, Output, Stdio};
+use tracing::{info, warn};
+
+/// Number of our routing table, and preference of the rule that leads to it: before the main table (32766) and before most of what
+/// others put there, after the local table (0).
+pub const ROUTE_TABLE: u32 = 478;
+
+/// What went wrong while installing.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The look-up table cannot be used.
+    #[error("the look-up table: {0}")]
+    Rules(#[from] RuleError),
+    /// A tool that we need is not there.
+    #[error("the program `{program}` was not found; install the package {package} (or run without rules)")]
+    Missing {
+        /// What was started.
+        program: &'static str,
+        /// Where distributions keep it.
+        package: &'static str,
+    },
+    /// The kernel did not let us.
+    #[error("no permission to {what}: tpo needs root or the capability CAP_NET_ADMIN ({said})")]
+    NotPermitted {
+        /// What was tried.
+        what: &'static str,
+        /// The tool's own words.
+        said: String,
+    },
+    /// The tool or the kernel refused for another reason.
+    #[error("could not {what}: {said}")]
+    Refused {
+        /// What was tried.
+        what: &'static str,
+        /// The tool's own words.
+        said: String,
+    },
+    /// There is one table in a network namespace, so there can be one daemon.
+    #[error("another tpo intercepts in this network namespace already; stop it first")]
+    AlreadyRunning,
+    /// A tool could not be started at all.
+    #[error("could not start `{program}`: {error}")]
+    Start {
+        /// What was started.
+        program: &'static str,
+        /// Why it could not be.
+        error: io::Error,
+    },
+}
+
+/// The installed rules. Dropping it removes them, from the network namespace of the thread that drops it: that must be the one that
+/// they were installed in.
+#[derive(Debug)]
+pub struct Installed {
+    /// Says to others that we are here; the kernel closes it however we end.
+    _guard: UnixListener,
+    removed: bool,
+}
+
+/// Puts `table` in force, in the place of whatever an earlier run has left. Interception begins with the first lease.
+pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
+    let text = rules::render(table, ports)?;
+    let guard = guard()?;
+    if ports.v6.is_none() {
+        info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
+    }
+    // From here on a failure takes back what was done.
+    let mut installed = Installed { _guard: guard, removed: false };
+    // Without marked packets the route means nothing, so it may come first.
+    let families: &[&str] = if ports.v6.is_some() { &["-4", "-6"] } else { &["-4"] };
+    for family in families {
+        add_route(family)?;
+    }
+    if let Err(error) = load(&text) {
+        installed.removed = remove_left_overs().is_ok();
+        return Err(error);
+    }
+    Ok(installed)
+}
+
+impl Installed {
+    /// Removes everything. New connections go their plain way at once; those that are open lose their way to us.
+    pub fn remove(mut self) -> Result<(), InstallError> {
+        self.removed = true;
+        remove_left_overs()
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if !self.removed
+            && let Err(error) = remove_left_overs()
+        {
+            warn!(%error, "the interception rules could not be removed; `nft delete table inet {TABLE}` does it");
+        }
+    }
+}
+
+/// Removes what a killed run has left. Does nothing where there is nothing.
+pub fn remove_left_overs() -> Result<(), InstallError> {
+    // The table first: the route without it is harmless, it without the route is not.
+    let nft = load(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"));
+    for family in ["-4", "-6"] {
+        // One of each at most; an error says that there was none (or no such family).
+        let _ = run("ip", &rule_command(family, "del"), "");
+        let _ = run("ip", &route_command(family, "del"), "");
+    }
+    nft
+}
+
+/// Holds an abstract Unix socket, whose names belong to the network namespace and vanish with their holder.
+fn guard() -> Result<UnixListener, InstallError> {
+    let what = "mark this network namespace as ours";
+    let refused = |error: io::Error| match error.kind() {
+        ErrorKind::AddrInUse => InstallError::AlreadyRunning,
+        _ => InstallError::Refused { what, said: error.to_string() },
+    };
+    SocketAddr::from_abstract_name("tpo-intercept").and_then(|name| UnixListener::bind_addr(&name)).map_err(refused)
+}
+
+fn load(text: &str) -> Result<(), InstallError> {
+    let output = run("nft", &["-f", "-"].map(str::to_owned), text)?;
+    verdict(&output, "load the nftables rules")
+}
+
+/// Packets that carry our mark are delivered to this host, whatever their destination.
+fn add_route(family: &str) -> Result<(), InstallError> {
+    let output = run("ip", &route_command(family, "replace"), "")?;
+    verdict(&output, "add the route of the table for intercepted packets (is the interface `lo` up?)")?;
+    let output = run("ip", &rule_command(family, "add"), "")?;
+    match said(&output).contains("File exists") {
+        // Left by a killed run: exactly the same rule.
+        true => Ok(()),
+        false => verdict(&output, "add the routing rule for intercepted packets"),
+    }
+}
+
+fn route_command(family: &str, verb: &str) -> Vec<String> {
+    let everything = if family == "-4" { "0.0.0.0/0" } else { "::/0" };
+    let table = ROUTE_TABLE.to_string();
+    [family, "route", verb, "local", everything, "dev", "lo", "table", &table].map(str::to_owned).to_vec()
+}
+
+fn rule_command(family: &str, verb: &str) -> Vec<String> {
+    let mark = format!("{MARK_DELIVER:#x}/{MARK_DELIVER:#x}");
+    let table = ROUTE_TABLE.to_string();
+    [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
+}
+
+fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Output, InstallError> {
+    let failed = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound => {
+            InstallError::Missing { program, package: if program == "nft" { "nftables" } else { "iproute2" } }
+        }
+        _ => InstallError::Start { program, error },
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    // Both tools are silent until they have read everything, so this cannot wait for us to read. A broken pipe is an early end, whose reason
+    // they tell.
+    let written = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().map_err(failed)?;
+    match written {
+        Err(error) if output.status.success() => Err(failed(error)),
+        _ => Ok(output),
+    }
+}
+
+fn verdict(output: &Output, what: &'static str) -> Result<(), InstallError> {
+    if output.status.success() {
+        return Ok(());
+    }
+    // The rules are long, and nft repeats the line at fault: the beginning says it.
+    let said: String =
+        said(output).lines().take(3).map(|line| line.chars().take(200).collect::<String>() + " ").collect();
+    let said = said.trim().to_owned();
+    match said.contains("Operation not permitted") {
+        true => Err(InstallError::NotPermitted { what, said }),
+        false => Err(InstallError::Refused { what, said }),
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Whether the tools are there that installing needs: for `tpo check`.
+pub fn check_tools() -> Result<(), InstallError> {
+    for (program, version) in [("nft", "--version"), ("ip", "-V")] {
+        run(program, &[version.to_owned()], "")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! The dead-man switch: interception of a peer's traffic holds only while its lease is renewed.
+//!
+//! A lease is one element, with a timeout, of the peer's set in our nft table; the rules look at it for each new connection. Whoever
+//! renews it must know that the daemon's loops run and that the peer is up. When the renewals stop, for whatever reason, new
+//! connections go their plain way (or are refused) within [`TIMEOUT`].
+//!
+//! The kernel does not prolong an element that is already there. So a renewal adds, deletes and adds again in one transaction, which
+//! the packets see as one change: no connection ever finds the lease absent in between. It goes by raw netlink, since
+//! starting an `nft` process twice a second would cost more than the daemon's idle life.
+
+use super::rules::{TABLE, counter, lease_set};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read};
+use std::time::Duration;
+
+/// After this time without renewal new connections are no longer intercepted. Below the three seconds that are promised, with room
+/// for a kernel timer tick.
+pub const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often to renew: three renewals may come late before the lease is lost.
+pub const RENEW_EVERY: Duration = Duration::from_millis(500);
+
+/// The daemon's hand on all leases. Belongs to the network namespace of the thread that opened it.
+pub struct Lease {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+/// Packets (of new connections) and bytes that a counter of the rules has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// SYNs.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Lease {
+    /// Opens the way to the kernel. Nothing is leased yet.
+    pub fn open() -> io::Result<Lease> {
+        let netfilter = Protocol::from(libc::NETLINK_NETFILTER);
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
+        // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Lease { socket, sequence: 0, buffer: vec![0; 32 * 1024] })
+    }
+
+    /// For [`TIMEOUT`] from now on, new connections of this peer's rules are intercepted.
+    ///
+    /// # Errors
+    /// `NotFound` when the table or the peer's set is gone: somebody removed our rules.
+    pub fn renew(&mut self, peer: usize) -> io::Result<()> {
+        let set = lease_set(peer);
+        self.transact(&[
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, element(&set, false)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
+        ])
+    }
+
+    /// New connections of this peer's rules are no longer intercepted, from now on.
+    pub fn drop_lease(&mut self, peer: usize) -> io::Result<()> {
+        let set = lease_set(peer);
+        // Added first, so that the deletion never fails for want of an element.
+        self.transact(&[
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, element(&set, false)),
+        ])
+    }
+
+    /// What the rules have counted, by the names in [`counter`].
+    pub fn counters(&mut self) -> io::Result<BTreeMap<&'static str, Count>> {
+        counter::ALL.into_iter().map(|name| Ok((name, self.count(name)?))).collect()
+    }
+
+    fn count(&mut self, name: &str) -> io::Result<Count> {
+        let mut attributes = Vec::new();
+        string(&mut attributes, NFTA_OBJ_TABLE, TABLE);
+        string(&mut attributes, NFTA_OBJ_NAME, name);
+        attribute(&mut attributes, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        let mut request = Vec::new();
+        message(&mut request, nft(libc::NFT_MSG_GETOBJ), 0, sequence, INET, &attributes);
+        self.send(&request)?;
+        let mut found = None;
+        self.replies(
+            |kind, body| {
+                if kind != nft(libc::NFT_MSG_NEWOBJ) {
+                    return;
+                }
+                let data = find(body.get(4..).unwrap_or_default(), NFTA_OBJ_DATA).unwrap_or_default();
+                let number = |kind| find(data, kind).and_then(|n| n.try_into().ok()).map(u64::from_be_bytes);
+                if let (Some(packets), Some(bytes)) = (number(NFTA_COUNTER_PACKETS), number(NFTA_COUNTER_BYTES)) {
+                    found = Some(Count { packets, bytes });
+                }
+            },
+            sequence,
+            1,
+        )?;
+        found.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "the kernel's answer holds no counter"))
+    }
+
+    /// All of the messages take effect at once, or none.
+    fn transact(&mut self, messages: &[(libc::c_int, libc::c_int, Vec<u8>)]) -> io::Result<()> {
+        let first = self.sequence.wrapping_add(1);
+        let mut request = Vec::with_capacity(512);
+        // The batch's own two messages name the subsystem where others have flags for the netfilter family.
+        message(&mut request, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, first, BATCH, &[]);
+        let mut sequence = first;
+        for (index, (kind, flags, attributes)) in messages.iter().enumerate() {
+            sequence = sequence.wrapping_add(1);
+            // One acknowledgement is enough: the last one's comes when all have been committed.
+            let ack = if index + 1 == messages.len() { libc::NLM_F_ACK } else { 0 };
+            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, INET, attributes);
+        }
+        let last = sequence;
+        sequence = sequence.wrapping_add(1);
+        message(&mut request, libc::NFNL_MSG_BATCH_END as u16, 0, sequence, BATCH, &[]);
+        self.sequence = sequence;
+        self.send(&request)?;
+        self.replies(|_, _| {}, first, last.wrapping_sub(first) + 1)
+    }
+
+    fn send(&self, request: &[u8]) -> io::Result<()> {
+        let sent = self.socket.send(request)?;
+        assert_eq!(sent, request.len(), "netlink takes a message whole");
+        Ok(())
+    }
+
+    /// Reads answers to `count` sequence numbers from `first` on, until the last of them has been answered or one of them has failed. Left-overs of
+    /// an earlier failure are passed over.
+    fn replies(&mut self, mut on: impl FnMut(u16, &[u8]), first: u32, count: u32) -> io::Result<()> {
+        loop {
+            let length = (&self.socket).read(&mut self.buffer)?;
+            let mut rest = &self.buffer[..length];
+            while let Some((kind, sequence, body)) = next_message(&mut rest) {
+                let place = sequence.wrapping_sub(first);
+                if place >= count {
+                    continue;
+                }
+                if kind != libc::NLMSG_ERROR as u16 {
+                    on(kind, body);
+                } else if let Some(code) = body.first_chunk().map(|c| i32::from_ne_bytes(*c)).filter(|code| *code != 0)
+                {
+                    return Err(io::Error::from_raw_os_error(-code));
+                }
+                if place + 1 == count {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// The one element of a peer's set, with or without its timeout.
+fn element(set: &str, with_timeout: bool) -> Vec<u8> {
+    // The set's keys are protocol numbers: one byte, in a register of four.
+    let mut value = Vec::new();
+    attribute(&mut value, NFTA_DATA_VALUE, &[libc::IPPROTO_TCP as u8]);
+    let mut one = Vec::new();
+    attribute(&mut one, NESTED | NFTA_SET_ELEM_KEY, &value);
+    if with_timeout {
+        let milliseconds = TIMEOUT.as_millis() as u64;
+        attribute(&mut one, NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes());
+    }
+    let mut list = Vec::new();
+    attribute(&mut list, NESTED | NFTA_LIST_ELEM, &one);
+    let mut all = Vec::new();
+    string(&mut all, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+    string(&mut all, NFTA_SET_ELEM_LIST_SET, set);
+    attribute(&mut all, NESTED | NFTA_SET_ELEM_LIST_ELEMENTS, &list);
+    all
+}
+
+/// One netlink message with its netfilter header: family, version 0, resource.
+fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: [u8; 4], attributes: &[u8]) {
+    let length = (NLMSG_HEADER + family.len() + attributes.len()) as u32;
+    out.extend(length.to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend((flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    out.extend(sequence.to_ne_bytes());
+    out.extend(0u32.to_ne_bytes());
+    out.extend(family);
+    out.extend(attributes);
+    debug_assert_eq!(out.len() % 4, 0, "attributes are padded");
+}
+
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend(((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
+    let mut bytes = value.as_bytes().to_vec();
+    bytes.push(0);
+    attribute(out, kind, &bytes);
+}
+
+/// Takes the next message off: its type, sequence number and body.
+fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, u32, &'a [u8])> {
+    let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
+    let whole = rest.get(..length)?;
+    let body = whole.get(NLMSG_HEADER..)?;
+    let kind = u16::from_ne_bytes([whole[4], whole[5]]);
+    let sequence = u32::from_ne_bytes([whole[8], whole[9], whole[10], whole[11]]);
+    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((kind, sequence, body))
+}
+
+/// The value of the first attribute of that type.
+fn find(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let [l0, l1, k0, k1] = *rest.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = rest.get(ATTRIBUTE_HEADER..length)?;
+        if u16::from_ne_bytes([k0, k1]) & !NESTED == wanted {
+            return Some(value);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn nft(message: libc::c_int) -> u16 {
+    ((libc::NFNL_SUBSYS_NFTABLES << 8) | message) as u16
+}
+
+const NLMSG_HEADER: usize = 16;
+const ATTRIBUTE_HEADER: usize = 4;
+const NESTED: u16 = libc::NLA_F_NESTED as u16;
+/// Netfilter header of messages about family `inet`.
+const INET: [u8; 4] = [libc::NFPROTO_INET as u8, 0, 0, 0];
+/// Netfilter header of a batch's begin and end: the subsystem, big endian.
+const BATCH: [u8; 4] = [libc::AF_UNSPEC as u8, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
+
+// linux/netfilter/nf_tables.h, what libc leaves out.
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_OBJ_TABLE: u16 = 1;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_COUNTER_BYTES: u16 = 1;
+const NFTA_COUNTER_PACKETS: u16 = 2;
+const NFT_OBJECT_COUNTER: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_off_as_they_were_put_on() {
+        let mut bytes = Vec::new();
+        message(&mut bytes, 7, 0, 41, INET, &element("alive_3", true));
+        message(&mut bytes, 8, 0, 42, BATCH, &[]);
+        let mut rest = &bytes[..];
+        let (kind, sequence, body) = next_message(&mut rest).unwrap();
+        assert_eq!((kind, sequence), (7, 41));
+        assert_eq!(find(&body[4..], NFTA_SET_ELEM_LIST_SET).unwrap(), b"alive_3\0");
+        let list = find(&body[4..], NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
+        let one = find(list, NFTA_LIST_ELEM).unwrap();
+        assert_eq!(find(one, NFTA_SET_ELEM_TIMEOUT).unwrap(), 2000u64.to_be_bytes());
+        assert_eq!(next_message(&mut rest).unwrap().1, 42);
+        assert!(next_message(&mut rest).is_none());
+    }
+
+    #[test]
+    fn cut_answers_end_the_walk() {
+        let mut bytes = Vec::new();
+        message(&mut bytes, 7, 0, 41, INET, &element("alive_3", true));
+        for cut in 0..bytes.len() {
+            assert!(next_message(&mut &bytes[..cut]).is_none());
+            find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);
+        }
+        assert!(find(&[0, 0, 0, 0], 1).is_none());
+    }
+}

@@ -1,0 +1,95 @@
+//! Room 1 of the walk: the kernel hands over the connections that the look-up table names, and only those.
+//!
+//! Takes a [`Table`] (made from the configuration), gives accepted sockets with the client's address and the
+//! original destination, and far-edge sockets that speak from the client's own address. The parts:
+//!
+//! * [`layers`] (pure) orders overlapping rules so that the kernel's sets, which know no order, still give "first match wins";
+//! * [`rules`] (pure) renders one nftables table from it;
+//! * [`install`] loads that table with the policy route it needs, and takes both away again;
+//! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
+//! * [`tcp`] makes the sockets;
+//! * [`findings`] reads what this host's settings mean for interception; it never changes them.
+//!
+//! The order at start: [`tcp::Listeners::open`], [`install::install`] with their ports, [`lease::Lease::open`], then
+//! [`lease::Lease::renew`] for each peer that is up, every [`lease::RENEW_EVERY`]. At the end drop [`install::Installed`] first:
+//! new connections then go their plain way while the old ones are still served.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+pub mod findings;
+pub mod install;
+pub mod layers;
+pub mod lease;
+pub mod rules;
+pub mod tcp;
+
+pub use tcp::connect_from;
+
+/// The bit of the packet mark (and of the conntrack mark) that says "deliver to this host". Ours in both directions: nobody else
+/// on the host may set or clear it. All other bits are left as they are.
+pub const MARK_DELIVER: u32 = 0x1;
+
+/// The bit of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so that it can never intercept itself.
+/// In the conntrack mark the same bit marks our connections to servers on this very host.
+pub const MARK_OWN: u32 = 0x2;
+
+/// What to intercept, and how: the look-up table as the kernel's side of it needs it.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// First match wins.
+    pub rules: Vec<RuleSpec>,
+    /// How packets reach the listener.
+    pub mode: Mode,
+    /// Also this host's own part in the traffic: its applications' connections are intercepted, and its servers can be reached
+    /// from the client's address. Costs connection tracking for all of the host's traffic.
+    pub local: bool,
+    /// Forwarded connections are intercepted only when they come in by one of these; empty: by any.
+    pub interfaces: Vec<String>,
+    /// How many peers there are: [`RuleSpec::peer`] is below it.
+    pub peers: usize,
+    /// Far-edge sockets speak from the client's own address, so answers to it must come back to this host.
+    pub far_source_is_client: bool,
+}
+
+/// One line of the look-up table.
+///
+/// Both prefixes are of one family. A prefix of length 0 beside one of the other family means "any" of that other family;
+/// a rule for any source and any destination of both families is two of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// Address and prefix length; bits behind the prefix do not matter.
+    pub source: (IpAddr, u8),
+    /// Source ports, both ends included.
+    pub source_ports: RangeInclusive<u16>,
+    /// Address and prefix length; bits behind the prefix do not matter.
+    pub destination: (IpAddr, u8),
+    /// Destination ports, both ends included.
+    pub destination_ports: RangeInclusive<u16>,
+    /// Index of the peer that carries it.
+    pub peer: usize,
+    /// What becomes of new connections while the peer's lease is absent.
+    pub on_failure: OnFailure,
+    /// A rule that is not enabled is as if it were not there.
+    pub enabled: bool,
+}
+
+/// How a connection reaches the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The packet keeps its destination and is delivered to a transparent socket (nft `tproxy`). When nobody listens it goes on
+    /// its plain way by itself.
+    Tproxy,
+    /// The packet's destination is rewritten to the listener (nft `redirect`), which asks the kernel for the original one.
+    /// Needs connection tracking, and a listener on every address.
+    Redirect,
+}
+
+/// What becomes of a new connection that a rule names while nobody can carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OnFailure {
+    /// It goes its plain way.
+    Open,
+    /// It is refused with a TCP reset.
+    Closed,
+}

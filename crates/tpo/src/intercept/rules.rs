@@ -1,0 +1,410 @@
+//! One nftables table from the look-up table. Pure: text in, text out; [`super::install`] gives it to the kernel.
+//!
+//! What happens to a packet of a connection that a rule names, in the order of the chains:
+//!
+//! * Only a pure SYN is looked up. Everything else belongs to us exactly when a transparent socket of ours has its four-tuple
+//!   (`socket transparent`), so connections that began before us, or went their plain way, are never touched. The SYN comes first because
+//!   `tproxy` itself knows what a SYN for a connection in TIME_WAIT means.
+//! * `decide` (one for all hooks) finds the first match by its layers and goes to the chain of its peer and failure mode, which *returns* to
+//!   the hook when the peer's lease is present, and ends the walk when it is not: accepted, or refused.
+//! * The hook then acts: `tproxy` for forwarded connections; for those of this host a mark, by which the packet is routed to `lo`, where
+//!   `tproxy` takes it; `redirect` in the other mode.
+//! * When `tproxy` finds nobody listening (the daemon has just died, its leases have not yet) the walk goes on: the mark
+//!   is set and `decide` asked again, and the chains of closed rules, which see the mark, refuse; all others let it pass.
+//!
+//! Refused means a TCP reset, not silence: the application learns at once, and an administrator sees "connection refused" instead of
+//! a hang of minutes that looks like a broken network.
+
+use super::layers::{Element, Family, Layers, RuleError, Verdict};
+use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table};
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it is fixed.
+pub const TABLE: &str = "tpo";
+
+/// Ports of the listeners. No `v6` where the host has no IPv6: then nothing of it is intercepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// On 127.0.0.1, or on every address in redirect mode.
+    pub v4: u16,
+    /// On ::1, or on every address in redirect mode.
+    pub v6: Option<u16>,
+}
+
+/// The name of the set that holds a peer's lease.
+pub fn lease_set(peer: usize) -> String {
+    format!("alive_{peer}")
+}
+
+/// The counters of the table, by name.
+pub mod counter {
+    /// Connections handed to the listener.
+    pub const INTERCEPTED: &str = "intercepted";
+    /// SYNs that went their plain way because the peer's lease was absent.
+    pub const NO_LEASE: &str = "no_lease";
+    /// SYNs refused because the peer's lease was absent, or nobody listened, and the rule fails closed.
+    pub const REFUSED: &str = "refused";
+    /// SYNs that found a lease but nobody who listened.
+    pub const NO_LISTENER: &str = "no_listener";
+    /// All of them.
+    pub const ALL: [&str; 4] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER];
+}
+
+/// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
+///
+/// # Panics
+/// When a rule names a peer that is not below [`Table::peers`].
+pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
+    if let Some(bad) = table.interfaces.iter().find(|name| !is_interface_name(name)) {
+        return Err(RuleError::Interface(bad.clone()));
+    }
+    let layers = Layers::new(&table.rules)?;
+    let mut text = String::with_capacity(4096 + table.rules.len() * 96);
+    // Adding before deleting makes the deletion possible whether or not there is an older one.
+    write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n").expect(TO_STRING);
+    Writer { text: &mut text, table, ports, layers: &layers }.all().expect(TO_STRING);
+    text.push_str("}\n");
+    Ok(text)
+}
+
+const TO_STRING: &str = "writing into a String cannot fail";
+
+/// A pure SYN: the first packet of a connection.
+const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+
+/// Packets to these are for somebody on this host, or for many; no rule applies.
+const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
+
+struct Writer<'a> {
+    text: &'a mut String,
+    table: &'a Table,
+    ports: Ports,
+    layers: &'a Layers,
+}
+
+impl Writer<'_> {
+    fn all(&mut self) -> fmt::Result {
+        for name in counter::ALL {
+            writeln!(self.text, "  counter {name} {{\n  }}")?;
+        }
+        // A set can only be looked up by something of the packet. All packets that get here are TCP, so "is TCP in the set" asks
+        // whether the set is empty.
+        for peer in 0..self.table.peers {
+            let set = lease_set(peer);
+            writeln!(self.text, "  set {set} {{\n    type inet_proto; flags timeout;\n  }}")?;
+        }
+        self.verdict_chains()?;
+        self.maps("v4", "ipv4_addr", &self.layers.v4, |bits| Ipv4Addr::from(bits as u32).to_string())?;
+        if self.ports.v6.is_some() {
+            self.maps("v6", "ipv6_addr", &self.layers.v6, |bits| Ipv6Addr::from(bits).to_string())?;
+        }
+        self.decide()?;
+        match self.table.mode {
+            Mode::Tproxy => self.tproxy()?,
+            Mode::Redirect => self.redirect()?,
+        }
+        self.established()?;
+        if self.table.local {
+            self.output()?;
+        }
+        Ok(())
+    }
+
+    /// One chain for each pair of peer and failure mode that a rule uses. Whoever returns from it may be intercepted.
+    fn verdict_chains(&mut self) -> fmt::Result {
+        writeln!(
+            self.text,
+            "  chain refuse {{
+    counter name {refused}
+    reject with tcp reset
+  }}",
+            refused = counter::REFUSED
+        )?;
+        let all = [&self.layers.v4, &self.layers.v6].into_iter().flat_map(|f| f.layers.iter().flatten());
+        let verdicts: BTreeSet<Verdict> = all.map(|e| e.verdict).collect();
+        for verdict in verdicts {
+            assert!(verdict.peer < self.table.peers, "a rule names peer {} of {}", verdict.peer, self.table.peers);
+            let (chain, set) = (verdict_chain(verdict), lease_set(verdict.peer));
+            match verdict.on_failure {
+                OnFailure::Open => writeln!(
+                    self.text,
+                    "  chain {chain} {{
+    meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} return
+    meta l4proto @{set} return
+    counter name {no_lease} accept
+  }}",
+                    no_lease = counter::NO_LEASE
+                )?,
+                OnFailure::Closed => writeln!(
+                    self.text,
+                    "  chain {chain} {{
+    meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} goto refuse
+    meta l4proto @{set} return
+    goto refuse
+  }}"
+                )?,
+            }
+        }
+        Ok(())
+    }
+
+    fn maps(&mut self, name: &str, kind: &str, family: &Family, address: fn(u128) -> String) -> fmt::Result {
+        for (index, layer) in family.layers.iter().enumerate() {
+            writeln!(
+                self.text,
+                "  map {name}_{index} {{
+    type {kind} . inet_service . {kind} . inet_service : verdict
+    flags interval
+    elements = {{"
+            )?;
+            for element in layer {
+                let Element { source, source_ports, destination, destination_ports, verdict } = *element;
+                writeln!(
+                    self.text,
+                    "      {} . {} . {} . {} : goto {},",
+                    range(address(source.0), address(source.1)),
+                    range(source_ports.0, source_ports.1),
+                    range(address(destination.0), address(destination.1)),
+                    range(destination_ports.0, destination_ports.1),
+                    verdict_chain(verdict)
+                )?;
+            }
+            writeln!(self.text, "    }}\n  }}")?;
+        }
+        Ok(())
+    }
+
+    /// Returns to its caller only for a SYN that is to be intercepted.
+    fn decide(&mut self) -> fmt::Result {
+        writeln!(self.text, "  chain decide {{")?;
+        for index in 0..self.layers.v4.layers.len() {
+            writeln!(self.text, "    ip saddr . tcp sport . ip daddr . tcp dport vmap @v4_{index}")?;
+        }
+        if self.ports.v6.is_some() {
+            for index in 0..self.layers.v6.layers.len() {
+                writeln!(self.text, "    ip6 saddr . tcp sport . ip6 daddr . tcp dport vmap @v6_{index}")?;
+            }
+        }
+        writeln!(self.text, "    accept\n  }}")
+    }
+
+    fn tproxy(&mut self) -> fmt::Result {
+        let Ports { v4, v6 } = self.ports;
+        let then = format!("meta mark set meta mark | {MARK_DELIVER:#x} counter name {} accept", counter::INTERCEPTED);
+        writeln!(self.text, "  chain divert {{")?;
+        writeln!(self.text, "    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{v4} {then}")?;
+        if let Some(v6) = v6 {
+            writeln!(self.text, "    meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{v6} {then}")?;
+        }
+        // Reached only when nobody listens.
+        writeln!(self.text, "    counter name {}\n  }}", counter::NO_LISTENER)?;
+        writeln!(self.text, "  chain opening {{")?;
+        if self.table.local {
+            // Decided in `output`. The packet is on `lo` and cannot go its plain way any more: when nobody listens it is dropped,
+            // and the application's next SYN, a second later, finds the lease gone.
+            writeln!(
+                self.text,
+                "    iifname \"lo\" meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} goto opening_local"
+            )?;
+        }
+        self.only_interfaces()?;
+        writeln!(
+            self.text,
+            "    jump decide
+    jump divert
+    meta mark set meta mark | {MARK_DELIVER:#x}
+    jump decide
+    meta mark set meta mark & {:#x}
+  }}",
+            !MARK_DELIVER
+        )?;
+        if self.table.local {
+            writeln!(
+                self.text,
+                "  chain opening_local {{
+    jump divert
+    jump decide
+    drop
+  }}"
+            )?;
+        }
+        Ok(())
+    }
+
+    fn redirect(&mut self) -> fmt::Result {
+        let Ports { v4, v6 } = self.ports;
+        writeln!(self.text, "  chain divert {{\n    counter name {}", counter::INTERCEPTED)?;
+        writeln!(self.text, "    meta nfproto ipv4 meta l4proto tcp redirect to :{v4}")?;
+        if let Some(v6) = v6 {
+            writeln!(self.text, "    meta nfproto ipv6 meta l4proto tcp redirect to :{v6}")?;
+        }
+        writeln!(self.text, "  }}\n  chain redirect_prerouting {{")?;
+        writeln!(self.text, "    type nat hook prerouting priority dstnat; policy accept;")?;
+        self.opening_only()?;
+        self.only_interfaces()?;
+        writeln!(self.text, "    jump decide\n    goto divert\n  }}")?;
+        if self.table.local {
+            writeln!(self.text, "  chain redirect_output {{")?;
+            writeln!(self.text, "    type nat hook output priority -100; policy accept;")?;
+            writeln!(self.text, "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
+            self.opening_only()?;
+            writeln!(self.text, "    jump decide\n    goto divert\n  }}")?;
+        }
+        Ok(())
+    }
+
+    /// Forwarded packets that belong to a transparent socket of ours, near or far edge, and ICMP errors about them.
+    fn established(&mut self) -> fmt::Result {
+        let tproxy = self.table.mode == Mode::Tproxy;
+        if !tproxy && !self.table.far_source_is_client {
+            return Ok(());
+        }
+        writeln!(
+            self.text,
+            "  chain prerouting {{
+    type filter hook prerouting priority mangle; policy accept;
+    meta l4proto != {{ tcp, icmp, ipv6-icmp }} accept
+    {NOT_FORWARDED} accept"
+        )?;
+        if tproxy {
+            writeln!(self.text, "    {SYN} goto opening")?;
+        }
+        writeln!(self.text, "    socket transparent 1 meta mark set meta mark | {MARK_DELIVER:#x}\n  }}")
+    }
+
+    /// What this host sends itself.
+    fn output(&mut self) -> fmt::Result {
+        let tproxy = self.table.mode == Mode::Tproxy;
+        if !tproxy && !self.table.far_source_is_client {
+            return Ok(());
+        }
+        let deliver = format!("meta mark set meta mark | {MARK_DELIVER:#x}");
+        writeln!(
+            self.text,
+            "  chain output {{
+    type route hook output priority mangle; policy accept;
+    meta l4proto != tcp accept"
+        )?;
+        if self.table.far_source_is_client {
+            // A server on this very host answers to the client's address; the answers must turn back to our socket. Only
+            // connection tracking knows them: the packet itself belongs to the server's socket.
+            writeln!(
+                self.text,
+                "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} ct direction original fib daddr type local ct mark set ct mark | {MARK_OWN:#x} accept
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
+    ct direction reply ct mark & {MARK_OWN:#x} == {MARK_OWN:#x} {deliver} accept"
+            )?;
+        } else {
+            writeln!(self.text, "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
+        }
+        if tproxy {
+            // Here too connection tracking has to remember which connections are ours. What it remembers of an earlier SYN is
+            // forgotten with each new one, or a connection that goes its plain way now would be cut in two.
+            writeln!(
+                self.text,
+                "    {NOT_FORWARDED} accept
+    {SYN} goto opening_output
+    ct direction original ct mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} {deliver}
+  }}
+  chain opening_output {{
+    ct mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} ct mark set ct mark & {:#x}
+    jump decide
+    ct mark set ct mark | {MARK_DELIVER:#x} {deliver}",
+                !MARK_DELIVER
+            )?;
+        }
+        writeln!(self.text, "  }}")
+    }
+
+    /// Ends the walk of all but SYNs that a rule may name.
+    fn opening_only(&mut self) -> fmt::Result {
+        writeln!(self.text, "    meta l4proto != tcp accept")?;
+        writeln!(self.text, "    tcp flags & (fin | syn | rst | ack) != syn accept")?;
+        writeln!(self.text, "    {NOT_FORWARDED} accept")
+    }
+
+    fn only_interfaces(&mut self) -> fmt::Result {
+        if self.table.interfaces.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = self.table.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+        writeln!(self.text, "    iifname != {{ {} }} accept", names.join(", "))
+    }
+}
+
+fn verdict_chain(verdict: Verdict) -> String {
+    match verdict.on_failure {
+        OnFailure::Open => format!("peer_{}_open", verdict.peer),
+        OnFailure::Closed => format!("peer_{}_closed", verdict.peer),
+    }
+}
+
+fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+/// What Linux takes as the name of an interface, less what would mean something to nft.
+fn is_interface_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '@' | '+');
+    (1..16).contains(&name.len()) && name.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intercept::RuleSpec;
+
+    fn table(interfaces: &[&str]) -> Table {
+        let any = RuleSpec {
+            source: ("10.10.1.9".parse().unwrap(), 24),
+            source_ports: 0..=u16::MAX,
+            destination: ("10.10.2.0".parse().unwrap(), 24),
+            destination_ports: 80..=80,
+            peer: 0,
+            on_failure: OnFailure::Open,
+            enabled: true,
+        };
+        let closed = RuleSpec { destination_ports: 81..=90, peer: 1, on_failure: OnFailure::Closed, ..any.clone() };
+        Table {
+            rules: vec![any, closed],
+            mode: Mode::Tproxy,
+            local: true,
+            interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
+            peers: 2,
+            far_source_is_client: true,
+        }
+    }
+
+    const PORTS: Ports = Ports { v4: 15001, v6: Some(15002) };
+
+    #[test]
+    fn elements_carry_ranges_and_their_peers_chain() {
+        let text = render(&table(&["lan0"]), PORTS).unwrap();
+        assert!(text.contains("10.10.1.0-10.10.1.255 . 0-65535 . 10.10.2.0-10.10.2.255 . 80 : goto peer_0_open,"));
+        assert!(text.contains("10.10.2.0-10.10.2.255 . 81-90 : goto peer_1_closed,"));
+        assert!(text.contains("iifname != { \"lan0\" } accept"));
+        assert!(text.starts_with("add table inet tpo\ndelete table inet tpo\n"));
+    }
+
+    #[test]
+    fn without_ipv6_nothing_of_it_is_named() {
+        let text = render(&table(&[]), Ports { v4: 15001, v6: None }).unwrap();
+        assert!(!text.contains("ip6 to"));
+    }
+
+    #[test]
+    fn connection_tracking_only_for_this_hosts_own_traffic() {
+        let text = render(&Table { local: false, ..table(&[]) }, PORTS).unwrap();
+        assert!(!text.contains("ct mark"));
+        assert!(!text.contains("ct direction"));
+    }
+
+    #[test]
+    fn an_interface_name_cannot_smuggle_rules() {
+        for bad in ["", "a\"; accept; \"", "a b", "sixteen-letters-"] {
+            assert_eq!(render(&table(&[bad]), PORTS).unwrap_err(), RuleError::Interface(bad.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The sockets of TCP interception: listeners that take over connections, and connections in the client's name.
+//!
+//! Gives accepted connections (with the client and the original destination) to whoever moves them to their lane, and connecting
+//! sockets to the far edge. Everything that these sockets send carries [`MARK_OWN`], so the rules pass it by.
+
+use super::rules::Ports;
+use super::{MARK_OWN, Mode};
+use crate::sys;
+use mio::net::TcpListener;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+/// Connections that may wait to be accepted; the kernel clamps it to `net.core.somaxconn`. Large, because beyond it SYN
+/// cookies begin, which transparent sockets cannot serve.
+const BACKLOG: i32 = 65_535;
+
+/// Bytes that a socket holds unsent before it says "not writable". Without it the kernel's buffer grows to megabytes that no other
+/// flow can overtake; with it a stopped reader costs 285 kB, measured.
+const NOTSENT_LOWAT_BYTES: u32 = 128 * 1024;
+
+/// Congestion control on the LAN side, by preference. The host's default may be one that paces (BBR), which on a LAN halves the rate and
+/// costs 70 % more CPU.
+const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
+
+/// The listening sockets, in the network namespace of the thread that opened them.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For IPv4.
+    pub v4: Listener,
+    /// For IPv6; none where the host has none.
+    pub v6: Option<Listener>,
+}
+
+impl Listeners {
+    /// Opens them at free ports.
+    pub fn open(mode: Mode) -> io::Result<Listeners> {
+        let (any4, any6) = match mode {
+            // Bound to loopback, so that no four-tuple of forwarded traffic can ever be the listener's own.
+            Mode::Tproxy => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            // The kernel redirects to an address of the interface by which the connection came.
+            Mode::Redirect => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        let v4 = Listener::open(mode, any4)?;
+        let v6 = if has_ipv6() { Some(Listener::open(mode, any6)?) } else { None };
+        Ok(Listeners { v4, v6 })
+    }
+
+    /// Their ports, for the rules.
+    pub fn ports(&self) -> Ports {
+        Ports { v4: self.v4.address.port(), v6: self.v6.as_ref().map(|l| l.address.port()) }
+    }
+
+    /// Each of them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener> {
+        std::iter::once(&mut self.v4).chain(&mut self.v6)
+    }
+}
+
+/// Whether this network namespace can speak IPv6: it can when loopback has its address.
+pub fn has_ipv6() -> bool {
+    std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+/// One listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    /// To be registered for readability.
+    pub socket: TcpListener,
+    address: SocketAddr,
+    mode: Mode,
+    /// Given up for a moment when descriptors run out, to accept and reset connections that would otherwise wait for ever
+    /// and keep the listener readable, in a spin.
+    reserve: Option<File>,
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Non-blocking, with `TCP_NODELAY`.
+    pub stream: TcpStream,
+    /// The near application.
+    pub client: SocketAddr,
+    /// Whom it wanted to reach.
+    pub destination: SocketAddr,
+}
+
+/// What one round of accepting came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Nothing more is waiting: sleep until the listener is readable again. Else call again.
+    pub drained: bool,
+    /// Connections to the listener itself, by nobody's rule: reset.
+    pub not_intercepted: u32,
+    /// Reset because the process has no descriptor left.
+    pub no_descriptors: u32,
+    /// Gone before they were accepted.
+    pub aborted: u32,
+}
+
+impl Listener {
+    fn open(mode: Mode, address: IpAddr) -> io::Result<Listener> {
+        let address = SocketAddr::new(address, 0);
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if mode == Mode::Tproxy {
+            set_transparent(&socket, address)?;
+        }
+        // Accepted sockets inherit all of these, which saves system calls for each.
+        lan_options(&socket)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let address = local_address(&socket)?;
+        Ok(Listener { socket: TcpListener::from_std(socket.into()), address, mode, reserve: Some(reserve()?) })
+    }
+
+    /// Accepts up to `limit` connections into `out`.
+    ///
+    /// # Errors
+    /// Only those of the listener itself, after which it is of no more use.
+    pub fn accept_batch(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
+        let mut batch = Batch::default();
+        for _ in 0..limit {
+            match self.socket.accept() {
+                Ok((stream, client)) => {
+                    let stream = TcpStream::from(stream);
+                    match original_destination(&stream, self.mode) {
+                        Ok(destination) if !self.is_own(&stream, destination) => {
+                            out.push(Accepted { stream, client: canonical(client), destination });
+                        }
+                        Ok(_) => {
+                            batch.not_intercepted += 1;
+                            reset_on_close(&stream);
+                        }
+                        // The kernel knows no original destination: nobody redirected it.
+                        Err(_) => {
+                            batch.not_intercepted += 1;
+                            reset_on_close(&stream);
+                        }
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => {
+                        batch.drained = true;
+                        break;
+                    }
+                    Some(libc::EMFILE | libc::ENFILE) => {
+                        if !self.shed() {
+                            // Another thread took the descriptor that we gave up. Do not spin: the caller comes back with the
+                            // next connection or its next round.
+                            batch.drained = true;
+                            break;
+                        }
+                        batch.no_descriptors += 1;
+                    }
+                    Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT | libc::EOPNOTSUPP) => {
+                        return Err(error);
+                    }
+                    // All others are errors of the waiting connection, which accept(2) passes on.
+                    _ => batch.aborted += 1,
+                },
+            }
+        }
+        Ok(batch)
+    }
+
+    /// A connection to the listener's own port that no rule brought here: answering it would connect us to ourselves.
+    fn is_own(&self, stream: &TcpStream, destination: SocketAddr) -> bool {
+        match self.mode {
+            Mode::Tproxy => destination == self.address,
+            Mode::Redirect => stream.local_addr().is_ok_and(|local| canonical(local) == destination),
+        }
+    }
+
+    /// Out of descriptors: accepts one connection with the reserve and resets it. Whether that was possible.
+    fn shed(&mut self) -> bool {
+        self.reserve = None;
+        let taken = self.socket.accept().map(|(stream, _)| reset_on_close(&stream)).is_ok();
+        self.reserve = reserve().ok();
+        taken
+    }
+}
+
+/// Where an accepted connection was really meant to go.
+pub fn original_destination(stream: &TcpStream, mode: Mode) -> io::Result<SocketAddr> {
+    match mode {
+        Mode::Tproxy => stream.local_addr().map(canonical),
+        Mode::Redirect => {
+            let socket = SockRef::from(stream);
+            let found =
+                if stream.local_addr()?.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+            found.map(|address| address.as_socket().map(canonical).expect("the kernel gives an IP address"))
+        }
+    }
+}
+
+/// A connection on its way to `destination`, from `client` or, without one, from this host's own address. Non-blocking: it is
+/// connected, or refused, when it becomes writable.
+///
+/// The client's port may be 0, for any.
+///
+/// # Errors
+/// `AddrInUse` when another connection from the client's address and port to this destination still exists here.
+pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::Result<TcpStream> {
+    let destination = canonical(destination);
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    lan_options(&socket)?;
+    if let Some(client) = client.map(canonical) {
+        if client.is_ipv4() != destination.is_ipv4() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "client and destination are of different families",
+            ));
+        }
+        set_transparent(&socket, client)?;
+        // One client's port may talk to many destinations, each by a socket of its own.
+        socket.set_reuse_address(true)?;
+        if client.port() == 0 {
+            // The port is chosen at connect, where only the four-tuple has to be free.
+            sys::set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        }
+        socket.bind(&client.into())?;
+    }
+    match socket.connect(&SockAddr::from(destination)) {
+        Ok(()) => Ok(socket.into()),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket.into()),
+        // With the port fixed, "no address available" means that the four-tuple is taken.
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) && client.is_some() => {
+            Err(io::Error::from_raw_os_error(libc::EADDRINUSE))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the coming close a reset, whatever is still unsent.
+pub fn reset_on_close<S: AsFd>(stream: &S) {
+    // Fails only on something that is no socket; then there is nothing to reset.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// What every LAN-side socket of ours has.
+fn lan_options(socket: &Socket) -> io::Result<()> {
+    socket.set_mark(MARK_OWN)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    // A kernel without either keeps its default: slower, not wrong.
+    let _ = CONGESTION.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
+    Ok(())
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// An IPv4 address in its IPv6 clothes is an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
+    Ok(socket.local_addr()?.as_socket().expect("the socket was bound to an IP address"))
+}
+
+fn reserve() -> io::Result<File> {
+    File::open("/dev/null")
+}
