@@ -1,0 +1,234 @@
+//! Who a TPO is: an Ed25519 key pair, written as text in the way that WireGuard users know.
+//!
+//! The program makes one (`tpo keygen`), reads it from its file and gives it to the mover; the mover's handshake signs with it and
+//! compares the far side's public key with the one pinned in the configuration. Nothing here knows of datagrams.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, alg_id};
+use rustls::sign::SigningKey;
+use zeroize::Zeroizing;
+
+/// The public half of an [`Identity`]: 32 bytes, as text 44 characters of standard base64. Ordered bytewise, which settles
+/// simultaneous starts of two handshakes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; 32]);
+
+/// The private key of this TPO with its public half, ready to sign. Its `Debug` shows the public half only.
+pub struct Identity {
+    seed: Zeroizing<[u8; 32]>,
+    public: PublicKey,
+    signing: Arc<dyn SigningKey>,
+}
+
+/// Why a text is no key. Carries no part of the text: it may have been a private key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// A key is 44 characters long; this text is not.
+    #[error("a key is 44 characters of base64, found {found}")]
+    Length {
+        /// How many bytes the text has, without white space at its ends.
+        found: usize,
+    },
+    /// Something that base64 does not use.
+    #[error("character {at} of the key is not base64")]
+    Character {
+        /// Which character, counted from 1.
+        at: usize,
+    },
+    /// 43 characters carry two bits more than 32 bytes, and these must be zero; then one `=`.
+    #[error("the end of the key is damaged")]
+    Ending,
+}
+
+impl PublicKey {
+    /// The key of these bytes. Any 32 bytes are taken: bytes that are no point of the curve verify no signature.
+    pub fn from_bytes(bytes: [u8; 32]) -> PublicKey {
+        PublicKey(bytes)
+    }
+
+    /// The bytes of the key.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The key in the form in which TLS presents a raw public key (RFC 7250).
+    pub(crate) fn spki(&self) -> SubjectPublicKeyInfoDer<'static> {
+        rustls::sign::public_key_to_spki(&alg_id::ED25519, self.0)
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<PublicKey, KeyError> {
+        decode(text).map(|bytes| PublicKey(*bytes))
+    }
+}
+
+impl Identity {
+    /// A new identity from the operating system's randomness. The one place of this crate that draws from it: for `tpo keygen`
+    /// and tests of the layers above.
+    pub fn generate() -> Identity {
+        let mut seed = Zeroizing::new([0; 32]);
+        aws_lc_rs::rand::fill(&mut seed[..]).expect("the operating system has randomness");
+        Identity::from_seed(seed)
+    }
+
+    /// Reads what [`Identity::private_text`] wrote. White space at both ends is ignored (a file ends with a new line).
+    pub fn from_private_text(text: &str) -> Result<Identity, KeyError> {
+        decode(text).map(Identity::from_seed)
+    }
+
+    /// The private key as text, to be written to a file that only its owner may read. Wiped from memory when dropped.
+    pub fn private_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(encode(&self.seed))
+    }
+
+    /// The public half, to be told to the far side's administrator.
+    pub fn public_key(&self) -> PublicKey {
+        self.public
+    }
+
+    /// The key that signs the handshake.
+    pub(crate) fn signing_key(&self) -> Arc<dyn SigningKey> {
+        self.signing.clone()
+    }
+
+    pub(crate) fn from_seed(seed: Zeroizing<[u8; 32]>) -> Identity {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&seed[..]).expect("any 32 bytes are an Ed25519 seed");
+        let public = pair.public_key().as_ref().try_into().expect("an Ed25519 public key has 32 bytes");
+        let document = pair.to_pkcs8v1().expect("a key pair made from its seed can be written");
+        let document = PrivatePkcs8KeyDer::from(document.as_ref());
+        let signing = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&document).expect("what was written can be read");
+        Identity { seed, public: PublicKey(public), signing }
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("public", &self.public).finish_non_exhaustive()
+    }
+}
+
+/// 32 bytes as 43 characters of base64 (RFC 4648 section 4) and the one `=` that fills the last group.
+fn encode(bytes: &[u8; 32]) -> String {
+    let mut text = String::with_capacity(44);
+    for group in bytes.chunks(3) {
+        let word = group.iter().enumerate().fold(0u32, |word, (i, &byte)| word | u32::from(byte) << (16 - 8 * i));
+        for i in 0..=group.len() {
+            text.push(letter(word >> (18 - 6 * i) & 63));
+        }
+    }
+    text.push('=');
+    text
+}
+
+/// The inverse of [`encode`], and of nothing else: one key has one text.
+fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+    let text = text.trim().as_bytes();
+    if text.len() != 44 {
+        return Err(KeyError::Length { found: text.len() });
+    }
+    if text[43] != b'=' {
+        return Err(KeyError::Ending);
+    }
+    let mut bytes = Zeroizing::new([0; 32]);
+    let (mut word, mut bits, mut filled) = (0u32, 0, 0);
+    for (at, &character) in text[..43].iter().enumerate() {
+        word = word << 6 | value(character).ok_or(KeyError::Character { at: at + 1 })?;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes[filled] = (word >> bits) as u8;
+            filled += 1;
+        }
+    }
+    if word & 3 != 0 {
+        return Err(KeyError::Ending);
+    }
+    Ok(bytes)
+}
+
+fn letter(value: u32) -> char {
+    let value = value as u8;
+    char::from(match value {
+        0..=25 => b'A' + value,
+        26..=51 => b'a' + value - 26,
+        52..=61 => b'0' + value - 52,
+        62 => b'+',
+        _ => b'/',
+    })
+}
+
+fn value(letter: u8) -> Option<u32> {
+    Some(u32::from(match letter {
+        b'A'..=b'Z' => letter - b'A',
+        b'a'..=b'z' => letter - b'a' + 26,
+        b'0'..=b'9' => letter - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 8032 section 7.1, the first test: secret key and public key.
+    const SECRET: &str = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=";
+    const PUBLIC: &str = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+
+    #[test]
+    fn the_pair_of_rfc_8032_is_read_and_written() {
+        let identity = Identity::from_private_text(&format!(" {SECRET}\n")).unwrap();
+        assert_eq!(identity.public_key().to_string(), PUBLIC);
+        assert_eq!(*identity.private_text(), SECRET);
+        assert_eq!(PUBLIC.parse::<PublicKey>(), Ok(identity.public_key()));
+    }
+
+    #[test]
+    fn generated_identities_differ_and_survive_their_text() {
+        let (one, two) = (Identity::generate(), Identity::generate());
+        assert_ne!(one.public_key(), two.public_key());
+        let again = Identity::from_private_text(&one.private_text()).unwrap();
+        assert_eq!(again.public_key(), one.public_key());
+    }
+
+    #[test]
+    fn texts_that_are_no_key_are_refused_with_the_reason() {
+        let parse = |text: &str| text.parse::<PublicKey>().unwrap_err();
+        assert_eq!(parse(""), KeyError::Length { found: 0 });
+        assert_eq!(parse(&PUBLIC[..43]), KeyError::Length { found: 43 });
+        assert_eq!(parse(&PUBLIC.replace('=', "A")), KeyError::Ending);
+        assert_eq!(parse(&PUBLIC.replace("Ro=", "Rp=")), KeyError::Ending, "bits beyond the 256 must be zero");
+        assert_eq!(parse(&PUBLIC.replace('+', "-").replace('/', "_")), KeyError::Character { at: 14 });
+        assert_eq!(parse(&PUBLIC.replacen('1', "\u{e9}", 1).replacen('1', "", 1)), KeyError::Character { at: 1 });
+    }
+
+    #[test]
+    fn debug_shows_no_private_key() {
+        let identity = Identity::from_private_text(SECRET).unwrap();
+        let shown = format!("{identity:?} {identity:#?} {:?}", identity.signing);
+        assert!(shown.contains(PUBLIC));
+        for part in [&SECRET[..8], "9d61", "9D61", "157, 97"] {
+            assert!(!shown.contains(part), "{part} of the private key in {shown}");
+        }
+    }
+}
