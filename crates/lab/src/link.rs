@@ -49,6 +49,8 @@ pub enum Fate {
 /// Why a packet never arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
+    /// It is longer than the link's MTU.
+    Size,
     /// The queue was full.
     Queue,
     /// The loss process took it.
@@ -79,6 +81,8 @@ pub struct LinkStats {
     pub delivered_packets: u64,
     /// Bytes that arrive, duplicates not counted.
     pub delivered_bytes: u64,
+    /// Packets dropped because they were longer than the MTU.
+    pub dropped_size: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue: u64,
     /// Packets lost by dice.
@@ -137,6 +141,10 @@ impl Link {
         self.stats.offered_packets += 1;
         self.stats.offered_bytes += length as u64;
 
+        if self.profile.mtu > 0 && length > self.profile.mtu {
+            self.stats.dropped_size += 1;
+            return Fate::Dropped(Cause::Size);
+        }
         let Some(departure) = self.queue(length, now) else {
             self.stats.dropped_queue += 1;
             return Fate::Dropped(Cause::Queue);

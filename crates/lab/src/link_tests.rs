@@ -146,6 +146,14 @@ fn a_new_rate_holds_for_new_packets_and_the_backlog_keeps_its_bytes() {
 }
 
 #[test]
+fn packets_longer_than_the_mtu_vanish() {
+    let (mut link, start) = link("mtu=1400 rate=12mbit");
+    assert_eq!(link.carry(1401, start), Fate::Dropped(Cause::Size));
+    assert!(arrival(link.carry(1400, start)).is_some());
+    assert_eq!((link.stats().dropped_size, link.waiting(start)), (1, 1400));
+}
+
+#[test]
 fn the_schedule_is_kept() {
     let (mut link, start) = link("delay=1ms at=10ms:loss=100% at=20ms:loss=0%,delay=2ms");
     assert_eq!(arrival(link.carry(100, start)), Some(start + ms(1)));

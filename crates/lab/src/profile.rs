@@ -15,6 +15,8 @@ pub struct Profile {
     /// Drop-tail limit in bytes that wait for the bottleneck; 0: one bandwidth-delay product (2 * delay * rate), at
     /// least 64 KiB. Without a rate nothing ever waits.
     pub queue: usize,
+    /// Longest packet in IP bytes that passes; longer ones vanish and nobody is told (a black hole). 0: any length.
+    pub mtu: usize,
     /// Propagation time.
     pub delay: Duration,
     /// Uniform extra delay, from none to this; packets may overtake each other.
@@ -45,6 +47,8 @@ pub enum Change {
     Rate(Option<u64>),
     /// Sets [`Profile::queue`].
     Queue(usize),
+    /// Sets [`Profile::mtu`].
+    Mtu(usize),
     /// Sets [`Profile::delay`].
     Delay(Duration),
     /// Sets [`Profile::jitter`].
@@ -108,6 +112,7 @@ impl Profile {
         match change {
             Change::Rate(rate) => self.rate = rate,
             Change::Queue(queue) => self.queue = queue,
+            Change::Mtu(mtu) => self.mtu = mtu,
             Change::Delay(delay) => self.delay = delay,
             Change::Jitter(jitter) => self.jitter = jitter,
             Change::Loss(loss) => self.loss = loss,
@@ -138,12 +143,13 @@ impl Profile {
     }
 
     /// Every plain setting, in the order of the text form.
-    fn settings(&self) -> [Change; 10] {
+    fn settings(&self) -> [Change; 11] {
         [
             Change::Rate(self.rate),
             Change::Delay(self.delay),
             Change::Jitter(self.jitter),
             Change::Queue(self.queue),
+            Change::Mtu(self.mtu),
             Change::Loss(self.loss),
             Change::Burst(self.burst),
             Change::Reorder(self.reorder),
@@ -210,6 +216,10 @@ impl Change {
             "queue" => Change::Queue(size(key, value)?),
             "delay" => Change::Delay(duration(key, value)?),
             "jitter" => Change::Jitter(duration(key, value)?),
+            "mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| *mtu == 0 || (68..=65_535).contains(mtu));
+                Change::Mtu(mtu.ok_or_else(|| refuse(key, value, "bytes from 68 to 65535, or 0 for any length"))?)
+            }
             "loss" => Change::Loss(share(key, value)?),
             "burst" => {
                 let would_do = "a number of packets from 0 to 1000000, such as 10";
@@ -221,8 +231,7 @@ impl Change {
             "duplicate" => Change::Duplicate(share(key, value)?),
             "corrupt" => Change::Corrupt(share(key, value)?),
             _ => {
-                let would_do =
-                    "rate, delay, jitter, queue, loss, burst, reorder, reorder_by, duplicate, corrupt, outage or at";
+                let would_do = "rate, delay, jitter, queue, mtu, loss, burst, reorder, reorder_by, duplicate, corrupt, outage or at";
                 return Err(refuse(key, key, would_do));
             }
         })
@@ -246,6 +255,7 @@ impl fmt::Display for Change {
             }
             Change::Delay(time) => write!(f, "delay={}", Time(time)),
             Change::Jitter(time) => write!(f, "jitter={}", Time(time)),
+            Change::Mtu(bytes) => write!(f, "mtu={bytes}"),
             Change::Loss(part) => write!(f, "loss={}", Share(part)),
             Change::Burst(packets) => write!(f, "burst={packets}"),
             Change::Reorder(part) => write!(f, "reorder={}", Share(part)),
@@ -372,12 +382,13 @@ mod tests {
 
     #[test]
     fn a_full_text_is_read() {
-        let text = "rate=2.5gbit delay=50ms jitter=1.5ms queue=1MB loss=1% burst=10 reorder=0.02 reorder_by=200us \
+        let text = "rate=2.5gbit delay=50ms jitter=1.5ms queue=1MB mtu=1400 loss=1% burst=10 reorder=0.02 reorder_by=200us \
                     duplicate=0.1% corrupt=0.01% outage=10s+2s outage=1m+500ms at=30s:loss=5%,rate=none at=20s:delay=10ms";
         let read: Profile = text.parse().unwrap();
         let expected = Profile {
             rate: Some(2_500_000_000),
             queue: 1_000_000,
+            mtu: 1400,
             delay: ms(50),
             jitter: Duration::from_micros(1500),
             loss: 0.01,
@@ -441,6 +452,7 @@ mod tests {
         check("loss=101%", "loss", "101%");
         check("loss=nan", "loss", "nan");
         check("queue=1XB", "queue", "1XB");
+        check("mtu=20", "mtu", "20");
         check("burst=-1", "burst", "-1");
         check("outage=10s", "outage", "10s");
         check("at=10s", "at", "10s");
