@@ -1,1 +1,12 @@
-//! Status.
+//! What the running program says of itself: [`report`] is the data (and the JSON), [`render`] the form for people,
+//! [`reason`] the numbered list of why a connection is not accelerated. The daemon fills the reports, [`control`](crate::control) carries them.
+
+pub mod reason;
+pub mod render;
+pub mod report;
+
+pub use reason::Reason;
+pub use report::{
+    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport,
+    PeerReport, PeerState, StatusReport,
+};
