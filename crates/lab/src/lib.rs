@@ -23,5 +23,5 @@ pub use lab::{Host, Lab, Wan, describe, remove};
 pub use link::{Cause, Delivery, Fate, Link, LinkStats};
 pub use ping::ping;
 pub use profile::{Change, NAMED, Profile, ProfileError};
-pub use sys::{set_congestion, set_receive_buffer, set_udp_segment};
+pub use sys::{set_congestion, set_receive_buffer, set_udp_gro, set_udp_segment};
 pub use world::{Node, Verdict, World};

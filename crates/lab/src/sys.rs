@@ -137,6 +137,11 @@ pub fn set_udp_segment(socket: &UdpSocket, segment: u16) -> io::Result<()> {
     set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, &c_int::from(segment).to_ne_bytes())
 }
 
+/// Lets one receive take many datagrams of the same length at once: UDP GRO.
+pub fn set_udp_gro(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, &1i32.to_ne_bytes())
+}
+
 /// Asks for a receive buffer of `bytes`, beyond the system's limit, as root may.
 pub fn set_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes.to_ne_bytes())

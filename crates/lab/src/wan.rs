@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -23,6 +23,11 @@ use crate::tun::{FRAME, Tun};
 /// Segments whose arrivals lie closer together than this may come out together, with the last of them: 41 segments at
 /// 1 Gbit/s, a whole super-packet; 4 at 100 Mbit/s.
 const QUANTUM: Duration = Duration::from_micros(500);
+/// As a network card does: when wake-ups follow each other faster than this, the next one waits this long and finds more
+/// to do. Only where the links are at least [`PAUSE_DELAY`] long, which hides it; 80,000 single packets per second took a
+/// whole core without it.
+const PAUSE: Duration = Duration::from_micros(50);
+const PAUSE_DELAY: Duration = Duration::from_millis(1);
 /// Frames read from one side before the other side and the deliveries get their turn.
 const BATCH: usize = 16;
 /// Bytes on their way in one direction: 20 Gbit/s for 200 ms. What comes beyond is dropped and counted.
@@ -49,6 +54,11 @@ struct Shared {
 impl Shared {
     fn links(&self) -> MutexGuard<'_, [Link; 2]> {
         self.links.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether both directions are so long that a [`PAUSE`] does not show.
+    fn long(&self) -> bool {
+        self.links().iter().all(|link| link.profile().delay >= PAUSE_DELAY)
     }
 }
 
@@ -135,6 +145,7 @@ impl Worker {
         sys::hurry();
         self.shared.thread.store(sys::thread_id(), Ordering::Relaxed);
         let shared = self.shared.clone();
+        let mut woke = Instant::now();
         loop {
             for i in 0..2 {
                 self.read(i, &shared);
@@ -145,13 +156,21 @@ impl Worker {
             }
             let next = self.sides.iter().filter_map(|side| side.way.next()).min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
-            let watched = [self.sides[0].from.as_fd(), self.sides[1].from.as_fd(), self.stopped.as_fd()];
-            let ready = sys::wait(&watched, timeout).expect("waiting for three open descriptors cannot be refused");
-            if ready & 4 != 0 {
+            let watched = [self.stopped.as_fd(), self.sides[0].from.as_fd(), self.sides[1].from.as_fd()];
+            let wait = |watched: &[BorrowedFd<'_>], timeout| {
+                sys::wait(watched, timeout).expect("waiting for open descriptors cannot be refused")
+            };
+            let mut ready = wait(&watched, timeout);
+            let before = std::mem::replace(&mut woke, Instant::now());
+            if woke - before < PAUSE && shared.long() {
+                ready |= wait(&watched[..1], Some(PAUSE)) | 2 | 4;
+                woke = Instant::now();
+            }
+            if ready & 1 != 0 {
                 return;
             }
-            self.sides[0].readable = ready & 1 != 0;
-            self.sides[1].readable = ready & 2 != 0;
+            self.sides[0].readable = ready & 2 != 0;
+            self.sides[1].readable = ready & 4 != 0;
         }
     }
 
