@@ -152,6 +152,8 @@ impl Super {
 /// that the sender left to the hardware is written out first.
 pub(crate) fn corrupt(frame: &mut [u8], dice: &mut fastrand::Rng) {
     finish_checksum(frame);
+    // Neither partial nor known to be good: the receiver has to look for itself.
+    frame.iter_mut().take(VIRTIO).for_each(|byte| *byte = 0);
     let Some(network) = frame.get(VIRTIO..).and_then(network_length) else { return };
     // Behind the transport header where there is something, else inside it (past the ports: it stays in its flow).
     let packet = &mut frame[VIRTIO..];
@@ -173,7 +175,7 @@ fn finish_checksum(frame: &mut [u8]) {
     }
     let start = usize::from(u16::from_ne_bytes([frame[6], frame[7]]));
     let field = start + usize::from(u16::from_ne_bytes([frame[8], frame[9]]));
-    let (header, packet) = frame.split_at_mut(VIRTIO);
+    let packet = &mut frame[VIRTIO..];
     if field + 2 > packet.len() {
         return;
     }
@@ -183,7 +185,6 @@ fn finish_checksum(frame: &mut [u8]) {
         total => total,
     };
     packet[field..field + 2].copy_from_slice(&total.to_be_bytes());
-    header.fill(0);
 }
 
 /// Length of the IP header, without extension headers.

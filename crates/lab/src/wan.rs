@@ -73,7 +73,7 @@ impl Carrier {
             refused: AtomicU64::new(0),
         });
         let (stopped, stop) = io::pipe()?;
-        let side = |from, to| Side { from, to, way: Way::new(), buffer: vec![0; FRAME], readable: true };
+        let side = |from, to| Side { from, to, way: Way::new(), buffer: vec![0; FRAME], readable: true, gone: false };
         let (a, b) = (Arc::new(a), Arc::new(b));
         let sides = [side(a.clone(), b.clone()), side(b, a)];
         let dice = fastrand::Rng::with_seed(seed ^ 2);
@@ -138,6 +138,8 @@ struct Side {
     /// Room for the frame that is read, always [`FRAME`] bytes long.
     buffer: Vec<u8>,
     readable: bool,
+    /// The device that is read is no more.
+    gone: bool,
 }
 
 impl Worker {
@@ -156,7 +158,9 @@ impl Worker {
             }
             let next = self.sides.iter().filter_map(|side| side.way.next()).min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
-            let watched = [self.stopped.as_fd(), self.sides[0].from.as_fd(), self.sides[1].from.as_fd()];
+            let end = self.stopped.as_fd();
+            let watched = [0, 1].map(|i| if self.sides[i].gone { end } else { self.sides[i].from.as_fd() });
+            let watched = [end, watched[0], watched[1]];
             let wait = |watched: &[BorrowedFd<'_>], timeout| {
                 sys::wait(watched, timeout).expect("waiting for open descriptors cannot be refused")
             };
@@ -169,8 +173,9 @@ impl Worker {
             if ready & 1 != 0 {
                 return;
             }
-            self.sides[0].readable = ready & 2 != 0;
-            self.sides[1].readable = ready & 4 != 0;
+            for (i, side) in self.sides.iter_mut().enumerate() {
+                side.readable = ready & (2 << i) != 0 && !side.gone;
+            }
         }
     }
 
@@ -194,9 +199,14 @@ impl Worker {
                     offer(buffer, length, &mut links[i], &mut Out { way, write, now }, &mut self.dice);
                 }
                 Ok(Some(_)) => {}
-                // An error means that the interface is down: nothing to read until it is up again.
-                Ok(None) | Err(_) => {
+                Ok(None) => {
                     side.readable = false;
+                    return;
+                }
+                // Somebody deleted the device: it would be readable for ever, with the same error.
+                Err(_) => {
+                    side.readable = false;
+                    side.gone = true;
                     return;
                 }
             }
@@ -219,8 +229,13 @@ impl Worker {
 }
 
 fn write(to: &Tun, frame: &[u8], shared: &Shared) {
-    if to.write(frame).is_err() {
-        shared.refused.fetch_add(1, Ordering::Relaxed);
+    match to.write(frame) {
+        // The device's interface is not up: nobody is there, which is not our doing.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) => {}
+        Err(_) => {
+            shared.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(()) => {}
     }
 }
 

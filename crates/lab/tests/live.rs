@@ -170,18 +170,18 @@ fn the_rate_is_as_asked_up_to_a_gigabit() {
         // Whole runs at once, so that the receiver's own pace is not what is measured.
         set_udp_gro(&receiver).unwrap();
         receiver.set_read_timeout(Some(ms(500))).unwrap();
-        let (mut buffer, mut count, mut first, mut last) = (vec![0; 65_536], 0, None, Instant::now());
+        let (mut buffer, mut first, mut windows) = (vec![0; 65_536], None, vec![0usize; 100]);
         while let Ok(length) = receiver.recv(&mut buffer) {
             assert_eq!(length % LENGTH, 0);
-            last = Instant::now();
-            first.get_or_insert(last);
-            count += length / LENGTH;
+            let window = first.get_or_insert_with(Instant::now).elapsed().as_millis() / 50;
+            windows[window as usize] += length / LENGTH;
         }
         sending.join().unwrap();
-        let span = last - first.expect("something arrived");
-        let found = (count * on_the_wire(LENGTH, v6)) as f64 * 8.0 / span.as_secs_f64();
-        assert!((found / rate - 1.0).abs() < 0.04, "asked for {text}, found {:.1} Mbit/s, v6 {v6}", found / 1e6);
-        assert!(span > ms(700), "measured over {span:?} only");
+        // The middle of sixteen windows: a stumble of a busy machine spoils one or two.
+        let mut windows: Vec<usize> = windows[..16].to_vec();
+        windows.sort_unstable();
+        let found = (windows[8] * on_the_wire(LENGTH, v6)) as f64 * 8.0 / 0.05;
+        assert!((found / rate - 1.0).abs() < 0.04, "asked for {text}, found {windows:?}, v6 {v6}");
     }
     assert_eq!(lab.own_drops(), 0);
 }
