@@ -126,11 +126,8 @@ pub fn pair_hint(sender: &PublicKey, receiver: &PublicKey) -> [u8; 8] {
 }
 
 /// SHA-256 over a label and the keys of a pair, in the direction of a datagram.
-pub(crate) fn pair_hash(label: &[u8; 8], sender: &PublicKey, receiver: &PublicKey) -> [u8; 32] {
-    let mut text = [0; 72];
-    text[..8].copy_from_slice(label);
-    text[8..40].copy_from_slice(sender.as_bytes());
-    text[40..].copy_from_slice(receiver.as_bytes());
+pub(crate) fn pair_hash(label: &[u8], sender: &PublicKey, receiver: &PublicKey) -> [u8; 32] {
+    let text = [label, sender.as_bytes(), receiver.as_bytes()].concat();
     digest(&SHA256, &text).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 

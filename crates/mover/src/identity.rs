@@ -118,6 +118,12 @@ impl Identity {
         let signing = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&document).expect("what was written can be read");
         Identity { seed, public: PublicKey(public), signing }
     }
+
+    /// Someone who knows a public key without its private half and signs with his own.
+    #[cfg(test)]
+    pub(crate) fn impostor(public: PublicKey) -> Identity {
+        Identity { public, ..Identity::from_seed(Zeroizing::new([0xee; 32])) }
+    }
 }
 
 impl fmt::Debug for Identity {

@@ -1,0 +1,460 @@
+//! The life of connecting to one pinned peer: TLS 1.3 in our own datagrams (docs/wire.md section 2).
+//!
+//! The mover gives it the datagrams of the handshake kinds and takes the datagrams to send and, when keys are agreed, the session.
+//! It keeps at most one attempt of our own ([`initiator`]) and one of the peer's ([`responder`]); an established session is not
+//! its business and cannot be disturbed from here. Whoever does not know both public keys gets no answer at all.
+//!
+//! Both sides may start at once. Both attempts then run; the side with the lower public key does not answer the other's while its own is young,
+//! and a side that completes the peer's attempt drops its own, except that the lower one does not complete the peer's after its own. So
+//! both end with the session of the lower side, or, if only the other's gets through, with that.
+
+mod admission;
+mod flight;
+mod fuzzing;
+mod initiator;
+mod responder;
+mod tls;
+mod wire;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
+
+use self::admission::Admission;
+use self::initiator::{Fresh, Initiator};
+use self::responder::Responder;
+use self::tls::{Configs, Outcome};
+use self::wire::{Fragment, Level, Pair, Parsed};
+use crate::crypto::{Session, expand};
+use crate::identity::{Identity, PublicKey};
+
+pub use self::fuzzing::fuzz_handshake;
+
+/// How long the side with the lower key leaves the peer's attempt unanswered because its own is under way. After that its own may not get
+/// through at all, while the peer's does.
+const YIELD: Duration = Duration::from_secs(1);
+/// Retries waiting to be sent. More than these are not worth an answer.
+const RETRIES: usize = 8;
+/// Session indices given out last, which are not given out again: the mover may still hear the sessions of the last ones.
+const RECENT: usize = 8;
+
+/// Connecting to one pinned peer.
+pub(crate) struct Handshake {
+    pair: Pair,
+    configs: Configs,
+    /// Ours is the lower public key.
+    is_lower: bool,
+    slot: u16,
+    params: Vec<u8>,
+    draws: Draws,
+    initiator: Option<Initiator>,
+    responder: Option<Responder>,
+    admission: Admission,
+    retries: VecDeque<Demand>,
+    /// Not yet taken. The caller polls after every input, so there is at most one; should it not, the newest counts.
+    established: Option<Established>,
+    stats: HandshakeStats,
+}
+
+/// Keys are agreed with the pinned peer.
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) session: Session,
+    /// From where the datagram came that completed the handshake.
+    pub(crate) remote: SocketAddr,
+    /// We started it.
+    pub(crate) initiator: bool,
+    /// The peer's record, authenticated.
+    pub(crate) peer_params: Vec<u8>,
+}
+
+/// Counters, from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandshakeStats {
+    /// Attempts of our own.
+    pub started: u64,
+    /// Attempts of the peer that we began to answer.
+    pub answered: u64,
+    /// Sessions established, by either side's attempt.
+    pub established: u64,
+    /// Flights sent again.
+    pub resent: u64,
+    /// Cookies that we demanded.
+    pub retries_sent: u64,
+    /// Cookies that we were asked for and sent.
+    pub retries_taken: u64,
+    /// Datagrams of someone who does not know both public keys, or means other ones.
+    pub strangers: u64,
+    /// Datagrams whose form is wrong though their sender knew both keys, or that have no form.
+    pub malformed: u64,
+    /// Datagrams of an attempt that is not, or no more, or not yet ours to answer.
+    pub ignored: u64,
+    /// Attempts not answered because there were too many.
+    pub limited: u64,
+    /// Fragments that did not open.
+    pub forged: u64,
+    /// Attempts that TLS refused: a wrong private key, or an incompatible version.
+    pub refused: u64,
+}
+
+/// Why a datagram had no effect. A fact about the network or the peer, already counted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum HandshakeError {
+    /// No handshake datagram can look like this.
+    #[error("no handshake datagram of {length} bytes")]
+    Form { length: usize },
+    /// The peer speaks another version.
+    #[error("handshake version {found}, ours is 1")]
+    Version { found: u8 },
+    /// Not from someone who knows both public keys.
+    #[error("the sender does not know both public keys")]
+    Stranger,
+    /// The lengths do not fit each other.
+    #[error("fragment of {length} bytes at {offset} of {total}")]
+    Fragment { offset: usize, length: usize, total: usize },
+    /// Of no attempt that is under way.
+    #[error("no such attempt is under way")]
+    Attempt,
+    /// Of an attempt that is over: a late copy, or a replay.
+    #[error("the attempt is over")]
+    Over,
+    /// The peer's attempt gives way to ours.
+    #[error("our own attempt goes first")]
+    Yields,
+    /// Too many attempts.
+    #[error("too many attempts within a second")]
+    Limited,
+    /// Contradicts what came before in the same attempt.
+    #[error("contradicts what came before")]
+    Inconsistent,
+    /// A sealed fragment does not open.
+    #[error("the tag of a fragment does not fit")]
+    Seal,
+    /// TLS refused it.
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+}
+
+/// A retry to be sent.
+struct Demand {
+    to: SocketAddr,
+    index: u32,
+    attempt: u64,
+    cookie: [u8; 16],
+}
+
+impl Handshake {
+    /// `seed` is the root of all our random numbers here, and drawn anew for each run of the program.
+    pub(crate) fn new(identity: Arc<Identity>, peer_key: PublicKey, slot: u16, seed: [u8; 32]) -> Handshake {
+        assert!(slot < 1 << 12, "slot {slot} does not fit into 12 bits");
+        let us = identity.public_key();
+        let root = Prk::new_less_safe(HKDF_SHA256, &seed);
+        let secret =
+            |label| Prk::from(root.expand(label, HKDF_SHA256).expect("a secret is shorter than HKDF can give"));
+        Handshake {
+            pair: Pair::new(&us, &peer_key),
+            configs: Configs::new(&identity, &peer_key),
+            is_lower: us < peer_key,
+            slot,
+            params: Vec::new(),
+            draws: Draws { secret: secret(&[b"tpo draws"]), drawn: 0, indices: VecDeque::new() },
+            initiator: None,
+            responder: None,
+            admission: Admission::new(secret(&[b"tpo cookies"])),
+            retries: VecDeque::new(),
+            established: None,
+            stats: HandshakeStats::default(),
+        }
+    }
+
+    /// Begins an attempt of our own towards `to`; does nothing while one is under way. It goes on, with fresh attempts, until it is
+    /// confirmed, the peer's attempt completes, or [`Handshake::stop`].
+    pub(crate) fn start(&mut self, to: SocketAddr, now: Instant) {
+        if self.initiator.is_none() {
+            self.start_fresh(to, initiator::PATIENCE, now);
+        }
+    }
+
+    /// Ends an attempt of our own.
+    pub(crate) fn stop(&mut self) {
+        self.initiator = None;
+    }
+
+    /// The record that we send in attempts started or answered from now on.
+    pub(crate) fn set_params(&mut self, params: Vec<u8>) {
+        self.params = params;
+    }
+
+    /// An attempt of our own is under way, or not yet confirmed.
+    pub(crate) fn is_active(&self) -> bool {
+        self.initiator.is_some()
+    }
+
+    /// A datagram of the handshake kinds. An error is a fact for those who want to know more than the counters say; nothing is broken by it.
+    pub(crate) fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let result = match self.pair.parse(datagram) {
+            Ok(Parsed::Retry { index, attempt, cookie }) => self.handle_retry(index, attempt, &cookie, now),
+            Ok(Parsed::Fragment(fragment)) if fragment.header.from_responder => {
+                self.handle_responder(from, &fragment, now)
+            }
+            Ok(Parsed::Fragment(fragment)) => self.handle_initiator(from, &fragment, datagram.len(), now),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &result {
+            self.stats.count(error);
+        }
+        result
+    }
+
+    /// Resends, gives up what is dead, begins afresh.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if let Some(responder) = &mut self.responder
+            && !responder.handle_timeout(now, &mut self.stats)
+        {
+            self.responder = None;
+        }
+        if let Some(initiator) = &mut self.initiator
+            && let Err(patience) = initiator.handle_timeout(now, &mut self.stats)
+        {
+            let remote = initiator.remote();
+            self.start_fresh(remote, patience, now);
+        }
+    }
+
+    /// When [`Handshake::handle_timeout`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let initiator = self.initiator.as_ref().map(Initiator::poll_timeout);
+        let responder = self.responder.as_ref().map(Responder::poll_timeout);
+        initiator.into_iter().chain(responder).min()
+    }
+
+    /// Appends one datagram to `out` and says where it goes.
+    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<SocketAddr> {
+        if let Some(demand) = self.retries.pop_front() {
+            self.pair.emit_retry(demand.index, demand.attempt, &demand.cookie, out);
+            return Some(demand.to);
+        }
+        if let Some(to) = self.responder.as_mut().and_then(|responder| responder.poll_transmit(&self.pair, out)) {
+            return Some(to);
+        }
+        let initiator = self.initiator.as_mut().filter(|initiator| !initiator.is_silent())?;
+        initiator.flight().pending()?;
+        initiator.flight().emit(&self.pair, out);
+        Some(initiator.remote())
+    }
+
+    /// Keys are agreed: for the initiator after the responder's flight, for the responder after the initiator's last.
+    pub(crate) fn poll_established(&mut self) -> Option<Established> {
+        self.established.take()
+    }
+
+    /// The first authenticated datagram of the new session has arrived: the initiator's last flight needs no resending.
+    pub(crate) fn on_confirmed(&mut self) {
+        if self.initiator.as_ref().is_some_and(Initiator::is_confirming) {
+            self.initiator = None;
+        }
+    }
+
+    /// The counters.
+    pub(crate) fn stats(&self) -> HandshakeStats {
+        self.stats
+    }
+
+    fn start_fresh(&mut self, remote: SocketAddr, patience: Duration, now: Instant) {
+        let (attempt, local) = (self.draws.attempt(), self.draws.index(self.slot));
+        let fresh = Fresh { remote, attempt, local, patience };
+        self.initiator = Some(Initiator::new(&self.pair, &self.configs, fresh, self.params.clone(), now));
+        self.stats.started += 1;
+    }
+
+    fn handle_retry(
+        &mut self,
+        index: u32,
+        attempt: u64,
+        cookie: &[u8; 16],
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let initiator = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
+        if !initiator.handle_retry(index, attempt, cookie, now) {
+            return Err(HandshakeError::Attempt);
+        }
+        self.stats.retries_taken += 1;
+        Ok(())
+    }
+
+    /// The peer answers our attempt.
+    fn handle_responder(
+        &mut self,
+        from: SocketAddr,
+        fragment: &Fragment<'_>,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let initiator = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
+        let outcome = initiator.handle_fragment(&self.pair, from, fragment, now, &mut self.stats)?;
+        let (local, remote) = (initiator.local(), initiator.peer());
+        if let Some(outcome) = outcome {
+            self.on_agreed(outcome, local, remote, from, true, now);
+        }
+        Ok(())
+    }
+
+    /// The peer's own attempt.
+    fn handle_initiator(
+        &mut self,
+        from: SocketAddr,
+        fragment: &Fragment<'_>,
+        size: usize,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
+        let attempt = fragment.header.attempt;
+        if self.admission.is_over(attempt) {
+            return Err(HandshakeError::Over);
+        }
+        if self.responder.as_ref().is_none_or(|responder| responder.attempt() != attempt)
+            && !self.admit(from, fragment, now)?
+        {
+            return Ok(());
+        }
+        if fragment.header.level == Level::Handshake && self.is_lower && self.is_confirming() {
+            return Err(HandshakeError::Yields);
+        }
+        let responder = self.responder.as_mut().expect("found or made above");
+        let result = responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.stats);
+        match result {
+            Ok(None) => Ok(()),
+            Ok(Some(outcome)) => {
+                let (local, remote) = (responder.local(), responder.peer());
+                self.responder = None;
+                self.initiator = None;
+                self.admission.on_over(attempt);
+                self.on_agreed(outcome, local, remote, from, false, now);
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, HandshakeError::Tls(_)) {
+                    self.responder = None;
+                    self.admission.on_over(attempt);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a new attempt of the peer is answered; false if it has to bring a cookie first. An attempt under way gives way only to one that
+    /// has proved its address: a replay cannot.
+    fn admit(&mut self, from: SocketAddr, fragment: &Fragment<'_>, now: Instant) -> Result<bool, HandshakeError> {
+        let header = &fragment.header;
+        if header.level == Level::Handshake {
+            return Err(HandshakeError::Attempt);
+        }
+        let young = |initiator: &Initiator| now.saturating_duration_since(initiator.begun()) < YIELD;
+        if self.is_lower && self.initiator.as_ref().is_some_and(young) {
+            return Err(HandshakeError::Yields);
+        }
+        let proved = self.admission.cookie_fits(&header.cookie, from, header.attempt, now);
+        if !proved && (self.responder.is_some() || self.admission.is_loaded(now)) {
+            let cookie = self.admission.cookie(from, header.attempt, now);
+            if self.retries.len() == RETRIES {
+                return Err(HandshakeError::Limited);
+            }
+            self.retries.push_back(Demand { to: from, index: header.sender, attempt: header.attempt, cookie });
+            self.stats.retries_sent += 1;
+            return Ok(false);
+        }
+        if !self.admission.admit(now) {
+            return Err(HandshakeError::Limited);
+        }
+        let local = self.draws.index(self.slot);
+        let mut responder = Responder::new(&self.configs, from, header, local, self.params.clone(), now);
+        if proved {
+            responder.on_proved();
+        }
+        self.responder = Some(responder);
+        self.stats.answered += 1;
+        Ok(true)
+    }
+
+    fn is_confirming(&self) -> bool {
+        self.initiator.as_ref().is_some_and(Initiator::is_confirming)
+    }
+
+    fn on_agreed(
+        &mut self,
+        mut outcome: Outcome,
+        local: u32,
+        remote_index: u32,
+        remote: SocketAddr,
+        initiator: bool,
+        now: Instant,
+    ) {
+        let (send, recv) = (outcome.send_secret, outcome.recv_secret);
+        let session = Session::new(outcome.suite, send, recv, local, remote_index, now);
+        let peer_params = std::mem::take(&mut outcome.peer_params);
+        self.established = Some(Established { session, remote, initiator, peer_params });
+        self.stats.established += 1;
+    }
+}
+
+impl HandshakeStats {
+    fn count(&mut self, error: &HandshakeError) {
+        let counter = match error {
+            HandshakeError::Stranger => &mut self.strangers,
+            HandshakeError::Form { .. } | HandshakeError::Version { .. } | HandshakeError::Fragment { .. } => {
+                &mut self.malformed
+            }
+            HandshakeError::Attempt | HandshakeError::Over | HandshakeError::Yields | HandshakeError::Inconsistent => {
+                &mut self.ignored
+            }
+            HandshakeError::Limited => &mut self.limited,
+            HandshakeError::Seal => &mut self.forged,
+            HandshakeError::Tls(_) => &mut self.refused,
+        };
+        *counter += 1;
+    }
+}
+
+/// Our random numbers: HKDF over the seed and a count. Nothing of the seed can be learnt from them.
+struct Draws {
+    secret: Prk,
+    drawn: u64,
+    /// Low halves of the indices given out last; at most [`RECENT`].
+    indices: VecDeque<u16>,
+}
+
+impl Draws {
+    fn attempt(&mut self) -> u64 {
+        u64::from_be_bytes(self.draw())
+    }
+
+    /// A session index in our slot, never 0 (which says "not known yet") and none of the last ones.
+    fn index(&mut self, slot: u16) -> u32 {
+        loop {
+            let low = u16::from_be_bytes(self.draw()) & 0x0fff;
+            if low != 0 && !self.indices.contains(&low) {
+                if self.indices.len() == RECENT {
+                    self.indices.pop_front();
+                }
+                self.indices.push_back(low);
+                return u32::from(slot) << 12 | u32::from(low);
+            }
+        }
+    }
+
+    fn draw<const N: usize>(&mut self) -> [u8; N] {
+        let mut drawn = [0; N];
+        expand(&self.secret, &self.drawn.to_be_bytes(), &mut drawn);
+        self.drawn += 1;
+        drawn
+    }
+}
+
+#[cfg(test)]
+mod tests;
