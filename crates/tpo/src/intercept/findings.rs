@@ -40,7 +40,12 @@ impl Display for Finding {
 
 /// Looks at everything that is known to matter for this table.
 pub fn findings(table: &Table) -> Vec<Finding> {
+    let bridged = has_bridge();
     let mut found = judge(table, |key| {
+        // The setting is on by default and matters only where there is a bridge.
+        if key.starts_with("net.bridge.") && !bridged {
+            return None;
+        }
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
         std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
     });
@@ -100,6 +105,15 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
         }
     }
     found
+}
+
+fn has_bridge() -> bool {
+    let output = Command::new("ip")
+        .args(["-o", "link", "show", "type", "bridge"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    output.is_ok_and(|output| !output.stdout.is_empty())
 }
 
 /// `nft -j list chains`, or nothing where it cannot be asked.

@@ -45,6 +45,22 @@ pub struct Family {
     pub covered: usize,
 }
 
+impl Family {
+    /// The destinations that some rule names, as ranges that neither overlap nor touch.
+    pub fn destinations(&self) -> Vec<(u128, u128)> {
+        let mut all: Vec<(u128, u128)> = self.layers.iter().flatten().map(|element| element.destination).collect();
+        all.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::new();
+        for (first, last) in all {
+            match merged.last_mut() {
+                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        merged
+    }
+}
+
 /// The whole look-up table, v4 and v6 apart.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {

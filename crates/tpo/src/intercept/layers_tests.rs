@@ -150,3 +150,11 @@ fn wrong_rules_are_named() {
     #[expect(clippy::reversed_empty_ranges)]
     check(rule("10.0.0.0/8", "10.0.0.0/8", 2..=1, 0), RuleError::EmptyPorts(1));
 }
+
+#[test]
+fn destinations_are_merged() {
+    let rules = ["10.1.0.0/24", "10.1.1.0/24", "10.1.0.8/30", "10.3.0.0/16"].map(|d| rule("0.0.0.0/0", d, 80..=80, 0));
+    let merged = Layers::new(&rules).unwrap().v4.destinations();
+    let address = |text: &str| bits(text.parse().unwrap());
+    assert_eq!(merged, [(address("10.1.0.0"), address("10.1.1.255")), (address("10.3.0.0"), address("10.3.255.255"))]);
+}

@@ -173,18 +173,30 @@ impl Writer<'_> {
             }
             writeln!(self.text, "    }}\n  }}")?;
         }
-        Ok(())
+        if family.layers.is_empty() {
+            return Ok(());
+        }
+        writeln!(self.text, "  set {name}_destinations {{\n    type {kind}\n    flags interval\n    elements = {{")?;
+        for (first, last) in family.destinations() {
+            writeln!(self.text, "      {},", range(address(first), address(last)))?;
+        }
+        writeln!(self.text, "    }}\n  }}")
     }
 
-    /// Returns to its caller only for a SYN that is to be intercepted.
+    /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule points: one look at the merged
+    /// destinations ends their walk, at a tenth of the cost of one layer.
     fn decide(&mut self) -> fmt::Result {
+        let v6 = if self.ports.v6.is_some() { self.layers.v6.layers.len() } else { 0 };
+        let families = [("v4", "ip", self.layers.v4.layers.len()), ("v6", "ip6", v6)];
         writeln!(self.text, "  chain decide {{")?;
-        for index in 0..self.layers.v4.layers.len() {
-            writeln!(self.text, "    ip saddr . tcp sport . ip daddr . tcp dport vmap @v4_{index}")?;
-        }
-        if self.ports.v6.is_some() {
-            for index in 0..self.layers.v6.layers.len() {
-                writeln!(self.text, "    ip6 saddr . tcp sport . ip6 daddr . tcp dport vmap @v6_{index}")?;
+        for (name, header, layers) in families {
+            if layers == 0 {
+                continue;
+            }
+            writeln!(self.text, "    {header} daddr != @{name}_destinations accept")?;
+            for index in 0..layers {
+                let key = format!("{header} saddr . tcp sport . {header} daddr . tcp dport");
+                writeln!(self.text, "    {key} vmap @{name}_{index}")?;
             }
         }
         writeln!(self.text, "    accept\n  }}")

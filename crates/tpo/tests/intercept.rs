@@ -1,0 +1,595 @@
+//! Interception as the kernel does it: client - TPO - server in three network namespaces, IPv4 and IPv6.
+//!
+//! Needs root, `nft` and `ip`. The "daemon" here only says who connected where, and the server says who it believes to talk to, so
+//! that each test can tell from the first line of a connection which way it went.
+
+#[path = "intercept/net.rs"]
+mod net;
+
+use net::{Answer, Daemon, Net, PORT, PORT_OTHER, Place, V4, V6, ask, both, rule, rules_for, table};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tpo::intercept::install::{self, InstallError, install};
+use tpo::intercept::layers::Layers;
+use tpo::intercept::lease::{Lease, TIMEOUT};
+use tpo::intercept::rules::counter;
+use tpo::intercept::tcp::{Listeners, connect_from};
+use tpo::intercept::{Mode, OnFailure, RuleSpec, Table, findings};
+
+#[test]
+fn ruled_connections_reach_the_listener_by_tproxy() {
+    ruled_connections_reach_the_listener(Mode::Tproxy);
+}
+
+#[test]
+fn ruled_connections_reach_the_listener_by_redirect() {
+    ruled_connections_reach_the_listener(Mode::Redirect);
+}
+
+fn ruled_connections_reach_the_listener(mode: Mode) {
+    let net = Net::up();
+    let table = Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) };
+    let daemon = Daemon::start(&net, table);
+    daemon.keep(0);
+    for place in [Place::Client, Place::Tpo] {
+        for address in both() {
+            let (answer, from) = ask(&net, place, SocketAddr::new(address.server, PORT));
+            let destination = SocketAddr::new(address.server, PORT);
+            assert_eq!(answer, Answer::Tpo { client: from.unwrap(), destination }, "{mode:?} {place:?}");
+            // Another port: nobody's business.
+            let (answer, from) = ask(&net, place, SocketAddr::new(address.server, PORT_OTHER));
+            assert_eq!(answer, Answer::Server { client: from.unwrap() }, "{mode:?} {place:?}");
+        }
+    }
+    let counts = daemon.counters();
+    assert_eq!(counts[counter::INTERCEPTED].packets, 4);
+    assert_eq!(counts[counter::NO_LEASE].packets, 0);
+}
+
+#[test]
+fn connections_of_other_interfaces_and_without_local_are_left_alone() {
+    let net = Net::up();
+    let base = table(rules_for(PORT, OnFailure::Open), 1);
+    let daemon = Daemon::start(&net, Table { interfaces: vec!["srv0".into()], local: false, ..base.clone() });
+    daemon.keep(0);
+    for place in [Place::Client, Place::Tpo] {
+        assert!(matches!(ask(&net, place, V4.server_at(PORT)).0, Answer::Server { .. }), "{place:?}");
+    }
+    drop(daemon);
+    let daemon = Daemon::start(&net, Table { interfaces: vec!["srv0".into(), "lan0".into()], local: false, ..base });
+    daemon.keep(0);
+    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    assert!(matches!(ask(&net, Place::Tpo, V4.server_at(PORT)).0, Answer::Server { .. }));
+}
+
+#[test]
+fn connections_that_began_before_are_not_touched() {
+    let net = Net::up();
+    let mut old: Vec<_> = [Place::Client, Place::Tpo]
+        .into_iter()
+        .flat_map(|place| both().map(|address| net.connect(place, address.server_at(PORT)).unwrap()))
+        .collect();
+    let echo = |stream: &mut BufReader<TcpStream>, text: &str| {
+        stream.get_mut().write_all(text.as_bytes()).unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(line, text);
+    };
+    for stream in &mut old {
+        echo(stream, "before\n");
+    }
+    let daemon = Daemon::start(&net, table(rules_for(PORT, OnFailure::Closed), 1));
+    daemon.keep(0);
+    for stream in &mut old {
+        echo(stream, "while\n");
+    }
+    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    drop(daemon);
+    for stream in &mut old {
+        echo(stream, "after\n");
+    }
+}
+
+#[test]
+fn without_a_lease_open_rules_pass_and_closed_rules_refuse() {
+    for mode in [Mode::Tproxy, Mode::Redirect] {
+        let net = Net::up();
+        let mut rules = rules_for(PORT, OnFailure::Open);
+        rules.extend(rules_for(PORT_OTHER, OnFailure::Closed));
+        let daemon = Daemon::start(&net, Table { mode, ..table(rules, 1) });
+        let expect = |leased: bool| {
+            for place in [Place::Client, Place::Tpo] {
+                for address in both() {
+                    let (open, _) = ask(&net, place, address.server_at(PORT));
+                    let (closed, _) = ask(&net, place, address.server_at(PORT_OTHER));
+                    match leased {
+                        true => {
+                            assert!(matches!(open, Answer::Tpo { .. }), "{mode:?} {place:?} {open:?}");
+                            assert!(matches!(closed, Answer::Tpo { .. }), "{mode:?} {place:?} {closed:?}");
+                        }
+                        false => {
+                            assert!(matches!(open, Answer::Server { .. }), "{mode:?} {place:?} {open:?}");
+                            assert_eq!(closed, Answer::Refused, "{mode:?} {place:?}");
+                        }
+                    }
+                }
+            }
+        };
+        expect(false);
+        daemon.keep(0);
+        expect(true);
+        daemon.drop_lease(0);
+        // Twice is as good as once.
+        daemon.drop_lease(0);
+        expect(false);
+        let counts = daemon.counters();
+        assert_eq!((counts[counter::NO_LEASE].packets, counts[counter::REFUSED].packets), (8, 8), "{mode:?}");
+        // Nobody renews: the kernel itself ends it.
+        let renewed = Instant::now();
+        daemon.renew_last(0);
+        while matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }) {
+            assert!(renewed.elapsed() < Duration::from_secs(3), "the lease outlives its promise");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // The kernel counts in timer ticks of up to 10 ms.
+        assert!(
+            renewed.elapsed() >= TIMEOUT - Duration::from_millis(20),
+            "the lease ended early, after {:?}",
+            renewed.elapsed()
+        );
+        expect(false);
+    }
+}
+
+#[test]
+fn renewals_leave_no_gap() {
+    let net = Net::up();
+    let daemon = Daemon::start(&net, table(rules_for(PORT, OnFailure::Open), 1));
+    daemon.keep(0);
+    const CONNECTIONS: u32 = 2_000;
+    const RENEWALS: u32 = 1_000;
+    let (mut direct, mut cost) = (0, Duration::ZERO);
+    std::thread::scope(|scope| {
+        let renewer = scope.spawn(|| {
+            let start = Instant::now();
+            for _ in 0..RENEWALS {
+                daemon.keep(0);
+            }
+            start.elapsed()
+        });
+        net.inside(Place::Client, || {
+            for _ in 0..CONNECTIONS {
+                let line = net::first_line(&TcpStream::connect(V4.server_at(PORT)).unwrap());
+                direct += u32::from(!line.starts_with("tpo "));
+            }
+        });
+        cost = renewer.join().unwrap();
+    });
+    assert_eq!(direct, 0, "of {CONNECTIONS} connections");
+    println!("a renewal beside connections: {:?}", cost / RENEWALS);
+    let (start, cpu) = (Instant::now(), net::thread_cpu());
+    let mut lease = net.inside(Place::Tpo, || Lease::open().unwrap());
+    for _ in 0..200 {
+        lease.renew(0).unwrap();
+    }
+    println!("a renewal alone: {:?}, cpu {:?}", start.elapsed() / 200, (net::thread_cpu() - cpu) / 200);
+}
+
+#[test]
+fn nobody_listening_is_as_good_as_no_lease() {
+    let net = Net::up();
+    let mut rules = rules_for(PORT, OnFailure::Open);
+    rules.extend(rules_for(PORT_OTHER, OnFailure::Closed));
+    let daemon = Daemon::start(&net, table(rules, 1));
+    daemon.keep(0);
+    daemon.stop_listening();
+    for address in both() {
+        assert!(matches!(ask(&net, Place::Client, address.server_at(PORT)).0, Answer::Server { .. }));
+        assert_eq!(ask(&net, Place::Client, address.server_at(PORT_OTHER)).0, Answer::Refused);
+        assert_eq!(ask(&net, Place::Tpo, address.server_at(PORT_OTHER)).0, Answer::Refused);
+    }
+    assert_eq!(daemon.counters()[counter::NO_LISTENER].packets, 6);
+    // An application of this host waits for the lease to end; its second or third SYN then goes the plain way.
+    daemon.renew_last(0);
+    let start = Instant::now();
+    assert!(matches!(ask(&net, Place::Tpo, V4.server_at(PORT)).0, Answer::Server { .. }));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_first_match_wins_and_leases_are_apart() {
+    let net = Net::up();
+    for address in both() {
+        let whole =
+            |peer, on_failure| RuleSpec { destination_ports: 0..=u16::MAX, on_failure, ..rule(address, PORT, peer) };
+        let special = rule(address, PORT, 0);
+        for (rules, first) in [
+            (vec![special.clone(), whole(1, OnFailure::Closed)], [0, 1]),
+            (vec![whole(1, OnFailure::Closed), special.clone()], [1, 1]),
+            (vec![RuleSpec { enabled: false, ..special }, whole(1, OnFailure::Closed)], [1, 1]),
+        ] {
+            let daemon = Daemon::start(&net, table(rules, 2));
+            for leased in [0, 1] {
+                daemon.drop_lease(1 - leased);
+                daemon.keep(leased);
+                for (port, peer) in [(PORT, first[0]), (PORT_OTHER, first[1])] {
+                    let (answer, _) = ask(&net, Place::Client, address.server_at(port));
+                    match (peer == leased, peer) {
+                        (true, _) => assert!(matches!(answer, Answer::Tpo { .. }), "{leased} {port} {answer:?}"),
+                        (false, 0) => assert!(matches!(answer, Answer::Server { .. }), "{leased} {port} {answer:?}"),
+                        (false, _) => assert_eq!(answer, Answer::Refused, "{leased} {port}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Random rules over 10.80.0.0/12, all of whose addresses the server has; some inside others.
+fn many_rules(count: usize, dice: &mut net::Dice) -> Vec<RuleSpec> {
+    let one = |dice: &mut net::Dice| {
+        let address = Ipv4Addr::from((10 << 24) | (80 << 16) | dice.below(1 << 20) as u32);
+        let length = [32, 32, 32, 30, 29, 28, 24][dice.below(7) as usize];
+        let low = dice.below(100) as u16 * 100;
+        let ports = if dice.below(2) == 0 { 0..=u16::MAX } else { low..=low + 4_000 };
+        let peer = dice.below(3) as usize;
+        RuleSpec {
+            destination: (address.into(), length),
+            destination_ports: ports,
+            on_failure: if peer == 2 { OnFailure::Closed } else { OnFailure::Open },
+            ..rule(V4, 0, peer)
+        }
+    };
+    (0..count).map(|_| one(dice)).collect()
+}
+
+#[test]
+fn ten_thousand_rules() {
+    let net = Net::up();
+    net.ip(Place::Tpo, "route add 10.80.0.0/12 via 10.71.2.2");
+    net.ip(Place::Server, "route add local 10.80.0.0/12 dev lo");
+    let mut dice = net::Dice(7);
+    let rules = many_rules(10_000, &mut dice);
+    let start = Instant::now();
+    let layers = Layers::new(&rules).unwrap();
+    let layered = start.elapsed();
+    let sizes: Vec<usize> = layers.v4.layers.iter().map(Vec::len).collect();
+    println!("layers of 10,000 rules: {sizes:?}, {} covered, in {layered:?}", layers.v4.covered);
+    assert!(sizes.len() > 1 && sizes.len() < 30);
+
+    // The cost of setting up a connection that no rule names, without rules and with 10,000.
+    let unruled: SocketAddr = V4.server_at(PORT);
+    let start = Instant::now();
+    let daemon = Daemon::start(&net, table(Vec::new(), 3));
+    println!("start without rules: {:?}", start.elapsed());
+    let without = net.connect_time(unruled);
+    drop(daemon);
+    let start = Instant::now();
+    let daemon = Daemon::start(&net, table(rules.clone(), 3));
+    let loaded = start.elapsed();
+    println!("start with 10,000 rules: {loaded:?}");
+    assert!(loaded < Duration::from_secs(3), "10,000 rules took {loaded:?}");
+    let with = net.connect_time(unruled);
+    println!("median connect: {without:?} without rules, {with:?} with 10,000");
+    assert!(with < without * 3 + Duration::from_micros(200), "{with:?} against {without:?}");
+
+    let client = SocketAddr::new(V4.client, 40_000);
+    let missed =
+        rules.iter().map(|rule| SocketAddr::new(rule.destination.0, PORT)).find(|d| layers.find(client, *d).is_none());
+    let through = net.connect_time(missed.expect("some rule names other ports"));
+    println!("median connect to a named destination at another port, through all layers: {through:?}");
+
+    // The kernel finds what the layers find: peer 0 has its lease, 1 fails open, 2 fails closed.
+    daemon.keep(0);
+    let mut seen = [0; 4];
+    for index in 0..300 {
+        let IpAddr::V4(address) = rules[dice.below(10_000) as usize].destination.0 else { unreachable!() };
+        let destination = SocketAddr::new(
+            Ipv4Addr::from(address.to_bits() ^ dice.below(2) as u32).into(),
+            [PORT, PORT_OTHER][index % 2],
+        );
+        let (answer, from) = ask(&net, Place::Client, destination);
+        let client = SocketAddr::new(V4.client, from.map_or(40_000, |f| f.port()));
+        match layers.find(client, destination).map(|v| v.peer) {
+            None => seen[3] += usize::from(answer == Answer::Server { client }),
+            Some(0) => seen[0] += usize::from(answer == Answer::Tpo { client, destination }),
+            Some(1) => seen[1] += usize::from(answer == Answer::Server { client }),
+            Some(_) => seen[2] += usize::from(answer == Answer::Refused),
+        }
+        assert_eq!(seen.iter().sum::<usize>(), index + 1, "{client} -> {destination}: {answer:?}");
+    }
+    assert!(seen.iter().all(|n| *n > 0), "every outcome must occur: {seen:?}");
+}
+
+#[test]
+fn the_far_edge_speaks_from_the_clients_address() {
+    let net = Net::up();
+    for local in [true, false] {
+        let daemon = Daemon::start(&net, Table { local, ..table(rules_for(PORT_OTHER, OnFailure::Closed), 1) });
+        for address in both() {
+            let servers: &[IpAddr] = if local { &[address.server, address.tpo_wan] } else { &[address.server] };
+            for server in servers {
+                // The same port again and again, on two destinations at once.
+                for round in 0..3 {
+                    let client = SocketAddr::new(address.client, 40_123);
+                    let check = |port| {
+                        let stream = net
+                            .inside(Place::Tpo, || connect_from(Some(client), SocketAddr::new(*server, port)).unwrap());
+                        stream.set_nonblocking(false).unwrap();
+                        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                        let mut stream = BufReader::new(stream);
+                        let mut line = String::new();
+                        stream.read_line(&mut line).unwrap_or_else(|e| panic!("{server} round {round}: {e}"));
+                        assert_eq!(line, format!("server {client}\n"), "{server} round {round}");
+                        stream.get_mut().write_all(b"there and back\n").unwrap();
+                        line.clear();
+                        stream.read_line(&mut line).unwrap();
+                        assert_eq!(line, "there and back\n");
+                        stream
+                    };
+                    let first = check(PORT);
+                    let second = check(PORT_OTHER);
+                    // The server ends them, as servers do.
+                    for mut stream in [first, second] {
+                        stream.get_mut().write_all(b"bye\n").unwrap();
+                        assert_eq!(stream.read_to_end(&mut Vec::new()).unwrap(), 0);
+                    }
+                }
+            }
+            let client = SocketAddr::new(address.client, 0);
+            let failed = net.inside(Place::Tpo, || net::finish(connect_from(Some(client), address.server_at(9))));
+            assert_eq!(failed.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens there");
+        }
+        assert_eq!(daemon.counters()[counter::INTERCEPTED].packets, 0);
+    }
+}
+
+#[test]
+fn a_taken_four_tuple_is_address_in_use() {
+    let net = Net::up();
+    let daemon = Daemon::start(&net, table(Vec::new(), 1));
+    let client = Some(SocketAddr::new(V4.client, 40_124));
+    net.inside(Place::Tpo, || {
+        let first = net::finish(connect_from(client, V4.server_at(PORT))).unwrap();
+        let again = net::finish(connect_from(client, V4.server_at(PORT)));
+        assert_eq!(again.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+        drop(first);
+        let mixed = connect_from(client, V6.server_at(PORT)).unwrap_err();
+        assert_eq!(mixed.kind(), std::io::ErrorKind::InvalidInput);
+        // IPv4 in the clothes of IPv6.
+        let dressed = |address: IpAddr, port| match address {
+            IpAddr::V4(v4) => SocketAddr::new(IpAddr::V6(v4.to_ipv6_mapped()), port),
+            IpAddr::V6(_) => unreachable!(),
+        };
+        let stream = net::finish(connect_from(Some(dressed(V4.client, 40_125)), dressed(V4.server, PORT))).unwrap();
+        assert_eq!(net::first_line(&stream), "server 10.71.1.2:40125\n");
+    });
+    drop(daemon);
+}
+
+#[test]
+fn the_daemons_own_connections_are_not_intercepted() {
+    for mode in [Mode::Tproxy, Mode::Redirect] {
+        let net = Net::up();
+        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Closed), 1) });
+        daemon.keep(0);
+        for address in both() {
+            let stream = net.inside(Place::Tpo, || net::finish(connect_from(None, address.server_at(PORT))).unwrap());
+            let own = stream.local_addr().unwrap();
+            assert_eq!(net::first_line(&stream), format!("server {own}\n"), "{mode:?}");
+        }
+    }
+}
+
+#[test]
+fn connections_to_the_listener_itself_are_reset() {
+    let net = Net::up();
+    for mode in [Mode::Tproxy, Mode::Redirect] {
+        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        daemon.keep(0);
+        let ports = daemon.ports();
+        let loopback = [(Ipv4Addr::LOCALHOST.into(), ports.v4), (Ipv6Addr::LOCALHOST.into(), ports.v6.unwrap())];
+        let outside = [(V4.tpo_lan, ports.v4), (V6.tpo_lan, ports.v6.unwrap())];
+        for (address, port) in loopback {
+            let (answer, _) = ask(&net, Place::Tpo, SocketAddr::new(address, port));
+            assert_eq!(answer, Answer::Reset, "{mode:?}");
+        }
+        for (address, port) in outside {
+            let (answer, _) = ask(&net, Place::Client, SocketAddr::new(address, port));
+            assert_eq!(answer, if mode == Mode::Tproxy { Answer::Refused } else { Answer::Reset }, "{mode:?}");
+        }
+        assert_eq!(daemon.not_intercepted(), if mode == Mode::Tproxy { 2 } else { 4 });
+    }
+}
+
+#[test]
+fn accepted_sockets_inherit_what_they_need() {
+    let net = Net::up();
+    let listeners = net.inside(Place::Tpo, || Listeners::open(Mode::Tproxy).unwrap());
+    let ports = listeners.ports();
+    let table = table(rules_for(PORT, OnFailure::Open), 1);
+    let installed = net.inside(Place::Tpo, || install(&table, ports).unwrap());
+    net.inside(Place::Tpo, || Lease::open().unwrap().renew(0).unwrap());
+    let mut listeners = listeners;
+    let stream = std::thread::scope(|scope| {
+        let client = scope.spawn(|| net.inside(Place::Client, || TcpStream::connect(V4.server_at(PORT)).unwrap()));
+        let client = client.join().unwrap();
+        let mut accepted = Vec::new();
+        let batch = listeners.v4.accept_batch(8, &mut accepted).unwrap();
+        assert!(batch.drained);
+        assert_eq!(accepted[0].client, client.local_addr().unwrap());
+        accepted.pop().unwrap().stream
+    });
+    let socket = socket2::SockRef::from(&stream);
+    assert!(socket.tcp_nodelay().unwrap());
+    assert!(socket.nonblocking().unwrap());
+    assert_eq!(socket.mark().unwrap(), tpo::intercept::MARK_OWN);
+    assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
+    assert!(socket.tcp_congestion().unwrap().starts_with(b"cubic"), "{:?}", socket.tcp_congestion());
+    net.inside(Place::Tpo, || installed.remove().unwrap());
+}
+
+#[test]
+fn removal_leaves_everything_as_it_was() {
+    let net = Net::up();
+    net.nft(
+        Place::Tpo,
+        "table inet other { chain input { type filter hook input priority 0; tcp dport 9 counter drop; }; }",
+    );
+    net.ip(Place::Tpo, "rule add fwmark 0x10/0x10 lookup 55 pref 477");
+    let before = net.state(Place::Tpo);
+    for mode in [Mode::Tproxy, Mode::Redirect] {
+        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        assert!(net.state(Place::Tpo).contains("table inet tpo"));
+        drop(daemon);
+        assert_eq!(net.state(Place::Tpo), before);
+    }
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_replaced_and_removed() {
+    let net = Net::up();
+    let before = net.state(Place::Tpo);
+    let mut child = net
+        .command(Place::Tpo, std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_installs_and_waits", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("installed")), "the child must come up");
+    let table = table(rules_for(PORT, OnFailure::Open), 1);
+    let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
+    let second = net.inside(Place::Tpo, || install(&table, ports).map(drop));
+    assert!(matches!(second, Err(InstallError::AlreadyRunning)), "{second:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = net.state(Place::Tpo);
+    assert!(left.contains("table inet tpo") && left.contains("lookup 478"), "{left}");
+    let daemon = Daemon::start(&net, table);
+    daemon.keep(0);
+    assert!(matches!(ask(&net, Place::Client, V6.server_at(PORT)).0, Answer::Tpo { .. }));
+    drop(daemon);
+    assert_eq!(net.state(Place::Tpo), before);
+    net.inside(Place::Tpo, || install::remove_left_overs().unwrap());
+    assert_eq!(net.state(Place::Tpo), before);
+}
+
+#[test]
+#[ignore = "started by another test, in a namespace"]
+fn child_that_installs_and_waits() {
+    let listeners = Listeners::open(Mode::Tproxy).unwrap();
+    let _installed = install(&table(rules_for(PORT, OnFailure::Open), 1), listeners.ports()).unwrap();
+    println!("\ninstalled");
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn out_of_descriptors_connections_are_reset_and_later_ones_live() {
+    let net = Net::up();
+    let output = net
+        .command(Place::Tpo, std::env::current_exe().unwrap())
+        .args(["--exact", "child_without_descriptors", "--ignored", "--nocapture", "--test-threads=1"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+#[ignore = "started by another test, in a namespace"]
+fn child_without_descriptors() {
+    // Redirect mode's listener can be reached by redirecting without our rules.
+    let mut listeners = Listeners::open(Mode::Redirect).unwrap();
+    let port = listeners.ports().v4;
+    let rule = format!(
+        "table inet t {{ chain o {{ type nat hook output priority -100; tcp dport 81 redirect to :{port}\n }}\n }}"
+    );
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    nft.stdin.take().unwrap().write_all(rule.as_bytes()).unwrap();
+    assert!(nft.wait().unwrap().success());
+    let connect = || TcpStream::connect("10.71.1.1:81").unwrap();
+    let clients: Vec<TcpStream> = (0..5).map(|_| connect()).collect();
+    let mut held = Vec::new();
+    net::lower_descriptor_limit();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        held.push(file);
+    }
+    held.pop();
+    held.pop();
+    let mut accepted = Vec::new();
+    let batch = listeners.v4.accept_batch(64, &mut accepted).unwrap();
+    assert_eq!((accepted.len(), batch.no_descriptors, batch.drained), (2, 3, true));
+    assert_eq!(net::read_kind(&clients[4]), Some(std::io::ErrorKind::ConnectionReset));
+    drop(held);
+    drop(accepted.pop());
+    let _client = connect();
+    let batch = listeners.v4.accept_batch(64, &mut accepted).unwrap();
+    assert_eq!((accepted.len(), batch.no_descriptors), (2, 0));
+    assert_eq!(accepted[1].destination, "10.71.1.1:81".parse().unwrap());
+}
+
+#[test]
+fn without_ipv6_ipv4_works() {
+    let net = Net::up();
+    net.sysctl(Place::Tpo, "net.ipv6.conf.all.disable_ipv6", "1");
+    let before = net.state(Place::Tpo);
+    let daemon = Daemon::start(&net, table(rules_for(PORT, OnFailure::Open), 1));
+    assert_eq!(daemon.ports().v6, None);
+    daemon.keep(0);
+    for place in [Place::Client, Place::Tpo] {
+        assert!(matches!(ask(&net, place, V4.server_at(PORT)).0, Answer::Tpo { .. }), "{place:?}");
+    }
+    drop(daemon);
+    assert_eq!(net.state(Place::Tpo), before);
+}
+
+#[test]
+fn a_lease_without_rules_is_an_error() {
+    let net = Net::up();
+    let mut lease = net.inside(Place::Tpo, || Lease::open().unwrap());
+    assert_eq!(lease.renew(0).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(lease.counters().unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    let daemon = Daemon::start(&net, table(Vec::new(), 1));
+    lease.renew(0).unwrap();
+    // An earlier error's answers are not taken for a later call's.
+    assert_eq!(lease.renew(1).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    lease.renew(0).unwrap();
+    assert_eq!(lease.counters().unwrap().len(), counter::ALL.len());
+    drop(daemon);
+}
+
+#[test]
+fn settings_that_break_interception_are_found_and_do_break_it() {
+    let net = Net::up();
+    let table = table(rules_for(PORT, OnFailure::Open), 1);
+    let found = || net.inside(Place::Tpo, || findings::findings(&table));
+    assert_eq!(found(), []);
+    let daemon = Daemon::start(&net, table.clone());
+    daemon.keep(0);
+    net.sysctl(Place::Tpo, "net.ipv4.tcp_syncookies", "2");
+    assert_eq!(found()[0].severity, findings::Severity::Problem);
+    assert!(!matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    net.sysctl(Place::Tpo, "net.ipv4.tcp_syncookies", "1");
+    net.sysctl(Place::Tpo, "net.ipv4.conf.all.rp_filter", "1");
+    assert_eq!(found(), []);
+    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    net.sysctl(Place::Tpo, "net.ipv4.conf.all.src_valid_mark", "1");
+    assert_eq!(found().len(), 1);
+    assert!(!matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    net.nft(Place::Tpo, "table ip filter { chain INPUT { type filter hook input priority 0; policy drop; }; }");
+    assert_eq!(found().len(), 2);
+}
+
+#[test]
+fn a_listener_can_be_opened_where_a_server_has_the_port() {
+    let net = Net::up();
+    net.inside(Place::Tpo, || {
+        let listeners = Listeners::open(Mode::Tproxy).unwrap();
+        // The loopback-bound listener takes nothing from the host's own addresses.
+        let other = TcpListener::bind((Ipv4Addr::new(10, 71, 1, 1), listeners.ports().v4));
+        assert!(other.is_ok());
+    });
+}
