@@ -1,2 +1,39 @@
 //! The data mover: payloads, reliably and secretly, over lossy datagrams (claims 18-23, 28, 42).
 #![forbid(unsafe_code)]
+
+// Reliability.
+mod ack;
+mod config;
+mod congestion;
+mod connection;
+mod error;
+mod liveness;
+mod mover;
+mod mtu;
+mod pacer;
+mod packet;
+mod params;
+mod ranges;
+mod recv;
+mod rtt;
+mod send;
+mod seq;
+mod sessions;
+mod stats;
+mod timer;
+
+// Secrecy.
+mod crypto;
+mod handshake;
+mod identity;
+
+pub use config::{Config, Congestion, Limits};
+pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
+pub use error::ParseError;
+pub use handshake::HandshakeStats;
+#[doc(hidden)]
+pub use handshake::fuzz_handshake;
+pub use identity::{Identity, KeyError, PublicKey};
+pub use mover::{Event, Mover, Reason, Transmit};
+pub use stats::Stats;
+pub use timer::Timer;

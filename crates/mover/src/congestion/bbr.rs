@@ -1,0 +1,456 @@
+//! `Auto`: a model of the path (its bandwidth and shortest round trip) instead of a reaction to loss.
+//!
+//! Built on the ideas of BBR (draft-ietf-ccwg-bbr) and of transport.md 2.3: the bandwidth is the best delivery rate of the last
+//! two probing cycles; random loss is measured while sending below the bandwidth (`floor.rs`) and given back to the samples, so
+//! that it costs nothing; loss beyond that floor, or a queue that does not go away, lowers a short-lived bound.
+//!
+//! Life: *startup* doubles the rate each round until it stops growing (skipped when the rate is configured) → *drain* empties
+//! the queue that this made → *cruise*, every few seconds *up* to ask for more and *down* to take back what that
+//! queued. *Probe RTT* empties the pipe when the shortest round trip was not seen for ten seconds.
+
+use super::floor::{Floor, excess};
+use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
+use crate::ack::Schedule;
+use crate::timer::{MILLISECOND, Nanos, SECOND};
+
+/// Gains in percent. Startup: 4 ln 2, the smallest that doubles the delivery rate each round.
+const STARTUP_GAIN: u64 = 277;
+const DRAIN_GAIN: u64 = 50;
+const UP_GAIN: u64 = 125;
+const DOWN_GAIN: u64 = 75;
+/// While measuring the loss floor: below the bandwidth, so that no queue and no loss is ours.
+const FLOOR_GAIN: u64 = 90;
+/// Cruising leaves one percent for the measurement's own error; more while a queue stands.
+const CRUISE_GAIN: u64 = 99;
+const CRUISE_QUEUED_GAIN: u64 = 96;
+const HALF_GAIN: u64 = 50;
+/// Where a configured rate starts from, in percent of it.
+const JUMP_PERCENT: u64 = 90;
+/// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
+const PLATEAU_ROUNDS_QUEUED: u32 = 3;
+const PLATEAU_ROUNDS: u32 = 8;
+/// A round with fewer datagrams proves nothing.
+const PLATEAU_DATAGRAMS: u64 = 30;
+/// Loss in a round that ends startup and bounds the bandwidth when it comes with a queue, in percent.
+const HEAVY_LOSS_PERCENT: u64 = 20;
+/// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
+const CRUISE: Nanos = 2 * SECOND;
+const CRUISE_ROUNDS: u64 = 8;
+/// Below so many datagrams in a round, up takes the whole round.
+const SHORT_ROUND_DATAGRAMS: u64 = 200;
+/// The shortest round trip is measured again when nothing confirmed it for so long.
+const PROBE_RTT_EVERY: Nanos = 10 * SECOND;
+const PROBE_RTT_TIME: Nanos = 200 * MILLISECOND;
+/// Round means are compared with the least of the last two periods: what jitter adds is no queue.
+const MEAN_PERIOD: Nanos = 15 * SECOND;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Startup,
+    Drain,
+    Cruise,
+    Up,
+    Down,
+    ProbeRtt,
+}
+
+/// What one packet-timed round saw.
+#[derive(Default)]
+struct Round {
+    /// Ends when a datagram sent after this much was delivered is acknowledged.
+    end: u64,
+    best_rate: u64,
+    /// At least one sample was not limited by what there was to send.
+    full: bool,
+    rtt_sum: u128,
+    rtt_count: u64,
+    rtt_least: Nanos,
+    delivered: u64,
+    lost: u64,
+}
+
+/// The model.
+pub(crate) struct Bbr {
+    cap: Option<u64>,
+    dice: fastrand::Rng,
+    datagram: u64,
+    phase: Phase,
+    phase_at: Nanos,
+    /// Best delivery rate of the previous and of this probing cycle.
+    best: [u64; 2],
+    cycle_full: bool,
+    /// Bound until the next attempt to go up.
+    short: Option<u64>,
+    round: Round,
+    rounds: u64,
+    plateau: u64,
+    plateau_rounds: u32,
+    heavy_rounds: u32,
+    floor: Floor,
+    measuring_floor: bool,
+    /// How long this up keeps its gain, and whether its first round is over.
+    up_time: Nanos,
+    up_rounds: u32,
+    next_up: Nanos,
+    /// Least mean round trip of this and the previous period.
+    mean: [Nanos; 2],
+    mean_at: Nanos,
+    smoothed: Nanos,
+    queued: bool,
+    probe_rtt_at: Nanos,
+    halved_until_round: u64,
+    rate: u64,
+    window: u64,
+}
+
+impl Bbr {
+    pub(super) fn new(cap: Option<u64>, datagram: u64, seed: u64, now: Nanos) -> Bbr {
+        Bbr {
+            cap,
+            dice: fastrand::Rng::with_seed(seed),
+            datagram,
+            phase: Phase::Startup,
+            phase_at: now,
+            best: [0; 2],
+            cycle_full: false,
+            short: None,
+            round: Round { rtt_least: Nanos::MAX, ..Round::default() },
+            rounds: 0,
+            plateau: 0,
+            plateau_rounds: 0,
+            heavy_rounds: 0,
+            floor: Floor::default(),
+            measuring_floor: false,
+            up_time: 0,
+            up_rounds: 0,
+            next_up: 0,
+            mean: [Nanos::MAX; 2],
+            mean_at: now,
+            smoothed: 0,
+            queued: false,
+            probe_rtt_at: now,
+            halved_until_round: 0,
+            rate: initial_rate(cap, datagram),
+            window: INITIAL_DATAGRAMS * datagram,
+        }
+    }
+
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.window
+    }
+
+    pub(super) fn bandwidth(&self) -> u64 {
+        let best = self.best[0].max(self.best[1]);
+        self.short.map_or(best, |short| best.min(short))
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        match self.phase {
+            Phase::Startup => "startup",
+            Phase::Drain => "drain",
+            Phase::Cruise => "cruise",
+            Phase::Up => "up",
+            Phase::Down if self.measuring_floor => "floor",
+            Phase::Down => "down",
+            Phase::ProbeRtt => "probe rtt",
+        }
+    }
+
+    pub(super) fn on_outage_end(&mut self, _now: Nanos) {
+        // transport.md 3.6: half the rate for a round, until the path has shown that it is still the same.
+        self.halved_until_round = self.rounds + 2;
+    }
+
+    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
+        self.datagram = news.datagram;
+        self.floor.on_lost(news.lost);
+        self.round.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+        let Some(minimum) = news.rtt.minimum() else {
+            return;
+        };
+        if let Some(measured) = news.measured {
+            self.on_rtt(measured, minimum);
+        }
+        if news.acked > 0 {
+            self.on_acked(news, minimum, now);
+        }
+        self.set_rate_and_window(news, minimum, now);
+    }
+
+    fn on_acked(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+        self.round.delivered += news.acked;
+        let mut round_ended = false;
+        if let Some(sample) = news.sample {
+            self.floor.on_acked(news.acked, sample.sent);
+            round_ended = sample.prior_delivered >= self.round.end;
+            self.on_sample(news, minimum);
+        }
+        if self.rounds == 0 && self.best[1] == 0 {
+            self.jump(minimum, now);
+        }
+        if round_ended {
+            self.on_round(news, minimum, now);
+        }
+        self.step(news, minimum, round_ended, now);
+    }
+
+    /// The configured rate is where we start as soon as the round trip is known.
+    fn jump(&mut self, minimum: Nanos, now: Nanos) {
+        if let Some(cap) = self.cap {
+            self.best[1] = cap * JUMP_PERCENT / 100;
+            self.cycle_full = true;
+            self.enter(Phase::Cruise, now);
+            self.next_up = now + 2 * minimum;
+        }
+    }
+
+    fn on_rtt(&mut self, measured: Nanos, minimum: Nanos) {
+        self.round.rtt_sum += u128::from(measured);
+        self.round.rtt_count += 1;
+        self.round.rtt_least = self.round.rtt_least.min(measured);
+        self.smoothed = if self.smoothed == 0 { measured } else { (7 * self.smoothed + measured) / 8 };
+        let base = self.mean[0].min(self.mean[1]).max(minimum);
+        let base = if base == Nanos::MAX { minimum } else { base };
+        self.queued = self.smoothed > base + minimum / 20 + 2 * MILLISECOND;
+    }
+
+    fn on_sample(&mut self, news: &News<'_>, minimum: Nanos) {
+        let Some(sample) = news.sample.filter(|sample| sample.interval > 0 && 2 * sample.interval >= minimum) else {
+            return;
+        };
+        let given_back = self.floor.give_back(sample.delivered, sample.lost, self.datagram);
+        let rate = rate_of(sample.delivered + given_back, sample.interval);
+        self.round.best_rate = self.round.best_rate.max(rate);
+        if rate >= self.best[0].max(self.best[1]) || !sample.app_limited {
+            self.best[1] = self.best[1].max(rate);
+        }
+        if !sample.app_limited {
+            self.cycle_full = true;
+            self.round.full = true;
+        }
+    }
+
+    fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+        self.rounds += 1;
+        let fresh = Round { end: news.delivered, rtt_least: Nanos::MAX, ..Round::default() };
+        let round = std::mem::replace(&mut self.round, fresh);
+        if round.rtt_count > 0 {
+            let mean = (round.rtt_sum / u128::from(round.rtt_count)) as Nanos;
+            if now > self.mean_at + MEAN_PERIOD {
+                self.mean = [self.mean[1], Nanos::MAX];
+                self.mean_at = now;
+            }
+            self.mean[1] = self.mean[1].min(mean);
+        }
+        let total = round.delivered + round.lost;
+        let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
+        self.heavy_rounds = if heavy { self.heavy_rounds + 1 } else { 0 };
+        match self.phase {
+            Phase::Startup => self.on_startup_round(&round),
+            Phase::Up | Phase::Drain => {}
+            Phase::Cruise | Phase::Down | Phase::ProbeRtt => self.on_calm_round(&round, minimum),
+        }
+    }
+
+    fn on_startup_round(&mut self, round: &Round) {
+        if !round.full || round.delivered < PLATEAU_DATAGRAMS * self.datagram {
+            return;
+        }
+        let bandwidth = self.bandwidth();
+        if bandwidth >= self.plateau + self.plateau / 4 {
+            self.plateau = bandwidth;
+            self.plateau_rounds = 0;
+        } else {
+            self.plateau_rounds += 1;
+        }
+    }
+
+    fn startup_is_over(&self) -> bool {
+        let enough = if self.queued { PLATEAU_ROUNDS_QUEUED } else { PLATEAU_ROUNDS };
+        let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap);
+        self.plateau_rounds >= enough || at_cap || (self.heavy_rounds >= 2 && self.queued)
+    }
+
+    /// Without an attempt to go up, loss beyond the floor or a standing queue says that the bandwidth shrank.
+    fn on_calm_round(&mut self, round: &Round, minimum: Nanos) {
+        if !round.full || round.rtt_count == 0 {
+            return;
+        }
+        let stands = round.rtt_least > minimum + minimum / 4 + 5 * MILLISECOND;
+        let total = round.delivered + round.lost;
+        let too_much = excess(round.lost, total, self.datagram, &self.floor, self.queued)
+            && (self.queued || self.heavy_rounds >= 3);
+        if stands || too_much {
+            let bandwidth = self.bandwidth();
+            self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, now: Nanos) {
+        self.phase = phase;
+        self.phase_at = now;
+    }
+
+    fn start_cruise(&mut self, minimum: Nanos, now: Nanos) {
+        self.enter(Phase::Cruise, now);
+        let chance = self.dice.u64(0..SECOND);
+        self.next_up = now + (CRUISE + chance).max(CRUISE_ROUNDS * minimum);
+    }
+
+    fn after_drain(&mut self, minimum: Nanos, now: Nanos) {
+        if self.floor.is_due(self.smoothed, now) {
+            self.measuring_floor = true;
+            self.enter(Phase::Down, now);
+        } else {
+            self.start_cruise(minimum, now);
+        }
+    }
+
+    fn start_up(&mut self, minimum: Nanos, now: Nanos) {
+        self.short = None;
+        self.up_time = 4 * (minimum / 20).max(5 * MILLISECOND);
+        if bytes_in(self.bandwidth(), minimum) < SHORT_ROUND_DATAGRAMS * self.datagram {
+            self.up_time = self.up_time.max(minimum);
+        }
+        self.up_rounds = 0;
+        self.enter(Phase::Up, now);
+    }
+
+    fn end_cycle(&mut self, now: Nanos) {
+        if self.cycle_full {
+            self.best = [self.best[1], 0];
+            self.cycle_full = false;
+        }
+        self.measuring_floor = self.floor.is_due(self.smoothed, now);
+        self.enter(Phase::Down, now);
+    }
+
+    fn product(&self, minimum: Nanos) -> u64 {
+        bytes_in(self.bandwidth(), minimum)
+    }
+
+    fn step(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
+        // What is in flight beyond the product without being a queue: acknowledgements held back.
+        let held_back = bytes_in(self.bandwidth(), Schedule::interval(Some(minimum))) + 2 * self.datagram;
+        let drained = news.in_flight <= self.product(minimum) + held_back;
+        let elapsed = now.saturating_sub(self.phase_at);
+        match self.phase {
+            Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
+            Phase::Startup => {}
+            Phase::Drain if drained || elapsed > 4 * minimum.max(MILLISECOND) => self.after_drain(minimum, now),
+            Phase::Drain => {}
+            Phase::Cruise if now >= self.next_up => self.start_up(minimum, now),
+            Phase::Cruise => {}
+            Phase::Up => self.step_up(news, minimum, round_ended, now),
+            Phase::Down => self.step_down(drained, minimum, now),
+            Phase::ProbeRtt => {
+                if elapsed >= PROBE_RTT_TIME.max(minimum) && round_ended {
+                    self.probe_rtt_at = now;
+                    self.start_cruise(minimum, now);
+                }
+            }
+        }
+        let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
+        if stale > PROBE_RTT_EVERY && matches!(self.phase, Phase::Cruise | Phase::Down) {
+            self.enter(Phase::ProbeRtt, now);
+        }
+    }
+
+    fn step_up(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
+        let elapsed = now.saturating_sub(self.phase_at);
+        // The first acknowledgements tell about the time before.
+        let told = self.up_rounds > 0 || elapsed > minimum;
+        let total = self.round.delivered + self.round.lost;
+        let too_much = excess(self.round.lost, total, self.datagram, &self.floor, self.queued);
+        if told && (self.queued || too_much) {
+            self.end_cycle(now);
+            return;
+        }
+        if !round_ended || !told {
+            return;
+        }
+        self.up_rounds += 1;
+        let limited = news.sample.is_some_and(|sample| sample.app_limited);
+        let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
+        if limited || at_cap || self.up_rounds >= 12 {
+            self.end_cycle(now);
+        } else {
+            // No queue yet: there may be much more.
+            self.up_time = self.up_time.saturating_mul(2);
+            self.phase_at = now;
+        }
+    }
+
+    fn step_down(&mut self, drained: bool, minimum: Nanos, now: Nanos) {
+        let elapsed = now.saturating_sub(self.phase_at);
+        if !self.measuring_floor {
+            if drained || elapsed > 2 * minimum.max(MILLISECOND) {
+                self.start_cruise(minimum, now);
+            }
+            return;
+        }
+        if self.floor.measuring_since().is_none() && (drained || elapsed > 2 * minimum) {
+            self.floor.start(now);
+        }
+        if self.floor.is_done(minimum, self.datagram, now) {
+            self.measuring_floor = false;
+            self.start_cruise(minimum, now);
+        }
+    }
+
+    fn gain(&self, fast: bool) -> u64 {
+        match self.phase {
+            Phase::Startup => STARTUP_GAIN,
+            Phase::Drain => DRAIN_GAIN,
+            Phase::Up if fast => UP_GAIN,
+            Phase::Up => 100,
+            Phase::Down if self.measuring_floor => FLOOR_GAIN,
+            Phase::Down if self.queued => DOWN_GAIN,
+            Phase::Down | Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
+            Phase::Down | Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
+        }
+    }
+
+    fn set_rate_and_window(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+        let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
+        let bandwidth = self.bandwidth();
+        let mut rate = if self.phase == Phase::Startup {
+            let known =
+                bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, news.rtt.smoothed().unwrap_or(SECOND)));
+            known * STARTUP_GAIN / 100
+        } else {
+            // Each round of up is fast for its own time only.
+            let fast = now.saturating_sub(self.phase_at) < self.up_time;
+            bandwidth * self.gain(fast) / 100
+        };
+        if self.rounds < self.halved_until_round {
+            rate = rate * HALF_GAIN / 100;
+        }
+        rate = rate.max(rate_of(least, news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND)));
+        self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
+
+        // Acknowledgements are held back, and lost datagrams count until their loss is known: twice the product and some.
+        let held_back = 2 * bytes_in(bandwidth, Schedule::interval(Some(minimum)))
+            + 3 * (self.rate / 1_000).clamp(2 * self.datagram, 64_000);
+        let product = bytes_in(bandwidth, minimum);
+        self.window = match self.phase {
+            Phase::Startup => {
+                let grown = self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+                let lost_round = self.heavy_rounds > 0 && self.queued;
+                if lost_round {
+                    self.window
+                } else {
+                    grown.min((3 * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
+                }
+            }
+            Phase::ProbeRtt => product / 2 + held_back,
+            Phase::Up => product * 9 / 4 + held_back,
+            Phase::Drain | Phase::Cruise | Phase::Down => 2 * product + held_back,
+        }
+        .max(least);
+    }
+}

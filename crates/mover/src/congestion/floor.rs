@@ -1,0 +1,160 @@
+//! How much of the path's loss is not ours: the floor below which loss says nothing about congestion (transport.md 2.3, 1-4).
+//!
+//! Measured on datagrams that left at less than the path's bandwidth while no queue stood, so that a full queue cannot have
+//! dropped them. `bbr.rs` decides when; the result goes back into its delivery-rate samples and its idea of too much loss.
+
+use super::Lost;
+use crate::timer::{Nanos, SECOND};
+
+/// More than this is not given back, whatever was measured: the policy's tolerance. At 35 % of loss it still lets the rate stand.
+const TOLERANCE: f64 = 0.20;
+/// Believed without a measurement.
+const UNMEASURED: f64 = 0.01;
+/// Below this loss there is nothing worth measuring.
+const WORTH_MEASURING: f64 = 0.003;
+/// Loss beyond the floor that is not yet too much.
+const MARGIN: f64 = 0.02;
+/// Fewer lost datagrams are never too much.
+const FEWEST: f64 = 3.0;
+/// How much an old measurement counts beside a new one.
+const KEEP: f64 = 0.7;
+/// A measurement takes at least so many datagrams, and at most so many of the shortest round trips to get them.
+const DATAGRAMS: u64 = 100;
+const LONGEST_ROUNDS: u64 = 8;
+/// The first measurements follow one another sooner.
+const EARLY: u32 = 3;
+/// Datagrams that the recent loss ratio remembers.
+const RECENT_DATAGRAMS: f64 = 4_000.0;
+
+/// The floor and its measurement.
+#[derive(Default)]
+pub(super) struct Floor {
+    since: Option<Nanos>,
+    until: Option<Nanos>,
+    acked: u64,
+    lost: u64,
+    acked_sum: f64,
+    lost_sum: f64,
+    measured: u32,
+    last_at: Nanos,
+    recent_acked: f64,
+    recent_lost: f64,
+    /// Runs of neighbouring losses: bursts make chance counts vary more.
+    last_lost: u64,
+    losses: f64,
+    runs: f64,
+}
+
+impl Floor {
+    pub(super) fn on_lost(&mut self, lost: &[Lost]) {
+        for loss in lost {
+            self.losses += 1.0;
+            if loss.number != self.last_lost + 1 {
+                self.runs += 1.0;
+            }
+            self.last_lost = loss.number;
+            self.recent_lost += loss.bytes as f64;
+            if self.measures(loss.sent) {
+                self.lost += loss.bytes;
+            }
+        }
+        if self.losses > 400.0 {
+            self.losses /= 2.0;
+            self.runs /= 2.0;
+        }
+    }
+
+    /// So many bytes were acknowledged, the newest of them sent at `sent`.
+    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos) {
+        self.recent_acked += bytes as f64;
+        if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * 1_500.0 {
+            self.recent_acked /= 2.0;
+            self.recent_lost /= 2.0;
+        }
+        if self.measures(sent) {
+            self.acked += bytes;
+        }
+        // A quarter of the measured time later its losses are known too.
+        if let (Some(since), Some(until)) = (self.since, self.until)
+            && sent > until + (until - since) / 4
+        {
+            self.conclude();
+        }
+    }
+
+    fn measures(&self, sent: Nanos) -> bool {
+        self.since.is_some_and(|since| sent >= since) && self.until.is_none_or(|until| sent < until)
+    }
+
+    fn conclude(&mut self) {
+        if self.acked + self.lost > 0 {
+            self.acked_sum = self.acked_sum * KEEP + self.acked as f64;
+            self.lost_sum = self.lost_sum * KEEP + self.lost as f64;
+            self.measured += 1;
+        }
+        (self.since, self.until, self.acked, self.lost) = (None, None, 0, 0);
+    }
+
+    /// Is it time to measure?
+    pub(super) fn is_due(&self, round_trip: Nanos, now: Nanos) -> bool {
+        let recent = self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0);
+        let every =
+            if self.measured < EARLY { (2 * SECOND).max(16 * round_trip) } else { (5 * SECOND).max(32 * round_trip) };
+        let rested = self.measured == 0 || now > self.last_at + every;
+        recent > WORTH_MEASURING && rested && self.since.is_none()
+    }
+
+    pub(super) fn start(&mut self, now: Nanos) {
+        (self.since, self.until, self.acked, self.lost, self.last_at) = (Some(now), None, 0, 0, now);
+    }
+
+    pub(super) fn measuring_since(&self) -> Option<Nanos> {
+        self.since
+    }
+
+    /// Have enough datagrams left for the measurement? It then waits for their fate.
+    pub(super) fn is_done(&mut self, minimum: Nanos, datagram: u64, now: Nanos) -> bool {
+        let Some(since) = self.since else {
+            return false;
+        };
+        let elapsed = now.saturating_sub(since);
+        // What is acknowledged now left one round trip ago: the count lags, the time does not.
+        let enough = self.acked + self.lost >= DATAGRAMS * datagram && elapsed >= minimum;
+        if enough || elapsed >= LONGEST_ROUNDS * minimum || (elapsed >= minimum && self.acked == 0) {
+            self.until = Some(now);
+            return true;
+        }
+        false
+    }
+
+    /// The share of datagrams that are lost whatever we do.
+    pub(super) fn ratio(&self) -> f64 {
+        if self.measured > 0 {
+            (self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0)).min(TOLERANCE)
+        } else {
+            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0)).min(UNMEASURED)
+        }
+    }
+
+    /// How much more than independent losses these vary: twice the mean run, less one.
+    fn burstiness(&self) -> f64 {
+        if self.losses < 20.0 { 1.0 } else { (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0) }
+    }
+
+    /// How many of the bytes lost in an interval the path would have lost anyway: what chance explains, not more.
+    pub(super) fn give_back(&self, delivered: u64, lost: u64, datagram: u64) -> u64 {
+        let ratio = self.ratio();
+        let count = delivered as f64 / (1.0 - ratio) / datagram as f64;
+        let chance = 2.0 * (count * ratio * (1.0 - ratio) * self.burstiness()).sqrt();
+        lost.min(((count * ratio + chance) * datagram as f64) as u64)
+    }
+}
+
+/// Is so much loss more than the floor explains? With a queue beside it, less evidence is needed.
+pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued: bool) -> bool {
+    let (lost, count) = (lost as f64 / datagram as f64, total as f64 / datagram as f64);
+    let ratio = floor.ratio();
+    let deviations = if queued { 2.0 } else { 4.0 };
+    let chance = deviations * (count * ratio * (1.0 - ratio) * floor.burstiness()).sqrt();
+    lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
+}

@@ -1,0 +1,291 @@
+//! One life of the pair of movers: everything that begins new when the peer is a new instance.
+//!
+//! Joins the sending half, the receiving half, the keys and the watch over the peer; fills datagrams and takes them apart.
+//! `mover.rs` makes a connection when a handshake is done and drops it when the peer is dead or another.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::config::{Config, Limits};
+use crate::crypto::{HEADER, Session, TAG};
+use crate::liveness::{Finding, Liveness};
+use crate::packet::{self, Subfield, Subfields};
+use crate::params::Params;
+use crate::recv::{Receiver, Wishes};
+use crate::send::{AckError, Load, Sender};
+use crate::sessions::Sessions;
+use crate::stats::Stats;
+use crate::timer::{Earliest, Nanos, Timer};
+
+/// The part of a datagram with data that an acknowledgement may take.
+const RIDING_SHARE: usize = 3;
+/// Copies of the goodbye: nobody will answer it.
+const CLOSE_COPIES: usize = 3;
+/// Without a configured rate: what the return path carries at least, as a share of what comes in.
+const RETURN_SHARE: u64 = 16;
+
+/// What a received datagram changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Received {
+    /// It opened: the peer was heard.
+    pub(crate) heard: bool,
+    /// The current session is confirmed by it.
+    pub(crate) confirmed: bool,
+    /// It ended a silence.
+    pub(crate) ended_silence: bool,
+    /// The peer says goodbye.
+    pub(crate) closed: Option<u8>,
+}
+
+/// The state between two instances.
+pub(crate) struct Connection {
+    pub(crate) sender: Sender,
+    pub(crate) receiver: Receiver,
+    pub(crate) liveness: Liveness,
+    sessions: Sessions,
+    remote: SocketAddr,
+    peer: Params,
+    rate: Option<u64>,
+    max_payload: usize,
+    peer_delivery_rate: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        config: &Config,
+        first_physical: u64,
+        peer: Params,
+        session: Session,
+        remote: SocketAddr,
+        now: Nanos,
+    ) -> Connection {
+        Connection {
+            sender: Sender::new(config, first_physical, remote, now),
+            receiver: Receiver::new(&config.limits, now),
+            liveness: Liveness::new(config, now),
+            sessions: Sessions::new(session),
+            remote,
+            peer,
+            rate: config.rate,
+            max_payload: config.max_payload,
+            peer_delivery_rate: 0,
+        }
+    }
+
+    pub(crate) fn peer(&self) -> &Params {
+        &self.peer
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// A new handshake with the same instance is done: everything goes on under new keys. True if that ended a silence.
+    pub(crate) fn rekey(&mut self, session: Session, remote: SocketAddr, now: Nanos) -> bool {
+        self.sessions.replace(session, now + self.sender.three_probe_times());
+        self.move_to(remote, now);
+        // Both sides learn at once what the other lacks.
+        self.sender.ask();
+        self.liveness.on_heard(now)
+    }
+
+    fn move_to(&mut self, remote: SocketAddr, now: Nanos) {
+        if remote != self.remote {
+            self.remote = remote;
+            self.sender.on_new_path(remote, now);
+        }
+    }
+
+    /// Bytes per second that the way back surely carries: what acknowledgements may take a share of.
+    fn return_rate(&self) -> u64 {
+        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.delivery_rate() / RETURN_SHARE))
+    }
+
+    // --- in --------------------------------------------------------------------------------------------------------------
+
+    /// A session datagram. Nothing changes unless it opens.
+    pub(crate) fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        (index, low): (u32, u32),
+        datagram: &mut [u8],
+        instant: Instant,
+        now: Nanos,
+        stats: &mut Stats,
+    ) -> Received {
+        let number = self.receiver.recover(low);
+        let Some(session) = self.sessions.find(index) else {
+            stats.datagrams_unknown += 1;
+            return Received::default();
+        };
+        if !self.receiver.bitmap.is_new(number) {
+            stats.datagrams_replayed += 1;
+            return Received::default();
+        }
+        let length = datagram.len();
+        let Ok(plain) = session.open(number, datagram, instant) else {
+            stats.datagrams_forged += 1;
+            return Received::default();
+        };
+        stats.datagrams_received += 1;
+        stats.bytes_received += length as u64;
+        let mut received = Received {
+            heard: true,
+            confirmed: self.sessions.on_opened(index),
+            ended_silence: self.liveness.on_heard(now),
+            closed: None,
+        };
+        if from != self.remote && self.receiver.bitmap.highest().is_none_or(|highest| number > highest) {
+            self.move_to(from, now);
+            stats.moves += 1;
+        }
+        received.closed = self.take_subfields(plain, number, now, stats);
+        received
+    }
+
+    fn take_subfields(&mut self, plain: &[u8], number: u64, now: Nanos, stats: &mut Stats) -> Option<u8> {
+        let mut wishes = Wishes::default();
+        let mut closed = None;
+        for subfield in Subfields::new(plain, number, self.max_payload) {
+            match subfield {
+                Ok(Subfield::Padding) => {}
+                Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, &mut wishes),
+                Ok(Subfield::Ping) => (wishes.asks, wishes.at_once) = (true, true),
+                Ok(Subfield::Close { reason }) => closed = Some(reason),
+                Ok(Subfield::Ack(ack)) => {
+                    self.receiver.handle_ack(&ack, number);
+                    match self.sender.on_ack(&ack, now) {
+                        Ok(()) => {
+                            stats.acks_received += 1;
+                            self.peer_delivery_rate = u64::from(ack.rate) * packet::RATE_UNIT;
+                        }
+                        Err(AckError::Unsent) => stats.acks_unsent += 1,
+                        Err(AckError::Malformed(_)) => stats.subfields_malformed += 1,
+                    }
+                }
+                Err(_) => stats.subfields_malformed += 1,
+            }
+        }
+        self.receiver.on_taken(number, &wishes, self.sender.rtt().minimum(), now);
+        closed
+    }
+
+    // --- out -------------------------------------------------------------------------------------------------------------
+
+    /// Appends a batch of datagrams: all of the returned size except that the last may be shorter.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        out: &mut Vec<u8>,
+        instant: Instant,
+        now: Nanos,
+        stats: &mut Stats,
+    ) -> Option<usize> {
+        let ack_due = self.receiver.ack_deadline(self.return_rate()).is_some_and(|due| due <= now);
+        // A load may turn out empty: repairs whose bytes were acknowledged in the meantime.
+        while let Some(load) = self.sender.next_load(ack_due, now) {
+            let size = self.sender.size_for(load);
+            let allowance = self.sender.allowance(now);
+            let (first, mut wire) = self.emit(out, size, load, instant, now, stats);
+            if first == 0 {
+                continue;
+            }
+            let mut last = first;
+            let mut count = 1;
+            while load == Load::Data
+                && last == size
+                && count < Limits::BATCH_DATAGRAMS
+                && out.len() + size <= Limits::BATCH_BYTES
+                && self.sender.has_waiting()
+                && wire + wire / count as u64 <= allowance
+            {
+                let (length, more) = self.emit(out, size, load, instant, now, stats);
+                if length == 0 {
+                    break;
+                }
+                last = length;
+                wire += more;
+                count += 1;
+            }
+            self.sender.on_batch(wire, now);
+            self.liveness.on_sent(now);
+            return Some(first);
+        }
+        None
+    }
+
+    /// Appends one datagram of at most `size` bytes; its length and its paced bytes on the wire. Nothing, if nothing is left to say.
+    fn emit(
+        &mut self,
+        out: &mut Vec<u8>,
+        size: usize,
+        load: Load,
+        instant: Instant,
+        now: Nanos,
+        stats: &mut Stats,
+    ) -> (usize, u64) {
+        let start = out.len();
+        let end = start + size - TAG;
+        out.extend_from_slice(&[0; HEADER]);
+        let number = self.sender.next_number();
+        if load == Load::Ack || self.receiver.may_ride(self.sender.rtt().minimum(), now) {
+            let room = match load {
+                Load::Ack | Load::Ping => end - out.len() - packet::PING,
+                Load::Data | Load::Probe { .. } | Load::Size(_) => (size / RIDING_SHARE).min(end - out.len()),
+            };
+            let own = (number, self.sender.floor());
+            self.receiver.emit_ack(out, room, own, self.return_rate(), now);
+        }
+        let (segments, asks) = self.sender.fill(out, end, load);
+        if out.len() == start + HEADER {
+            out.truncate(start);
+            return (0, 0);
+        }
+        out.extend_from_slice(&[0; TAG]);
+        self.sessions.seal(number, &mut out[start..], instant);
+        let length = out.len() - start;
+        let wire = self.sender.on_sent(length, load, segments, asks, now);
+        stats.datagrams_sent += 1;
+        stats.bytes_sent += length as u64;
+        stats.probes_sent += u64::from(matches!(load, Load::Probe { .. }));
+        // Acknowledgements have a budget of their own.
+        (length, if asks { wire } else { 0 })
+    }
+
+    /// The goodbye, some times over. The connection is over after it.
+    pub(crate) fn emit_close(&mut self, out: &mut Vec<u8>, reason: u8, instant: Instant, now: Nanos) -> usize {
+        let length = HEADER + packet::CLOSE + TAG;
+        for _ in 0..CLOSE_COPIES {
+            let start = out.len();
+            out.extend_from_slice(&[0; HEADER]);
+            packet::emit_close(out, reason);
+            out.extend_from_slice(&[0; TAG]);
+            self.sessions.seal(self.sender.next_number(), &mut out[start..], instant);
+            self.sender.on_sent(length, Load::Ack, 0, false, now);
+        }
+        length
+    }
+
+    // --- time ------------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
+        self.sender.deadlines(earliest);
+        earliest.consider(self.receiver.ack_deadline(self.return_rate()), Timer::Acknowledge);
+        self.liveness.deadlines(earliest);
+        earliest.consider(self.sessions.deadline(), Timer::Session);
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Nanos) -> Option<Finding> {
+        self.sessions.handle_timeout(now);
+        self.sender.handle_timeout(now);
+        if self.liveness.take_ping(now) {
+            self.sender.ask();
+        }
+        self.liveness.handle_timeout(now)
+    }
+
+    pub(crate) fn report(&self, stats: &mut Stats) {
+        self.sender.report(stats);
+        self.receiver.report(stats);
+        stats.peer_delivery_rate = self.peer_delivery_rate;
+    }
+}

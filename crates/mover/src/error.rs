@@ -1,0 +1,43 @@
+//! What can be wrong with bytes that were authenticated: facts for the counters, never a reason to panic.
+
+use thiserror::Error;
+
+/// A subfield that the wire does not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ParseError {
+    /// Fewer bytes than the fixed part of a subfield needs.
+    #[error("subfield cut off: {need} bytes needed, {have} there")]
+    Short {
+        /// Bytes that the subfield needs.
+        need: usize,
+        /// Bytes that are there.
+        have: usize,
+    },
+    /// The subfield's own length is smaller than its fixed part or reaches beyond the datagram.
+    #[error("subfield of type {kind} says it has {length} bytes")]
+    Length {
+        /// The type code.
+        kind: u8,
+        /// The length found in it.
+        length: usize,
+    },
+    /// No such type code.
+    #[error("subfield of unknown type {0}")]
+    Kind(u8),
+    /// A data subfield names another physical number than the datagram's header.
+    #[error("data subfield of another datagram")]
+    Physical,
+    /// A segment that does not lie inside its payload, or a payload too large or empty.
+    #[error("segment at {offset}+{length} of a payload of {size} bytes")]
+    Segment {
+        /// Where it starts.
+        offset: usize,
+        /// Its length.
+        length: usize,
+        /// The payload's size.
+        size: usize,
+    },
+    /// The flags of an acknowledgement end inside a token.
+    #[error("acknowledgement flags cut off")]
+    Words,
+}

@@ -1,0 +1,448 @@
+//! The data mover towards one peer: joins the handshake, the connection and the caller, and decides nothing else.
+//!
+//! Life: *connecting* (no connection; the handshake tries if it knows where) → *connected* (a [`Connection`]; it survives
+//! silence, new keys and new addresses) → *connecting* again when the peer is dead, has closed or is a new instance.
+//! Driven like every pure machine here: one input, then every poll, then the next input.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
+
+use crate::config::{Config, Limits};
+use crate::connection::Connection;
+use crate::crypto::{Outer, expand, peek};
+use crate::handshake::{Established, Handshake};
+use crate::liveness::Finding;
+use crate::params::Params;
+use crate::stats::Stats;
+use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
+
+/// The only reason on the wire so far: the side that says it is going away.
+const CLOSE_GOING_AWAY: u8 = 0;
+/// The start of physical numbers is random below this: not guessable, and far from the wrap of the low 32 bits.
+const FIRST_PHYSICAL_BITS: u32 = 20;
+
+/// A batch of datagrams that leaves together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// Bytes of each datagram; only the last may be shorter.
+    pub segment_size: usize,
+}
+
+/// What happened to the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The handshake is done.
+    Connected {
+        /// The peer is a new instance (or the first one): no flow of before lives on.
+        fresh: bool,
+        /// The peer's word for flows: initial credit in bytes.
+        initial_credit: u32,
+        /// The largest payload that both sides accept.
+        max_payload: usize,
+    },
+    /// Nothing was heard for `silent_after`. Flows live on.
+    Silent,
+    /// The peer is heard again.
+    Heard,
+    /// The peer that we knew is gone and a new instance is there: comes before its `Connected`. What was in flight is lost.
+    Restarted,
+    /// The peer is gone; flows must be reset. The mover goes on trying to connect if it knows where.
+    Dead(Reason),
+}
+
+/// Why the peer counts as gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Nothing was heard for `dead_after`.
+    Silence,
+    /// Nobody listens at its port.
+    Refused,
+    /// It said goodbye.
+    Closed,
+}
+
+/// The reliable, secret way to one peer.
+pub struct Mover {
+    config: Config,
+    clock: Clock,
+    handshake: Handshake,
+    connection: Option<Connection>,
+    instance: u64,
+    first_physical: u64,
+    events: VecDeque<Event>,
+    /// Counters of what is no more a part, and of what never was.
+    stats: Stats,
+    closing: bool,
+    closed: bool,
+}
+
+impl Mover {
+    /// A mover that starts to connect at once if it knows where.
+    pub fn new(mut config: Config, now: Instant) -> Mover {
+        config.max_payload = config.max_payload.clamp(1, Limits::MAX_PAYLOAD);
+        let root = Prk::new_less_safe(HKDF_SHA256, &config.seed);
+        let mut random = [0; 12];
+        expand(&root, b"tpo instance", &mut random);
+        let (instance, first) = random.split_at(8);
+        // Zero would mean "none".
+        let instance = u64::from_le_bytes(instance.try_into().expect("eight bytes")).max(1);
+        let first = u32::from_le_bytes(first.try_into().expect("four bytes")) >> (32 - FIRST_PHYSICAL_BITS);
+        let handshake = Handshake::new(config.identity.clone(), config.peer_key, config.slot, config.seed);
+        let mut mover = Mover {
+            first_physical: config.limits.first_physical.unwrap_or(u64::from(first)),
+            clock: Clock::new(now),
+            handshake,
+            connection: None,
+            instance,
+            events: VecDeque::new(),
+            stats: Stats::default(),
+            closing: false,
+            closed: false,
+            config,
+        };
+        mover.connect_anew(now);
+        mover
+    }
+
+    // --- the link side ---------------------------------------------------------------------------------------------------
+
+    /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics, whatever the bytes.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+        if self.closed {
+            return;
+        }
+        match peek(datagram) {
+            Some(Outer::Handshake { .. } | Outer::Retry { .. }) => {
+                // The error is counted by the handshake itself and changes nothing.
+                let _ = self.handshake.handle_datagram(from, datagram, now);
+                self.take_established(now);
+            }
+            Some(Outer::Session { index, seq_low, .. }) => self.handle_session(from, (index, seq_low), datagram, now),
+            None => self.stats.datagrams_foreign += 1,
+        }
+    }
+
+    fn handle_session(&mut self, from: SocketAddr, name: (u32, u32), datagram: &mut [u8], now: Instant) {
+        let Some(connection) = &mut self.connection else {
+            self.stats.datagrams_unknown += 1;
+            return;
+        };
+        let time = self.clock.read(now);
+        let received = connection.handle_datagram(from, name, datagram, now, time, &mut self.stats);
+        if received.confirmed {
+            self.handshake.on_confirmed();
+        }
+        if received.ended_silence {
+            self.tell(Event::Heard);
+        }
+        if received.closed.is_some() {
+            self.die(Reason::Closed, now);
+        }
+    }
+
+    /// The time that `poll_timeout` named has come. Calling it earlier does no harm.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.closed {
+            return;
+        }
+        let time = self.clock.read(now);
+        self.handshake.handle_timeout(now);
+        self.take_established(now);
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let finding = connection.handle_timeout(time);
+        let long_silent = time >= connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+        match finding {
+            Some(Finding::Silent) => self.tell(Event::Silent),
+            Some(Finding::Dead) => self.die(Reason::Silence, now),
+            None => {}
+        }
+        if long_silent && let Some(connection) = &self.connection {
+            // The old session stays: whichever is heard first goes on.
+            let to = self.config.endpoint.unwrap_or(connection.remote());
+            self.handshake.start(to, now);
+        }
+    }
+
+    /// When `handle_timeout` is wanted next, and why.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        if self.closed {
+            return None;
+        }
+        let mut earliest = Earliest::default();
+        earliest.consider(self.handshake.poll_timeout().map(|at| self.clock.read(at)), Timer::Handshake);
+        if let Some(connection) = &self.connection {
+            connection.deadlines(&mut earliest);
+            let silence = connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+            earliest.consider((!self.handshake.is_active()).then_some(silence), Timer::Silence);
+        }
+        earliest.get().map(|(at, timer)| (self.clock.instant(at), timer))
+    }
+
+    /// Appends datagrams to `out`, which the caller has cleared: all `segment_size` long except that the last may be shorter; at
+    /// most 64 and 64,000 bytes. `None` when nothing may be sent now.
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
+        if self.closed {
+            return None;
+        }
+        let time = self.clock.read(now);
+        if self.closing {
+            self.closed = true;
+            let connection = self.connection.as_mut()?;
+            let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
+            let to = connection.remote();
+            self.drop_connection();
+            return Some(Transmit { to, segment_size });
+        }
+        if let Some(to) = self.handshake.poll_transmit(out, now) {
+            return Some(Transmit { to, segment_size: out.len() });
+        }
+        let connection = self.connection.as_mut()?;
+        let segment_size = connection.poll_transmit(out, now, time, &mut self.stats)?;
+        Some(Transmit { to: connection.remote(), segment_size })
+    }
+
+    /// The link could not send datagrams this large.
+    pub fn on_too_large(&mut self, size: usize, now: Instant) {
+        let time = self.clock.read(now);
+        if let Some(connection) = &mut self.connection {
+            connection.sender.on_too_large(size, time);
+        }
+    }
+
+    /// The link heard that nobody listens at the peer's port. A hint, believed only after several probes without an answer.
+    pub fn on_refused(&mut self, now: Instant) {
+        self.stats.refusals += 1;
+        let time = self.clock.read(now);
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let round_trip = connection.sender.rtt().smoothed();
+        if connection.liveness.on_refused(round_trip, time) {
+            self.die(Reason::Refused, now);
+        }
+    }
+
+    // --- the engine side -------------------------------------------------------------------------------------------------
+
+    /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing is queued before them. 0: do
+    /// not pack; a timeout comes when it is worth asking again.
+    pub fn budget(&self, now: Instant) -> usize {
+        let time = self.clock.read(now);
+        self.connection.as_ref().filter(|_| !self.closing).map_or(0, |connection| connection.sender.budget(time))
+    }
+
+    /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes with the path.
+    pub fn segment_payload(&self) -> usize {
+        self.connection.as_ref().map_or(0, |connection| connection.sender.segment_payload())
+    }
+
+    /// Takes a payload for delivery exactly once; urgent ones go before the others. It comes back if there is no connection, no
+    /// room for more unacknowledged payloads, or if it is empty or larger than both sides accept.
+    pub fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> Result<(), Vec<u8>> {
+        let time = self.clock.read(now);
+        let most = self.max_payload();
+        let Some(connection) = self.connection.as_mut().filter(|_| !self.closing && payload.len() <= most) else {
+            return Err(payload);
+        };
+        let bytes = payload.len() as u64;
+        connection.sender.push(payload, urgent, time)?;
+        self.stats.payloads_sent += 1;
+        self.stats.payload_bytes_sent += bytes;
+        Ok(())
+    }
+
+    fn max_payload(&self) -> usize {
+        let peer = self.connection.as_ref().map_or(0, |connection| connection.peer().max_payload as usize);
+        self.config.max_payload.min(peer)
+    }
+
+    /// A spare buffer, to be filled again: its length and content are arbitrary. New and empty if there is none.
+    pub fn spare(&mut self) -> Vec<u8> {
+        self.connection.as_mut().map_or_else(Vec::new, |connection| connection.sender.spare())
+    }
+
+    /// Takes back the buffer of a received payload, so that the next ones need no new memory.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        if let Some(connection) = &mut self.connection {
+            connection.receiver.recycle(buffer);
+        }
+    }
+
+    /// Takes back a buffer from `spare` that was not sent.
+    pub fn give_spare(&mut self, buffer: Vec<u8>) {
+        if let Some(connection) = &mut self.connection {
+            connection.sender.give_spare(buffer);
+        }
+    }
+
+    /// Whole received payloads, in any order, each exactly once.
+    pub fn poll_payload(&mut self) -> Option<Vec<u8>> {
+        self.connection.as_mut()?.receiver.poll_payload()
+    }
+
+    /// What happened, oldest first. Payloads polled after a `Connected { fresh: true }` are of the new connection.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Says goodbye: the close subfield goes out with the next `poll_transmit`, nothing after it.
+    pub fn close(&mut self, _now: Instant) {
+        self.closing = true;
+    }
+
+    /// Connected, and heard within `silent_after`.
+    pub fn is_up(&self) -> bool {
+        !self.closing && self.connection.as_ref().is_some_and(|connection| !connection.liveness.is_silent())
+    }
+
+    /// Smoothed round trip.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.connection.as_ref()?.sender.rtt().smoothed().map(Duration::from_nanos)
+    }
+
+    /// Shortest round trip.
+    pub fn min_rtt(&self) -> Option<Duration> {
+        self.connection.as_ref()?.sender.rtt().minimum().map(Duration::from_nanos)
+    }
+
+    /// Where the peer is reached now.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().map(Connection::remote)
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.handshake = self.handshake.stats();
+        if let Some(connection) = &self.connection {
+            connection.report(&mut stats);
+        }
+        stats
+    }
+
+    /// Asserts what must always hold; cheap enough to be called after every event of a world.
+    pub fn check_invariants(&self) {
+        assert!(self.events.len() <= self.config.limits.events);
+        if let Some(connection) = &self.connection {
+            connection.sender.check_invariants();
+            connection.receiver.check_invariants();
+        }
+    }
+
+    /// The same with sums over everything; for now and then.
+    pub fn check_sums(&self) {
+        if let Some(connection) = &self.connection {
+            connection.sender.check_sums();
+            connection.receiver.check_sums();
+        }
+    }
+
+    // --- connecting ------------------------------------------------------------------------------------------------------
+
+    fn take_established(&mut self, now: Instant) {
+        while let Some(established) = self.handshake.poll_established() {
+            self.on_established(established, now);
+        }
+    }
+
+    fn on_established(&mut self, established: Established, now: Instant) {
+        let time = self.clock.read(now);
+        let Established { session, remote, initiator: _, peer_params } = established;
+        let Some(peer) = Params::parse(&peer_params) else {
+            self.stats.subfields_malformed += 1;
+            return;
+        };
+        let known = self.connection.as_mut().filter(|connection| connection.peer().instance == peer.instance);
+        if let Some(connection) = known.filter(|_| peer.other == self.instance) {
+            let ended_silence = connection.rekey(session, remote, time);
+            self.tell_connected(false);
+            if ended_silence {
+                self.tell(Event::Heard);
+            }
+            return;
+        }
+        if self.connection.is_some() {
+            self.drop_connection();
+            self.tell(Event::Restarted);
+        }
+        self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
+        self.set_params();
+        self.tell_connected(true);
+    }
+
+    fn tell_connected(&mut self, fresh: bool) {
+        let initial_credit = self.connection.as_ref().map_or(0, |connection| connection.peer().initial_credit);
+        self.tell(Event::Connected { fresh, initial_credit, max_payload: self.max_payload() });
+    }
+
+    fn die(&mut self, reason: Reason, now: Instant) {
+        self.drop_connection();
+        self.tell(Event::Dead(reason));
+        self.connect_anew(now);
+    }
+
+    /// Attempts under way carry what we knew before; they must not be completed by what we have forgotten.
+    fn connect_anew(&mut self, now: Instant) {
+        self.handshake.stop();
+        self.set_params();
+        if let Some(to) = self.config.endpoint {
+            self.handshake.start(to, now);
+        }
+    }
+
+    fn set_params(&mut self) {
+        let params = Params {
+            instance: self.instance,
+            other: self.connection.as_ref().map_or(0, |connection| connection.peer().instance),
+            max_payload: self.config.max_payload as u32,
+            initial_credit: self.config.initial_credit,
+        };
+        self.handshake.set_params(params.emit());
+    }
+
+    /// Its counters stay, its gauges go.
+    fn drop_connection(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.report(&mut self.stats);
+            self.stats.forget_gauges();
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        if self.events.len() >= self.config.limits.events {
+            self.stats.events_lost += 1;
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+}
+
+/// For tests and fuzzing: a connection without a handshake.
+impl Mover {
+    #[doc(hidden)]
+    pub(crate) fn install(
+        &mut self,
+        peer_instance: u64,
+        session: crate::crypto::Session,
+        remote: SocketAddr,
+        now: Instant,
+    ) {
+        let time: Nanos = self.clock.read(now);
+        let peer = Params {
+            instance: peer_instance,
+            other: 0,
+            max_payload: self.config.max_payload as u32,
+            initial_credit: 0,
+        };
+        self.handshake.stop();
+        self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
+        self.tell_connected(true);
+    }
+}

@@ -1,0 +1,110 @@
+//! Which datagrams were received: the replay window and what acknowledgements tell, in one ring of 65,536 bits.
+//!
+//! Fed by `mover.rs` with every authenticated datagram's number; read by `ack.rs` word by word.
+
+/// Numbers that the ring holds: 75 ms at 10 Gbit/s, two thirds of a second at 1 Gbit/s.
+pub(crate) const WINDOW: u64 = 65_536;
+const WORDS: u64 = WINDOW / 64;
+
+/// The numbers received, from the highest down to `WINDOW` below it.
+pub(crate) struct Bitmap {
+    words: Box<[u64]>,
+    /// One more than the highest number received; 0: nothing yet.
+    end: u64,
+}
+
+impl Bitmap {
+    pub(crate) fn new() -> Bitmap {
+        Bitmap { words: vec![0; WORDS as usize].into_boxed_slice(), end: 0 }
+    }
+
+    /// Would this number be new? False for what was received already and for what is too old to know.
+    pub(crate) fn is_new(&self, number: u64) -> bool {
+        number >= self.end || (number >= self.start() && !self.contains(number))
+    }
+
+    /// Notes a number that `is_new`.
+    pub(crate) fn insert(&mut self, number: u64) {
+        debug_assert!(self.is_new(number));
+        if number >= self.end {
+            self.advance(number);
+        }
+        self.words[index(number / 64)] |= 1 << (number % 64);
+    }
+
+    fn advance(&mut self, number: u64) {
+        // Words between the old highest and the new one are used again and must be empty.
+        let first = self.end.div_ceil(64);
+        let last = number / 64;
+        if last + 1 - first.min(last + 1) >= WORDS {
+            self.words.fill(0);
+        } else {
+            for word in first..=last {
+                self.words[index(word)] = 0;
+            }
+        }
+        self.end = number + 1;
+    }
+
+    /// The highest number received.
+    pub(crate) fn highest(&self) -> Option<u64> {
+        self.end.checked_sub(1)
+    }
+
+    /// The lowest number whose bit is still known. A whole word is given up at a time, as the ring reuses it.
+    pub(crate) fn start(&self) -> u64 {
+        (self.end.div_ceil(64) * 64).saturating_sub(WINDOW)
+    }
+
+    /// Was this number received? Only for numbers from `start` to the highest.
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        number < self.end && number >= self.start() && self.words[index(number / 64)] >> (number % 64) & 1 == 1
+    }
+
+    /// The bits of numbers `64 * word` and following. Only for words from `start / 64` to the highest's.
+    pub(crate) fn word(&self, word: u64) -> u64 {
+        self.words[index(word)]
+    }
+}
+
+fn index(word: u64) -> usize {
+    (word % WORDS) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn agrees_with_a_set() {
+        for seed in 0..40 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let mut bitmap = Bitmap::new();
+            let mut set = BTreeSet::new();
+            let mut near = dice.u64(0..(1 << 40));
+            for _ in 0..3_000 {
+                near += match dice.u8(0..100) {
+                    0 => dice.u64(0..3 * WINDOW),
+                    1..5 => dice.u64(0..2_000),
+                    _ => dice.u64(0..3),
+                };
+                let number = near.saturating_sub(if dice.bool() { dice.u64(0..70_000) } else { dice.u64(0..200) });
+                let start = bitmap.start();
+                let known = number < start || set.contains(&number);
+                assert_eq!(bitmap.is_new(number), !known, "seed {seed}, number {number}, start {start}");
+                if bitmap.is_new(number) {
+                    bitmap.insert(number);
+                    set.insert(number);
+                }
+                assert_eq!(bitmap.highest(), set.last().copied());
+            }
+            let (start, highest) = (bitmap.start(), bitmap.highest().unwrap());
+            assert!(highest - start < WINDOW && highest - start >= WINDOW - 64);
+            for number in start..=highest {
+                assert_eq!(bitmap.contains(number), set.contains(&number), "seed {seed}, number {number}");
+            }
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The receiving half: which datagrams came (`bitmap`), the payloads they carry (`assemble`), when to acknowledge.
+
+pub(crate) mod assemble;
+pub(crate) mod bitmap;
+
+use self::assemble::{Assembler, Taken};
+use self::bitmap::Bitmap;
+use crate::ack::{self, Arrival, Schedule};
+use crate::config::Limits;
+use crate::packet::{self, Ack, DELAY_UNIT_NANOS, Data, RATE_UNIT};
+use crate::seq;
+use crate::stats::Stats;
+use crate::timer::{MILLISECOND, Nanos, SECOND};
+
+/// The delivery rate is measured over at least this time: several payloads on a link of 10 Mbit/s.
+const METER_TIME: Nanos = 100 * MILLISECOND;
+
+/// What one datagram asked for, gathered over its subfields.
+#[derive(Default)]
+pub(crate) struct Wishes {
+    pub(crate) asks: bool,
+    pub(crate) at_once: bool,
+    /// A segment had to be refused: the datagram must come again.
+    pub(crate) refused: bool,
+}
+
+/// The receiving half.
+pub(crate) struct Receiver {
+    pub(crate) bitmap: Bitmap,
+    assembler: Assembler,
+    schedule: Schedule,
+    /// The peer's floor: it wants to hear nothing about lower numbers.
+    floor: u64,
+    meter: Meter,
+    duplicate: u64,
+    refused: u64,
+    wrong: u64,
+    acks_sent: u64,
+}
+
+impl Receiver {
+    pub(crate) fn new(limits: &Limits, now: Nanos) -> Receiver {
+        Receiver {
+            bitmap: Bitmap::new(),
+            assembler: Assembler::new(limits),
+            schedule: Schedule::new(now),
+            floor: 0,
+            meter: Meter { since: now, bytes: 0, rate: 0 },
+            duplicate: 0,
+            refused: 0,
+            wrong: 0,
+            acks_sent: 0,
+        }
+    }
+
+    /// The whole number of a datagram from its low half.
+    pub(crate) fn recover(&self, low: u32) -> u64 {
+        seq::recover(self.bitmap.highest().map_or(0, |highest| highest + 1), low)
+    }
+
+    pub(crate) fn handle_data(&mut self, data: &Data<'_>, wishes: &mut Wishes) {
+        wishes.asks = true;
+        wishes.at_once |= data.at_once;
+        match self.assembler.handle_segment(data) {
+            Taken::New => {}
+            Taken::Known => self.duplicate += 1,
+            Taken::Refused => {
+                self.refused += 1;
+                wishes.refused = true;
+            }
+            Taken::Wrong => self.wrong += 1,
+        }
+    }
+
+    /// The peer's own numbers in its acknowledgement, which came in datagram `number`. Its highest number sent is that
+    /// datagram or an older one: what is missing below shows as a gap when the datagram is noted.
+    pub(crate) fn handle_ack(&mut self, ack: &Ack<'_>, number: u64) {
+        self.floor = self.floor.max(seq::recover(number, ack.floor).min(number));
+    }
+
+    /// All of an authenticated datagram was taken.
+    pub(crate) fn on_taken(&mut self, number: u64, wishes: &Wishes, minimum_rtt: Option<Nanos>, now: Nanos) {
+        if wishes.refused {
+            return;
+        }
+        let highest = self.bitmap.highest();
+        self.bitmap.insert(number);
+        let arrival = Arrival {
+            asks: wishes.asks,
+            at_once: wishes.at_once,
+            is_highest: highest.is_none_or(|highest| number > highest),
+            gap: highest.is_some_and(|highest| number > highest + 1),
+        };
+        self.schedule.on_arrival(arrival, minimum_rtt, now);
+    }
+
+    pub(crate) fn poll_payload(&mut self) -> Option<Vec<u8>> {
+        self.assembler.poll_payload()
+    }
+
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+        self.assembler.recycle(buffer);
+    }
+
+    // --- acknowledgements out --------------------------------------------------------------------------------------------
+
+    pub(crate) fn ack_deadline(&self, return_rate: u64) -> Option<Nanos> {
+        self.bitmap.highest()?;
+        self.schedule.deadline(return_rate)
+    }
+
+    pub(crate) fn may_ride(&self, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
+        self.bitmap.highest().is_some() && self.schedule.may_ride(minimum_rtt, now)
+    }
+
+    /// Appends an acknowledgement of at most `room` bytes. `own_highest` and `own_floor` are our sending half's numbers.
+    pub(crate) fn emit_ack(&mut self, out: &mut Vec<u8>, room: usize, own: (u64, u64), return_rate: u64, now: Nanos) {
+        let Some(highest) = self.bitmap.highest() else {
+            return;
+        };
+        self.meter.look(self.assembler.delivered().1, now);
+        let (own_highest, own_floor) = own;
+        let delay = self.schedule.delay(now) / DELAY_UNIT_NANOS;
+        let ack = Ack {
+            highest_sent: seq::low(own_highest),
+            floor: seq::low(own_floor),
+            highest_received: seq::low(highest),
+            delay: u16::try_from(delay).unwrap_or(u16::MAX),
+            rate: u32::try_from(self.meter.rate / RATE_UNIT).unwrap_or(u32::MAX),
+            words: &[],
+        };
+        let before = out.len();
+        packet::emit_ack(out, &ack, |out| ack::encode(&self.bitmap, self.floor, room - packet::ACK_HEADER, out));
+        self.schedule.on_sent(out.len() - before, return_rate, now);
+        self.acks_sent += 1;
+    }
+
+    /// Bytes per second handed up.
+    pub(crate) fn delivery_rate(&self) -> u64 {
+        self.meter.rate
+    }
+
+    pub(crate) fn report(&self, stats: &mut Stats) {
+        stats.reassembly_bytes = self.assembler.held() as u64;
+        stats.reassembly_bytes_max = stats.reassembly_bytes_max.max(self.assembler.max_held() as u64);
+        stats.delivery_rate = self.meter.rate;
+        let (payloads, bytes) = self.assembler.delivered();
+        stats.payloads_received += payloads;
+        stats.payload_bytes_received += bytes;
+        stats.segments_duplicate += self.duplicate;
+        stats.segments_refused += self.refused;
+        stats.segments_wrong += self.wrong;
+        stats.acks_sent += self.acks_sent;
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.assembler.check_invariants();
+    }
+
+    pub(crate) fn check_sums(&self) {
+        self.assembler.check_sums();
+    }
+}
+
+/// The rate of data delivery to our packet driver, on our own clock [23].
+struct Meter {
+    since: Nanos,
+    bytes: u64,
+    rate: u64,
+}
+
+impl Meter {
+    fn look(&mut self, bytes: u64, now: Nanos) {
+        let elapsed = now.saturating_sub(self.since);
+        if elapsed < METER_TIME {
+            return;
+        }
+        let rate = u128::from(bytes - self.bytes) * u128::from(SECOND) / u128::from(elapsed);
+        *self = Meter { since: now, bytes, rate: u64::try_from(rate).unwrap_or(u64::MAX) };
+    }
+}

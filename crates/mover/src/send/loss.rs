@@ -1,0 +1,190 @@
+//! Which datagrams count as lost, and when to ask the peer because nothing was heard (RFC 8985 and RFC 9002 with the changes of
+//! transport.md 3.4 and 3.5).
+//!
+//! A datagram is lost when a later one was acknowledged and its own acknowledgement is late by more than the reordering that
+//! this path shows. While the path has shown none, three later ones are enough. A loss that turns out to be none widens
+//! the window.
+
+use crate::rtt::Rtt;
+use crate::timer::{MILLISECOND, Nanos, SECOND};
+
+/// Later datagrams that prove a loss on a path without reordering (RFC 9002, section 6.1.1).
+const THRESHOLD: u64 = 3;
+/// The window starts at an eighth of the shortest round trip.
+const START_SHIFT: u32 = 3;
+const SMALLEST_WINDOW: Nanos = MILLISECOND;
+/// Round trips without reordering after which the window shrinks by an eighth, and the threshold is trusted again.
+const CLEAN_ROUNDS: u64 = 16;
+/// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways may ask once per second for ever.
+const LONGEST_PROBE_TIME: Nanos = SECOND;
+/// Datagrams that a probe consists of.
+pub(crate) const PROBES: u32 = 2;
+
+/// The state of loss detection.
+#[derive(Default)]
+pub(crate) struct Loss {
+    largest_acked: Option<u64>,
+    /// Zero: the start value, which follows the shortest round trip.
+    window: Nanos,
+    reordered_at: Option<Nanos>,
+    probes_sent: u32,
+    /// When something that asks for an acknowledgement left last.
+    asked_at: Nanos,
+    /// When the oldest undecided datagram becomes lost; found by the last look.
+    due: Option<Nanos>,
+    spurious: u64,
+}
+
+impl Loss {
+    /// Losses that were none.
+    pub(crate) fn spurious(&self) -> u64 {
+        self.spurious
+    }
+
+    /// How late an acknowledgement may be.
+    pub(crate) fn window(&self, rtt: &Rtt) -> Nanos {
+        let start = rtt.minimum().unwrap_or(0) >> START_SHIFT;
+        self.window.max(start).max(SMALLEST_WINDOW)
+    }
+
+    /// A datagram was acknowledged. `was_lost`: it had counted as lost.
+    pub(crate) fn on_acked(&mut self, number: u64, sent: Nanos, was_lost: bool, rtt: &Rtt, now: Nanos) {
+        let late = self.largest_acked.is_some_and(|largest| number < largest);
+        if late || was_lost {
+            self.reordered_at = Some(now);
+        }
+        if was_lost {
+            self.spurious += 1;
+            let lateness = now.saturating_sub(sent).saturating_sub(rtt.patient());
+            let longest = rtt.smoothed().unwrap_or(SECOND);
+            self.window = self.window(rtt).max(lateness + lateness / 10).min(longest.max(SMALLEST_WINDOW));
+        }
+        self.probes_sent = 0;
+    }
+
+    /// The newest datagram of an acknowledgement, after all of it was noted: among those of one acknowledgement there is no order.
+    pub(crate) fn on_largest(&mut self, number: u64) {
+        self.largest_acked = Some(self.largest_acked.map_or(number, |largest| largest.max(number)));
+    }
+
+    /// The window shrinks while the path shows no reordering. Called with every acknowledgement.
+    pub(crate) fn on_news(&mut self, rtt: &Rtt, now: Nanos) {
+        let clean = CLEAN_ROUNDS * rtt.smoothed().unwrap_or(SECOND);
+        if self.reordered_at.is_some_and(|at| now > at + clean) {
+            self.window -= self.window / 8;
+            let smallest = self.window <= (rtt.minimum().unwrap_or(0) >> START_SHIFT).max(SMALLEST_WINDOW);
+            if smallest {
+                (self.window, self.reordered_at) = (0, None);
+            } else {
+                self.reordered_at = Some(now);
+            }
+        }
+    }
+
+    /// Is this flying datagram lost? If not yet, the time when it will be is kept for `deadline`.
+    pub(crate) fn is_lost(&mut self, number: u64, sent: Nanos, rtt: &Rtt, now: Nanos) -> bool {
+        let Some(largest) = self.largest_acked.filter(|largest| *largest > number) else {
+            return false;
+        };
+        if self.reordered_at.is_none() && largest >= number + THRESHOLD {
+            return true;
+        }
+        let due = sent + rtt.patient() + self.window(rtt);
+        if due <= now {
+            return true;
+        }
+        self.due = Some(due);
+        false
+    }
+
+    /// Before a new look at the flight.
+    pub(crate) fn clear_due(&mut self) {
+        self.due = None;
+    }
+
+    /// When to look again.
+    pub(crate) fn deadline(&self) -> Option<Nanos> {
+        self.due
+    }
+
+    /// Something that asks for an acknowledgement left.
+    pub(crate) fn on_asked(&mut self, now: Nanos) {
+        self.asked_at = now;
+    }
+
+    /// When to send probes, if anything flies; `peer_delay` is how long the peer may hold back an acknowledgement.
+    pub(crate) fn probe_deadline(&self, rtt: &Rtt, peer_delay: Nanos) -> Nanos {
+        let mut wait = rtt.probe_after() + peer_delay;
+        let longest = LONGEST_PROBE_TIME.max(2 * rtt.smoothed().unwrap_or(0));
+        for _ in 0..self.probes_sent {
+            wait += wait / 2;
+            if wait >= longest {
+                break;
+            }
+        }
+        self.asked_at + wait.min(longest)
+    }
+
+    pub(crate) fn on_probe(&mut self, now: Nanos) {
+        self.probes_sent = self.probes_sent.saturating_add(1);
+        self.asked_at = now;
+    }
+
+    /// The round trip time that silence lasted before probes count as an outage: three of them.
+    pub(crate) fn is_outage(&self) -> bool {
+        self.probes_sent >= 3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rtt() -> Rtt {
+        let mut rtt = Rtt::default();
+        rtt.on_sample(80 * MILLISECOND, 0, 0);
+        rtt
+    }
+
+    #[test]
+    fn three_later_ones_are_enough_until_reordering_is_seen() {
+        let (mut loss, rtt) = (Loss::default(), rtt());
+        let now = 100 * MILLISECOND;
+        loss.on_largest(12);
+        assert!(!loss.is_lost(10, now, &rtt, now));
+        loss.on_largest(13);
+        assert!(loss.is_lost(10, now, &rtt, now));
+        loss.on_acked(9, now, false, &rtt, now);
+        assert!(!loss.is_lost(10, now, &rtt, now), "reordering: only time tells");
+        assert_eq!(loss.deadline(), Some(now + 90 * MILLISECOND));
+        assert!(loss.is_lost(10, now, &rtt, now + 90 * MILLISECOND));
+    }
+
+    #[test]
+    fn a_false_loss_widens_the_window_and_calm_narrows_it() {
+        let (mut loss, rtt) = (Loss::default(), rtt());
+        assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
+        loss.on_acked(5, 0, true, &rtt, 120 * MILLISECOND);
+        assert_eq!(loss.window(&rtt), 44 * MILLISECOND);
+        assert_eq!(loss.spurious(), 1);
+        let mut now = 120 * MILLISECOND;
+        for _ in 0..20 {
+            now += 17 * 80 * MILLISECOND;
+            loss.on_news(&rtt, now);
+        }
+        assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
+    }
+
+    #[test]
+    fn probes_go_on_for_ever_but_not_too_seldom() {
+        let (mut loss, rtt) = (Loss::default(), rtt());
+        let mut now = 0;
+        for _ in 0..100 {
+            let due = loss.probe_deadline(&rtt, 0);
+            assert!(due > now && due <= now + SECOND);
+            now = due;
+            loss.on_probe(now);
+        }
+        assert!(loss.is_outage());
+    }
+}

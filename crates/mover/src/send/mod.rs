@@ -1,0 +1,533 @@
+//! The sending half: payloads (`queue`), datagrams on their way (`flight`), what is lost (`loss`), and how fast it goes.
+//!
+//! `connection.rs` hands in payloads and the peer's acknowledgements, and fills datagrams from here. Nothing here knows of
+//! sessions, addresses or the receiving half.
+
+pub(crate) mod flight;
+pub(crate) mod loss;
+pub(crate) mod queue;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+
+use self::flight::{Fate, Flight, Record};
+use self::loss::Loss;
+use self::queue::Queue;
+use crate::ack::{Schedule, Words};
+use crate::config::Config;
+use crate::congestion::{Controller, Lost, News};
+use crate::crypto::{HEADER, TAG};
+use crate::error::ParseError;
+use crate::mtu::{self, Mtu};
+use crate::pacer::Pacer;
+use crate::packet::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
+use crate::rtt::Rtt;
+use crate::seq;
+use crate::timer::{Earliest, Nanos, Timer};
+
+/// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held back.
+const SPAN_RESERVE: u64 = 4_096;
+/// Lost datagrams are remembered for so many round trips, to take the loss back if their acknowledgement comes after all.
+const REMEMBER_ROUNDS: u64 = 3;
+
+/// What the next datagram is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Load {
+    /// Payloads, as pacing and window allow.
+    Data,
+    /// Asks the peer for an acknowledgement after a silence, with data that it may lack. Small: sure to fit the path.
+    Probe { small: bool },
+    /// Asks whether the path carries datagrams of this size.
+    Size(usize),
+    /// Nothing but a ping.
+    Ping,
+    /// Nothing but an acknowledgement.
+    Ack,
+}
+
+/// Why an acknowledgement was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AckError {
+    /// It names a datagram that was never sent.
+    Unsent,
+    /// Its flags cannot be read.
+    Malformed(ParseError),
+}
+
+/// What one acknowledgement told.
+#[derive(Default)]
+struct Told {
+    newest: Option<(u64, Record)>,
+    acked: u64,
+    large: bool,
+    small: bool,
+}
+
+/// The sending half.
+pub(crate) struct Sender {
+    queue: Queue,
+    flight: Flight,
+    loss: Loss,
+    rtt: Rtt,
+    controller: Controller,
+    pacer: Pacer,
+    mtu: Mtu,
+    /// Bytes of IP and UDP headers in front of each datagram.
+    overhead: usize,
+    flight_span: u64,
+    probes_due: u32,
+    ping_due: bool,
+    /// Where the last probe's piece ended: the next one takes what follows.
+    probed: (u64, u32),
+    /// `budget` said 0 because of the pacer: somebody waits for its next release.
+    refused: Cell<bool>,
+    /// The window, not a lack of payloads, held us back last.
+    window_limited: Cell<bool>,
+    lost: Vec<Lost>,
+    lost_datagrams: u64,
+}
+
+impl Sender {
+    pub(crate) fn new(config: &Config, first: u64, to: SocketAddr, now: Nanos) -> Sender {
+        let mtu = Mtu::new(config.segment, to, now);
+        let overhead = mtu::overhead(to);
+        let datagram = mtu.current() + overhead;
+        let controller = Controller::new(config, datagram as u64, now);
+        Sender {
+            queue: Queue::new(&config.limits),
+            flight: Flight::new(first),
+            loss: Loss::default(),
+            rtt: Rtt::default(),
+            pacer: Pacer::new(controller.rate(), datagram, now),
+            controller,
+            mtu,
+            overhead,
+            flight_span: config.limits.flight_span,
+            probes_due: 0,
+            // The first datagram of a connection measures the round trip.
+            ping_due: true,
+            probed: (0, 0),
+            refused: Cell::new(false),
+            window_limited: Cell::new(false),
+            lost: Vec::new(),
+            lost_datagrams: 0,
+        }
+    }
+
+    // --- payloads in -----------------------------------------------------------------------------------------------------
+
+    pub(crate) fn push(&mut self, payload: Vec<u8>, urgent: bool, now: Nanos) -> Result<(), Vec<u8>> {
+        if payload.is_empty() || !self.queue.has_room(payload.len()) {
+            return Err(payload);
+        }
+        let rested = self.queue.waiting() == 0 && self.pacer.is_idle(now);
+        if rested && !self.window_limited.get() {
+            self.flight.on_app_limited();
+        }
+        self.queue.push(payload, urgent);
+        Ok(())
+    }
+
+    /// Payload bytes that could leave at once, with nothing queued before them.
+    pub(crate) fn budget(&self, now: Nanos) -> usize {
+        let allowance = self.allowance(now);
+        let datagram = (self.mtu.current() + self.overhead) as u64;
+        let payload =
+            allowance.max(if allowance > 0 { datagram } else { 0 }) * self.segment_payload() as u64 / datagram;
+        let budget = (payload as usize).saturating_sub(self.queue.waiting());
+        if budget == 0 || !self.queue.has_room(budget) {
+            self.refused.set(true);
+            return 0;
+        }
+        budget
+    }
+
+    /// Wire bytes of data that may leave now.
+    pub(crate) fn allowance(&self, now: Nanos) -> u64 {
+        let room = self.window_room();
+        self.window_limited.set(room == 0);
+        if room == 0 { 0 } else { room.min(self.pacer.allowance(now)) }
+    }
+
+    /// Wire bytes that the window leaves free; less than a datagram counts as nothing.
+    fn window_room(&self) -> u64 {
+        let datagram = (self.mtu.current() + self.overhead) as u64;
+        let in_flight = self.flight.in_flight();
+        let window = self.controller.window();
+        let full = in_flight > 0 && in_flight + datagram > window;
+        if full || self.loss.is_outage() || self.flight.span() + SPAN_RESERVE > self.flight_span {
+            return 0;
+        }
+        window.saturating_sub(in_flight).max(datagram)
+    }
+
+    /// Bytes of payload that fit into one datagram.
+    pub(crate) fn segment_payload(&self) -> usize {
+        self.mtu.current() - HEADER - TAG - DATA_HEADER
+    }
+
+    /// Is any payload byte waiting to be sent?
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.queue.waiting() > 0
+    }
+
+    pub(crate) fn spare(&mut self) -> Vec<u8> {
+        self.queue.spare()
+    }
+
+    pub(crate) fn give_spare(&mut self, buffer: Vec<u8>) {
+        self.queue.give_spare(buffer);
+    }
+
+    // --- datagrams out ---------------------------------------------------------------------------------------------------
+
+    /// What the next datagram is for, if one must or may leave now. `ack_due`: an acknowledgement cannot wait.
+    pub(crate) fn next_load(&mut self, ack_due: bool, now: Nanos) -> Option<Load> {
+        if self.probes_due > 0 {
+            // The second one is small: if only it arrives, the path has become narrower.
+            return Some(Load::Probe { small: self.probes_due == 1 });
+        }
+        if self.queue.waiting() > 0 && self.allowance(now) > 0 {
+            return Some(Load::Data);
+        }
+        if self.rtt.smoothed().is_some()
+            && !self.loss.is_outage()
+            && let Some(size) = self.mtu.poll_probe(now)
+        {
+            return Some(Load::Size(size));
+        }
+        if self.ping_due {
+            return Some(Load::Ping);
+        }
+        ack_due.then_some(Load::Ack)
+    }
+
+    /// The number of the next datagram.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.flight.next()
+    }
+
+    pub(crate) fn floor(&self) -> u64 {
+        self.flight.floor()
+    }
+
+    /// The largest datagram for this load.
+    pub(crate) fn size_for(&self, load: Load) -> usize {
+        match load {
+            Load::Data | Load::Probe { small: false } => self.mtu.current(),
+            Load::Size(size) => size,
+            Load::Probe { small: true } | Load::Ping | Load::Ack => self.mtu.safe(),
+        }
+    }
+
+    /// Appends the load's subfields so that `out` grows at most to `end`. How many segments are among them, and whether the
+    /// datagram asks for an acknowledgement.
+    pub(crate) fn fill(&mut self, out: &mut Vec<u8>, end: usize, load: Load) -> (usize, bool) {
+        let physical = self.flight.next();
+        let mut segments = 0;
+        if let Load::Data | Load::Probe { .. } = load {
+            let at_once = load != Load::Data;
+            while let Some(segment) = self.queue.emit_next(out, end - out.len(), physical, at_once) {
+                self.flight.add_segment(segment);
+                segments += 1;
+            }
+        }
+        match load {
+            Load::Data => return (segments, segments > 0),
+            Load::Ack => return (0, false),
+            Load::Probe { .. } if segments > 0 => {}
+            Load::Probe { .. } => segments = self.fill_oldest(out, end, physical),
+            Load::Size(_) | Load::Ping => packet::emit_ping(out),
+        }
+        if let Load::Size(_) = load {
+            packet::emit_padding(out, end - out.len());
+        }
+        (segments, true)
+    }
+
+    fn fill_oldest(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
+        let Some(segment) = self.queue.emit_oldest(out, end - out.len(), physical, self.probed) else {
+            packet::emit_ping(out);
+            return 0;
+        };
+        self.probed = (segment.logical, segment.offset + segment.length);
+        self.flight.add_segment(segment);
+        1
+    }
+
+    /// A datagram of `size` bytes left, filled with `load`. Returns its bytes on the wire, for the pacer.
+    pub(crate) fn on_sent(&mut self, size: usize, load: Load, segments: usize, asks: bool, now: Nanos) -> u64 {
+        let bytes = size + self.overhead;
+        match load {
+            Load::Probe { .. } => self.probes_due -= 1,
+            Load::Ping | Load::Size(_) => self.flight.on_app_limited(),
+            Load::Data | Load::Ack => {}
+        }
+        if asks {
+            self.ping_due = false;
+            self.loss.on_asked(now);
+        }
+        let probe = matches!(load, Load::Size(_));
+        if self.flight.span() >= self.flight_span {
+            self.make_span(now);
+        }
+        self.flight.push(if asks { bytes } else { 0 }, segments, probe, now);
+        bytes as u64
+    }
+
+    /// So many wire bytes of a batch left.
+    pub(crate) fn on_batch(&mut self, bytes: u64, now: Nanos) {
+        self.pacer.on_sent(bytes, now);
+    }
+
+    /// Acknowledgements and pings took the last numbers of the span while its oldest datagram's fate is still open: it counts
+    /// as lost now. Data stops long before.
+    fn make_span(&mut self, now: Nanos) {
+        let floor = self.flight.floor();
+        if self.flight.get(floor).is_some_and(|record| record.fate == Fate::Flying) {
+            self.count_lost(floor, now);
+            self.flight.skip_decided();
+        }
+        self.flight.retire(Nanos::MAX);
+    }
+
+    /// A ping leaves with the next datagrams.
+    pub(crate) fn ask(&mut self) {
+        self.ping_due = true;
+    }
+
+    // --- acknowledgements ------------------------------------------------------------------------------------------------
+
+    pub(crate) fn on_ack(&mut self, ack: &Ack<'_>, now: Nanos) -> Result<(), AckError> {
+        let next = self.flight.next();
+        let highest = seq::recover(next, ack.highest_received);
+        if highest >= next {
+            return Err(AckError::Unsent);
+        }
+        let was_outage = self.loss.is_outage();
+        let told = self.take_words(ack, highest, now)?;
+        let mut measured = None;
+        if let Some((number, record)) = &told.newest {
+            self.probes_due = 0;
+            self.probed = (0, 0);
+            if *number == highest {
+                let elapsed = now.saturating_sub(record.sent);
+                self.rtt.on_sample(elapsed, u64::from(ack.delay) * DELAY_UNIT_NANOS, now);
+                measured = Some(self.rtt.latest());
+            }
+            self.loss.on_largest(*number);
+        }
+        self.loss.on_news(&self.rtt, now);
+        let large_lost = self.detect_losses(now);
+        if self.mtu.on_news(large_lost, told.large, told.small, now) {
+            self.set_pace(now);
+        }
+        if was_outage && told.newest.is_some() {
+            self.controller.on_outage_end(now);
+        }
+        let sample = told.newest.as_ref().map(|(_, record)| self.flight.sample(record));
+        self.tell_controller(told.acked, measured, sample, now);
+        self.retire(now);
+        Ok(())
+    }
+
+    fn take_words(&mut self, ack: &Ack<'_>, highest: u64, now: Nanos) -> Result<Told, AckError> {
+        let mut told = Told::default();
+        let lowest = self.flight.floor() / 64;
+        for word in Words::new(ack.words, highest) {
+            let (word, bits) = word.map_err(AckError::Malformed)?;
+            if word < lowest {
+                break;
+            }
+            let mut news = bits & self.flight.open_word(word);
+            while news != 0 {
+                let number = word * 64 + u64::from(news.trailing_zeros());
+                news &= news - 1;
+                self.on_acked(number, &mut told, now);
+            }
+        }
+        Ok(told)
+    }
+
+    fn on_acked(&mut self, number: u64, told: &mut Told, now: Nanos) {
+        let record = self.flight.on_acked(number, now);
+        for segment in self.flight.segments(&record) {
+            self.queue.on_acked(segment);
+        }
+        self.loss.on_acked(number, record.sent, record.fate == Fate::Lost, &self.rtt, now);
+        let size = record.bytes as usize - self.overhead.min(record.bytes as usize);
+        if record.probe {
+            self.mtu.on_probe_acked(size, now);
+            self.set_pace(now);
+        }
+        told.large |= size > mtu::BASE;
+        told.small |= size <= mtu::BASE;
+        told.acked += u64::from(record.bytes);
+        if told.newest.as_ref().is_none_or(|(newest, _)| number > *newest) {
+            told.newest = Some((number, record));
+        }
+    }
+
+    /// Looks at the flight from its oldest undecided datagram on. True if a datagram larger than the base size was lost.
+    fn detect_losses(&mut self, now: Nanos) -> bool {
+        let mut large_lost = false;
+        self.loss.clear_due();
+        self.lost.clear();
+        loop {
+            self.flight.skip_decided();
+            let number = self.flight.cursor();
+            let Some(record) = self.flight.get(number) else {
+                return large_lost;
+            };
+            if !self.loss.is_lost(number, record.sent, &self.rtt, now) {
+                return large_lost;
+            }
+            large_lost |= self.count_lost(number, now);
+        }
+    }
+
+    /// True if the datagram was larger than the base size, and no probe of it.
+    fn count_lost(&mut self, number: u64, now: Nanos) -> bool {
+        let record = self.flight.on_lost(number);
+        for segment in self.flight.segments(&record) {
+            self.queue.on_lost(segment);
+        }
+        let size = record.bytes as usize - self.overhead.min(record.bytes as usize);
+        if record.probe {
+            self.mtu.on_probe_lost(size, now);
+            return false;
+        }
+        self.lost_datagrams += 1;
+        self.lost.push(Lost { number, sent: record.sent, bytes: u64::from(record.bytes) });
+        size > mtu::BASE
+    }
+
+    fn tell_controller(&mut self, acked: u64, measured: Option<Nanos>, sample: Option<flight::Sample>, now: Nanos) {
+        let news = News {
+            rtt: &self.rtt,
+            measured,
+            acked,
+            lost: &self.lost,
+            in_flight: self.flight.in_flight(),
+            delivered: self.flight.delivered(),
+            sample,
+            datagram: (self.mtu.current() + self.overhead) as u64,
+        };
+        self.controller.on_news(&news, now);
+        self.lost.clear();
+        self.set_pace(now);
+    }
+
+    fn set_pace(&mut self, now: Nanos) {
+        self.pacer.set(self.controller.rate(), self.mtu.current() + self.overhead, now);
+    }
+
+    fn retire(&mut self, now: Nanos) {
+        let remember = REMEMBER_ROUNDS * self.rtt.patient() + self.loss.window(&self.rtt);
+        self.flight.retire(now.saturating_sub(remember));
+    }
+
+    // --- the path --------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn on_too_large(&mut self, size: usize, now: Nanos) {
+        self.mtu.on_too_large(size, now);
+        self.set_pace(now);
+    }
+
+    /// The peer is reached at another address.
+    pub(crate) fn on_new_path(&mut self, to: SocketAddr, now: Nanos) {
+        let overhead = mtu::overhead(to);
+        if overhead != self.overhead {
+            self.overhead = overhead;
+            self.mtu.on_new_path(to, now);
+        }
+        self.set_pace(now);
+    }
+
+    // --- time ------------------------------------------------------------------------------------------------------------
+
+    /// How long the peer may hold back an acknowledgement: it follows the same rule as we do.
+    fn peer_delay(&self) -> Nanos {
+        Schedule::interval(self.rtt.minimum())
+    }
+
+    fn probe_deadline(&self) -> Option<Nanos> {
+        (self.flight.flying() > 0 && self.probes_due == 0)
+            .then(|| self.loss.probe_deadline(&self.rtt, self.peer_delay()))
+    }
+
+    pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
+        earliest.consider(self.loss.deadline(), Timer::Loss);
+        earliest.consider(self.probe_deadline(), Timer::Probe);
+        if (self.queue.waiting() > 0 || self.refused.get()) && self.window_room() > 0 {
+            earliest.consider(Some(self.pacer.release()), Timer::Pace);
+        }
+        if self.rtt.smoothed().is_some() && !self.loss.is_outage() {
+            earliest.consider(self.mtu.deadline(), Timer::Mtu);
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Nanos) {
+        if self.pacer.release() <= now {
+            self.refused.set(false);
+        }
+        if self.loss.deadline().is_some_and(|due| due <= now) {
+            let large_lost = self.detect_losses(now);
+            self.mtu.on_news(large_lost, false, false, now);
+            self.tell_controller(0, None, None, now);
+            self.retire(now);
+        }
+        if self.probe_deadline().is_some_and(|due| due <= now) {
+            self.loss.on_probe(now);
+            self.probes_due = loss::PROBES;
+        }
+    }
+
+    /// Three times the time after which the peer is asked: how long what belongs to the past may still arrive.
+    pub(crate) fn three_probe_times(&self) -> Nanos {
+        3 * (self.rtt.probe_after() + self.peer_delay())
+    }
+
+    // --- for people and worlds -------------------------------------------------------------------------------------------
+
+    pub(crate) fn rtt(&self) -> &Rtt {
+        &self.rtt
+    }
+
+    pub(crate) fn bandwidth(&self) -> u64 {
+        self.controller.bandwidth()
+    }
+
+    pub(crate) fn report(&self, stats: &mut crate::stats::Stats) {
+        stats.in_flight_bytes = self.flight.in_flight();
+        stats.flight_datagrams = self.flight.span();
+        stats.unacked_bytes = self.queue.held() as u64;
+        stats.unsent_bytes = self.queue.waiting() as u64;
+        stats.unacked_payloads = self.queue.len() as u64;
+        stats.window_bytes = self.controller.window();
+        stats.pacing_rate = self.controller.rate();
+        stats.bandwidth = self.controller.bandwidth();
+        stats.phase = self.controller.phase();
+        stats.datagram_size = self.mtu.current();
+        stats.rtt = self.rtt.smoothed().map(std::time::Duration::from_nanos);
+        stats.min_rtt = self.rtt.minimum().map(std::time::Duration::from_nanos);
+        stats.segments_repaired += self.queue.repaired();
+        stats.datagrams_lost += self.lost_datagrams;
+        stats.losses_spurious += self.loss.spurious();
+        stats.mtu_falls += self.mtu.falls();
+        stats.wire_bytes_delivered += self.flight.delivered();
+        stats.wire_bytes_lost += self.flight.lost();
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.queue.check_invariants();
+        self.flight.check_invariants();
+        assert!(self.flight.span() <= self.flight_span + 1);
+        assert!(self.flight.span() == 0 || self.flight.flying() > 0 || self.flight.cursor() == self.flight.next());
+    }
+
+    pub(crate) fn check_sums(&self) {
+        self.queue.check_sums();
+        self.flight.check_sums();
+    }
+}

@@ -1,0 +1,434 @@
+//! Two movers in a deterministic world: the stage that all world tests of this crate share.
+//!
+//! Each node is a mover with an application that writes payloads when it may and notes what it reads. Every payload names its
+//! sender, its instance and its number, and the rest of its bytes follow from these: so the reader knows what is wrong with
+//! it without the sender's help.
+
+// Each test file uses its own part of the stage.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tpo_lab::{Node, Profile, World};
+use tpo_mover::{Config, Event, Identity, Mover, PublicKey, Stats};
+
+/// Bytes of a payload's name: side, instance, number.
+const NAME: usize = 1 + 4 + 8;
+
+/// What an application does.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    /// Payloads to send.
+    pub(crate) payloads: u64,
+    /// Their sizes, uniformly.
+    pub(crate) sizes: std::ops::RangeInclusive<usize>,
+    /// Share of urgent ones in percent.
+    pub(crate) urgent: u8,
+    /// One payload per so much time instead of as many as the mover takes.
+    pub(crate) every: Option<Duration>,
+    /// Rounded to fill datagrams.
+    pub(crate) whole_datagrams: bool,
+}
+
+impl Default for Task {
+    fn default() -> Task {
+        Task { payloads: 0, sizes: 13..=20_000, urgent: 10, every: None, whole_datagrams: false }
+    }
+}
+
+impl Task {
+    pub(crate) fn payloads(payloads: u64) -> Task {
+        Task { payloads, ..Task::default() }
+    }
+}
+
+/// One side.
+pub(crate) struct Side {
+    pub(crate) mover: Mover,
+    side: u8,
+    run: u32,
+    dice: fastrand::Rng,
+    task: Task,
+    pub(crate) sent: u64,
+    next_at: Option<Instant>,
+    /// Numbers received, of each run of the peer.
+    pub(crate) received: BTreeMap<u32, Vec<bool>>,
+    pub(crate) received_count: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) events: Vec<Event>,
+    /// Nothing is written any more.
+    pub(crate) stopped: bool,
+    calls: u64,
+    /// Buffers go back to the mover after reading.
+    pub(crate) recycles: bool,
+    /// The most unsent payload bytes seen after an event.
+    pub(crate) backlog_max: u64,
+}
+
+impl Side {
+    fn write(&mut self, now: Instant) {
+        let mut turns = 0;
+        while !self.stopped && self.sent < self.task.payloads && self.mover.is_up() {
+            if let Some(every) = self.task.every {
+                let next = *self.next_at.get_or_insert(now);
+                if now < next {
+                    return;
+                }
+                self.next_at = Some(next + every);
+            }
+            let budget = self.mover.budget(now);
+            if budget == 0 && self.task.every.is_none() {
+                return;
+            }
+            let mut size = self.dice.usize(self.task.sizes.clone());
+            if self.task.whole_datagrams {
+                let segment = self.mover.segment_payload();
+                size = size.min(budget.max(segment)) / segment * segment;
+                size = size.max(segment);
+            }
+            let mut payload = self.mover.spare();
+            fill(&mut payload, size.max(NAME), self.side, self.run, self.sent);
+            let urgent = self.dice.u8(0..100) < self.task.urgent;
+            match self.mover.send(payload, urgent, now) {
+                Ok(()) => self.sent += 1,
+                Err(payload) => {
+                    self.mover.give_spare(payload);
+                    return;
+                }
+            }
+            turns += 1;
+            assert!(turns < 100_000, "the budget never ends");
+        }
+    }
+
+    fn read(&mut self) {
+        while let Some(payload) = self.mover.poll_payload() {
+            let (side, run, number) = name(&payload);
+            assert_ne!(side, self.side, "our own payload came back");
+            check(&payload, side, run, number);
+            let numbers = self.received.entry(run).or_default();
+            let at = usize::try_from(number).unwrap();
+            if numbers.len() <= at {
+                numbers.resize(at + 1, false);
+            }
+            assert!(!std::mem::replace(&mut numbers[at], true), "payload {number} of run {run} came twice");
+            self.received_count += 1;
+            self.received_bytes += payload.len() as u64;
+            if self.recycles {
+                self.mover.recycle(payload);
+            }
+        }
+    }
+
+    /// Everything of this run of the peer, without gaps.
+    pub(crate) fn has_all(&self, run: u32, payloads: u64) -> bool {
+        payloads == 0
+            || self
+                .received
+                .get(&run)
+                .is_some_and(|numbers| numbers.len() as u64 == payloads && numbers.iter().all(|received| *received))
+    }
+
+    pub(crate) fn run(&self) -> u32 {
+        self.run
+    }
+
+    pub(crate) fn set_task(&mut self, task: Task) {
+        self.task = Task { payloads: self.sent + task.payloads, ..task };
+        self.next_at = None;
+    }
+}
+
+impl Node for Side {
+    fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+        self.mover.handle_datagram(from, datagram, now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.mover.handle_timeout(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let mover = self.mover.poll_timeout().map(|(at, _)| at);
+        let own = self.next_at.filter(|_| !self.stopped && self.sent < self.task.payloads && self.mover.is_up());
+        mover.into_iter().chain(own).min()
+    }
+
+    fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
+        let transmit = self.mover.poll_transmit(out, now)?;
+        assert!(out.len() <= 64_000 && out.len().div_ceil(transmit.segment_size) <= 64, "a batch too large");
+        Some((transmit.to, transmit.segment_size))
+    }
+
+    fn drained(&mut self, now: Instant) {
+        while let Some(event) = self.mover.poll_event() {
+            self.events.push(event);
+        }
+        self.read();
+        self.write(now);
+        self.mover.check_invariants();
+        self.calls += 1;
+        if self.calls % 256 == 0 {
+            self.mover.check_sums();
+        }
+        if self.task.every.is_none() {
+            self.backlog_max = self.backlog_max.max(self.mover.stats().unsent_bytes);
+        }
+    }
+}
+
+fn fill(payload: &mut Vec<u8>, size: usize, side: u8, run: u32, number: u64) {
+    payload.clear();
+    payload.push(side);
+    payload.extend_from_slice(&run.to_be_bytes());
+    payload.extend_from_slice(&number.to_be_bytes());
+    let mut word = start(side, run, number);
+    while payload.len() < size {
+        word = next(word);
+        let bytes = word.to_le_bytes();
+        payload.extend_from_slice(&bytes[..bytes.len().min(size - payload.len())]);
+    }
+}
+
+fn start(side: u8, run: u32, number: u64) -> u64 {
+    (u64::from(side) << 56 | u64::from(run) << 40) ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+fn next(word: u64) -> u64 {
+    word.wrapping_mul(0xd129_42f0_5a3c_6b87).rotate_left(23).wrapping_add(0x1234_5678_9abc_def1)
+}
+
+fn name(payload: &[u8]) -> (u8, u32, u64) {
+    assert!(payload.len() >= NAME, "a payload of {} bytes", payload.len());
+    let run = u32::from_be_bytes(payload[1..5].try_into().unwrap());
+    (payload[0], run, u64::from_be_bytes(payload[5..13].try_into().unwrap()))
+}
+
+fn check(payload: &[u8], side: u8, run: u32, number: u64) {
+    let mut word = start(side, run, number);
+    for (at, chunk) in payload[NAME..].chunks(8).enumerate() {
+        word = next(word);
+        assert!(
+            chunk == &word.to_le_bytes()[..chunk.len()],
+            "payload {number} of run {run} differs at {}",
+            NAME + at * 8
+        );
+    }
+}
+
+/// How a pair is made.
+pub(crate) struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) a_to_b: Profile,
+    pub(crate) b_to_a: Profile,
+    pub(crate) a: Task,
+    pub(crate) b: Task,
+    /// Changes both configurations.
+    pub(crate) change: Box<dyn Fn(&mut Config, usize)>,
+    pub(crate) v6: bool,
+    /// Who knows the other's address.
+    pub(crate) calls: [bool; 2],
+}
+
+impl Setup {
+    pub(crate) fn new(seed: u64, link: &str) -> Setup {
+        Setup {
+            seed,
+            a_to_b: profile(link),
+            b_to_a: profile(link),
+            a: Task::default(),
+            b: Task::default(),
+            change: Box::new(|_, _| ()),
+            v6: false,
+            calls: [true, false],
+        }
+    }
+}
+
+pub(crate) fn profile(text: &str) -> Profile {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// Two movers and what is needed to make them again.
+pub(crate) struct Pair {
+    pub(crate) world: World<Side>,
+    setup: Setup,
+    keys: [(Arc<Identity>, PublicKey); 2],
+    addresses: [SocketAddr; 2],
+    runs: u32,
+}
+
+pub(crate) const A: usize = 0;
+pub(crate) const B: usize = 1;
+
+impl Pair {
+    pub(crate) fn new(setup: Setup) -> Pair {
+        let keys = [0, 1].map(|side| {
+            let identity = Arc::new(identity(side));
+            let public = identity.public_key();
+            (identity, public)
+        });
+        let text = if setup.v6 { ["[fd00::1]:47800", "[fd00::2]:47800"] } else { ["10.0.0.1:47800", "10.0.0.2:47800"] };
+        let addresses = text.map(|text| text.parse().unwrap());
+        let world = World::new(setup.seed);
+        let mut pair = Pair { world, setup, keys, addresses, runs: 0 };
+        for side in [A, B] {
+            let task = if side == A { pair.setup.a.clone() } else { pair.setup.b.clone() };
+            let node = pair.make(side, task);
+            pair.world.add(addresses[side], node);
+        }
+        let (forth, back) = (pair.setup.a_to_b.clone(), pair.setup.b_to_a.clone());
+        pair.world.connect(A, B, forth, back);
+        pair
+    }
+
+    pub(crate) fn address(&self, side: usize) -> SocketAddr {
+        self.addresses[side]
+    }
+
+    fn make(&mut self, side: usize, task: Task) -> Side {
+        self.runs += 1;
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.setup.seed.to_le_bytes());
+        seed[8..12].copy_from_slice(&self.runs.to_le_bytes());
+        seed[12] = side as u8;
+        let mut config = Config::new(self.keys[side].0.clone(), self.keys[1 - side].1, 5 + side as u16, seed);
+        config.endpoint = self.setup.calls[side].then_some(self.addresses[1 - side]);
+        (self.setup.change)(&mut config, side);
+        let dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32);
+        Side {
+            mover: Mover::new(config, self.world.now()),
+            side: side as u8,
+            run: self.runs,
+            dice,
+            task,
+            sent: 0,
+            next_at: None,
+            received: BTreeMap::new(),
+            received_count: 0,
+            received_bytes: 0,
+            events: Vec::new(),
+            stopped: false,
+            calls: 0,
+            recycles: self.runs % 2 == 0,
+            backlog_max: 0,
+        }
+    }
+
+    /// Replaces a side by a new instance with a new task.
+    pub(crate) fn restart(&mut self, side: usize, task: Task) -> Side {
+        let node = self.make(side, task);
+        self.world.replace(side, node)
+    }
+
+    pub(crate) fn side(&self, side: usize) -> &Side {
+        self.world.node(side)
+    }
+
+    pub(crate) fn stats(&self, side: usize) -> Stats {
+        self.world.node(side).mover.stats()
+    }
+
+    /// Runs until both are up.
+    pub(crate) fn connect(&mut self) {
+        let up = self.world.run_until(|world| [A, B].iter().all(|side| world.node(*side).mover.is_up()), secs(60.0));
+        assert!(up, "seed {}: not connected after {:?}", self.setup.seed, self.world.elapsed());
+    }
+
+    /// Runs until everything that both were told to send has come to the other.
+    pub(crate) fn finish(&mut self, limit: Duration) {
+        let tasks = [A, B].map(|side| (self.side(side).run, self.side(side).task.payloads));
+        let done = self.world.run_until(|world| all_came(world, tasks), limit);
+        let state = [A, B].map(|side| {
+            let side = self.side(side);
+            (side.sent, side.received_count, side.mover.is_up(), side.mover.stats())
+        });
+        assert!(done, "seed {}: not done after {:?}: {state:#?}", self.setup.seed, self.world.elapsed());
+    }
+
+    /// A while later nothing is left of it all: memory is back at its baseline, and both sides agree about what was sent.
+    pub(crate) fn rest(&mut self) {
+        let quiet = self.world.run_until(
+            |world| {
+                [A, B].iter().all(|side| {
+                    let stats = world.node(*side).mover.stats();
+                    stats.unacked_bytes == 0 && stats.unsent_bytes == 0
+                })
+            },
+            secs(30.0),
+        );
+        assert!(quiet, "seed {}: still unacknowledged: {:#?} {:#?}", self.setup.seed, self.stats(A), self.stats(B));
+        self.world.run_for(secs(5.0));
+        for side in [A, B] {
+            let stats = self.stats(side);
+            let seed = self.setup.seed;
+            assert_eq!((stats.unacked_bytes, stats.unacked_payloads), (0, 0), "seed {seed}: {stats:?}");
+            assert_eq!((stats.unsent_bytes, stats.reassembly_bytes), (0, 0), "seed {seed}: {stats:?}");
+            assert!(stats.flight_datagrams < 200, "seed {seed}: {stats:?}");
+            assert_eq!(
+                stats.subfields_malformed + stats.acks_unsent + stats.segments_wrong,
+                0,
+                "seed {seed}: {stats:?}"
+            );
+            assert_eq!(stats.events_lost, 0);
+            self.world.node(side).mover.check_sums();
+        }
+    }
+
+    /// Both sides' counts of payloads agree.
+    pub(crate) fn agree(&self) {
+        for (from, to) in [(A, B), (B, A)] {
+            let (sent, received) = (self.stats(from), self.stats(to));
+            assert_eq!(sent.payloads_sent, received.payloads_received, "seed {}", self.setup.seed);
+            assert_eq!(sent.payload_bytes_sent, received.payload_bytes_received, "seed {}", self.setup.seed);
+        }
+    }
+}
+
+fn all_came(world: &World<Side>, tasks: [(u32, u64); 2]) -> bool {
+    let [(a_run, a_payloads), (b_run, b_payloads)] = tasks;
+    // The counts first: they are cheap, and this is asked after every event.
+    let (a, b) = (world.node(A), world.node(B));
+    b.received_count >= a_payloads
+        && a.received_count >= b_payloads
+        && b.has_all(a_run, a_payloads)
+        && a.has_all(b_run, b_payloads)
+}
+
+fn identity(side: u8) -> Identity {
+    // Any 32 bytes are a private key; in base64 these are 43 letters and the padding.
+    let text: String = (0..42).map(|at| char::from(b'A' + ((at * 7 + u32::from(side) * 11) % 26) as u8)).collect();
+    Identity::from_private_text(&format!("{text}A=")).expect("32 bytes in base64")
+}
+
+pub(crate) fn secs(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Runs a scenario for many seeds. `TPO_SEED` picks one; a failure prints the command that replays it.
+pub(crate) fn seeds(file: &str, test: &str, count: u64, scenario: impl Fn(u64)) {
+    if let Ok(seed) = std::env::var("TPO_SEED") {
+        return scenario(seed.parse().expect("TPO_SEED is a number"));
+    }
+    for seed in 0..count {
+        let replay = Replay { file, test, seed };
+        scenario(seed);
+        std::mem::forget(replay);
+    }
+}
+
+struct Replay<'a> {
+    file: &'a str,
+    test: &'a str,
+    seed: u64,
+}
+
+impl Drop for Replay<'_> {
+    fn drop(&mut self) {
+        let Replay { file, test, seed } = self;
+        eprintln!("replay: TPO_SEED={seed} cargo test -p tpo-mover --test {file} {test} -- --exact --nocapture");
+    }
+}
