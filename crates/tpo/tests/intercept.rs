@@ -259,27 +259,28 @@ fn ten_thousand_rules() {
     println!("layers of 10,000 rules: {sizes:?}, {} covered, in {layered:?}", layers.v4.covered);
     assert!(sizes.len() > 1 && sizes.len() < 30);
 
-    // The cost of setting up a connection that no rule names, without rules and with 10,000.
-    let unruled: SocketAddr = V4.server_at(PORT);
+    // The cost of setting up a connection that no rule names, without rules and with 10,000: to a destination that none names at all,
+    // and to one whose rules name other ports, which has to go through all layers.
+    let unruled = V4.server_at(PORT);
+    let client = SocketAddr::new(V4.client, 40_000);
+    let all = rules.iter().map(|rule| SocketAddr::new(rule.destination.0, PORT));
+    let missed = all.into_iter().find(|to| layers.find(client, *to).is_none()).expect("some rule names other ports");
     let start = Instant::now();
     let daemon = Daemon::start(&net, table(Vec::new(), 3));
     println!("start without rules: {:?}", start.elapsed());
-    let without = net.connect_time(unruled);
+    let without = [unruled, missed].map(|to| net.connect_time(to));
     drop(daemon);
     let start = Instant::now();
     let daemon = Daemon::start(&net, table(rules.clone(), 3));
     let loaded = start.elapsed();
     println!("start with 10,000 rules: {loaded:?}");
     assert!(loaded < Duration::from_secs(3), "10,000 rules took {loaded:?}");
-    let with = net.connect_time(unruled);
-    println!("median connect: {without:?} without rules, {with:?} with 10,000");
-    assert!(with < without * 3 + Duration::from_micros(200), "{with:?} against {without:?}");
-
-    let client = SocketAddr::new(V4.client, 40_000);
-    let missed =
-        rules.iter().map(|rule| SocketAddr::new(rule.destination.0, PORT)).find(|d| layers.find(client, *d).is_none());
-    let through = net.connect_time(missed.expect("some rule names other ports"));
-    println!("median connect to a named destination at another port, through all layers: {through:?}");
+    let with = [unruled, missed].map(|to| net.connect_time(to));
+    println!("connect [destination not named, named at other ports]: {without:?} without rules, {with:?} with 10,000");
+    for (with, without) in with.into_iter().zip(without) {
+        // "Costs little more": a gross bound, since other tests run beside this one.
+        assert!(with < without * 3 + Duration::from_micros(500), "{with:?} against {without:?}");
+    }
 
     // The kernel finds what the layers find: peer 0 has its lease, 1 fails open, 2 fails closed.
     daemon.keep(0);
@@ -306,6 +307,10 @@ fn ten_thousand_rules() {
 #[test]
 fn the_far_edge_speaks_from_the_clients_address() {
     let net = Net::up();
+    net.nft(
+        Place::Server,
+        "table inet t { chain i { type filter hook input priority 0; tcp dport 7 reject with icmpx type no-route; }; }",
+    );
     for local in [true, false] {
         let daemon = Daemon::start(&net, Table { local, ..table(rules_for(PORT_OTHER, OnFailure::Closed), 1) });
         for address in both() {
@@ -338,9 +343,13 @@ fn the_far_edge_speaks_from_the_clients_address() {
                     }
                 }
             }
+            // Refusals come back too, by reset and by ICMP.
             let client = SocketAddr::new(address.client, 0);
-            let failed = net.inside(Place::Tpo, || net::finish(connect_from(Some(client), address.server_at(9))));
-            assert_eq!(failed.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "nobody listens there");
+            let fails = |port| {
+                net.inside(Place::Tpo, || net::finish(connect_from(Some(client), address.server_at(port)))).unwrap_err()
+            };
+            assert_eq!(fails(9).kind(), std::io::ErrorKind::ConnectionRefused);
+            assert_eq!(fails(7).kind(), std::io::ErrorKind::NetworkUnreachable);
         }
         assert_eq!(daemon.counters()[counter::INTERCEPTED].packets, 0);
     }
