@@ -313,3 +313,29 @@ impl TimeProvider for NoClock {
         Some(UnixTime::since_unix_epoch(Duration::ZERO))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pinned_key_is_accepted_and_nothing_beside_it() {
+        let [one, two] = [[1; 32], [2; 32]].map(PublicKey::from_bytes);
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        let pinned = Pinned { spki: one.spki(), algorithms };
+        let certificate = |key: &PublicKey| CertificateDer::from(key.spki().as_ref().to_vec());
+        assert!(pinned.check(&certificate(&one), &[]).is_ok());
+        assert!(pinned.check(&certificate(&two), &[]).is_err());
+        assert!(pinned.check(&certificate(&one), &[certificate(&two)]).is_err());
+    }
+
+    #[test]
+    fn only_the_hybrid_group_and_two_suites_are_offered() {
+        let (provider, _) = provider();
+        let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(groups, [rustls::NamedGroup::X25519MLKEM768]);
+        let mut suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite()).collect();
+        suites.sort_by_key(|suite| u16::from(*suite));
+        assert_eq!(suites, [CipherSuite::TLS13_AES_128_GCM_SHA256, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256]);
+    }
+}
