@@ -77,6 +77,10 @@ const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// Packets to these are for somebody on this host, or for many; no rule applies.
 const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
 
+/// After connection tracking and whatever else marks packets (some firewalls set the whole mark at `mangle`, and check the reverse path by
+/// mark at `mangle + 10`, where ours must not be seen yet), before addresses are rewritten at `mangle + 50`.
+const PRIORITY: &str = "mangle + 20";
+
 struct Writer<'a> {
     text: &'a mut String,
     table: &'a Table,
@@ -278,7 +282,7 @@ impl Writer<'_> {
         writeln!(
             self.text,
             "  chain prerouting {{
-    type filter hook prerouting priority mangle; policy accept;
+    type filter hook prerouting priority {PRIORITY}; policy accept;
     meta l4proto != {{ tcp, icmp, ipv6-icmp }} accept
     {NOT_FORWARDED} accept"
         )?;
@@ -298,7 +302,7 @@ impl Writer<'_> {
         writeln!(
             self.text,
             "  chain output {{
-    type route hook output priority mangle; policy accept;
+    type route hook output priority {PRIORITY}; policy accept;
     meta l4proto != tcp accept"
         )?;
         if self.table.far_source_is_client {
