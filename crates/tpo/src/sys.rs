@@ -75,7 +75,7 @@ pub fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc:
 }
 
 /// Raises the limit of open files to the hard limit, one descriptor for each connection, and returns what it is now.
-pub fn raise_open_files() -> io::Result<u64> {
+pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the answer.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
@@ -93,4 +93,28 @@ fn check(result: libc::c_int) -> io::Result<()> {
 pub fn terminate(process: u32) {
     // SAFETY: a plain call without pointers; the process id is that of a child not yet waited for, so it cannot be another's.
     unsafe { libc::kill(process as libc::pid_t, libc::SIGTERM) };
+}
+
+/// User and system CPU time of a process, seconds.
+pub fn process_cpu_seconds(process: u32) -> io::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it (proc(5): 14 and 15).
+    let ticks: u64 = stat
+        .rsplit(')')
+        .next()
+        .into_iter()
+        .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    // SAFETY: a plain call without pointers.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    Ok(ticks as f64 / per_second as f64)
+}
+
+/// 32 bytes of the kernel's randomness.
+pub fn random_seed() -> io::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    // SAFETY: the pointer and the length describe `seed`.
+    let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
+    if got == seed.len() as isize { Ok(seed) } else { Err(io::Error::last_os_error()) }
 }
