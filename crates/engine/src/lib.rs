@@ -1,2 +1,42 @@
 //! The accelerator without an operating system: messages of flows to payloads and back (claims 7-18, 42, 47).
+//!
+//! The walk of a byte through this crate: an edge (of the program) says that a flow is [`Peer::readable`]; when the mover
+//! may send, the packet driver takes the flow's turn ([`driver`](self)'s schedule), reads its bytes through [`Source`] straight
+//! into a buffer behind a routing header and a message header, and gives the buffer to the mover as a payload. At the far
+//! side the payload is taken apart, each flow's bytes are put in order, and the edge is told to [`Event::Deliver`] them.
+//!
+//! Nothing here opens a socket, reads a clock, takes a lock or draws randomness: time is an argument, numbers come from the
+//! order of calls. One owner drives a [`Peer`] with the verbs that the mover has too: `handle_…`, `poll_…`, `poll_timeout`.
 #![forbid(unsafe_code)]
+
+mod config;
+mod driver;
+mod edge;
+mod error;
+mod flow;
+mod message;
+mod peer;
+mod policy;
+mod stats;
+
+pub use config::{Config, Limits};
+pub use edge::{Event, Read, Source};
+pub use error::{OpenError, PrefixError};
+pub use flow::{Class, FlowId, FlowInfo, FlowKey, Status};
+pub use peer::Peer;
+pub use policy::{Policy, Prefix, Rule};
+pub use stats::{Counters, Stats};
+
+#[doc(hidden)]
+pub mod fuzzing;
+
+/// Lets the tests of this crate share files with those outside.
+#[cfg(test)]
+extern crate self as tpo_engine;
+
+/// Some time to begin at: tests need one, and only the distance to it counts.
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}

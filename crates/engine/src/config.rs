@@ -1,0 +1,101 @@
+//! What a [`Peer`](crate::Peer) is told at its start, and every bound of the engine with its reason.
+
+use std::time::Duration;
+
+/// What a [`Peer`](crate::Peer) is told at its start.
+#[derive(Clone)]
+pub struct Config {
+    /// The data mover below. Its `initial_credit` is overwritten with the one in `limits`.
+    pub mover: tpo_mover::Config,
+    /// The packet driver's largest buffer, bytes (claim 11: "no larger than a set maximum").
+    pub buffer_size: usize,
+    /// How much one peer may cost.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// The usual buffer: one GSO send, and no more than 5 ms of a 100 Mbit/s link.
+    pub const BUFFER_SIZE: usize = 64 * 1024;
+
+    /// The usual buffer and limits over this mover.
+    pub fn new(mover: tpo_mover::Config) -> Config {
+        Config { mover, buffer_size: Config::BUFFER_SIZE, limits: Limits::default() }
+    }
+}
+
+/// How much one peer may cost. The worst case is about `1.25 x peer_bytes` of data and 300 bytes for each flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows that may live at once; more are refused. 131,072 idle flows are some 40 MB.
+    pub flows: usize,
+    /// Bytes that one flow may hold here, bookkeeping included. Above `max_credit` by the bookkeeping's share.
+    pub flow_bytes: usize,
+    /// Bytes that all flows of the peer may hold here: beyond it new flows are refused and credits shrink; a quarter above
+    /// it the flow that holds most is reset. [`Peer::set_budget`](crate::Peer::set_budget) lowers it at run time.
+    pub peer_bytes: usize,
+    /// What a new flow may send before it has heard from us: one start-up window of a fast link.
+    pub initial_credit: u32,
+    /// The largest window that autotuning gives a flow: 1 Gbit/s for 250 ms, four times.
+    pub max_credit: usize,
+}
+
+impl Limits {
+    /// Windows stay below what a flow may hold, so that the bookkeeping has room too.
+    pub(crate) fn largest_window(&self) -> u64 {
+        self.max_credit.min(self.flow_bytes / 4 * 3) as u64
+    }
+
+    /// The initial credit that the peer is told.
+    pub(crate) fn told_credit(&self) -> u32 {
+        self.initial_credit.min(u32::try_from(self.largest_window()).unwrap_or(u32::MAX))
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            flows: 131_072,
+            flow_bytes: 192 << 20,
+            peer_bytes: 512 << 20,
+            initial_credit: 256 << 10,
+            max_credit: 128 << 20,
+        }
+    }
+}
+
+/// The smallest window that a running flow works with: a smaller initial credit is raised to it when the flow is accepted.
+pub(crate) const MIN_WINDOW: u64 = 64 << 10;
+
+/// Round trips shorter than this are mostly our own scheduling: windows are sized as if the path took this long.
+pub(crate) const MIN_RTT: Duration = Duration::from_millis(2);
+
+/// Before the mover has measured a round trip: a wide guess, so that start-up is not held back.
+pub(crate) const UNKNOWN_RTT: Duration = Duration::from_millis(100);
+
+/// Bytes that a flow may send before the next flow of its class has its turn: eleven full datagrams. Larger ones cost less
+/// per byte, smaller ones less waiting for the neighbours; 16 KiB is 1.3 ms of a 100 Mbit/s link.
+pub(crate) const QUANTUM: usize = 16 << 10;
+
+/// Bytes of a class for each unit of its weight and round.
+pub(crate) const CLASS_UNIT: usize = 8 << 10;
+
+/// No read smaller than this is made only to fill a buffer up: it would cost a system call for a few bytes.
+pub(crate) const MIN_PIECE: usize = 64;
+
+/// What keeping one piece of data costs beside its bytes: queue entry, reference count, allocator.
+pub(crate) const CHUNK_COST: usize = 96;
+
+/// Pieces below this are copied together instead of keeping the payload that they came in.
+pub(crate) const SMALL_PIECE: usize = 1024;
+
+/// Small pieces are copied together up to this size.
+pub(crate) const SMALL_CHUNK: usize = 4096;
+
+/// Slices that `deliverable` gives at most: what one `writev` takes well.
+pub(crate) const MAX_SLICES: usize = 64;
+
+/// Refusals that wait for the link at most; beyond it an opening is dropped without an answer. 1.5 MB.
+pub(crate) const MAX_REFUSALS: usize = 65_536;
+
+/// How long a reset of the far application waits for the near one to take the data before it, counted from the last byte taken.
+pub(crate) const RESET_LINGER: Duration = Duration::from_secs(10);

@@ -1,0 +1,346 @@
+//! The packet driver of one peer: it owns the flows and routes between them, the schedule and the control messages.
+//!
+//! [`pack`] fills a buffer when the mover may send, reading from the edges in the order of the [`schedule`]; [`unpack`] takes
+//! a received buffer apart. The rest of this file is the edges' side: opening, accepting, delivering, ending. It knows
+//! nothing of the mover, so that two drivers can be tested against each other with nothing between them.
+
+use std::{collections::VecDeque, io::IoSlice, time::Duration, time::Instant};
+
+mod ending;
+mod numbers;
+mod pack;
+mod schedule;
+mod unpack;
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub(crate) use pack::Room;
+pub(crate) use schedule::{Schedule, Slot};
+
+use crate::{
+    Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
+    config::{MIN_WINDOW, UNKNOWN_RTT},
+    flow::{Climate, Flow, Memory, Window},
+    stats::Counters,
+};
+use numbers::{Flows, Giver, Opened};
+
+/// The packet driver of one peer.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    limits: Limits,
+    /// The smaller of the peer's limit and what the program allows at the moment.
+    budget: usize,
+    /// Initial credit that the peer gives to flows; none while there is no session.
+    peer_credit: Option<u32>,
+    rtt: Duration,
+    flows: Flows,
+    giver: Giver,
+    opened: Opened,
+    schedule: Schedule,
+    control: VecDeque<Control>,
+    events: VecDeque<Event>,
+    /// Flows whose far side has reset them and whose data is still being delivered, by when to look after them.
+    lingering: VecDeque<Lingering>,
+    /// What all flows hold.
+    held: usize,
+    held_max: usize,
+    /// Used payloads, to be given back to the mover after each input.
+    spent: Vec<Vec<u8>>,
+    counters: Counters,
+}
+
+/// A message that goes before all data.
+#[derive(Debug, Clone, Copy)]
+enum Control {
+    Accepted(FlowId),
+    /// The amount is filled in when it is packed.
+    Credit(FlowId),
+    /// The flow is gone already: this is all that is left of it.
+    Reset {
+        flow: FlowId,
+        sequence: u32,
+        protocol: u8,
+        status: Status,
+    },
+}
+
+#[derive(Debug)]
+struct Lingering {
+    until: Instant,
+    flow: FlowId,
+    /// What had been delivered when this was noted.
+    delivered: u64,
+}
+
+impl Driver {
+    /// `higher`: our public key is the higher one of the two.
+    pub(crate) fn new(limits: Limits, higher: bool) -> Driver {
+        let limits = Limits { initial_credit: limits.told_credit(), ..limits };
+        Driver {
+            limits,
+            budget: limits.peer_bytes,
+            peer_credit: None,
+            rtt: UNKNOWN_RTT,
+            flows: Flows::default(),
+            giver: Giver::new(higher),
+            opened: Opened::new(),
+            schedule: Schedule::new(),
+            control: VecDeque::new(),
+            events: VecDeque::new(),
+            lingering: VecDeque::new(),
+            held: 0,
+            held_max: 0,
+            spent: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    // --- the peer ---------------------------------------------------------------------------------------------------------
+
+    /// A session stands. If the peer is another instance than before, nothing of before lives.
+    pub(crate) fn on_connected(&mut self, fresh: bool, peer_credit: u32) {
+        if fresh {
+            self.on_restarted();
+        }
+        self.peer_credit = Some(peer_credit);
+        self.events.push_back(Event::Connected { fresh });
+    }
+
+    /// Tells the edges something about the peer.
+    pub(crate) fn on_event(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn set_rtt(&mut self, rtt: Option<Duration>) {
+        self.rtt = rtt.unwrap_or(UNKNOWN_RTT);
+    }
+
+    pub(crate) fn set_segment(&mut self, segment: usize) {
+        self.schedule.set_segment(segment);
+    }
+
+    /// What the flows of this peer may hold from now on.
+    pub(crate) fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes.min(self.limits.peer_bytes);
+    }
+
+    // --- the edges --------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+        let peer_credit = self.peer_credit.ok_or(OpenError::NotConnected)?;
+        if self.flows.len() >= self.limits.flows {
+            return Err(OpenError::TooManyFlows { flows: self.limits.flows });
+        }
+        if self.held > self.budget {
+            return Err(OpenError::OutOfMemory { held: self.held, budget: self.budget });
+        }
+        let flow = self.giver.give(&self.flows);
+        self.counters.opened_here += 1;
+        let slot = self.insert(flow, key, class, true, peer_credit, now);
+        // Even with nothing to read yet: the far side shall connect, perhaps the server speaks first.
+        self.schedule.wake(slot);
+        Ok(flow)
+    }
+
+    pub(crate) fn accept(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        if state.accepted {
+            return;
+        }
+        state.accepted = true;
+        self.control.push_back(Control::Accepted(flow));
+        let slot = state.slot;
+        if state.may_send() {
+            self.schedule.wake(slot);
+        }
+        self.grant(flow);
+        self.tell(flow);
+    }
+
+    pub(crate) fn readable(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get(&flow) else { return };
+        if state.may_send() && state.outgoing.credit_left() > 0 {
+            self.schedule.wake(state.slot);
+        }
+    }
+
+    pub(crate) fn deliverable<'a>(&'a self, flow: FlowId, slices: &mut Vec<IoSlice<'a>>) {
+        if let Some(state) = self.flows.get(&flow).filter(|state| state.accepted) {
+            state.incoming.deliverable(slices);
+        }
+    }
+
+    pub(crate) fn delivered(&mut self, flow: FlowId, n: usize, now: Instant) {
+        let climate = self.climate();
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let before = state.incoming.held();
+        state.incoming.take(n, &mut self.spent);
+        state.moved = now;
+        self.held -= before - state.incoming.held();
+        self.counters.bytes_delivered += n as u64;
+        let delivered = state.incoming.delivered();
+        let due = state.window.on_delivered(n, delivered, &climate, now);
+        state.told_deliver &= state.incoming.deliverable_bytes() > 0;
+        if due {
+            self.queue_credit(flow);
+        }
+        self.tell(flow);
+    }
+
+    /// Payloads of the mover that nobody needs any more.
+    pub(crate) fn poll_spent(&mut self) -> Option<Vec<u8>> {
+        self.spent.pop()
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowInfo> {
+        self.flows.iter().map(|(flow, state)| FlowInfo {
+            flow: *flow,
+            key: state.key,
+            class: state.class,
+            opened_here: state.ours,
+            connected: state.accepted && state.answered,
+            finished_out: state.outgoing.fin(),
+            finished_in: state.told_finish,
+            bytes_out: state.outgoing.next(),
+            bytes_in: state.incoming.next(),
+            held_bytes: state.incoming.held(),
+            credit_left: state.outgoing.credit_left(),
+            window_bytes: state.window.size(),
+            since: state.since,
+            moved: state.moved,
+        })
+    }
+
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(crate) fn ready_count(&self) -> usize {
+        self.schedule.listed()
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    pub(crate) fn held_max(&self) -> usize {
+        self.held_max
+    }
+
+    pub(crate) fn budget(&self) -> usize {
+        self.budget
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.peer_credit.is_some()
+    }
+
+    // --- inside -----------------------------------------------------------------------------------------------------------
+
+    fn insert(&mut self, flow: FlowId, key: FlowKey, class: Class, ours: bool, credit: u32, now: Instant) -> Slot {
+        let slot = self.schedule.add(flow, class);
+        let initial = u64::from(self.limits.initial_credit);
+        let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
+        self.flows.insert(flow, Box::new(Flow::new(key, class, slot, ours, credit, window, now)));
+        slot
+    }
+
+    fn climate(&self) -> Climate {
+        let memory = match self.held {
+            held if held > self.budget => Memory::Short,
+            held if held >= self.budget / 2 => Memory::Filling,
+            _ => Memory::Ample,
+        };
+        let max = self.limits.largest_window();
+        Climate { rtt: self.rtt, max, min: MIN_WINDOW.min(max), memory }
+    }
+
+    /// Grants what the window allows beyond what the peer was told.
+    fn grant(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let delivered = state.incoming.delivered();
+        if state.window.update(delivered) {
+            self.queue_credit(flow);
+        }
+    }
+
+    fn queue_credit(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        // After its end the far side sends nothing more, and after a reset it knows the flow no longer.
+        if !state.credit_due && state.ending.is_none() && !state.incoming.fin_known() {
+            state.credit_due = true;
+            self.control.push_back(Control::Credit(flow));
+        }
+    }
+
+    /// Tells the edge of data and of the end, and ends the flow if nothing is left of it.
+    fn tell(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        if !state.accepted {
+            return;
+        }
+        if state.incoming.deliverable_bytes() > 0 && !state.told_deliver {
+            state.told_deliver = true;
+            self.events.push_back(Event::Deliver { flow });
+        }
+        if state.incoming.finished() && !state.told_finish {
+            state.told_finish = true;
+            self.events.push_back(Event::Finish { flow });
+        }
+        if let Some(ending) = state.ending
+            && state.incoming.delivered() >= ending.at
+        {
+            self.end_by_far_side(flow, ending.status);
+        } else if state.told_finish && state.outgoing.fin() {
+            self.remove(flow);
+            self.counters.closed += 1;
+            self.events.push_back(Event::Closed { flow });
+        }
+    }
+
+    fn spend(&mut self, payload: Vec<u8>) {
+        self.spent.push(payload);
+    }
+
+    /// Forgets a flow and all that it holds.
+    fn remove(&mut self, flow: FlowId) -> Option<Box<Flow>> {
+        let state = self.flows.remove(&flow)?;
+        self.schedule.remove(state.slot);
+        self.held -= state.incoming.held();
+        Some(state)
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.schedule.check_invariants();
+        let mut held = 0;
+        for (flow, state) in &self.flows {
+            state.check_invariants();
+            held += state.incoming.held();
+            assert_eq!(self.schedule.flow_of(state.slot), *flow, "a slot is its flow's");
+            assert_eq!(state.ours, self.giver.is_ours(*flow));
+            if self.schedule.is_ready(state.slot) {
+                assert!(state.may_send(), "{flow} is scheduled but may not send");
+            }
+            assert!(!(state.told_finish && state.outgoing.fin()), "{flow} has ended and is still here");
+        }
+        assert_eq!(held, self.held, "the sum of what flows hold");
+        assert!(self.held <= hard_limit(self.limits.peer_bytes), "more is held than the peer may cost");
+        assert!(self.flows.len() <= self.limits.flows);
+    }
+}
+
+/// What all flows may hold before the one that holds most is reset: a quarter above the budget, so that refusing new flows
+/// and shrinking credits have time to work.
+fn hard_limit(budget: usize) -> usize {
+    budget + budget / 4
+}

@@ -1,0 +1,186 @@
+//! The numbers of flows: giving out our own, remembering which of the far side's were opened, and looking flows up.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+use crate::{FlowId, flow::Flow};
+
+/// Set in the numbers of flows that the side with the higher public key opened.
+pub(crate) const HIGHER: u32 = 1 << 31;
+const NUMBER: u32 = HIGHER - 1;
+
+/// Numbers behind the highest opened one for which it is known whether they were opened: 8 KiB for each peer. A message that
+/// opens a flow would have to be overtaken by the openings of as many others to fall out of it.
+const WIDTH: u32 = 65_536;
+
+/// All flows of a peer. Boxed, so that growth moves pointers only.
+pub(crate) type Flows = HashMap<FlowId, Box<Flow>, BuildHasherDefault<NumberHasher>>;
+
+/// Numbers count up, and the peer is authenticated: multiplying spreads them well enough, and the same at each run.
+#[derive(Debug, Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Gives out the numbers of flows that this side opens.
+#[derive(Debug)]
+pub(crate) struct Giver {
+    side: u32,
+    next: u32,
+}
+
+impl Giver {
+    pub(crate) fn new(higher: bool) -> Giver {
+        Giver { side: if higher { HIGHER } else { 0 }, next: 0 }
+    }
+
+    /// Whether a flow of this number was opened by this side.
+    pub(crate) fn is_ours(&self, flow: FlowId) -> bool {
+        flow.0 & HIGHER == self.side
+    }
+
+    /// A number that no living flow has.
+    pub(crate) fn give(&mut self, flows: &Flows) -> FlowId {
+        loop {
+            let flow = FlowId(self.side | self.next);
+            self.next = (self.next + 1) & NUMBER;
+            if !flows.contains_key(&flow) {
+                return flow;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn skip_to(&mut self, next: u32) {
+        self.next = next;
+    }
+}
+
+/// What is known of a number that the far side uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It was not used before; it is noted now.
+    New,
+    /// It was.
+    Used,
+    /// Too old to know.
+    TooOld,
+}
+
+/// The sliding window of numbers that the far side has used.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    highest: Option<u32>,
+    bits: Box<[u64]>,
+}
+
+impl Opened {
+    pub(crate) fn new() -> Opened {
+        Opened { highest: None, bits: vec![0; WIDTH as usize / 64].into_boxed_slice() }
+    }
+
+    /// Notes that the far side uses a number.
+    pub(crate) fn note(&mut self, flow: FlowId) -> Known {
+        let number = flow.0 & NUMBER;
+        let highest = *self.highest.get_or_insert(number);
+        let ahead = number.wrapping_sub(highest) & NUMBER;
+        if ahead <= NUMBER / 2 {
+            self.advance(highest, ahead);
+        } else if NUMBER + 1 - ahead >= WIDTH {
+            return Known::TooOld;
+        }
+        let at = number % WIDTH;
+        let (word, bit) = (&mut self.bits[at as usize / 64], 1 << (at % 64));
+        if *word & bit != 0 {
+            return Known::Used;
+        }
+        *word |= bit;
+        Known::New
+    }
+
+    /// Moves the window ahead, and forgets what falls out behind it.
+    fn advance(&mut self, highest: u32, ahead: u32) {
+        self.highest = Some((highest + ahead) & NUMBER);
+        if ahead >= WIDTH {
+            self.bits.fill(0);
+            return;
+        }
+        for step in 1..=ahead {
+            let at = (highest + step) % WIDTH;
+            self.bits[at as usize / 64] &= !(1 << (at % 64));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn opened_numbers_as_a_set_of_them_would_know() {
+        for (seed, start) in [(1, 0_u64), (2, 1000), (3, 0x7fff_ff00), (4, 0x7fff_0000)] {
+            let random = &mut fastrand::Rng::with_seed(seed);
+            let mut opened = Opened::new();
+            let mut model = HashSet::new();
+            let mut highest = None;
+            let mut base = start;
+            for _ in 0..20_000 {
+                base +=
+                    random.u64(0..3) * random.u64(0..20) * u64::from(random.u8(0..50) == 0) * 100 + random.u64(0..3);
+                let number = base.saturating_sub(random.u64(0..4) * random.u64(0..30_000)).max(start);
+                let top: u64 = *highest.get_or_insert(number);
+                let expected = if number + u64::from(WIDTH) <= top {
+                    Known::TooOld
+                } else if model.insert(number) {
+                    Known::New
+                } else {
+                    Known::Used
+                };
+                highest = Some(top.max(number));
+                let flow = FlowId(HIGHER | (number as u32 & NUMBER));
+                assert_eq!(opened.note(flow), expected, "seed {seed} number {number} highest {top}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_far_jump_forgets_everything() {
+        let mut opened = Opened::new();
+        assert_eq!(opened.note(FlowId(5)), Known::New);
+        assert_eq!(opened.note(FlowId(5 + 3 * WIDTH)), Known::New);
+        assert_eq!(opened.note(FlowId(5 + 3 * WIDTH)), Known::Used);
+        assert_eq!(opened.note(FlowId(5)), Known::TooOld);
+        assert_eq!(opened.note(FlowId(5 + 3 * WIDTH - (WIDTH - 1))), Known::New);
+    }
+
+    #[test]
+    fn numbers_in_use_are_passed_over() {
+        let mut giver = Giver::new(true);
+        giver.skip_to(NUMBER);
+        let mut flows = Flows::default();
+        let given: Vec<u32> = (0..3).map(|_| giver.give(&flows).0).collect();
+        assert_eq!(given, [HIGHER | NUMBER, HIGHER, HIGHER | 1]);
+        assert!(giver.is_ours(FlowId(HIGHER)) && !giver.is_ours(FlowId(0)));
+        let mut schedule = crate::driver::Schedule::new();
+        flows.insert(FlowId(HIGHER | 2), Box::new(crate::driver::tests::any_flow(&mut schedule)));
+        assert_eq!(giver.give(&flows).0, HIGHER | 3);
+    }
+}

@@ -1,0 +1,220 @@
+//! Fills a buffer: routing header, then messages, read from the edges straight into their places.
+//!
+//! Control messages go first, then data in the order of the schedule. A buffer that holds messages of more than one flow is
+//! never larger than one segment, so that a lost datagram delays only the flows whose bytes it carried; a larger buffer has
+//! one flow's data and nothing else. Nothing waits for a buffer to become full: what is there when the mover may send goes.
+
+use std::time::Instant;
+
+use super::{Control, Driver, schedule::Turn};
+use crate::{
+    FlowId, Read, Source, Status,
+    config::MIN_PIECE,
+    flow::Flow,
+    message::{self, Form, Function, Header, ROUTING},
+};
+
+/// How large the buffer may become.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// What one datagram carries.
+    pub(crate) segment: usize,
+    /// The largest buffer of one flow, `segment` at least.
+    pub(crate) largest: usize,
+}
+
+/// What the buffer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packed {
+    /// Somebody waits for it: it goes before others.
+    pub(crate) urgent: bool,
+}
+
+/// Whose messages the buffer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    One(FlowId),
+    Many,
+}
+
+/// The buffer being filled.
+struct Page<'a> {
+    buffer: &'a mut Vec<u8>,
+    room: Room,
+    used: usize,
+    messages: u16,
+    owner: Owner,
+    urgent: bool,
+}
+
+impl Page<'_> {
+    /// How far a message of this flow may reach.
+    fn end_for(&self, flow: FlowId, urgent: bool) -> usize {
+        let own = self.owner == Owner::Nobody || self.owner == Owner::One(flow);
+        if own && !urgent { self.room.largest } else { self.room.segment }
+    }
+
+    /// The place between two offsets, made if the buffer is shorter. A spare buffer was as long before, mostly: then nothing
+    /// is written.
+    fn place(&mut self, from: usize, to: usize) -> &mut [u8] {
+        if self.buffer.len() < to {
+            self.buffer.resize(to, 0);
+        }
+        &mut self.buffer[from..to]
+    }
+
+    /// Writes a header at the end; its data is in its place already.
+    fn add(&mut self, header: &Header, owner: Owner, urgent: bool) {
+        let (from, to) = (self.used, self.used + header.header_length());
+        header.emit(self.place(from, to));
+        self.used = to + header.length as usize;
+        self.messages += 1;
+        self.urgent |= urgent;
+        self.owner = match self.owner {
+            Owner::Nobody => owner,
+            same if same == owner => same,
+            _ => Owner::Many,
+        };
+    }
+
+    fn finish(self) -> Option<Packed> {
+        self.buffer.truncate(self.used);
+        if self.messages == 0 {
+            return None;
+        }
+        message::emit_routing(self.buffer, self.messages);
+        Some(Packed { urgent: self.urgent })
+    }
+}
+
+impl Driver {
+    /// Whether packing might yield something.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.control.is_empty() || self.schedule.listed() > 0
+    }
+
+    /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything to send after all.
+    pub(crate) fn pack(
+        &mut self,
+        source: &mut dyn Source,
+        buffer: &mut Vec<u8>,
+        room: Room,
+        now: Instant,
+    ) -> Option<Packed> {
+        assert!(room.segment >= 128 && room.largest >= room.segment, "no room for headers in {room:?}");
+        let mut page = Page { buffer, room, used: ROUTING, messages: 0, owner: Owner::Nobody, urgent: false };
+        page.place(0, ROUTING);
+        self.pack_control(&mut page);
+        while let Some(turn) = self.schedule.next() {
+            if !self.pack_turn(turn, source, &mut page, now) {
+                break;
+            }
+        }
+        self.counters.messages_out += u64::from(page.messages);
+        let packed = page.finish();
+        self.counters.buffers_out += u64::from(packed.is_some());
+        packed
+    }
+
+    fn pack_control(&mut self, page: &mut Page<'_>) {
+        while let Some(control) = self.control.front() {
+            if page.used + message::STATUS > page.room.segment {
+                break;
+            }
+            let header = self.control_header(*control);
+            self.control.pop_front();
+            if let Some(header) = header {
+                page.add(&header, Owner::Many, true);
+            }
+        }
+    }
+
+    /// None if the flow has ended since the message was queued.
+    fn control_header(&mut self, control: Control) -> Option<Header> {
+        let short =
+            |function, flow, sequence| Header { function, fin: false, flow, sequence, length: 0, form: Form::Short };
+        match control {
+            Control::Accepted(flow) => self.flows.contains_key(&flow).then(|| short(Function::Accepted, flow, 0)),
+            Control::Credit(flow) => {
+                let state = self.flows.get_mut(&flow)?;
+                state.credit_due = false;
+                Some(short(Function::Credit, flow, state.window.granted() as u32))
+            }
+            Control::Reset { flow, sequence, protocol, status } => {
+                Some(Header { form: Form::Status(protocol, status), ..short(Function::Reset, flow, sequence) })
+            }
+        }
+    }
+
+    /// Packs a message of the flow whose turn it is, if it has one. Returns whether there may be room for another.
+    fn pack_turn(&mut self, turn: Turn, source: &mut dyn Source, page: &mut Page<'_>, now: Instant) -> bool {
+        let state = self.flows.get_mut(&turn.flow).expect("the schedule has living flows only");
+        let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
+        let urgent = state.class.is_urgent();
+        let end = page.end_for(turn.flow, urgent);
+        let place = page.used + header_length;
+        if page.used > ROUTING && place + MIN_PIECE > end {
+            return false;
+        }
+        let ask = ask(turn.allowance, place, end, page.room.segment, state.outgoing.credit_left());
+        let read = if ask == 0 { Read::Blocked } else { source.read(turn.flow, page.place(place, place + ask)) };
+        let (length, fin) = match read {
+            Read::Bytes(n) => {
+                assert!(n > 0 && n <= ask, "a source read {n} bytes where {ask} were asked for");
+                (n, false)
+            }
+            Read::Blocked if state.must_open() => (0, false),
+            Read::Blocked => {
+                self.schedule.sleep(turn.slot);
+                return true;
+            }
+            Read::End => (0, true),
+            Read::Failed(status) => {
+                self.fail(turn.flow, status);
+                return true;
+            }
+        };
+        let header = data_header(turn.flow, state, length, fin);
+        page.add(&header, Owner::One(turn.flow), urgent);
+        state.open_sent = true;
+        state.moved = now;
+        state.outgoing.on_sent(length);
+        self.counters.bytes_out += length as u64;
+        self.schedule.on_served(turn.slot, header_length + length);
+        if fin {
+            state.outgoing.on_end();
+            self.schedule.stop(turn.slot);
+            self.tell(turn.flow);
+        } else if state.outgoing.credit_left() == 0 {
+            self.schedule.stop(turn.slot);
+        } else if length == 0 {
+            self.schedule.sleep(turn.slot);
+        }
+        true
+    }
+
+    fn fail(&mut self, flow: FlowId, status: Status) {
+        self.counters.reset_here += 1;
+        self.reset_and_tell(flow, status);
+    }
+}
+
+/// How much to ask a flow for: what its turn allows, rounded up so that the buffer ends with a whole segment.
+fn ask(allowance: usize, place: usize, end: usize, segment: usize, credit: u64) -> usize {
+    let space = end.saturating_sub(place);
+    let turn_end = place.saturating_add(allowance).checked_next_multiple_of(segment).unwrap_or(usize::MAX);
+    let credit = usize::try_from(credit).unwrap_or(usize::MAX);
+    (turn_end - place).min(space).min(credit)
+}
+
+fn data_header(flow: FlowId, state: &Flow, length: usize, fin: bool) -> Header {
+    Header {
+        function: Function::Data,
+        fin,
+        flow,
+        sequence: state.outgoing.next() as u32,
+        length: length as u32,
+        form: if state.answered { Form::Short } else { Form::Full(state.key, state.class) },
+    }
+}

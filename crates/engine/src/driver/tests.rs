@@ -1,0 +1,538 @@
+//! Two drivers with nothing between them but payloads that are delivered in any order, each once: what the mover promises,
+//! and nothing more.
+
+use std::{
+    io::IoSlice,
+    time::{Duration, Instant},
+};
+
+use super::{Driver, Room, Schedule};
+use crate::{
+    Class, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status,
+    flow::{Flow, Window},
+    message::{self, Form, Function, Header},
+};
+
+// Not each of its tools is needed at both places.
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../tests/world/apps.rs"]
+mod apps;
+
+use apps::{Apps, Engine, Plan, Reading, Script, Then, check_ends, key};
+
+const MS: Duration = Duration::from_millis(1);
+
+impl Engine for Driver {
+    fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+        self.open(key, class, now)
+    }
+    fn accept(&mut self, flow: FlowId, _now: Instant) {
+        self.accept(flow);
+    }
+    fn readable(&mut self, flow: FlowId) {
+        self.readable(flow);
+    }
+    fn reset(&mut self, flow: FlowId, status: Status, _now: Instant) {
+        self.reset(flow, status);
+    }
+    fn deliverable<'a>(&'a self, flow: FlowId, slices: &mut Vec<IoSlice<'a>>) {
+        self.deliverable(flow, slices);
+    }
+    fn delivered(&mut self, flow: FlowId, n: usize, now: Instant) {
+        self.delivered(flow, n, now);
+    }
+    fn poll_event(&mut self) -> Option<Event> {
+        self.poll_event()
+    }
+}
+
+pub(crate) fn any_key(number: usize) -> FlowKey {
+    key(1, number)
+}
+
+pub(crate) fn any_flow(schedule: &mut Schedule) -> Flow {
+    let now = crate::clock();
+    let slot = schedule.add(FlowId(0), Class::Normal);
+    Flow::new(key(0, 0), Class::Normal, slot, true, 0, Window::new(0, 0, now), now)
+}
+
+/// Two drivers and what is on its way between them.
+struct Pair {
+    drivers: [Driver; 2],
+    apps: [Apps; 2],
+    /// To side 0 and to side 1: when it arrives, and what.
+    flying: [Vec<(Instant, Vec<u8>)>; 2],
+    random: fastrand::Rng,
+    now: Instant,
+    /// Longest time on the way.
+    delay: Duration,
+    /// Bytes that each side may pack in a millisecond.
+    rate: usize,
+    segment: usize,
+}
+
+impl Pair {
+    fn new(seed: u64, limits: Limits, scripts: [Vec<Script>; 2]) -> Pair {
+        let now = crate::clock();
+        let [first, second] = scripts;
+        let mut drivers = [Driver::new(limits, false), Driver::new(limits, true)];
+        for driver in &mut drivers {
+            driver.on_connected(true, limits.told_credit());
+            driver.set_rtt(Some(10 * MS));
+        }
+        let apps = [Apps::new(0, first.clone(), second.clone(), now), Apps::new(1, second, first, now)];
+        let random = fastrand::Rng::with_seed(seed);
+        Pair { drivers, apps, flying: [vec![], vec![]], random, now, delay: 10 * MS, rate: 200_000, segment: 1400 }
+    }
+
+    /// A millisecond: what arrives, what is due, what may be sent.
+    fn tick(&mut self) {
+        self.now += MS;
+        for side in 0..2 {
+            self.drivers[side].handle_timeout(self.now);
+            let arrived = self.flying[side].extract_if(.., |(at, _)| *at <= self.now);
+            let mut arrived: Vec<_> = arrived.map(|(_, payload)| payload).collect();
+            self.random.shuffle(&mut arrived);
+            for payload in arrived {
+                self.drivers[side].unpack(payload, self.now);
+                self.drivers[side].check_invariants();
+                self.apps[side].turn(&mut self.drivers[side], true, self.now);
+                self.drivers[side].check_invariants();
+            }
+            self.apps[side].turn(&mut self.drivers[side], true, self.now);
+            self.pack(side);
+            self.apps[side].turn(&mut self.drivers[side], true, self.now);
+            self.drivers[side].check_invariants();
+        }
+    }
+
+    fn pack(&mut self, side: usize) {
+        let mut left = self.rate;
+        while self.drivers[side].has_work() && left > 0 {
+            let mut buffer = vec![0xee; self.random.usize(0..3000)];
+            let segments = left.min(65_536).div_ceil(self.segment).min(65_536 / self.segment).max(1);
+            let room = Room { segment: self.segment, largest: segments * self.segment };
+            let packed = self.drivers[side].pack(&mut self.apps[side].source(self.now), &mut buffer, room, self.now);
+            self.drivers[side].check_invariants();
+            if packed.is_none() {
+                break;
+            }
+            assert!(buffer.len() <= room.largest);
+            check_buffer(&buffer, self.segment);
+            left = left.saturating_sub(buffer.len());
+            let at = self.now + self.delay.mul_f64(self.random.f64());
+            self.flying[1 - side].push((at, buffer));
+        }
+    }
+
+    fn run(&mut self, limit: Duration) {
+        let end = self.now + limit;
+        while self.now < end && !self.is_quiet() {
+            self.tick();
+        }
+    }
+
+    /// No application runs, and nothing is on its way.
+    fn is_quiet(&self) -> bool {
+        (0..2)
+            .all(|side| self.apps[side].alive() == 0 && self.flying[side].is_empty() && !self.drivers[side].has_work())
+    }
+
+    fn check_all_over(&self) {
+        check_ends(&self.apps[0], &self.apps[1]);
+        for side in 0..2 {
+            assert_eq!(self.apps[side].alive(), 0, "side {side} has applications that wait");
+            let driver = &self.drivers[side];
+            assert_eq!(
+                (driver.flow_count(), driver.held(), driver.ready_count()),
+                (0, 0, 0),
+                "side {side} keeps something"
+            );
+            assert!(!driver.has_work());
+            assert_eq!((driver.counters().breaches, driver.counters().malformed), (0, 0));
+        }
+        let [a, b] = [self.drivers[0].counters(), self.drivers[1].counters()];
+        assert!(a.bytes_in <= b.bytes_out && b.bytes_in <= a.bytes_out);
+    }
+}
+
+/// A buffer with messages of more than one flow is never larger than a segment.
+fn check_buffer(buffer: &[u8], segment: usize) {
+    let mut flows: Vec<FlowId> = Vec::new();
+    let mut control = false;
+    for (header, _) in message::parse_payload(buffer).expect("we can read what we write") {
+        control |= header.function != Function::Data;
+        flows.push(header.flow);
+    }
+    flows.dedup();
+    assert!(buffer.len() <= segment || (flows.len() == 1 && !control), "{} bytes of {flows:?}", buffer.len());
+}
+
+#[test]
+fn any_flows_any_order() {
+    for seed in 0..150 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut scripts = || (0..random.usize(1..12)).map(|_| Script::random(&mut random, 400_000)).collect();
+        let scripts = [scripts(), scripts()];
+        let mut pair = Pair::new(seed, Limits::default(), scripts);
+        pair.run(Duration::from_secs(20));
+        pair.check_all_over();
+    }
+}
+
+#[test]
+fn resets_and_refusals_in_any_order() {
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut scripts = || {
+            (0..random.usize(1..12))
+                .map(|_| {
+                    let mut script = Script::random(&mut random, 100_000);
+                    for plan in [&mut script.opener, &mut script.acceptor] {
+                        match random.u8(0..5) {
+                            0 => plan.then = Then::Fail,
+                            1 => plan.read = Reading::ResetAfter(random.u64(1..20_000)),
+                            _ => {}
+                        }
+                    }
+                    if random.u8(0..5) == 0 {
+                        script.refuse =
+                            Some([Status::Refused, Status::Unreachable, Status::NotAllowed][random.usize(0..3)]);
+                    }
+                    script
+                })
+                .collect()
+        };
+        let scripts = [scripts(), scripts()];
+        let mut pair = Pair::new(seed, Limits::default(), scripts);
+        pair.run(Duration::from_secs(30));
+        pair.check_all_over();
+    }
+}
+
+/// No credit at the start: the opening goes without data, and the window is granted when the flow is accepted.
+#[test]
+fn without_initial_credit_flows_run() {
+    for seed in 0..50 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let limits = Limits { initial_credit: [0, 1, 700][seed as usize % 3], ..Limits::default() };
+        let scripts = (0..6).map(|_| Script::random(&mut random, 300_000)).collect();
+        let mut pair = Pair::new(seed, limits, [scripts, vec![]]);
+        pair.run(Duration::from_secs(20));
+        pair.check_all_over();
+    }
+}
+
+#[test]
+fn offsets_cross_four_gigabytes() {
+    for seed in 0..20 {
+        let quiet = Plan { then: Then::Stay, ..Plan::bytes(0) };
+        let mut pair = Pair::new(seed, Limits::default(), [vec![Script::new(quiet.clone(), quiet)], vec![]]);
+        for _ in 0..40 {
+            pair.tick();
+        }
+        // Both sides know the flow and nothing is on its way: as if 4 GB had crossed, less a little.
+        for driver in &mut pair.drivers {
+            driver.flows.values_mut().next().expect("the flow is open").start_at((1 << 32) - 5000);
+        }
+        for (apps, driver) in pair.apps.iter_mut().zip(&mut pair.drivers) {
+            apps.set_plan(0, 0, Plan::bytes(2_000_000), driver);
+        }
+        pair.run(Duration::from_secs(5));
+        for apps in &pair.apps {
+            let end = apps.end(0, 0);
+            assert!(end.saw_closed && (end.got, end.written) == (2_000_000, 2_000_000), "{end:?}");
+        }
+    }
+}
+
+struct Always;
+
+impl Source for Always {
+    fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+        Read::Bytes(into.len())
+    }
+}
+
+fn connected(limits: Limits) -> Driver {
+    let mut driver = Driver::new(limits, false);
+    driver.on_connected(true, u32::MAX / 2);
+    driver
+}
+
+#[test]
+fn sixteen_flows_get_the_same() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let flows: Vec<FlowId> = (0..16).map(|number| driver.open(key(0, number), Class::Bulk, now).unwrap()).collect();
+    let room = Room { segment: 1400, largest: 46 * 1400 };
+    let mut buffer = Vec::new();
+    let mut packed = 0;
+    while packed < 32 << 20 {
+        driver.pack(&mut Always, &mut buffer, room, now).unwrap();
+        assert!(buffer.len().is_multiple_of(1400), "whole segments: {}", buffer.len());
+        packed += buffer.len();
+        let sent: Vec<u64> = flows.iter().map(|flow| driver.flows[flow].outgoing.next()).collect();
+        let apart = sent.iter().max().unwrap() - sent.iter().min().unwrap();
+        assert!(apart <= 2 * crate::config::QUANTUM as u64, "{apart} bytes apart: {sent:?}");
+    }
+    let sent: Vec<f64> = flows.iter().map(|flow| driver.flows[flow].outgoing.next() as f64).collect();
+    let jain = sent.iter().sum::<f64>().powi(2) / (16.0 * sent.iter().map(|n| n * n).sum::<f64>());
+    assert!(jain > 0.999, "{jain}");
+}
+
+#[test]
+fn one_flow_alone_fills_the_largest_buffer() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    driver.open(key(0, 0), Class::Normal, now).unwrap();
+    let mut buffer = Vec::new();
+    driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 46 * 1400 }, now).unwrap();
+    assert_eq!(buffer.len(), 46 * 1400);
+    let urgent = driver.open(key(0, 1), Class::Interactive, now).unwrap();
+    let packed = driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 46 * 1400 }, now).unwrap();
+    assert!(packed.urgent && buffer.len() == 1400, "an interactive flow's buffers are one segment");
+    assert_eq!(message::parse_payload(&buffer).unwrap().next().unwrap().0.flow, urgent);
+}
+
+#[test]
+fn idle_flows_are_never_looked_at() {
+    struct Counting(usize);
+    impl Source for Counting {
+        fn read(&mut self, _flow: FlowId, _into: &mut [u8]) -> Read {
+            self.0 += 1;
+            Read::Blocked
+        }
+    }
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let flows: Vec<FlowId> =
+        (0..20_000).map(|number| driver.open(key(0, number % 50_000), Class::Normal, now).unwrap()).collect();
+    let mut source = Counting(0);
+    let mut buffer = Vec::new();
+    let room = Room { segment: 1400, largest: 65_536 / 1400 * 1400 };
+    while driver.pack(&mut source, &mut buffer, room, now).is_some() {}
+    source.0 = 0;
+    driver.readable(flows[777]);
+    assert_eq!(driver.pack(&mut source, &mut buffer, room, now), None);
+    assert_eq!((source.0, driver.ready_count()), (1, 0));
+}
+
+fn message(function: Function, flow: u32, sequence: u32, form: Form, data: &[u8]) -> Vec<u8> {
+    let header = Header { function, fin: false, flow: FlowId(flow), sequence, length: data.len() as u32, form };
+    let mut payload = vec![0; message::ROUTING + header.header_length()];
+    header.emit(&mut payload[message::ROUTING..]);
+    payload.extend_from_slice(data);
+    message::emit_routing(&mut payload, 1);
+    payload
+}
+
+fn events(driver: &mut Driver) -> Vec<Event> {
+    std::iter::from_fn(|| driver.poll_event()).collect()
+}
+
+const FAR: u32 = 1 << 31;
+
+fn full() -> Form {
+    Form::Full(key(1, 0), Class::Normal)
+}
+
+#[test]
+fn late_messages_open_nothing() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    events(&mut driver);
+    // A reset that overtakes its opening.
+    driver.unpack(message(Function::Reset, FAR, 3, Form::Status(6, Status::Reset), b""), now);
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    assert_eq!((events(&mut driver), driver.flow_count()), (vec![], 0));
+    // Short messages of a flow that is not there; a full one with our own number.
+    driver.unpack(message(Function::Data, FAR + 1, 0, Form::Short, b"abc"), now);
+    driver.unpack(message(Function::Credit, 5, 0, Form::Short, b""), now);
+    driver.unpack(message(Function::Data, 5, 0, full(), b"abc"), now);
+    assert_eq!((events(&mut driver), driver.counters().late), (vec![], 5));
+    // A flow that was here, and ended.
+    driver.unpack(message(Function::Data, FAR + 2, 0, full(), b"abc"), now);
+    driver.reset(FlowId(FAR + 2), Status::Refused);
+    events(&mut driver);
+    driver.unpack(message(Function::Data, FAR + 2, 3, full(), b"def"), now);
+    assert_eq!((events(&mut driver), driver.flow_count()), (vec![], 0));
+    assert_eq!(driver.counters().opened_there, 1);
+}
+
+#[test]
+fn a_breach_ends_its_flow_only() {
+    let now = crate::clock();
+    let credit = Limits::default().initial_credit;
+    let bad = [
+        message(Function::Data, FAR, 1, Form::Short, b"x"),
+        message(Function::Data, FAR, credit, Form::Short, b"x"),
+        message(Function::Data, FAR, 0xffff_0000, Form::Short, b"x"),
+        message(Function::Data, FAR, 3, Form::Full(key(1, 7), Class::Normal), b"x"),
+        message(Function::Reset, FAR, 2, Form::Status(6, Status::Reset), b""),
+        message(Function::Reset, FAR, credit + 1, Form::Status(6, Status::Reset), b""),
+    ];
+    for payload in bad {
+        let mut driver = connected(Limits::default());
+        driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+        driver.unpack(message(Function::Data, FAR + 1, 0, full(), b"abc"), now);
+        events(&mut driver);
+        driver.unpack(payload, now);
+        assert_eq!(events(&mut driver), [Event::Reset { flow: FlowId(FAR), status: Status::Protocol }]);
+        assert_eq!((driver.flow_count(), driver.counters().breaches), (1, 1));
+        driver.check_invariants();
+        let mut buffer = Vec::new();
+        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 1400 }, now).unwrap();
+        let (reset, _) = message::parse_payload(&buffer).unwrap().next().unwrap();
+        assert_eq!((reset.function, reset.form), (Function::Reset, Form::Status(6, Status::Protocol)));
+    }
+}
+
+#[test]
+fn memory_refuses_then_takes_from_who_holds_most() {
+    let now = crate::clock();
+    let limits = Limits { peer_bytes: 400_000, flows: 4, ..Limits::default() };
+    let mut driver = connected(limits);
+    let fill = |driver: &mut Driver, flow: u32, from: usize, to: usize| {
+        for at in (from..to).step_by(10_000) {
+            driver.unpack(message(Function::Data, FAR + flow, at as u32, full(), &[7; 10_000]), now);
+            driver.check_invariants();
+        }
+    };
+    fill(&mut driver, 0, 0, 150_000);
+    fill(&mut driver, 1, 0, 250_000);
+    assert!(driver.held() > 400_000);
+    assert_eq!(
+        driver.open(key(0, 0), Class::Normal, now),
+        Err(OpenError::OutOfMemory { held: driver.held(), budget: 400_000 })
+    );
+    driver.unpack(message(Function::Data, FAR + 2, 0, full(), b"abc"), now);
+    assert_eq!((driver.counters().refused, driver.flow_count()), (1, 2));
+    events(&mut driver);
+    // Early data counts too.
+    fill(&mut driver, 0, 160_000, 260_000);
+    assert_eq!(events(&mut driver), [Event::Reset { flow: FlowId(FAR + 1), status: Status::NoResources }]);
+    assert_eq!(driver.counters().squeezed, 1);
+    assert!(driver.held() < 300_000);
+    // The program may lower the budget while flows run.
+    driver.set_budget(100_000);
+    fill(&mut driver, 0, 150_000, 160_000);
+    assert_eq!(events(&mut driver), [Event::Reset { flow: FlowId(FAR), status: Status::NoResources }]);
+    assert_eq!((driver.held(), driver.flow_count()), (0, 0));
+    driver.set_budget(usize::MAX);
+    for number in 0..4 {
+        driver.open(key(0, number), Class::Normal, now).unwrap();
+    }
+    assert_eq!(driver.open(key(0, 9), Class::Normal, now), Err(OpenError::TooManyFlows { flows: 4 }));
+}
+
+#[test]
+fn data_then_the_reset() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let flow = FlowId(FAR);
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    driver.accept(flow);
+    events(&mut driver);
+    driver.unpack(message(Function::Reset, FAR, 6, Form::Status(6, Status::Reset), b""), now);
+    driver.readable(flow);
+    assert_eq!(
+        (events(&mut driver), driver.ready_count()),
+        (vec![], 0),
+        "it waits for the data, and sends nothing more"
+    );
+    driver.delivered(flow, 3, now);
+    driver.unpack(message(Function::Data, FAR, 3, Form::Short, b"def"), now);
+    assert_eq!(events(&mut driver), [Event::Deliver { flow }]);
+    driver.delivered(flow, 2, now);
+    assert_eq!(events(&mut driver), []);
+    driver.delivered(flow, 1, now);
+    assert_eq!(events(&mut driver), [Event::Reset { flow, status: Status::Reset }]);
+    assert_eq!(driver.flow_count(), 0);
+
+    // Other kinds do not wait.
+    driver.unpack(message(Function::Data, FAR + 1, 0, full(), b"abc"), now);
+    driver.accept(FlowId(FAR + 1));
+    driver.unpack(message(Function::Reset, FAR + 1, 6, Form::Status(6, Status::NoResources), b""), now);
+    let reset = Event::Reset { flow: FlowId(FAR + 1), status: Status::NoResources };
+    assert_eq!(events(&mut driver).last(), Some(&reset));
+    assert_eq!(driver.held(), 0);
+}
+
+#[test]
+fn a_reset_does_not_wait_for_a_reader_that_stopped() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let flow = FlowId(FAR);
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    driver.accept(flow);
+    driver.unpack(message(Function::Reset, FAR, 3, Form::Status(6, Status::Reset), b""), now);
+    events(&mut driver);
+    driver.handle_timeout(now + Duration::from_secs(9));
+    driver.delivered(flow, 1, now + Duration::from_secs(9));
+    driver.handle_timeout(now + Duration::from_secs(11));
+    assert_eq!(events(&mut driver), [], "it took a byte");
+    driver.handle_timeout(now + Duration::from_secs(22));
+    assert_eq!(events(&mut driver), [Event::Reset { flow, status: Status::Reset }]);
+}
+
+#[test]
+fn a_restart_ends_all_flows_and_new_ones_run() {
+    let mut pair = Pair::new(
+        3,
+        Limits::default(),
+        [
+            vec![
+                Script::new(Plan::bytes(50_000_000), Plan::bytes(1000)),
+                Script::new(Plan::bytes(0), Plan::bytes(50_000_000)),
+            ],
+            vec![],
+        ],
+    );
+    for _ in 0..50 {
+        pair.tick();
+    }
+    // Side 1 restarts: a new driver, new applications; nothing of the old instance arrives.
+    pair.flying = [vec![], vec![]];
+    pair.drivers[1] = Driver::new(Limits::default(), true);
+    pair.apps[1] = Apps::new(1, vec![], vec![], pair.now);
+    pair.drivers[0].on_restarted();
+    for driver in &mut pair.drivers {
+        driver.on_connected(true, Limits::default().initial_credit);
+    }
+    pair.tick();
+    for number in 0..2 {
+        assert_eq!(pair.apps[0].end(0, number).saw_reset, Some(Status::PeerRestarted));
+    }
+    for apps in &mut pair.apps {
+        assert_eq!(apps.alive(), 0);
+    }
+    let again = Script::new(Plan::bytes(100_000), Plan::bytes(100_000));
+    let number = pair.apps[0].add(again.clone());
+    for _ in 0..=number {
+        pair.apps[1].add_other(again.clone());
+    }
+    pair.run(Duration::from_secs(5));
+    assert!(pair.apps[0].end(0, number).saw_closed && pair.apps[1].end(0, number).saw_closed);
+    assert_eq!((pair.drivers[0].held(), pair.drivers[1].flow_count()), (0, 0));
+}
+
+#[test]
+fn a_dead_peer_takes_all_flows_with_it() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let ours = driver.open(key(0, 0), Class::Normal, now).unwrap();
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    events(&mut driver);
+    driver.on_dead(Status::PeerRestarted);
+    let status = Status::PeerRestarted;
+    assert_eq!(
+        events(&mut driver),
+        [Event::Reset { flow: ours, status }, Event::Reset { flow: FlowId(FAR), status }, Event::Dead]
+    );
+    assert_eq!(driver.open(key(0, 0), Class::Normal, now), Err(OpenError::NotConnected));
+    assert!(!driver.has_work() && driver.held() == 0);
+    driver.on_connected(true, 1000);
+    assert_eq!(events(&mut driver), [Event::Connected { fresh: true }]);
+    driver.open(key(0, 0), Class::Normal, now).unwrap();
+}

@@ -1,0 +1,153 @@
+//! Takes a received buffer apart: each message to its flow, new flows to the edges.
+//!
+//! Payloads come in any order, each exactly once. A message of a flow that has ended is late and dropped; a flow whose far
+//! side breaks the rules is reset; a payload that cannot be read is dropped as a whole. All three are counted.
+
+use std::time::Instant;
+
+use super::{Driver, numbers::Known};
+use crate::{
+    Class, Event, FlowId, FlowKey, Status,
+    error::Breach,
+    flow::Chunk,
+    message::{self, Form, Function, Header},
+};
+
+impl Driver {
+    /// Takes a payload of the peer.
+    pub(crate) fn unpack(&mut self, payload: Vec<u8>, now: Instant) {
+        let Ok(messages) = message::parse_payload(&payload) else {
+            self.counters.malformed += 1;
+            self.spend(payload);
+            return;
+        };
+        self.counters.buffers_in += 1;
+        let mut most = None;
+        for (header, data) in messages {
+            self.counters.messages_in += 1;
+            if Chunk::deserves(payload.len(), data.len()) {
+                // It gets the payload itself, after the others have been copied out. Messages have no order among each other.
+                most = Some((header, data));
+            } else {
+                self.on_message(&header, || Chunk::copied(&payload[data]), now);
+            }
+        }
+        match most {
+            Some((header, data)) => self.on_message(&header, || Chunk::whole(payload, data), now),
+            None => self.spend(payload),
+        }
+    }
+
+    fn on_message(&mut self, header: &Header, data: impl FnOnce() -> Chunk, now: Instant) {
+        let flow = header.flow;
+        if !self.flows.contains_key(&flow) && !self.on_unknown(header, now) {
+            return;
+        }
+        if header.function == Function::Reset {
+            self.on_reset_message(header, now);
+            return;
+        }
+        self.on_answer(flow);
+        match header.function {
+            Function::Data => self.on_data(header, data(), now),
+            Function::Credit => self.on_credit(flow, header.sequence),
+            Function::Accepted | Function::Reset => {}
+        }
+    }
+
+    /// A message of a flow that is not here. Returns whether it is now.
+    fn on_unknown(&mut self, header: &Header, now: Instant) -> bool {
+        let theirs = !self.giver.is_ours(header.flow);
+        match (header.function, header.form) {
+            (Function::Data, Form::Full(key, class)) if theirs => self.open_from_far_side(header.flow, key, class, now),
+            (Function::Reset, _) if theirs => {
+                // It may have overtaken the messages that open the flow: they must not do so any more.
+                self.opened.note(header.flow);
+                self.counters.late += 1;
+                false
+            }
+            _ => {
+                self.counters.late += 1;
+                false
+            }
+        }
+    }
+
+    fn open_from_far_side(&mut self, flow: FlowId, key: FlowKey, class: Class, now: Instant) -> bool {
+        match self.opened.note(flow) {
+            Known::New => {}
+            Known::Used => {
+                self.counters.late += 1;
+                return false;
+            }
+            Known::TooOld => {
+                // Either it is late, and the reset will find no flow; or it was overtaken by all the others, and must end.
+                self.refuse(flow, key.protocol, Status::NoResources);
+                return false;
+            }
+        }
+        let credit = match self.peer_credit {
+            Some(credit) if self.flows.len() < self.limits.flows && self.held <= self.budget => credit,
+            _ => {
+                self.refuse(flow, key.protocol, Status::NoResources);
+                return false;
+            }
+        };
+        self.counters.opened_there += 1;
+        self.insert(flow, key, class, false, credit, now);
+        self.events.push_back(Event::Open { flow, key, class });
+        true
+    }
+
+    fn on_reset_message(&mut self, header: &Header, now: Instant) {
+        let Some(state) = self.flows.get(&header.flow) else { return };
+        let Form::Status(_, status) = header.form else { return };
+        match state.incoming.expand(header.sequence) {
+            Some(at) => self.on_reset(header.flow, at, status, now),
+            None => self.on_breach(header.flow, Breach::BeyondEnd),
+        }
+    }
+
+    /// Any message of the far side but a reset says that it knows the flow and has connected.
+    fn on_answer(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow).filter(|state| !state.answered) else { return };
+        state.answered = true;
+        self.events.push_back(Event::Accepted { flow });
+        self.grant(flow);
+    }
+
+    fn on_data(&mut self, header: &Header, chunk: Chunk, now: Instant) {
+        let flow = header.flow;
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        if matches!(header.form, Form::Full(key, _) if key != state.key || state.ours) {
+            self.on_breach(flow, Breach::OtherKey);
+            return;
+        }
+        let before = state.incoming.held();
+        let length = u64::from(header.length);
+        let taken = match state.incoming.expand(header.sequence) {
+            Some(offset) if state.ending.is_none_or(|ending| offset + length <= ending.at) => {
+                state.incoming.insert(offset, chunk, header.fin, state.window.granted())
+            }
+            Some(_) => Err(Breach::BeyondEnd),
+            None => Err(Breach::Overlap),
+        };
+        // Less than before is possible: early small pieces that are in order now are copied together.
+        self.held = self.held + state.incoming.held() - before;
+        state.moved = now;
+        if let Err(breach) = taken {
+            self.on_breach(flow, breach);
+            return;
+        }
+        self.counters.bytes_in += length;
+        self.keep_inside_memory(flow);
+        self.tell(flow);
+    }
+
+    fn on_credit(&mut self, flow: FlowId, sequence: u32) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        if state.outgoing.on_credit(sequence) && state.may_send() {
+            self.schedule.resume(state.slot);
+        }
+    }
+}

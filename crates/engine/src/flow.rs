@@ -1,0 +1,283 @@
+//! One flow: who it is, how far its life has come, and its two directions.
+//!
+//! A flow's life: opened (here, or by a full-form message from there) → answered or accepted → each direction ends on its own
+//! with a FIN → closed when both have ended and everything was delivered; or reset at any time. The directions are small
+//! machines: [`Outgoing`] knows what may be sent, [`Incoming`] puts arriving data in order, [`Window`] decides how much the
+//! far side may send. The driver owns the flows and routes between them, the schedule and the control messages.
+
+use std::{fmt, net::SocketAddr, time::Instant};
+
+mod incoming;
+mod outgoing;
+mod window;
+
+pub(crate) use incoming::{Chunk, Incoming};
+pub(crate) use outgoing::Outgoing;
+pub(crate) use window::{Climate, Memory, Window};
+
+use crate::driver::Slot;
+
+/// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub u32);
+
+impl fmt::Display for FlowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// The original addressing of a flow, kept from end to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// IANA protocol number: 6 is TCP.
+    pub protocol: u8,
+    /// The application that opened the flow.
+    pub source: SocketAddr,
+    /// Whom it wants to reach.
+    pub destination: SocketAddr,
+}
+
+/// How a flow is treated beside others: each class has a share of the link, in the proportion 16 : 8 : 4 : 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Class {
+    /// What keeps the network itself alive.
+    Control = 0,
+    /// Somebody waits for each answer.
+    Interactive = 1,
+    /// The usual.
+    Normal = 2,
+    /// May wait.
+    Bulk = 3,
+}
+
+impl Class {
+    pub(crate) const COUNT: usize = 4;
+
+    pub(crate) fn from_number(number: u8) -> Option<Class> {
+        match number {
+            0 => Some(Class::Control),
+            1 => Some(Class::Interactive),
+            2 => Some(Class::Normal),
+            3 => Some(Class::Bulk),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody waits for its buffers: they go before others and are never larger than a segment, because a larger
+    /// one would wait for all of its segments.
+    pub(crate) fn is_urgent(self) -> bool {
+        self <= Class::Interactive
+    }
+}
+
+/// How a flow ended, when not in order. The numbers are those on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Status {
+    /// It did not.
+    None = 0,
+    /// The application reset its connection.
+    Reset = 1,
+    /// The destination refused the connection.
+    Refused = 2,
+    /// There is no way to the destination.
+    Unreachable = 3,
+    /// The destination did not answer.
+    TimedOut = 4,
+    /// The far TPO does not let its peer reach this destination.
+    NotAllowed = 5,
+    /// Too many flows, or too much memory in use.
+    NoResources = 6,
+    /// A TPO goes away.
+    GoingAway = 7,
+    /// The far TPO broke the rules of the flow.
+    Protocol = 8,
+    /// The peer restarted, or was given up: what it knew of the flow is lost.
+    PeerRestarted = 9,
+}
+
+impl Status {
+    /// An unknown number is some newer kind of reset.
+    pub(crate) fn from_number(number: u8) -> Status {
+        match number {
+            0 => Status::None,
+            2 => Status::Refused,
+            3 => Status::Unreachable,
+            4 => Status::TimedOut,
+            5 => Status::NotAllowed,
+            6 => Status::NoResources,
+            7 => Status::GoingAway,
+            8 => Status::Protocol,
+            9 => Status::PeerRestarted,
+            _ => Status::Reset,
+        }
+    }
+
+    /// Whether the flow ended by its applications or the network around them, so that the data sent before still counts.
+    /// The other kinds act at once.
+    pub(crate) fn is_orderly(self) -> bool {
+        match self {
+            Status::None
+            | Status::Reset
+            | Status::Refused
+            | Status::Unreachable
+            | Status::TimedOut
+            | Status::NotAllowed => true,
+            Status::NoResources | Status::GoingAway | Status::Protocol | Status::PeerRestarted => false,
+        }
+    }
+}
+
+/// A reset from the far side that waits until the data before it has been delivered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ending {
+    /// Offset up to which the far side has sent data.
+    pub(crate) at: u64,
+    pub(crate) status: Status,
+}
+
+/// Everything kept for one flow. An idle one has no heap memory beside this.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) key: FlowKey,
+    pub(crate) class: Class,
+    pub(crate) slot: Slot,
+    /// Opened by the near side.
+    pub(crate) ours: bool,
+    /// Opened here: the far side has said anything about it, so it knows the addresses.
+    pub(crate) answered: bool,
+    /// Its application is connected: opened here, or accepted.
+    pub(crate) accepted: bool,
+    /// The first message of a flow opened here was packed: the far side may know of it.
+    pub(crate) open_sent: bool,
+    /// `Event::Deliver` was given and not everything has been taken since.
+    pub(crate) told_deliver: bool,
+    /// `Event::Finish` was given.
+    pub(crate) told_finish: bool,
+    /// A credit message is in the control queue.
+    pub(crate) credit_due: bool,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) incoming: Incoming,
+    pub(crate) window: Window,
+    pub(crate) ending: Option<Ending>,
+    pub(crate) since: Instant,
+    /// When data last came or went.
+    pub(crate) moved: Instant,
+}
+
+impl Flow {
+    pub(crate) fn new(
+        key: FlowKey,
+        class: Class,
+        slot: Slot,
+        ours: bool,
+        credit: u32,
+        window: Window,
+        now: Instant,
+    ) -> Flow {
+        Flow {
+            key,
+            class,
+            slot,
+            ours,
+            answered: !ours,
+            accepted: ours,
+            open_sent: !ours,
+            told_deliver: false,
+            told_finish: false,
+            credit_due: false,
+            outgoing: Outgoing::new(u64::from(credit)),
+            incoming: Incoming::default(),
+            window,
+            ending: None,
+            since: now,
+            moved: now,
+        }
+    }
+
+    /// Whether its application may be read: it is connected, has not ended, and nobody has reset the flow.
+    pub(crate) fn may_send(&self) -> bool {
+        self.accepted && self.ending.is_none() && !self.outgoing.fin()
+    }
+
+    /// Whether the far side has yet to learn of the flow.
+    pub(crate) fn must_open(&self) -> bool {
+        self.ours && !self.open_sent
+    }
+
+    /// As if so many bytes had crossed each way.
+    #[cfg(test)]
+    pub(crate) fn start_at(&mut self, offset: u64) {
+        self.outgoing.start_at(offset);
+        self.incoming.start_at(offset);
+        self.window.start_at(offset);
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.outgoing.check_invariants();
+        self.incoming.check_invariants();
+        assert!(self.incoming.end() <= self.window.granted(), "data was taken beyond the credit");
+        assert!(self.told_deliver <= (self.incoming.deliverable_bytes() > 0), "told of data that is not there");
+        assert!(self.accepted || self.incoming.delivered() == 0, "delivered before it was accepted");
+        if self.accepted && self.incoming.deliverable_bytes() > 0 {
+            assert!(self.told_deliver, "data waits that the edge was not told of");
+        }
+        if self.accepted && self.incoming.finished() {
+            assert!(self.told_finish, "the end was not told");
+        }
+    }
+}
+
+/// A flow as shown to people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowInfo {
+    /// Its number.
+    pub flow: FlowId,
+    /// Its addresses.
+    pub key: FlowKey,
+    /// How it is treated.
+    pub class: Class,
+    /// Opened by the near side.
+    pub opened_here: bool,
+    /// Both ends are connected, as far as this side knows.
+    pub connected: bool,
+    /// The near application has ended its direction.
+    pub finished_out: bool,
+    /// The far application has ended its direction, and everything was taken.
+    pub finished_in: bool,
+    /// Application bytes packed for the far side.
+    pub bytes_out: u64,
+    /// Application bytes that came in order from the far side.
+    pub bytes_in: u64,
+    /// Bytes that wait here for the near application, bookkeeping included.
+    pub held_bytes: usize,
+    /// Bytes that may be packed before the far side must grant more.
+    pub credit_left: u64,
+    /// The window granted to the far side at present.
+    pub window_bytes: u64,
+    /// When it was opened.
+    pub since: Instant,
+    /// When data last came or went, or was taken.
+    pub moved: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_flow_is_small() {
+        let bytes = size_of::<Flow>() + Slot::COST + 2 * size_of::<(FlowId, Box<Flow>)>();
+        assert!(bytes <= 300, "{bytes} bytes for an idle flow");
+    }
+
+    #[test]
+    fn status_numbers_are_the_documented_ones() {
+        for number in 0..=9 {
+            assert_eq!(Status::from_number(number) as u8, number);
+        }
+        assert_eq!(Status::from_number(77), Status::Reset);
+    }
+}

@@ -1,0 +1,126 @@
+//! Entries for the fuzz targets: bytes in, no panic out.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    Class, FlowId, FlowKey, Limits, Read, Source, Status,
+    driver::{Driver, Room},
+    message,
+};
+
+/// Reads a payload, and checks that what could be read is written back as it was.
+pub fn payload(bytes: &[u8]) {
+    let Ok(messages) = message::parse_payload(bytes) else { return };
+    for (header, data) in messages {
+        let mut again = [0; 64];
+        header.emit(&mut again);
+        let (parsed, length) = message::Header::parse(&again).expect("what we write we can read");
+        assert_eq!(parsed, header);
+        assert_eq!(data.len(), header.length as usize);
+        assert_eq!(length, header.header_length());
+    }
+}
+
+/// Takes payloads apart into a set of flows, as they come from `bytes`: each is preceded by two bytes of length, whose
+/// highest bits choose what the near side does before it. Needs a `now`, because nothing here reads a clock.
+pub fn unpack(mut bytes: &[u8], now: Instant) {
+    let limits = Limits { flows: 16, flow_bytes: 1 << 20, peer_bytes: 2 << 20, ..Limits::default() };
+    let mut driver = Driver::new(limits, false);
+    driver.on_connected(true, 100_000);
+    let mut now = now;
+    for number in 0..2 {
+        let source = ([10, 0, 0, number], 4000).into();
+        let key = FlowKey { protocol: 6, source, destination: ([10, 9, 9, 9], 80).into() };
+        driver.open(key, Class::Normal, now).expect("the limits leave room for two flows");
+    }
+    while let [high, low, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([high & 0x0f, *low])).min(rest.len());
+        near_side(&mut driver, high >> 4, now);
+        driver.unpack(rest[..length].to_vec(), now);
+        driver.check_invariants();
+        bytes = &rest[length..];
+        now += Duration::from_millis(u64::from(*low));
+    }
+    while driver.poll_event().is_some() {}
+}
+
+fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
+    let mut flows: Vec<FlowId> = driver.flows().map(|info| info.flow).collect();
+    flows.sort_unstable();
+    let flow = flows.get(usize::from(choice) / 4 % flows.len().max(1)).copied().unwrap_or(FlowId(0));
+    match choice % 4 {
+        0 => driver.accept(flow),
+        1 => {
+            let mut slices = Vec::new();
+            driver.deliverable(flow, &mut slices);
+            let n = slices.iter().map(|slice| slice.len()).sum::<usize>().div_ceil(2);
+            driver.delivered(flow, n, now);
+        }
+        2 => driver.reset(flow, Status::Reset),
+        _ => {
+            driver.readable(flow);
+            driver.pack(&mut Short, &mut Vec::new(), Room { segment: 500, largest: 1000 }, now);
+        }
+    }
+    driver.check_invariants();
+}
+
+/// A source that always has a little.
+struct Short;
+
+impl Source for Short {
+    fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+        Read::Bytes(into.len().min(300))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Not fuzzing proper, but every run of the tests throws some bent payloads at the parsers.
+    #[test]
+    fn bent_payloads_do_not_panic() {
+        for seed in 0..3000 {
+            let random = &mut fastrand::Rng::with_seed(seed);
+            let mut bytes = Vec::new();
+            for _ in 0..random.usize(1..30) {
+                let mut payload = bent(random);
+                payload.truncate(0xfff);
+                super::payload(&payload);
+                let length = payload.len() as u16 | u16::from(random.u8(0..16)) << 12;
+                bytes.extend(length.to_be_bytes());
+                bytes.extend(payload);
+            }
+            super::unpack(&bytes, crate::clock());
+        }
+    }
+
+    /// A payload that is nearly right: numbers of few flows, small offsets, sometimes a byte changed.
+    fn bent(random: &mut fastrand::Rng) -> Vec<u8> {
+        use crate::message::{Form, Function, Header, ROUTING, emit_routing};
+        let mut payload = vec![0; ROUTING];
+        let count = random.usize(0..4);
+        for _ in 0..count {
+            let function = [Function::Data, Function::Accepted, Function::Credit, Function::Reset][random.usize(0..4)];
+            let data = function == Function::Data;
+            let length = if data { random.u32(0..200) } else { 0 };
+            let key = crate::driver::tests::any_key(random.usize(0..4));
+            let form = match function {
+                Function::Data if random.bool() => Form::Full(key, crate::Class::Normal),
+                Function::Reset => Form::Status(6, crate::Status::from_number(random.u8(0..10))),
+                _ => Form::Short,
+            };
+            let flow = crate::FlowId(random.u32(0..4) | if random.bool() { 1 << 31 } else { 0 });
+            let sequence = random.u32(0..8) * 100;
+            let header = Header { function, fin: data && random.u8(0..8) == 0, flow, sequence, length, form };
+            let at = payload.len();
+            payload.resize(at + header.header_length() + length as usize, 1);
+            header.emit(&mut payload[at..]);
+        }
+        emit_routing(&mut payload, count as u16);
+        if random.u8(0..4) == 0 {
+            let at = random.usize(0..payload.len());
+            payload[at] = random.u8(..);
+        }
+        payload
+    }
+}

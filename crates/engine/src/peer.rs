@@ -1,0 +1,264 @@
+//! One far TPO: joins the packet driver and the data mover, and only routes between them.
+//!
+//! Whoever owns a `Peer` (the program's lane, or a world of the lab) gives it one input and then drains every poll:
+//! [`poll_transmit`](Peer::poll_transmit) until it gives none, [`poll_event`](Peer::poll_event) until it gives none, and asks
+//! [`poll_timeout`](Peer::poll_timeout) for the next wake-up.
+
+use std::{io::IoSlice, net::SocketAddr, time::Instant};
+
+use tpo_mover::{Mover, Reason, Timer, Transmit};
+
+use crate::{
+    Class, Config, Event, FlowId, FlowInfo, FlowKey, OpenError, Source, Stats, Status,
+    driver::{Driver, Room},
+};
+
+/// One far TPO: all flows that go to it and come from it.
+pub struct Peer {
+    mover: Mover,
+    driver: Driver,
+    buffer_size: usize,
+    /// The largest payload that the peer takes.
+    max_payload: usize,
+    /// A packed buffer that the mover did not take, because its window of numbers was full.
+    refused: Option<(Vec<u8>, bool)>,
+}
+
+impl Peer {
+    /// A peer without a session; the mover starts the handshake by itself if it knows an endpoint.
+    pub fn new(mut config: Config, now: Instant) -> Peer {
+        config.mover.initial_credit = config.limits.told_credit();
+        let higher = config.mover.identity.public_key() > config.mover.peer_key;
+        let max_payload = config.mover.max_payload;
+        let driver = Driver::new(config.limits, higher);
+        Peer {
+            mover: Mover::new(config.mover, now),
+            driver,
+            buffer_size: config.buffer_size,
+            max_payload,
+            refused: None,
+        }
+    }
+
+    // --- the link side ----------------------------------------------------------------------------------------------------
+
+    /// One received datagram. Opened in place; never panics, whatever the bytes.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+        self.mover.handle_datagram(from, datagram, now);
+        self.take_from_mover(now);
+    }
+
+    /// The time that `poll_timeout` named has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.mover.handle_timeout(now);
+        self.driver.handle_timeout(now);
+        self.take_from_mover(now);
+    }
+
+    /// When `handle_timeout` wants to be called, and why.
+    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
+        self.mover.poll_timeout()
+    }
+
+    /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has budget, buffers are packed from
+    /// what `source` reads; nothing is read that cannot be sent.
+    pub fn poll_transmit(&mut self, source: &mut dyn Source, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
+        self.pack(source, now);
+        self.mover.poll_transmit(out, now)
+    }
+
+    /// The link could not send datagrams of this size.
+    pub fn on_too_large(&mut self, size: usize, now: Instant) {
+        self.mover.on_too_large(size, now);
+    }
+
+    /// The link heard that nobody listens at the peer's port.
+    pub fn on_refused(&mut self, now: Instant) {
+        self.mover.on_refused(now);
+        self.take_from_mover(now);
+    }
+
+    // --- the edge side ----------------------------------------------------------------------------------------------------
+
+    /// The near application opened a connection. Its data may be read at once, up to the peer's initial credit.
+    pub fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+        self.driver.open(key, class, now)
+    }
+
+    /// The far flow's destination has been connected: its bytes may be read and delivered.
+    pub fn accept(&mut self, flow: FlowId, _now: Instant) {
+        self.driver.accept(flow);
+    }
+
+    /// The flow's application has bytes to read, or has ended. To be called after each wake-up of its socket.
+    pub fn readable(&mut self, flow: FlowId) {
+        self.driver.readable(flow);
+    }
+
+    /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
+    /// before still reach the far application if the status is one of the application's.
+    pub fn reset(&mut self, flow: FlowId, status: Status, _now: Instant) {
+        self.driver.reset(flow, status);
+    }
+
+    /// In-order bytes that wait to be written to the flow's application, at most 64 slices. None before `accept`, and none
+    /// of a flow that is gone.
+    pub fn deliverable<'a>(&'a self, flow: FlowId, slices: &mut Vec<IoSlice<'a>>) {
+        self.driver.deliverable(flow, slices);
+    }
+
+    /// `n` of them were written.
+    pub fn delivered(&mut self, flow: FlowId, n: usize, now: Instant) {
+        self.driver.delivered(flow, n, now);
+        self.give_back();
+    }
+
+    /// What happened, in order.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.driver.poll_event()
+    }
+
+    /// Resets all flows with `GoingAway` and says goodbye. Drain `poll_transmit` and `poll_event` afterwards.
+    pub fn close(&mut self, now: Instant) {
+        self.driver.close();
+        self.refused = None;
+        self.mover.close(now);
+    }
+
+    /// What all flows of this peer may hold from now on; `Limits::peer_bytes` stays the upper bound.
+    pub fn set_budget(&mut self, bytes: usize) {
+        self.driver.set_budget(bytes);
+    }
+
+    /// What all flows of this peer hold now, to be shared out between peers by `set_budget`.
+    pub fn memory(&self) -> usize {
+        self.driver.held()
+    }
+
+    /// Whether a session stands, be the peer silent or not: flows can be opened.
+    pub fn is_connected(&self) -> bool {
+        self.driver.is_connected()
+    }
+
+    /// Where the peer is reached now.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.mover.remote()
+    }
+
+    /// Whether a session stands and the peer was heard of late.
+    pub fn is_up(&self) -> bool {
+        self.mover.is_up()
+    }
+
+    /// The flows that live, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = FlowInfo> {
+        self.driver.flows()
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            mover: self.mover.stats(),
+            flows: self.driver.flow_count(),
+            ready_flows: self.driver.ready_count(),
+            held_bytes: self.driver.held(),
+            held_bytes_max: self.driver.held_max(),
+            budget_bytes: self.driver.budget(),
+            counters: *self.driver.counters(),
+        }
+    }
+
+    /// Asserts what must always be true. For tests; walks all flows.
+    pub fn check_invariants(&self) {
+        self.mover.check_invariants();
+        self.driver.check_invariants();
+    }
+
+    // --- between driver and mover -------------------------------------------------------------------------------------------
+
+    /// Packs and hands over while the mover can send at once and somebody has something.
+    fn pack(&mut self, source: &mut dyn Source, now: Instant) {
+        if let Some((payload, urgent)) = self.refused.take()
+            && !self.send(payload, urgent, now)
+        {
+            return;
+        }
+        while self.driver.has_work() {
+            let budget = self.mover.budget(now);
+            if budget == 0 {
+                return;
+            }
+            let room = self.room(budget);
+            self.driver.set_segment(room.segment);
+            let mut buffer = self.mover.spare();
+            let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
+                self.mover.give_spare(buffer);
+                return;
+            };
+            if !self.send(buffer, packed.urgent, now) {
+                return;
+            }
+        }
+    }
+
+    /// Whole segments: as many as fill the budget, at least one, no more than both sides take.
+    fn room(&self, budget: usize) -> Room {
+        let most = self.buffer_size.min(self.max_payload);
+        let segment = self.mover.segment_payload().min(most);
+        Room { segment, largest: budget.next_multiple_of(segment).min(most / segment * segment) }
+    }
+
+    fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {
+        match self.mover.send(payload, urgent, now) {
+            Ok(()) => true,
+            Err(payload) => {
+                self.refused = Some((payload, urgent));
+                false
+            }
+        }
+    }
+
+    /// Events first: after a restart, payloads are those of the new instance.
+    fn take_from_mover(&mut self, now: Instant) {
+        self.driver.set_rtt(self.mover.rtt());
+        while let Some(event) = self.mover.poll_event() {
+            self.on_mover_event(event);
+        }
+        while let Some(payload) = self.mover.poll_payload() {
+            self.driver.unpack(payload, now);
+        }
+        self.give_back();
+    }
+
+    /// Used payloads go back to where they are filled.
+    fn give_back(&mut self) {
+        while let Some(payload) = self.driver.poll_spent() {
+            self.mover.recycle(payload);
+        }
+    }
+
+    fn on_mover_event(&mut self, event: tpo_mover::Event) {
+        match event {
+            tpo_mover::Event::Connected { fresh, initial_credit, max_payload } => {
+                self.max_payload = max_payload;
+                if fresh {
+                    self.refused = None;
+                }
+                self.driver.on_connected(fresh, initial_credit);
+            }
+            tpo_mover::Event::Restarted => {
+                self.refused = None;
+                self.driver.on_restarted();
+            }
+            tpo_mover::Event::Silent => self.driver.on_event(Event::Silent),
+            tpo_mover::Event::Heard => self.driver.on_event(Event::Heard),
+            tpo_mover::Event::Dead(reason) => {
+                self.refused = None;
+                self.driver.on_dead(match reason {
+                    Reason::Closed => Status::GoingAway,
+                    Reason::Silence | Reason::Refused => Status::PeerRestarted,
+                });
+            }
+        }
+    }
+}

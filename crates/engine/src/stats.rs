@@ -1,0 +1,63 @@
+//! What the engine counts: plain numbers, for the program to render.
+
+/// A peer's figures.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// The mover below.
+    pub mover: tpo_mover::Stats,
+    /// Flows that live now.
+    pub flows: usize,
+    /// Flows that wait for their turn to send.
+    pub ready_flows: usize,
+    /// Bytes that flows hold here now, bookkeeping included.
+    pub held_bytes: usize,
+    /// The most that they held.
+    pub held_bytes_max: usize,
+    /// What they may hold.
+    pub budget_bytes: usize,
+    /// What happened since the start.
+    pub counters: Counters,
+}
+
+/// What happened since the start. None of these ever goes down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Flows that the near side opened.
+    pub opened_here: u64,
+    /// Flows that the far side opened.
+    pub opened_there: u64,
+    /// Openings of the far side that were refused for want of memory or flows.
+    pub refused: u64,
+    /// Refusals that could not even be queued.
+    pub refusals_dropped: u64,
+    /// Flows that ended in order, both ways.
+    pub closed: u64,
+    /// Flows that the near side reset.
+    pub reset_here: u64,
+    /// Flows that the far side reset.
+    pub reset_there: u64,
+    /// Flows that went with the peer: restarted, given up, or closed.
+    pub lost: u64,
+    /// Flows that were reset because memory ran out.
+    pub squeezed: u64,
+    /// Flows whose far side broke the rules and that were reset for it.
+    pub breaches: u64,
+    /// Messages of flows that had ended: they crossed with a reset.
+    pub late: u64,
+    /// Payloads that could not be read.
+    pub malformed: u64,
+    /// Buffers packed and given to the mover.
+    pub buffers_out: u64,
+    /// Buffers taken apart.
+    pub buffers_in: u64,
+    /// Messages packed.
+    pub messages_out: u64,
+    /// Messages taken out of buffers.
+    pub messages_in: u64,
+    /// Application bytes read from the near side and packed.
+    pub bytes_out: u64,
+    /// Application bytes received from the far side.
+    pub bytes_in: u64,
+    /// Application bytes that the near side's applications took.
+    pub bytes_delivered: u64,
+}
