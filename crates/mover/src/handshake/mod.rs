@@ -41,6 +41,10 @@ const RETRIES: usize = 8;
 /// Session indices given out last, which are not given out again: the mover may still hear the sessions of the last ones.
 const RECENT: usize = 8;
 
+/// Whose attempt.
+const OURS: usize = 0;
+const THEIRS: usize = 1;
+
 /// Connecting to one pinned peer.
 pub(crate) struct Handshake {
     pair: Pair,
@@ -49,6 +53,8 @@ pub(crate) struct Handshake {
     is_lower: bool,
     slot: u16,
     params: Vec<u8>,
+    /// The record that our attempt carries, and that of the peer's attempt.
+    sent_params: [Vec<u8>; 2],
     draws: Draws,
     initiator: Option<Initiator>,
     responder: Option<Responder>,
@@ -66,9 +72,12 @@ pub(crate) struct Established {
     /// From where the datagram came that completed the handshake.
     pub(crate) remote: SocketAddr,
     /// We started it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only the worlds ask who started; the mover treats both alike"))]
     pub(crate) initiator: bool,
     /// The peer's record, authenticated.
     pub(crate) peer_params: Vec<u8>,
+    /// Our own record as the peer got it: what we knew when the attempt began, which may be less or more than we know now.
+    pub(crate) own_params: Vec<u8>,
 }
 
 /// Counters, from the beginning.
@@ -160,6 +169,7 @@ impl Handshake {
             is_lower: us < peer_key,
             slot,
             params: Vec::new(),
+            sent_params: [Vec::new(), Vec::new()],
             draws: Draws { secret: secret(&[b"tpo draws"]), drawn: 0, indices: VecDeque::new() },
             initiator: None,
             responder: None,
@@ -272,6 +282,7 @@ impl Handshake {
         let (attempt, local) = (self.draws.attempt(), self.draws.index(self.slot));
         let fresh = Fresh { remote, attempt, local, patience };
         self.initiator = Some(Initiator::new(&self.pair, &self.configs, fresh, self.params.clone(), now));
+        self.sent_params[OURS] = self.params.clone();
         self.stats.started += 1;
     }
 
@@ -378,6 +389,7 @@ impl Handshake {
             responder.on_proved();
         }
         self.responder = Some(responder);
+        self.sent_params[THEIRS] = self.params.clone();
         self.stats.answered += 1;
         Ok(true)
     }
@@ -398,7 +410,8 @@ impl Handshake {
         let (send, recv) = (outcome.send_secret, outcome.recv_secret);
         let session = Session::new(outcome.suite, send, recv, local, remote_index, now);
         let peer_params = std::mem::take(&mut outcome.peer_params);
-        self.established = Some(Established { session, remote, initiator, peer_params });
+        let own_params = self.sent_params[if initiator { OURS } else { THEIRS }].clone();
+        self.established = Some(Established { session, remote, initiator, peer_params, own_params });
         self.stats.established += 1;
     }
 }

@@ -56,10 +56,6 @@ impl Responder {
         }
     }
 
-    pub(super) fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-
     pub(super) fn attempt(&self) -> u64 {
         self.attempt
     }
