@@ -7,8 +7,8 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::config::standin::Identity;
 use anyhow::{Context as _, bail};
+use tpo_mover::Identity;
 
 /// Longer than any key file that we write; a wrong file name should not read a disk.
 const LONGEST: u64 = 4_096;
@@ -62,7 +62,7 @@ fn write_new(path: &Path, identity: &Identity) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
     };
-    writeln!(file, "{}", identity.private_text())
+    writeln!(file, "{}", *identity.private_text())
         .and_then(|()| file.sync_all())
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -7,9 +7,8 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::standin::Class;
-use super::standin::{self as policy, Prefix};
-use super::standin::{Congestion, PublicKey};
+use tpo_engine::{Class, Prefix};
+use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, shadow, value};
@@ -102,10 +101,10 @@ pub struct Peer {
 #[derive(Debug, Clone)]
 pub struct Rule {
     /// What it matches, and the peer and class of what it matches.
-    pub matches: policy::Rule,
+    pub matches: tpo_engine::Rule,
     /// What becomes of new connections while the peer is not up.
     pub on_failure: OnFailure,
-    /// A rule that is switched off matches nothing, but is counted.
+    /// A rule that is switched off is as if it were not there.
     pub enabled: bool,
     /// The line of its section.
     pub line: usize,
@@ -362,7 +361,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
     let line = section.line;
     check_families(&section, source, destination, findings);
     section.finish(findings);
-    let matches = policy::Rule {
+    let matches = tpo_engine::Rule {
         protocol: protocol?,
         source: source?,
         source_ports,
@@ -414,7 +413,7 @@ fn protocol(written: &Written<'_>) -> Result<u8, String> {
 /// No connection has an IPv4 address at one end and an IPv6 address at the other.
 fn check_families(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
     let (Some(source), Some(destination)) = (source, destination) else { return };
-    if source == Prefix::ANY || destination == Prefix::ANY || source.address.is_ipv4() == destination.address.is_ipv4()
+    if source.is_any() || destination.is_any() || source.address.is_ipv4() == destination.address.is_ipv4()
     {
         return;
     }

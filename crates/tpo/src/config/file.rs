@@ -52,13 +52,18 @@ impl<'t> File<'t> {
         let Some(value) = self.root.get(name) else { return Vec::new() };
         let line = self.lines.line(value.span().start);
         let label = format!("[[{name}]]");
-        let DeValue::Array(array) = value.get_ref() else {
-            let found = match value.get_ref() {
-                DeValue::Table(_) => format!("[{name}]"),
-                other => Written::of(other).to_string(),
-            };
-            findings.error(line, &label, found, format!("{label}, with two brackets: there may be several"));
-            return Vec::new();
+        let array = match value.get_ref() {
+            DeValue::Array(array) => array,
+            // One bracket too few: what stands in it is checked all the same, so that one mistake does not make many.
+            DeValue::Table(table) => {
+                let would_do = format!("{label}, with two brackets: there may be several");
+                findings.error(line, &label, format!("found [{name}]"), would_do);
+                return vec![Section::new(label, line, table, &self.lines)];
+            }
+            other => {
+                findings.error(line, &label, Written::of(other).to_string(), format!("sections {label}"));
+                return Vec::new();
+            }
         };
         let mut sections = Vec::with_capacity(array.len());
         for element in array.iter() {

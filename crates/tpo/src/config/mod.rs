@@ -8,13 +8,12 @@ pub mod file;
 pub mod finding;
 pub mod sample;
 pub mod shadow;
-pub mod standin;
 pub mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use standin::Identity;
+use tpo_mover::Identity;
 
 pub use checked::{Checked, Rule};
 pub use finding::{Finding, Findings, Level};

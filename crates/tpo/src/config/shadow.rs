@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Rule;
-use super::standin::Prefix;
+use tpo_engine::Prefix;
 use super::value::masked;
 
 /// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover nor are covered.
@@ -51,12 +51,12 @@ struct Key(Option<(IpAddr, u8)>);
 
 impl Key {
     fn of(prefix: Prefix) -> Key {
-        Key((prefix != Prefix::ANY).then_some((prefix.address, prefix.length)))
+        Key((!prefix.is_any()).then_some((prefix.address, prefix.length)))
     }
 }
 
 fn bits(prefix: Prefix) -> Bits {
-    (prefix != Prefix::ANY).then_some((prefix.address.is_ipv4(), prefix.length))
+    (!prefix.is_any()).then_some((prefix.address.is_ipv4(), prefix.length))
 }
 
 /// The prefix of these bits that covers the given one, if there is one.

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::standin::Prefix;
-use super::standin::PublicKey;
+use tpo_engine::Prefix;
+use tpo_mover::PublicKey;
 
 use super::file::{Written, quoted};
 
@@ -55,7 +55,7 @@ pub fn public_key(written: &Written<'_>) -> Result<PublicKey, String> {
     parsed(written, |text| text.parse().ok(), "the 44 characters that `tpo keygen` printed at the peer")
 }
 
-/// A prefix: `10.10.1.0/24`, `2001:db8:1::/48`, a single address, or `any`. `None` stands for any address of any family.
+/// A prefix: `10.10.1.0/24`, `2001:db8:1::/48`, a single address, or `any`. "Any" is any address of any family.
 pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
     const WOULD_DO: &str = "a prefix such as \"10.10.1.0/24\", \"2001:db8:1::/48\", a single address, or \"any\"";
     let Written::Text(text) = written else { return Err(WOULD_DO.into()) };

@@ -1,0 +1,581 @@
+//! Configurations as people write them: what is good, what is not, and in which words they are told.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tpo::config::checked::{LogFormat, Mode, OnFailure, SourceAddress};
+use tpo::config::{Checked, Findings, Level, parse, sample::SAMPLE};
+
+const KEY: &str = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
+const OTHER_KEY: &str = "AAowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
+
+fn check(text: &str) -> Result<(Checked, Findings), Findings> {
+    parse(text, Path::new("/etc/tpo/tpo.toml"))
+}
+
+fn good(text: &str) -> (Checked, Findings) {
+    check(text).unwrap_or_else(|findings| panic!("{findings}"))
+}
+
+/// A good configuration, each section on known lines: [tpo] 1-3, [[peer]] 4-6, [[rule]] 7-11, [[accept]] 12-14.
+fn base() -> String {
+    format!(
+        "[tpo]\nname = \"paris\"\nprivate_key_file = \"paris.key\"\n\
+         [[peer]]\nname = \"lyon\"\npublic_key = \"{KEY}\"\n\
+         [[rule]]\nprotocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"\npeer = \"lyon\"\n\
+         [[accept]]\npeer = \"lyon\"\ndestination = \"10.10.1.0/24\"\n"
+    )
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let (checked, findings) = good(&base());
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    assert_eq!(checked.name, "paris");
+    assert_eq!(checked.private_key_file, Path::new("/etc/tpo/paris.key"));
+    assert_eq!(checked.listen.to_string(), "[::]:47800");
+    assert_eq!(checked.control, Path::new("/run/tpo.sock"));
+    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (65_536, None, 512 << 20));
+    assert_eq!(checked.outage, Duration::from_secs(300));
+    assert_eq!((checked.log.as_str(), checked.log_format), ("info", LogFormat::Human));
+    assert_eq!(
+        (checked.intercept.mode, checked.intercept.local, checked.intercept.interfaces.len()),
+        (Mode::Tproxy, true, 0)
+    );
+    let rule = &checked.rules[0];
+    assert_eq!(
+        (rule.matches.protocol, rule.matches.peer, rule.on_failure, rule.enabled),
+        (6, 0, OnFailure::Open, true)
+    );
+    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (1..=65_535, 1..=65_535));
+    assert_eq!((rule.line, checked.accepts[0].line), (7, 12));
+    assert_eq!((checked.accepts[0].protocol, checked.accepts[0].source_address), (6, SourceAddress::Client));
+}
+
+#[test]
+fn what_is_given_arrives() {
+    let text = format!(
+        r#"
+[tpo]
+name = "lyon-2"
+private_key_file = "/keys/lyon.key"
+listen = "0.0.0.0:4000"
+control = "run/lyon.sock"
+buffer_size = 131072
+segment_size = 1400
+memory = "1GiB"
+outage = "10m"
+log = "warn,tpo::edge=debug"
+log_format = "json"
+
+[intercept]
+mode = "redirect"
+local = false
+interfaces = ["lan0", "br-lan.7"]
+
+[[peer]]
+name = "paris"
+public_key = "{KEY}"
+endpoint = "[2001:db8::1]:47800"
+rate = "1gbit"
+congestion = "fixed"
+
+[[peer]]
+name = "oslo"
+public_key = "{OTHER_KEY}"
+
+[[rule]]
+protocol = "tcp"
+source = "fd10:1::/64"
+source_ports = "1024-65535"
+destination = "fd10:2::2"
+destination_ports = 443
+peer = "oslo"
+class = "bulk"
+on_failure = "closed"
+
+[[rule]]
+protocol = "tcp"
+source = "any"
+destination = "any"
+peer = "paris"
+class = "interactive"
+enabled = false
+
+[[accept]]
+peer = "oslo"
+protocol = "tcp"
+source = "fd10:1::/64"
+destination = "fd10:3::/64"
+destination_ports = "80"
+source_address = "tpo"
+
+[[accept]]
+peer = "paris"
+destination = "any"
+"#
+    );
+    let (checked, _) = good(&text);
+    assert_eq!(checked.private_key_file, Path::new("/keys/lyon.key"));
+    assert_eq!(checked.control, Path::new("/etc/tpo/run/lyon.sock"));
+    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, Some(1_400), 1 << 30));
+    assert_eq!((checked.outage, checked.log_format), (Duration::from_secs(600), LogFormat::Json));
+    assert_eq!((checked.intercept.mode, checked.intercept.local), (Mode::Redirect, false));
+    assert_eq!(checked.intercept.interfaces, ["lan0", "br-lan.7"]);
+    assert_eq!(checked.peers[0].endpoint.unwrap().to_string(), "[2001:db8::1]:47800");
+    assert_eq!(checked.peers[0].rate, Some(125_000_000));
+    assert_eq!((checked.peers[1].endpoint, checked.peers[1].rate), (None, None));
+    let rule = &checked.rules[0];
+    assert_eq!((rule.matches.peer, rule.on_failure, rule.matches.destination.length), (1, OnFailure::Closed, 128));
+    assert_eq!(
+        (rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()),
+        (1_024..=65_535, 443..=443)
+    );
+    assert!(!checked.rules[1].enabled);
+    assert_eq!((checked.accepts[0].peer, checked.accepts[0].source_address), (1, SourceAddress::Tpo));
+    assert_eq!(checked.accepts[0].destination_ports, 80..=80);
+}
+
+#[test]
+fn the_sample_is_good_once_its_key_is_filled_in() {
+    let refused = check(SAMPLE).unwrap_err();
+    let errors: Vec<&str> =
+        refused.iter().filter(|finding| finding.level == Level::Error).map(|finding| finding.key.as_str()).collect();
+    assert_eq!(errors, ["[[peer]] public_key"], "{refused}");
+    let filled = SAMPLE.replace("<what `tpo keygen` printed in Lyon>", KEY);
+    let (checked, findings) = good(&filled);
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    // Every optional key of the sample shows its default, so that taking the # away changes nothing...
+    let all: String = filled
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| is_key_or_section(rest)).unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let all = all.replace("rate = \"100mbit\"", "#");
+    let (with_all, findings) = good(&all);
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    let plain = |mut checked: Checked| {
+        checked.private_key_line = 0;
+        checked.peers.iter_mut().for_each(|peer| peer.line = 0);
+        checked.rules.iter_mut().for_each(|rule| rule.line = 0);
+        checked.accepts.iter_mut().for_each(|accept| accept.line = 0);
+        format!("{checked:?}")
+    };
+    assert_eq!(plain(with_all), plain(checked));
+    // ...and every key that is known is in it: a key that does not exist makes the check list those that do.
+    let wrong =
+        base().replace("private_key_file", "x = 1\nprivate_key_file").replace("public_key", "x = 1\npublic_key");
+    let wrong = wrong.replace("protocol", "x = 1\nprotocol").replace("[[accept]]", "[[accept]]\nx = 1")
+        + "[intercept]\nx = 1\n";
+    let mut known = 0;
+    for finding in check(&wrong).unwrap_err().iter().filter(|finding| finding.key.ends_with(" x")) {
+        for key in finding.would_do.trim_start_matches("one of ").split(", ") {
+            assert!(
+                all.lines().chain(["rate = "]).any(|line| line.starts_with(&format!("{key} = "))),
+                "{key} is not in the sample"
+            );
+            known += 1;
+        }
+    }
+    assert_eq!(known, 10 + 3 + 5 + 9 + 6, "{}", check(&wrong).unwrap_err());
+}
+
+fn is_key_or_section(line: &str) -> bool {
+    line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.is_empty() && !key.contains(' '))
+}
+
+/// What is wrong, and the one line that says so. `from` is replaced by `to` in the good configuration.
+const WRONG: &[(&str, &str, &str)] = &[
+    (
+        "name = \"paris\"",
+        "",
+        "/etc/tpo/tpo.toml:1: error: [tpo] name: missing; would do: a name for this TPO, such as \"paris\"",
+    ),
+    (
+        "name = \"paris\"",
+        "name = \"pa ris\"",
+        ":2: error: [tpo] name: found \"pa ris\"; would do: a name of 1 to 63 letters",
+    ),
+    ("name = \"paris\"", "name = 7", ":2: error: [tpo] name: found 7; would do: a name"),
+    (
+        "[tpo]",
+        "[tpo]\nlissten = \"[::]:1\"",
+        ":2: error: [tpo] lissten: no key of this name is known here; would do: listen (known are name, ",
+    ),
+    ("[tpo]", "[tpo]\nlisten = \"47800\"", ":2: error: [tpo] listen: found \"47800\"; would do: an address and a port"),
+    (
+        "[tpo]",
+        "[tpo]\nlisten = \"0.0.0.0:0\"",
+        ":2: error: [tpo] listen: found \"0.0.0.0:0\"; would do: an address and a port",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nbuffer_size = \"1MiB\"",
+        ":2: error: [tpo] buffer_size: found \"1MiB\"; would do: a size from \"4KiB\" to \"256KiB\"",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nbuffer_size = 1.5",
+        ":2: error: [tpo] buffer_size: found a number with a fraction, without quotes; would do: a size",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nsegment_size = 900",
+        ":2: error: [tpo] segment_size: found 900; would do: \"auto\", or a number of bytes from 1200 to 8952",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nmemory = \"lots\"",
+        ":2: error: [tpo] memory: found \"lots\"; would do: a size from \"16MiB\" to \"1024GiB\"",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\noutage = 300",
+        ":2: error: [tpo] outage: found 300; would do: a time from \"5s\" to \"86400s\", with its unit",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nlog = \"verbose\"",
+        ":2: error: [tpo] log: found \"verbose\"; would do: \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nlog_format = \"xml\"",
+        ":2: error: [tpo] log_format: found \"xml\"; would do: \"human\" or \"json\"",
+    ),
+    ("[tpo]", "[tpo]\nname = \"rome\"", ":3: error: not TOML: duplicate key"),
+    ("[tpo]", "[tpo]\nlog = info", ":2: error: not TOML: "),
+    (
+        "[tpo]",
+        "[tpoo]",
+        ":1: error: tpoo: no section of this name is known; would do: tpo (known are tpo, intercept, peer, rule, accept)",
+    ),
+    (
+        "[tpo]",
+        "[tpoo]",
+        "/etc/tpo/tpo.toml: error: [tpo]: missing; would do: a section [tpo] with at least name and private_key_file",
+    ),
+    (
+        "[tpo]",
+        "[intercept]\nmode = \"magic\"\n[tpo]",
+        ":2: error: [intercept] mode: found \"magic\"; would do: \"tproxy\" or \"redirect\"",
+    ),
+    (
+        "[tpo]",
+        "[intercept]\nlocal = \"yes\"\n[tpo]",
+        ":2: error: [intercept] local: found \"yes\"; would do: true or false, without quotes",
+    ),
+    (
+        "[tpo]",
+        "[intercept]\ninterfaces = \"lan0\"\n[tpo]",
+        ":2: error: [intercept] interfaces: found \"lan0\"; would do: a list of interface names",
+    ),
+    (
+        "[tpo]",
+        "[intercept]\ninterfaces = [\"lan 0\"]\n[tpo]",
+        ":2: error: [intercept] interfaces: found a list of 1; would do: a list of interface names such as [\"lan0\"]; \"lan 0\" is no such name",
+    ),
+    ("[[peer]]\nname", "[peer]\nname", ":4: error: [[peer]]: found [peer]; would do: [[peer]], with two brackets"),
+    ("name = \"lyon\"\n", "", ":4: error: [[peer]] name: missing; would do: a name for the peer"),
+    (
+        "MCow",
+        "MCo",
+        ":6: error: [[peer]] public_key: found \"MCoBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=\"; would do: the 44 characters",
+    ),
+    (
+        "[[peer]]",
+        "[[peer]]\nendpoint = \"lyon.example:47800\"",
+        ":5: error: [[peer]] endpoint: found \"lyon.example:47800\"; would do: an address and a port",
+    ),
+    (
+        "[[peer]]",
+        "[[peer]]\nrate = \"fast\"",
+        ":5: error: [[peer]] rate: found \"fast\"; would do: a rate from \"10kbit\" to \"400gbit\", such as \"100mbit\"",
+    ),
+    (
+        "[[peer]]",
+        "[[peer]]\ncongestion = \"cubic\"",
+        ":5: error: [[peer]] congestion: found \"cubic\"; would do: \"auto\" or \"fixed\"",
+    ),
+    (
+        "[[peer]]",
+        "[[peer]]\ncongestion = \"fixed\"",
+        ":4: error: [[peer]] rate: missing; would do: a rate such as \"100mbit\": congestion = \"fixed\" sends at that rate",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"udp\"",
+        ":8: error: [[rule]] protocol: found \"udp\"; would do: \"tcp\" (this version carries TCP only; other traffic goes its ordinary way)",
+    ),
+    ("protocol = \"tcp\"", "", ":7: error: [[rule]] protocol: missing; would do: \"tcp\""),
+    (
+        "source = \"10.10.1.0/24\"",
+        "source = \"10.10.1.5/24\"",
+        ":9: error: [[rule]] source: found \"10.10.1.5/24\"; would do: \"10.10.1.0/24\": the bits behind the prefix are zero",
+    ),
+    (
+        "source = \"10.10.1.0/24\"",
+        "source = \"lan\"",
+        ":9: error: [[rule]] source: found \"lan\"; would do: a prefix such as",
+    ),
+    (
+        "source = \"10.10.1.0/24\"",
+        "source = \"fd10::/64\"",
+        ":10: error: [[rule]] destination: found IPv4 while source is IPv6; would do: source and destination of one family",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\nsource_ports = \"80,443\"",
+        ":9: error: [[rule]] source_ports: found \"80,443\"; would do: a port or a range",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\ndestination_ports = \"90-80\"",
+        ":9: error: [[rule]] destination_ports: found \"90-80\"; would do: the lower port first: \"80-90\"",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\nclass = \"gold\"",
+        ":9: error: [[rule]] class: found \"gold\"; would do: \"interactive\" or \"normal\" or \"bulk\"",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\non_failure = \"shut\"",
+        ":9: error: [[rule]] on_failure: found \"shut\"; would do: \"open\" or \"closed\"",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\nenabled = 1",
+        ":9: error: [[rule]] enabled: found 1; would do: true or false",
+    ),
+    (
+        "/24\"\npeer = \"lyon\"",
+        "/24\"\npeer = \"rome\"",
+        ":11: error: [[rule]] peer: found \"rome\"; would do: the name of a [[peer]]: \"lyon\"",
+    ),
+    (
+        "[[accept]]\npeer = \"lyon\"",
+        "[[accept]]\npeer = 1",
+        ":13: error: [[accept]] peer: found 1; would do: the name of a [[peer]]: \"lyon\"",
+    ),
+    (
+        "[[accept]]\npeer = \"lyon\"",
+        "[[accept]]",
+        ":12: error: [[accept]] peer: missing; would do: the name of a [[peer]]: \"lyon\"",
+    ),
+    (
+        "[[accept]]",
+        "[[accept]]\nprotocol = \"icmp\"",
+        ":13: error: [[accept]] protocol: found \"icmp\"; would do: \"tcp\"",
+    ),
+    (
+        "[[accept]]",
+        "[[accept]]\nsource_address = \"mine\"",
+        ":13: error: [[accept]] source_address: found \"mine\"; would do: \"client\" or \"tpo\"",
+    ),
+    (
+        "[[accept]]",
+        "[[accept]]\n\"\\u001b[31m\" = 1",
+        ":13: error: [[accept]] \"\\u{1b}[31m\": no key of this name is known here",
+    ),
+];
+
+#[test]
+fn what_is_wrong_is_said_with_its_line_the_key_and_what_would_do() {
+    for (from, to, words) in WRONG {
+        assert!(base().contains(from), "{from}");
+        let refused = check(&base().replacen(from, to, 1)).map(|_| ()).expect_err(to).to_string();
+        assert!(refused.lines().any(|line| line.contains(words)), "{to:?}: expected {words:?} in\n{refused}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_and_none_makes_others() {
+    let text = base()
+        .replace("name = \"paris\"", "name = \"\"\nlisten = 5")
+        .replace(KEY, "short")
+        .replace("\"tcp\"", "\"icmp\"")
+        .replace("[[accept]]", "[[accept]]\ncolour = 1");
+    let refused = check(&text).unwrap_err().to_string();
+    let lines: Vec<&str> = refused.lines().map(|line| line.split(": ").nth(2).unwrap()).collect();
+    // The wrong key of the peer does not make its name unknown to the rule.
+    assert_eq!(
+        lines,
+        ["[tpo] name", "[tpo] listen", "[[peer]] public_key", "[[rule]] protocol", "[[accept]] colour"],
+        "{refused}"
+    );
+}
+
+#[test]
+fn several_breaks_of_syntax_are_reported_with_what_else_is_wrong() {
+    let refused = check(
+        &base().replace("name = \"paris\"", "name = = \"paris\"").replace("peer = \"lyon\"\n", "peer = \"lyon\n"),
+    )
+    .unwrap_err();
+    let lines: Vec<usize> =
+        refused.iter().filter(|finding| finding.found.starts_with("not TOML")).map(|finding| finding.line).collect();
+    assert!(lines.contains(&2) && lines.contains(&11), "{refused}");
+}
+
+#[test]
+fn peers_are_told_apart() {
+    let twice = format!("[[peer]]\nname = \"lyon\"\npublic_key = \"{KEY}\"\n");
+    let refused = check(&(base() + &twice)).unwrap_err().to_string();
+    assert!(refused.contains(":16: error: [[peer]] name: found \"lyon\" a second time; would do"), "{refused}");
+    assert!(refused.contains(":17: error: [[peer]] public_key: found the key of line 6 again; would do"), "{refused}");
+    let refused = check("[tpo]\nname = \"a\"\nprivate_key_file = \"b\"\n").unwrap_err().to_string();
+    assert!(refused.contains("error: [[peer]]: missing; would do: at least one section [[peer]]"), "{refused}");
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let (_, findings) = good(text);
+    findings
+        .iter()
+        .filter(|finding| finding.level == Level::Warning)
+        .map(|finding| format!("{}: {}", finding.line, finding.found))
+        .collect()
+}
+
+#[test]
+fn a_rule_that_never_matches_is_noticed() {
+    let rule = |source: &str, destination: &str, more: &str| {
+        format!(
+            "[[rule]]\nprotocol = \"tcp\"\npeer = \"lyon\"\nsource = \"{source}\"\ndestination = \"{destination}\"\n{more}\n"
+        )
+    };
+    // The rule of the base is at line 7 and takes 10.10.1.0/24 to 10.10.2.0/24.
+    let covered =
+        [rule("10.10.1.7", "10.10.2.0/24", ""), rule("10.10.1.0/24", "10.10.2.128/25", "destination_ports = 80")];
+    for rule in covered {
+        assert_eq!(
+            warnings(&(base() + &rule)),
+            ["15: never matches: the rule of line 7 takes everything first"],
+            "{rule}"
+        );
+    }
+    let free = [
+        rule("10.10.0.0/16", "10.10.2.0/24", ""),
+        rule("10.10.1.0/24", "10.10.3.0/24", ""),
+        rule("any", "10.10.2.0/24", ""),
+        rule("fd10:1::/64", "fd10:2::/64", ""),
+        rule("10.10.1.7", "10.10.2.0/24", "enabled = false"),
+    ];
+    for rule in free {
+        assert_eq!(warnings(&(base() + &rule)), Vec::<String>::new(), "{rule}");
+    }
+    let any =
+        base().replacen("source = \"10.10.1.0/24\"", "source = \"any\"", 1).replacen("\"10.10.2.0/24\"", "\"any\"", 1);
+    assert_eq!(warnings(&(any.clone() + &rule("fd10:1::/64", "any", ""))).len(), 1);
+    let narrow = any.replacen("\"any\"\npeer", "\"any\"\ndestination_ports = 22\npeer", 1);
+    assert_eq!(
+        warnings(&(narrow + &rule("10.10.1.0/24", "10.10.2.0/24", ""))).len(),
+        0,
+        "only one port was taken first"
+    );
+}
+
+#[test]
+fn a_peer_that_nothing_names_is_noticed() {
+    let text =
+        base() + &format!("[[peer]]\nname = \"oslo\"\npublic_key = \"{OTHER_KEY}\"\nendpoint = \"192.0.2.1:47800\"\n");
+    assert_eq!(
+        warnings(&text),
+        ["15: no [[rule]] and no [[accept]] names peer \"oslo\": nothing is carried to it or from it"]
+    );
+    let (_, findings) = good(&base());
+    let notes = findings.to_string();
+    assert_eq!(
+        notes,
+        "/etc/tpo/tpo.toml:4: note: [[peer]] endpoint: peer \"lyon\" has none: it must call us, so its own configuration needs an endpoint for us\n"
+    );
+}
+
+#[test]
+fn ten_thousand_rules_are_checked_in_no_time() {
+    let mut text = base();
+    for i in 0..10_000u32 {
+        let (a, b, c) = (i >> 12, (i >> 4) & 0xff, (i & 0xf) << 4);
+        text += &format!(
+            "[[rule]]\nprotocol = \"tcp\"\nsource = \"172.16.{b}.{c}/{}\"\ndestination = \"192.168.{b}.{c}/28\"\ndestination_ports = \"{}-{}\"\npeer = \"lyon\"\n",
+            28 + i % 3,
+            1 + a * 1_000,
+            1_000 + a * 1_000,
+        );
+    }
+    let start = Instant::now();
+    let (checked, findings) = good(&text);
+    let took = start.elapsed();
+    assert_eq!(checked.rules.len(), 10_001);
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    // "Well under a second" with room for a busy machine.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    // The worst case of the search for covered rules: all prefixes equal, only the ports differ.
+    let same: String = (0..10_000).map(|i| {
+        format!("[[rule]]\nprotocol = \"tcp\"\nsource = \"172.16.0.0/16\"\ndestination = \"any\"\ndestination_ports = {}\npeer = \"lyon\"\n", i + 1)
+    }).collect();
+    let start = Instant::now();
+    good(&(base() + &same));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    // Ten thousand mistakes are not ten thousand lines.
+    let refused = check(&text.replace("\"lyon\"\n[[rule]]", "\"rome\"\n[[rule]]")).unwrap_err();
+    assert!(refused.count(Level::Error) > 9_000);
+    assert_eq!(refused.to_string().lines().count(), 41);
+    assert!(refused.to_string().ends_with("more\n"));
+}
+
+#[test]
+fn any_text_is_survived() {
+    let texts = [
+        "",
+        "\u{feff}",
+        "[",
+        "[[peer]]\n[peer]",
+        "tpo = 1\npeer = [1]\nrule = {}",
+        "tpo.name = \"x\"\npeer = []",
+        "[tpo.name]",
+        "\0",
+        "[tpo]\r\nname=\"x\"\r\n",
+    ];
+    for text in texts {
+        tpo::config::fuzz_config(text);
+    }
+    // Every cut and a broken letter at every place of a good one.
+    let text = base();
+    for at in 0..text.len() {
+        tpo::config::fuzz_config(&text[..at]);
+        tpo::config::fuzz_config(&format!("{}\u{7f}{}", &text[..at], &text[at + 1..]));
+    }
+    // Pieces of a good one in any order, from a fixed seed.
+    let pieces: Vec<&str> = SAMPLE.split_inclusive([' ', '"', '=', '\n']).collect();
+    let mut state = 7u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..rounds() {
+        let mut shuffled = pieces.clone();
+        for _ in 0..=next(20) {
+            let (from, to) = (next(shuffled.len()), next(shuffled.len()));
+            match next(3) {
+                0 => shuffled.swap(from, to),
+                1 => shuffled[from] = shuffled[to],
+                _ => shuffled[from] = "",
+            }
+        }
+        tpo::config::fuzz_config(&shuffled.concat());
+    }
+}
+
+/// More with `TPO_ROUNDS`, for a longer search.
+fn rounds() -> usize {
+    std::env::var("TPO_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2_000)
+}
+
+#[test]
+fn numbers_may_be_written_in_every_way_of_toml() {
+    for written in ["1400", "1_400", "0x578", "\"1400\"", "'1400'", "+1400"] {
+        let (checked, _) = good(&base().replacen("[tpo]", &format!("[tpo]\nsegment_size = {written}"), 1));
+        assert_eq!(checked.segment_size, Some(1_400), "{written}");
+    }
+    let refused = check(&base().replacen("[tpo]", "[tpo]\nsegment_size = 99999999999999999999", 1)).unwrap_err();
+    assert!(refused.to_string().contains("segment_size: found a number out of range; would do"), "{refused}");
+}
