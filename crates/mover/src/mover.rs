@@ -354,18 +354,26 @@ impl Mover {
 
     fn on_established(&mut self, established: Established, now: Instant) {
         let time = self.clock.read(now);
-        let Established { session, remote, initiator: _, peer_params } = established;
-        let Some(peer) = Params::parse(&peer_params) else {
+        let Established { session, remote, initiator: _, peer_params, own_params } = established;
+        let (Some(peer), Some(own)) = (Params::parse(&peer_params), Params::parse(&own_params)) else {
             self.stats.subfields_malformed += 1;
             return;
         };
+        // Both sides decide by the two records of this attempt, so they decide alike: go on only if each named the other.
+        let goes_on = peer.other == self.instance && own.other == peer.instance;
         let known = self.connection.as_mut().filter(|connection| connection.peer().instance == peer.instance);
-        if let Some(connection) = known.filter(|_| peer.other == self.instance) {
+        if goes_on && let Some(connection) = known {
             let ended_silence = connection.rekey(session, remote, time);
             self.tell_connected(false);
             if ended_silence {
                 self.tell(Event::Heard);
             }
+            return;
+        }
+        if goes_on {
+            // The peer goes on with what we have given up since the attempt began: let it hear nothing, and say so anew.
+            self.stats.sessions_stale += 1;
+            self.connect_anew(now);
             return;
         }
         if self.connection.is_some() {

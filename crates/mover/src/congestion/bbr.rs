@@ -444,7 +444,7 @@ impl Bbr {
                 if lost_round {
                     self.window
                 } else {
-                    grown.min((3 * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
+                    grown.min((2 * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
                 }
             }
             Phase::ProbeRtt => product / 2 + held_back,

@@ -1,0 +1,101 @@
+//! What a pair reaches over time: the congestion control in the deterministic world.
+
+mod pair;
+
+use std::time::Instant;
+
+use pair::{A, B, Pair, Setup, Task, secs};
+
+/// Payload bytes per wire byte at 1,500: IPv4, UDP, our header, tag and data subfield.
+const PAYLOAD_SHARE: f64 = 1_430.0 / 1_500.0;
+
+struct Cell {
+    mbit: u64,
+    rtt_ms: f64,
+    loss_percent: f64,
+    extra: &'static str,
+    /// The configured rate as a share of the link's; 0: not configured.
+    rate: f64,
+}
+
+struct Reached {
+    /// Goodput after `warm` seconds, as a share of what the surviving datagrams could carry.
+    share: f64,
+    queue_ms: f64,
+    dropped: f64,
+}
+
+fn run(cell: &Cell, warm: f64, time: f64) -> Reached {
+    let Cell { mbit, rtt_ms, loss_percent, extra, rate } = cell;
+    let link = format!("rate={mbit}mbit delay={}us loss={loss_percent}% mtu=1500 {extra}", rtt_ms * 500.0);
+    let mut setup = Setup::new(7, &link);
+    setup.b_to_a = pair::profile(&format!("rate={mbit}mbit delay={}us loss={loss_percent}%", rtt_ms * 500.0));
+    let configured = (*rate > 0.0).then_some((*mbit as f64 * 125_000.0 * rate) as u64);
+    setup.change = Box::new(move |config, _| config.rate = configured);
+    setup.a = Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
+    let wall = Instant::now();
+    let mut pair = Pair::new(setup);
+    pair.connect();
+    pair.world.run_for(secs(warm));
+    let before = (pair.side(B).received_bytes, pair.world.link(A, B));
+    let mut queue = 0.0;
+    let mut trace = Vec::new();
+    for _ in 0..(time * 10.0) as u32 {
+        let start = pair.side(B).received_bytes;
+        pair.world.run_for(secs(0.1));
+        let stats = pair.stats(A);
+        let rtt = stats.rtt.unwrap().as_secs_f64() * 1e3;
+        queue += (rtt - rtt_ms) / (time * 10.0);
+        if std::env::var("TPO_TRACE").is_ok() {
+            let rate = (pair.side(B).received_bytes - start) as f64 * 8e-5;
+            trace.push(format!(
+                "{:6.1} got {rate:6.1} bw {:6.1} pace {:6.1} rtt {rtt:6.1} fly {:6} win {:6} lost {:5} spur {} {}",
+                pair.world.elapsed().as_secs_f64(),
+                stats.bandwidth as f64 * 8e-6,
+                stats.pacing_rate as f64 * 8e-6,
+                stats.in_flight_bytes / 1500,
+                stats.window_bytes / 1500,
+                stats.datagrams_lost,
+                stats.losses_spurious,
+                stats.phase
+            ));
+        }
+    }
+    trace.iter().for_each(|line| println!("{line}"));
+    let got = (pair.side(B).received_bytes - before.0) as f64 / time;
+    let ideal = (1.0 - loss_percent / 100.0) * PAYLOAD_SHARE * *mbit as f64 * 125_000.0;
+    let (offered, dropped) = (pair.world.link(A, B).offered_packets, pair.world.link(A, B).dropped_queue);
+    let dropped = (dropped - before.1.dropped_queue) as f64 / (offered - before.1.offered_packets) as f64;
+    println!(
+        "{mbit:5} Mbit/s {rtt_ms:5} ms {loss_percent:4}% {extra:20} rate {rate:4}: {:6.2} % of the ideal, queue {queue:6.1} ms, dropped {:.2} %, {:.2} s for {} s",
+        got / ideal * 100.0,
+        dropped * 100.0,
+        wall.elapsed().as_secs_f64(),
+        pair.world.elapsed().as_secs_f64(),
+    );
+    Reached { share: got / ideal, queue_ms: queue, dropped }
+}
+
+#[test]
+#[ignore = "a table for people"]
+fn table() {
+    for mbit in [20, 100] {
+        for rtt_ms in [20.0, 100.0, 250.0, 600.0] {
+            for loss_percent in [0.0, 1.0, 5.0] {
+                for rate in [0.0, 1.0] {
+                    run(&Cell { mbit, rtt_ms, loss_percent, extra: "", rate }, 5.0, 10.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_loss_costs_only_what_it_takes() {
+    for rate in [0.0, 1.0] {
+        let reached = run(&Cell { mbit: 100, rtt_ms: 100.0, loss_percent: 1.0, extra: "", rate }, 3.0, 8.0);
+        assert!(reached.share >= 0.95, "{}", reached.share);
+        assert!(reached.queue_ms < 20.0, "{}", reached.queue_ms);
+        assert!(reached.dropped < 0.01, "{}", reached.dropped);
+    }
+}
