@@ -490,10 +490,30 @@ fn what_a_killed_run_leaves_is_replaced_and_removed() {
 #[test]
 #[ignore = "started by another test, in a namespace"]
 fn child_that_installs_and_waits() {
-    let listeners = Listeners::open(Mode::Tproxy).unwrap();
-    let _installed = install(&table(rules_for(PORT, OnFailure::Open), 1), listeners.ports()).unwrap();
+    let listeners = Listeners::open(Mode::Tproxy).unwrap_or_else(|e| panic!("{e}"));
+    let table = table(rules_for(PORT, OnFailure::Open), 1);
+    let _installed = install(&table, listeners.ports()).unwrap_or_else(|e| panic!("{e}"));
     println!("\ninstalled");
     let _ = std::io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let net = Net::up();
+    let child = |program: &str, arguments: &[&str], path: &str| {
+        let mut command = net.command(Place::Tpo, program);
+        command.args(arguments).arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "child_that_installs_and_waits", "--ignored", "--nocapture"]).stdin(Stdio::null());
+        let output = command.env("PATH", path).env("RUST_BACKTRACE", "0").output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let path = std::env::var("PATH").unwrap();
+    let drop = ["--bounding-set=-net_admin,-net_raw", "--inh-caps=-net_admin,-net_raw"];
+    let said = child("setpriv", &drop, &path);
+    assert!(said.contains("CAP_NET_ADMIN"), "{said}");
+    let said = child("env", &["PATH=/nonexistent"], &path);
+    assert!(said.contains("install the package iproute2"), "{said}");
 }
 
 #[test]

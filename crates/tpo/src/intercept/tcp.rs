@@ -44,8 +44,14 @@ impl Listeners {
             // The kernel redirects to an address of the interface by which the connection came.
             Mode::Redirect => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         };
-        let v4 = Listener::open(mode, any4)?;
-        let v6 = if has_ipv6() { Some(Listener::open(mode, any6)?) } else { None };
+        let clear = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                io::Error::new(error.kind(), format!("tpo needs root or the capability CAP_NET_ADMIN ({error})"))
+            }
+            _ => error,
+        };
+        let v4 = Listener::open(mode, any4).map_err(clear)?;
+        let v6 = if has_ipv6() { Some(Listener::open(mode, any6).map_err(clear)?) } else { None };
         Ok(Listeners { v4, v6 })
     }
 
