@@ -413,8 +413,7 @@ fn protocol(written: &Written<'_>) -> Result<u8, String> {
 /// No connection has an IPv4 address at one end and an IPv6 address at the other.
 fn check_families(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
     let (Some(source), Some(destination)) = (source, destination) else { return };
-    if source.is_any() || destination.is_any() || source.address.is_ipv4() == destination.address.is_ipv4()
-    {
+    if source.is_any() || destination.is_any() || source.address.is_ipv4() == destination.address.is_ipv4() {
         return;
     }
     let family = |prefix: Prefix| if prefix.address.is_ipv4() { "IPv4" } else { "IPv6" };

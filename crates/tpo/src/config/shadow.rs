@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Rule;
-use tpo_engine::Prefix;
 use super::value::masked;
+use tpo_engine::Prefix;
 
 /// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover nor are covered.
 pub fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
