@@ -2,7 +2,13 @@
 
 mod pair;
 
-use pair::{A, B, Pair, Setup, Task, secs, seeds};
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use pair::{A, B, Pair, Setup, Task, profile, secs, seeds};
+use tpo_lab::Verdict;
+use tpo_mover::{Event, Reason};
 
 fn scenario(setup: Setup) -> Pair {
     let mut pair = Pair::new(setup);
@@ -25,4 +31,444 @@ fn a_clean_link() {
             assert_eq!((stats.segments_duplicate, stats.datagrams_forged), (0, 0), "{stats:?}");
         }
     });
+}
+
+/// Everything at once that a network may do to datagrams without an outage, chosen by the seed.
+#[test]
+fn any_mix_of_troubles() {
+    seeds("world", "any_mix_of_troubles", 400, |seed| {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut link = || {
+            let delay = dice.u64(0..80);
+            format!(
+                "rate={}mbit delay={delay}ms mtu=1500 loss={}% burst={} jitter={}ms reorder={}% reorder_by={}ms duplicate={}% corrupt={}%",
+                dice.u64(2..60),
+                dice.u64(0..20),
+                dice.u64(1..6),
+                dice.u64(0..20),
+                dice.u64(0..10),
+                dice.u64(0..150),
+                dice.u64(0..20),
+                dice.u64(0..5),
+            )
+        };
+        let (forth, back) = (link(), link());
+        let mut setup = Setup::new(seed, &forth);
+        setup.b_to_a = profile(&back);
+        setup.v6 = seed % 3 == 0;
+        setup.calls = [seed % 4 != 0, seed % 5 == 0 || seed % 4 == 0];
+        (setup.a, setup.b) = (Task::payloads(60), Task::payloads(seed % 40));
+        scenario(setup);
+    });
+}
+
+#[test]
+fn a_third_of_all_datagrams_lost() {
+    seeds("world", "a_third_of_all_datagrams_lost", 100, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=20ms loss=30% mtu=1500");
+        (setup.a, setup.b) = (Task::payloads(100), Task::payloads(100));
+        let pair = scenario(setup);
+        let (a, b) = (pair.stats(A), pair.stats(B));
+        assert!(a.segments_repaired > 0 && b.segments_repaired > 0);
+        assert!(a.datagrams_lost > 50, "{a:?}");
+    });
+}
+
+#[test]
+fn nine_of_ten_acknowledgements_lost() {
+    seeds("world", "nine_of_ten_acknowledgements_lost", 60, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=20ms mtu=1500 queue=4MB");
+        setup.b_to_a = profile("delay=20ms");
+        setup.a = Task::payloads(200);
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        // The handshake needs the way back too; it is not what this is about.
+        pair.world.set(B, A, profile("delay=20ms loss=90%"));
+        pair.finish(secs(600.0));
+        pair.rest();
+        let (a, b) = (pair.stats(A), pair.stats(B));
+        // Every acknowledgement tells everything, so hardly a datagram is sent twice for want of one.
+        let twice = b.segments_duplicate as f64 / b.datagrams_received as f64;
+        assert!(twice < 0.25, "seed {seed}: {twice} {a:?} {b:?}");
+    });
+}
+
+#[test]
+fn reordering_by_a_whole_round_trip() {
+    seeds("world", "reordering_by_a_whole_round_trip", 100, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=20ms mtu=1500 reorder=10% reorder_by=40ms queue=4MB");
+        setup.a = Task::payloads(300);
+        let pair = scenario(setup);
+        let stats = pair.stats(A);
+        // Really lost is only what overtook the end of the handshake, and a few that were too late even to be remembered.
+        let unknown = pair.stats(B).datagrams_unknown;
+        let undone = stats.losses_spurious + unknown;
+        assert!(
+            stats.losses_spurious > 0 && undone * 20 >= stats.datagrams_lost * 19,
+            "seed {seed}: {unknown} {stats:?}"
+        );
+        let repaired = stats.segments_repaired as f64 / stats.datagrams_sent as f64;
+        assert!(repaired < 0.08, "seed {seed}: the window did not adapt, {repaired} {stats:?}");
+    });
+}
+
+#[test]
+fn a_storm_of_duplicates() {
+    seeds("world", "a_storm_of_duplicates", 60, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=10ms mtu=1500 duplicate=100%");
+        (setup.a, setup.b) = (Task::payloads(100), Task::payloads(50));
+        let pair = scenario(setup);
+        let stats = pair.stats(B);
+        assert!(stats.datagrams_replayed * 10 > stats.datagrams_received * 9, "{stats:?}");
+    });
+}
+
+#[test]
+fn corrupted_datagrams_count_and_change_nothing() {
+    seeds("world", "corrupted_datagrams_count_and_change_nothing", 60, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=10ms mtu=1500 corrupt=15%");
+        (setup.a, setup.b) = (Task::payloads(100), Task::payloads(50));
+        let pair = scenario(setup);
+        for side in [A, B] {
+            let stats = pair.stats(side);
+            assert!(stats.datagrams_forged > 0, "{stats:?}");
+        }
+    });
+}
+
+/// Every datagram of the run comes again later, more than once, from its own and from another address.
+#[test]
+fn late_replays_of_every_datagram() {
+    seeds("world", "late_replays_of_every_datagram", 60, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=10ms queue=4MB mtu=1500");
+        (setup.a, setup.b) = (Task::payloads(60), Task::payloads(60));
+        let mut pair = Pair::new(setup);
+        let copies = Rc::new(RefCell::new(Vec::new()));
+        let tape = copies.clone();
+        pair.world.tap(move |from, to, bytes| {
+            tape.borrow_mut().push((from, to, bytes.clone()));
+            Verdict::Keep
+        });
+        pair.connect();
+        pair.finish(secs(60.0));
+        pair.rest();
+        let before = [A, B].map(|side| pair.stats(side));
+        let events = [A, B].map(|side| pair.side(side).events.len());
+        let mut copies = copies.take();
+        fastrand::Rng::with_seed(seed).shuffle(&mut copies);
+        let stranger: SocketAddr = "10.9.9.9:9".parse().unwrap();
+        for (at, (from, to, bytes)) in copies.iter().enumerate() {
+            let side = if *to == pair.address(A) { A } else { B };
+            let from = if at % 3 == 0 { stranger } else { *from };
+            pair.world.inject(from, side, bytes.clone(), secs(at as f64 * 1e-3));
+        }
+        pair.world.run_for(secs(copies.len() as f64 * 1e-3 + 1.0));
+        for side in [A, B] {
+            let stats = pair.stats(side);
+            assert_eq!(stats.payloads_received, before[side].payloads_received);
+            assert_eq!(stats.segments_duplicate, before[side].segments_duplicate, "nothing was even opened");
+            assert_eq!(stats.moves, before[side].moves);
+            assert!(stats.datagrams_replayed > before[side].datagrams_replayed + 20);
+            assert_eq!(pair.side(side).events.len(), events[side], "{:?}", pair.side(side).events);
+            assert_eq!(pair.side(side).mover.remote(), Some(pair.address(1 - side)));
+        }
+        assert_eq!(pair.world.unroutable(), 0, "a stranger got an answer");
+        // And all goes on.
+        pair.world.node_mut(A).set_task(Task::payloads(20));
+        pair.finish(secs(60.0));
+    });
+}
+
+#[test]
+fn an_outage_of_thirty_seconds_loses_nothing() {
+    seeds("world", "an_outage_of_thirty_seconds_loses_nothing", 60, |seed| {
+        let start = 0.2 + seed as f64 * 0.037;
+        let link = format!("rate=20mbit delay=25ms loss={}% mtu=1500", seed % 3);
+        let mut setup = Setup::new(seed, &link);
+        (setup.a, setup.b) = (Task::payloads(500), Task::payloads(100));
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(start));
+        for (from, to) in [(A, B), (B, A)] {
+            pair.world.set(from, to, profile(&format!("{link} outage=0s+30s")));
+        }
+        pair.world.run_for(secs(29.9));
+        assert!(!pair.side(A).mover.is_up() && !pair.side(B).mover.is_up());
+        let received = pair.side(B).received_count;
+        let back = pair.world.elapsed().as_secs_f64() + 0.1;
+        // Two round trips and a second after it is back, payloads come again.
+        let resumed = pair.world.run_until(|world| world.node(B).received_count > received, secs(1.3));
+        assert!(resumed || pair.side(A).sent == received, "seed {seed}: {:?} {:?}", pair.stats(A), back);
+        pair.finish(secs(60.0));
+        pair.rest();
+        pair.agree();
+        for side in [A, B] {
+            let events = &pair.side(side).events;
+            assert!(events.contains(&Event::Silent) && events.contains(&Event::Heard), "{events:?}");
+            assert!(
+                !events.iter().any(|event| matches!(event, Event::Dead(_) | Event::Restarted)),
+                "seed {seed}: {events:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_outage_of_one_direction() {
+    seeds("world", "an_outage_of_one_direction", 40, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=25ms mtu=1500");
+        (setup.a, setup.b) = (Task::payloads(400), Task::payloads(100));
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(0.1 + seed as f64 * 0.01));
+        let (from, to) = if seed % 2 == 0 { (A, B) } else { (B, A) };
+        pair.world.set(from, to, profile("rate=20mbit delay=25ms mtu=1500 outage=0s+20s"));
+        pair.world.run_for(secs(19.0));
+        assert!(!pair.side(to).mover.is_up(), "it hears nothing");
+        assert!(pair.side(from).mover.is_up(), "it hears the other's pings");
+        pair.finish(secs(60.0));
+        pair.rest();
+        pair.agree();
+    });
+}
+
+#[test]
+fn the_low_half_of_the_numbers_wraps() {
+    seeds("world", "the_low_half_of_the_numbers_wraps", 60, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=10ms loss=5% jitter=5ms mtu=1500");
+        (setup.a, setup.b) = (Task::payloads(300), Task::payloads(300));
+        setup.change = Box::new(move |config, side| {
+            config.limits.first_physical = Some((1 << 32) - 200 - seed * 7 - side as u64 * 50);
+            config.limits.first_logical = (1 << 32) - 100 - seed;
+        });
+        scenario(setup);
+    });
+}
+
+#[test]
+fn both_call_at_once() {
+    seeds("world", "both_call_at_once", 200, |seed| {
+        let loss = seed % 4 * 10;
+        let mut setup = Setup::new(seed, &format!("rate=50mbit delay={}ms loss={loss}% mtu=1500", seed % 50));
+        (setup.a, setup.b) = (Task::payloads(30), Task::payloads(30));
+        setup.calls = [true, true];
+        let pair = scenario(setup);
+        if loss == 0 {
+            for side in [A, B] {
+                let fresh = |event: &&Event| matches!(event, Event::Connected { fresh: true, .. });
+                assert_eq!(pair.side(side).events.iter().filter(fresh).count(), 1, "{:?}", pair.side(side).events);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_restart_is_found_and_starts_anew() {
+    seeds("world", "a_restart_is_found_and_starts_anew", 120, |seed| {
+        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=30ms loss={}% jitter=10ms mtu=1500", seed % 3));
+        (setup.a, setup.b) = (Task::payloads(2_000), Task::payloads(2_000));
+        setup.calls = [true, true];
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(0.3 + seed as f64 * 0.003));
+        // One side starts anew while datagrams of its old life fly both ways.
+        let (gone, stays) = if seed % 2 == 0 { (A, B) } else { (B, A) };
+        let old = pair.restart(gone, Task::payloads(50));
+        let found = pair.world.run_until(
+            |world| world.node(stays).events.contains(&Event::Restarted),
+            secs(if seed % 3 == 0 { 1.0 } else { 5.0 }),
+        );
+        assert!(found, "seed {seed}: {:?}", pair.side(stays).events);
+        let events = &pair.side(stays).events;
+        let at = events.iter().position(|event| *event == Event::Restarted).unwrap();
+        assert!(matches!(events[at + 1], Event::Connected { fresh: true, .. }), "{events:?}");
+        // The one that stays stops its old task: its flows are gone. What it sends from now on arrives whole.
+        pair.world.node_mut(stays).stopped = true;
+        pair.world.run_for(secs(2.0));
+        let (run, came) =
+            (pair.side(gone).run(), pair.side(stays).received.get(&pair.side(gone).run()).map_or(0, Vec::len));
+        assert_eq!(came, 50, "seed {seed}, run {run}: {:?}", pair.stats(gone));
+        assert!(pair.side(stays).has_all(run, 50), "exactly once");
+        let before = pair.side(stays).received.get(&old.run()).map_or(0, Vec::len);
+        assert!(before as u64 <= old.sent);
+        pair.rest();
+    });
+}
+
+#[test]
+fn the_caller_finds_a_peer_that_started_anew_and_does_not_call() {
+    seeds("world", "the_caller_finds_a_peer_that_started_anew_and_does_not_call", 20, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=30ms mtu=1500");
+        setup.a = Task { every: Some(secs(0.05)), ..Task::payloads(100_000) };
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(1.0));
+        pair.restart(B, Task::payloads(20));
+        let found = pair.world.run_until(|world| world.node(A).events.contains(&Event::Restarted), secs(20.0));
+        assert!(found, "seed {seed}: {:?}", pair.side(A).events);
+        pair.world.run_for(secs(1.0));
+        let run = pair.side(B).run();
+        assert!(pair.side(A).has_all(run, 20));
+        assert!(pair.stats(B).datagrams_unknown > 0, "what was sealed for its old life did not open");
+    });
+}
+
+#[test]
+fn a_path_that_becomes_narrower_is_noticed() {
+    seeds("world", "a_path_that_becomes_narrower_is_noticed", 40, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms loss=1% mtu=1500");
+        setup.a = Task::payloads(3_000);
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(2.0));
+        assert_eq!(pair.stats(A).datagram_size, 1_472);
+        pair.world.set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1300"));
+        let received = pair.side(B).received_count;
+        let resumed = pair.world.run_until(|world| world.node(B).received_count > received + 50, secs(5.0));
+        assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
+        assert_eq!(pair.stats(A).datagram_size, 1_200);
+        pair.world.set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1480"));
+        pair.finish(secs(120.0));
+        pair.rest();
+        assert_eq!(pair.stats(A).mtu_falls, 1);
+    });
+}
+
+#[test]
+fn a_refused_size_is_left_at_once() {
+    seeds("world", "a_refused_size_is_left_at_once", 20, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1300");
+        setup.a = Task::payloads(200);
+        setup.change = Box::new(|config, _| config.segment = Some(1_400));
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        let now = pair.world.now();
+        pair.world.node_mut(A).mover.on_too_large(1_400, now);
+        pair.world.node_mut(B).mover.on_too_large(1_400, now);
+        pair.finish(secs(30.0));
+        pair.rest();
+        assert_eq!(pair.stats(A).datagram_size, 1_200);
+    });
+}
+
+#[test]
+fn a_peer_that_nobody_answers_for_is_dead() {
+    seeds("world", "a_peer_that_nobody_answers_for_is_dead", 20, |seed| {
+        let mut pair = Pair::new(Setup::new(seed, "delay=20ms mtu=1500"));
+        pair.connect();
+        pair.world.run_for(secs(1.0));
+        pair.world.set(A, B, profile("delay=20ms outage=0s+1000s"));
+        pair.world.set(B, A, profile("delay=20ms outage=0s+1000s"));
+        // Every datagram that leaves is answered by a refusal 1 ms later.
+        let refused_from = pair.world.elapsed();
+        let mut sent = pair.stats(A).datagrams_sent;
+        let dead = loop {
+            pair.world.run_for(secs(0.001));
+            let events = &pair.side(A).events;
+            if events.contains(&Event::Dead(Reason::Refused)) {
+                break pair.world.elapsed() - refused_from;
+            }
+            assert!(pair.world.elapsed() - refused_from < secs(5.0), "{events:?} {:?}", pair.stats(A));
+            if pair.stats(A).datagrams_sent > sent {
+                sent = pair.stats(A).datagrams_sent;
+                let now = pair.world.now();
+                pair.world.node_mut(A).mover.on_refused(now);
+                pair.world.kick(A);
+            }
+        };
+        assert!(dead < secs(1.2), "seed {seed}: after {dead:?}");
+        assert!(dead >= secs(0.3));
+        assert!(!pair.side(A).mover.is_up());
+    });
+}
+
+#[test]
+fn a_goodbye_ends_it_and_a_forged_refusal_does_not() {
+    seeds("world", "a_goodbye_ends_it_and_a_forged_refusal_does_not", 20, |seed| {
+        let mut setup = Setup::new(seed, "delay=20ms mtu=1500 loss=10%");
+        setup.a = Task { every: Some(secs(0.02)), ..Task::payloads(200) };
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        for _ in 0..100 {
+            pair.world.run_for(secs(0.01));
+            let now = pair.world.now();
+            pair.world.node_mut(A).mover.on_refused(now);
+        }
+        assert!(pair.side(A).mover.is_up(), "the peer answers all the while");
+        pair.finish(secs(30.0));
+        let now = pair.world.now();
+        pair.world.node_mut(B).mover.close(now);
+        pair.world.run_for(secs(1.0));
+        assert!(pair.side(A).events.contains(&Event::Dead(Reason::Closed)), "{:?}", pair.side(A).events);
+        let sent = pair.stats(B).datagrams_sent;
+        pair.world.run_for(secs(5.0));
+        assert_eq!(pair.stats(B).datagrams_sent, sent, "nothing after the goodbye");
+        assert!(pair.side(B).mover.poll_timeout().is_none());
+    });
+}
+
+#[test]
+fn silence_for_too_long_is_death_and_the_way_back_is_found() {
+    seeds("world", "silence_for_too_long_is_death_and_the_way_back_is_found", 20, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1500");
+        setup.a = Task::payloads(1_000_000);
+        setup.change = Box::new(|config, _| config.dead_after = secs(10.0));
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(0.5));
+        for (from, to) in [(A, B), (B, A)] {
+            pair.world.set(from, to, profile("rate=20mbit delay=20ms mtu=1500 outage=0s+15s"));
+        }
+        pair.world.run_for(secs(14.0));
+        for side in [A, B] {
+            assert!(pair.side(side).events.contains(&Event::Dead(Reason::Silence)), "{:?}", pair.side(side).events);
+            let stats = pair.stats(side);
+            assert_eq!((stats.unacked_bytes, stats.reassembly_bytes, stats.in_flight_bytes), (0, 0, 0));
+        }
+        let count = pair.side(B).received_count;
+        pair.world.run_for(secs(5.0));
+        assert!(pair.side(B).received_count > count, "{:?}", pair.side(A).events);
+    });
+}
+
+/// A receiver with little memory refuses what it cannot hold, and still gets everything.
+#[test]
+fn little_memory_slows_but_loses_nothing() {
+    seeds("world", "little_memory_slows_but_loses_nothing", 40, |seed| {
+        let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=10% mtu=1500");
+        setup.a = Task::payloads(300);
+        setup.change = Box::new(|config, _| config.limits.reassembly_bytes = 60_000);
+        let pair = scenario(setup);
+        let stats = pair.stats(B);
+        assert!(stats.reassembly_bytes_max <= 60_000 && stats.segments_refused > 0, "{stats:?}");
+    });
+}
+
+#[test]
+fn the_unsent_backlog_stays_short() {
+    seeds("world", "the_unsent_backlog_stays_short", 10, |seed| {
+        let mut setup = Setup::new(seed, "rate=50mbit delay=20ms loss=1% mtu=1500");
+        setup.a = Task { whole_datagrams: true, sizes: 60_000..=65_536, urgent: 0, ..Task::payloads(300) };
+        setup.change = Box::new(|config, _| config.rate = Some(50_000_000 / 8));
+        let pair = scenario(setup);
+        // Three milliseconds at 50 Mbit/s, and a repair or two.
+        assert!(pair.side(A).backlog_max < 30_000, "{}", pair.side(A).backlog_max);
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 0..10 {
+        let trace = || {
+            let mut setup =
+                Setup::new(seed, "rate=20mbit delay=20ms loss=5% jitter=5ms duplicate=2% corrupt=1% mtu=1500");
+            (setup.a, setup.b) = (Task::payloads(50), Task::payloads(50));
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.finish(secs(60.0));
+            pair.rest();
+            pair.world.trace()
+        };
+        assert_eq!(trace(), trace(), "seed {seed}");
+    }
 }
