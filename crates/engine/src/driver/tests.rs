@@ -508,10 +508,8 @@ fn a_restart_ends_all_flows_and_new_ones_run() {
         assert_eq!(apps.alive(), 0);
     }
     let again = Script::new(Plan::bytes(100_000), Plan::bytes(100_000));
-    let number = pair.apps[0].add(again.clone());
-    for _ in 0..=number {
-        pair.apps[1].add_other(again.clone());
-    }
+    let number = pair.apps[0].add(again.clone(), 2);
+    pair.apps[1].add_other(again, number);
     pair.run(Duration::from_secs(5));
     assert!(pair.apps[0].end(0, number).saw_closed && pair.apps[1].end(0, number).saw_closed);
     assert_eq!((pair.drivers[0].held(), pair.drivers[1].flow_count()), (0, 0));
@@ -535,4 +533,70 @@ fn a_dead_peer_takes_all_flows_with_it() {
     driver.on_connected(true, 1000);
     assert_eq!(events(&mut driver), [Event::Connected { fresh: true }]);
     driver.open(key(0, 0), Class::Normal, now).unwrap();
+}
+
+/// The driver's own cost, for people: `cargo test --release -p tpo-engine driver -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures, asserts nothing about time"]
+#[allow(clippy::disallowed_methods)]
+fn measure() {
+    for (name, size, idle) in
+        [("64 KiB, alone", usize::MAX, 0), ("64 KiB, 100,000 idle", usize::MAX, 100_000), ("100 bytes", 100, 0)]
+    {
+        struct Pieces(usize);
+        impl Source for Pieces {
+            fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+                Read::Bytes(into.len().min(self.0))
+            }
+        }
+        let start = Instant::now();
+        let mut sender = Driver::new(Limits::default(), false);
+        let mut receiver = Driver::new(Limits::default(), true);
+        sender.on_connected(true, 256 << 10);
+        receiver.on_connected(true, 256 << 10);
+        let room = Room { segment: 1424, largest: 46 * 1424 };
+        let mut buffer = Vec::new();
+        for _ in 0..idle {
+            sender.open(key(0, 0), Class::Normal, start).unwrap();
+        }
+        while sender.pack(&mut Silent, &mut buffer, room, start).is_some() {}
+        let flow = sender.open(key(0, 0), Class::Normal, start).unwrap();
+        let mut source = Pieces(size);
+        let (mut buffers, mut bytes) = (0, 0);
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_millis(300) {
+            let now = Instant::now();
+            for _ in 0..100 {
+                let mut buffer = receiver.poll_spent().unwrap_or_default();
+                if sender.pack(&mut source, &mut buffer, room, now).is_some() {
+                    buffers += 1;
+                    receiver.unpack(buffer, now);
+                }
+                receiver.accept(flow);
+                let mut slices = Vec::new();
+                receiver.deliverable(flow, &mut slices);
+                let n = slices.iter().map(|slice| slice.len()).sum();
+                receiver.delivered(flow, n, now);
+                bytes += n;
+                let mut back = Vec::new();
+                if receiver.pack(&mut Silent, &mut back, room, now).is_some() {
+                    sender.unpack(back, now);
+                }
+                while receiver.poll_event().is_some() || sender.poll_event().is_some() {}
+            }
+        }
+        let each = begin.elapsed() / buffers;
+        println!(
+            "{name:<22} {each:>8.0?} a buffer, {:.1} Gbit/s",
+            bytes as f64 * 8.0 / begin.elapsed().as_secs_f64() / 1e9
+        );
+    }
+}
+
+struct Silent;
+
+impl Source for Silent {
+    fn read(&mut self, _flow: FlowId, _into: &mut [u8]) -> Read {
+        Read::Blocked
+    }
 }

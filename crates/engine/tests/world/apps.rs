@@ -2,7 +2,7 @@
 //! knows each byte. Shared by the driver's own tests (two drivers, nothing between) and the worlds (two peers, a bad WAN).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::IoSlice,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -129,8 +129,9 @@ pub struct End {
     pub reset: bool,
     pub first_byte: Option<Duration>,
     pub last_byte: Option<Duration>,
-    /// The longest time without a byte, between the first and the last.
-    pub longest_gap: Duration,
+    /// When how many bytes had been written, and read.
+    pub writes: Vec<(Duration, u64)>,
+    pub reads: Vec<(Duration, u64)>,
 }
 
 impl End {
@@ -145,16 +146,15 @@ pub struct Apps {
     side: u8,
     start: Instant,
     /// Flows that this side opens, by their number in the source port; those that are still to be opened.
-    scripts: Vec<Script>,
+    scripts: BTreeMap<usize, Script>,
     waiting: Vec<usize>,
     /// The other side's, so that this one knows how to answer.
-    others: Vec<Script>,
+    others: BTreeMap<usize, Script>,
     running: BTreeMap<FlowId, App>,
     /// How each flow went: by the side that opened it and its number.
     pub ends: BTreeMap<(u8, usize), End>,
     pub peer_events: Vec<Event>,
     pub refused_opens: usize,
-    turning: BTreeSet<FlowId>,
 }
 
 struct App {
@@ -164,7 +164,6 @@ struct App {
     accepted: bool,
     connect_at: Option<Instant>,
     refuse: Option<Status>,
-    opened_at: Instant,
     pause_until: Instant,
     wait: bool,
     deliver: bool,
@@ -177,22 +176,21 @@ impl Apps {
         Apps {
             side,
             start,
-            scripts,
+            scripts: scripts.into_iter().enumerate().collect(),
             waiting,
-            others,
+            others: others.into_iter().enumerate().collect(),
             running: BTreeMap::new(),
             ends: BTreeMap::new(),
             peer_events: Vec::new(),
             refused_opens: 0,
-            turning: BTreeSet::new(),
         }
     }
 
-    /// Another flow for this side to open.
-    pub fn add(&mut self, script: Script) -> usize {
-        self.scripts.push(script);
-        self.waiting.push(self.scripts.len() - 1);
-        self.scripts.len() - 1
+    /// Another flow for this side to open, with this number.
+    pub fn add(&mut self, script: Script, number: usize) -> usize {
+        self.scripts.insert(number, script);
+        self.waiting.push(number);
+        number
     }
 
     /// From now on the application does something else.
@@ -203,8 +201,9 @@ impl Apps {
         engine.readable(*flow);
     }
 
-    pub fn add_other(&mut self, script: Script) {
-        self.others.push(script);
+    /// The other side will open this one.
+    pub fn add_other(&mut self, script: Script, number: usize) {
+        self.others.insert(number, script);
     }
 
     pub fn alive(&self) -> usize {
@@ -242,7 +241,7 @@ impl Apps {
 
     /// When the applications next do something by themselves.
     pub fn next_turn(&self, up: bool, now: Instant) -> Option<Instant> {
-        let opens = self.waiting.iter().filter(|_| up).map(|number| self.start + self.scripts[*number].start);
+        let opens = self.waiting.iter().filter(|_| up).map(|number| self.start + self.scripts[number].start);
         let flows = self.running.values().flat_map(|app| {
             let connect = app.connect_at;
             let pause = app.wait.then_some(app.pause_until);
@@ -254,9 +253,9 @@ impl Apps {
 
     fn open(&mut self, engine: &mut impl Engine, now: Instant) {
         let due: Vec<usize> =
-            self.waiting.iter().copied().filter(|number| self.start + self.scripts[*number].start <= now).collect();
+            self.waiting.iter().copied().filter(|number| self.start + self.scripts[number].start <= now).collect();
         for number in due {
-            let script = &self.scripts[number];
+            let script = &self.scripts[&number];
             match engine.open(key(self.side, number), script.class, now) {
                 Ok(flow) => {
                     let plan = script.opener.clone();
@@ -283,7 +282,6 @@ impl Apps {
             accepted: false,
             connect_at: None,
             refuse: None,
-            opened_at: now,
             pause_until: now,
             wait: false,
             deliver: false,
@@ -302,7 +300,8 @@ impl Apps {
             reset: false,
             first_byte: None,
             last_byte: None,
-            longest_gap: Duration::ZERO,
+            writes: Vec::new(),
+            reads: Vec::new(),
         };
         assert!(self.ends.insert((opener, number), end).is_none(), "flow {opener}/{number} was opened twice");
     }
@@ -313,7 +312,7 @@ impl Apps {
             Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => self.peer_events.push(event),
             Event::Open { flow, key, class } => {
                 let (opener, number) = whose(&key);
-                let script = &self.others[number];
+                let script = &self.others[&number];
                 assert_eq!(class, script.class);
                 assert_eq!(opener, 1 - side);
                 let (plan, connect, refuse) = (script.acceptor.clone(), script.connect, script.refuse);
@@ -351,7 +350,8 @@ impl Apps {
                 self.ends.get_mut(&(app.opener, app.number)).unwrap().saw_reset = Some(status);
             }
             Event::Closed { flow } => {
-                let app = self.running.remove(&flow).expect("a flow closes once");
+                // It may have been reset by its application in the meantime.
+                let Some(app) = self.running.remove(&flow) else { return };
                 let end = self.ends.get_mut(&(app.opener, app.number)).unwrap();
                 assert!(end.saw_finish && end.wrote_end, "{flow} closed before both directions ended: {end:?}");
                 end.saw_closed = true;
@@ -407,10 +407,10 @@ impl Apps {
                 );
             }
             let at = now.duration_since(self.start);
-            end.longest_gap = end.longest_gap.max(at - end.last_byte.unwrap_or(at));
             end.first_byte.get_or_insert(at);
             end.last_byte = Some(at);
             end.got += n as u64;
+            end.reads.push((at, end.got));
             if let Reading::Rate(_) = read {
                 app.read_allowed_from = now + Duration::from_millis(5);
             }
@@ -481,6 +481,7 @@ impl Source for Writers<'_> {
             *byte = content(stream, end.written + i as u64);
         }
         end.written += n as u64;
+        end.writes.push((self.now.duration_since(self.apps.start), end.written));
         app.pause_until = self.now + app.plan.pause;
         Read::Bytes(n)
     }
@@ -489,7 +490,7 @@ impl Source for Writers<'_> {
 /// What both ends of all flows must show in the end, when every application has had time enough: the reference model.
 pub fn check_ends(a: &Apps, b: &Apps) {
     for (opener, here, there) in [(a.side, a, b), (b.side, b, a)] {
-        for (number, script) in here.scripts.iter().enumerate() {
+        for (&number, script) in &here.scripts {
             let Some(near) = here.ends.get(&(opener, number)) else { continue };
             let Some(far) = there.ends.get(&(opener, number)) else {
                 assert!(near.over(), "flow {opener}/{number} never arrived: {near:?}");
@@ -528,6 +529,19 @@ pub fn check_ends(a: &Apps, b: &Apps) {
             }
         }
     }
+}
+
+/// How long each piece of a flow took from its writer to its reader.
+pub fn delays(writer: &End, reader: &End) -> Vec<Duration> {
+    let mut reads = reader.reads.iter().peekable();
+    let mut delays = Vec::new();
+    for (written_at, until) in &writer.writes {
+        while reads.next_if(|(_, got)| got < until).is_some() {}
+        if let Some((read_at, _)) = reads.peek() {
+            delays.push(read_at.saturating_sub(*written_at));
+        }
+    }
+    delays
 }
 
 pub fn key(opener: u8, number: usize) -> FlowKey {

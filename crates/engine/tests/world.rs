@@ -1,0 +1,331 @@
+//! Worlds of two peers with applications in memory and a bad WAN between them. Each scenario runs for many seeds; the
+//! reference model in `world/apps.rs` knows every byte. `TPO_SEED` picks one seed; a failure prints the command that replays it.
+
+// Shared with the driver's own tests: not each of its tools is needed at both places.
+#[path = "world/apps.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod apps;
+#[path = "world/site.rs"]
+#[allow(unreachable_pub)]
+mod site;
+
+use std::time::Duration;
+
+use apps::{End, Plan, Reading, Script, Then, delays};
+use site::{A, B, Pair, Setup, random_wan, seeds};
+use tpo_engine::{Class, Event, Limits, Status};
+use tpo_lab::Profile;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn wan(text: &str) -> Profile {
+    text.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn scripts(random: &mut fastrand::Rng, flows: usize, most: u64) -> Vec<Script> {
+    (0..random.usize(0..=flows)).map(|_| Script::random(random, most)).collect()
+}
+
+/// Flows both ways at once, over anything: each byte arrives, in order, and each direction ends on its own.
+#[test]
+fn flows_cross_any_wan() {
+    seeds("flows_cross_any_wan", 300, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], ..Setup::new(seed) };
+        let mut pair = Pair::new(setup, [scripts(random, 6, 150_000), scripts(random, 6, 150_000)]);
+        pair.run_to_the_end(120 * SECOND);
+    });
+}
+
+#[test]
+fn resets_and_refusals_cross_any_wan() {
+    seeds("resets_and_refusals_cross_any_wan", 300, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], ..Setup::new(seed) };
+        let mut both = [scripts(random, 8, 60_000), scripts(random, 8, 60_000)];
+        for script in both.iter_mut().flatten() {
+            for plan in [&mut script.opener, &mut script.acceptor] {
+                match random.u8(0..5) {
+                    0 => plan.then = Then::Fail,
+                    1 => plan.read = Reading::ResetAfter(random.u64(1..20_000)),
+                    _ => {}
+                }
+            }
+            if random.u8(0..5) == 0 {
+                script.refuse = Some(
+                    [Status::Refused, Status::Unreachable, Status::TimedOut, Status::NotAllowed][random.usize(0..4)],
+                );
+            }
+        }
+        let mut pair = Pair::new(setup, both);
+        pair.run_to_the_end(120 * SECOND);
+    });
+}
+
+/// Windows that are zero at the start, and readers that stop for seconds.
+#[test]
+fn zero_windows_open_again() {
+    seeds("zero_windows_open_again", 150, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let mut setup = Setup { wan: [random_wan(random), random_wan(random)], ..Setup::new(seed) };
+        setup.limits.initial_credit = [0, 1000, 64 << 10][random.usize(0..3)];
+        let mut both = [scripts(random, 4, 300_000), scripts(random, 4, 300_000)];
+        for script in both.iter_mut().flatten() {
+            for plan in [&mut script.opener, &mut script.acceptor] {
+                plan.read = Reading::From(Duration::from_millis(random.u64(0..8000)));
+            }
+        }
+        let mut pair = Pair::new(setup, both);
+        pair.run_to_the_end(120 * SECOND);
+    });
+}
+
+/// One application ends its direction and goes on reading; the other answers after that.
+#[test]
+fn each_direction_ends_on_its_own() {
+    seeds("each_direction_ends_on_its_own", 100, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], ..Setup::new(seed) };
+        let ends_first = |random: &mut fastrand::Rng| Plan::bytes(random.u64(0..50_000));
+        let ends_second =
+            |random: &mut fastrand::Rng| Plan { then: Then::Follow, ..Plan::bytes(random.u64(0..50_000)) };
+        let from_a = Script::new(ends_first(random), ends_second(random));
+        let from_b = Script::new(ends_second(random), ends_first(random));
+        let mut pair = Pair::new(setup, [vec![from_a.clone(), from_b.clone()], vec![from_a, from_b]]);
+        pair.run_to_the_end(60 * SECOND);
+        for side in [A, B] {
+            for number in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                assert!(pair.end(side, number).saw_closed);
+            }
+        }
+    });
+}
+
+/// Both know the other's address and call at the same moment, with flows waiting on both sides.
+#[test]
+fn both_call_at_once() {
+    seeds("both_call_at_once", 100, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], both_call: true, ..Setup::new(seed) };
+        let mut both = [scripts(random, 4, 20_000), scripts(random, 4, 20_000)];
+        for script in both.iter_mut().flatten() {
+            script.start = Duration::ZERO;
+        }
+        let mut pair = Pair::new(setup, both);
+        pair.run_to_the_end(60 * SECOND);
+    });
+}
+
+/// One side restarts in the middle: the other's flows are reset, and new ones run.
+#[test]
+fn a_restart_resets_flows_and_new_ones_run() {
+    seeds("a_restart_resets_flows_and_new_ones_run", 100, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], both_call: true, ..Setup::new(seed) };
+        let stays = |write| Plan { then: Then::Stay, ..Plan::bytes(write) };
+        let long = || vec![Script::new(stays(random_size(seed)), stays(3_000_000)), Script::new(stays(0), stays(5000))];
+        let mut pair = Pair::new(setup, [long(), long()]);
+        pair.world.run_for(Duration::from_millis(random.u64(500..3000)));
+        let side = random.usize(0..2);
+        let other = 1 - side;
+        let had: Vec<(u8, usize)> = pair.apps(other).ends.keys().copied().collect();
+        pair.restart(side, seed ^ 0xdead);
+        let fresh = pair.run_until(|pair| had.iter().all(|flow| pair.apps(other).ends[flow].over()), 30 * SECOND);
+        assert!(fresh, "the flows of before are still there");
+        for flow in &had {
+            let end = &pair.apps(other).ends[flow];
+            assert!(matches!(end.saw_reset, Some(Status::PeerRestarted | Status::GoingAway)), "{end:?}");
+        }
+        let script = Script::new(Plan::bytes(20_000), Plan::bytes(30_000));
+        pair.add(side, script.clone());
+        pair.add(other, script);
+        pair.run_to_the_end(60 * SECOND);
+        let numbers = [pair.last_number(0), pair.last_number(1)];
+        for (opener, number) in [(0, numbers[0]), (1, numbers[1])] {
+            assert!(pair.end(A, (opener, number)).saw_closed && pair.end(B, (opener, number)).saw_closed);
+        }
+    });
+}
+
+fn random_size(seed: u64) -> u64 {
+    (seed * 7919) % 2_000_000
+}
+
+/// A side that goes away says so: the other's flows end at once.
+#[test]
+fn going_away_resets_the_other_side() {
+    seeds("going_away_resets_the_other_side", 30, |seed| {
+        let setup = Setup {
+            wan: [wan("rate=20mbit delay=30ms mtu=1500"), wan("rate=20mbit delay=30ms mtu=1500")],
+            ..Setup::new(seed)
+        };
+        let stays = || Plan { then: Then::Stay, ..Plan::bytes(1_000_000) };
+        let mut pair = Pair::new(setup, [vec![Script::new(stays(), stays())], vec![Script::new(stays(), stays())]]);
+        pair.world.run_for(Duration::from_millis(300 + seed * 20));
+        pair.close(A);
+        assert!(pair.run_until(|pair| pair.peer(B).flows().count() == 0, SECOND));
+        for side in [A, B] {
+            for (flow, end) in &pair.apps(side).ends {
+                assert_eq!(end.saw_reset, Some(Status::GoingAway), "side {side}, flow {flow:?}");
+            }
+            assert_eq!(pair.peer(side).memory(), 0);
+        }
+    });
+}
+
+/// Nothing passes for 20 to 30 seconds, at any moment: no flow and no byte is lost, and it goes on soon after.
+#[test]
+fn an_outage_loses_no_flow_and_no_byte() {
+    seeds("an_outage_loses_no_flow_and_no_byte", 80, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let start = Duration::from_millis(random.u64(500..3000));
+        let length = Duration::from_millis(random.u64(20_000..30_000));
+        let mut both = [random_wan(random), random_wan(random)];
+        for profile in &mut both {
+            profile.outages = vec![(start, length)];
+        }
+        let setup = Setup { wan: both, both_call: random.bool(), ..Setup::new(seed) };
+        let mut flows = [scripts(random, 4, 400_000), scripts(random, 4, 400_000)];
+        flows[0].push(Script::new(Plan::bytes(3_000_000), Plan::bytes(1000)));
+        let mut pair = Pair::new(setup, flows);
+        pair.run_to_the_end(start + length + 90 * SECOND);
+        for side in [A, B] {
+            assert!(!pair.apps(side).peer_events.contains(&Event::Dead));
+            assert!(pair.apps(side).ends.values().all(|end| end.saw_closed));
+        }
+    });
+}
+
+/// The same seed gives the same run, event for event.
+#[test]
+fn the_same_seed_is_the_same_world() {
+    let run = |seed: u64| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let setup = Setup { wan: [random_wan(random), random_wan(random)], ..Setup::new(seed) };
+        let mut pair = Pair::new(setup, [scripts(random, 6, 100_000), scripts(random, 6, 100_000)]);
+        pair.run_to_the_end(120 * SECOND);
+        let ends: Vec<Vec<End>> = [A, B].iter().map(|side| pair.apps(*side).ends.values().cloned().collect()).collect();
+        (pair.world.trace(), pair.world.elapsed(), ends)
+    };
+    for seed in 500..510 {
+        let (first, second) = (run(seed), run(seed));
+        assert!(first == second, "seed {seed}");
+    }
+    assert_ne!(run(500).0, run(501).0);
+}
+
+/// A flow whose reader has stopped holds its window and nothing else: another gets the whole link.
+#[test]
+fn a_stalled_flow_does_not_slow_another() {
+    let megabytes = 20;
+    let run = |stalled: usize| {
+        let setup = Setup {
+            wan: [wan("rate=100mbit delay=20ms mtu=1500"), wan("rate=100mbit delay=20ms mtu=1500")],
+            ..Setup::new(7)
+        };
+        let stalled_script = Script::new(Plan::bytes(1_000_000_000), Plan { read: Reading::Never, ..Plan::bytes(0) });
+        let mut scripts = vec![stalled_script; stalled];
+        scripts.push(Script { start: 2 * SECOND, ..Script::new(Plan::bytes(megabytes << 20), Plan::bytes(0)) });
+        let mut pair = Pair::new(setup, [scripts, vec![]]);
+        assert!(pair.run_until(|pair| pair.apps(B).got(0, stalled) == megabytes << 20, 30 * SECOND));
+        let end = pair.end(B, (0, stalled)).clone();
+        (end.last_byte.unwrap() - 2 * SECOND, pair.peer(B).stats().held_bytes_max)
+    };
+    let (alone, _) = run(0);
+    let (beside, held) = run(20);
+    assert!(beside < alone + alone / 20, "alone {alone:?}, beside 20 stalled flows {beside:?}");
+    assert!(held < 20 * (400 << 10), "{held} bytes held for 20 stalled flows");
+}
+
+/// Messages of one flow beside bulk data of another, on a link that loses 3 %: only its own losses delay it. In one global
+/// order nearly every message would wait for somebody's repair.
+#[test]
+fn loss_of_one_flow_does_not_delay_another() {
+    let text = "rate=10mbit delay=20ms loss=3% mtu=1500";
+    let setup = Setup { wan: [wan(text), wan(text)], ..Setup::new(11) };
+    let bulk = Script { class: Class::Bulk, ..Script::new(Plan::bytes(1 << 40), Plan::bytes(0)) };
+    let ticks = Plan { piece: 100, pause: 150 * MS, ..Plan::bytes(100 * 150) };
+    let small = Script { class: Class::Interactive, start: 3 * SECOND, ..Script::new(ticks, Plan::bytes(0)) };
+    let mut pair = Pair::new(setup, [vec![bulk, small], vec![]]);
+    assert!(pair.run_until(|pair| pair.apps(B).got(0, 1) == 100 * 150, 60 * SECOND));
+    let delays = delays(pair.end(A, (0, 1)), pair.end(B, (0, 1)));
+    assert_eq!(delays.len(), 150);
+    // 20 ms of path, and the queue that the bulk flow stands in: a repair would take at least 40 ms more.
+    let late = delays.iter().filter(|delay| **delay > 60 * MS).count();
+    assert!(late <= 15, "{late} of 150 messages were late: {delays:?}");
+    let bulk = pair.apps(B).got(0, 0);
+    assert!(bulk > 18_000_000, "the bulk flow moved {bulk} bytes in 25 s");
+}
+
+/// The first bytes of a new flow arrive after half a round trip, with its opening.
+#[test]
+fn a_request_arrives_after_half_a_round_trip() {
+    let setup = Setup {
+        wan: [wan("rate=100mbit delay=50ms mtu=1500"), wan("rate=100mbit delay=50ms mtu=1500")],
+        ..Setup::new(3)
+    };
+    let script = Script { start: 2 * SECOND, ..Script::new(Plan::bytes(300), Plan::bytes(5000)) };
+    let mut pair = Pair::new(setup, [vec![script], vec![]]);
+    pair.run_to_the_end(10 * SECOND);
+    let (asked, answered) = (pair.end(B, (0, 0)).first_byte.unwrap(), pair.end(A, (0, 0)).last_byte.unwrap());
+    assert!(asked < 2 * SECOND + 52 * MS, "{asked:?}");
+    assert!(answered < 2 * SECOND + 104 * MS, "{answered:?}");
+}
+
+/// One flow fills a long fast path: credit is never what stops it.
+#[test]
+fn one_flow_fills_the_link() {
+    let setup = Setup {
+        wan: [wan("rate=100mbit delay=50ms mtu=1500"), wan("rate=100mbit delay=50ms mtu=1500")],
+        ..Setup::new(5)
+    };
+    let mut pair = Pair::new(setup, [vec![Script::new(Plan::bytes(1 << 40), Plan::bytes(0))], vec![]]);
+    pair.world.run_for(4 * SECOND);
+    let before = pair.apps(B).got(0, 0);
+    pair.world.run_for(4 * SECOND);
+    let rate = (pair.apps(B).got(0, 0) - before) * 8 / 4;
+    assert!(rate > 90_000_000, "{rate} bit/s of application bytes");
+}
+
+/// Sixteen bulk flows share the link fairly.
+#[test]
+fn flows_share_the_link() {
+    let setup = Setup {
+        wan: [wan("rate=50mbit delay=20ms loss=1% mtu=1500"), wan("rate=50mbit delay=20ms mtu=1500")],
+        ..Setup::new(6)
+    };
+    let mut pair = Pair::new(setup, [vec![Script::new(Plan::bytes(1 << 40), Plan::bytes(0)); 16], vec![]]);
+    pair.world.run_for(12 * SECOND);
+    let got: Vec<f64> = (0..16).map(|number| pair.apps(B).got(0, number) as f64).collect();
+    let jain = got.iter().sum::<f64>().powi(2) / (16.0 * got.iter().map(|n| n * n).sum::<f64>());
+    assert!(jain > 0.98, "{jain}: {got:?}");
+}
+
+/// Readers that stop, and more senders than memory: the budget holds, and whoever is left runs on.
+#[test]
+fn memory_stays_inside_its_budget() {
+    seeds("memory_stays_inside_its_budget", 10, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let mut setup = Setup {
+            wan: [wan("rate=200mbit delay=10ms mtu=1500"), wan("rate=200mbit delay=10ms mtu=1500")],
+            ..Setup::new(seed)
+        };
+        setup.limits = Limits { peer_bytes: 4 << 20, ..Limits::default() };
+        let flows = (0..40)
+            .map(|_| {
+                let read = if random.bool() { Reading::Never } else { Reading::Rate(200_000) };
+                Script::new(Plan::bytes(1 << 30), Plan { read, ..Plan::bytes(0) })
+            })
+            .collect();
+        let mut pair = Pair::new(setup, [flows, vec![]]);
+        pair.world.run_for(5 * SECOND);
+        let stats = pair.peer(B).stats();
+        assert!(stats.held_bytes_max <= (4 << 20) / 4 * 5, "{} held", stats.held_bytes_max);
+        assert!(stats.counters.squeezed + stats.counters.refused > 0, "memory was never short: {stats:?}");
+        let before: u64 = (0..40).map(|number| pair.apps(B).got(0, number)).sum();
+        pair.world.run_for(2 * SECOND);
+        let after: u64 = (0..40).map(|number| pair.apps(B).got(0, number)).sum();
+        assert!(after > before, "nobody gets anything any more");
+    });
+}
