@@ -3,11 +3,23 @@
 //! The binary `tpo` only calls [`cli::main`]; tests and fuzz targets reach the rooms through this library.
 //! The modules follow the walk of a byte where they are part of it; what a person touches comes first.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;
-pub mod intercept;
+pub mod daemon;
+pub mod demo;
+pub mod facts;
 pub mod keygen;
 pub mod log;
 pub mod status;
+
+// The walk.
+pub mod intercept;
+pub mod gate;
+pub mod edge;
+pub mod lane;
+pub mod link;
+pub mod router;
+
 pub mod sys;

@@ -1,0 +1,249 @@
+//! The daemon: makes the rooms from the configuration, connects them, waits for the signal to end, and takes everything down in order.
+//!
+//! ```text
+//!            kernel ──► gate ──► lane (one for each peer) ◄── router ◄── listening socket
+//!                        │         └──────── connected socket ◄──► peer
+//!                        └ leases ──► kernel        control socket ◄── tpo status, tpo flows
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tpo_engine::{Policy, Prefix, Rule};
+use tpo_mover::Identity;
+use tracing::{info, warn};
+
+use crate::config::Checked;
+use crate::config::checked;
+use crate::control;
+use crate::edge::exit::{Exit, Permit, SourceAddress};
+use crate::facts::Facts;
+use crate::gate::{Doorbell, Gate};
+use crate::intercept::install::{self, Installed};
+use crate::intercept::lease::Lease;
+use crate::intercept::tcp::Listeners;
+use crate::intercept::{self, RuleSpec, findings};
+use crate::lane::{self, Command, Lane};
+use crate::link::udp::Link;
+use crate::router::{Router, Table};
+
+/// How often the main thread looks for a signal to end, and at the memory of all lanes.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends it but the signal.
+pub fn run(checked: &Checked, identity: Arc<Identity>) -> Result<()> {
+    let signal = Arc::new(AtomicUsize::new(0));
+    for number in [SIGTERM, SIGINT] {
+        let value = usize::try_from(number).expect("signal numbers are small");
+        signal_hook::flag::register_usize(number, signal.clone(), value).context("watch for signals")?;
+    }
+    let limit = crate::sys::raise_descriptor_limit().context("raise the limit of open files")?;
+    let daemon = Daemon::start(checked, identity, limit)?;
+    info!(name = %checked.name, listen = %checked.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
+    let memory = usize::try_from(checked.memory).unwrap_or(usize::MAX);
+    let mut told = vec![0; daemon.lanes.len()];
+    while signal.load(Ordering::Relaxed) == 0 {
+        share_memory(&daemon.lanes, memory, &mut told);
+        std::thread::sleep(LOOK_EVERY);
+    }
+    info!(signal = signal.load(Ordering::Relaxed), "ending");
+    daemon.stop();
+    Ok(())
+}
+
+struct Daemon {
+    lanes: Vec<Lane>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    gate: Gate,
+    router: Router,
+    installed: Installed,
+    control: control::Server,
+}
+
+impl Daemon {
+    fn start(checked: &Checked, identity: Arc<Identity>, descriptors: u64) -> Result<Daemon> {
+        let own_key = identity.public_key();
+        let table = table(checked);
+        for finding in findings::findings(&table).into_iter().chain(findings::descriptors(descriptors)) {
+            match finding.severity {
+                findings::Severity::Info => info!("{finding}"),
+                findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
+            }
+        }
+        let listener = Link::listen(checked.listen)
+            .with_context(|| format!("listen at {} (UDP); is another tpo running?", checked.listen))?;
+        let listeners = Listeners::open(table.mode).context("open the interceptor's sockets")?;
+        let doorbell = Doorbell::new().context("make the gate's poll")?;
+
+        let mut lanes = Vec::new();
+        let mut threads = Vec::new();
+        for (slot, peer) in checked.peers.iter().enumerate() {
+            let start = lane::Start {
+                name: peer.name.clone(),
+                engine: engine_config(checked, slot, identity.clone())?,
+                exit: exit(checked, slot),
+                listener: listener.try_clone().context("share the listening socket")?,
+                on_change: Box::new(doorbell.ring()),
+            };
+            let (lane, thread) = lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
+            lanes.push(lane);
+            threads.push(thread);
+        }
+        let keys = checked.peers.iter().map(|peer| peer.public_key);
+        let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
+            .context("start the router")?;
+
+        let installed = install::install(&table, listeners.ports()).context("install the interception rules")?;
+        let lease = Lease::open().context("open netlink for the leases")?;
+        let policy = Policy::new(checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.clone()).collect());
+        let gate = Gate::start(doorbell, listeners, lease, policy, lanes.clone()).context("start the gate")?;
+        let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
+        let control = control::Server::start(&checked.control, Arc::new(facts))
+            .with_context(|| format!("open the control socket {}", checked.control.display()))?;
+        Ok(Daemon { lanes, threads, gate, router, installed, control })
+    }
+
+    /// New connections go their plain way first, then flows end, then the rules that they needed are removed.
+    fn stop(self) {
+        let start = Instant::now();
+        self.control.stop();
+        self.gate.stop();
+        for lane in &self.lanes {
+            // A lane that cannot hear has ended, or is so busy that it is not waited for below either.
+            let _ = lane.send(Command::Close);
+        }
+        for thread in self.threads {
+            if thread.join().is_err() {
+                warn!("a lane ended by a failure");
+            }
+        }
+        self.router.stop();
+        if let Err(error) = self.installed.remove() {
+            warn!(%error, "the interception rules could not be removed");
+        }
+        info!(took_ms = start.elapsed().as_millis() as u64, "ended");
+    }
+}
+
+/// Each lane may hold what the others leave free, but never less than an equal share of a half.
+fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
+    let used: Vec<usize> = lanes.iter().map(|lane| lane.pulse.memory.load(Ordering::Relaxed)).collect();
+    let total: usize = used.iter().sum();
+    let floor = memory / 2 / lanes.len().max(1);
+    for ((lane, own), told) in lanes.iter().zip(&used).zip(told) {
+        let budget = memory.saturating_sub(total - own).max(floor);
+        // A small change is not worth a wake-up.
+        if budget.abs_diff(*told) > memory / 64 && lane.send(Command::Budget(budget)).is_ok() {
+            *told = budget;
+        }
+    }
+}
+
+fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Result<tpo_engine::Config> {
+    let peer = &checked.peers[slot];
+    let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
+    let mut mover = tpo_mover::Config::new(identity, peer.public_key, slot, crate::sys::random_seed()?);
+    mover.endpoint = peer.endpoint;
+    mover.segment = checked.segment_size;
+    mover.max_payload = checked.buffer_size.max(mover.max_payload);
+    mover.rate = peer.rate;
+    mover.congestion = peer.congestion;
+    mover.dead_after = checked.outage;
+    let mut limits = tpo_engine::Limits::default();
+    limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
+    Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits })
+}
+
+fn exit(checked: &Checked, peer: usize) -> Exit {
+    let permits = checked.accepts.iter().filter(|accept| accept.peer == peer).map(|accept| Permit {
+        source: accept.source,
+        destination: accept.destination,
+        destination_ports: accept.destination_ports.clone(),
+        source_address: match accept.source_address {
+            checked::SourceAddress::Client => SourceAddress::Client,
+            checked::SourceAddress::Tpo => SourceAddress::Tpo,
+        },
+    });
+    Exit { permits: permits.collect() }
+}
+
+/// The look-up table as the kernel's side of interception wants it.
+pub fn table(checked: &Checked) -> intercept::Table {
+    intercept::Table {
+        rules: checked.rules.iter().flat_map(rule_specs).collect(),
+        mode: match checked.intercept.mode {
+            checked::Mode::Tproxy => intercept::Mode::Tproxy,
+            checked::Mode::Redirect => intercept::Mode::Redirect,
+        },
+        local: checked.intercept.local,
+        interfaces: checked.intercept.interfaces.clone(),
+        peers: checked.peers.len(),
+        far_source_is_client: checked
+            .accepts
+            .iter()
+            .any(|accept| accept.source_address == checked::SourceAddress::Client),
+    }
+}
+
+/// One rule, or two where it means both families.
+fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
+    let Rule { source, source_ports, destination, destination_ports, peer, .. } = &rule.matches;
+    families(*source, *destination)
+        .into_iter()
+        .map(|(source, destination)| RuleSpec {
+            source,
+            source_ports: source_ports.clone(),
+            destination,
+            destination_ports: destination_ports.clone(),
+            peer: *peer,
+            on_failure: match rule.on_failure {
+                checked::OnFailure::Open => intercept::OnFailure::Open,
+                checked::OnFailure::Closed => intercept::OnFailure::Closed,
+            },
+            enabled: rule.enabled,
+        })
+        .collect()
+}
+
+/// The pairs of source and destination prefixes of one family each that two prefixes mean together. "Any" is of both families; prefixes of
+/// different families mean nothing, which the checked configuration does not let through.
+fn families(source: Prefix, destination: Prefix) -> Vec<((IpAddr, u8), (IpAddr, u8))> {
+    let four = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let six = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+    let plain = |prefix: Prefix| (prefix.address, prefix.length);
+    match (source.is_any(), destination.is_any()) {
+        (true, true) => vec![(four, four), (six, six)],
+        (true, false) if destination.address.is_ipv4() => vec![(four, plain(destination))],
+        (false, true) if source.address.is_ipv4() => vec![(plain(source), four)],
+        _ => vec![(plain(source), plain(destination))],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_means_both_families_unless_the_other_end_says_one() {
+        let check = |source: &str, destination: &str, want: &[(&str, &str)]| {
+            let text = |(address, length): (IpAddr, u8)| format!("{address}/{length}");
+            let got = families(source.parse().unwrap(), destination.parse().unwrap());
+            let got: Vec<_> = got.into_iter().map(|(s, d)| (text(s), text(d))).collect();
+            let want: Vec<_> = want.iter().map(|(s, d)| (s.to_string(), d.to_string())).collect();
+            assert_eq!(got, want, "{source} to {destination}");
+        };
+        check("any", "any", &[("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")]);
+        check("any", "10.0.0.0/8", &[("0.0.0.0/0", "10.0.0.0/8")]);
+        check("10.0.0.0/8", "any", &[("10.0.0.0/8", "0.0.0.0/0")]);
+        check("any", "fd00::/8", &[("::/0", "fd00::/8")]);
+        check("fd00::/8", "any", &[("fd00::/8", "::/0")]);
+        check("0.0.0.0/0", "0.0.0.0/0", &[("0.0.0.0/0", "0.0.0.0/0")]);
+    }
+}

@@ -1,0 +1,106 @@
+//! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for the demo and the bench.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use anyhow::{Context, Result, ensure};
+use tpo_lab::{Host, Lab};
+
+/// Two running daemons. Dropping it ends them.
+pub struct Pair {
+    children: Vec<Child>,
+    program: PathBuf,
+    config: PathBuf,
+}
+
+impl Pair {
+    /// Makes keys and configurations in `folder`, starts both daemons and waits until they are connected. `peer` is more text for each
+    /// `[[peer]]`.
+    pub fn start(lab: &Lab, folder: &Path, peer_settings: &str) -> Result<Pair> {
+        let program = std::env::current_exe().context("find this program")?;
+        let key = |site: &str| -> Result<String> {
+            let output = Command::new(&program).args(["keygen", "--out"]).arg(folder.join(format!("{site}.key"))).output()?;
+            ensure!(output.status.success(), "tpo keygen: {}", String::from_utf8_lossy(&output.stderr).trim());
+            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+        };
+        let (key_a, key_b) = (key("a")?, key("b")?);
+        let mut pair = Pair { children: Vec::new(), program, config: folder.join("a.toml") };
+        for (site, peer, peer_key, endpoint, here, there, host) in [
+            ("a", "b", &key_b, "10.9.0.2", "10.10.1.0/24", "10.10.2.0/24", Host::A),
+            ("b", "a", &key_a, "10.9.0.1", "10.10.2.0/24", "10.10.1.0/24", Host::B),
+        ] {
+            let config = folder.join(format!("{site}.toml"));
+            std::fs::write(
+                &config,
+                format!(
+                    "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\nlog = \"warn\"\n\n\
+                     [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n{peer_settings}\n\
+                     [[rule]]\nprotocol = \"tcp\"\nsource = \"{here}\"\ndestination = \"{there}\"\npeer = \"{peer}\"\n\n\
+                     [[accept]]\npeer = \"{peer}\"\ndestination = \"{here}\"\n"
+                ),
+            )?;
+            let child = lab.command(host, &pair.program).args(["run", "--config"]).arg(&config).spawn().context("start tpo run")?;
+            pair.children.push(child);
+        }
+        pair.ask(&["--wait-up", "10"])?;
+        Ok(pair)
+    }
+
+    fn ask(&self, more: &[&str]) -> Result<String> {
+        let output = Command::new(&self.program).args(["status", "--config"]).arg(&self.config).args(more).output()?;
+        ensure!(output.status.success(), "tpo status: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What A says of itself.
+    pub fn status(&self) -> Result<String> {
+        self.ask(&[])
+    }
+
+    /// The processes of A and B.
+    pub fn processes(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
+    }
+
+    /// Ends both daemons as an administrator would.
+    pub fn stop(mut self) -> Result<()> {
+        for mut child in std::mem::take(&mut self.children) {
+            crate::sys::terminate(child.id());
+            let status = child.wait()?;
+            ensure!(status.success(), "tpo run ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            crate::sys::terminate(child.id());
+            // A child that is gone already needs no waiting for.
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A folder for keys, configurations and downloads, removed in the end.
+pub struct Scratch {
+    /// Where it is.
+    pub folder: PathBuf,
+}
+
+impl Scratch {
+    /// Makes it.
+    pub fn new(name: &str) -> Result<Scratch> {
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+        Ok(Scratch { folder })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Left-overs in the temporary folder are harmless.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,111 @@
+//! The far edge's way out: what a peer may reach through us, and from which address it is reached (claims 1f, 29b).
+
+use std::io;
+use std::net::TcpStream;
+
+use tpo_engine::Prefix;
+use tpo_engine::{FlowKey, Status};
+
+use crate::edge::tcp::status_of;
+use crate::intercept::tcp::connect_from;
+
+/// The address that the destination sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceAddress {
+    /// The client's own address and port.
+    Client,
+    /// The address of this TPO: where replies to the client would not pass here.
+    Tpo,
+}
+
+/// One `[[accept]]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    /// Clients that may come through the peer.
+    pub source: Prefix,
+    /// What they may reach.
+    pub destination: Prefix,
+    /// At which ports.
+    pub destination_ports: std::ops::RangeInclusive<u16>,
+    /// From which address we connect.
+    pub source_address: SourceAddress,
+}
+
+/// What one peer may reach through us. Nothing else is connected to.
+#[derive(Clone, Debug, Default)]
+pub struct Exit {
+    /// First match wins.
+    pub permits: Vec<Permit>,
+}
+
+/// TCP, the protocol number of the only flows there are so far.
+const TCP: u8 = 6;
+
+impl Exit {
+    /// Starts connecting to a flow's real destination. The socket is not yet connected.
+    ///
+    /// # Errors
+    /// [`Status::NotAllowed`] when no `[[accept]]` permits it, else what the kernel said.
+    pub fn connect(&self, key: &FlowKey) -> Result<TcpStream, Status> {
+        let permit = self.find(key).ok_or(Status::NotAllowed)?;
+        let outcome = match permit.source_address {
+            SourceAddress::Tpo => connect_from(None, key.destination),
+            SourceAddress::Client => match connect_from(Some(key.source), key.destination) {
+                // The client's port is taken here by an older connection to the same destination: its address matters more.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    let mut client = key.source;
+                    client.set_port(0);
+                    connect_from(Some(client), key.destination)
+                }
+                other => other,
+            },
+        };
+        outcome.map_err(|error| {
+            tracing::debug!(%error, client = %key.source, server = %key.destination, "the far edge cannot connect");
+            status_of(&error)
+        })
+    }
+
+    fn find(&self, key: &FlowKey) -> Option<&Permit> {
+        if key.protocol != TCP || key.source.is_ipv4() != key.destination.is_ipv4() {
+            return None;
+        }
+        self.permits.iter().find(|permit| {
+            permit.source.contains(key.source.ip())
+                && permit.destination.contains(key.destination.ip())
+                && permit.destination_ports.contains(&key.destination.port())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(source: &str, destination: &str) -> FlowKey {
+        FlowKey { protocol: TCP, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    #[test]
+    fn only_what_an_accept_names_is_reached() {
+        let exit = Exit {
+            permits: vec![Permit {
+                source: "10.10.1.0/24".parse().unwrap(),
+                destination: "10.10.2.0/24".parse().unwrap(),
+                destination_ports: 80..=443,
+                source_address: SourceAddress::Client,
+            }],
+        };
+        assert!(exit.find(&key("10.10.1.5:999", "10.10.2.9:80")).is_some());
+        for (source, destination) in [
+            ("10.10.1.5:999", "10.10.2.9:22"),
+            ("10.10.1.5:999", "10.10.3.9:80"),
+            ("10.10.9.5:999", "10.10.2.9:80"),
+            ("[fd00::1]:999", "10.10.2.9:80"),
+            ("[fd00::1]:999", "[fd00::2]:80"),
+        ] {
+            assert!(exit.find(&key(source, destination)).is_none(), "{source} -> {destination}");
+            assert_eq!(exit.connect(&key(source, destination)).unwrap_err(), Status::NotAllowed);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Edges: the ends of the application's own connections.
+
+pub mod exit;
+pub mod tcp;

@@ -1,0 +1,264 @@
+//! Edges of TCP connections (stage 2 of the walk, claims 1b, 1f, 6, 7, 26-29): one for each connection, near or far.
+//!
+//! An edge is the new end of its application's connection: the kernel's TCP acknowledges in its place, the edge carries bytes
+//! between the socket and the engine. It holds no buffer: what the application wrote waits in the kernel until the driver
+//! reads it ([`Source`]), what came from the far side waits in the engine until the socket takes it.
+//!
+//! Life: near edges start open (the interceptor accepted them); far edges start connecting, become open or are refused. Then data both ways,
+//! each direction may finish first, until the engine says closed or reset.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use socket2::{SockRef, TcpKeepalive};
+use tpo_engine::{FlowId, Peer, Read, Source, Status};
+
+use crate::intercept::tcp::reset_on_close;
+
+/// An idle connection is asked after ten minutes whether its application's host still lives, then every minute.
+/// A host that vanished would otherwise hold its flow for ever.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60));
+/// Slices written by one system call; the engine keeps a flow's bytes in pieces of messages.
+const SLICES: usize = 64;
+
+struct Edge {
+    flow: FlowId,
+    socket: TcpStream,
+    connecting: bool,
+    /// The socket took no more; the next writable event goes on.
+    write_blocked: bool,
+    /// The far application has finished and everything before that is written.
+    finished: bool,
+    client: SocketAddr,
+    server: SocketAddr,
+}
+
+struct Slot {
+    generation: u32,
+    edge: Option<Edge>,
+}
+
+/// All edges of one lane.
+pub struct Edges {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_flow: HashMap<FlowId, u32>,
+    registry: Registry,
+}
+
+/// What an event of the poll meant for the flow of its edge.
+pub enum Happened {
+    /// The event is of an edge that is gone.
+    Nothing,
+    /// The far connection stands: tell the near side, then carry on.
+    Connected(FlowId),
+    /// The connection broke or never came to be.
+    Broken(FlowId, Status),
+    /// There may be bytes to read, or room to write.
+    Ready {
+        /// Whose edge it is.
+        flow: FlowId,
+        /// The application may have written, finished or gone.
+        readable: bool,
+        /// The socket has room again after it had none.
+        writable: bool,
+    },
+}
+
+impl Edges {
+    /// No edges yet; sockets will be registered with `registry`.
+    pub fn new(registry: Registry) -> Edges {
+        Edges { slots: Vec::new(), free: Vec::new(), by_flow: HashMap::new(), registry }
+    }
+
+    /// Edges that live.
+    pub fn len(&self) -> usize {
+        self.by_flow.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_flow.is_empty()
+    }
+
+    /// Takes a socket as the edge of `flow`.
+    pub fn insert(
+        &mut self,
+        flow: FlowId,
+        socket: std::net::TcpStream,
+        connecting: bool,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> io::Result<()> {
+        let mut socket = TcpStream::from_std(socket);
+        let options = SockRef::from(&socket);
+        options.set_tcp_nodelay(true)?;
+        options.set_tcp_keepalive(&KEEPALIVE)?;
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => {
+                self.slots.push(Slot { generation: 0, edge: None });
+                self.slots.len() as u32 - 1
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        let token = Token((slot.generation as usize) << 32 | index as usize);
+        if let Err(error) = self.registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE) {
+            self.free.push(index);
+            return Err(error);
+        }
+        slot.edge = Some(Edge { flow, socket, connecting, write_blocked: connecting, finished: false, client, server });
+        self.by_flow.insert(flow, index);
+        Ok(())
+    }
+
+    /// One event of the poll. Tokens carry a generation, so that an event of an edge that has ended meets nobody.
+    pub fn handle_event(&mut self, event: &mio::event::Event) -> Happened {
+        let token = event.token().0;
+        let Some(slot) = self.slots.get_mut(token & 0xffff_ffff) else { return Happened::Nothing };
+        if slot.generation as usize != token >> 32 {
+            return Happened::Nothing;
+        }
+        let Some(edge) = &mut slot.edge else { return Happened::Nothing };
+        let flow = edge.flow;
+        if edge.connecting {
+            if !event.is_writable() && !event.is_error() {
+                return Happened::Nothing;
+            }
+            return match connect_outcome(&edge.socket) {
+                Ok(true) => {
+                    edge.connecting = false;
+                    edge.write_blocked = false;
+                    Happened::Connected(flow)
+                }
+                Ok(false) => Happened::Nothing,
+                Err(error) => Happened::Broken(flow, status_of(&error)),
+            };
+        }
+        if event.is_error()
+            && let Ok(Some(error)) = edge.socket.take_error()
+        {
+            return Happened::Broken(flow, status_of(&error));
+        }
+        let writable = event.is_writable() && edge.write_blocked;
+        if writable {
+            edge.write_blocked = false;
+        }
+        Happened::Ready { flow, readable: event.is_readable() || event.is_read_closed(), writable }
+    }
+
+    /// Writes what waits for the application of `flow`, as much as its socket takes.
+    pub fn deliver(&mut self, peer: &mut Peer, flow: FlowId, now: Instant) -> Result<(), Status> {
+        let Some(edge) = self.edge_mut(flow) else { return Ok(()) };
+        while !edge.write_blocked {
+            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(SLICES);
+            peer.deliverable(flow, &mut slices);
+            let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+            if offered == 0 {
+                break;
+            }
+            match edge.socket.write_vectored(&slices) {
+                Ok(written) => {
+                    peer.delivered(flow, written, now);
+                    if written < offered {
+                        edge.write_blocked = true;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => edge.write_blocked = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(status_of(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The far application has sent its last byte and all are written: tell the near one.
+    pub fn finish(&mut self, flow: FlowId) {
+        if let Some(edge) = self.edge_mut(flow) {
+            edge.finished = true;
+            // Fails only when the connection is gone already, which its own event tells.
+            let _ = edge.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Ends the edge in order; the application has been told by [`Edges::finish`].
+    pub fn close(&mut self, flow: FlowId) {
+        self.take(flow);
+    }
+
+    /// Ends the edge with a reset, so that the application learns at once.
+    pub fn reset(&mut self, flow: FlowId) {
+        if let Some(edge) = self.take(flow) {
+            reset_on_close(&edge.socket);
+        }
+    }
+
+    /// Client and server address of each edge's application connection.
+    pub fn addresses(&self, flow: FlowId) -> Option<(SocketAddr, SocketAddr)> {
+        let index = *self.by_flow.get(&flow)?;
+        self.slots[index as usize].edge.as_ref().map(|edge| (edge.client, edge.server))
+    }
+
+    fn take(&mut self, flow: FlowId) -> Option<Edge> {
+        let index = self.by_flow.remove(&flow)?;
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1) & 0x7fff_ffff;
+        self.free.push(index);
+        let mut edge = slot.edge.take()?;
+        // Closing the descriptor would do the same; asked for so that no event of it stays in the poll.
+        let _ = self.registry.deregister(&mut edge.socket);
+        Some(edge)
+    }
+
+    fn edge_mut(&mut self, flow: FlowId) -> Option<&mut Edge> {
+        let index = *self.by_flow.get(&flow)?;
+        self.slots[index as usize].edge.as_mut()
+    }
+}
+
+impl Source for Edges {
+    fn read(&mut self, flow: FlowId, into: &mut [u8]) -> Read {
+        let Some(edge) = self.edge_mut(flow) else { return Read::Blocked };
+        if edge.connecting {
+            return Read::Blocked;
+        }
+        loop {
+            return match edge.socket.read(into) {
+                Ok(0) => Read::End,
+                Ok(n) => Read::Bytes(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Read::Failed(status_of(&error)),
+            };
+        }
+    }
+}
+
+/// The status that tells the far side what became of a connection.
+pub fn status_of(error: &io::Error) -> Status {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => Status::Refused,
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM) => {
+            Status::Unreachable
+        }
+        Some(libc::ETIMEDOUT) => Status::TimedOut,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Status::NoResources,
+        _ => Status::Reset,
+    }
+}
+
+/// Whether a connecting socket is connected (`Ok(true)`), still on its way (`Ok(false)`) or refused.
+fn connect_outcome(socket: &TcpStream) -> io::Result<bool> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    match socket.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,254 @@
+//! What the daemon tells of itself: gathers the figures of lanes, gate, router and kernel into the reports of [`crate::status`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tpo_engine::{Class, FlowInfo};
+
+use crate::config::{Checked, checked};
+use crate::control;
+use crate::gate;
+use crate::intercept::lease::Lease;
+use crate::intercept::rules::counter;
+use crate::lane::{Lane, Report};
+use crate::router::Drops;
+use crate::status::{
+    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport, PeerReport,
+    PeerState, Reason, StatusReport,
+};
+
+/// A lane answers within its turn; one that takes longer is reported as wedged.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Everything that can be asked, and the configuration that gives it names.
+pub struct Facts {
+    checked: Checked,
+    lanes: Vec<Lane>,
+    gate: Arc<gate::Counters>,
+    router: Arc<Drops>,
+    start: Instant,
+    memory_peak: AtomicU64,
+}
+
+impl Facts {
+    /// The facts of a daemon that has just started.
+    pub fn new(checked: &Checked, lanes: Vec<Lane>, gate: Arc<gate::Counters>, router: Arc<Drops>) -> Facts {
+        Facts { checked: checked.clone(), lanes, gate, router, start: Instant::now(), memory_peak: AtomicU64::new(0) }
+    }
+
+    fn reports(&self) -> Vec<Option<Report>> {
+        self.lanes.iter().map(|lane| lane.report(PATIENCE)).collect()
+    }
+
+    fn intercept(&self, peers: &[PeerReport]) -> InterceptReport {
+        let (on, off): (Vec<_>, Vec<_>) = self.checked.rules.iter().partition(|rule| rule.enabled);
+        let leases = self.gate.leases.iter().zip(peers).map(|(held, peer)| {
+            let held = held.load(Ordering::Relaxed);
+            let reason = (!held).then(|| peer.reason.clone().unwrap_or_else(|| "not renewed yet".into()));
+            LeaseReport { peer: peer.name.clone(), held, reason }
+        });
+        InterceptReport {
+            installed: true,
+            mode: match self.checked.intercept.mode {
+                checked::Mode::Tproxy => "tproxy".into(),
+                checked::Mode::Redirect => "redirect".into(),
+            },
+            local: self.checked.intercept.local,
+            interfaces: self.checked.intercept.interfaces.clone(),
+            rules: on.len(),
+            rules_disabled: off.len(),
+            problem: None,
+            leases: leases.collect(),
+        }
+    }
+
+    fn peer(&self, slot: usize, report: Option<&Report>) -> PeerReport {
+        let config = &self.checked.peers[slot];
+        let Some(report) = report else {
+            return PeerReport {
+                name: config.name.clone(),
+                state: PeerState::Dead,
+                reason: Some("its lane does not answer; the log may say why".into()),
+                ..PeerReport::default()
+            };
+        };
+        let (engine, mover) = (&report.stats, &report.stats.mover);
+        let up = self.lanes[slot].pulse.is_up();
+        let state = match (up, report.connected, config.endpoint, report.remote) {
+            (true, ..) => PeerState::Up,
+            (_, true, ..) => PeerState::Silent,
+            (_, _, None, None) => PeerState::Waiting,
+            _ => PeerState::Connecting,
+        };
+        let handshake = &mover.handshake;
+        let reason = match state {
+            PeerState::Up => None,
+            PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
+            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
+            _ if handshake.strangers > 0 => Some("datagrams with wrong keys arrive: compare the public keys at both ends".into()),
+            _ => Some("no answer to the handshake: is the peer running, and is UDP let through?".into()),
+        };
+        let lost = mover.wire_bytes_lost as f64;
+        let sent = lost + mover.wire_bytes_delivered as f64;
+        PeerReport {
+            name: config.name.clone(),
+            up,
+            state,
+            endpoint: report.remote.or(config.endpoint).map(|address| address.to_string()),
+            reason,
+            rtt_ms: mover.rtt.map(milliseconds),
+            min_rtt_ms: mover.min_rtt.map(milliseconds),
+            loss_percent: if sent > 0.0 { 100.0 * lost / sent } else { 0.0 },
+            rate: mover.pacing_rate,
+            delivery_rate: mover.peer_delivery_rate,
+            segment: u16::try_from(mover.datagram_size).unwrap_or(u16::MAX),
+            in_flight: mover.in_flight_bytes,
+            flows: engine.flows as u64,
+            flows_total: engine.counters.opened_here + engine.counters.opened_there,
+            sent: engine.counters.bytes_out,
+            received: engine.counters.bytes_in,
+            datagrams_sent: mover.datagrams_sent,
+            datagrams_received: mover.datagrams_received,
+            retransmissions: mover.segments_repaired,
+            drops: drops(report),
+            handshake: HandshakeReport {
+                completed: handshake.established,
+                failed: handshake.forged + handshake.limited,
+                age: None,
+                last_error: None,
+            },
+        }
+    }
+
+    fn passed(&self, reports: &[Option<Report>]) -> Vec<PassedReport> {
+        // The kernel's counters hold what never reached us. Without them (no permission any more) the rest is still worth telling.
+        let kernel = Lease::open().and_then(|mut lease| lease.counters()).unwrap_or_default();
+        let kernel = |name| kernel.get(name).map_or(0, |count| count.packets);
+        let lanes = |of: fn(&Report) -> u64| reports.iter().flatten().map(of).sum::<u64>();
+        let gate = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        [
+            (
+                Reason::PeerDown,
+                kernel(counter::NO_LEASE)
+                    + kernel(counter::REFUSED)
+                    + lanes(|report| report.counters.refused_not_connected),
+            ),
+            (Reason::FlowLimit, lanes(|report| report.counters.refused_no_room) + gate(&self.gate.lane_full)),
+            (Reason::Memory, lanes(|report| report.stats.counters.refused + report.stats.counters.squeezed)),
+            (Reason::Loop, gate(&self.gate.not_intercepted)),
+            (Reason::NotAccepted, lanes(|report| report.counters.not_allowed)),
+            (Reason::Descriptors, gate(&self.gate.no_descriptors)),
+            (Reason::Stopping, kernel(counter::NO_LISTENER)),
+        ]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| PassedReport::new(reason, count))
+        .collect()
+    }
+}
+
+impl control::Facts for Facts {
+    fn status(&self) -> StatusReport {
+        let reports = self.reports();
+        let peers: Vec<_> = reports.iter().enumerate().map(|(slot, report)| self.peer(slot, report.as_ref())).collect();
+        let used = reports.iter().flatten().map(|report| report.stats.held_bytes as u64).sum();
+        let peak = self.memory_peak.fetch_max(used, Ordering::Relaxed).max(used);
+        let strangers = [("unknown", &self.router.unknown), ("lane full", &self.router.full)];
+        StatusReport {
+            name: self.checked.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime: self.start.elapsed().as_secs_f64(),
+            intercept: self.intercept(&peers),
+            memory: MemoryReport { used, peak, budget: self.checked.memory },
+            passed: self.passed(&reports),
+            peers,
+            strangers: kinds(strangers.map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))),
+        }
+    }
+
+    fn flows(&self) -> Vec<FlowReport> {
+        let now = Instant::now();
+        let lanes = self.checked.peers.iter().zip(self.reports());
+        lanes
+            .flat_map(|(peer, report)| {
+                let flows = report.map(|report| report.flows).unwrap_or_default();
+                flows.into_iter().map(|info| flow(&peer.name, &info, now))
+            })
+            .collect()
+    }
+}
+
+fn flow(peer: &str, info: &FlowInfo, now: Instant) -> FlowReport {
+    FlowReport {
+        id: info.flow.0,
+        peer: peer.into(),
+        protocol: info.key.protocol,
+        client: info.key.source.to_string(),
+        server: info.key.destination.to_string(),
+        opened_by: if info.opened_here { OpenedBy::Us } else { OpenedBy::Peer },
+        state: match (info.connected, info.finished_out, info.finished_in) {
+            (_, true, true) => FlowState::Closing,
+            (_, true, false) => FlowState::Receiving,
+            (_, false, true) => FlowState::Sending,
+            (true, ..) => FlowState::Open,
+            (false, ..) => FlowState::Opening,
+        },
+        class: match info.class {
+            Class::Control => "control",
+            Class::Interactive => "interactive",
+            Class::Normal => "normal",
+            Class::Bulk => "bulk",
+        }
+        .into(),
+        sent: info.bytes_out,
+        received: info.bytes_in,
+        age: now.saturating_duration_since(info.since).as_secs_f64(),
+        idle: now.saturating_duration_since(info.moved).as_secs_f64(),
+        credit: info.credit_left,
+        waiting: info.held_bytes as u64,
+        reason: hold_up(info),
+    }
+}
+
+fn hold_up(info: &FlowInfo) -> Option<String> {
+    if !info.connected && info.opened_here {
+        Some("the far side has not connected to the server yet".into())
+    } else if !info.connected {
+        Some("the server has not answered yet".into())
+    } else if info.credit_left == 0 {
+        Some("the far application does not read".into())
+    } else {
+        None
+    }
+}
+
+fn drops(report: &Report) -> BTreeMap<String, u64> {
+    let mover = &report.stats.mover;
+    kinds([
+        ("replayed", mover.datagrams_replayed),
+        ("forged", mover.datagrams_forged),
+        ("unknown session", mover.datagrams_unknown),
+        ("foreign", mover.datagrams_foreign),
+        ("malformed", mover.subfields_malformed),
+        ("segments refused", mover.segments_refused),
+        ("segments wrong", mover.segments_wrong),
+        ("handshake strangers", mover.handshake.strangers),
+        ("handshake malformed", mover.handshake.malformed),
+        ("handshake ignored", mover.handshake.ignored),
+        ("payloads malformed", report.stats.counters.malformed),
+        ("messages late", report.stats.counters.late),
+        ("send failures", report.counters.send_failures),
+    ])
+}
+
+/// The kinds that came up at all.
+fn kinds<const N: usize>(all: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    all.into_iter().filter(|(_, count)| *count > 0).map(|(kind, count)| (kind.to_owned(), count)).collect()
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

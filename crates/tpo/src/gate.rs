@@ -1,0 +1,223 @@
+//! The gate: accepts what the kernel intercepts, gives each connection to its peer's lane, and holds the leases.
+//!
+//! One thread does both on purpose: the lease says "who accepts here is alive", so only the thread that accepts may renew it. A peer's lease is
+//! renewed while its lane turns and its peer answers; when either stops, it is dropped at once, and if the whole process stops, it lapses by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token, Waker};
+use tpo_engine::{FlowKey, Policy};
+use tracing::{debug, error, info, warn};
+
+use crate::config::checked::TCP;
+use crate::intercept::lease::{Lease, RENEW_EVERY};
+use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
+use crate::lane::{Command, Lane};
+
+const WAKE: Token = Token(0);
+const FIRST_LISTENER: usize = 1;
+/// A lane that has not turned for this long is wedged: its peer's traffic goes its plain way.
+const ALIVE: Duration = Duration::from_secs(1);
+/// Connections accepted from one listener before the other one has its turn.
+const ACCEPT_TURN: usize = 256;
+
+/// Why connections that came here did not become flows, and how the leases stand.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Given to a lane.
+    pub accepted: AtomicU64,
+    /// Reset: no rule names it (a connection to the interceptor itself, or a rule that has just gone).
+    pub not_intercepted: AtomicU64,
+    /// Reset: the lane had too many waiting.
+    pub lane_full: AtomicU64,
+    /// Reset: no descriptor left.
+    pub no_descriptors: AtomicU64,
+    /// One for each peer: whether its lease is held.
+    pub leases: Vec<AtomicBool>,
+}
+
+/// The running gate.
+pub struct Gate {
+    waker: Arc<Waker>,
+    stopping: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+    /// What it counted.
+    pub counters: Arc<Counters>,
+}
+
+/// The poll of the gate, made before the lanes so that they can wake it when their peer comes or goes.
+pub struct Doorbell {
+    poll: Poll,
+    waker: Arc<Waker>,
+}
+
+impl Doorbell {
+    /// A poll that nobody waits on yet.
+    pub fn new() -> io::Result<Doorbell> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        Ok(Doorbell { poll, waker })
+    }
+
+    /// What makes the gate look at the lanes at once.
+    pub fn ring(&self) -> impl Fn() + Send + 'static {
+        let waker = self.waker.clone();
+        // The gate looks every half second anyway.
+        move || drop(waker.wake())
+    }
+}
+
+impl Gate {
+    /// Starts the thread.
+    pub fn start(
+        doorbell: Doorbell,
+        mut listeners: Listeners,
+        lease: Lease,
+        policy: Policy,
+        lanes: Vec<Lane>,
+    ) -> io::Result<Gate> {
+        let Doorbell { poll, waker } = doorbell;
+        for (i, listener) in listeners.iter_mut().enumerate() {
+            poll.registry().register(&mut listener.socket, Token(FIRST_LISTENER + i), Interest::READABLE)?;
+        }
+        let counters = Arc::new(Counters {
+            leases: lanes.iter().map(|_| AtomicBool::new(false)).collect(),
+            ..Counters::default()
+        });
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (shared, stop) = (counters.clone(), stopping.clone());
+        let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
+            Loop { poll, listeners, lease, policy, lanes, counters: shared, stopping: stop, waiting: false }.run();
+        })?;
+        Ok(Gate { waker, stopping, thread, counters })
+    }
+
+    /// Drops all leases and ends the thread: new connections go their plain way from now on.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        if self.waker.wake().is_ok() {
+            // A gate that panicked has said so already.
+            let _ = self.thread.join();
+        }
+    }
+}
+
+struct Loop {
+    poll: Poll,
+    listeners: Listeners,
+    lease: Lease,
+    policy: Policy,
+    lanes: Vec<Lane>,
+    counters: Arc<Counters>,
+    stopping: Arc<AtomicBool>,
+    /// A listener had more than a turn's worth.
+    waiting: bool,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        let mut next_renewal = Instant::now();
+        let mut batch = Vec::new();
+        while !self.stopping.load(Ordering::SeqCst) {
+            let now = Instant::now();
+            if now >= next_renewal {
+                self.renew(now, true);
+                next_renewal = now + RENEW_EVERY;
+            }
+            let wait = if self.waiting { Duration::ZERO } else { next_renewal.saturating_duration_since(now) };
+            if let Err(error) = self.poll.poll(&mut events, Some(wait))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                error!(%error, "the gate cannot wait for connections and ends: traffic goes its plain way");
+                break;
+            }
+            if events.iter().any(|event| event.token() == WAKE) {
+                self.renew(Instant::now(), false);
+            }
+            self.waiting = false;
+            if let Err(error) = self.accept(&mut batch) {
+                error!(%error, "a listener broke and the gate ends: traffic goes its plain way");
+                break;
+            }
+        }
+        for peer in 0..self.lanes.len() {
+            self.let_go(peer);
+        }
+    }
+
+    fn accept(&mut self, batch: &mut Vec<Accepted>) -> io::Result<()> {
+        for listener in self.listeners.iter_mut() {
+            let outcome = listener.accept_batch(ACCEPT_TURN, batch)?;
+            self.waiting |= !outcome.drained;
+            self.counters.not_intercepted.fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
+            self.counters.no_descriptors.fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
+        }
+        for accepted in batch.drain(..) {
+            route(&self.policy, &self.lanes, &self.counters, accepted);
+        }
+        Ok(())
+    }
+
+    /// Renews the lease of each peer that can carry traffic now, and drops that of each that cannot. Between the regular rounds only
+    /// changes are acted on.
+    fn renew(&mut self, now: Instant, regular: bool) {
+        for peer in 0..self.lanes.len() {
+            let pulse = &self.lanes[peer].pulse;
+            let fit = pulse.is_up() && pulse.is_alive(now, ALIVE);
+            let held = self.counters.leases[peer].load(Ordering::Relaxed);
+            match (fit, held) {
+                (true, true) if !regular => {}
+                (true, _) => match self.lease.renew(peer) {
+                    Ok(()) => {
+                        if !held {
+                            info!(peer = %self.lanes[peer].name, "new connections are accelerated");
+                        }
+                        self.counters.leases[peer].store(true, Ordering::Relaxed);
+                    }
+                    Err(error) => warn!(peer = %self.lanes[peer].name, %error, "the lease cannot be renewed"),
+                },
+                (false, true) => {
+                    self.let_go(peer);
+                    warn!(peer = %self.lanes[peer].name, "new connections are let go by their rule's on_failure");
+                }
+                (false, false) => {}
+            }
+        }
+    }
+
+    fn let_go(&mut self, peer: usize) {
+        if self.counters.leases[peer].swap(false, Ordering::Relaxed)
+            && let Err(error) = self.lease.drop_lease(peer)
+        {
+            debug!(peer = %self.lanes[peer].name, %error, "the lease could not be dropped and lapses by itself");
+        }
+    }
+}
+
+/// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is).
+fn route(policy: &Policy, lanes: &[Lane], counters: &Counters, accepted: Accepted) {
+    let Accepted { stream: socket, client, destination } = accepted;
+    let key = FlowKey { protocol: TCP, source: client, destination };
+    let Some(rule) = policy.find(&key) else {
+        debug!(%client, %destination, "a connection that no rule names reached the gate");
+        counters.not_intercepted.fetch_add(1, Ordering::Relaxed);
+        reset_on_close(&socket);
+        return;
+    };
+    match lanes[rule.peer].send(Command::Accepted { socket, key, class: rule.class }) {
+        Ok(()) => {
+            counters.accepted.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(command) => {
+            counters.lane_full.fetch_add(1, Ordering::Relaxed);
+            if let Command::Accepted { socket, .. } = command {
+                reset_on_close(&socket);
+            }
+        }
+    }
+}

@@ -1,0 +1,585 @@
+//! The lane: the loop around one engine [`Peer`], a thread of its own, the only reader of the clock on the data path.
+//!
+//! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of all flows. Each turn takes
+//! one input (a batch of datagrams, the ready edges, a command, a deadline), drains every poll of the engine, and sleeps until the next one.
+//! Other threads reach it only by bounded [`Command`]s; it tells them that it lives and whether its peer is up by its [`Pulse`].
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use tpo_engine::{Class, Event, FlowId, FlowInfo, FlowKey, Peer, Status};
+use tracing::{debug, info, warn};
+
+use crate::edge::exit::Exit;
+use crate::edge::tcp::{Edges, Happened};
+use crate::intercept::tcp::reset_on_close;
+use crate::link::udp::{Link, Runs, Sent};
+use crate::sys::Timer;
+
+/// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
+const COMMANDS: usize = 4_096;
+/// A lane that sleeps shows its pulse this often; the lease needs one in each second.
+const PULSE: Duration = Duration::from_millis(200);
+/// Batches received before the lane turns to its other work, so that nothing starves under a flood.
+const RECEIVE_TURN: usize = 4;
+/// Batches sent in one turn, likewise.
+const TRANSMIT_TURN: usize = 16;
+/// Time given to the last datagrams of a closing lane.
+const CLOSING: Duration = Duration::from_millis(250);
+/// Room for one batch of datagrams: what segmentation offload takes at once.
+const BATCH_BYTES: usize = 65_536;
+
+// Edges use tokens with a 32-bit index below a generation of 31 bits; these lie above all of them.
+const LINK: Token = Token(usize::MAX);
+const TIMER: Token = Token(usize::MAX - 1);
+const WAKE: Token = Token(usize::MAX - 2);
+
+/// What other threads ask of a lane.
+pub enum Command {
+    /// The interceptor accepted a connection that a rule gives to this peer.
+    Accepted {
+        /// The near application's connection.
+        socket: TcpStream,
+        /// Who wants to reach whom.
+        key: FlowKey,
+        /// The class that the rule asks for.
+        class: Class,
+    },
+    /// The router heard a datagram for this lane at the listening socket.
+    Datagram {
+        /// Who sent it.
+        from: SocketAddr,
+        /// At which of our addresses it arrived.
+        local: Option<IpAddr>,
+        /// The datagram.
+        bytes: Vec<u8>,
+    },
+    /// Somebody wants to know.
+    Report(SyncSender<Report>),
+    /// The memory that flows may hold in all has changed.
+    Budget(usize),
+    /// Reset all flows, say goodbye, end.
+    Close,
+}
+
+/// What a lane knows of itself.
+pub struct Report {
+    /// The engine's figures.
+    pub stats: tpo_engine::Stats,
+    /// Whether a session stands, heard or not.
+    pub connected: bool,
+    /// Where the peer is, as far as known.
+    pub remote: Option<SocketAddr>,
+    /// Its flows.
+    pub flows: Vec<FlowInfo>,
+    /// Edges that live.
+    pub edges: usize,
+    /// Counters of the lane itself.
+    pub counters: Counters,
+}
+
+/// What happened at the lane's own doors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Connections that could not become flows because the peer was down when they arrived here.
+    pub refused_not_connected: u64,
+    /// The same for lack of room.
+    pub refused_no_room: u64,
+    /// Flows of the peer that no `accept` permits.
+    pub not_allowed: u64,
+    /// Batches that the kernel refused.
+    pub send_failures: u64,
+}
+
+/// Life signs of a lane, read by the interceptor's lease.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    beat_ms: AtomicU64,
+    up: AtomicBool,
+    /// Bytes that the lane's flows hold, for the budget in all.
+    pub memory: AtomicUsize,
+}
+
+impl Pulse {
+    fn new() -> Pulse {
+        Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0), up: AtomicBool::new(false), memory: AtomicUsize::new(0) }
+    }
+
+    fn beat(&self, now: Instant, up: bool) -> bool {
+        self.beat_ms.store(now.duration_since(self.start).as_millis() as u64, Ordering::Relaxed);
+        self.up.swap(up, Ordering::Relaxed) != up
+    }
+
+    /// Whether the loop turned within `limit`.
+    pub fn is_alive(&self, now: Instant, limit: Duration) -> bool {
+        let beat = self.start + Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
+        now.saturating_duration_since(beat) < limit
+    }
+
+    /// Whether the peer answers.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// The handle that other threads hold.
+#[derive(Clone)]
+pub struct Lane {
+    commands: SyncSender<Command>,
+    waker: Arc<Waker>,
+    /// Life signs.
+    pub pulse: Arc<Pulse>,
+    /// The peer's name in the configuration.
+    pub name: Arc<str>,
+}
+
+impl Lane {
+    /// Hands over a command; gives it back when too many wait, or the lane has ended.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                // Waking can fail only when the lane has ended, which its next command will show.
+                let _ = self.waker.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
+        }
+    }
+
+    /// What the lane knows of itself, or nothing when it does not answer in time.
+    pub fn report(&self, limit: Duration) -> Option<Report> {
+        let (sender, receiver) = sync_channel(1);
+        self.send(Command::Report(sender)).ok()?;
+        receiver.recv_timeout(limit).ok()
+    }
+}
+
+/// What a lane starts with.
+pub struct Start {
+    /// The peer's name, for logs and the thread.
+    pub name: String,
+    /// The engine's and mover's settings.
+    pub engine: tpo_engine::Config,
+    /// What the peer may reach through us.
+    pub exit: Exit,
+    /// A handle on the socket that everybody calls: our voice until the peer's address is known.
+    pub listener: Link,
+    /// Told whenever the peer comes up or goes down.
+    pub on_change: Box<dyn Fn() + Send>,
+}
+
+/// Starts the thread of one lane.
+pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    let timer = Timer::new()?;
+    poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+    let edges = Edges::new(poll.registry().try_clone()?);
+    let (commands, inbox) = sync_channel(COMMANDS);
+    let pulse = Arc::new(Pulse::new());
+    let lane = Lane { commands, waker, pulse: pulse.clone(), name: start.name.as_str().into() };
+    let port = start.listener.local_addr()?.port();
+    let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
+        let now = Instant::now();
+        Loop {
+            name: start.name,
+            peer: Peer::new(start.engine, now),
+            poll,
+            timer,
+            armed: None,
+            edges,
+            exit: start.exit,
+            listener: start.listener,
+            link: None,
+            link_to: None,
+            link_blocked: false,
+            port,
+            local: None,
+            inbox,
+            pulse,
+            on_change: start.on_change,
+            runs: Runs::new(),
+            batch: Vec::with_capacity(BATCH_BYTES),
+            unsent: None,
+            counters: Counters::default(),
+            closing: None,
+        }
+        .run();
+    })?;
+    Ok((lane, thread))
+}
+
+struct Loop {
+    name: String,
+    peer: Peer,
+    poll: Poll,
+    timer: Timer,
+    armed: Option<Instant>,
+    edges: Edges,
+    exit: Exit,
+    listener: Link,
+    link: Option<Link>,
+    link_to: Option<SocketAddr>,
+    link_blocked: bool,
+    port: u16,
+    local: Option<IpAddr>,
+    inbox: Receiver<Command>,
+    pulse: Arc<Pulse>,
+    on_change: Box<dyn Fn() + Send>,
+    runs: Runs,
+    batch: Vec<u8>,
+    /// A batch that the kernel had no room for: where to, and the size of its datagrams. Its bytes are still in `batch`.
+    unsent: Option<(SocketAddr, usize)>,
+    counters: Counters,
+    closing: Option<Instant>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(1_024);
+        loop {
+            let now = Instant::now();
+            let busy = self.transmit(now);
+            let now = Instant::now();
+            self.show_pulse(now);
+            if self.closing.is_some_and(|until| now >= until) {
+                break;
+            }
+            let limit = if busy { Duration::ZERO } else { self.sleep_until(now) };
+            match self.poll.poll(&mut events, Some(limit)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    warn!(peer = %self.name, %error, "the lane cannot wait for events and ends");
+                    break;
+                }
+            }
+            let now = Instant::now();
+            let mut heard = false;
+            let mut called = false;
+            for event in &events {
+                match event.token() {
+                    LINK => {
+                        heard |= event.is_readable() || event.is_error();
+                        if event.is_writable() {
+                            self.link_blocked = false;
+                        }
+                    }
+                    TIMER => {
+                        self.timer.clear();
+                        self.armed = None;
+                    }
+                    WAKE => called = true,
+                    _ => {
+                        let happened = self.edges.handle_event(event);
+                        self.on_edge(happened, now);
+                    }
+                }
+            }
+            if heard {
+                self.receive();
+            }
+            if called && self.commands() {
+                break;
+            }
+            self.follow_timeouts();
+            self.follow_engine(Instant::now());
+        }
+        self.peer_end();
+    }
+
+    /// Takes datagrams from the connected socket until it is empty or the turn is over.
+    fn receive(&mut self) {
+        let mut turns = 0;
+        while let Some(link) = &self.link {
+            if turns == RECEIVE_TURN {
+                // The poll is edge triggered: what is left would never be announced again.
+                self.rearm_link();
+                return;
+            }
+            turns += 1;
+            match link.receive(&mut self.runs) {
+                Ok(0) => return,
+                Ok(_) => {
+                    let now = Instant::now();
+                    let peer = &mut self.peer;
+                    self.runs.for_each(|from, _, datagram| peer.handle_datagram(from, datagram, now));
+                    self.follow_engine(now);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => self.peer.on_refused(Instant::now()),
+                Err(error) => {
+                    debug!(peer = %self.name, %error, "receive failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Registers the socket anew, which reports its state again.
+    fn rearm_link(&mut self) {
+        if let Some(link) = &self.link {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&link.as_raw_fd()), LINK, interest) {
+                warn!(peer = %self.name, %error, "the link's socket cannot be watched");
+            }
+        }
+    }
+
+    /// Handles what other threads ask; true when the lane shall end at once.
+    fn commands(&mut self) -> bool {
+        loop {
+            let now = Instant::now();
+            match self.inbox.try_recv() {
+                Ok(Command::Accepted { socket, key, class }) => self.accepted(socket, key, class, now),
+                Ok(Command::Datagram { from, local, mut bytes }) => {
+                    if local.is_some() {
+                        self.local = local;
+                    }
+                    self.peer.handle_datagram(from, &mut bytes, now);
+                    self.follow_engine(now);
+                }
+                Ok(Command::Report(to)) => {
+                    // Nobody waits any more: then nobody is told.
+                    let _ = to.try_send(self.report());
+                }
+                Ok(Command::Budget(bytes)) => self.peer.set_budget(bytes),
+                Ok(Command::Close) => {
+                    self.peer.close(now);
+                    self.closing = Some(now + CLOSING);
+                    self.follow_engine(now);
+                }
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    fn accepted(&mut self, socket: TcpStream, key: FlowKey, class: Class, now: Instant) {
+        let (client, server) = (key.source, key.destination);
+        match self.peer.open(key, class, now) {
+            Ok(flow) => {
+                if let Err(error) = self.edges.insert(flow, socket, false, client, server) {
+                    debug!(%error, "no edge for an accepted connection");
+                    self.peer.reset(flow, Status::NoResources, now);
+                }
+                self.peer.readable(flow);
+            }
+            Err(refusal) => {
+                match refusal {
+                    tpo_engine::OpenError::NotConnected => self.counters.refused_not_connected += 1,
+                    _ => self.counters.refused_no_room += 1,
+                }
+                debug!(%client, %server, %refusal, "an accepted connection could not become a flow");
+                reset_on_close(&socket);
+            }
+        }
+    }
+
+    fn on_edge(&mut self, happened: Happened, now: Instant) {
+        match happened {
+            Happened::Nothing => {}
+            Happened::Connected(flow) => {
+                self.peer.accept(flow, now);
+                self.peer.readable(flow);
+                self.deliver(flow, now);
+            }
+            Happened::Broken(flow, status) => self.broken(flow, status, now),
+            Happened::Ready { flow, readable, writable } => {
+                if readable {
+                    self.peer.readable(flow);
+                }
+                if writable {
+                    self.deliver(flow, now);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, flow: FlowId, now: Instant) {
+        if let Err(status) = self.edges.deliver(&mut self.peer, flow, now) {
+            self.broken(flow, status, now);
+        }
+    }
+
+    /// The application's connection is gone: the flow goes with it.
+    fn broken(&mut self, flow: FlowId, status: Status, now: Instant) {
+        self.peer.reset(flow, status, now);
+        self.edges.reset(flow);
+    }
+
+    fn follow_timeouts(&mut self) {
+        let now = Instant::now();
+        if self.peer.poll_timeout().is_some_and(|(when, _)| when <= now) {
+            self.peer.handle_timeout(now);
+        }
+    }
+
+    /// Does what the engine says has happened.
+    fn follow_engine(&mut self, now: Instant) {
+        while let Some(event) = self.peer.poll_event() {
+            match event {
+                Event::Deliver { flow } => self.deliver(flow, now),
+                Event::Open { flow, key, .. } => self.open(flow, &key, now),
+                Event::Finish { flow } => self.edges.finish(flow),
+                Event::Closed { flow } => self.edges.close(flow),
+                Event::Reset { flow, status } => {
+                    debug!(peer = %self.name, ?flow, ?status, "flow reset");
+                    self.edges.reset(flow);
+                }
+                Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
+                Event::Connected { fresh } => {
+                    info!(peer = %self.name, fresh, remote = ?self.peer.remote(), "peer connected");
+                }
+                Event::Silent => warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule"),
+                Event::Heard => info!(peer = %self.name, "peer heard again"),
+                Event::Dead => warn!(peer = %self.name, "peer gone: its flows are reset"),
+            }
+        }
+        self.follow_remote();
+    }
+
+    fn open(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
+        let socket = match self.exit.connect(key) {
+            Ok(socket) => socket,
+            Err(status) => {
+                if status == Status::NotAllowed {
+                    self.counters.not_allowed += 1;
+                }
+                self.peer.reset(flow, status, now);
+                return;
+            }
+        };
+        if let Err(error) = self.edges.insert(flow, socket, true, key.source, key.destination) {
+            debug!(%error, "no edge for the peer's flow");
+            self.peer.reset(flow, Status::NoResources, now);
+        }
+    }
+
+    /// Keeps a socket connected to where the peer is now.
+    fn follow_remote(&mut self) {
+        let Some(remote) = self.peer.remote() else { return };
+        if self.link_to == Some(remote) {
+            return;
+        }
+        let link = match Link::connect(self.port, self.local, remote) {
+            Ok(link) => link,
+            Err(error) => {
+                // The listening socket goes on speaking for this lane, and hearing through the router.
+                debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
+                return;
+            }
+        };
+        if let Some(old) = &self.link {
+            // Dropped right after; a descriptor that is closed leaves the poll by itself.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
+        }
+        self.link = Some(link);
+        self.link_to = Some(remote);
+        self.link_blocked = false;
+        let link = self.link.as_ref().expect("set in the line before the last");
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, interest) {
+            warn!(peer = %self.name, %error, "the link's socket cannot be watched");
+            self.link = None;
+        }
+    }
+
+    /// Sends what may be sent; true when there is more than one turn's worth.
+    fn transmit(&mut self, now: Instant) -> bool {
+        if self.link_blocked {
+            return false;
+        }
+        if let Some((to, segment)) = self.unsent.take()
+            && !self.send(to, segment, now)
+        {
+            return false;
+        }
+        for _ in 0..TRANSMIT_TURN {
+            self.batch.clear();
+            let Some(transmit) = self.peer.poll_transmit(&mut self.edges, &mut self.batch, now) else { return false };
+            if !self.send(transmit.to, transmit.segment_size, now) {
+                return false;
+            }
+            // Reading an edge may have found its end.
+            self.follow_engine(now);
+        }
+        true
+    }
+
+    /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for later.
+    fn send(&mut self, to: SocketAddr, segment: usize, now: Instant) -> bool {
+        let link = match &self.link {
+            Some(link) if self.link_to == Some(to) => link,
+            _ => &self.listener,
+        };
+        match link.send(to, &self.batch, segment) {
+            Sent::All => {}
+            Sent::Blocked => {
+                // Only the lane's own socket is watched for room; elsewhere the batch is lost like any datagram.
+                if self.link.is_some() && self.link_to == Some(to) {
+                    self.unsent = Some((to, segment));
+                    self.link_blocked = true;
+                    return false;
+                }
+                self.counters.send_failures += 1;
+            }
+            Sent::TooLarge => self.peer.on_too_large(segment.min(self.batch.len()), now),
+            Sent::Refused => self.peer.on_refused(now),
+            Sent::Failed => self.counters.send_failures += 1,
+        }
+        true
+    }
+
+    fn show_pulse(&mut self, now: Instant) {
+        self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
+        if self.pulse.beat(now, self.peer.is_up() && self.closing.is_none()) {
+            (self.on_change)();
+        }
+    }
+
+    /// How long the poll may sleep; arms the fine timer where the coarse timeout would oversleep.
+    fn sleep_until(&mut self, now: Instant) -> Duration {
+        let mut limit = PULSE;
+        if let Some(until) = self.closing {
+            limit = limit.min(until.saturating_duration_since(now));
+        }
+        let Some((when, _)) = self.peer.poll_timeout() else { return limit };
+        let wait = when.saturating_duration_since(now);
+        if wait.is_zero() {
+            // With no room in the socket nothing that is due can leave: its writable event wakes us, not the clock.
+            return if self.link_blocked { Duration::from_millis(1) } else { Duration::ZERO };
+        }
+        if wait < limit && self.armed.is_none_or(|armed| armed > when || armed <= now) {
+            match self.timer.arm(wait) {
+                Ok(()) => self.armed = Some(when),
+                Err(_) => return wait,
+            }
+        }
+        limit
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            stats: self.peer.stats(),
+            connected: self.peer.is_connected(),
+            remote: self.peer.remote(),
+            flows: self.peer.flows().collect(),
+            edges: self.edges.len(),
+            counters: self.counters,
+        }
+    }
+
+    fn peer_end(&mut self) {
+        self.pulse.beat(Instant::now(), false);
+        (self.on_change)();
+    }
+}

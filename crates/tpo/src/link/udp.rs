@@ -1,0 +1,286 @@
+//! UDP with segmentation offload: one socket for everybody who calls, one connected socket for each lane.
+//!
+//! All sockets share the configured port (`SO_REUSEPORT`). The *listening* socket is not connected: it hears first handshakes and
+//! peers whose address has changed, and its reader ([`crate::router`]) hands those datagrams to the lane that they name. Once a lane knows
+//! its peer's address it opens a socket connected to it, which the kernel prefers for that peer's datagrams, so the bulk of the
+//! traffic goes from the kernel straight to the lane's own thread.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
+
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::{debug, warn};
+
+use crate::intercept::MARK_OWN;
+
+/// Receive buffer asked of the kernel: 64 ms at 4 Gbit/s, more than the longest pause of a lane that still keeps its lease.
+const RECEIVE_BUFFER: usize = 32 << 20;
+/// Send buffer: a full batch for each of many millisecond quanta; the pacer, not this, bounds what waits.
+const SEND_BUFFER: usize = 8 << 20;
+/// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the lane's turn.
+const RECEIVE_RUNS: usize = 8;
+/// Largest run that the kernel hands up with GRO.
+const RUN_BYTES: usize = 65_536;
+
+/// One UDP socket with its offloads.
+pub struct Link {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// What the kernel said of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Handed to the kernel.
+    All,
+    /// The socket's buffer is full: try again when it is writable.
+    Blocked,
+    /// Datagrams of this size do not fit the path or the device.
+    TooLarge,
+    /// Nobody listens at the peer's port, said an ICMP message about an earlier datagram. The batch may have been lost.
+    Refused,
+    /// Another error (unreachable, not permitted, no buffers): the batch is lost like any datagram.
+    Failed,
+}
+
+impl Link {
+    /// The socket that everybody calls: dual-stack when `[::]` is asked for and the kernel has IPv6, IPv4 alone where it has not.
+    pub fn listen(address: SocketAddr) -> io::Result<Link> {
+        match Link::open(address, None) {
+            Err(error)
+                if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                    && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+            {
+                Link::open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), None)
+            }
+            other => other,
+        }
+    }
+
+    /// A socket for one lane: our port, connected to the peer. `local` is the address at which the peer called us, if it did.
+    pub fn connect(port: u16, local: Option<IpAddr>, peer: SocketAddr) -> io::Result<Link> {
+        let any: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let local = local.filter(|ip| ip.is_ipv4() == peer.is_ipv4()).unwrap_or(any);
+        Link::open(SocketAddr::new(local, port), Some(peer))
+    }
+
+    fn open(local: SocketAddr, peer: Option<SocketAddr>) -> io::Result<Link> {
+        let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+        if local.is_ipv6() {
+            // The listening socket hears IPv4 callers too; a lane's socket has one peer of one family.
+            socket.set_only_v6(peer.is_some())?;
+        }
+        socket.set_reuse_port(true)?;
+        if let Err(error) = socket.set_mark(MARK_OWN) {
+            warn!(%error, "the tunnel's socket could not be marked: without CAP_NET_ADMIN its packets are not exempt from interception");
+        }
+        enlarge(&socket);
+        socket.bind(&local.into())?;
+        if let Some(peer) = peer {
+            socket.connect(&peer.into())?;
+        }
+        socket.set_nonblocking(true)?;
+        let socket: UdpSocket = socket.into();
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Link { socket, state })
+    }
+
+    /// The local address, for logs and to learn a port that the kernel chose.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// A second handle on the same socket.
+    pub fn try_clone(&self) -> io::Result<Link> {
+        let socket = self.socket.try_clone()?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Link { socket, state })
+    }
+
+    /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter.
+    pub fn send(&self, to: SocketAddr, batch: &[u8], segment: usize) -> Sent {
+        let most = self.state.max_gso_segments().max(1) * segment;
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(most.min(rest.len()));
+            match self.send_run(to, now, segment) {
+                Ok(()) => rest = later,
+                // Segmentation offload was refused late: the state has noted it, the same bytes go again one by one.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment =>
+                {
+                    debug!(%error, "segmentation offload refused");
+                    return self.send_singly(to, rest, segment);
+                }
+                Err(error) => return outcome(&error),
+            }
+        }
+        Sent::All
+    }
+
+    fn send_singly(&self, to: SocketAddr, batch: &[u8], segment: usize) -> Sent {
+        for datagram in batch.chunks(segment) {
+            if let Err(error) = self.send_run(to, datagram, segment) {
+                return outcome(&error);
+            }
+        }
+        Sent::All
+    }
+
+    fn send_run(&self, to: SocketAddr, run: &[u8], segment: usize) -> io::Result<()> {
+        let transmit = quinn_udp::Transmit {
+            destination: self.destination(to),
+            ecn: None,
+            contents: run,
+            segment_size: (run.len() > segment).then_some(segment),
+            src_ip: None,
+        };
+        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+    }
+
+    /// An IPv6 socket wants an IPv4 peer in mapped form.
+    fn destination(&self, to: SocketAddr) -> SocketAddr {
+        match (to, self.socket.local_addr()) {
+            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => {
+                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+            }
+            _ => to,
+        }
+    }
+
+    /// Receives some runs of datagrams. `Ok(0)`: nothing waits.
+    pub fn receive(&self, into: &mut Runs) -> io::Result<usize> {
+        let mut slices: Vec<IoSliceMut<'_>> = into.bytes.chunks_mut(RUN_BYTES).map(IoSliceMut::new).collect();
+        match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut into.meta) {
+            Ok(n) => {
+                into.filled = n;
+                Ok(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                into.filled = 0;
+                Ok(0)
+            }
+            Err(error) => {
+                into.filled = 0;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl AsRawFd for Link {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Buffers for what one system call receives.
+pub struct Runs {
+    bytes: Vec<u8>,
+    meta: Vec<RecvMeta>,
+    filled: usize,
+}
+
+impl Runs {
+    /// Room for a handful of the largest runs.
+    pub fn new() -> Runs {
+        Runs { bytes: vec![0; RECEIVE_RUNS * RUN_BYTES], meta: vec![RecvMeta::default(); RECEIVE_RUNS], filled: 0 }
+    }
+
+    /// Each datagram received, with its sender and the local address it was sent to.
+    pub fn for_each(&mut self, mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8])) {
+        for (run, meta) in self.bytes.chunks_mut(RUN_BYTES).zip(&self.meta).take(self.filled) {
+            let from = unmapped(meta.addr);
+            let local = meta.dst_ip.map(|ip| ip.to_canonical());
+            for datagram in run[..meta.len].chunks_mut(meta.stride.max(1)) {
+                each(from, local, datagram);
+            }
+        }
+    }
+}
+
+impl Default for Runs {
+    fn default() -> Self {
+        Runs::new()
+    }
+}
+
+/// An IPv4 peer heard through a dual-stack socket is an IPv4 peer.
+pub fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn outcome(error: &io::Error) -> Sent {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => Sent::Blocked,
+        Some(libc::EMSGSIZE) => Sent::TooLarge,
+        Some(libc::ECONNREFUSED) => Sent::Refused,
+        _ => {
+            debug!(%error, "send failed");
+            Sent::Failed
+        }
+    }
+}
+
+/// Large socket buffers: beyond the administrator's limit with CAP_NET_ADMIN, up to it without, and a warning when that is too little.
+fn enlarge(socket: &Socket) {
+    crate::sys::force_buffer_sizes(socket, RECEIVE_BUFFER, SEND_BUFFER);
+    let got = socket.recv_buffer_size().unwrap_or(0);
+    if got < RECEIVE_BUFFER / 16 {
+        warn!(bytes = got, "the kernel grants only a small receive buffer: raise net.core.rmem_max or grant CAP_NET_ADMIN");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collect(link: &Link, runs: &mut Runs) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut got = Vec::new();
+        while link.receive(runs).unwrap() > 0 {
+            runs.for_each(|from, _, datagram| got.push((from, datagram.to_vec())));
+        }
+        got
+    }
+
+    #[test]
+    fn a_connected_lane_hears_its_peer_and_the_listener_hears_the_rest() {
+        let listener = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let here = listener.local_addr().unwrap();
+        let peer = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let stranger = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let lane = Link::connect(here.port(), Some(here.ip()), peer.local_addr().unwrap()).unwrap();
+
+        let batch: Vec<u8> = (0..2_500).map(|i| i as u8).collect();
+        assert_eq!(peer.send(here, &batch, 1_000), Sent::All);
+        assert_eq!(stranger.send(here, b"hello", 1_000), Sent::All);
+
+        let mut runs = Runs::new();
+        let to_lane = collect(&lane, &mut runs);
+        assert_eq!(to_lane.iter().map(|(_, d)| d.len()).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+        assert_eq!(to_lane.concat_bytes(), batch);
+        let to_listener = collect(&listener, &mut runs);
+        assert_eq!(to_listener, [(stranger.local_addr().unwrap(), b"hello".to_vec())]);
+    }
+
+    #[test]
+    fn a_closed_port_is_heard_as_refused() {
+        let peer = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = peer.local_addr().unwrap();
+        drop(peer);
+        let lane = Link::connect(0, None, to).unwrap();
+        assert_eq!(lane.send(to, b"anyone?", 1_000), Sent::All);
+        assert_eq!(lane.send(to, b"anyone?", 1_000), Sent::Refused);
+    }
+
+    trait Concat {
+        fn concat_bytes(&self) -> Vec<u8>;
+    }
+    impl Concat for Vec<(SocketAddr, Vec<u8>)> {
+        fn concat_bytes(&self) -> Vec<u8> {
+            self.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+        }
+    }
+}
