@@ -27,6 +27,9 @@ mod crypto;
 mod handshake;
 mod identity;
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use config::{Config, Congestion, Limits};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;

@@ -432,9 +432,8 @@ impl Mover {
     }
 }
 
-/// For tests and fuzzing: a connection without a handshake.
+/// For fuzzing: a connection without a handshake.
 impl Mover {
-    #[doc(hidden)]
     pub(crate) fn install(
         &mut self,
         peer_instance: u64,

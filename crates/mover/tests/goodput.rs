@@ -2,8 +2,6 @@
 
 mod pair;
 
-use std::time::Instant;
-
 use pair::{A, B, Pair, Setup, Task, secs};
 
 /// Payload bytes per wire byte at 1,500: IPv4, UDP, our header, tag and data subfield.
@@ -33,7 +31,6 @@ fn run(cell: &Cell, warm: f64, time: f64) -> Reached {
     let configured = (*rate > 0.0).then_some((*mbit as f64 * 125_000.0 * rate) as u64);
     setup.change = Box::new(move |config, _| config.rate = configured);
     setup.a = Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
-    let wall = Instant::now();
     let mut pair = Pair::new(setup);
     pair.connect();
     pair.world.run_for(secs(warm));
@@ -67,11 +64,9 @@ fn run(cell: &Cell, warm: f64, time: f64) -> Reached {
     let (offered, dropped) = (pair.world.link(A, B).offered_packets, pair.world.link(A, B).dropped_queue);
     let dropped = (dropped - before.1.dropped_queue) as f64 / (offered - before.1.offered_packets) as f64;
     println!(
-        "{mbit:5} Mbit/s {rtt_ms:5} ms {loss_percent:4}% {extra:20} rate {rate:4}: {:6.2} % of the ideal, queue {queue:6.1} ms, dropped {:.2} %, {:.2} s for {} s",
+        "{mbit:5} Mbit/s {rtt_ms:5} ms {loss_percent:4}% {extra:20} rate {rate:4}: {:6.2} % of the ideal, queue {queue:6.1} ms, dropped {:.2} %",
         got / ideal * 100.0,
         dropped * 100.0,
-        wall.elapsed().as_secs_f64(),
-        pair.world.elapsed().as_secs_f64(),
     );
     Reached { share: got / ideal, queue_ms: queue, dropped }
 }

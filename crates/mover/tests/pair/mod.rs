@@ -176,7 +176,7 @@ impl Node for Side {
         self.write(now);
         self.mover.check_invariants();
         self.calls += 1;
-        if self.calls % 256 == 0 {
+        if self.calls.is_multiple_of(256) {
             self.mover.check_sums();
         }
         if self.task.every.is_none() {
@@ -224,6 +224,9 @@ fn check(payload: &[u8], side: u8, run: u32, number: u64) {
     }
 }
 
+/// What a test changes in the configuration of a side.
+type Change = Box<dyn Fn(&mut Config, usize)>;
+
 /// How a pair is made.
 pub(crate) struct Setup {
     pub(crate) seed: u64,
@@ -232,7 +235,7 @@ pub(crate) struct Setup {
     pub(crate) a: Task,
     pub(crate) b: Task,
     /// Changes both configurations.
-    pub(crate) change: Box<dyn Fn(&mut Config, usize)>,
+    pub(crate) change: Change,
     pub(crate) v6: bool,
     /// Who knows the other's address.
     pub(crate) calls: [bool; 2],
@@ -318,7 +321,7 @@ impl Pair {
             events: Vec::new(),
             stopped: false,
             calls: 0,
-            recycles: self.runs % 2 == 0,
+            recycles: self.runs.is_multiple_of(2),
             backlog_max: 0,
         }
     }

@@ -1,0 +1,234 @@
+//! The doors for fuzz targets. Each takes any bytes and must neither panic nor break an invariant.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::ack::Words;
+use crate::config::Config;
+use crate::crypto::{HEADER, Session, Suite, TAG};
+use crate::identity::Identity;
+use crate::mover::Mover;
+use crate::packet::{self, Subfield, Subfields};
+
+pub use crate::handshake::fuzz_handshake as handshake;
+
+/// The parser of subfields. What it accepts is emitted again and must be parsed as the same.
+pub fn subfields(bytes: &[u8]) {
+    let Some((number, plain)) = bytes.split_first_chunk::<8>() else {
+        return;
+    };
+    let number = u64::from_le_bytes(*number) >> 2;
+    for subfield in Subfields::new(plain, number, 1 << 18).flatten() {
+        let mut out = Vec::new();
+        match subfield {
+            Subfield::Padding => packet::emit_padding(&mut out, packet::PREFIX),
+            Subfield::Data(data) => packet::emit_data(&mut out, &data, number),
+            Subfield::Ack(ack) => packet::emit_ack(&mut out, &ack, |_| ()),
+            Subfield::Ping => packet::emit_ping(&mut out),
+            Subfield::Close { reason } => packet::emit_close(&mut out, reason),
+        }
+        let again: Vec<_> = Subfields::new(&out, number, 1 << 18).collect();
+        assert_eq!(again, [Ok(subfield)]);
+    }
+}
+
+/// The decoder of acknowledgement words: newest first, each word once, nothing above the highest number.
+pub fn words(bytes: &[u8]) {
+    let Some((highest, words)) = bytes.split_first_chunk::<8>() else {
+        return;
+    };
+    let highest = u64::from_le_bytes(*highest) >> 2;
+    let mut before = highest / 64 + 1;
+    for (word, bits) in Words::new(words, highest).flatten() {
+        assert!(word < before);
+        before = word;
+        assert!(word < highest / 64 || highest % 64 == 63 || bits >> (highest % 64 + 1) == 0);
+    }
+}
+
+/// A whole mover in a session. The bytes say what happens to it: each step is a kind, a length of one byte and so many bytes.
+/// Kinds: raw datagrams; datagrams of its true peer's keys with these bytes as subfields; payloads to send; time; what the link
+/// may say. Its own datagrams vanish, or are read by a second mover whose answers it gets.
+pub fn mover(bytes: &[u8], start: Instant) {
+    let mut stage = Stage::new(start);
+    let mut rest = bytes;
+    while let [kind, length, tail @ ..] = rest {
+        let (text, tail) = tail.split_at(tail.len().min(usize::from(*length)));
+        rest = tail;
+        stage.step(*kind, text);
+    }
+    // However it was treated: left alone with its peer, it comes to rest.
+    for _ in 0..200 {
+        stage.exchange(true);
+        stage.pass(Duration::from_millis(50));
+    }
+    stage.check();
+}
+
+const OURS: u32 = 0x00_1001;
+const THEIRS: u32 = 0x00_2001;
+
+struct Stage {
+    now: Instant,
+    movers: [Mover; 2],
+    addresses: [SocketAddr; 2],
+    /// The second mover's twin with the same keys, to seal what no mover would say. Its numbers are far above the true ones, so
+    /// that no number is sealed twice; once it has spoken, the first mover no more knows the second.
+    forger: Session,
+    number: u64,
+}
+
+impl Stage {
+    fn new(now: Instant) -> Stage {
+        let identities = [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
+        let addresses = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
+        let session = |side: usize| {
+            let (send, recv) = if side == 0 { ([3; 32], [4; 32]) } else { ([4; 32], [3; 32]) };
+            let (local, remote) = if side == 0 { (OURS, THEIRS) } else { (THEIRS, OURS) };
+            Session::new(Suite::Aes128Gcm, send, recv, local, remote, now)
+        };
+        let movers = [0, 1].map(|side: usize| {
+            let key = identities[1 - side].public_key();
+            let mut config = Config::new(identities[side].clone(), key, 1 + side as u16, [side as u8; 32]);
+            config.limits.reassembly_bytes = 1 << 20;
+            config.limits.send_bytes = 1 << 20;
+            let mut mover = Mover::new(config, now);
+            mover.install(7 + side as u64, session(side), addresses[1 - side], now);
+            mover
+        });
+        Stage { now, movers, addresses, forger: session(1), number: 1 << 30 }
+    }
+
+    fn step(&mut self, kind: u8, text: &[u8]) {
+        let value = text.iter().take(4).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        match kind % 10 {
+            0 => self.movers[0].handle_datagram(self.addresses[1], &mut text.to_vec(), self.now),
+            1 => self.forge(text, 1 + value % 100),
+            // Large jumps, as after the loss of very many.
+            2 => self.forge(text, 1 + value % 200_000),
+            3 => {
+                let payload = vec![kind; 1 + value as usize % 70_000];
+                let _ = self.movers[0].send(payload, kind & 16 != 0, self.now);
+            }
+            4 => self.pass(Duration::from_micros(value % 3_000_000)),
+            5 => self.exchange(true),
+            6 => self.exchange(false),
+            7 => self.movers[0].on_too_large(value as usize % 10_000, self.now),
+            8 => self.movers[0].on_refused(self.now),
+            _ => {
+                let budget = self.movers[0].budget(self.now);
+                let _ = self.movers[0].send(vec![1; budget], false, self.now);
+            }
+        }
+        self.check();
+    }
+
+    /// Subfields of any kind, sealed as the true peer would.
+    fn forge(&mut self, plain: &[u8], ahead: u64) {
+        self.number += ahead;
+        let mut datagram = vec![0; HEADER];
+        datagram.extend_from_slice(plain);
+        datagram.extend_from_slice(&[0; TAG]);
+        self.forger.seal(self.number, &mut datagram, self.now);
+        self.movers[0].handle_datagram(self.addresses[1], &mut datagram, self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for mover in &mut self.movers {
+            if mover.poll_timeout().is_some_and(|(at, _)| at <= self.now) {
+                mover.handle_timeout(self.now);
+            }
+        }
+    }
+
+    /// Both send what they have; it arrives or not.
+    fn exchange(&mut self, arrives: bool) {
+        for from in [0, 1] {
+            let mut out = Vec::new();
+            let mut turns = 0;
+            while let Some(transmit) = self.movers[from].poll_transmit(&mut out, self.now) {
+                assert!(!out.is_empty() && transmit.segment_size > 0);
+                for datagram in out.chunks_mut(transmit.segment_size).filter(|_| arrives) {
+                    self.movers[1 - from].handle_datagram(self.addresses[from], datagram, self.now);
+                }
+                out.clear();
+                turns += 1;
+                assert!(turns < 10_000, "it never stops sending");
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        for mover in &mut self.movers {
+            mover.check_invariants();
+            mover.check_sums();
+            while mover.poll_payload().is_some() {}
+            while mover.poll_event().is_some() {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A short run of what the fuzzer does for hours.
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test is its own caller and brings the clock")]
+    fn doors_withstand_dice() {
+        let start = Instant::now();
+        for seed in 0..1_500 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let mut bytes = Vec::new();
+            for _ in 0..dice.usize(1..30) {
+                let kind = dice.u8(..);
+                let mut text: Vec<u8> = (0..dice.usize(0..60)).map(|_| dice.u8(..)).collect();
+                if matches!(kind % 10, 1 | 2) {
+                    text = likely_subfields(&mut dice);
+                }
+                bytes.push(kind);
+                bytes.push(text.len() as u8);
+                bytes.extend_from_slice(&text);
+            }
+            subfields(&bytes);
+            words(&bytes);
+            mover(&bytes, start);
+        }
+    }
+
+    /// Well-formed subfields with nonsense in them: random bytes rarely get past the first length.
+    fn likely_subfields(dice: &mut fastrand::Rng) -> Vec<u8> {
+        let mut out = Vec::new();
+        match dice.u8(0..4) {
+            0 => packet::emit_ping(&mut out),
+            1 => {
+                let words: Vec<u8> = (0..dice.usize(0..30)).map(|_| dice.u8(..)).collect();
+                let near = if dice.bool() { dice.u32(0..1 << 20) } else { dice.u32(..) };
+                let ack = packet::Ack {
+                    highest_sent: dice.u32(..),
+                    floor: near.wrapping_sub(dice.u32(0..1_000)),
+                    highest_received: near,
+                    delay: dice.u16(..),
+                    rate: dice.u32(..),
+                    words: &words,
+                };
+                packet::emit_ack(&mut out, &ack, |_| ());
+            }
+            2 => {
+                let segment = vec![1; dice.usize(1..100)];
+                let offset = dice.usize(0..1_000);
+                let size = offset + segment.len() + dice.usize(0..100_000);
+                let logical = if dice.bool() { dice.u32(0..100) } else { dice.u32(..) };
+                let data = packet::Data { at_once: dice.bool(), logical, offset, size, segment: &segment };
+                // The number is not ours to know here; half of the fuzzer's luck is a wrong one.
+                packet::emit_data(&mut out, &data, dice.u64(0..1 << 31));
+            }
+            _ => packet::emit_padding(&mut out, dice.usize(0..100)),
+        }
+        out
+    }
+}
