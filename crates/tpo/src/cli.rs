@@ -1,5 +1,442 @@
-//! cli
-/// main
-pub fn main() -> std::process::ExitCode {
-    0.into()
+//! The command line: what a person types, one function for each command.
+
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use tpo_lab::{Profile, Wan};
+
+use crate::config::{self, Findings, Level};
+use crate::control::{self, AskError};
+use crate::status::{Reason, StatusReport, render};
+use crate::{keygen, log};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it did not work (status --wait-up: the peers were not up in time); the reason is on standard error
+  2  the command line or the configuration is wrong
+  3  no tpo answers at the control socket";
+
+/// Accelerates the connections between two sites: a TPO at each, a tunnel between them, no change to any application.
+#[derive(Debug, Parser)]
+#[command(name = "tpo", version, after_help = EXIT_CODES, max_term_width = 120)]
+struct Cli {
+    /// The configuration; relative paths in it are relative to it
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    config: PathBuf,
+    /// What to log: error, warn, info, debug, trace, or a list such as info,tpo::edge=debug
+    #[arg(long, global = true, value_name = "FILTER", value_parser = parse_filter)]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run in the foreground until SIGTERM or SIGINT
+    Run,
+    /// Make a key: writes the private one to a file (mode 0600), prints the public one
+    Keygen(KeygenArgs),
+    /// Print a complete, commented configuration to begin with
+    Init,
+    /// Check the configuration and the private key that it names
+    Check,
+    /// Show whether the running tpo works, what it does, and why not
+    #[command(after_long_help = reasons())]
+    Status(StatusArgs),
+    /// Show every open flow
+    Flows(FlowsArgs),
+    /// Make two sites and a bad WAN on this machine and compare transfers without and with tpo (needs root)
+    Demo,
+    /// Measure a pair of TPOs beside the plain network, link by link, on this machine (needs root)
+    Bench(BenchArgs),
+    /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces (needs root)
+    Lab(Box<LabArgs>),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct KeygenTarget {
+    /// Write a new private key to this file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Only print the public key of this private key file
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct KeygenArgs {
+    #[command(flatten)]
+    target: KeygenTarget,
+    /// Replace an existing file: every peer must then be given the new public key
+    #[arg(long, requires = "out")]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Wait until all peers are up, at most so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    wait_up: Option<Duration>,
+    /// Wait for this peer only
+    #[arg(long, value_name = "NAME", requires = "wait_up")]
+    peer: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct FlowsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// How long each transfer is counted
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    count: Duration,
+    /// How long each transfer runs before it is counted
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
+    warm_up: Duration,
+    /// Write the table to this file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct LabArgs {
+    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server
+    #[arg(long, global = true, value_name = "NAME", default_value = "tpo")]
+    name: String,
+    #[command(subcommand)]
+    command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum LabCommand {
+    /// Bring it up and hold it until `down`, SIGTERM or SIGINT
+    Up {
+        /// No emulation between the two TPO hosts: a plain pair of interfaces
+        #[arg(long, conflicts_with_all = ["link", "back"])]
+        plain: bool,
+        #[command(flatten)]
+        links: Links,
+    },
+    /// Change the link
+    Set(Links),
+    /// Show the hosts, the links and what they did so far
+    Show,
+    /// End it
+    Down,
+}
+
+#[derive(Debug, Args)]
+struct Links {
+    /// The link from A to B: a known one such as `demo` or `storm`, and settings such as "rate=100mbit delay=50ms loss=1%"
+    #[arg(long, value_name = "LINK", default_value = "demo", value_parser = parse_profile)]
+    link: Profile,
+    /// The link from B to A, where it is another one
+    #[arg(long, value_name = "LINK", value_parser = parse_profile)]
+    back: Option<Profile>,
+}
+
+/// The numbered reasons, for the manual of `tpo status`.
+fn reasons() -> String {
+    let lines = Reason::ALL.map(|reason| {
+        format!("  {:2}  {}: {} ({})\n", reason.number(), reason.name(), reason.sentence(), reason.advice())
+    });
+    format!("Why a connection is not accelerated, and what to do:\n{}", lines.concat())
+}
+
+/// Why a command did not do what it was asked; each kind has an exit code of its own.
+enum Failure {
+    Failed(anyhow::Error),
+    Config(Findings),
+    Control(AskError),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::Failed(error.into())
+    }
+}
+
+type Outcome = Result<(), Failure>;
+
+/// The program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Command::Run => run(&cli),
+        Command::Keygen(arguments) => keygen(arguments),
+        Command::Init => say(config::sample::SAMPLE),
+        Command::Check => check(&cli.config),
+        Command::Status(arguments) => status(&cli.config, arguments),
+        Command::Flows(arguments) => flows(&cli.config, arguments),
+        Command::Demo => demo(&cli),
+        Command::Bench(arguments) => bench(&cli, arguments),
+        Command::Lab(arguments) => lab(&cli, arguments),
+    };
+    let (code, words) = match outcome {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => (1, format!("tpo: {error:#}\n")),
+        Err(Failure::Config(findings)) => (2, findings.to_string()),
+        Err(Failure::Control(error @ AskError::NotRunning { .. })) => (3, format!("tpo: {error}\n")),
+        Err(Failure::Control(error)) => (1, format!("tpo: {error}\n")),
+    };
+    complain(&words);
+    ExitCode::from(code)
+}
+
+/// `tpo run`: the daemon.
+fn run(cli: &Cli) -> Outcome {
+    let (checked, findings, identity) = load(&cli.config)?;
+    log::start(&log_filter(cli, &checked.log)?, checked.log_format);
+    for finding in findings.iter() {
+        match finding.level {
+            Level::Error | Level::Warning => tracing::warn!(line = finding.line, "{finding}"),
+            Level::Note => tracing::info!(line = finding.line, "{finding}"),
+        }
+    }
+    crate::daemon::run(&checked, identity)?;
+    Ok(())
+}
+
+/// `tpo keygen`.
+fn keygen(arguments: &KeygenArgs) -> Outcome {
+    let identity = match (&arguments.target.out, &arguments.target.show) {
+        (Some(out), _) => keygen::generate(out, arguments.force)?,
+        (None, Some(file)) => keygen::read(file)?,
+        (None, None) => unreachable!("the command line requires one of the two"),
+    };
+    say(&format!("{}\n", identity.public_key()))
+}
+
+/// `tpo check`.
+fn check(path: &Path) -> Outcome {
+    let (checked, findings, _) = load(path)?;
+    complain(&findings.to_string());
+    let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
+    let rules = match off {
+        0 => checked.rules.len().to_string(),
+        off => format!("{} ({off} switched off)", checked.rules.len()),
+    };
+    say(&format!(
+        "{}: good. peers: {}, rules: {rules}, accepts: {}, warnings: {}\n",
+        path.display(),
+        checked.peers.len(),
+        checked.accepts.len(),
+        findings.count(Level::Warning),
+    ))
+}
+
+/// `tpo status`.
+fn status(path: &Path, arguments: &StatusArgs) -> Outcome {
+    let socket = control_socket(path)?;
+    let report = match arguments.wait_up {
+        None => control::status(&socket).map_err(Failure::Control)?,
+        Some(patience) => wait_up(&socket, patience, arguments.peer.as_deref())?,
+    };
+    match arguments.json {
+        true => say_json(&report),
+        false => say(&render::status(&report)),
+    }
+}
+
+/// `tpo flows`.
+fn flows(path: &Path, arguments: &FlowsArgs) -> Outcome {
+    let flows = control::flows(&control_socket(path)?).map_err(Failure::Control)?;
+    match arguments.json {
+        true => say_json(&flows),
+        false => say(&render::flows(&flows)),
+    }
+}
+
+/// `tpo demo`.
+fn demo(cli: &Cli) -> Outcome {
+    log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
+    crate::demo::run()?;
+    Ok(())
+}
+
+/// `tpo bench`.
+fn bench(cli: &Cli, arguments: &BenchArgs) -> Outcome {
+    log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
+    let times = crate::bench::Times { warm_up: arguments.warm_up, count: arguments.count };
+    crate::bench::run(times, arguments.out.as_deref())?;
+    Ok(())
+}
+
+/// `tpo lab`.
+fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
+    use tpo_lab::Request;
+    log::start(&log_filter(cli, "info")?, config::checked::LogFormat::Human);
+    let name = &arguments.name;
+    if name.is_empty() || name.len() > 20 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Err(anyhow::anyhow!("--name: found {name:?}; would do: 1 to 20 letters, digits or dashes").into());
+    }
+    let socket = PathBuf::from(format!("/run/tpo-lab-{name}.sock"));
+    let request = match &arguments.command {
+        LabCommand::Up { plain, links } => {
+            let (a_to_b, b_to_a) = links.both();
+            let wan = if *plain { Wan::Plain } else { Wan::Emulated { a_to_b, b_to_a } };
+            return Ok(tpo_lab::serve(name, wan, &socket)?);
+        }
+        LabCommand::Set(links) => {
+            let (a_to_b, b_to_a) = links.both();
+            Request::Set { a_to_b, b_to_a }
+        }
+        LabCommand::Show => Request::Show,
+        LabCommand::Down => Request::Down,
+    };
+    let reply = tpo_lab::request(&socket, request)?;
+    say(&reply.text)
+}
+
+impl Links {
+    fn both(&self) -> (Profile, Profile) {
+        (self.link.clone(), self.back.clone().unwrap_or_else(|| self.link.clone()))
+    }
+}
+
+/// The configuration and the key, both good; or everything that is wrong with them.
+fn load(path: &Path) -> Result<(config::Checked, Findings, std::sync::Arc<tpo_mover::Identity>), Failure> {
+    let (checked, mut findings) = config::load(path).map_err(Failure::Config)?;
+    match config::load_identity(&checked, &mut findings) {
+        Some(identity) => Ok((checked, findings, identity)),
+        None => Err(Failure::Config(findings)),
+    }
+}
+
+/// Asks until the peers are up. While nobody answers, the daemon may still be starting.
+fn wait_up(socket: &Path, patience: Duration, peer: Option<&str>) -> anyhow::Result<StatusReport> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + patience;
+    loop {
+        let why_not = match control::status(socket) {
+            Ok(report) => match not_up(&report, peer)? {
+                None => return Ok(report),
+                Some(why_not) => why_not,
+            },
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= deadline {
+            bail!("not up after {} s: {why_not}", patience.as_secs_f64());
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// What is missing until all peers, or the one asked for, are up.
+fn not_up(report: &StatusReport, wanted: Option<&str>) -> anyhow::Result<Option<String>> {
+    let asked = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+    let mut down = report.peers.iter().filter(|peer| asked(&peer.name)).peekable();
+    if down.peek().is_none() {
+        let names: Vec<&str> = report.peers.iter().map(|peer| peer.name.as_str()).collect();
+        bail!("no peer {:?}; known are: {}", wanted.unwrap_or_default(), names.join(", "));
+    }
+    let words: Vec<String> = down
+        .filter(|peer| !peer.up)
+        .map(|peer| match &peer.reason {
+            Some(reason) => format!("peer {} is {}: {reason}", peer.name, peer.state.word()),
+            None => format!("peer {} is {}", peer.name, peer.state.word()),
+        })
+        .collect();
+    Ok((!words.is_empty()).then(|| words.join("; ")))
+}
+
+fn control_socket(path: &Path) -> Result<PathBuf, Failure> {
+    // A file that cannot be read is reported with everything else that `load` has to say of it.
+    match config::control_socket(path) {
+        Some(socket) => Ok(socket),
+        None => Err(config::load(path).map_or_else(Failure::Config, |_| {
+            Failure::Failed(anyhow::anyhow!("{} could not be read a moment ago", path.display()))
+        })),
+    }
+}
+
+/// `--log`, else the environment, else the configuration.
+fn log_filter(cli: &Cli, configured: &str) -> anyhow::Result<String> {
+    if let Some(filter) = &cli.log {
+        return Ok(filter.clone());
+    }
+    match std::env::var(log::VARIABLE) {
+        Ok(filter) if filter.is_empty() => Ok(configured.to_owned()),
+        Ok(filter) => parse_filter(&filter)
+            .map_err(|words| anyhow::anyhow!("{}: found {filter:?}; would do: {words}", log::VARIABLE)),
+        Err(_) => Ok(configured.to_owned()),
+    }
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    let would_do = "error, warn, info, debug, trace, or a list such as info,tpo::edge=debug";
+    log::is_filter(text).then(|| text.to_owned()).ok_or_else(|| would_do.to_owned())
+}
+
+fn parse_profile(text: &str) -> Result<Profile, String> {
+    text.parse().map_err(|error: tpo_lab::ProfileError| error.to_string())
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    // A day: longer than anybody waits, and far from where the clock's arithmetic ends.
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "a number of seconds from 0 to 86400".into())
+}
+
+/// Writes to standard output. A reader that has gone away (`tpo flows | head`) has got what it wanted.
+fn say(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output")?,
+        _ => Ok(()),
+    }
+}
+
+fn say_json(report: &impl Serialize) -> Outcome {
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    say(&text)
+}
+
+/// Writes to standard error. Where even that is closed there is nobody left to tell.
+fn complain(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{PeerReport, PeerState};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn waiting_is_for_all_peers_or_for_one() {
+        let peer = |name: &str, up: bool| PeerReport {
+            name: name.into(),
+            up,
+            state: if up { PeerState::Up } else { PeerState::Silent },
+            reason: (!up).then(|| "nothing heard for 3 s".into()),
+            ..PeerReport::default()
+        };
+        let report = StatusReport { peers: vec![peer("lyon", true), peer("oslo", false)], ..StatusReport::default() };
+        let why = Some("peer oslo is silent: nothing heard for 3 s".to_owned());
+        assert_eq!(not_up(&report, None).unwrap(), why);
+        assert_eq!(not_up(&report, Some("oslo")).unwrap(), why);
+        assert_eq!(not_up(&report, Some("lyon")).unwrap(), None);
+        assert!(not_up(&report, Some("rome")).unwrap_err().to_string().contains("known are: lyon, oslo"));
+        assert!(not_up(&StatusReport::default(), None).is_err(), "no peer at all is not up");
+    }
 }

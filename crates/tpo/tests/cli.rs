@@ -1,0 +1,273 @@
+//! The program as a person uses it: the real binary, its output, its exit code.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use tpo::control::{Facts, Server};
+use tpo::status::{FlowReport, PeerReport, PeerState, StatusReport};
+
+/// A folder of its own for each test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("tpo-cli-{}-{test}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn tpo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpo"));
+        command.args(arguments).current_dir(&self.0).env_remove("TPO_LOG");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.tpo(arguments).output().unwrap())
+    }
+
+    /// A configuration with a key of its own, both good.
+    fn configured(test: &str) -> Folder {
+        let folder = Folder::new(test);
+        assert_eq!(folder.run(&["keygen", "--out", "paris.key"]).code, 0);
+        let peer = folder.run(&["keygen", "--out", "lyon.key"]).out;
+        let sample = folder.run(&["init"]).out;
+        let text = sample
+            .replace("<what `tpo keygen` printed in Lyon>", peer.trim())
+            .replace("#control = \"/run/tpo.sock\"", "control = \"tpo.sock\"");
+        fs::write(folder.path("tpo.toml"), text).unwrap();
+        folder
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().expect("it ended by itself"),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn keygen_writes_a_private_file_and_prints_the_public_key() {
+    let folder = Folder::new("keygen");
+    let made = folder.run(&["keygen", "--out", "paris.key"]);
+    assert_eq!((made.code, made.out.len(), made.err.as_str()), (0, 45, ""), "{made:?}");
+    assert_eq!(mode(&folder.path("paris.key")), 0o600);
+    let private = fs::read_to_string(folder.path("paris.key")).unwrap();
+    assert_ne!(private, made.out, "the private key is not what is printed");
+    let shown = folder.run(&["keygen", "--show", "paris.key"]);
+    assert_eq!((shown.code, &shown.out), (0, &made.out));
+
+    let again = folder.run(&["keygen", "--out", "paris.key"]);
+    assert_eq!((again.code, again.out.as_str()), (1, ""));
+    assert!(again.err.contains("paris.key exists already; --force replaces it"), "{}", again.err);
+    assert_eq!(fs::read_to_string(folder.path("paris.key")).unwrap(), private, "it was left alone");
+
+    let forced = folder.run(&["keygen", "--out", "paris.key", "--force"]);
+    assert_eq!(forced.code, 0, "{forced:?}");
+    assert_ne!(forced.out, made.out);
+    assert_eq!(mode(&folder.path("paris.key")), 0o600);
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left");
+}
+
+#[test]
+fn keygen_neither_follows_links_nor_takes_any_file_for_a_key() {
+    let folder = Folder::new("links");
+    fs::write(folder.path("precious"), "precious").unwrap();
+    std::os::unix::fs::symlink("precious", folder.path("link.key")).unwrap();
+    assert_eq!(folder.run(&["keygen", "--out", "link.key"]).code, 1);
+    assert_eq!(folder.run(&["keygen", "--out", "link.key", "--force"]).code, 0, "the link is replaced");
+    assert_eq!(fs::read_to_string(folder.path("precious")).unwrap(), "precious");
+    for (file, words) in
+        [("precious", "holds no private key"), ("missing", "cannot be read"), (".", "is not a key file")]
+    {
+        let ran = folder.run(&["keygen", "--show", file]);
+        assert!(ran.code == 1 && ran.err.contains(words) && !ran.err.contains("\"precious\""), "{ran:?}");
+    }
+    assert_eq!(folder.run(&["keygen", "--out", "no/such/folder.key"]).code, 1);
+    assert_eq!(folder.run(&["keygen"]).code, 2);
+    assert_eq!(folder.run(&["keygen", "--out", "a", "--show", "b"]).code, 2);
+}
+
+#[test]
+fn init_and_check_go_together() {
+    let folder = Folder::configured("check");
+    let ran = folder.run(&["check", "--config", "tpo.toml"]);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "tpo.toml: good. peers: 1, rules: 1, accepts: 1, warnings: 0\n"),
+        "{ran:?}"
+    );
+    assert_eq!(ran.err, "");
+
+    fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = folder.run(&["--config", "tpo.toml", "check"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.err.contains("tpo.toml:8: warning: [tpo] private_key_file: paris.key can be read by others (mode 0644); would do: chmod 600"), "{}", ran.err);
+
+    fs::remove_file(folder.path("paris.key")).unwrap();
+    let ran = folder.run(&["check", "--config", "tpo.toml"]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.err.starts_with("tpo.toml:8: error: [tpo] private_key_file: paris.key cannot be read: No such file"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("; would do: a key made by `tpo keygen --out paris.key`"), "{}", ran.err);
+
+    fs::copy(folder.path("lyon.key"), folder.path("paris.key")).unwrap();
+    let ran = folder.run(&["check", "--config", "tpo.toml"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("the key of peer \"lyon\" is our own"), "{}", ran.err);
+}
+
+#[test]
+fn a_broken_configuration_stops_every_command_that_needs_it() {
+    let folder = Folder::new("broken");
+    fs::write(folder.path("tpo.toml"), "[tpo]\nname = \"paris\"\nlissten = 1\n[[rule]]\nprotocol = \"udp\"\n").unwrap();
+    let check = folder.run(&["check", "--config", "tpo.toml"]);
+    assert_eq!((check.code, check.out.as_str()), (2, ""));
+    assert_eq!(folder.run(&["run", "--config", "tpo.toml"]).err, check.err, "run says the same");
+    for words in
+        ["tpo.toml:3: error: [tpo] lissten: ", "tpo.toml:5: error: [[rule]] protocol: found \"udp\"; would do: \"tcp\""]
+    {
+        assert!(check.err.contains(words), "{}", check.err);
+    }
+    let missing = folder.run(&["check", "--config", "missing.toml"]);
+    assert_eq!(missing.code, 2);
+    assert!(missing.err.starts_with("missing.toml: error: cannot be read (No such file"), "{}", missing.err);
+    fs::write(folder.path("latin.toml"), b"name = \"\xe9\"").unwrap();
+    assert!(folder.run(&["check", "--config", "latin.toml"]).err.contains("not UTF-8 text at byte 8"));
+}
+
+#[test]
+fn without_a_daemon_status_says_so() {
+    let folder = Folder::configured("nobody");
+    for arguments in [&["status", "--config", "tpo.toml"][..], &["flows", "--json", "--config", "tpo.toml"]] {
+        let ran = folder.run(arguments);
+        assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+        assert_eq!(
+            ran.err,
+            "tpo: no tpo is running: nobody answers at tpo.sock (the control of [tpo]); start it with `tpo run` or `systemctl start tpo`\n"
+        );
+    }
+    let ran = folder.run(&["status", "--wait-up", "0.1", "--config", "tpo.toml"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.starts_with("tpo: not up after 0.1 s: no tpo is running"), "{}", ran.err);
+    assert_eq!(folder.run(&["status", "--config", "missing.toml"]).code, 2);
+    assert_eq!(folder.run(&["status", "--peer", "lyon"]).code, 2, "--peer is for --wait-up");
+    assert_eq!(folder.run(&["status", "--wait-up", "soon"]).code, 2);
+}
+
+struct Running;
+
+impl Facts for Running {
+    fn status(&self) -> StatusReport {
+        let peer = |name: &str, state| PeerReport {
+            name: name.into(),
+            up: state == PeerState::Up,
+            state,
+            ..PeerReport::default()
+        };
+        let peers = vec![peer("lyon", PeerState::Up), peer("oslo", PeerState::Connecting)];
+        StatusReport { name: "paris".into(), version: "0.1.0".into(), peers, ..StatusReport::default() }
+    }
+    fn flows(&self) -> Vec<FlowReport> {
+        (0..5_000)
+            .map(|id| FlowReport { id, peer: "lyon".into(), client: "10.10.1.2:1".into(), ..FlowReport::default() })
+            .collect()
+    }
+}
+
+#[test]
+fn with_a_daemon_status_shows_what_it_says() {
+    let folder = Folder::configured("daemon");
+    let _server = Server::start(&folder.path("tpo.sock"), Arc::new(Running)).unwrap();
+    // The running daemon can still be asked when somebody has broken its configuration.
+    let broken = fs::read_to_string(folder.path("tpo.toml")).unwrap() + "\n[[rule]]\nnonsense = 1\n";
+    fs::write(folder.path("tpo.toml"), broken).unwrap();
+    let ran = folder.run(&["status", "--config", "tpo.toml"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.starts_with("paris: NOT INTERCEPTING"), "{}", ran.out);
+    assert!(ran.out.contains("\noslo is not up: no answer yet"), "{}", ran.out);
+    let json: serde_json::Value =
+        serde_json::from_str(&folder.run(&["status", "--json", "--config", "tpo.toml"]).out).unwrap();
+    assert_eq!((&json["name"], &json["peers"][1]["state"]), (&"paris".into(), &"connecting".into()));
+
+    let up = folder.run(&["status", "--wait-up", "5", "--peer", "lyon", "--config", "tpo.toml"]);
+    assert_eq!(up.code, 0, "{up:?}");
+    let all = folder.run(&["status", "--wait-up", "0.2", "--config", "tpo.toml"]);
+    assert_eq!((all.code, all.err.as_str()), (1, "tpo: not up after 0.2 s: peer oslo is connecting\n"));
+    let unknown = folder.run(&["status", "--wait-up", "60", "--peer", "rome", "--config", "tpo.toml"]);
+    assert_eq!(
+        (unknown.code, unknown.err.as_str()),
+        (1, "tpo: no peer \"rome\"; known are: lyon, oslo\n"),
+        "no need to wait"
+    );
+
+    let flows = folder.run(&["flows", "--config", "tpo.toml"]);
+    assert_eq!((flows.code, flows.out.lines().count()), (0, 5_001));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let folder = Folder::configured("pipe");
+    let _server = Server::start(&folder.path("tpo.sock"), Arc::new(Running)).unwrap();
+    let mut child =
+        folder.tpo(&["flows", "--config", "tpo.toml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Far less than the pipe and the output hold, then the reader is gone.
+    child.stdout.take().unwrap().read_exact(&mut [0; 10]).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+}
+
+#[test]
+fn the_help_tells_the_exit_codes_and_a_wrong_filter_is_refused() {
+    let folder = Folder::new("help");
+    let help = folder.run(&["--help"]);
+    assert_eq!(help.code, 0);
+    for words in ["Exit codes:", "  3  no tpo answers", "keygen", "[default: /etc/tpo/tpo.toml]"] {
+        assert!(help.out.contains(words), "{words}: {}", help.out);
+    }
+    let help = folder.run(&["status", "--help"]).out;
+    assert!(
+        help.contains("   8  not accepted: The far TPO has no [[accept]] for the destination. (add an [[accept]]"),
+        "{help}"
+    );
+    let ran = folder.run(&["--log", "inof", "init"]);
+    assert!(ran.code == 2 && ran.err.contains("error, warn, info, debug, trace"), "{ran:?}");
+    assert_eq!(folder.run(&["frobnicate"]).code, 2);
+    let ran = folder.run(&["lab", "set", "--link", "rate=fast"]);
+    assert!(ran.code == 2 && ran.err.contains("found `fast`"), "{ran:?}");
+    let ran = folder.run(&["lab", "show", "--name", "nobody-has-this"]);
+    assert!(ran.code == 1 && ran.err.contains("no lab answers"), "{ran:?}");
+}
