@@ -11,6 +11,7 @@
 use super::floor::{Floor, excess};
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
 use crate::ack::Schedule;
+use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Gains in percent. Startup: 4 ln 2, the smallest that doubles the delivery rate each round.
@@ -18,7 +19,8 @@ const STARTUP_GAIN: u64 = 277;
 const DRAIN_GAIN: u64 = 50;
 const UP_GAIN: u64 = 125;
 const DOWN_GAIN: u64 = 75;
-/// While measuring the loss floor: below the bandwidth, so that no queue and no loss is ours.
+/// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
+/// so that no queue and no loss is ours.
 const FLOOR_GAIN: u64 = 90;
 /// Cruising leaves one percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 99;
@@ -41,6 +43,8 @@ const SHORT_ROUND_DATAGRAMS: u64 = 200;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
 const PROBE_RTT_EVERY: Nanos = 10 * SECOND;
 const PROBE_RTT_TIME: Nanos = 200 * MILLISECOND;
+/// On short paths acknowledgements come in lumps that make single samples and rounds look fast: both then last at least this.
+const SHORTEST_ROUND: Nanos = 10 * MILLISECOND;
 /// Round means are compared with the least of the last two periods: what jitter adds is no queue.
 const MEAN_PERIOD: Nanos = 15 * SECOND;
 
@@ -59,6 +63,7 @@ enum Phase {
 struct Round {
     /// Ends when a datagram sent after this much was delivered is acknowledged.
     end: u64,
+    since: Nanos,
     best_rate: u64,
     /// At least one sample was not limited by what there was to send.
     full: bool,
@@ -67,6 +72,15 @@ struct Round {
     rtt_least: Nanos,
     delivered: u64,
     lost: u64,
+}
+
+/// On short paths, samples are taken over this instead.
+#[derive(Default)]
+struct Span {
+    since: Nanos,
+    delivered: u64,
+    lost: u64,
+    app_limited: bool,
 }
 
 /// The model.
@@ -82,6 +96,7 @@ pub(crate) struct Bbr {
     /// Bound until the next attempt to go up.
     short: Option<u64>,
     round: Round,
+    span: Span,
     rounds: u64,
     plateau: u64,
     plateau_rounds: u32,
@@ -114,7 +129,8 @@ impl Bbr {
             best: [0; 2],
             cycle_full: false,
             short: None,
-            round: Round { rtt_least: Nanos::MAX, ..Round::default() },
+            round: Round { since: now, rtt_least: Nanos::MAX, ..Round::default() },
+            span: Span { since: now, ..Span::default() },
             rounds: 0,
             plateau: 0,
             plateau_rounds: 0,
@@ -186,8 +202,11 @@ impl Bbr {
         let mut round_ended = false;
         if let Some(sample) = news.sample {
             self.floor.on_acked(news.acked, sample.sent);
-            round_ended = sample.prior_delivered >= self.round.end;
-            self.on_sample(news, minimum);
+            let long_enough = now >= self.round.since + SHORTEST_ROUND;
+            round_ended = sample.prior_delivered >= self.round.end && long_enough;
+            if let Some(sample) = self.smooth(sample, news, minimum, now) {
+                self.on_sample(&sample);
+            }
         }
         if self.rounds == 0 && self.best[1] == 0 {
             self.jump(minimum, now);
@@ -218,10 +237,24 @@ impl Bbr {
         self.queued = self.smoothed > base + minimum / 20 + 2 * MILLISECOND;
     }
 
-    fn on_sample(&mut self, news: &News<'_>, minimum: Nanos) {
-        let Some(sample) = news.sample.filter(|sample| sample.interval > 0 && 2 * sample.interval >= minimum) else {
-            return;
-        };
+    /// The sample to believe: this one, or on a short path all of the span, when it is over.
+    fn smooth(&mut self, sample: Sample, news: &News<'_>, minimum: Nanos, now: Nanos) -> Option<Sample> {
+        if minimum >= SHORTEST_ROUND {
+            return Some(sample).filter(|sample| 2 * sample.interval >= minimum);
+        }
+        let span = &mut self.span;
+        span.delivered += news.acked;
+        span.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+        span.app_limited |= sample.app_limited;
+        if now < span.since + SHORTEST_ROUND {
+            return None;
+        }
+        let span = std::mem::replace(span, Span { since: now, ..Span::default() });
+        let Span { since, delivered, lost, app_limited } = span;
+        Some(Sample { delivered, lost, interval: now - since, app_limited, ..sample })
+    }
+
+    fn on_sample(&mut self, sample: &Sample) {
         let given_back = self.floor.give_back(sample.delivered, sample.lost, self.datagram);
         let rate = rate_of(sample.delivered + given_back, sample.interval);
         self.round.best_rate = self.round.best_rate.max(rate);
@@ -236,7 +269,7 @@ impl Bbr {
 
     fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         self.rounds += 1;
-        let fresh = Round { end: news.delivered, rtt_least: Nanos::MAX, ..Round::default() };
+        let fresh = Round { end: news.delivered, since: now, rtt_least: Nanos::MAX, ..Round::default() };
         let round = std::mem::replace(&mut self.round, fresh);
         if round.rtt_count > 0 {
             let mean = (round.rtt_sum / u128::from(round.rtt_count)) as Nanos;
@@ -341,7 +374,7 @@ impl Bbr {
         match self.phase {
             Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
             Phase::Startup => {}
-            Phase::Drain if drained || elapsed > 4 * minimum.max(MILLISECOND) => self.after_drain(minimum, now),
+            Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
             Phase::Cruise if now >= self.next_up => self.start_up(minimum, now),
             Phase::Cruise => {}
@@ -363,7 +396,7 @@ impl Bbr {
     fn step_up(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         // The first acknowledgements tell about the time before.
-        let told = self.up_rounds > 0 || elapsed > minimum;
+        let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND);
         let total = self.round.delivered + self.round.lost;
         let too_much = excess(self.round.lost, total, self.datagram, &self.floor, self.queued);
         if told && (self.queued || too_much) {
@@ -388,15 +421,15 @@ impl Bbr {
     fn step_down(&mut self, drained: bool, minimum: Nanos, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         if !self.measuring_floor {
-            if drained || elapsed > 2 * minimum.max(MILLISECOND) {
+            if drained || elapsed > 2 * minimum.max(SHORTEST_ROUND) {
                 self.start_cruise(minimum, now);
             }
             return;
         }
-        if self.floor.measuring_since().is_none() && (drained || elapsed > 2 * minimum) {
+        if self.floor.measuring_since().is_none() && (drained || elapsed > 2 * minimum.max(SHORTEST_ROUND)) {
             self.floor.start(now);
         }
-        if self.floor.is_done(minimum, self.datagram, now) {
+        if self.floor.is_done(minimum.max(SHORTEST_ROUND), self.datagram, now) {
             self.measuring_floor = false;
             self.start_cruise(minimum, now);
         }
@@ -408,7 +441,7 @@ impl Bbr {
             Phase::Drain => DRAIN_GAIN,
             Phase::Up if fast => UP_GAIN,
             Phase::Up => 100,
-            Phase::Down if self.measuring_floor => FLOOR_GAIN,
+            Phase::Down if self.measuring_floor => (FLOOR_GAIN as f64 * (1.0 - self.floor.ratio())) as u64,
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down | Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Down | Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,

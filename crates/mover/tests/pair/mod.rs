@@ -66,6 +66,10 @@ pub(crate) struct Side {
     pub(crate) recycles: bool,
     /// The most unsent payload bytes seen after an event.
     pub(crate) backlog_max: u64,
+    /// Bytes per second that may leave, and the burst beside it.
+    rate: Option<(f64, f64)>,
+    bucket: f64,
+    bucket_at: Instant,
 }
 
 impl Side {
@@ -102,6 +106,15 @@ impl Side {
             turns += 1;
             assert!(turns < 100_000, "the budget never ends");
         }
+    }
+
+    /// With a configured rate, what leaves in any time stays below rate times time and a burst.
+    fn check_rate(&mut self, wire: usize, now: Instant) {
+        let Some((rate, burst)) = self.rate else { return };
+        let earned = (now - self.bucket_at).as_secs_f64() * rate;
+        self.bucket = (self.bucket - earned).max(0.0) + wire as f64;
+        self.bucket_at = now;
+        assert!(self.bucket <= burst, "{} bytes above the rate, {burst} are allowed", self.bucket);
     }
 
     fn read(&mut self) {
@@ -159,7 +172,9 @@ impl Node for Side {
 
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
         let transmit = self.mover.poll_transmit(out, now)?;
-        assert!(out.len() <= 64_000 && out.len().div_ceil(transmit.segment_size) <= 64, "a batch too large");
+        let datagrams = out.len().div_ceil(transmit.segment_size);
+        assert!(out.len() <= 64_000 && datagrams <= 64, "a batch too large");
+        self.check_rate(out.len() + datagrams * 48, now);
         Some((transmit.to, transmit.segment_size))
     }
 
@@ -306,6 +321,9 @@ impl Pair {
         let mut config = Config::new(self.keys[side].0.clone(), self.keys[1 - side].1, 5 + side as u16, seed);
         config.endpoint = self.setup.calls[side].then_some(self.addresses[1 - side]);
         (self.setup.change)(&mut config, side);
+        // Beside the data: acknowledgements have two percent of their own; two batches, probes of the path's size and after a
+        // silence, handshakes.
+        let rate = config.rate.map(|rate| (rate as f64 * 1.03, 40_000.0 + 3.0 * (rate as f64 / 1_000.0).min(64_000.0)));
         let dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32);
         Side {
             mover: Mover::new(config, self.world.now()),
@@ -323,6 +341,9 @@ impl Pair {
             calls: 0,
             recycles: self.runs.is_multiple_of(2),
             backlog_max: 0,
+            rate,
+            bucket: 0.0,
+            bucket_at: self.world.now(),
         }
     }
 
