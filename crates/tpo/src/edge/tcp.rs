@@ -17,8 +17,6 @@ use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 use tpo_engine::{FlowId, Peer, Read, Source, Status};
 
-use crate::intercept::tcp::reset_on_close;
-
 /// An idle connection is asked after ten minutes whether its application's host still lives, then every minute.
 /// A host that vanished would otherwise hold its flow for ever.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60));
@@ -98,6 +96,8 @@ impl Edges {
         let options = SockRef::from(&socket);
         options.set_tcp_nodelay(true)?;
         options.set_tcp_keepalive(&KEEPALIVE)?;
+        // However this process ends, the kernel resets what it leaves: an orderly end would tell the application that it has got everything.
+        options.set_linger(Some(Duration::ZERO))?;
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -187,14 +187,16 @@ impl Edges {
 
     /// Ends the edge in order; the application has been told by [`Edges::finish`].
     pub fn close(&mut self, flow: FlowId) {
-        self.take(flow);
+        if let Some(edge) = self.take(flow) {
+            // Fails only for a socket that is gone.
+            let _ = SockRef::from(&edge.socket).set_linger(None);
+        }
     }
 
     /// Ends the edge with a reset, so that the application learns at once.
     pub fn reset(&mut self, flow: FlowId) {
-        if let Some(edge) = self.take(flow) {
-            reset_on_close(&edge.socket);
-        }
+        // As it was set from the start.
+        drop(self.take(flow));
     }
 
     /// Client and server address of each edge's application connection.

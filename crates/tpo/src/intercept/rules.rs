@@ -302,20 +302,22 @@ impl Writer<'_> {
         writeln!(
             self.text,
             "  chain output {{
-    type route hook output priority {PRIORITY}; policy accept;
-    meta l4proto != tcp accept"
+    type route hook output priority {PRIORITY}; policy accept;"
         )?;
         if self.table.far_source_is_client {
-            // A server on this very host answers to the client's address; the answers must turn back to our socket. Only
-            // connection tracking knows them: the packet itself belongs to the server's socket.
+            // Two kinds of packets that this host sends to the client's address are meant for our socket that bears it: what a server on this
+            // very host answers, and the host's own ICMP errors about that socket's packets (a destination that does not answer ARP). Neither
+            // belongs to our socket, so only connection tracking knows them, by the mark that our SYN left there.
             writeln!(
                 self.text,
-                "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} ct direction original fib daddr type local ct mark set ct mark | {MARK_OWN:#x} accept
+                "    meta l4proto {{ icmp, ipv6-icmp }} ct state related ct mark & {MARK_OWN:#x} == {MARK_OWN:#x} {deliver} accept
+    meta l4proto != tcp accept
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} {SYN} ct mark set ct mark | {MARK_OWN:#x} accept
     meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
     ct direction reply ct mark & {MARK_OWN:#x} == {MARK_OWN:#x} {deliver} accept"
             )?;
         } else {
-            writeln!(self.text, "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
+            writeln!(self.text, "    meta l4proto != tcp accept\n    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
         }
         if tproxy {
             // Here too connection tracking has to remember which connections are ours. What it remembers of an earlier SYN is

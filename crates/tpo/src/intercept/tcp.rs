@@ -26,6 +26,10 @@ const NOTSENT_LOWAT_BYTES: u32 = 128 * 1024;
 /// costs 70 % more CPU.
 const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
 
+/// Times that an unanswered SYN to a destination is repeated: the client, whose own connection stands already, hears after 31 s that nobody answers,
+/// where the kernel's default would let it hope for two minutes.
+const SYN_RETRIES: libc::c_int = 4;
+
 /// The listening sockets, in the network namespace of the thread that opened them.
 #[derive(Debug)]
 pub struct Listeners {
@@ -217,6 +221,7 @@ pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::
     let destination = canonical(destination);
     let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     lan_options(&socket)?;
+    sys::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_RETRIES)?;
     if let Some(client) = client.map(canonical) {
         if client.is_ipv4() != destination.is_ipv4() {
             return Err(io::Error::new(

@@ -18,18 +18,26 @@ fn half_close_crosses_both_ways() {
         client.shutdown(Shutdown::Write).unwrap();
         expect_pattern(&server, 1, 50_000);
         expect_end(&server);
-        send_pattern(&server, 2, 3_000_000);
-        drop(server);
-        expect_pattern(&client, 2, 3_000_000);
-        expect_end(&client);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                send_pattern(&server, 2, 3_000_000);
+                drop(server);
+            });
+            expect_pattern(&client, 2, 3_000_000);
+            expect_end(&client);
+        });
         // The server finishes first, and still hears the client.
         let (client, server) = pair.joined(&listener);
         server.shutdown(Shutdown::Write).unwrap();
         expect_end(&client);
-        send_pattern(&client, 3, 3_000_000);
-        client.shutdown(Shutdown::Write).unwrap();
-        expect_pattern(&server, 3, 3_000_000);
-        expect_end(&server);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                send_pattern(&client, 3, 3_000_000);
+                client.shutdown(Shutdown::Write).unwrap();
+            });
+            expect_pattern(&server, 3, 3_000_000);
+            expect_end(&server);
+        });
     }
     wait_for("all flows to end", || pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty());
 }
