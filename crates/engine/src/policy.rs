@@ -132,6 +132,7 @@ impl Policy {
                 rule: number,
                 ports: [PortRange::new(&rule.source_ports), PortRange::new(&rule.destination_ports)],
             };
+            sources.join(source, destinations.known[destination as usize].length);
             lines.entry((source, destination, rule.protocol)).or_default().push(line);
         }
         let buckets = lines.into_iter().map(|(key, lines)| (key, Bucket::new(lines))).collect();
@@ -140,17 +141,23 @@ impl Policy {
 
     /// The first rule that names this flow.
     pub fn find(&self, key: &FlowKey) -> Option<&Rule> {
-        let (mut sources, mut destinations) = (Found::default(), Found::default());
-        self.sources.find(key.source, &mut sources);
-        self.destinations.find(key.destination, &mut destinations);
+        let sources = self.sources.find(key.source);
+        let destinations = self.destinations.find(key.destination);
         let ports = [key.source.port(), key.destination.port()];
         let mut best = NONE;
-        for source in sources.iter() {
-            for destination in destinations.iter() {
-                if source.first.max(destination.first) >= best {
+        for &(first, source) in sources.sorted() {
+            if first >= best {
+                break;
+            }
+            let from = &self.sources.known[source as usize];
+            for &(first, destination) in destinations.sorted() {
+                if first >= best {
+                    break;
+                }
+                if !from.may_meet(self.destinations.known[destination as usize].length) {
                     continue;
                 }
-                if let Some(bucket) = self.buckets.get(&(source.id, destination.id, key.protocol)) {
+                if let Some(bucket) = self.buckets.get(&(source, destination, key.protocol)) {
                     best = bucket.find(ports, best);
                 }
             }
@@ -175,31 +182,41 @@ struct Prefixes {
     /// Lengths that occur, in the space of 128 bits: those that IPv4 addresses and IPv6 addresses can match.
     lengths_v4: BTreeSet<u8>,
     lengths_v6: BTreeSet<u8>,
-    known: HashMap<(u8, u128), Known, Spread>,
+    ids: HashMap<(u8, u128), u32, Spread>,
+    known: Vec<Known>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+/// What is known of a prefix; its number is its place in the list.
+#[derive(Debug)]
 struct Known {
-    id: u32,
+    length: u8,
     /// The first rule that uses it.
     first: u32,
+    /// Of a source: lengths of the destination prefixes that rules name beside it, a bit for each.
+    partners: u128,
 }
 
-/// The prefixes that contain an address: no more than there are lengths.
-struct Found {
-    known: [Known; 129],
-    count: usize,
-}
-
-impl Default for Found {
-    fn default() -> Found {
-        Found { known: [Known::default(); 129], count: 0 }
+impl Known {
+    /// Whether a rule might name it beside a destination prefix of this length. Lengths 0 and 1 share a bit.
+    fn may_meet(&self, length: u8) -> bool {
+        self.partners & length_bit(length) != 0
     }
 }
 
+fn length_bit(length: u8) -> u128 {
+    1 << length.saturating_sub(1)
+}
+
+/// The prefixes that contain an address, no more than there are lengths: the first rule that uses each, and its number. In the
+/// order of the rules, so that the search may stop at the best one so far.
+struct Found {
+    known: [(u32, u32); 129],
+    count: usize,
+}
+
 impl Found {
-    fn iter(&self) -> impl Iterator<Item = &Known> {
-        self.known[..self.count].iter()
+    fn sorted(&self) -> &[(u32, u32)] {
+        &self.known[..self.count]
     }
 }
 
@@ -213,18 +230,30 @@ impl Prefixes {
             self.lengths_v6.insert(length);
         }
         let next = u32::try_from(self.known.len()).expect("rules are counted in 32 bits");
-        self.known.entry((length, bits)).or_insert(Known { id: next, first: rule }).id
+        let id = *self.ids.entry((length, bits)).or_insert(next);
+        if id == next {
+            self.known.push(Known { length, first: rule, partners: 0 });
+        }
+        id
     }
 
-    fn find(&self, address: SocketAddr, found: &mut Found) {
+    /// Notes that a rule names this prefix beside a destination prefix of that length.
+    fn join(&mut self, id: u32, length: u8) {
+        self.known[id as usize].partners |= length_bit(length);
+    }
+
+    fn find(&self, address: SocketAddr) -> Found {
+        let mut found = Found { known: [(0, 0); 129], count: 0 };
         let bits = bits_of(address.ip());
         let lengths = if bits >> 32 == MAPPED { &self.lengths_v4 } else { &self.lengths_v6 };
         for length in lengths {
-            if let Some(known) = self.known.get(&(*length, mask(bits, *length))) {
-                found.known[found.count] = *known;
+            if let Some(id) = self.ids.get(&(*length, mask(bits, *length))) {
+                found.known[found.count] = (self.known[*id as usize].first, *id);
                 found.count += 1;
             }
         }
+        found.known[..found.count].sort_unstable();
+        found
     }
 }
 

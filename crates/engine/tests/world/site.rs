@@ -16,12 +16,14 @@ use crate::apps::{Apps, End, Engine, Script, check_ends};
 pub const A: usize = 0;
 pub const B: usize = 1;
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one; a failure prints the command that replays it.
+/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a failure prints the command that
+/// replays it.
 pub fn seeds(test: &str, count: u64, scenario: impl Fn(u64)) {
     if let Ok(seed) = std::env::var("TPO_SEED") {
         return scenario(seed.parse().expect("TPO_SEED is a number"));
     }
-    for seed in 0..count {
+    let times: u64 = std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
+    for seed in 0..count * times {
         let replay = Replay { test, seed };
         scenario(seed);
         std::mem::forget(replay);
@@ -166,6 +168,11 @@ impl Pair {
     /// How a flow went, as one side saw it: by the side that opened it and its number.
     pub fn end(&self, side: usize, (opener, number): (u8, usize)) -> &End {
         self.apps(side).end(opener, number)
+    }
+
+    /// Sessions with a new instance that a side has had.
+    pub fn sessions(&self, side: usize) -> usize {
+        self.apps(side).peer_events.iter().filter(|event| **event == Event::Connected { fresh: true }).count()
     }
 
     pub fn run_until(&mut self, f: impl Fn(&Pair) -> bool, limit: Duration) -> bool {
