@@ -1,7 +1,7 @@
 //! The accelerator without an operating system: messages of flows to payloads and back (claims 7-18, 42, 47).
 //!
 //! The walk of a byte through this crate: an edge (of the program) says that a flow is [`Peer::readable`]; when the mover
-//! may send, the packet driver takes the flow's turn ([`driver`](self)'s schedule), reads its bytes through [`Source`] straight
+//! may send, the packet driver takes the flow's turn (the schedule's order), reads its bytes through [`Source`] straight
 //! into a buffer behind a routing header and a message header, and gives the buffer to the mover as a payload. At the far
 //! side the payload is taken apart, each flow's bytes are put in order, and the edge is told to [`Event::Deliver`] them.
 //!
