@@ -36,7 +36,7 @@ fn a_clean_link() {
 /// Everything at once that a network may do to datagrams without an outage, chosen by the seed.
 #[test]
 fn any_mix_of_troubles() {
-    seeds("world", "any_mix_of_troubles", 400, |seed| {
+    seeds("world", "any_mix_of_troubles", 1_500, |seed| {
         let mut dice = fastrand::Rng::with_seed(seed);
         let mut link = || {
             let delay = dice.u64(0..80);
@@ -181,7 +181,7 @@ fn late_replays_of_every_datagram() {
 
 #[test]
 fn an_outage_of_thirty_seconds_loses_nothing() {
-    seeds("world", "an_outage_of_thirty_seconds_loses_nothing", 60, |seed| {
+    seeds("world", "an_outage_of_thirty_seconds_loses_nothing", 120, |seed| {
         let start = 0.2 + seed as f64 * 0.037;
         let link = format!("rate=20mbit delay=25ms loss={}% mtu=1500", seed % 3);
         let mut setup = Setup::new(seed, &link);
@@ -247,7 +247,7 @@ fn the_low_half_of_the_numbers_wraps() {
 
 #[test]
 fn both_call_at_once() {
-    seeds("world", "both_call_at_once", 200, |seed| {
+    seeds("world", "both_call_at_once", 500, |seed| {
         let loss = seed % 4 * 10;
         let mut setup = Setup::new(seed, &format!("rate=50mbit delay={}ms loss={loss}% mtu=1500", seed % 50));
         (setup.a, setup.b) = (Task::payloads(30), Task::payloads(30));
@@ -264,7 +264,7 @@ fn both_call_at_once() {
 
 #[test]
 fn a_restart_is_found_and_starts_anew() {
-    seeds("world", "a_restart_is_found_and_starts_anew", 120, |seed| {
+    seeds("world", "a_restart_is_found_and_starts_anew", 240, |seed| {
         let mut setup = Setup::new(seed, &format!("rate=20mbit delay=30ms loss={}% jitter=10ms mtu=1500", seed % 3));
         (setup.a, setup.b) = (Task::payloads(2_000), Task::payloads(2_000));
         setup.calls = [true, true];
@@ -471,4 +471,59 @@ fn the_same_seed_gives_the_same_run() {
         };
         assert_eq!(trace(), trace(), "seed {seed}");
     }
+}
+
+#[test]
+fn both_start_anew_at_once() {
+    seeds("world", "both_start_anew_at_once", 60, |seed| {
+        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=30ms loss={}% mtu=1500", seed % 3 * 5));
+        (setup.a, setup.b) = (Task::payloads(2_000), Task::payloads(2_000));
+        setup.calls = [true, seed % 2 == 0];
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(0.3 + seed as f64 * 0.003));
+        pair.restart(A, Task::payloads(40));
+        pair.restart(B, Task::payloads(40));
+        pair.connect();
+        pair.finish(secs(60.0));
+        pair.rest();
+    });
+}
+
+/// The peer's address changes while payloads flow: only an authenticated, newest datagram moves us.
+#[test]
+fn a_peer_that_moves_is_followed() {
+    seeds("world", "a_peer_that_moves_is_followed", 20, |seed| {
+        let mut setup = Setup::new(seed, "rate=20mbit delay=10ms mtu=1500");
+        setup.a = Task { every: Some(secs(0.05)), ..Task::payloads(1_000) };
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(1.0));
+        // From now on a translator on the way gives A another port.
+        let tape = Rc::new(RefCell::new(Vec::new()));
+        let recorder = tape.clone();
+        let a = pair.address(A);
+        pair.world.tap(move |from, _, bytes| {
+            if from != a {
+                return Verdict::Keep;
+            }
+            recorder.borrow_mut().push(bytes.clone());
+            Verdict::Drop
+        });
+        let moved = SocketAddr::new(a.ip(), 61_000);
+        let mut forged = vec![0x40, 0, 0x60, 1, 0, 0, 0, 9];
+        forged.resize(100, 7);
+        pair.world.inject("10.9.9.9:9".parse().unwrap(), B, forged, secs(0.0));
+        pair.world.run_for(secs(0.3));
+        assert_eq!(pair.side(B).mover.remote(), Some(a), "nobody has moved yet");
+        let mut bytes: Vec<_> = tape.take();
+        let last = bytes.pop().unwrap();
+        pair.world.inject(moved, B, last, secs(0.01));
+        // An older datagram from the old address comes later: it does not move us back.
+        pair.world.inject(a, B, bytes.pop().unwrap(), secs(0.02));
+        pair.world.run_for(secs(0.2));
+        assert_eq!(pair.side(B).mover.remote(), Some(moved));
+        assert_eq!(pair.stats(B).moves, 1);
+        assert!(pair.world.unroutable() > 0, "B answers to the new address");
+    });
 }

@@ -440,12 +440,14 @@ pub(crate) fn secs(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one; a failure prints the command that replays it.
+/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a failure prints the command
+/// that replays it.
 pub(crate) fn seeds(file: &str, test: &str, count: u64, scenario: impl Fn(u64)) {
     if let Ok(seed) = std::env::var("TPO_SEED") {
         return scenario(seed.parse().expect("TPO_SEED is a number"));
     }
-    for seed in 0..count {
+    let times = std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
+    for seed in 0..count * times {
         let replay = Replay { file, test, seed };
         scenario(seed);
         std::mem::forget(replay);
