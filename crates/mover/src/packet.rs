@@ -38,7 +38,7 @@ pub(crate) enum Subfield<'a> {
     Close { reason: u8 },
 }
 
-/// One segment of one payload [22]. The physical number is the datagram's and was compared by the parser.
+/// One segment of one payload (claim 22). The physical number is the datagram's and was compared by the parser.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Data<'a> {
     pub(crate) at_once: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Data<'a> {
     pub(crate) segment: &'a [u8],
 }
 
-/// What the other side sent and received [23]. The words are decoded by `ack.rs`.
+/// What the other side sent and received (claim 23). The words are decoded by `ack.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ack<'a> {
     pub(crate) highest_sent: u32,

@@ -102,7 +102,7 @@ pub struct Stats {
     pub rtt: Option<Duration>,
     /// Shortest round trip.
     pub min_rtt: Option<Duration>,
-    /// Bytes per second that the peer says it delivers to its packet driver [23].
+    /// Bytes per second that the peer says it delivers to its packet driver (claim 23).
     pub peer_delivery_rate: u64,
     /// Bytes per second that we deliver to our packet driver.
     pub delivery_rate: u64,

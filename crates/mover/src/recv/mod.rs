@@ -162,7 +162,7 @@ impl Receiver {
     }
 }
 
-/// The rate of data delivery to our packet driver, on our own clock [23].
+/// The rate of data delivery to our packet driver, on our own clock (claim 23).
 struct Meter {
     since: Nanos,
     bytes: u64,
