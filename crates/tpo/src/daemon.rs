@@ -102,7 +102,8 @@ impl Daemon {
 
         let installed = install::install(&table, listeners.ports()).context("install the interception rules")?;
         let lease = Lease::open().context("open netlink for the leases")?;
-        let policy = Policy::new(checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.clone()).collect());
+        let policy =
+            Policy::new(checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.clone()).collect());
         let gate = Gate::start(doorbell, listeners, lease, policy, lanes.clone()).context("start the gate")?;
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
         let control = control::Server::start(&checked.control, Arc::new(facts))

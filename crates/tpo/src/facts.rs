@@ -15,8 +15,8 @@ use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
 use crate::router::Drops;
 use crate::status::{
-    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport, PeerReport,
-    PeerState, Reason, StatusReport,
+    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport,
+    PeerReport, PeerState, Reason, StatusReport,
 };
 
 /// A lane answers within its turn; one that takes longer is reported as wedged.
@@ -87,7 +87,9 @@ impl Facts {
             PeerState::Up => None,
             PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
             PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
-            _ if handshake.strangers > 0 => Some("datagrams with wrong keys arrive: compare the public keys at both ends".into()),
+            _ if handshake.strangers > 0 => {
+                Some("datagrams with wrong keys arrive: compare the public keys at both ends".into())
+            }
             _ => Some("no answer to the handshake: is the peer running, and is UDP let through?".into()),
         };
         let lost = mover.wire_bytes_lost as f64;

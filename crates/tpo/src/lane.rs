@@ -111,7 +111,12 @@ pub struct Pulse {
 
 impl Pulse {
     fn new() -> Pulse {
-        Pulse { start: Instant::now(), beat_ms: AtomicU64::new(0), up: AtomicBool::new(false), memory: AtomicUsize::new(0) }
+        Pulse {
+            start: Instant::now(),
+            beat_ms: AtomicU64::new(0),
+            up: AtomicBool::new(false),
+            memory: AtomicUsize::new(0),
+        }
     }
 
     fn beat(&self, now: Instant, up: bool) -> bool {
@@ -439,7 +444,9 @@ impl Loop {
                 Event::Connected { fresh } => {
                     info!(peer = %self.name, fresh, remote = ?self.peer.remote(), "peer connected");
                 }
-                Event::Silent => warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule"),
+                Event::Silent => {
+                    warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule")
+                }
                 Event::Heard => info!(peer = %self.name, "peer heard again"),
                 Event::Dead => warn!(peer = %self.name, "peer gone: its flows are reset"),
             }

@@ -15,9 +15,9 @@ pub mod log;
 pub mod status;
 
 // The walk.
-pub mod intercept;
-pub mod gate;
 pub mod edge;
+pub mod gate;
+pub mod intercept;
 pub mod lane;
 pub mod link;
 pub mod router;

@@ -49,21 +49,20 @@ pub(super) fn bulk(
                 while (&server).write_all(&chunk).is_ok() {}
             });
         }
-        for client in &clients {
+        for client in clients {
             let (stop, received) = (&stop, &received);
             scope.spawn(move || {
                 let mut chunk = vec![0; CHUNK];
                 while !stop.load(Ordering::Relaxed) {
-                    match (&*client).read(&mut chunk) {
+                    match (&client).read(&mut chunk) {
                         Ok(0) | Err(_) => break,
                         Ok(n) => {
                             received.fetch_add(n as u64, Ordering::Relaxed);
                         }
                     }
                 }
-                // The server's writer ends with the connection.
-                let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
-                let _ = client.shutdown(std::net::Shutdown::Both);
+                // A reset, so that the server's writer ends too, however full the connection is.
+                let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
             });
         }
         std::thread::sleep(warm_up);
@@ -142,8 +141,10 @@ fn listen(lab: &Lab, congestion: &str) -> Result<TcpListener> {
 }
 
 fn connect(lab: &Lab, to: SocketAddr, flows: usize) -> Result<Vec<TcpStream>> {
-    lab.inside(Host::Client, || (0..flows).map(|_| TcpStream::connect_timeout(&to, Duration::from_secs(10))).collect::<io::Result<_>>())
-        .with_context(|| format!("connect to {to}"))
+    lab.inside(Host::Client, || {
+        (0..flows).map(|_| TcpStream::connect_timeout(&to, Duration::from_secs(10))).collect::<io::Result<_>>()
+    })
+    .with_context(|| format!("connect to {to}"))
 }
 
 fn serve(listener: &TcpListener, requests: usize) {

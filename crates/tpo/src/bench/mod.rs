@@ -48,7 +48,9 @@ struct Cell {
 /// # Errors
 /// When the lab cannot be made, or a transfer fails.
 pub fn run(times: Times, out: Option<&Path>) -> Result<()> {
-    let mut text = String::from("| link | way | one flow, Mbit/s | 16 flows, Mbit/s | first byte p50 / p95, ms | CPU s per Gbit, both TPOs | connections/s |\n|---|---|--:|--:|--:|--:|--:|\n");
+    let mut text = String::from(
+        "| link | way | one flow, Mbit/s | 16 flows, Mbit/s | first byte p50 / p95, ms | CPU s per Gbit, both TPOs | connections/s |\n|---|---|--:|--:|--:|--:|--:|\n",
+    );
     for (name, link) in LINKS {
         let profile: Profile = link.parse().expect("the links of the matrix are good");
         rows(&mut text, name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }, times)?;
@@ -90,7 +92,14 @@ fn rows(text: &mut String, name: &str, wan: Wan, times: Times) -> Result<()> {
     Ok(())
 }
 
-fn measure(lab: &Lab, way: &'static str, congestion: &str, pair: Option<&Pair>, plain: bool, times: Times) -> Result<Cell> {
+fn measure(
+    lab: &Lab,
+    way: &'static str,
+    congestion: &str,
+    pair: Option<&Pair>,
+    plain: bool,
+    times: Times,
+) -> Result<Cell> {
     let mut err = std::io::stderr();
     // Progress is a courtesy.
     let _ = writeln!(err, "measuring: {way}");

@@ -232,4 +232,3 @@ fn check(file: &Path, seed: u64, bytes: usize) -> Result<()> {
     std::fs::remove_file(file)?;
     Ok(())
 }
-

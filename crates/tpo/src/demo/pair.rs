@@ -19,7 +19,8 @@ impl Pair {
     pub fn start(lab: &Lab, folder: &Path, peer_settings: &str) -> Result<Pair> {
         let program = std::env::current_exe().context("find this program")?;
         let key = |site: &str| -> Result<String> {
-            let output = Command::new(&program).args(["keygen", "--out"]).arg(folder.join(format!("{site}.key"))).output()?;
+            let output =
+                Command::new(&program).args(["keygen", "--out"]).arg(folder.join(format!("{site}.key"))).output()?;
             ensure!(output.status.success(), "tpo keygen: {}", String::from_utf8_lossy(&output.stderr).trim());
             Ok(String::from_utf8(output.stdout)?.trim().to_owned())
         };
@@ -39,7 +40,12 @@ impl Pair {
                      [[accept]]\npeer = \"{peer}\"\ndestination = \"{here}\"\n"
                 ),
             )?;
-            let child = lab.command(host, &pair.program).args(["run", "--config"]).arg(&config).spawn().context("start tpo run")?;
+            let child = lab
+                .command(host, &pair.program)
+                .args(["run", "--config"])
+                .arg(&config)
+                .spawn()
+                .context("start tpo run")?;
             pair.children.push(child);
         }
         pair.ask(&["--wait-up", "10"])?;

@@ -19,7 +19,8 @@ use tpo_engine::{FlowId, Peer, Read, Source, Status};
 
 /// An idle connection is asked after ten minutes whether its application's host still lives, then every minute.
 /// A host that vanished would otherwise hold its flow for ever.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60));
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60));
 /// Slices written by one system call; the engine keeps a flow's bytes in pieces of messages.
 const SLICES: usize = 64;
 
@@ -244,9 +245,9 @@ impl Source for Edges {
 pub fn status_of(error: &io::Error) -> Status {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Status::Refused,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM) => {
-            Status::Unreachable
-        }
+        Some(
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM,
+        ) => Status::Unreachable,
         Some(libc::ETIMEDOUT) => Status::TimedOut,
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Status::NoResources,
         _ => Status::Reset,

@@ -317,7 +317,10 @@ impl Writer<'_> {
     ct direction reply ct mark & {MARK_OWN:#x} == {MARK_OWN:#x} {deliver} accept"
             )?;
         } else {
-            writeln!(self.text, "    meta l4proto != tcp accept\n    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
+            writeln!(
+                self.text,
+                "    meta l4proto != tcp accept\n    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept"
+            )?;
         }
         if tproxy {
             // Here too connection tracking has to remember which connections are ours. What it remembers of an earlier SYN is

@@ -108,9 +108,7 @@ impl Link {
             match self.send_run(to, now, segment) {
                 Ok(()) => rest = later,
                 // Segmentation offload was refused late: the state has noted it, the same bytes go again one by one.
-                Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment =>
-                {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment => {
                     debug!(%error, "segmentation offload refused");
                     return self.send_singly(to, rest, segment);
                 }
@@ -143,9 +141,7 @@ impl Link {
     /// An IPv6 socket wants an IPv4 peer in mapped form.
     fn destination(&self, to: SocketAddr) -> SocketAddr {
         match (to, self.socket.local_addr()) {
-            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => {
-                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
-            }
+            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
             _ => to,
         }
     }
@@ -229,7 +225,10 @@ fn enlarge(socket: &Socket) {
     crate::sys::force_buffer_sizes(socket, RECEIVE_BUFFER, SEND_BUFFER);
     let got = socket.recv_buffer_size().unwrap_or(0);
     if got < RECEIVE_BUFFER / 16 {
-        warn!(bytes = got, "the kernel grants only a small receive buffer: raise net.core.rmem_max or grant CAP_NET_ADMIN");
+        warn!(
+            bytes = got,
+            "the kernel grants only a small receive buffer: raise net.core.rmem_max or grant CAP_NET_ADMIN"
+        );
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::site::{Options, Pair, V4, V6, accept, expect_end, expect_pattern, send_pattern, wait_for};
 use tpo_lab::Host;
 
-const LOSSY: Options = Options { wan: "rate=400mbit delay=10ms loss=1%", tpo: "", intercept: "", rule: "", accept: "", prepare: &[] };
+const LOSSY: Options =
+    Options { wan: "rate=400mbit delay=10ms loss=1%", tpo: "", intercept: "", rule: "", accept: "", prepare: &[] };
 
 #[test]
 fn two_hundred_megabytes_each_way_at_one_percent_loss() {
@@ -225,7 +226,10 @@ fn loss_on_a_bulk_flow_does_not_delay_another_flow() {
     });
     times.sort();
     let median = times[times.len() / 2];
-    assert!(median < Duration::from_millis(150), "echo beside a lossy bulk flow: median {median:?} at 100 ms round trip");
+    assert!(
+        median < Duration::from_millis(150),
+        "echo beside a lossy bulk flow: median {median:?} at 100 ms round trip"
+    );
 }
 
 /// Resident memory of a daemon, bytes.

@@ -14,7 +14,8 @@ fn until_direct(pair: &Pair, to: SocketAddr) -> Duration {
         assert!(start.elapsed() < Duration::from_secs(6), "still not direct\n{}", pair.logs());
         // A connection of the interim may be reset or hang: what counts is when the first direct one gets through.
         let attempt = Instant::now();
-        let outcome = pair.lab.inside(Host::Client, || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)));
+        let outcome =
+            pair.lab.inside(Host::Client, || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)));
         if outcome.is_ok() && attempt.elapsed() > Duration::from_millis(35) {
             return start.elapsed();
         }
@@ -138,7 +139,12 @@ fn everything_installed_is_removed_on_exit_and_after_a_kill_at_the_next_start() 
     let mut pair = Pair::new(&Options::default());
     let installed = |pair: &Pair| {
         let mut text = String::new();
-        for command in [&["nft", "list", "ruleset"][..], &["ip", "rule"], &["ip", "-6", "rule"], &["ip", "route", "show", "table", "all"]] {
+        for command in [
+            &["nft", "list", "ruleset"][..],
+            &["ip", "rule"],
+            &["ip", "-6", "rule"],
+            &["ip", "route", "show", "table", "all"],
+        ] {
             let output = pair.lab.command(Host::A, command[0]).args(&command[1..]).output().unwrap();
             text += &String::from_utf8_lossy(&output.stdout);
         }

@@ -24,7 +24,10 @@ fn strangers_get_no_answer_and_truncated_or_replayed_datagrams_only_a_counter() 
     let answer = stranger.recv_from(&mut [0; 2_048]);
     assert!(answer.is_err(), "a stranger was answered: {answer:?}");
     let strangers = pair.status(Host::B)["strangers"].clone();
-    assert!(strangers.as_object().is_some_and(|kinds| kinds.values().filter_map(|n| n.as_u64()).sum::<u64>() > 0), "{strangers}");
+    assert!(
+        strangers.as_object().is_some_and(|kinds| kinds.values().filter_map(|n| n.as_u64()).sum::<u64>() > 0),
+        "{strangers}"
+    );
     // The flows of the pair did not notice.
     send_pattern(&client, 8, 1_000_000);
     expect_pattern(&server, 8, 1_000_000);

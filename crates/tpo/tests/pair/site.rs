@@ -67,7 +67,8 @@ impl Pair {
         let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder).unwrap();
         let profile: Profile = options.wan.parse().unwrap();
-        let lab = Lab::up(&name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }).expect("make the lab (needs root and ip)");
+        let lab = Lab::up(&name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile })
+            .expect("make the lab (needs root and ip)");
         for host in [Host::A, Host::B] {
             for command in options.prepare {
                 let status = lab.command(host, command[0]).args(&command[1..]).status().unwrap();
@@ -108,7 +109,11 @@ impl Pair {
 
     /// Starts one daemon.
     pub(crate) fn run(&mut self, host: Host) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.join(format!("{}.log", site(host)))).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(format!("{}.log", site(host))))
+            .unwrap();
         let child = self
             .lab
             .command(host, env!("CARGO_BIN_EXE_tpo"))
@@ -153,12 +158,7 @@ impl Pair {
     pub(crate) fn wait_up(&self) {
         for host in [Host::A, Host::B] {
             let output = tpo().args(["status", "--wait-up", "15", "--config"]).arg(self.config(host)).output().unwrap();
-            assert!(
-                output.status.success(),
-                "not up: {}\n{}",
-                String::from_utf8_lossy(&output.stderr),
-                self.logs()
-            );
+            assert!(output.status.success(), "not up: {}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
         }
         // Up is what the lane says; the lease follows within the gate's next turn.
         wait_for("the leases", || {
@@ -184,7 +184,12 @@ impl Pair {
     pub(crate) fn logs(&self) -> String {
         ["a", "b"]
             .iter()
-            .map(|site| format!("--- log of {site}\n{}", std::fs::read_to_string(self.folder.join(format!("{site}.log"))).unwrap_or_default()))
+            .map(|site| {
+                format!(
+                    "--- log of {site}\n{}",
+                    std::fs::read_to_string(self.folder.join(format!("{site}.log"))).unwrap_or_default()
+                )
+            })
             .collect()
     }
 
