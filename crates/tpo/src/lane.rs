@@ -448,7 +448,7 @@ impl Loop {
                     warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule")
                 }
                 Event::Heard => info!(peer = %self.name, "peer heard again"),
-                Event::Dead => warn!(peer = %self.name, "peer gone: its flows are reset"),
+                Event::Dead => warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset"),
             }
         }
         self.follow_remote();
@@ -512,12 +512,13 @@ impl Loop {
         }
         for _ in 0..TRANSMIT_TURN {
             self.batch.clear();
-            let Some(transmit) = self.peer.poll_transmit(&mut self.edges, &mut self.batch, now) else { return false };
+            let transmit = self.peer.poll_transmit(&mut self.edges, &mut self.batch, now);
+            // Reading an edge may have found its end, whether or not something is sent.
+            self.follow_engine(now);
+            let Some(transmit) = transmit else { return false };
             if !self.send(transmit.to, transmit.segment_size, now) {
                 return false;
             }
-            // Reading an edge may have found its end.
-            self.follow_engine(now);
         }
         true
     }

@@ -85,6 +85,8 @@ pub(crate) struct Sender {
     window_limited: Cell<bool>,
     lost: Vec<Lost>,
     lost_datagrams: u64,
+    /// Bytes of size probes that the path did not carry: found out, not lost.
+    lost_probe_bytes: u64,
 }
 
 impl Sender {
@@ -111,6 +113,7 @@ impl Sender {
             window_limited: Cell::new(false),
             lost: Vec::new(),
             lost_datagrams: 0,
+            lost_probe_bytes: 0,
         }
     }
 
@@ -395,6 +398,7 @@ impl Sender {
         let size = record.bytes as usize - self.overhead.min(record.bytes as usize);
         if record.probe {
             self.mtu.on_probe_lost(size, now);
+            self.lost_probe_bytes += u64::from(record.bytes);
             return false;
         }
         self.lost_datagrams += 1;
@@ -516,7 +520,7 @@ impl Sender {
         stats.losses_spurious += self.loss.spurious();
         stats.mtu_falls += self.mtu.falls();
         stats.wire_bytes_delivered += self.flight.delivered();
-        stats.wire_bytes_lost += self.flight.lost();
+        stats.wire_bytes_lost += self.flight.lost().saturating_sub(self.lost_probe_bytes);
     }
 
     pub(crate) fn check_invariants(&self) {

@@ -1,4 +1,4 @@
-//! The configuration: what a person writes ([`file`]), what it means ([`checked`]), and a file to begin with ([`sample`]).
+//! The configuration: what a person writes ([`mod@file`]), what it means ([`checked`]), and a file to begin with ([`sample`]).
 //!
 //! A file is checked as a whole: every mistake is reported at once, each with its line, the key, what was found and what
 //! would do. Nothing past this module sees text: names are indices, rates are bytes per second, paths are complete.
