@@ -50,17 +50,23 @@ fn test(rest: &[String]) -> Result<()> {
 fn check() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args(["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-D warnings"))
+    run(cargo()
+        .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Root, and the programs: what the tests and the demo cannot do without.
 fn prepare() -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1));
+    let effective =
+        status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1));
     if effective != Some("0") {
-        bail!("this makes network namespaces and needs root; run it as root, for example: sudo -E env PATH=\"$PATH\" cargo xtask …");
+        bail!(
+            "this makes network namespaces and needs root; run it as root, for example: sudo -E env PATH=\"$PATH\" cargo xtask …"
+        );
     }
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -225,6 +225,10 @@ fn keygen(arguments: &KeygenArgs) -> Outcome {
 fn check(path: &Path) -> Outcome {
     let (checked, findings, _) = load(path)?;
     complain(&findings.to_string());
+    // What this host's own settings mean for it: facts of the machine, not of the file.
+    for finding in crate::intercept::findings::findings(&crate::daemon::table(&checked)) {
+        complain(&format!("this host: {finding}\n"));
+    }
     let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
     let rules = match off {
         0 => checked.rules.len().to_string(),

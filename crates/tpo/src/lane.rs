@@ -32,6 +32,8 @@ const PULSE: Duration = Duration::from_millis(200);
 const RECEIVE_TURN: usize = 4;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
+/// A socket of the lane's own is made anew at most this often.
+const LINK_RETRY: Duration = Duration::from_millis(500);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
 /// Room for one batch of datagrams: what segmentation offload takes at once.
@@ -207,6 +209,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             link: None,
             link_to: None,
             link_blocked: false,
+            link_tried: None,
             port,
             local: None,
             inbox,
@@ -235,6 +238,8 @@ struct Loop {
     link: Option<Link>,
     link_to: Option<SocketAddr>,
     link_blocked: bool,
+    /// When the socket was last made, or could not be.
+    link_tried: Option<Instant>,
     port: u16,
     local: Option<IpAddr>,
     inbox: Receiver<Command>,
@@ -451,7 +456,7 @@ impl Loop {
                 Event::Dead => warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset"),
             }
         }
-        self.follow_remote();
+        self.follow_remote(now);
     }
 
     fn open(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
@@ -471,20 +476,41 @@ impl Loop {
         }
     }
 
-    /// Keeps a socket connected to where the peer is now.
-    fn follow_remote(&mut self) {
-        let Some(remote) = self.peer.remote() else { return };
-        if self.link_to == Some(remote) {
+    /// A connected socket keeps the source address that it began with. When that has gone, or leads nowhere any more, a new one finds
+    /// today's; until then the listening socket speaks, which is bound to none.
+    fn renew_link(&mut self, now: Instant) {
+        if self.link_tried.is_some_and(|tried| now < tried + LINK_RETRY) {
             return;
         }
-        let link = match Link::connect(self.port, self.local, remote) {
-            Ok(link) => link,
-            Err(error) => {
-                // The listening socket goes on speaking for this lane, and hearing through the router.
-                debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
-                return;
-            }
-        };
+        if let Some(old) = self.link.take() {
+            // Dropped right after; a descriptor that is closed leaves the poll by itself.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
+        }
+        self.link_to = None;
+        self.link_blocked = false;
+        self.unsent = None;
+        self.local = None;
+    }
+
+    /// Keeps a socket connected to where the peer is now.
+    fn follow_remote(&mut self, now: Instant) {
+        let Some(remote) = self.peer.remote() else { return };
+        if self.link_to == Some(remote)
+            || self.link_tried.is_some_and(|tried| self.link.is_none() && now < tried + LINK_RETRY)
+        {
+            return;
+        }
+        self.link_tried = Some(now);
+        // The address at which the peer called us may be gone by now.
+        let link =
+            match Link::connect(self.port, self.local, remote).or_else(|_| Link::connect(self.port, None, remote)) {
+                Ok(link) => link,
+                Err(error) => {
+                    // The listening socket goes on speaking for this lane, and hearing through the router.
+                    debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
+                    return;
+                }
+            };
         if let Some(old) = &self.link {
             // Dropped right after; a descriptor that is closed leaves the poll by itself.
             let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
@@ -542,7 +568,10 @@ impl Loop {
             }
             Sent::TooLarge => self.peer.on_too_large(segment.min(self.batch.len()), now),
             Sent::Refused => self.peer.on_refused(now),
-            Sent::Failed => self.counters.send_failures += 1,
+            Sent::Failed => {
+                self.counters.send_failures += 1;
+                self.renew_link(now);
+            }
         }
         true
     }

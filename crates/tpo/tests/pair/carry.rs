@@ -4,16 +4,17 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use crate::site::{Options, Pair, V4, V6, accept, expect_end, expect_pattern, send_pattern, wait_for};
+use crate::site::{Options, Pair, V4, V6, accept, exchange, expect_end, expect_pattern, send_pattern, wait_for};
 use tpo_lab::Host;
 
-const LOSSY: Options =
-    Options { wan: "rate=400mbit delay=10ms loss=1%", tpo: "", intercept: "", rule: "", accept: "", prepare: &[] };
+fn lossy() -> Options {
+    Options { wan: "rate=400mbit delay=10ms loss=1%", ..Options::default() }
+}
 
 #[test]
 fn two_hundred_megabytes_each_way_at_one_percent_loss() {
     const BYTES: usize = 200_000_000;
-    let pair = Pair::start(&LOSSY);
+    let pair = Pair::start(&lossy());
     for address in [V4, V6] {
         let listener = pair.listen(address);
         let (client, server) = pair.joined(&listener);
@@ -44,7 +45,7 @@ fn two_hundred_megabytes_each_way_at_one_percent_loss() {
 fn two_hundred_connections_at_once_and_the_server_sees_each_client() {
     const CONNECTIONS: usize = 200;
     const BYTES: usize = 100_000;
-    let pair = Pair::start(&LOSSY);
+    let pair = Pair::start(&lossy());
     for address in [V4, V6] {
         let listener = pair.listen(address);
         let to = listener.local_addr().unwrap();
@@ -89,8 +90,7 @@ fn both_sides_open_flows() {
         assert!(start.elapsed() < Duration::from_millis(20), "the connection from the other side is accelerated too");
         let (near, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap());
-        send_pattern(&stream, 5, 1_000_000);
-        expect_pattern(&near, 5, 1_000_000);
+        exchange(&stream, &near, 5, 1_000_000);
     }
     assert!(pair.flows(Host::A).iter().all(|flow| flow["opened_by"] == "peer"), "{:?}", pair.flows(Host::A));
 }
@@ -110,7 +110,7 @@ fn a_server_that_speaks_first_is_heard() {
 
 #[test]
 fn a_slow_reader_holds_no_more_than_its_credit_and_the_budget() {
-    let pair = Pair::start(&Options { tpo: "memory = \"64MiB\"", ..LOSSY });
+    let pair = Pair::start(&Options { tpo: "memory = \"64MiB\"", ..lossy() });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
     let before = resident(&pair, Host::B);
@@ -156,7 +156,7 @@ fn a_slow_reader_holds_no_more_than_its_credit_and_the_budget() {
 
 #[test]
 fn a_stalled_flow_does_not_slow_another() {
-    let pair = Pair::start(&LOSSY);
+    let pair = Pair::start(&lossy());
     let listener = pair.listen(V4);
     let alone = transfer(&pair, &listener);
     let (stalled, _unread) = pair.joined(&listener);

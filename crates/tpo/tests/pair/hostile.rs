@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use crate::site::{Options, Pair, V4, expect_pattern, expect_reset, send_pattern};
+use crate::site::{Options, Pair, V4, exchange, expect_reset};
 use tpo_lab::Host;
 
 #[test]
@@ -29,8 +29,7 @@ fn strangers_get_no_answer_and_truncated_or_replayed_datagrams_only_a_counter() 
         "{strangers}"
     );
     // The flows of the pair did not notice.
-    send_pattern(&client, 8, 1_000_000);
-    expect_pattern(&server, 8, 1_000_000);
+    exchange(&client, &server, 8, 1_000_000);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Deployments: applications and servers on the TPO's own host, redirect mode, the TPO's address at the server, no IPv6.
 
-use crate::site::{Options, Pair, V4, V6, accept, expect_pattern, send_pattern};
+use crate::site::{Options, Pair, V4, V6, accept, exchange, expect_pattern, send_pattern};
 use std::time::{Duration, Instant};
 use tpo_lab::Host;
 
@@ -20,10 +20,8 @@ fn applications_on_the_hosts_of_the_tpos_are_carried_too() {
         assert!(start.elapsed() < Duration::from_millis(20), "{client:?} to {server:?} at {address} is accelerated");
         let (far, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap(), "{client:?} to {server:?} at {address}");
-        send_pattern(&stream, 1, 2_000_000);
-        expect_pattern(&far, 1, 2_000_000);
-        send_pattern(&far, 2, 2_000_000);
-        expect_pattern(&stream, 2, 2_000_000);
+        exchange(&stream, &far, 1, 2_000_000);
+        exchange(&far, &stream, 2, 2_000_000);
     }
 }
 
@@ -37,10 +35,8 @@ fn redirect_mode_carries_both_families() {
         assert!(start.elapsed() < Duration::from_millis(20), "{client:?} to {address} is accelerated");
         let (far, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap());
-        send_pattern(&stream, 1, 2_000_000);
-        expect_pattern(&far, 1, 2_000_000);
-        send_pattern(&far, 2, 2_000_000);
-        expect_pattern(&stream, 2, 2_000_000);
+        exchange(&stream, &far, 1, 2_000_000);
+        exchange(&far, &stream, 2, 2_000_000);
     }
 }
 
@@ -52,8 +48,7 @@ fn the_server_sees_the_tpo_where_accept_says_so() {
         let stream = pair.connect(listener.local_addr().unwrap());
         let (far, from) = accept(&listener);
         assert_eq!(from.ip(), seen.parse::<std::net::IpAddr>().unwrap());
-        send_pattern(&stream, 1, 100_000);
-        expect_pattern(&far, 1, 100_000);
+        exchange(&stream, &far, 1, 100_000);
     }
 }
 
@@ -70,6 +65,44 @@ fn without_ipv6_in_the_kernel_ipv4_works() {
     assert!(pair.is_accelerated(to));
     drop(accept(&listener));
     let (client, server) = pair.joined(&listener);
-    send_pattern(&client, 3, 1_000_000);
-    expect_pattern(&server, 3, 1_000_000);
+    exchange(&client, &server, 3, 1_000_000);
+}
+
+#[test]
+fn the_tunnel_may_run_over_ipv6_and_one_side_may_wait_to_be_called() {
+    let pair = Pair::start(&Options { endpoints: ["[fd10:9::2]:47800", ""], ..Options::default() });
+    let listener = pair.listen(V4);
+    let (client, server) = pair.joined(&listener);
+    exchange(&client, &server, 3, 3_000_000);
+    exchange(&server, &client, 4, 3_000_000);
+}
+
+#[test]
+fn flows_live_on_when_the_address_of_a_site_changes() {
+    let pair = Pair::start(&Options { endpoints: ["10.9.0.2:47800", ""], ..Options::default() });
+    let listener = pair.listen(V4);
+    let (client, server) = pair.joined(&listener);
+    exchange(&client, &server, 3, 1_000_000);
+    for command in
+        ["addr del 10.9.0.1/24 dev wan0", "addr add 10.9.0.77/24 dev wan0", "route replace default via 10.9.0.2"]
+    {
+        let status = pair.lab.command(Host::A, "ip").args(command.split(' ')).status().unwrap();
+        assert!(status.success(), "{command}");
+    }
+    // The way back to the client, which went with the old address.
+    let status = pair
+        .lab
+        .command(Host::B, "ip")
+        .args(["route", "replace", "10.10.1.0/24", "via", "10.9.0.77"])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| send_pattern(&client, 5, 3_000_000));
+        scope.spawn(|| send_pattern(&server, 6, 3_000_000));
+        scope.spawn(|| expect_pattern(&client, 6, 3_000_000));
+        expect_pattern(&server, 5, 3_000_000);
+    });
+    assert!(start.elapsed() < Duration::from_secs(8), "it took {:?} to go on", start.elapsed());
 }

@@ -33,13 +33,23 @@ pub(crate) struct Options {
     pub(crate) rule: &'static str,
     /// More lines for each `[[accept]]` of B.
     pub(crate) accept: &'static str,
+    /// Where A finds B and B finds A; an empty one waits to be called.
+    pub(crate) endpoints: [&'static str; 2],
     /// Run before the daemons start, in the namespaces of A and B.
     pub(crate) prepare: &'static [&'static [&'static str]],
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { wan: "rate=200mbit delay=20ms", tpo: "", intercept: "", rule: "", accept: "", prepare: &[] }
+        Options {
+            wan: "rate=200mbit delay=20ms",
+            tpo: "",
+            intercept: "",
+            rule: "",
+            accept: "",
+            endpoints: ["10.9.0.2:47800", "10.9.0.1:47800"],
+            prepare: &[],
+        }
     }
 }
 
@@ -82,14 +92,17 @@ impl Pair {
         };
         let (key_a, key_b) = (key("a"), key("b"));
         for (site, peer, peer_key, endpoint, here, there) in [
-            ("a", "b", &key_b, "10.9.0.2", ["10.10.1.0/24", "fd10:1::/64"], ["10.10.2.0/24", "fd10:2::/64"]),
-            ("b", "a", &key_a, "10.9.0.1", ["10.10.2.0/24", "fd10:2::/64"], ["10.10.1.0/24", "fd10:1::/64"]),
+            ("a", "b", &key_b, options.endpoints[0], ["10.10.1.0/24", "fd10:1::/64"], ["10.10.2.0/24", "fd10:2::/64"]),
+            ("b", "a", &key_a, options.endpoints[1], ["10.10.2.0/24", "fd10:2::/64"], ["10.10.1.0/24", "fd10:1::/64"]),
         ] {
             let mut text = format!(
                 "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\n{}\n\n[intercept]\n{}\n\n\
-                 [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n",
+                 [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\n",
                 options.tpo, options.intercept
             );
+            if !endpoint.is_empty() {
+                let _ = writeln!(text, "endpoint = \"{endpoint}\"");
+            }
             for (here, there) in here.iter().zip(there) {
                 let (rule, accept) = if site == "a" { (options.rule, "") } else { ("", options.accept) };
                 // The TPO's own WAN address too: applications on the TPO's host come from there.
@@ -340,6 +353,14 @@ pub(crate) fn expect_pattern(mut from: &TcpStream, seed: u64, bytes: usize) {
         assert!(chunk[..n] == want[..n], "bytes differ after {}", bytes - left);
         left -= n;
     }
+}
+
+/// One stream from `from` to `to`, read while it is written.
+pub(crate) fn exchange(from: &TcpStream, to: &TcpStream, seed: u64, bytes: usize) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| send_pattern(from, seed, bytes));
+        expect_pattern(to, seed, bytes);
+    });
 }
 
 /// The end of the stream, in order.
