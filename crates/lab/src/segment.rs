@@ -57,9 +57,11 @@ impl Super {
                 TCP => usize::from(packet.get(transport + 12)? >> 4) * 4,
                 _ => 8,
             };
-        let smallest = if v6 { 40 } else { 20 };
+        // A header that claims to be shorter than any (or, the network's, to reach beyond the transport's start) is nonsense.
+        let network = network_length(packet)?.max(if v6 { 40 } else { 20 });
+        let shortest = if protocol == TCP { 20 } else { 8 };
         let payload = packet.len().checked_sub(headers)?;
-        (segment > 0 && payload > segment && transport >= smallest && headers >= transport + 8).then_some(Super {
+        (segment > 0 && payload > segment && transport >= network && headers >= transport + shortest).then_some(Super {
             gso,
             v6,
             protocol,

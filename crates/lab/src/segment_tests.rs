@@ -152,3 +152,21 @@ fn nonsense_is_no_super_packet_and_never_panics() {
     }
     assert_eq!(Super::parse(&[]), None);
 }
+
+/// Found by the fuzzer: cutting read flags past the end of the piece.
+#[test]
+fn a_tcp_header_shorter_than_any_is_no_super_packet() {
+    for v6 in [false, true] {
+        let mut whole = frame(v6, TCP, 40, 1);
+        whole[VIRTIO + if v6 { 40 } else { 20 } + 12] = 2 << 4;
+        assert_eq!(Super::parse(&whole), None);
+    }
+}
+
+/// Found beside it: the checksum of the network header was counted past the end of the piece.
+#[test]
+fn a_network_header_beyond_the_transport_is_no_super_packet() {
+    let mut whole = frame(false, UDP, 40, 1);
+    whole[VIRTIO] = 0x4f;
+    assert_eq!(Super::parse(&whole), None);
+}
