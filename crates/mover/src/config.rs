@@ -90,7 +90,8 @@ pub struct Limits {
     pub spare_buffers: usize,
     /// Events that wait to be fetched. The lane fetches after every input; more than this is our own mistake.
     pub events: usize,
-    /// Silence after which a fresh handshake runs beside the old session (transport.md 3.6).
+    /// Silence after which a fresh handshake runs beside the old session: just after the peer counts as silent. A peer that started anew and
+    /// does not know where to call us is found by this alone, so it may not take long; a handshake costs little.
     pub handshake_after: Duration,
     /// A hidden hook of the worlds: the first physical number, to see the low 32 bits wrap.
     #[doc(hidden)]
@@ -118,7 +119,7 @@ impl Default for Limits {
             reassembly_bytes: 256 << 20,
             spare_buffers: 64,
             events: 64,
-            handshake_after: Duration::from_secs(15),
+            handshake_after: Duration::from_millis(2_500),
             first_physical: None,
             first_logical: 0,
         }
