@@ -38,6 +38,9 @@ pub struct Counters {
     pub no_descriptors: AtomicU64,
     /// One for each peer: whether its lease is held.
     pub leases: Vec<AtomicBool>,
+    /// Whether the rules in the kernel are as they were installed. While not, no lease is held: what is intercepted could end nowhere.
+    /// Set by [`Gate::set_intact`].
+    pub intact: AtomicBool,
 }
 
 /// The running gate.
@@ -86,14 +89,30 @@ impl Gate {
         }
         let counters = Arc::new(Counters {
             leases: lanes.iter().map(|_| AtomicBool::new(false)).collect(),
+            intact: AtomicBool::new(true),
             ..Counters::default()
         });
         let stopping = Arc::new(AtomicBool::new(false));
+        let failing = vec![false; lanes.len()];
         let (shared, stop) = (counters.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
-            Loop { poll, listeners, lease, policy, lanes, counters: shared, stopping: stop, waiting: false }.run();
+            Loop { poll, listeners, lease, policy, lanes, counters: shared, stopping: stop, failing, waiting: false }
+                .run();
         })?;
         Ok(Gate { waker, stopping, thread, counters })
+    }
+
+    /// Whether the thread has ended by itself, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Says whether the rules in the kernel are whole. The gate acts on a change at once.
+    pub fn set_intact(&self, intact: bool) {
+        if self.counters.intact.swap(intact, Ordering::SeqCst) != intact {
+            // The gate looks every half second anyway.
+            let _ = self.waker.wake();
+        }
     }
 
     /// Drops all leases and ends the thread: new connections go their plain way from now on.
@@ -114,6 +133,8 @@ struct Loop {
     lanes: Vec<Lane>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
+    /// For each peer: its last renewal failed, which has been said.
+    failing: Vec<bool>,
     /// A listener had more than a turn's worth.
     waiting: bool,
 }
@@ -166,9 +187,10 @@ impl Loop {
     /// Renews the lease of each peer that can carry traffic now, and drops that of each that cannot. Between the regular rounds only
     /// changes are acted on.
     fn renew(&mut self, now: Instant, regular: bool) {
+        let intact = self.counters.intact.load(Ordering::SeqCst);
         for peer in 0..self.lanes.len() {
             let pulse = &self.lanes[peer].pulse;
-            let fit = pulse.is_up() && pulse.is_alive(now, ALIVE);
+            let fit = intact && pulse.is_up() && pulse.is_alive(now, ALIVE);
             let held = self.counters.leases[peer].load(Ordering::Relaxed);
             match (fit, held) {
                 (true, true) if !regular => {}
@@ -178,8 +200,15 @@ impl Loop {
                             info!(peer = %self.lanes[peer].name, "new connections are accelerated");
                         }
                         self.counters.leases[peer].store(true, Ordering::Relaxed);
+                        self.failing[peer] = false;
                     }
-                    Err(error) => warn!(peer = %self.lanes[peer].name, %error, "the lease cannot be renewed"),
+                    Err(error) => {
+                        // Whatever is left of it lapses by itself.
+                        self.counters.leases[peer].store(false, Ordering::Relaxed);
+                        if !std::mem::replace(&mut self.failing[peer], true) {
+                            warn!(peer = %self.lanes[peer].name, %error, "the lease cannot be renewed: new connections are let go by their rule's on_failure");
+                        }
+                    }
                 },
                 (false, true) => {
                     self.let_go(peer);

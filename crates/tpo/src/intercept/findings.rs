@@ -2,8 +2,9 @@
 //!
 //! For `tpo check` and for the log at start. Most of the settings belong to the network namespace of the thread that asks.
 
+use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
-use super::{MARK_DELIVER, Mode, Table};
+use super::{MARK_DELIVER, MARK_OWN, Mode, Table};
 use serde_json::Value;
 use std::fmt::{self, Display};
 use std::process::{Command, Stdio};
@@ -49,7 +50,11 @@ pub fn findings(table: &Table) -> Vec<Finding> {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
         std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
     });
-    found.extend(input_policies(&chains()));
+    found.extend(tracking(table));
+    found.extend(input_policies(&ask("nft", &["-j", "list", "chains"])));
+    for family in ["-4", "-6"] {
+        found.extend(mark_rules(family, &ask("ip", &[family, "-j", "rule", "list"])));
+    }
     found
 }
 
@@ -116,10 +121,62 @@ fn has_bridge() -> bool {
     output.is_ok_and(|output| !output.stdout.is_empty())
 }
 
-/// `nft -j list chains`, or nothing where it cannot be asked.
-fn chains() -> Value {
-    let output = Command::new("nft").args(["-j", "list", "chains"]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+/// What the tool says as JSON, or nothing where it cannot be asked.
+fn ask(program: &str, arguments: &[&str]) -> Value {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
     output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null)
+}
+
+/// In redirect mode nothing works without connection tracking, so there is no choice to point out.
+fn tracking(table: &Table) -> Option<Finding> {
+    (table.local && table.mode == Mode::Tproxy).then(|| Finding {
+        severity: Severity::Info,
+        found: "local = true".to_owned(),
+        means: "this host's own connections are intercepted too; for that the kernel tracks every connection here, forwarded ones that no rule names too, \
+                and drops new ones when net.netfilter.nf_conntrack_max is reached",
+        remedy: "set local = false in [intercept] if only forwarded connections matter".to_owned(),
+    })
+}
+
+/// Routing rules of others, by mark, that would take our packets, or whose packets ours would take. `ip -j rule list` of one family.
+fn mark_rules(family: &str, rules: &Value) -> Vec<Finding> {
+    let all = rules.as_array().map(Vec::as_slice).unwrap_or_default();
+    all.iter().filter_map(|rule| mark_rule(family, rule)).collect()
+}
+
+fn mark_rule(family: &str, rule: &Value) -> Option<Finding> {
+    let number =
+        |key: &str| rule[key].as_str().and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+    let mark = number("fwmark")?;
+    let mask = number("fwmask").unwrap_or(u32::MAX);
+    let preference = rule["priority"].as_u64().unwrap_or_default();
+    let ours = preference == u64::from(ROUTE_TABLE) && (mark, mask) == (MARK_DELIVER, MARK_DELIVER);
+    // "All but this mark" does not single out any mark: it means our packets as it means those without mark.
+    if ours || rule.get("not").is_some() {
+        return None;
+    }
+    let takes = |packet: u32| packet & mask == mark;
+    // Behind our rule nothing that is to be delivered is seen any more. A rule for unmarked packets routes the daemon's own as it should.
+    let takes_delivered =
+        preference <= u64::from(ROUTE_TABLE) && (takes(MARK_DELIVER) || takes(MARK_DELIVER | MARK_OWN));
+    let takes_own = mark != 0 && takes(MARK_OWN);
+    let means = if takes_delivered {
+        "packets that are to be delivered to tpo bear that mark too and go where this rule leads: intercepted connections fail"
+    } else if takes_own {
+        "what tpo itself sends bears that mark too and goes where this rule leads"
+    } else if mark & MARK_DELIVER == MARK_DELIVER {
+        "packets with that mark bear tpo's too: they are delivered to this host instead of going where this rule leads"
+    } else if mark & MARK_OWN == MARK_OWN {
+        "packets with that mark are taken for tpo's own: connections of this host that bear it are not intercepted"
+    } else {
+        return None;
+    };
+    Some(Finding {
+        severity: Severity::Warning,
+        found: format!("the routing rule `ip {family} rule` {preference}: fwmark {mark:#x}/{mask:#x}"),
+        means,
+        remedy: format!("use other bits for it: tpo's marks are {MARK_DELIVER:#x} and {MARK_OWN:#x}"),
+    })
 }
 
 /// Intercepted packets are delivered to this host, with foreign destinations: a firewall that lets in only what it knows drops them.
@@ -200,7 +257,40 @@ mod tests {
         let all = serde_json::json!({ "nftables": [chain("filter", "drop"), chain("other", "accept"), chain(TABLE, "drop"), { "table": {} }] });
         let found = input_policies(&all);
         assert_eq!(found.len(), 1);
-        assert!(found[0].remedy.contains("insert rule inet filter input meta mark and 0x1 == 0x1 accept"));
+        assert!(found[0].remedy.contains("insert rule inet filter input meta mark and 0x4780000 == 0x4780000 accept"));
         assert_eq!(input_policies(&Value::Null), []);
+    }
+
+    #[test]
+    fn routing_rules_that_share_our_marks_are_named() {
+        let means = |preference: u32, mark: &str, mask: Option<&str>| {
+            let mut rule = serde_json::json!({ "priority": preference, "src": "all", "fwmark": mark, "table": "55" });
+            if let Some(mask) = mask {
+                rule["fwmask"] = mask.into();
+            }
+            mark_rules("-4", &serde_json::json!([{ "priority": 0, "src": "all", "table": "local" }, rule]))
+                .pop()
+                .map(|f| f.means)
+        };
+        for harmless in [
+            (100, "0x1", None),
+            (100, "0x5", Some("0xff")),
+            (100, "0x80000", Some("0xff0000")),
+            (500, "0x0", Some("0xff")),
+        ] {
+            assert_eq!(means(harmless.0, harmless.1, harmless.2), None, "{harmless:?}");
+        }
+        let ours = format!("{MARK_DELIVER:#x}");
+        assert_eq!(means(ROUTE_TABLE, &ours, Some(&ours)), None);
+        assert!(means(100, "0x4000000", Some("0x4000000")).unwrap().contains("intercepted connections fail"));
+        assert!(means(100, "0x0", Some("0xff")).unwrap().contains("intercepted connections fail"));
+        assert_eq!(means(500, "0x4000000", Some("0x4000000")), None, "ours comes first");
+        assert!(means(500, "0x10000", Some("0x10000")).unwrap().contains("tpo itself sends"));
+        assert!(means(500, "0xfff0000", None).unwrap().contains("instead of going"));
+        assert!(means(500, "0x8870000", None).unwrap().contains("not intercepted"));
+        let others =
+            serde_json::json!([{ "priority": 1, "not": null, "src": "all", "fwmark": "0xca6c", "table": "51820" }]);
+        assert_eq!(mark_rules("-4", &others), []);
+        assert_eq!(mark_rules("-6", &Value::Null), []);
     }
 }

@@ -8,6 +8,8 @@ use super::MARK_DELIVER;
 use super::Table;
 use super::layers::RuleError;
 use super::rules::{self, Ports, TABLE};
+use super::tcp::has_ipv6;
+use super::watch::Watch;
 use std::io::{self, ErrorKind, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -22,7 +24,7 @@ pub const ROUTE_TABLE: u32 = 478;
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The look-up table cannot be used.
-    #[error("the look-up table: {0}")]
+    #[error(transparent)]
     Rules(#[from] RuleError),
     /// A tool that we need is not there.
     #[error("the program `{program}` was not found; install the package {package} (or run without rules)")]
@@ -67,6 +69,8 @@ pub enum InstallError {
 pub struct Installed {
     /// Says to others that we are here; the kernel closes it however we end.
     _guard: UnixListener,
+    watch: Watch,
+    v6: bool,
     removed: bool,
 }
 
@@ -74,24 +78,73 @@ pub struct Installed {
 pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     let text = rules::render(table, ports)?;
     let guard = guard()?;
+    let watch = Watch::open().map_err(|error| unseen(&error))?;
     if ports.v6.is_none() {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
     // From here on a failure takes back what was done.
-    let mut installed = Installed { _guard: guard, removed: false };
+    let mut installed = Installed { _guard: guard, watch, v6: ports.v6.is_some(), removed: false };
     // Without marked packets the route means nothing, so it may come first.
-    let families: &[&str] = if ports.v6.is_some() { &["-4", "-6"] } else { &["-4"] };
-    for family in families {
+    for family in families(installed.v6) {
         add_route(family)?;
     }
     if let Err(error) = load(&text) {
         installed.removed = remove_left_overs().is_ok();
         return Err(error);
     }
+    installed.watch.remember().map_err(|error| unseen(&error))?;
     Ok(installed)
 }
 
+fn families(v6: bool) -> &'static [&'static str] {
+    if v6 { &["-4", "-6"] } else { &["-4"] }
+}
+
+fn unseen(error: &io::Error) -> InstallError {
+    let (what, said) = ("ask the kernel for the interception rules", error.to_string());
+    match error.kind() {
+        ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said },
+        _ => InstallError::Refused { what, said },
+    }
+}
+
 impl Installed {
+    /// Whether everything is still in force: the table with its chains, and for each family the way of marked packets to this host. Costs some
+    /// microseconds, so it may be asked once a second.
+    ///
+    /// While it is not, no lease may be held: intercepted packets could end nowhere.
+    pub fn is_whole(&mut self) -> io::Result<bool> {
+        Ok(self.watch.table_is_whole()? && self.routes_are_whole()?)
+    }
+
+    fn routes_are_whole(&mut self) -> io::Result<bool> {
+        // Where IPv6 has been switched off meanwhile there are no packets that would need the way.
+        Ok(self.watch.route_is_whole(false)? && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
+    }
+
+    /// Puts in force again what [`Installed::is_whole`] misses, as [`install`] does. The table is loaded only when something of it is gone; then all
+    /// leases are gone too, and the counters begin anew.
+    pub fn repair(&mut self, table: &Table, ports: Ports) -> Result<(), InstallError> {
+        let text = rules::render(table, ports)?;
+        for family in families(ports.v6.is_some() && has_ipv6()) {
+            add_route(family)?;
+        }
+        if !self.watch.table_is_whole().map_err(|error| unseen(&error))? {
+            load(&text)?;
+            self.watch.remember().map_err(|error| unseen(&error))?;
+        }
+        match self.routes_are_whole() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(InstallError::Refused {
+                what: "have intercepted packets delivered to this host",
+                said: format!(
+                    "a routing rule with a preference below {ROUTE_TABLE} takes them elsewhere; see `ip rule`"
+                ),
+            }),
+            Err(error) => Err(unseen(&error)),
+        }
+    }
+
     /// Removes everything. New connections go their plain way at once; those that are open lose their way to us.
     pub fn remove(mut self) -> Result<(), InstallError> {
         self.removed = true;
@@ -138,14 +191,21 @@ fn load(text: &str) -> Result<(), InstallError> {
 
 /// Packets that carry our mark are delivered to this host, whatever their destination.
 fn add_route(family: &str) -> Result<(), InstallError> {
-    let output = run("ip", &route_command(family, "replace"), "")?;
+    let output = run("ip", &foreign_to_nobody(route_command(family, "replace")), "")?;
     verdict(&output, "add the route of the table for intercepted packets (is the interface `lo` up?)")?;
-    let output = run("ip", &rule_command(family, "add"), "")?;
+    let output = run("ip", &foreign_to_nobody(rule_command(family, "add")), "")?;
     match said(&output).contains("File exists") {
         // Left by a killed run: exactly the same rule.
         true => Ok(()),
         false => verdict(&output, "add the routing rule for intercepted packets"),
     }
+}
+
+/// systemd-networkd removes rules and routes that it did not make, at its start and when a link changes, unless `protocol` says that they are
+/// the kernel's own. That word has no other effect.
+fn foreign_to_nobody(mut command: Vec<String>) -> Vec<String> {
+    command.extend(["protocol", "kernel"].map(str::to_owned));
+    command
 }
 
 fn route_command(family: &str, verb: &str) -> Vec<String> {

@@ -8,6 +8,7 @@
 //! the packets see as one change: no connection ever finds the lease absent in between. It goes by raw netlink, since
 //! starting an `nft` process twice a second would cost more than the daemon's idle life.
 
+use super::netlink::{INET, NESTED, attribute, find, message, next_message, nft, string};
 use super::rules::{TABLE, counter, lease_set};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
@@ -83,7 +84,7 @@ impl Lease {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut request = Vec::new();
-        message(&mut request, nft(libc::NFT_MSG_GETOBJ), 0, sequence, INET, &attributes);
+        message(&mut request, nft(libc::NFT_MSG_GETOBJ), 0, sequence, &INET, &attributes);
         self.send(&request)?;
         let mut found = None;
         self.replies(
@@ -108,17 +109,17 @@ impl Lease {
         let first = self.sequence.wrapping_add(1);
         let mut request = Vec::with_capacity(512);
         // The batch's own two messages name the subsystem where others have flags for the netfilter family.
-        message(&mut request, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, first, BATCH, &[]);
+        message(&mut request, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, first, &BATCH, &[]);
         let mut sequence = first;
         for (index, (kind, flags, attributes)) in messages.iter().enumerate() {
             sequence = sequence.wrapping_add(1);
             // One acknowledgement is enough: the last one's comes when all have been committed.
             let ack = if index + 1 == messages.len() { libc::NLM_F_ACK } else { 0 };
-            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, INET, attributes);
+            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, &INET, attributes);
         }
         let last = sequence;
         sequence = sequence.wrapping_add(1);
-        message(&mut request, libc::NFNL_MSG_BATCH_END as u16, 0, sequence, BATCH, &[]);
+        message(&mut request, libc::NFNL_MSG_BATCH_END as u16, 0, sequence, &BATCH, &[]);
         self.sequence = sequence;
         self.send(&request)?;
         self.replies(|_, _| {}, first, last.wrapping_sub(first) + 1)
@@ -175,65 +176,6 @@ fn element(set: &str, with_timeout: bool) -> Vec<u8> {
     all
 }
 
-/// One netlink message with its netfilter header: family, version 0, resource.
-fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: [u8; 4], attributes: &[u8]) {
-    let length = (NLMSG_HEADER + family.len() + attributes.len()) as u32;
-    out.extend(length.to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend((flags | libc::NLM_F_REQUEST as u16).to_ne_bytes());
-    out.extend(sequence.to_ne_bytes());
-    out.extend(0u32.to_ne_bytes());
-    out.extend(family);
-    out.extend(attributes);
-    debug_assert_eq!(out.len() % 4, 0, "attributes are padded");
-}
-
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    out.extend(((ATTRIBUTE_HEADER + value.len()) as u16).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
-    let mut bytes = value.as_bytes().to_vec();
-    bytes.push(0);
-    attribute(out, kind, &bytes);
-}
-
-/// Takes the next message off: its type, sequence number and body.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, u32, &'a [u8])> {
-    let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
-    let whole = rest.get(..length)?;
-    let body = whole.get(NLMSG_HEADER..)?;
-    let kind = u16::from_ne_bytes([whole[4], whole[5]]);
-    let sequence = u32::from_ne_bytes([whole[8], whole[9], whole[10], whole[11]]);
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, sequence, body))
-}
-
-/// The value of the first attribute of that type.
-fn find(mut rest: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let [l0, l1, k0, k1] = *rest.first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = rest.get(ATTRIBUTE_HEADER..length)?;
-        if u16::from_ne_bytes([k0, k1]) & !NESTED == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn nft(message: libc::c_int) -> u16 {
-    ((libc::NFNL_SUBSYS_NFTABLES << 8) | message) as u16
-}
-
-const NLMSG_HEADER: usize = 16;
-const ATTRIBUTE_HEADER: usize = 4;
-const NESTED: u16 = libc::NLA_F_NESTED as u16;
-/// Netfilter header of messages about family `inet`.
-const INET: [u8; 4] = [libc::NFPROTO_INET as u8, 0, 0, 0];
 /// Netfilter header of a batch's begin and end: the subsystem, big endian.
 const BATCH: [u8; 4] = [libc::AF_UNSPEC as u8, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
 
@@ -260,8 +202,8 @@ mod tests {
     #[test]
     fn messages_are_taken_off_as_they_were_put_on() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, INET, &element("alive_3", true));
-        message(&mut bytes, 8, 0, 42, BATCH, &[]);
+        message(&mut bytes, 7, 0, 41, &INET, &element("alive_3", true));
+        message(&mut bytes, 8, 0, 42, &BATCH, &[]);
         let mut rest = &bytes[..];
         let (kind, sequence, body) = next_message(&mut rest).unwrap();
         assert_eq!((kind, sequence), (7, 41));
@@ -276,7 +218,7 @@ mod tests {
     #[test]
     fn cut_answers_end_the_walk() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, INET, &element("alive_3", true));
+        message(&mut bytes, 7, 0, 41, &INET, &element("alive_3", true));
         for cut in 0..bytes.len() {
             assert!(next_message(&mut &bytes[..cut]).is_none());
             find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);

@@ -5,14 +5,20 @@
 //!
 //! * [`layers`] (pure) orders overlapping rules so that the kernel's sets, which know no order, still give "first match wins";
 //! * [`rules`] (pure) renders one nftables table from it;
-//! * [`install`] loads that table with the policy route it needs, and takes both away again;
+//! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
 //! * [`tcp`] makes the sockets;
 //! * [`findings`] reads what this host's settings mean for interception; it never changes them.
 //!
 //! The order at start: [`tcp::Listeners::open`], [`install::install`] with their ports, [`lease::Lease::open`], then
 //! [`lease::Lease::renew`] for each peer that is up, every [`lease::RENEW_EVERY`]. At the end drop [`install::Installed`] first:
-//! new connections then go their plain way while the old ones are still served.
+//! new connections then go their plain way while the old ones are still served. In between, ask
+//! [`install::Installed::is_whole`] every second or so, let no lease be renewed while it is not, and [`install::Installed::repair`] it.
+//!
+//! Connection tracking: forwarded connections need none in [`Mode::Tproxy`]. With [`Table::local`] it is needed for this host's own, and the kernel
+//! knows no half measures: it then tracks everything in this network namespace, forwarded traffic that no rule names too. That costs memory and time for
+//! each connection, and new ones are dropped when `net.netfilter.nf_conntrack_max` is reached. A router whose own applications need no acceleration
+//! should have it off.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -21,18 +27,24 @@ pub mod findings;
 pub mod install;
 pub mod layers;
 pub mod lease;
+mod netlink;
 pub mod rules;
 pub mod tcp;
+mod watch;
 
 pub use tcp::connect_from;
 
-/// The bit of the packet mark (and of the conntrack mark) that says "deliver to this host". Ours in both directions: nobody else
-/// on the host may set or clear it. All other bits are left as they are.
-pub const MARK_DELIVER: u32 = 0x1;
+/// The bits of the packet mark (and of the conntrack mark) that say, all together, "deliver to this host". Ours in both directions:
+/// nobody else on the host may use a mark that has all of them. All other bits are left as they are.
+///
+/// Several bits, and high ones, because single low ones are everybody's (several uplinks, proxies, VPNs): a foreign mark bears these
+/// by chance only if it is made of many bits too, and [`findings`] tells when a routing rule does. They share none with [`MARK_OWN`],
+/// so that clearing one leaves the other.
+pub const MARK_DELIVER: u32 = 0x0478_0000;
 
-/// The bit of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so that it can never intercept itself.
-/// In the conntrack mark the same bit marks our connections to servers on this very host.
-pub const MARK_OWN: u32 = 0x2;
+/// The bits of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so that it can never intercept itself.
+/// In the conntrack mark the same bits mark our connections to servers on this very host.
+pub const MARK_OWN: u32 = 0x0807_0000;
 
 /// What to intercept, and how: the look-up table as the kernel's side of it needs it.
 #[derive(Clone, Debug)]
@@ -42,7 +54,8 @@ pub struct Table {
     /// How packets reach the listener.
     pub mode: Mode,
     /// Also this host's own part in the traffic: its applications' connections are intercepted, and its servers can be reached
-    /// from the client's address. Costs connection tracking for all of the host's traffic.
+    /// from the client's address. Costs connection tracking for all traffic,
+    /// forwarded or not.
     pub local: bool,
     /// Forwarded connections are intercepted only when they come in by one of these; empty: by any.
     pub interfaces: Vec<String>,

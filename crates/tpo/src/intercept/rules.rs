@@ -369,7 +369,7 @@ fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
 }
 
 /// What Linux takes as the name of an interface, less what would mean something to nft.
-fn is_interface_name(name: &str) -> bool {
+pub fn is_interface_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '@' | '+');
     (1..16).contains(&name.len()) && name.chars().all(plain)
 }

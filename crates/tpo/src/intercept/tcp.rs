@@ -249,15 +249,19 @@ pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::
     }
 }
 
-/// Makes the coming close a reset, whatever is still unsent.
+/// Makes the coming close a reset, whatever is still unsent. Sockets from here begin so; this is for those that may have been changed.
 pub fn reset_on_close<S: AsFd>(stream: &S) {
     // Fails only on something that is no socket; then there is nothing to reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// What every LAN-side socket of ours has.
+///
+/// Until somebody says otherwise its close is a reset: if the process dies, a connection must not look to the application as if it had
+/// come to its orderly end. The edge takes that back when the other side did end in order.
 fn lan_options(socket: &Socket) -> io::Result<()> {
     socket.set_mark(MARK_OWN)?;
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
     // A kernel without either keeps its default: slower, not wrong.

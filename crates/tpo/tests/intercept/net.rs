@@ -12,7 +12,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tpo::intercept::install::{Installed, install};
+use tpo::intercept::install::{InstallError, Installed, install};
 use tpo::intercept::lease::{Count, Lease, RENEW_EVERY};
 use tpo::intercept::rules::Ports;
 use tpo::intercept::tcp::Listeners;
@@ -165,6 +165,11 @@ impl Net {
         run(Command::new("ip").args(["-n", &self.name(place), "-batch", "-"]), lines);
     }
 
+    /// For a line of IPv6, which a batch has no word for.
+    pub(crate) fn ip6(&self, place: Place, line: &str) {
+        run(Command::new("ip").args(["-6", "-n", &self.name(place), "-batch", "-"]), line);
+    }
+
     pub(crate) fn nft(&self, place: Place, rules: &str) {
         run(self.command(place, "nft").args(["-f", "-"]), rules);
     }
@@ -258,7 +263,8 @@ pub(crate) struct Daemon<'a> {
     ports: Ports,
     lease: Arc<Mutex<(Lease, BTreeSet<usize>)>>,
     keeper: Option<(Sender<()>, JoinHandle<()>)>,
-    installed: Option<Installed>,
+    installed: Mutex<Option<Installed>>,
+    table: Table,
     stop: Arc<AtomicBool>,
     not_intercepted: Arc<AtomicU32>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -284,8 +290,8 @@ impl<'a> Daemon<'a> {
                 peers.iter().for_each(|peer| lease.renew(*peer).unwrap());
             }
         });
-        let (keeper, installed) = (Some((end, keeper)), Some(installed));
-        Daemon { net, ports, lease, keeper, installed, stop, not_intercepted, thread }
+        let (keeper, installed) = (Some((end, keeper)), Mutex::new(Some(installed)));
+        Daemon { net, ports, lease, keeper, installed, table, stop, not_intercepted, thread }
     }
 
     /// Renews the peer's lease now and from now on.
@@ -306,6 +312,16 @@ impl<'a> Daemon<'a> {
         let (lease, peers) = &mut *self.lease.lock().unwrap();
         lease.drop_lease(peer).unwrap();
         peers.remove(&peer);
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.installed.lock().unwrap().as_mut().unwrap().is_whole().unwrap()
+    }
+
+    pub(crate) fn repair(&self) -> Result<(), InstallError> {
+        let mut installed = self.installed.lock().unwrap();
+        let installed = installed.as_mut().unwrap();
+        self.net.inside(Place::Tpo, || installed.repair(&self.table, self.ports))
     }
 
     pub(crate) fn counters(&self) -> BTreeMap<&'static str, Count> {
@@ -335,7 +351,7 @@ impl Drop for Daemon<'_> {
         let (end, keeper) = self.keeper.take().unwrap();
         drop(end);
         let kept = keeper.join();
-        let installed = self.installed.take().unwrap();
+        let installed = self.installed.lock().unwrap().take();
         self.net.inside(Place::Tpo, || drop(installed));
         assert!(kept.is_ok() || std::thread::panicking(), "a renewal failed");
     }

@@ -1,0 +1,154 @@
+//! Whether what was installed is still there. Others may take it away without asking us: a reload of the firewall flushes all of nftables,
+//! a network manager removes routing rules that it did not make.
+//!
+//! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would cost more than an idle daemon. Gives its
+//! answer to [`super::install`].
+
+use super::MARK_DELIVER;
+use super::netlink::{INET, attribute, find, message, next_message, nft};
+use super::rules::TABLE;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+/// Times that the chains are listed before a difference counts: a list that another's change has interrupted may lack some.
+const TRIES: usize = 3;
+
+/// Looks at our table and at our route. Belongs to the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(super) struct Watch {
+    netfilter: Socket,
+    routing: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+    chains: Vec<Chain>,
+}
+
+/// A chain of our table. The handle changes when the table is made anew; the uses are its rules, and the jumps and map elements that lead to
+/// it, so they change when rules or maps are flushed.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Chain {
+    handle: Vec<u8>,
+    uses: Vec<u8>,
+}
+
+impl Watch {
+    pub(super) fn open() -> io::Result<Watch> {
+        let open = |protocol| {
+            let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))?;
+            // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            Ok::<_, io::Error>(socket)
+        };
+        let (netfilter, routing) = (open(libc::NETLINK_NETFILTER)?, open(libc::NETLINK_ROUTE)?);
+        Ok(Watch { netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], chains: Vec::new() })
+    }
+
+    /// What the table is now is what it should be.
+    pub(super) fn remember(&mut self) -> io::Result<()> {
+        self.chains = self.list()?;
+        Ok(())
+    }
+
+    /// Whether the table is as it was when it was remembered.
+    pub(super) fn table_is_whole(&mut self) -> io::Result<bool> {
+        for _ in 0..TRIES {
+            let chains = self.list()?;
+            if chains == self.chains && !chains.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn list(&mut self) -> io::Result<Vec<Chain>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        message(&mut request, nft(libc::NFT_MSG_GETCHAIN), libc::NLM_F_DUMP as u16, self.sequence, &INET, &[]);
+        let mut chains = Vec::new();
+        let name = [TABLE.as_bytes(), &[0]].concat();
+        let on = |kind, body: &[u8]| {
+            let attributes = body.get(INET.len()..).unwrap_or_default();
+            if kind == nft(libc::NFT_MSG_NEWCHAIN) && find(attributes, NFTA_CHAIN_TABLE) == Some(&name) {
+                let value = |kind| find(attributes, kind).unwrap_or_default().to_vec();
+                chains.push(Chain { handle: value(NFTA_CHAIN_HANDLE), uses: value(NFTA_CHAIN_USE) });
+            }
+        };
+        exchange(&self.netfilter, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)?;
+        chains.sort();
+        Ok(chains)
+    }
+
+    /// Whether a packet with our mark is delivered to this host. Asked by its effect, so it also finds a rule of others that comes before ours.
+    pub(super) fn route_is_whole(&mut self, v6: bool) -> io::Result<bool> {
+        // Addresses of the documentation: nobody's, so that the table of this host's own addresses does not answer.
+        let (family, address, length) = match v6 {
+            false => (libc::AF_INET, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32),
+            true => (libc::AF_INET6, IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 128),
+        };
+        // struct rtmsg: the family and the prefix length are all that a question needs.
+        let mut header = [0; RTMSG];
+        (header[0], header[1]) = (family as u8, length);
+        let mut attributes = Vec::new();
+        match address {
+            IpAddr::V4(v4) => attribute(&mut attributes, libc::RTA_DST, &v4.octets()),
+            IpAddr::V6(v6) => attribute(&mut attributes, libc::RTA_DST, &v6.octets()),
+        }
+        attribute(&mut attributes, libc::RTA_MARK, &MARK_DELIVER.to_ne_bytes());
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        message(&mut request, libc::RTM_GETROUTE, 0, self.sequence, &header, &attributes);
+        let mut local = false;
+        let on = |_, body: &[u8]| local = body.get(RTMSG_TYPE) == Some(&libc::RTN_LOCAL);
+        match exchange(&self.routing, &mut self.buffer, &request, self.sequence, libc::RTM_NEWROUTE, on) {
+            Ok(()) => Ok(local),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EPERM | libc::ENOBUFS)) => {
+                Err(error)
+            }
+            // No route, or one that refuses.
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// Sends the request and reads its answers, until one of type `last` has come.
+fn exchange(
+    socket: &Socket,
+    buffer: &mut [u8],
+    request: &[u8],
+    sequence: u32,
+    last: u16,
+    mut on: impl FnMut(u16, &[u8]),
+) -> io::Result<()> {
+    let sent = socket.send(request)?;
+    assert_eq!(sent, request.len(), "netlink takes a message whole");
+    loop {
+        let mut reader = socket;
+        let length = reader.read(buffer)?;
+        let mut rest = &buffer[..length];
+        while let Some((kind, number, body)) = next_message(&mut rest) {
+            if number != sequence {
+                // The left-over of an exchange that failed.
+                continue;
+            }
+            if kind == libc::NLMSG_ERROR as u16 {
+                let code = body.first_chunk().map_or(libc::EIO, |code| -i32::from_ne_bytes(*code));
+                return Err(io::Error::from_raw_os_error(code));
+            }
+            on(kind, body);
+            if kind == last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Length of `struct rtmsg`, and the place of the route's type in it.
+const RTMSG: usize = 12;
+const RTMSG_TYPE: usize = 7;
+
+// linux/netfilter/nf_tables.h, what libc leaves out.
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_HANDLE: u16 = 2;
+const NFTA_CHAIN_USE: u16 = 6;
