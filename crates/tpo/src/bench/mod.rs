@@ -13,9 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tpo_lab::{Lab, Profile, Wan};
 
+use crate::demo::ending::Ending;
 use crate::demo::pair::{Pair, Scratch};
 
-/// The links of the matrix: name, profile, and whether it carries enough packets for connections per second to be worth counting.
+/// The links of the matrix: name and profile of each.
 const LINKS: &[(&str, &str)] = &[
     ("100 Mbit/s, 100 ms, 1 %", "rate=100mbit delay=50ms loss=1%"),
     ("1 Gbit/s, 100 ms, 0 %", "rate=1gbit delay=50ms"),
@@ -46,16 +47,17 @@ struct Cell {
 /// Runs the whole matrix and writes the table to `out`, or to standard output.
 ///
 /// # Errors
-/// When the lab cannot be made, or a transfer fails.
+/// When the lab cannot be made, a transfer fails, or a signal asks for the end.
 pub fn run(times: Times, out: Option<&Path>) -> Result<()> {
+    let ending = Ending::watch()?;
     let mut text = String::from(
         "| link | way | one flow, Mbit/s | 16 flows, Mbit/s | first byte p50 / p95, ms | CPU s per Gbit, both TPOs | connections/s |\n|---|---|--:|--:|--:|--:|--:|\n",
     );
     for (name, link) in LINKS {
         let profile: Profile = link.parse().expect("the links of the matrix are good");
-        rows(&mut text, name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }, times)?;
+        rows(&mut text, name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }, times, &ending)?;
     }
-    rows(&mut text, "plain veth, no emulation", Wan::Plain, times)?;
+    rows(&mut text, "plain veth, no emulation", Wan::Plain, times, &ending)?;
     match out {
         Some(file) => std::fs::write(file, &text).with_context(|| format!("write {}", file.display()))?,
         None => print!("{text}"),
@@ -63,17 +65,17 @@ pub fn run(times: Times, out: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn rows(text: &mut String, name: &str, wan: Wan, times: Times) -> Result<()> {
+fn rows(text: &mut String, name: &str, wan: Wan, times: Times, ending: &Ending) -> Result<()> {
     let plain = matches!(wan, Wan::Plain);
     let prefix = format!("tpobench{}", std::process::id());
     let scratch = Scratch::new(&prefix)?;
     let lab = Lab::up(&prefix, wan)?;
-    let mut cells = vec![measure(&lab, "direct, CUBIC", "cubic", None, plain, times)?];
+    let mut cells = vec![measure(&lab, "direct, CUBIC", "cubic", None, plain, times, ending)?];
     if !plain {
-        cells.push(measure(&lab, "direct, BBR", "bbr", None, plain, times)?);
+        cells.push(measure(&lab, "direct, BBR", "bbr", None, plain, times, ending)?);
     }
     let pair = Pair::start(&lab, &scratch.folder, "")?;
-    cells.push(measure(&lab, "tpo", "cubic", Some(&pair), plain, times)?);
+    cells.push(measure(&lab, "tpo", "cubic", Some(&pair), plain, times, ending)?);
     pair.stop()?;
     for cell in cells {
         let or_dash = |value: Option<f64>, digits| value.map_or("-".into(), |value| format!("{value:.digits$}"));
@@ -99,17 +101,18 @@ fn measure(
     pair: Option<&Pair>,
     plain: bool,
     times: Times,
+    ending: &Ending,
 ) -> Result<Cell> {
     let mut err = std::io::stderr();
     // Progress is a courtesy.
     let _ = writeln!(err, "measuring: {way}");
     let mut marks = Vec::new();
-    let one = load::bulk(lab, congestion, 1, times.warm_up, times.count, || {
+    let one = load::bulk(lab, congestion, 1, times, ending, || {
         marks.push(pair.map_or(0.0, cpu_seconds));
     })?;
-    let sixteen = load::bulk(lab, congestion, 16, times.warm_up, times.count, || {})?;
-    let first = load::first_bytes(lab, congestion, REQUESTS)?;
-    let connections = if plain { Some(load::connections(lab, times.count)?) } else { None };
+    let sixteen = load::bulk(lab, congestion, 16, times, ending, || {})?;
+    let first = load::first_bytes(lab, congestion, REQUESTS, ending)?;
+    let connections = if plain { Some(load::connections(lab, times.count, ending)?) } else { None };
     Ok(Cell {
         way,
         one_flow: one.mbit,

@@ -1,8 +1,9 @@
 //! `tpo demo`: two sites and a bad WAN between them on this one machine; real transfers first directly, then through a pair of TPOs.
 //!
 //! Self-contained: namespaces, keys, configurations and daemons are made here and removed at the end. The client is curl, the server is [`http`],
-//! the WAN is the lab's live link model, the TPOs are this very program. Every byte received is compared.
+//! the WAN is the lab's live link model, the TPOs are this very program. Every byte that arrives is compared.
 
+pub mod ending;
 pub mod http;
 pub mod pair;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tpo_lab::{Host, Lab, Profile, Wan};
 
+use ending::Ending;
 use http::{Server, verify};
 use pair::{Pair, Scratch};
 
@@ -22,6 +24,8 @@ use pair::{Pair, Scratch};
 const LARGE: usize = 50_000_000;
 /// Direct downloads that take longer are cut off here and judged by what arrived: plain CUBIC would need minutes.
 const PATIENCE: Duration = Duration::from_secs(12);
+/// A small request that takes longer will never end.
+const SMALL_PATIENCE: &str = "20";
 /// Small requests, one after the other, each on a connection of its own.
 const SMALL: usize = 15;
 const SMALL_BYTES: usize = 10_000;
@@ -40,13 +44,26 @@ struct Column {
     first_byte_ms: f64,
     small_p95_ms: f64,
     parallel_mbit: f64,
+    parallel_cut: bool,
+}
+
+/// One way across, while it is measured.
+struct Way<'a> {
+    lab: &'a Lab,
+    folder: &'a Path,
+    ending: &'a Ending,
+    name: &'static str,
+    port: u16,
+    /// Whether a download that takes too long is what was to be shown. Through a TPO it is a failure.
+    may_be_cut: bool,
 }
 
 /// Runs the whole demo and prints the comparison.
 ///
 /// # Errors
-/// When something is missing (root, `ip`, `nft`, `curl`), or a byte is wrong.
+/// When something is missing (root, `ip`, `nft`, `curl`), a byte is wrong, a transfer through the TPOs does not end, or a signal asks for the end.
 pub fn run() -> Result<()> {
+    let ending = Ending::watch()?;
     let prefix = format!("tpodemo{}", std::process::id());
     let scratch = Scratch::new(&prefix)?;
     let profile: Profile = "rate=100mbit delay=50ms loss=1%".parse().map_err(|error| anyhow::anyhow!("{error}"))?;
@@ -61,17 +78,20 @@ pub fn run() -> Result<()> {
     let _cubic = server(CUBIC_PORT, "cubic")?;
     let bbr = server(BBR_PORT, "bbr");
 
-    let mut columns = vec![measure(&lab, &scratch.folder, "direct, CUBIC", CUBIC_PORT)?];
+    let way = |name, port, may_be_cut| {
+        Way { lab: &lab, folder: &scratch.folder, ending: &ending, name, port, may_be_cut }.measure()
+    };
+    let mut columns = vec![way("direct, CUBIC", CUBIC_PORT, true)?];
     match &bbr {
-        Ok(_) => columns.push(measure(&lab, &scratch.folder, "direct, BBR", BBR_PORT)?),
+        Ok(_) => columns.push(way("direct, BBR", BBR_PORT, true)?),
         Err(error) => println!("this kernel has no BBR to compare with: {error:#}"),
     }
     let pair = Pair::start(&lab, &scratch.folder, "")?;
     println!("\nboth TPOs run, and are connected");
-    columns.push(measure(&lab, &scratch.folder, "through tpo", CUBIC_PORT)?);
+    columns.push(way("through tpo", CUBIC_PORT, false)?);
     println!("\n{}", table(&columns));
     println!("what TPO A says of itself (tpo status):\n{}", pair.status()?);
-    println!("every byte was compared. Removing what was made.");
+    println!("every byte that arrived was compared. Removing what was made.");
     pair.stop()?;
     Ok(())
 }
@@ -86,118 +106,150 @@ fn table(columns: &[Column]) -> String {
         out.push('\n');
     };
     row("", &|column| column.name.into());
-    row("download of 50 MB, Mbit/s", &|column| {
-        format!("{:.1}{}", column.large_mbit, if column.large_cut { " (cut off)" } else { "" })
-    });
+    let cut = |mbit: f64, cut: bool| format!("{mbit:.1}{}", if cut { " (cut off)" } else { "" });
+    row("download of 50 MB, Mbit/s", &|column| cut(column.large_mbit, column.large_cut));
     row("10 kB on a new connection, first byte, ms", &|column| format!("{:.0}", column.first_byte_ms));
     row("10 kB on a new connection, complete p95, ms", &|column| format!("{:.0}", column.small_p95_ms));
-    row("8 downloads at once, Mbit/s together", &|column| format!("{:.1}", column.parallel_mbit));
+    row("8 downloads at once, Mbit/s together", &|column| cut(column.parallel_mbit, column.parallel_cut));
     out
 }
 
-fn measure(lab: &Lab, folder: &Path, name: &'static str, port: u16) -> Result<Column> {
-    println!("\n{name}:");
-    let (large_mbit, large_cut) = large(lab, folder, port)?;
-    let (first_byte_ms, small_p95_ms) = small(lab, folder, port)?;
-    let parallel_mbit = parallel(lab, folder, port)?;
-    Ok(Column { name, large_mbit, large_cut, first_byte_ms, small_p95_ms, parallel_mbit })
-}
-
-/// curl in the client's namespace. Its own protocol and output settings are shut out.
-fn curl(lab: &Lab, port: u16, seed: u64, bytes: usize, into: &Path) -> Command {
-    let mut command = lab.command(Host::Client, "curl");
-    command.args(["-q", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output"]).arg(into);
-    command.arg(format!("http://10.10.2.2:{port}/{seed}/{bytes}"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn large(lab: &Lab, folder: &Path, port: u16) -> Result<(f64, bool)> {
-    let file = folder.join("large");
-    let start = Instant::now();
-    let mut child = curl(lab, port, 1, LARGE, &file).spawn().context("start curl")?;
-    let cut = watch("download of 50 MB", std::slice::from_mut(&mut child), &[&file], LARGE, start)?;
-    let took = start.elapsed();
-    let bytes = received(&[&file]);
-    if !cut {
-        check(&file, 1, LARGE)?;
+impl Way<'_> {
+    fn measure(&self) -> Result<Column> {
+        println!("\n{}:", self.name);
+        let (large_mbit, large_cut) = self.large()?;
+        let (first_byte_ms, small_p95_ms) = self.small()?;
+        let (parallel_mbit, parallel_cut) = self.parallel()?;
+        Ok(Column { name: self.name, large_mbit, large_cut, first_byte_ms, small_p95_ms, parallel_mbit, parallel_cut })
     }
-    Ok((mbit(bytes, took), cut))
-}
 
-fn small(lab: &Lab, folder: &Path, port: u16) -> Result<(f64, f64)> {
-    let file = folder.join("small");
-    let (mut first, mut complete) = (Vec::new(), Vec::new());
-    for i in 0..SMALL {
-        let seed = 100 + i as u64;
-        let output = curl(lab, port, seed, SMALL_BYTES, &file)
-            .args(["--write-out", "%{time_starttransfer} %{time_total}"])
-            .output()
-            .context("start curl")?;
-        ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr).trim());
-        let times = String::from_utf8_lossy(&output.stdout);
-        let mut times = times.split_whitespace().filter_map(|time| time.parse::<f64>().ok());
-        let (Some(start), Some(total)) = (times.next(), times.next()) else { bail!("curl printed no times") };
-        first.push(start * 1e3);
-        complete.push(total * 1e3);
-        check(&file, seed, SMALL_BYTES)?;
-        progress(&format!("  {SMALL} small requests: {} done", i + 1));
+    /// curl in the client's namespace. Its own protocol and output settings are shut out.
+    fn curl(&self, seed: u64, bytes: usize, into: &Path) -> Command {
+        let mut command = self.lab.command(Host::Client, "curl");
+        command.args(["-q", "--silent", "--show-error", "--fail", "--noproxy", "*", "--output"]).arg(into);
+        command.arg(format!("http://10.10.2.2:{}/{seed}/{bytes}", self.port));
+        command.stdin(Stdio::null());
+        command
     }
-    first.sort_by(f64::total_cmp);
-    complete.sort_by(f64::total_cmp);
-    let (median, p95) = (first[SMALL / 2], complete[(SMALL * 95).div_ceil(100) - 1]);
-    finish(&format!("  {SMALL} small requests on new connections: first byte after {median:.0} ms (median)"));
-    Ok((median, p95))
-}
 
-fn parallel(lab: &Lab, folder: &Path, port: u16) -> Result<f64> {
-    let files: Vec<PathBuf> = (0..PARALLEL).map(|i| folder.join(format!("parallel{i}"))).collect();
-    let start = Instant::now();
-    let mut children = Vec::new();
-    for (i, file) in files.iter().enumerate() {
-        children.push(curl(lab, port, 200 + i as u64, PARALLEL_BYTES, file).spawn().context("start curl")?);
+    fn large(&self) -> Result<(f64, bool)> {
+        self.downloads("download of 50 MB", 1, 1, LARGE)
     }
-    let files: Vec<&PathBuf> = files.iter().collect();
-    let cut = watch("8 downloads at once", &mut children, &files, PARALLEL * PARALLEL_BYTES, start)?;
-    let took = start.elapsed();
-    let bytes = received(&files);
-    if !cut {
-        for (i, file) in files.iter().enumerate() {
-            check(file, 200 + i as u64, PARALLEL_BYTES)?;
+
+    fn parallel(&self) -> Result<(f64, bool)> {
+        self.downloads("8 downloads at once", PARALLEL, 200, PARALLEL_BYTES)
+    }
+
+    /// So many downloads at once; how fast together, and whether they were cut off.
+    fn downloads(&self, what: &str, count: usize, seed: u64, bytes: usize) -> Result<(f64, bool)> {
+        let files: Vec<PathBuf> = (0..count).map(|i| self.folder.join(format!("download{i}"))).collect();
+        let start = Instant::now();
+        let mut children = Children(Vec::new());
+        for (seed, file) in (seed..).zip(&files) {
+            children.0.push(self.curl(seed, bytes, file).spawn().context("start curl")?);
         }
-    }
-    Ok(mbit(bytes, took))
-}
-
-/// Shows progress until all children have ended, or patience has: then true, and they are stopped.
-fn watch(what: &str, children: &mut [Child], files: &[&PathBuf], total: usize, start: Instant) -> Result<bool> {
-    let mut last = (Instant::now(), 0);
-    loop {
-        let mut running = false;
-        for child in children.iter_mut() {
-            match child.try_wait()? {
-                None => running = true,
-                Some(status) => ensure!(status.success(), "curl ended with {status} in: {what}"),
+        let cut = self.watch(what, &mut children.0, &files, count * bytes, start)?;
+        let took = start.elapsed();
+        let mbit = mbit(received(&files), took);
+        for (seed, file) in (seed..).zip(&files) {
+            match cut {
+                false => check(file, seed, bytes)?,
+                // What had arrived by then is the beginning of what was sent, or something is wrong.
+                true if file.exists() => check(file, seed, received(std::slice::from_ref(file)))?,
+                true => {}
             }
         }
-        let bytes = received(files);
-        if !running {
-            finish(&format!("  {what}: {:.1} Mbit/s, all bytes", mbit(bytes, start.elapsed())));
-            return Ok(false);
+        Ok((mbit, cut))
+    }
+
+    fn small(&self) -> Result<(f64, f64)> {
+        let file = self.folder.join("small");
+        let (mut first, mut complete) = (Vec::new(), Vec::new());
+        for i in 0..SMALL {
+            self.ending.check()?;
+            let seed = 100 + i as u64;
+            let output = self
+                .curl(seed, SMALL_BYTES, &file)
+                .args(["--max-time", SMALL_PATIENCE, "--write-out", "%{time_starttransfer} %{time_total}"])
+                .output()
+                .context("start curl")?;
+            ensure!(output.status.success(), "{}: curl: {}", self.name, String::from_utf8_lossy(&output.stderr).trim());
+            let times = String::from_utf8_lossy(&output.stdout);
+            let mut times = times.split_whitespace().filter_map(|time| time.parse::<f64>().ok());
+            let (Some(start), Some(total)) = (times.next(), times.next()) else { bail!("curl printed no times") };
+            first.push(start * 1e3);
+            complete.push(total * 1e3);
+            check(&file, seed, SMALL_BYTES)?;
+            progress(&format!("  {SMALL} small requests: {} done", i + 1));
         }
-        if start.elapsed() > PATIENCE {
+        first.sort_by(f64::total_cmp);
+        complete.sort_by(f64::total_cmp);
+        let (median, p95) = (first[SMALL / 2], complete[(SMALL * 95).div_ceil(100) - 1]);
+        finish(&format!("  {SMALL} small requests on new connections: first byte after {median:.0} ms (median)"));
+        Ok((median, p95))
+    }
+
+    /// Shows progress until all children have ended, or patience has: then true, and they are stopped.
+    fn watch(
+        &self,
+        what: &str,
+        children: &mut [Child],
+        files: &[PathBuf],
+        total: usize,
+        start: Instant,
+    ) -> Result<bool> {
+        let mut last = (Instant::now(), 0);
+        loop {
+            self.ending.check()?;
+            let mut running = false;
             for child in children.iter_mut() {
-                child.kill()?;
-                child.wait()?;
+                match child.try_wait()? {
+                    None => running = true,
+                    Some(status) => ensure!(status.success(), "{}: curl ended with {status} in: {what}", self.name),
+                }
             }
-            let share = 100.0 * bytes as f64 / total as f64;
-            finish(&format!("  {what}: {:.1} Mbit/s, cut off after {share:.0} %", mbit(bytes, start.elapsed())));
-            return Ok(true);
+            let bytes = received(files);
+            if !running {
+                finish(&format!("  {what}: {:.1} Mbit/s, all bytes", mbit(bytes, start.elapsed())));
+                return Ok(false);
+            }
+            if start.elapsed() > PATIENCE {
+                for child in children.iter_mut() {
+                    child.kill()?;
+                    child.wait()?;
+                }
+                let share = 100.0 * bytes as f64 / total as f64;
+                finish(&format!("  {what}: {:.1} Mbit/s, cut off after {share:.0} %", mbit(bytes, start.elapsed())));
+                ensure!(
+                    self.may_be_cut,
+                    "{}: {what} had only {share:.0} % after {} s: tpo does not do its work here",
+                    self.name,
+                    PATIENCE.as_secs()
+                );
+                return Ok(true);
+            }
+            let now = mbit(bytes.saturating_sub(last.1), last.0.elapsed());
+            progress(&format!(
+                "  {what}: {:5.1} of {} MB, {now:6.1} Mbit/s now",
+                bytes as f64 / 1e6,
+                total / 1_000_000
+            ));
+            last = (Instant::now(), bytes);
+            std::thread::sleep(Duration::from_millis(200));
         }
-        let now = mbit(bytes.saturating_sub(last.1), last.0.elapsed());
-        progress(&format!("  {what}: {:5.1} of {} MB, {now:6.1} Mbit/s now", bytes as f64 / 1e6, total / 1_000_000));
-        last = (Instant::now(), bytes);
-        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Downloads that are ended when nobody looks after them any more.
+struct Children(Vec<Child>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Most have ended by themselves.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -216,7 +268,7 @@ fn finish(line: &str) {
     println!("{line}");
 }
 
-fn received(files: &[&PathBuf]) -> usize {
+fn received(files: &[PathBuf]) -> usize {
     files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|meta| meta.len() as usize).sum()
 }
 

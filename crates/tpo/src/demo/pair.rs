@@ -1,10 +1,14 @@
 //! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for the demo and the bench.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tpo_lab::{Host, Lab};
+
+/// A daemon ends within a moment of being asked; one that takes this long hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Two running daemons. Dropping it ends them.
 pub struct Pair {
@@ -71,20 +75,36 @@ impl Pair {
     /// Ends both daemons as an administrator would.
     pub fn stop(mut self) -> Result<()> {
         for mut child in std::mem::take(&mut self.children) {
-            crate::sys::terminate(child.id());
-            let status = child.wait()?;
+            let status = end(&mut child)?;
             ensure!(status.success(), "tpo run ended with {status}");
         }
         Ok(())
     }
 }
 
+/// Asks a daemon to end; one that does not is killed, so that nothing of it stays.
+fn end(child: &mut Child) -> Result<ExitStatus> {
+    if let Some(status) = child.try_wait()? {
+        return Ok(status);
+    }
+    crate::sys::terminate(child.id());
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill()?;
+    child.wait()?;
+    bail!("tpo run did not end within {} s of SIGTERM and was killed", PATIENCE.as_secs())
+}
+
 impl Drop for Pair {
     fn drop(&mut self) {
         for child in &mut self.children {
-            crate::sys::terminate(child.id());
-            // A child that is gone already needs no waiting for.
-            let _ = child.wait();
+            // What went wrong has been said, or is being said.
+            let _ = end(child);
         }
     }
 }
