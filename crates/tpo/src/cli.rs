@@ -13,7 +13,7 @@ use tpo_lab::{Profile, Wan};
 use crate::config::{self, Findings, Level};
 use crate::control::{self, AskError};
 use crate::status::{Reason, StatusReport, render};
-use crate::{keygen, log};
+use crate::{intercept, keygen, log};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -223,11 +223,21 @@ fn keygen(arguments: &KeygenArgs) -> Outcome {
 
 /// `tpo check`.
 fn check(path: &Path) -> Outcome {
-    let (checked, findings, _) = load(path)?;
+    let (checked, mut findings, _) = load(path)?;
+    let table = crate::daemon::table(&checked);
+    // What `tpo run` does before it gives the rules to the kernel. The ports are only known then, and nothing depends on them.
+    let ports = intercept::rules::Ports { v4: 1, v6: Some(1) };
+    if let Err(error) = intercept::rules::render(&table, ports) {
+        findings.error(0, "[[rule]]", error.to_string(), "rules that the kernel's tables can hold");
+        return Err(Failure::Config(findings));
+    }
     complain(&findings.to_string());
     // What this host's own settings mean for it: facts of the machine, not of the file.
-    for finding in crate::intercept::findings::findings(&crate::daemon::table(&checked)) {
+    for finding in intercept::findings::findings(&table) {
         complain(&format!("this host: {finding}\n"));
+    }
+    if let Err(error) = intercept::install::check_tools() {
+        complain(&format!("this host: {error}\n"));
     }
     let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
     let rules = match off {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tpo_engine::{Policy, Prefix, Rule};
 use tpo_mover::Identity;
 use tracing::{info, warn};
@@ -25,37 +25,53 @@ use crate::facts::Facts;
 use crate::gate::{Doorbell, Gate};
 use crate::intercept::install::{self, Installed};
 use crate::intercept::lease::Lease;
+use crate::intercept::rules::Ports;
 use crate::intercept::tcp::Listeners;
 use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
 use crate::router::{Router, Table};
 
+/// Lanes that take longer to end are left behind: removing the rules must not wait for them.
+const ENDING: Duration = Duration::from_secs(2);
+/// How often what is installed in the kernel is looked at.
+const RULES_EVERY: Duration = Duration::from_secs(1);
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
-/// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends it but the signal.
+/// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends it but the signal, or a failure of its own
+/// after which everything is removed and the service manager may start it again.
 pub fn run(checked: &Checked, identity: Arc<Identity>) -> Result<()> {
     let signal = Arc::new(AtomicUsize::new(0));
-    for number in [SIGTERM, SIGINT] {
+    for number in [SIGTERM, SIGINT, SIGHUP] {
         let value = usize::try_from(number).expect("signal numbers are small");
         signal_hook::flag::register_usize(number, signal.clone(), value).context("watch for signals")?;
     }
     let limit = crate::sys::raise_descriptor_limit().context("raise the limit of open files")?;
-    let daemon = Daemon::start(checked, identity, limit)?;
+    let mut daemon = Daemon::start(checked, identity, limit)?;
     info!(name = %checked.name, listen = %checked.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
     let memory = usize::try_from(checked.memory).unwrap_or(usize::MAX);
     let mut told = vec![0; daemon.lanes.len()];
-    while signal.load(Ordering::Relaxed) == 0 {
+    let mut failed = None;
+    let mut next_look = Instant::now() + RULES_EVERY;
+    while signal.load(Ordering::Relaxed) == 0 && failed.is_none() {
         share_memory(&daemon.lanes, memory, &mut told);
+        failed = daemon.ended_by_itself();
+        if Instant::now() >= next_look {
+            daemon.watch_rules();
+            next_look = Instant::now() + RULES_EVERY;
+        }
         std::thread::sleep(LOOK_EVERY);
     }
     info!(signal = signal.load(Ordering::Relaxed), "ending");
     daemon.stop();
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(thread) => bail!("the thread \"{thread}\" ended by a failure; everything installed has been removed"),
+    }
 }
 
 struct Daemon {
@@ -64,6 +80,8 @@ struct Daemon {
     gate: Gate,
     router: Router,
     installed: Installed,
+    table: intercept::Table,
+    ports: Ports,
     control: control::Server,
 }
 
@@ -77,9 +95,12 @@ impl Daemon {
                 findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
             }
         }
-        let listener = Link::listen(checked.listen)
-            .with_context(|| format!("listen at {} (UDP); is another tpo running?", checked.listen))?;
+        // First, because it finds out whether another tpo runs here. Without a lease the rules let everything pass.
         let listeners = Listeners::open(table.mode).context("open the interceptor's sockets")?;
+        let ports = listeners.ports();
+        let installed = install::install(&table, ports).context("install the interception rules")?;
+        let lease = Lease::open().context("open netlink for the leases")?;
+        let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
 
         let mut lanes = Vec::new();
@@ -100,15 +121,43 @@ impl Daemon {
         let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
             .context("start the router")?;
 
-        let installed = install::install(&table, listeners.ports()).context("install the interception rules")?;
-        let lease = Lease::open().context("open netlink for the leases")?;
         let policy =
             Policy::new(checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.clone()).collect());
         let gate = Gate::start(doorbell, listeners, lease, policy, lanes.clone()).context("start the gate")?;
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
-        Ok(Daemon { lanes, threads, gate, router, installed, control })
+        Ok(Daemon { lanes, threads, gate, router, installed, table, ports, control })
+    }
+
+    /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
+    /// place would take connections and deliver them nowhere, so the leases go until all is whole again.
+    fn watch_rules(&mut self) {
+        match self.installed.is_whole() {
+            Ok(true) => self.gate.set_intact(true),
+            Ok(false) => {
+                if self.gate.counters.intact.load(Ordering::Relaxed) {
+                    warn!("somebody removed our rules or our route; they are installed again");
+                }
+                self.gate.set_intact(false);
+                match self.installed.repair(&self.table, self.ports) {
+                    Ok(()) => self.gate.set_intact(true),
+                    Err(error) => warn!(%error, "interception cannot be installed again: traffic goes its plain way"),
+                }
+            }
+            Err(error) => warn!(%error, "cannot look at the interception rules"),
+        }
+    }
+
+    /// The name of a thread that has ended though nobody asked it to.
+    fn ended_by_itself(&self) -> Option<String> {
+        let lanes = self.lanes.iter().zip(&self.threads);
+        lanes
+            .filter(|(_, thread)| thread.is_finished())
+            .map(|(lane, _)| format!("lane {}", lane.name))
+            .chain(self.gate.has_ended().then(|| "gate".into()))
+            .chain(self.router.has_ended().then(|| "router".into()))
+            .next()
     }
 
     /// New connections go their plain way first, then flows end, then the rules that they needed are removed.
@@ -117,11 +166,16 @@ impl Daemon {
         self.control.stop();
         self.gate.stop();
         for lane in &self.lanes {
-            // A lane that cannot hear has ended, or is so busy that it is not waited for below either.
-            let _ = lane.send(Command::Close);
+            lane.close();
         }
+        let deadline = Instant::now() + ENDING;
         for thread in self.threads {
-            if thread.join().is_err() {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if !thread.is_finished() {
+                warn!("a lane does not end; its flows are reset by the kernel");
+            } else if thread.join().is_err() {
                 warn!("a lane ended by a failure");
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use tpo_engine::{Class, FlowInfo};
@@ -19,7 +20,7 @@ use crate::status::{
     PeerReport, PeerState, Reason, StatusReport,
 };
 
-/// A lane answers within its turn; one that takes longer is reported as wedged.
+/// A lane answers within its turn; those that have not after this time, for all together, are reported as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Everything that can be asked, and the configuration that gives it names.
@@ -38,8 +39,12 @@ impl Facts {
         Facts { checked: checked.clone(), lanes, gate, router, start: Instant::now(), memory_peak: AtomicU64::new(0) }
     }
 
-    fn reports(&self) -> Vec<Option<Report>> {
-        self.lanes.iter().map(|lane| lane.report(PATIENCE)).collect()
+    /// The answer of each lane. All are asked before the first answer is waited for.
+    fn ask<T>(&self, question: fn(&Lane) -> Receiver<T>) -> Vec<Option<T>> {
+        let answers: Vec<_> = self.lanes.iter().map(question).collect();
+        let deadline = Instant::now() + PATIENCE;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        answers.into_iter().map(|answer| answer.recv_timeout(left()).ok()).collect()
     }
 
     fn intercept(&self, peers: &[PeerReport]) -> InterceptReport {
@@ -49,8 +54,9 @@ impl Facts {
             let reason = (!held).then(|| peer.reason.clone().unwrap_or_else(|| "not renewed yet".into()));
             LeaseReport { peer: peer.name.clone(), held, reason }
         });
+        let intact = self.gate.intact.load(Ordering::Relaxed);
         InterceptReport {
-            installed: true,
+            installed: intact,
             mode: match self.checked.intercept.mode {
                 checked::Mode::Tproxy => "tproxy".into(),
                 checked::Mode::Redirect => "redirect".into(),
@@ -59,7 +65,7 @@ impl Facts {
             interfaces: self.checked.intercept.interfaces.clone(),
             rules: on.len(),
             rules_disabled: off.len(),
-            problem: None,
+            problem: (!intact).then(|| "our rules or route were removed by someone; being reinstalled".into()),
             leases: leases.collect(),
         }
     }
@@ -69,7 +75,7 @@ impl Facts {
         let Some(report) = report else {
             return PeerReport {
                 name: config.name.clone(),
-                state: PeerState::Dead,
+                state: PeerState::Stuck,
                 reason: Some("its lane does not answer; the log may say why".into()),
                 ..PeerReport::default()
             };
@@ -83,13 +89,18 @@ impl Facts {
             _ => PeerState::Connecting,
         };
         let handshake = &mover.handshake;
+        // The hint of a handshake is made of both keys, so one with another key dies in the router and never reaches the lane.
+        let other_keys = self.router.hints.load(Ordering::Relaxed) > 0;
         let reason = match state {
             PeerState::Up => None,
-            PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
-            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
             _ if handshake.strangers > 0 => {
                 Some("datagrams with wrong keys arrive: compare the public keys at both ends".into())
             }
+            PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
+            _ if other_keys => {
+                Some("handshakes with other keys arrive at our port: compare the public keys at both ends".into())
+            }
+            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
             _ => Some("no answer to the handshake: is the peer running, and is UDP let through?".into()),
         };
         let lost = mover.wire_bytes_lost as f64;
@@ -102,7 +113,7 @@ impl Facts {
             reason,
             rtt_ms: mover.rtt.map(milliseconds),
             min_rtt_ms: mover.min_rtt.map(milliseconds),
-            loss_percent: if sent > 0.0 { 100.0 * lost / sent } else { 0.0 },
+            loss_since_start_percent: if sent > 0.0 { 100.0 * lost / sent } else { 0.0 },
             rate: mover.pacing_rate,
             delivery_rate: mover.peer_delivery_rate,
             segment: u16::try_from(mover.datagram_size).unwrap_or(u16::MAX),
@@ -117,9 +128,7 @@ impl Facts {
             drops: drops(report),
             handshake: HandshakeReport {
                 completed: handshake.established,
-                failed: handshake.forged + handshake.limited,
-                age: None,
-                last_error: None,
+                failed: handshake.forged + handshake.refused,
             },
         }
     }
@@ -153,11 +162,12 @@ impl Facts {
 
 impl control::Facts for Facts {
     fn status(&self) -> StatusReport {
-        let reports = self.reports();
+        let reports = self.ask(Lane::report);
         let peers: Vec<_> = reports.iter().enumerate().map(|(slot, report)| self.peer(slot, report.as_ref())).collect();
         let used = reports.iter().flatten().map(|report| report.stats.held_bytes as u64).sum();
         let peak = self.memory_peak.fetch_max(used, Ordering::Relaxed).max(used);
-        let strangers = [("unknown", &self.router.unknown), ("lane full", &self.router.full)];
+        let strangers =
+            [("unknown", &self.router.unknown), ("other keys", &self.router.hints), ("lane full", &self.router.full)];
         StatusReport {
             name: self.checked.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -173,12 +183,9 @@ impl control::Facts for Facts {
 
     fn flows(&self) -> Vec<FlowReport> {
         let now = Instant::now();
-        let lanes = self.checked.peers.iter().zip(self.reports());
+        let lanes = self.checked.peers.iter().zip(self.ask(Lane::flows));
         lanes
-            .flat_map(|(peer, report)| {
-                let flows = report.map(|report| report.flows).unwrap_or_default();
-                flows.into_iter().map(|info| flow(&peer.name, &info, now))
-            })
+            .flat_map(|(peer, flows)| flows.unwrap_or_default().into_iter().map(|info| flow(&peer.name, &info, now)))
             .collect()
     }
 }
@@ -240,6 +247,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("handshake strangers", mover.handshake.strangers),
         ("handshake malformed", mover.handshake.malformed),
         ("handshake ignored", mover.handshake.ignored),
+        ("handshake limited", mover.handshake.limited),
         ("payloads malformed", report.stats.counters.malformed),
         ("messages late", report.stats.counters.late),
         ("send failures", report.counters.send_failures),

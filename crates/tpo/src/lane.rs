@@ -30,10 +30,14 @@ const COMMANDS: usize = 4_096;
 const PULSE: Duration = Duration::from_millis(200);
 /// Batches received before the lane turns to its other work, so that nothing starves under a flood.
 const RECEIVE_TURN: usize = 4;
+/// Commands handled in one turn, likewise.
+const COMMAND_TURN: usize = 256;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
 /// A socket of the lane's own is made anew at most this often.
 const LINK_RETRY: Duration = Duration::from_millis(500);
+/// While the peer is silent, at this interval.
+const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
 /// Room for one batch of datagrams: what segmentation offload takes at once.
@@ -64,12 +68,12 @@ pub enum Command {
         /// The datagram.
         bytes: Vec<u8>,
     },
-    /// Somebody wants to know.
+    /// Somebody wants to know how it goes.
     Report(SyncSender<Report>),
+    /// Somebody wants to see every flow.
+    Flows(SyncSender<Vec<FlowInfo>>),
     /// The memory that flows may hold in all has changed.
     Budget(usize),
-    /// Reset all flows, say goodbye, end.
-    Close,
 }
 
 /// What a lane knows of itself.
@@ -80,8 +84,6 @@ pub struct Report {
     pub connected: bool,
     /// Where the peer is, as far as known.
     pub remote: Option<SocketAddr>,
-    /// Its flows.
-    pub flows: Vec<FlowInfo>,
     /// Edges that live.
     pub edges: usize,
     /// Counters of the lane itself.
@@ -143,6 +145,7 @@ impl Pulse {
 pub struct Lane {
     commands: SyncSender<Command>,
     waker: Arc<Waker>,
+    stopping: Arc<AtomicBool>,
     /// Life signs.
     pub pulse: Arc<Pulse>,
     /// The peer's name in the configuration.
@@ -162,11 +165,26 @@ impl Lane {
         }
     }
 
-    /// What the lane knows of itself, or nothing when it does not answer in time.
-    pub fn report(&self, limit: Duration) -> Option<Report> {
+    /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
+    pub fn report(&self) -> Receiver<Report> {
         let (sender, receiver) = sync_channel(1);
-        self.send(Command::Report(sender)).ok()?;
-        receiver.recv_timeout(limit).ok()
+        // A lane that takes no more commands does not answer, and the caller has a deadline.
+        let _ = self.send(Command::Report(sender));
+        receiver
+    }
+
+    /// Asks for every flow, likewise.
+    pub fn flows(&self) -> Receiver<Vec<FlowInfo>> {
+        let (sender, receiver) = sync_channel(1);
+        let _ = self.send(Command::Flows(sender));
+        receiver
+    }
+
+    /// Reset all flows, say goodbye, end. Heard even by a lane whose commands are full.
+    pub fn close(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // A lane that cannot be woken has ended.
+        let _ = self.waker.wake();
     }
 }
 
@@ -193,7 +211,9 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     let edges = Edges::new(poll.registry().try_clone()?);
     let (commands, inbox) = sync_channel(COMMANDS);
     let pulse = Arc::new(Pulse::new());
-    let lane = Lane { commands, waker, pulse: pulse.clone(), name: start.name.as_str().into() };
+    let stopping = Arc::new(AtomicBool::new(false));
+    let lane =
+        Lane { commands, waker, stopping: stopping.clone(), pulse: pulse.clone(), name: start.name.as_str().into() };
     let port = start.listener.local_addr()?.port();
     let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
         let now = Instant::now();
@@ -213,6 +233,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             port,
             local: None,
             inbox,
+            waiting: false,
+            stopping,
             pulse,
             on_change: start.on_change,
             runs: Runs::new(),
@@ -243,6 +265,9 @@ struct Loop {
     port: u16,
     local: Option<IpAddr>,
     inbox: Receiver<Command>,
+    /// More commands wait than one turn takes.
+    waiting: bool,
+    stopping: Arc<AtomicBool>,
     pulse: Arc<Pulse>,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
@@ -264,7 +289,7 @@ impl Loop {
             if self.closing.is_some_and(|until| now >= until) {
                 break;
             }
-            let limit = if busy { Duration::ZERO } else { self.sleep_until(now) };
+            let limit = if busy || self.waiting { Duration::ZERO } else { self.sleep_until(now) };
             match self.poll.poll(&mut events, Some(limit)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -298,8 +323,11 @@ impl Loop {
             if heard {
                 self.receive();
             }
-            if called && self.commands() {
+            if (called || self.waiting) && self.commands() {
                 break;
+            }
+            if self.closing.is_none() && self.stopping.load(Ordering::SeqCst) {
+                self.begin_to_close(now);
             }
             self.follow_timeouts();
             self.follow_engine(Instant::now());
@@ -326,10 +354,8 @@ impl Loop {
                     self.follow_engine(now);
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => self.peer.on_refused(Instant::now()),
-                Err(error) => {
-                    debug!(peer = %self.name, %error, "receive failed");
-                    return;
-                }
+                // An ICMP error about something that we sent; what waits behind it is still to be received.
+                Err(error) => debug!(peer = %self.name, %error, "receive failed"),
             }
         }
     }
@@ -344,9 +370,10 @@ impl Loop {
         }
     }
 
-    /// Handles what other threads ask; true when the lane shall end at once.
+    /// Handles some of what other threads ask; true when the lane shall end at once.
     fn commands(&mut self) -> bool {
-        loop {
+        self.waiting = true;
+        for _ in 0..COMMAND_TURN {
             let now = Instant::now();
             match self.inbox.try_recv() {
                 Ok(Command::Accepted { socket, key, class }) => self.accepted(socket, key, class, now),
@@ -357,20 +384,29 @@ impl Loop {
                     self.peer.handle_datagram(from, &mut bytes, now);
                     self.follow_engine(now);
                 }
+                Ok(Command::Flows(to)) => {
+                    // As for reports: nobody waits, nobody is told.
+                    let _ = to.try_send(self.peer.flows().collect());
+                }
                 Ok(Command::Report(to)) => {
                     // Nobody waits any more: then nobody is told.
                     let _ = to.try_send(self.report());
                 }
                 Ok(Command::Budget(bytes)) => self.peer.set_budget(bytes),
-                Ok(Command::Close) => {
-                    self.peer.close(now);
-                    self.closing = Some(now + CLOSING);
-                    self.follow_engine(now);
+                Err(TryRecvError::Empty) => {
+                    self.waiting = false;
+                    return false;
                 }
-                Err(TryRecvError::Empty) => return false,
                 Err(TryRecvError::Disconnected) => return true,
             }
         }
+        false
+    }
+
+    fn begin_to_close(&mut self, now: Instant) {
+        self.peer.close(now);
+        self.closing = Some(now + CLOSING);
+        self.follow_engine(now);
     }
 
     fn accepted(&mut self, socket: TcpStream, key: FlowKey, class: Class, now: Instant) {
@@ -430,6 +466,10 @@ impl Loop {
         let now = Instant::now();
         if self.peer.poll_timeout().is_some_and(|(when, _)| when <= now) {
             self.peer.handle_timeout(now);
+        }
+        // While nothing is heard, the way out may have changed without an error that says so.
+        if !self.peer.is_up() && self.link_tried.is_some_and(|tried| now >= tried + LINK_SILENT_RETRY) {
+            self.renew_link(now);
         }
     }
 
@@ -551,11 +591,12 @@ impl Loop {
 
     /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for later.
     fn send(&mut self, to: SocketAddr, segment: usize, now: Instant) -> bool {
-        let link = match &self.link {
-            Some(link) if self.link_to == Some(to) => link,
-            _ => &self.listener,
+        // Who called us at one of our addresses is answered from there.
+        let (link, source) = match &self.link {
+            Some(link) if self.link_to == Some(to) => (link, None),
+            _ => (&self.listener, self.local),
         };
-        match link.send(to, &self.batch, segment) {
+        match link.send(to, source, &self.batch, segment) {
             Sent::All => {}
             Sent::Blocked => {
                 // Only the lane's own socket is watched for room; elsewhere the batch is lost like any datagram.
@@ -609,7 +650,6 @@ impl Loop {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),
             remote: self.peer.remote(),
-            flows: self.peer.flows().collect(),
             edges: self.edges.len(),
             counters: self.counters,
         }

@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -24,11 +25,18 @@ const WAKE: Token = Token(1);
 /// The slot of a peer is in the upper bits of the session indices that we chose (docs/wire.md, section 1).
 const SLOT_SHIFT: u32 = 12;
 
+/// Longer datagrams than the mover ever makes (8,952 bytes) are nobody's; so what waits for a lane is bounded in bytes too.
+const LONGEST: usize = 9_000;
+/// Receive calls before the router looks whether it shall end, so that a flood cannot keep it.
+const TURN: usize = 16;
+
 /// What the router dropped.
 #[derive(Debug, Default)]
 pub struct Drops {
-    /// Not of our protocol, too short, or naming no peer of ours.
+    /// Not of our protocol, too short or too long, or of no session of ours.
     pub unknown: AtomicU64,
+    /// Handshakes between other keys than ours and our peers'.
+    pub hints: AtomicU64,
     /// For a lane that had too much waiting.
     pub full: AtomicU64,
 }
@@ -46,12 +54,21 @@ impl Table {
         Table { lanes: lanes.into_iter().map(|(lane, _)| lane).collect(), hints }
     }
 
-    fn find(&self, datagram: &[u8]) -> Option<&Lane> {
-        let slot = match peek(datagram)? {
-            Outer::Handshake { hint } | Outer::Retry { hint } => *self.hints.get(&hint)?,
-            Outer::Session { index, .. } => (index >> SLOT_SHIFT) as usize,
+    fn find(&self, datagram: &[u8], drops: &Drops) -> Option<&Lane> {
+        let (slot, counter) = match peek(datagram) {
+            Some(Outer::Handshake { hint } | Outer::Retry { hint }) if datagram.len() <= LONGEST => {
+                (self.hints.get(&hint).copied(), &drops.hints)
+            }
+            Some(Outer::Session { index, .. }) if datagram.len() <= LONGEST => {
+                (Some((index >> SLOT_SHIFT) as usize), &drops.unknown)
+            }
+            _ => (None, &drops.unknown),
         };
-        self.lanes.get(slot)
+        let lane = slot.and_then(|slot| self.lanes.get(slot));
+        if lane.is_none() {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        lane
     }
 }
 
@@ -74,8 +91,9 @@ impl Router {
         let thread = std::thread::Builder::new().name("router".into()).spawn(move || {
             let mut events = Events::with_capacity(8);
             let mut runs = Runs::new();
+            let mut wait = None;
             loop {
-                if let Err(error) = poll.poll(&mut events, None)
+                if let Err(error) = poll.poll(&mut events, wait)
                     && error.kind() != io::ErrorKind::Interrupted
                 {
                     warn!(%error, "the router cannot wait for datagrams and ends");
@@ -84,10 +102,17 @@ impl Router {
                 if events.iter().any(|event| event.token() == WAKE) {
                     return;
                 }
-                route(&link, &mut runs, &table, &counters);
+                // The poll is edge triggered: what a turn leaves waiting would not be announced again.
+                let drained = route(&link, &mut runs, &table, &counters);
+                wait = (!drained).then_some(Duration::ZERO);
             }
         })?;
         Ok(Router { waker, thread, drops })
+    }
+
+    /// Whether the thread has ended by itself, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Ends the thread.
@@ -99,15 +124,13 @@ impl Router {
     }
 }
 
-fn route(link: &Link, runs: &mut Runs, table: &Table, drops: &Drops) {
-    loop {
+/// One turn; whether nothing is left waiting.
+fn route(link: &Link, runs: &mut Runs, table: &Table, drops: &Drops) -> bool {
+    for _ in 0..TURN {
         match link.receive(runs) {
-            Ok(0) => return,
+            Ok(0) => return true,
             Ok(_) => runs.for_each(|from, local, datagram| {
-                let Some(lane) = table.find(datagram) else {
-                    drops.unknown.fetch_add(1, Ordering::Relaxed);
-                    return;
-                };
+                let Some(lane) = table.find(datagram, drops) else { return };
                 if lane.send(Command::Datagram { from, local, bytes: datagram.to_vec() }).is_err() {
                     drops.full.fetch_add(1, Ordering::Relaxed);
                 }
@@ -116,4 +139,5 @@ fn route(link: &Link, runs: &mut Runs, table: &Table, drops: &Drops) {
             Err(error) => debug!(%error, "receive failed"),
         }
     }
+    false
 }

@@ -127,7 +127,8 @@ fn init_and_check_go_together() {
         (0, "tpo.toml: good. peers: 1, rules: 1, accepts: 1, warnings: 0\n"),
         "{ran:?}"
     );
-    assert_eq!(ran.err, "");
+    // What this host's settings mean is another matter on every host.
+    assert!(ran.err.lines().all(|line| line.starts_with("this host: ")), "{}", ran.err);
 
     fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let ran = folder.run(&["--config", "tpo.toml", "check"]);

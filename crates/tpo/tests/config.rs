@@ -406,6 +406,20 @@ fn all_mistakes_are_reported_at_once_and_none_makes_others() {
 }
 
 #[test]
+fn there_are_no_more_rules_than_the_kernel_is_given() {
+    let rule = "[[rule]]\nprotocol = \"tcp\"\nsource = \"any\"\ndestination = \"any\"\npeer = \"lyon\"\n";
+    // With the rule of the base; each of these counts twice.
+    assert!(check(&(base() + &rule.repeat(16_383))).is_ok());
+    let refused = check(&(base() + &rule.repeat(16_384))).unwrap_err().to_string();
+    assert!(
+        refused.contains(
+            "error: [[rule]]: 32769 rules, one from any to any counted for IPv4 and for IPv6; would do: at most 32768"
+        ),
+        "{refused}"
+    );
+}
+
+#[test]
 fn several_breaks_of_syntax_are_reported_with_what_else_is_wrong() {
     let refused = check(
         &base().replace("name = \"paris\"", "name = = \"paris\"").replace("peer = \"lyon\"\n", "peer = \"lyon\n"),

@@ -12,6 +12,7 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, shadow, value};
+use crate::intercept::layers::MAX_RULES;
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]
@@ -169,8 +170,8 @@ const OUTAGES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::fro
 const OUTAGE: Duration = Duration::from_secs(300);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
-/// Far above any use; it bounds the memory that the rules take.
-const MOST_RULES: usize = 100_000;
+/// Far above any use; it bounds the memory that they take.
+const MOST_ACCEPTS: usize = 100_000;
 
 const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
 const ONLY_TCP: &str = "\"tcp\" (this version carries TCP only; other traffic goes its ordinary way)";
@@ -332,13 +333,20 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
 
 fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Rule> {
     let sections = file.sections("rule", findings);
-    if sections.len() > MOST_RULES {
-        findings.error(0, "[[rule]]", format!("{} sections", sections.len()), format!("at most {MOST_RULES}"));
+    if sections.len() > MAX_RULES {
+        findings.error(0, "[[rule]]", format!("{} sections", sections.len()), format!("at most {MAX_RULES}"));
         return Vec::new();
     }
     let mut rules = Vec::with_capacity(sections.len());
     for section in sections {
         rules.extend(check_rule(section, peers, findings));
+    }
+    // The kernel knows each address family apart.
+    let both_families = |rule: &&Rule| rule.matches.source.is_any() && rule.matches.destination.is_any();
+    let in_kernel = rules.len() + rules.iter().filter(both_families).count();
+    if in_kernel > MAX_RULES {
+        let found = format!("{in_kernel} rules, one from any to any counted for IPv4 and for IPv6");
+        findings.error(0, "[[rule]]", found, format!("at most {MAX_RULES}"));
     }
     rules
 }
@@ -375,8 +383,8 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
 
 fn check_accepts(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Accept> {
     let sections = file.sections("accept", findings);
-    if sections.len() > MOST_RULES {
-        findings.error(0, "[[accept]]", format!("{} sections", sections.len()), format!("at most {MOST_RULES}"));
+    if sections.len() > MOST_ACCEPTS {
+        findings.error(0, "[[accept]]", format!("{} sections", sections.len()), format!("at most {MOST_ACCEPTS}"));
         return Vec::new();
     }
     let mut accepts = Vec::with_capacity(sections.len());

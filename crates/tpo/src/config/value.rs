@@ -8,6 +8,7 @@ use tpo_engine::Prefix;
 use tpo_mover::PublicKey;
 
 use super::file::{Written, quoted};
+use crate::intercept::rules::is_interface_name;
 
 /// The names that peers, and the TPO itself, may have: they appear in kernel rules, logs and on the command line.
 pub fn name(written: &Written<'_>) -> Result<String, String> {
@@ -194,16 +195,10 @@ pub fn segment_size(bounds: RangeInclusive<u16>) -> impl Fn(&Written<'_>) -> Res
 /// A list of names of network interfaces.
 pub fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
     const WOULD_DO: &str = "a list of interface names such as [\"lan0\"]";
-    // The kernel's own rule for the name of an interface (IFNAMSIZ is 16, the last byte is zero).
-    let is_name = |text: &str| {
-        (1..=15).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_graphic() && !b"/:\"".contains(&b))
-            && ![".", ".."].contains(&text)
-    };
     let Written::List(list) = written else { return Err(WOULD_DO.into()) };
     list.iter()
         .map(|element| match element {
-            Written::Text(text) if is_name(text) => Ok((*text).to_owned()),
+            Written::Text(text) if is_interface_name(text) => Ok((*text).to_owned()),
             Written::Text(text) => Err(format!("{WOULD_DO}; {} is no such name", quoted(text))),
             _ => Err(WOULD_DO.to_owned()),
         })

@@ -1,10 +1,9 @@
 //! The far edge's way out: what a peer may reach through us, and from which address it is reached (claims 1f, 29b).
 
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 
-use tpo_engine::Prefix;
-use tpo_engine::{FlowKey, Status};
+use tpo_engine::{FlowKey, Prefix, Status};
 
 use crate::edge::tcp::status_of;
 use crate::intercept::tcp::connect_from;
@@ -71,11 +70,22 @@ impl Exit {
             return None;
         }
         self.permits.iter().find(|permit| {
-            permit.source.contains(key.source.ip())
-                && permit.destination.contains(key.destination.ip())
+            names(permit.source, key.source.ip())
+                && names(permit.destination, key.destination.ip())
                 && permit.destination_ports.contains(&key.destination.port())
         })
     }
+}
+
+/// Whether a permit means this address. A wide prefix does not mean addresses that have no business on a wire: a peer that claims to be our own
+/// loopback address would be taken for a local user.
+fn names(prefix: Prefix, address: IpAddr) -> bool {
+    let special = match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_multicast(),
+    };
+    let narrow = if address.is_ipv4() { 8 } else { 128 };
+    prefix.contains(address) && (!special || prefix.length >= narrow)
 }
 
 #[cfg(test)]
@@ -107,5 +117,31 @@ mod tests {
             assert!(exit.find(&key(source, destination)).is_none(), "{source} -> {destination}");
             assert_eq!(exit.connect(&key(source, destination)).unwrap_err(), Status::NotAllowed);
         }
+    }
+
+    #[test]
+    fn any_does_not_mean_our_own_loopback() {
+        let mut permit = Permit {
+            source: Prefix::ANY,
+            destination: Prefix::ANY,
+            destination_ports: 1..=65_535,
+            source_address: SourceAddress::Client,
+        };
+        let find = |permit: &Permit, source, destination| {
+            Exit { permits: vec![permit.clone()] }.find(&key(source, destination)).is_some()
+        };
+        assert!(find(&permit, "10.10.1.5:999", "10.10.2.9:80"));
+        for (source, destination) in [
+            ("127.0.0.1:999", "10.10.2.9:80"),
+            ("10.10.1.5:999", "127.0.0.1:80"),
+            ("[::1]:999", "[fd00::2]:80"),
+            ("[fd00::2]:999", "[::1]:80"),
+            ("10.10.1.5:999", "224.0.0.1:80"),
+            ("0.0.0.0:999", "10.10.2.9:80"),
+        ] {
+            assert!(!find(&permit, source, destination), "{source} -> {destination}");
+        }
+        permit.destination = "127.0.0.0/8".parse().unwrap();
+        assert!(find(&permit, "10.10.1.5:999", "127.0.0.1:80"), "it was named");
     }
 }

@@ -97,8 +97,6 @@ impl Edges {
         let options = SockRef::from(&socket);
         options.set_tcp_nodelay(true)?;
         options.set_tcp_keepalive(&KEEPALIVE)?;
-        // However this process ends, the kernel resets what it leaves: an orderly end would tell the application that it has got everything.
-        options.set_linger(Some(Duration::ZERO))?;
         let index = match self.free.pop() {
             Some(index) => index,
             None => {

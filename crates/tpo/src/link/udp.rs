@@ -99,18 +99,18 @@ impl Link {
         Ok(Link { socket, state })
     }
 
-    /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter.
-    pub fn send(&self, to: SocketAddr, batch: &[u8], segment: usize) -> Sent {
+    /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter. An unconnected socket can be told from which address.
+    pub fn send(&self, to: SocketAddr, source: Option<IpAddr>, batch: &[u8], segment: usize) -> Sent {
         let most = self.state.max_gso_segments().max(1) * segment;
         let mut rest = batch;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(most.min(rest.len()));
-            match self.send_run(to, now, segment) {
+            match self.send_run(to, source, now, segment) {
                 Ok(()) => rest = later,
                 // Segmentation offload was refused late: the state has noted it, the same bytes go again one by one.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment => {
                     debug!(%error, "segmentation offload refused");
-                    return self.send_singly(to, rest, segment);
+                    return self.send_singly(to, source, rest, segment);
                 }
                 Err(error) => return outcome(&error),
             }
@@ -118,22 +118,22 @@ impl Link {
         Sent::All
     }
 
-    fn send_singly(&self, to: SocketAddr, batch: &[u8], segment: usize) -> Sent {
+    fn send_singly(&self, to: SocketAddr, source: Option<IpAddr>, batch: &[u8], segment: usize) -> Sent {
         for datagram in batch.chunks(segment) {
-            if let Err(error) = self.send_run(to, datagram, segment) {
+            if let Err(error) = self.send_run(to, source, datagram, segment) {
                 return outcome(&error);
             }
         }
         Sent::All
     }
 
-    fn send_run(&self, to: SocketAddr, run: &[u8], segment: usize) -> io::Result<()> {
+    fn send_run(&self, to: SocketAddr, source: Option<IpAddr>, run: &[u8], segment: usize) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: self.destination(to),
             ecn: None,
             contents: run,
             segment_size: (run.len() > segment).then_some(segment),
-            src_ip: None,
+            src_ip: source.filter(|ip| ip.is_ipv4() == to.is_ipv4()),
         };
         self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
     }
@@ -253,8 +253,8 @@ mod tests {
         let lane = Link::connect(here.port(), Some(here.ip()), peer.local_addr().unwrap()).unwrap();
 
         let batch: Vec<u8> = (0..2_500).map(|i| i as u8).collect();
-        assert_eq!(peer.send(here, &batch, 1_000), Sent::All);
-        assert_eq!(stranger.send(here, b"hello", 1_000), Sent::All);
+        assert_eq!(peer.send(here, None, &batch, 1_000), Sent::All);
+        assert_eq!(stranger.send(here, None, b"hello", 1_000), Sent::All);
 
         let mut runs = Runs::new();
         let to_lane = collect(&lane, &mut runs);
@@ -270,8 +270,8 @@ mod tests {
         let to = peer.local_addr().unwrap();
         drop(peer);
         let lane = Link::connect(0, None, to).unwrap();
-        assert_eq!(lane.send(to, b"anyone?", 1_000), Sent::All);
-        assert_eq!(lane.send(to, b"anyone?", 1_000), Sent::Refused);
+        assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
+        assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::Refused);
     }
 
     trait Concat {

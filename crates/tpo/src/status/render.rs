@@ -103,7 +103,7 @@ fn peers(peers: &[PeerReport]) -> String {
         ("ENDPOINT", Left),
         ("RTT", Right),
         ("LEAST", Right),
-        ("LOSS", Right),
+        ("LOSS SO FAR", Right),
         ("MAY SEND", Right),
         ("ARRIVES", Right),
         ("IN FLIGHT", Right),
@@ -120,7 +120,7 @@ fn peers(peers: &[PeerReport]) -> String {
             peer.endpoint.clone().unwrap_or_else(|| "-".into()),
             peer.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
             peer.min_rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
-            measured(format!("{:.2} %", peer.loss_percent)),
+            measured(format!("{:.2} %", peer.loss_since_start_percent)),
             measured(rate(peer.rate)),
             measured(rate(peer.delivery_rate)),
             bytes(peer.in_flight),
@@ -142,9 +142,7 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
                 "no answer yet: is it running, is its endpoint right, does a firewall let the port through?"
             }
             PeerState::Silent => "nothing has been heard from it; its flows wait",
-            PeerState::Dead => {
-                "nothing was heard from it for too long; its flows were reset, the handshake is tried again"
-            }
+            PeerState::Stuck => "the thread that serves it does not answer",
             PeerState::Up => "it is just coming up",
         });
         let _ = writeln!(out, "{} is not up: {reason}", peer.name);
@@ -163,15 +161,8 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
     }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
-        let _ = write!(out, "{}: {}", peer.name, plural(handshake.completed, "handshake"));
-        if let Some(age) = handshake.age {
-            let _ = write!(out, ", the last {} ago", span(age));
-        }
-        let _ = write!(out, ", {} failed", handshake.failed);
-        if let Some(error) = &handshake.last_error {
-            let _ = write!(out, " (last: {error})");
-        }
-        out.push('\n');
+        let completed = plural(handshake.completed, "handshake");
+        let _ = writeln!(out, "{}: {completed}, {} failed", peer.name, handshake.failed);
     }
 }
 

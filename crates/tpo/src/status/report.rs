@@ -95,8 +95,8 @@ pub struct PeerReport {
     pub rtt_ms: Option<f64>,
     /// Lowest round-trip time, ms.
     pub min_rtt_ms: Option<f64>,
-    /// Datagrams lost on the way there, percent.
-    pub loss_percent: f64,
+    /// Bytes lost on the way there, percent of all since the start.
+    pub loss_since_start_percent: f64,
     /// What we may send at the moment, bytes per second.
     pub rate: u64,
     /// What arrives there, as measured by acknowledgements, bytes per second.
@@ -138,8 +138,8 @@ pub enum PeerState {
     Up,
     /// Connected, but nothing was heard for a while: flows wait.
     Silent,
-    /// Given up: its flows were reset; the handshake is tried again.
-    Dead,
+    /// Nobody here can say: the thread that serves it does not answer.
+    Stuck,
 }
 
 /// How the session came about.
@@ -148,12 +148,8 @@ pub enum PeerState {
 pub struct HandshakeReport {
     /// Handshakes completed.
     pub completed: u64,
-    /// Handshakes that failed.
+    /// Handshakes that failed: refused by TLS, or with a part that does not open.
     pub failed: u64,
-    /// Seconds since the last one was completed.
-    pub age: Option<f64>,
-    /// What became of the last one that failed.
-    pub last_error: Option<String>,
 }
 
 /// How often one reason came up.
@@ -247,7 +243,7 @@ impl PeerState {
             PeerState::Connecting => "connecting",
             PeerState::Up => "up",
             PeerState::Silent => "silent",
-            PeerState::Dead => "dead",
+            PeerState::Stuck => "stuck",
         }
     }
 }

@@ -166,3 +166,25 @@ fn everything_installed_is_removed_on_exit_and_after_a_kill_at_the_next_start() 
     pair.end(Host::A);
     assert_eq!(installed(&pair), before, "the next start took over what the kill had left");
 }
+
+#[test]
+fn rules_and_routes_that_others_remove_come_back() {
+    let pair = Pair::start(&Options::default());
+    let listener = pair.listen(V4);
+    let to = listener.local_addr().unwrap();
+    for command in [&["ip", "rule", "del", "pref", "478"][..], &["nft", "flush", "ruleset"]] {
+        assert!(pair.is_accelerated(to));
+        let status = pair.lab.command(Host::A, command[0]).args(&command[1..]).status().unwrap();
+        assert!(status.success(), "{command:?}");
+        let start = Instant::now();
+        // In between, connections go their plain way or hang for a moment.
+        wait_for("acceleration again", || {
+            let attempt = Instant::now();
+            let outcome =
+                pair.lab.inside(Host::Client, || std::net::TcpStream::connect_timeout(&to, Duration::from_millis(500)));
+            outcome.is_ok() && attempt.elapsed() < Duration::from_millis(32)
+        });
+        assert!(start.elapsed() < Duration::from_secs(4), "{command:?}: back after {:?}", start.elapsed());
+    }
+    assert_eq!(pair.status(Host::A)["intercept"]["installed"], true);
+}

@@ -17,7 +17,7 @@ fn applications_on_the_hosts_of_the_tpos_are_carried_too() {
         let listener = pair.listen_at(server, address);
         let start = Instant::now();
         let stream = pair.try_connect_at(client, listener.local_addr().unwrap()).unwrap();
-        assert!(start.elapsed() < Duration::from_millis(20), "{client:?} to {server:?} at {address} is accelerated");
+        assert!(start.elapsed() < Duration::from_millis(32), "{client:?} to {server:?} at {address} is accelerated");
         let (far, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap(), "{client:?} to {server:?} at {address}");
         exchange(&stream, &far, 1, 2_000_000);
@@ -32,7 +32,7 @@ fn redirect_mode_carries_both_families() {
         let listener = pair.listen(address);
         let start = Instant::now();
         let stream = pair.try_connect_at(client, listener.local_addr().unwrap()).unwrap();
-        assert!(start.elapsed() < Duration::from_millis(20), "{client:?} to {address} is accelerated");
+        assert!(start.elapsed() < Duration::from_millis(32), "{client:?} to {address} is accelerated");
         let (far, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap());
         exchange(&stream, &far, 1, 2_000_000);

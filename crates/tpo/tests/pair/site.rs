@@ -244,7 +244,7 @@ impl Pair {
     pub(crate) fn is_accelerated(&self, to: SocketAddr) -> bool {
         let start = Instant::now();
         drop(self.connect(to));
-        start.elapsed() < Duration::from_millis(20)
+        start.elapsed() < Duration::from_millis(32)
     }
 }
 
