@@ -72,7 +72,8 @@ impl Tap {
 fn send_as_a(socket: &Socket, datagram: &[u8]) {
     let to: SocketAddr = TO_B.parse().unwrap();
     // Ports, length, and no checksum, which IPv4 leaves to the sender.
-    let mut packet = [PORT.to_be_bytes(), PORT.to_be_bytes(), (8 + datagram.len() as u16).to_be_bytes(), [0; 2]].concat();
+    let mut packet =
+        [PORT.to_be_bytes(), PORT.to_be_bytes(), (8 + datagram.len() as u16).to_be_bytes(), [0; 2]].concat();
     packet.extend_from_slice(datagram);
     assert_eq!(socket.send_to(&packet, &to.into()).unwrap(), packet.len());
 }
