@@ -31,7 +31,7 @@ pub struct Config {
     pub endpoint: Option<SocketAddr>,
     /// Largest datagram in bytes of UDP payload; `None`: found from the path.
     pub segment: Option<u16>,
-    /// Largest payload accepted by `send`, in bytes; at most [`Limits::MAX_PAYLOAD`].
+    /// Largest payload accepted by `send`, in bytes; at least 1,200 and at most [`Limits::MAX_PAYLOAD`].
     pub max_payload: usize,
     /// Told to the peer in the handshake, for the engine: the initial credit of a flow in bytes.
     pub initial_credit: u32,
@@ -104,6 +104,8 @@ pub struct Limits {
 impl Limits {
     /// Largest payload that the wire's 3-byte sizes and our memory bounds are made for.
     pub const MAX_PAYLOAD: usize = 256 * 1024;
+    /// What each direction may hold at least, however little `set_memory` allows: 16 of the largest payloads.
+    pub const LEAST_MEMORY: usize = 4 << 20;
     /// Datagrams of one batch: what the kernel's UDP segmentation takes.
     pub const BATCH_DATAGRAMS: usize = 64;
     /// Bytes of one batch: a UDP super-packet is at most 65,507 bytes, less some room for options.

@@ -1,20 +1,20 @@
 //! Is the peer there? From what is heard and refused to *silent*, *heard* and *dead*.
 //!
 //! Fed by `connection.rs` with authenticated datagrams and by the link with refusals. A refusal is only a hint that anyone on
-//! the path can forge: it is believed after several probes that nobody answered.
+//! the path can forge: it is believed after several of our datagrams were refused, each counted once, and none was answered.
 
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::timer::{Earliest, MILLISECOND, Nanos, Timer, nanos};
 
-/// Refusals that are needed, each answering another probe.
+/// Refusals that are needed. After one was counted, the next counts only once something else was sent: many copies of one are one.
 const REFUSALS: u32 = 3;
 /// The shortest time over which they are gathered.
 const REFUSED_FOR: Nanos = 300 * MILLISECOND;
 /// How quickly the peer is asked once it was refused.
 const REFUSED_PROBE: Nanos = 100 * MILLISECOND;
-/// A refusal this late after the last probe answers nothing of ours.
+/// Without another refusal for so long, the ones before mean nothing any more.
 const REFUSAL_LIFE: Nanos = 3_000 * MILLISECOND;
 
 /// What a timeout found.
@@ -41,6 +41,8 @@ pub(crate) struct Liveness {
     heard_at: Nanos,
     sent_at: Nanos,
     silent: bool,
+    /// Something was sent since the last refusal that counted: another one may be its answer.
+    asked: bool,
     refused: Option<Refused>,
 }
 
@@ -54,6 +56,7 @@ impl Liveness {
             heard_at: now,
             sent_at: now,
             silent: false,
+            asked: false,
             refused: None,
         }
     }
@@ -67,6 +70,7 @@ impl Liveness {
 
     pub(crate) fn on_sent(&mut self, now: Nanos) {
         self.sent_at = now;
+        self.asked = true;
     }
 
     pub(crate) fn is_silent(&self) -> bool {
@@ -78,10 +82,13 @@ impl Liveness {
         self.heard_at
     }
 
-    /// The link says that nobody listens. True if this is believed now.
+    /// The link says that nobody listens. True if this is believed now: enough refusals, and nothing heard since the first.
     pub(crate) fn on_refused(&mut self, round_trip: Option<Nanos>, now: Nanos) -> bool {
         if self.refused.as_ref().is_some_and(|refused| now > refused.last + REFUSAL_LIFE) {
             self.refused = None;
+        }
+        if !std::mem::take(&mut self.asked) {
+            return false;
         }
         let fresh = Refused { since: now, last: now, count: 0, next_probe: now + REFUSED_PROBE };
         let refused = self.refused.get_or_insert(fresh);
@@ -142,6 +149,7 @@ mod tests {
             heard_at: 0,
             sent_at: 0,
             silent: false,
+            asked: false,
             refused: None,
         }
     }
@@ -160,17 +168,36 @@ mod tests {
     #[test]
     fn refusals_are_believed_only_together() {
         let mut liveness = liveness();
-        assert!(!liveness.on_refused(None, 0));
-        assert!(!liveness.on_refused(None, 1), "not all at once");
-        assert!(!liveness.on_refused(None, 2));
+        assert!(!liveness.on_refused(None, 0), "nothing was sent");
+        for at in 0..3 {
+            liveness.on_sent(at);
+            assert!(!liveness.on_refused(None, at), "not all at once");
+        }
         assert!(!liveness.take_ping(99 * MILLISECOND));
         assert!(liveness.take_ping(100 * MILLISECOND));
+        assert!(!liveness.on_refused(None, 300 * MILLISECOND), "a copy of the last");
+        liveness.on_sent(300 * MILLISECOND);
         assert!(liveness.on_refused(None, 300 * MILLISECOND));
         liveness.on_heard(301 * MILLISECOND);
+        liveness.on_sent(302 * MILLISECOND);
         assert!(!liveness.on_refused(None, 302 * MILLISECOND), "an answer takes it all back");
         for at in 4..14 {
+            liveness.on_sent(at * 100 * MILLISECOND);
             let believed = liveness.on_refused(Some(400 * MILLISECOND), at * 100 * MILLISECOND);
             assert_eq!(believed, at * 100 >= 302 + 800, "two round trips");
         }
+    }
+
+    #[test]
+    fn copies_of_one_refusal_are_one() {
+        let mut liveness = liveness();
+        liveness.on_sent(0);
+        for at in 0..20 {
+            assert!(!liveness.on_refused(None, at * 100 * MILLISECOND));
+        }
+        liveness.on_sent(2_000 * MILLISECOND);
+        assert!(!liveness.on_refused(None, 2_000 * MILLISECOND));
+        liveness.on_sent(2_100 * MILLISECOND);
+        assert!(liveness.on_refused(None, 2_100 * MILLISECOND));
     }
 }

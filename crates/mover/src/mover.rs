@@ -15,7 +15,7 @@ use crate::connection::Connection;
 use crate::crypto::{Outer, expand, peek};
 use crate::handshake::{Established, Handshake};
 use crate::liveness::Finding;
-use crate::params::Params;
+use crate::params::{MIN_PAYLOAD, Params};
 use crate::stats::Stats;
 use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
 
@@ -77,6 +77,8 @@ pub struct Mover {
     events: VecDeque<Event>,
     /// Counters of what is no more a part, and of what never was.
     stats: Stats,
+    /// What `set_memory` allowed last.
+    memory: usize,
     closing: bool,
     closed: bool,
 }
@@ -84,7 +86,7 @@ pub struct Mover {
 impl Mover {
     /// A mover that starts to connect at once if it knows where.
     pub fn new(mut config: Config, now: Instant) -> Mover {
-        config.max_payload = config.max_payload.clamp(1, Limits::MAX_PAYLOAD);
+        config.max_payload = config.max_payload.clamp(MIN_PAYLOAD as usize, Limits::MAX_PAYLOAD);
         let root = Prk::new_less_safe(HKDF_SHA256, &config.seed);
         let mut random = [0; 12];
         expand(&root, b"tpo instance", &mut random);
@@ -101,6 +103,7 @@ impl Mover {
             instance,
             events: VecDeque::new(),
             stats: Stats::default(),
+            memory: usize::MAX,
             closing: false,
             closed: false,
             config,
@@ -312,6 +315,28 @@ impl Mover {
         self.connection.as_ref()?.sender.rtt().minimum().map(Duration::from_nanos)
     }
 
+    /// Bytes of payloads held now: not acknowledged by the peer, and received but not whole or not fetched.
+    pub fn memory(&self) -> usize {
+        self.connection.as_ref().map_or(0, |connection| connection.sender.held() + connection.receiver.held())
+    }
+
+    /// Holds payloads of about `bytes` from now on: half of them, a quarter for each direction, for what repairs and gaps need;
+    /// the rest is the caller's. Never less than [`Limits::LEAST_MEMORY`] each, never more than the limits of the configuration.
+    /// What is held already stays.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.memory = bytes;
+        self.apply_memory();
+    }
+
+    fn apply_memory(&mut self) {
+        let share = (self.memory / 4).max(Limits::LEAST_MEMORY);
+        let limits = &self.config.limits;
+        if let Some(connection) = &mut self.connection {
+            connection.sender.set_limit(share.min(limits.send_bytes));
+            connection.receiver.set_limit(share.min(limits.reassembly_bytes));
+        }
+    }
+
     /// Where the peer is reached now.
     pub fn remote(&self) -> Option<SocketAddr> {
         self.connection.as_ref().map(Connection::remote)
@@ -381,6 +406,7 @@ impl Mover {
             self.tell(Event::Restarted);
         }
         self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
+        self.apply_memory();
         self.set_params();
         self.tell_connected(true);
     }

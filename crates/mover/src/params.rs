@@ -2,6 +2,9 @@
 
 const VERSION: u8 = 1;
 const LENGTH: usize = 25;
+/// The smallest `max_payload` that a record may name: a payload fills at least one small datagram, and the packet driver has room for its
+/// headers.
+pub(crate) const MIN_PAYLOAD: u32 = 1_200;
 
 /// What one side says about itself in the handshake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +27,8 @@ impl Params {
         out
     }
 
-    /// `None` for a record of another version or length, or of the instance 0, which means "none".
+    /// `None` for a record of another version or length, of the instance 0, which means "none", or of payloads too small
+    /// to work with.
     pub(crate) fn parse(record: &[u8]) -> Option<Params> {
         if record.len() != LENGTH || record[0] != VERSION {
             return None;
@@ -32,7 +36,7 @@ impl Params {
         let eight = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("the length was compared"));
         let four = |at: usize| u32::from_be_bytes(record[at..at + 4].try_into().expect("the length was compared"));
         let params = Params { instance: eight(1), other: eight(9), max_payload: four(17), initial_credit: four(21) };
-        (params.instance != 0).then_some(params)
+        (params.instance != 0 && params.max_payload >= MIN_PAYLOAD).then_some(params)
     }
 }
 
@@ -47,6 +51,10 @@ mod tests {
         assert_eq!(Params::parse(&record), Some(params));
         assert_eq!(Params::parse(&record[1..]), None);
         assert_eq!(Params::parse(&Params { instance: 0, ..params }.emit()), None);
+        for (max_payload, good) in [(0, false), (127, false), (1_199, false), (1_200, true), (u32::MAX, true)] {
+            let params = Params { max_payload, ..params };
+            assert_eq!(Params::parse(&params.emit()), good.then_some(params));
+        }
         for at in 0..record.len() {
             let mut other = record.clone();
             other[at] ^= 1;

@@ -48,6 +48,8 @@ pub(crate) struct Assembler {
     /// Bytes of all payloads begun and not fetched, by their full size.
     held: usize,
     limit: usize,
+    /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
+    held_before: usize,
     max_held: usize,
     /// Buffers given back, to be filled again.
     spare: Vec<Vec<u8>>,
@@ -65,6 +67,7 @@ impl Assembler {
             ready: VecDeque::new(),
             held: 0,
             limit: limits.reassembly_bytes,
+            held_before: 0,
             max_held: 0,
             spare: Vec::new(),
             spare_limit: limits.spare_buffers,
@@ -126,6 +129,12 @@ impl Assembler {
         Some(payload)
     }
 
+    /// What may be held from now on; what has begun can still end.
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes;
+        self.held_before = self.held;
+    }
+
     /// Takes back a buffer to be filled again.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < self.spare_limit {
@@ -148,7 +157,7 @@ impl Assembler {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(self.held <= self.limit, "receiver holds {} of {} bytes", self.held, self.limit);
+        assert!(self.held <= self.limit.max(self.held_before), "receiver holds {} of {} bytes", self.held, self.limit);
         assert!(self.slots.len() as u64 <= self.window);
         assert!(!matches!(self.slots.front(), Some(Slot::Done)), "done payloads leave the window at once");
     }

@@ -94,6 +94,15 @@ impl Receiver {
         self.schedule.on_arrival(arrival, minimum_rtt, now);
     }
 
+    /// Bytes of payloads begun and not fetched.
+    pub(crate) fn held(&self) -> usize {
+        self.assembler.held()
+    }
+
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.assembler.set_limit(bytes);
+    }
+
     pub(crate) fn poll_payload(&mut self) -> Option<Vec<u8>> {
         self.assembler.poll_payload()
     }

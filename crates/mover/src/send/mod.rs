@@ -14,7 +14,7 @@ use self::flight::{Fate, Flight, Record};
 use self::loss::Loss;
 use self::queue::Queue;
 use crate::ack::{Schedule, Words};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::congestion::{Controller, Lost, News};
 use crate::crypto::{HEADER, TAG};
 use crate::error::ParseError;
@@ -131,6 +131,15 @@ impl Sender {
         Ok(())
     }
 
+    /// Bytes of all payloads not wholly acknowledged.
+    pub(crate) fn held(&self) -> usize {
+        self.queue.held()
+    }
+
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.queue.set_limit(bytes);
+    }
+
     /// Payload bytes that could leave at once, with nothing queued before them.
     pub(crate) fn budget(&self, now: Nanos) -> usize {
         let allowance = self.allowance(now);
@@ -138,9 +147,12 @@ impl Sender {
         let payload =
             allowance.max(if allowance > 0 { datagram } else { 0 }) * self.segment_payload() as u64 / datagram;
         let budget = (payload as usize).saturating_sub(self.queue.waiting());
-        if budget == 0 || !self.queue.has_room(budget) {
-            self.refused.set(true);
+        if !self.queue.has_room(budget.min(Limits::MAX_PAYLOAD)) {
+            // Only an acknowledgement makes room, and that wakes everybody. The pacer's release may be long past.
             return 0;
+        }
+        if budget == 0 {
+            self.refused.set(true);
         }
         budget
     }
@@ -533,5 +545,49 @@ impl Sender {
     pub(crate) fn check_sums(&self) {
         self.queue.check_sums();
         self.flight.check_sums();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::identity::Identity;
+    use crate::timer::MILLISECOND;
+
+    /// One datagram with a payload of 1,000 bytes leaves.
+    fn send(sender: &mut Sender, now: Nanos) {
+        sender.push(vec![7; 1_000], false, now).expect("there is room");
+        let load = sender.next_load(false, now).expect("the window is open");
+        let size = sender.size_for(load);
+        let mut out = vec![0; HEADER];
+        let (segments, asks) = sender.fill(&mut out, size - TAG, load);
+        let wire = sender.on_sent(out.len() + TAG, load, segments, asks, now);
+        sender.on_batch(wire, now);
+    }
+
+    #[test]
+    fn full_memory_waits_for_an_acknowledgement_and_not_for_the_pacer() {
+        let identity = Arc::new(Identity::generate());
+        let mut config = Config::new(identity.clone(), identity.public_key(), 0, [0; 32]);
+        config.limits.send_bytes = 3_000;
+        let mut sender = Sender::new(&config, 0, "192.0.2.1:1".parse().expect("an address"), 0);
+        for at in 0..3 {
+            send(&mut sender, at * 20 * MILLISECOND);
+        }
+        let mut now = 60 * MILLISECOND;
+        assert!(sender.window_room() > 0 && sender.pacer.release() < now, "neither window nor pacer hold it back");
+        for _ in 0..3 {
+            assert_eq!(sender.budget(now), 0);
+            let mut earliest = Earliest::default();
+            sender.deadlines(&mut earliest);
+            assert!(earliest.get().is_none_or(|(at, _)| at > now));
+            sender.handle_timeout(now);
+            now += MILLISECOND;
+        }
+        // With room again it is the pacer that is waited for.
+        sender.set_limit(100_000);
+        assert!(sender.budget(now) > 0);
     }
 }

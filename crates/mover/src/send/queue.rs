@@ -83,6 +83,11 @@ impl Queue {
         (self.payloads.len() as u64) < self.window && self.held + bytes <= self.limit
     }
 
+    /// What may be held from now on; what is held already stays.
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes;
+    }
+
     /// Takes a payload that is not empty and for which there `has_room`.
     pub(crate) fn push(&mut self, bytes: Vec<u8>, urgent: bool) {
         debug_assert!(!bytes.is_empty() && self.has_room(bytes.len()));
