@@ -94,8 +94,12 @@ pub(crate) const SMALL_CHUNK: usize = 4096;
 /// Slices that `deliverable` gives at most: what one `writev` takes well.
 pub(crate) const MAX_SLICES: usize = 64;
 
-/// Refusals that wait for the link at most; beyond it an opening is dropped without an answer. 1.5 MB.
+/// Refusals that wait for the link at most; beyond it an opening is dropped without an answer. 1.5 MB. Resets of flows that lived may
+/// wait beside them, one for each flow that may live.
 pub(crate) const MAX_REFUSALS: usize = 65_536;
+
+/// So many messages of ended flows may always wait: below it nobody looks for them.
+pub(crate) const CONTROL_SLACK: usize = 1024;
 
 /// How long a reset of the far application waits for the near one to take the data before it, counted from the last byte taken.
 pub(crate) const RESET_LINGER: Duration = Duration::from_secs(10);

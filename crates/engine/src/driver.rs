@@ -20,7 +20,7 @@ pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
-    config::{MIN_WINDOW, UNKNOWN_RTT},
+    config::{CONTROL_SLACK, MAX_REFUSALS, MIN_WINDOW, UNKNOWN_RTT},
     flow::{Climate, Flow, Memory, Window},
     stats::Counters,
 };
@@ -40,6 +40,8 @@ pub(crate) struct Driver {
     opened: Opened,
     schedule: Schedule,
     control: VecDeque<Control>,
+    /// Resets among them.
+    resets: usize,
     events: VecDeque<Event>,
     /// Flows whose far side has reset them and whose data is still being delivered, by when to look after them.
     lingering: VecDeque<Lingering>,
@@ -88,6 +90,7 @@ impl Driver {
             opened: Opened::new(),
             schedule: Schedule::new(),
             control: VecDeque::new(),
+            resets: 0,
             events: VecDeque::new(),
             lingering: VecDeque::new(),
             held: 0,
@@ -150,9 +153,9 @@ impl Driver {
             return;
         }
         state.accepted = true;
-        self.control.push_back(Control::Accepted(flow));
-        let slot = state.slot;
-        if state.may_send() {
+        let (may_send, slot) = (state.may_send(), state.slot);
+        self.queue_control(Control::Accepted(flow));
+        if may_send {
             self.schedule.wake(slot);
         }
         self.grant(flow);
@@ -279,7 +282,7 @@ impl Driver {
         // After its end the far side sends nothing more, and after a reset it knows the flow no longer.
         if !state.credit_due && state.ending.is_none() && !state.incoming.fin_known() {
             state.credit_due = true;
-            self.control.push_back(Control::Credit(flow));
+            self.queue_control(Control::Credit(flow));
         }
     }
 
@@ -306,6 +309,24 @@ impl Driver {
             self.counters.closed += 1;
             self.events.push_back(Event::Closed { flow });
         }
+    }
+
+    /// Messages of flows that have ended meanwhile stay in the queue until it is packed, or until they are more than the others.
+    /// A living flow has at most one of each kind, so the queue is bounded by the flows and the resets, which have their own bound.
+    fn queue_control(&mut self, control: Control) {
+        self.resets += usize::from(matches!(control, Control::Reset { .. }));
+        self.control.push_back(control);
+        if self.control.len() > 2 * (2 * self.flows.len() + self.resets) + CONTROL_SLACK {
+            self.control.retain(|control| match control {
+                Control::Accepted(flow) | Control::Credit(flow) => self.flows.contains_key(flow),
+                Control::Reset { .. } => true,
+            });
+        }
+    }
+
+    fn forget_control(&mut self) {
+        self.control = VecDeque::new();
+        self.resets = 0;
     }
 
     fn spend(&mut self, payload: Vec<u8>) {
@@ -336,6 +357,10 @@ impl Driver {
         assert_eq!(held, self.held, "the sum of what flows hold");
         assert!(self.held <= hard_limit(self.limits.peer_bytes), "more is held than the peer may cost");
         assert!(self.flows.len() <= self.limits.flows);
+        let resets = self.control.iter().filter(|control| matches!(control, Control::Reset { .. })).count();
+        assert_eq!(resets, self.resets);
+        assert!(resets <= self.limits.flows + MAX_REFUSALS);
+        assert!(self.control.len() <= 2 * (2 * self.limits.flows + resets) + CONTROL_SLACK);
     }
 }
 

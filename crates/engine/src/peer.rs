@@ -125,14 +125,16 @@ impl Peer {
         self.mover.close(now);
     }
 
-    /// What all flows of this peer may hold from now on; `Limits::peer_bytes` stays the upper bound.
+    /// What all flows of this peer may hold from now on; `Limits::peer_bytes` stays the upper bound. The mover below may hold
+    /// half as much beside it, in its own bounds.
     pub fn set_budget(&mut self, bytes: usize) {
         self.driver.set_budget(bytes);
+        self.mover.set_memory(bytes);
     }
 
-    /// What all flows of this peer hold now, to be shared out between peers by `set_budget`.
+    /// What all flows of this peer and its mover hold now, to be shared out between peers by `set_budget`.
     pub fn memory(&self) -> usize {
-        self.driver.held()
+        self.driver.held() + self.mover.memory()
     }
 
     /// Whether a session stands, be the peer silent or not: flows can be opened.

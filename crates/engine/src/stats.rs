@@ -28,7 +28,7 @@ pub struct Counters {
     pub opened_there: u64,
     /// Openings of the far side that were refused for want of memory or flows.
     pub refused: u64,
-    /// Refusals that could not even be queued.
+    /// Refusals and resets that could not even be queued: the peer opens flows and takes no answer.
     pub refusals_dropped: u64,
     /// Flows that ended in order, both ways.
     pub closed: u64,

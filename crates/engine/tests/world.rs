@@ -332,3 +332,30 @@ fn memory_stays_inside_its_budget() {
         assert!(after > before, "nobody gets anything any more");
     });
 }
+
+/// The budget bounds what the movers hold too, on both sides, also when it is lowered while data flows.
+#[test]
+fn a_lower_budget_reaches_the_mover() {
+    seeds("a_lower_budget_reaches_the_mover", 2, |seed| {
+        let link = "rate=200mbit delay=200ms loss=0.1% mtu=1500";
+        let setup = Setup { wan: [wan(link), wan(link)], ..Setup::new(seed) };
+        let mut pair = Pair::new(setup, [vec![Script::new(Plan::bytes(1 << 40), Plan::bytes(0)); 4], vec![]]);
+        pair.world.run_for(8 * SECOND);
+        let stats = pair.peer(A).stats();
+        assert!(stats.mover.unacked_bytes > 6 << 20, "the path does not need the memory: {stats:?}");
+        assert_eq!(pair.peer(A).memory() as u64, stats.held_bytes as u64 + stats.mover.unacked_bytes);
+        for side in [A, B] {
+            pair.set_budget(side, 16 << 20);
+        }
+        pair.world.run_for(2 * SECOND);
+        let got = |pair: &Pair| (0..4).map(|number| pair.apps(B).got(0, number)).sum::<u64>();
+        let before = got(&pair);
+        for _ in 0..20 {
+            pair.world.run_for(100 * MS);
+            let (a, b) = (pair.peer(A).stats().mover, pair.peer(B).stats().mover);
+            assert!(a.unacked_bytes <= 4 << 20 && b.reassembly_bytes <= 4 << 20, "{a:?} {b:?}");
+        }
+        // Four megabytes in a round trip of 400 ms, for two seconds, less some for the losses.
+        assert!(got(&pair) - before > 8 << 20, "{} bytes came", got(&pair) - before);
+    });
+}

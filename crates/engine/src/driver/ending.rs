@@ -37,17 +37,23 @@ impl Driver {
             return;
         }
         let sequence = state.outgoing.next() as u32;
-        self.control.push_back(Control::Reset { flow, sequence, protocol: state.key.protocol, status });
+        // While the peer acknowledges nothing, no new flow is told of, so those that may end here were all alive before: their number
+        // is bounded, and only a peer that goes on opening and never acknowledges comes beyond it. It hurts nobody but itself.
+        if self.resets >= self.limits.flows + MAX_REFUSALS {
+            self.counters.refusals_dropped += 1;
+            return;
+        }
+        self.queue_control(Control::Reset { flow, sequence, protocol: state.key.protocol, status });
     }
 
     /// A flow of the far side is refused that never came into being here.
     pub(super) fn refuse(&mut self, flow: FlowId, protocol: u8, status: Status) {
         self.counters.refused += 1;
-        if self.control.len() >= MAX_REFUSALS {
+        if self.resets >= MAX_REFUSALS {
             self.counters.refusals_dropped += 1;
             return;
         }
-        self.control.push_back(Control::Reset { flow, sequence: 0, protocol, status });
+        self.queue_control(Control::Reset { flow, sequence: 0, protocol, status });
     }
 
     /// The far side has reset a flow after `at` bytes. What was sent before is still delivered if the reset is an orderly one.
@@ -117,7 +123,7 @@ impl Driver {
     pub(crate) fn on_restarted(&mut self) {
         self.peer_credit = None;
         self.lose_all(Status::PeerRestarted);
-        self.control = VecDeque::new();
+        self.forget_control();
         self.opened = Opened::new();
     }
 
@@ -125,7 +131,7 @@ impl Driver {
     pub(crate) fn on_dead(&mut self, status: Status) {
         self.peer_credit = None;
         self.lose_all(status);
-        self.control = VecDeque::new();
+        self.forget_control();
         self.events.push_back(Event::Dead);
     }
 
@@ -133,7 +139,7 @@ impl Driver {
     pub(crate) fn close(&mut self) {
         self.peer_credit = None;
         self.lose_all(Status::GoingAway);
-        self.control = VecDeque::new();
+        self.forget_control();
     }
 
     fn lose_all(&mut self, status: Status) {

@@ -142,6 +142,7 @@ impl Driver {
                 Some(short(Function::Credit, flow, state.window.granted() as u32))
             }
             Control::Reset { flow, sequence, protocol, status } => {
+                self.resets -= 1;
                 Some(Header { form: Form::Status(protocol, status), ..short(Function::Reset, flow, sequence) })
             }
         }

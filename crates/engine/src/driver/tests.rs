@@ -9,6 +9,7 @@ use std::{
 use super::{Driver, Room, Schedule};
 use crate::{
     Class, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status,
+    config::{CONTROL_SLACK, MAX_REFUSALS},
     flow::{Flow, Window},
     message::{self, Form, Function, Header},
 };
@@ -424,6 +425,44 @@ fn memory_refuses_then_takes_from_who_holds_most() {
         driver.open(key(0, number), Class::Normal, now).unwrap();
     }
     assert_eq!(driver.open(key(0, 9), Class::Normal, now), Err(OpenError::TooManyFlows { flows: 4 }));
+}
+
+/// Nothing is ever packed here: the peer acknowledges nothing.
+#[test]
+fn control_messages_that_cannot_leave_are_bounded() {
+    let now = crate::clock();
+    let limits = Limits { flows: 10, ..Limits::default() };
+    let mut driver = connected(limits);
+    let most = limits.flows + MAX_REFUSALS;
+    for number in 0..2 * MAX_REFUSALS as u32 {
+        let flow = FlowId(FAR + number);
+        driver.unpack(message(Function::Data, flow.0, 0, full(), b"abc"), now);
+        driver.accept(flow);
+        if number % 2 == 0 {
+            driver.reset(flow, Status::Reset);
+        } else {
+            driver.unpack(message(Function::Reset, flow.0, 3, Form::Status(6, Status::NoResources), b""), now);
+        }
+    }
+    assert_eq!(driver.counters().refusals_dropped, 0);
+    driver.check_invariants();
+    for number in 2 * MAX_REFUSALS as u32..5 * MAX_REFUSALS as u32 {
+        let flow = FlowId(FAR + number);
+        driver.unpack(message(Function::Data, flow.0, 0, full(), b"abc"), now);
+        driver.accept(flow);
+        driver.reset(flow, Status::Reset);
+    }
+    driver.check_invariants();
+    assert_eq!(driver.resets, most);
+    assert_eq!(driver.counters().refusals_dropped as usize, 4 * MAX_REFUSALS - most);
+    assert!(driver.control.len() <= 2 * most + CONTROL_SLACK);
+    // What waited leaves, and the peer is served again.
+    let room = Room { segment: 1424, largest: 1424 };
+    while driver.pack(&mut Silent, &mut Vec::new(), room, now).is_some() {}
+    driver.check_invariants();
+    assert!(driver.control.is_empty());
+    driver.unpack(message(Function::Data, FAR + 5 * MAX_REFUSALS as u32, 0, full(), b"abc"), now);
+    assert_eq!(driver.flow_count(), 1);
 }
 
 #[test]

@@ -211,6 +211,10 @@ impl Pair {
         }
     }
 
+    pub fn set_budget(&mut self, side: usize, bytes: usize) {
+        self.world.node_mut(side).peer.set_budget(bytes);
+    }
+
     /// Another flow, opened by this side. Returns its number.
     pub fn add(&mut self, side: usize, mut script: Script) -> usize {
         script.start = self.world.elapsed();

@@ -55,6 +55,8 @@ pub(crate) struct Queue {
     repair: usize,
     held: usize,
     limit: usize,
+    /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
+    held_before: usize,
     spare: Vec<Vec<u8>>,
     spare_limit: usize,
     repaired: u64,
@@ -72,6 +74,7 @@ impl Queue {
             repair: 0,
             held: 0,
             limit: limits.send_bytes,
+            held_before: 0,
             spare: Vec::new(),
             spare_limit: limits.spare_buffers,
             repaired: 0,
@@ -86,6 +89,7 @@ impl Queue {
     /// What may be held from now on; what is held already stays.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes;
+        self.held_before = self.held;
     }
 
     /// Takes a payload that is not empty and for which there `has_room`.
@@ -282,7 +286,7 @@ impl Queue {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(self.held <= self.limit, "sender holds {} of {} bytes", self.held, self.limit);
+        assert!(self.held <= self.limit.max(self.held_before), "sender holds {} of {} bytes", self.held, self.limit);
         assert!(self.payloads.len() as u64 <= self.window);
         assert!(!self.payloads.front().is_some_and(Payload::is_done));
         assert!(self.unsent <= self.held);
