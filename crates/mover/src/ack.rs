@@ -1,4 +1,4 @@
-//! Acknowledgements: their flags as run-length coded words, and when the receiver sends them (transport.md 3.2, 3.3).
+//! Acknowledgements: their flags as run-length coded words, and when the receiver sends them.
 //!
 //! `encode` reads the receiver's bitmap, newest word first; `Words` gives the same words to the sender's loss detection.
 //! `Schedule` decides when one is due.

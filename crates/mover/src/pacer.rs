@@ -1,4 +1,4 @@
-//! Spreads datagrams over time: batches of at most one millisecond, paid for afterwards (transport.md 2.4).
+//! Spreads datagrams over time: batches of at most one millisecond, paid for afterwards.
 //!
 //! `send` asks how much may leave now and says what left; the rate comes from the congestion control. The bucket holds
 //! wire bytes. It may go into debt by one batch, so that a batch leaves whole, and holds at most two batches' credit, so

@@ -2,7 +2,7 @@
 
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// A sample this near to the minimum confirms it, so a long path need not be emptied to measure it again (transport.md 2.3, 7).
+/// A sample this near to the minimum confirms it, so a long path need not be emptied to measure it again.
 const NEAR_SHIFT: u32 = 6;
 const NEAR_FLOOR: Nanos = MILLISECOND / 2;
 /// The shortest round trip is forgotten when nothing confirmed it for so long: the path has changed.

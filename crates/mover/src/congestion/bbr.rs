@@ -1,6 +1,6 @@
 //! `Auto`: a model of the path (its bandwidth and shortest round trip) instead of a reaction to loss.
 //!
-//! Built on the ideas of BBR (draft-ietf-ccwg-bbr) and of transport.md 2.3: the bandwidth is the best delivery rate of the last
+//! Built on the ideas of BBR (draft-ietf-ccwg-bbr) with a learned loss floor: the bandwidth is the best delivery rate of the last
 //! two probing cycles; random loss is measured while sending below the bandwidth (`floor.rs`) and given back to the samples, so
 //! that it costs nothing; loss beyond that floor, or a queue that does not go away, lowers a short-lived bound.
 //!
@@ -177,7 +177,7 @@ impl Bbr {
     }
 
     pub(super) fn on_outage_end(&mut self, _now: Nanos) {
-        // transport.md 3.6: half the rate for a round, until the path has shown that it is still the same.
+        // Half the rate for a round, until the path has shown that it is still the same.
         self.halved_until_round = self.rounds + 2;
     }
 

@@ -1,4 +1,4 @@
-//! The operator owns the capacity: a fixed rate, with a safety brake (transport.md 2.1).
+//! The operator owns the capacity: a fixed rate, with a safety brake.
 
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate};
 use crate::ack::LONGEST_DELAY;

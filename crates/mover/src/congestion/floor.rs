@@ -1,4 +1,4 @@
-//! How much of the path's loss is not ours: the floor below which loss says nothing about congestion (transport.md 2.3, 1-4).
+//! How much of the path's loss is not ours: the floor below which loss says nothing about congestion.
 //!
 //! Measured on datagrams that left at less than the path's bandwidth while no queue stood, so that a full queue cannot have
 //! dropped them. `bbr.rs` decides when; the result goes back into its delivery-rate samples and its idea of too much loss.

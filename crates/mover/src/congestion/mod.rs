@@ -12,7 +12,7 @@ use crate::rtt::Rtt;
 use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// Datagrams that may leave before anything is known of the path (transport.md 2.3).
+/// Datagrams that may leave before anything is known of the path.
 const INITIAL_DATAGRAMS: u64 = 32;
 /// They are spread over so much time: a burst for a short path, and not long for a long one.
 const INITIAL_SPREAD: Nanos = 20 * MILLISECOND;

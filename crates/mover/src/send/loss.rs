@@ -1,5 +1,5 @@
-//! Which datagrams count as lost, and when to ask the peer because nothing was heard (RFC 8985 and RFC 9002 with the changes of
-//! transport.md 3.4 and 3.5).
+//! Which datagrams count as lost, and when to ask the peer because nothing was heard (RFC 8985 and RFC 9002, with a
+//! reordering window that learns, and with probing that never backs off for long).
 //!
 //! A datagram is lost when a later one was acknowledged and its own acknowledgement is late by more than the reordering that
 //! this path shows. While the path has shown none, three later ones are enough. A loss that turns out to be none widens
