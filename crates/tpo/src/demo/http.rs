@@ -50,6 +50,8 @@ impl Drop for Server {
 
 fn serve(connection: &TcpStream) -> io::Result<()> {
     connection.set_nodelay(true)?;
+    // An accepted socket inherits the listener's limit, which a request that was lost once would exceed.
+    connection.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut reader = BufReader::new(connection.take(1 << 20));
     loop {
         let mut request = String::new();
