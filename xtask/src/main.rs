@@ -8,7 +8,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 /// Programs used at run time, each with the Debian package that brings it.
-const PROGRAMS: &[(&str, &str)] = &[("nft", "nftables"), ("ip", "iproute2"), ("curl", "curl")];
+const PROGRAMS: &[(&str, &str)] =
+    &[("nft", "nftables"), ("ip", "iproute2"), ("curl", "curl"), ("sysctl", "procps"), ("kill", "procps")];
 
 const USAGE: &str = "usage: cargo xtask demo | test | check
   demo   build tpo, make two sites and a bad WAN between them on this machine, and compare transfers without and with tpo
