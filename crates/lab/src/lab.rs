@@ -183,6 +183,11 @@ impl Lab {
         self.carrier.as_ref().map_or_else(Default::default, Carrier::stats)
     }
 
+    /// Bytes that wait for the bottleneck of each direction, A to B and B to A, at this moment; zero for a plain WAN.
+    pub fn waiting(&self) -> (u64, u64) {
+        self.carrier.as_ref().map_or((0, 0), Carrier::waiting)
+    }
+
     /// Packets that the lab itself, not the model, dropped: a measurement with any is worth nothing.
     pub fn own_drops(&self) -> u64 {
         self.carrier.as_ref().map_or(0, Carrier::own_drops)

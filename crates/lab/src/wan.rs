@@ -99,6 +99,13 @@ impl Carrier {
         (links[0].stats(), links[1].stats())
     }
 
+    /// Bytes that wait for the bottleneck of each direction now.
+    pub(crate) fn waiting(&self) -> (u64, u64) {
+        let links = self.shared.links();
+        let now = Instant::now();
+        (links[0].waiting(now), links[1].waiting(now))
+    }
+
     /// Frames that this thread, not the model, dropped: too many on the way, or refused by the kernel.
     pub(crate) fn own_drops(&self) -> u64 {
         self.shared.overrun.load(Ordering::Relaxed) + self.shared.refused.load(Ordering::Relaxed)

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use tpo_lab::{Profile, Wan};
 
+use crate::bench::{Measure, Plan, Way};
 use crate::config::{self, Findings, Level};
 use crate::control::{self, AskError};
 use crate::status::{Reason, StatusReport, render};
@@ -54,7 +55,13 @@ enum Command {
     /// Make two sites and a bad WAN on this machine and compare transfers without and with tpo (needs root)
     Demo,
     /// Measure a pair of TPOs beside the plain network, link by link, on this machine (needs root)
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
+    /// A relay of the bench, started by it
+    #[command(hide = true)]
+    Relay {
+        /// Which of the two
+        end: crate::bench::End,
+    },
     /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces (needs root)
     Lab(Box<LabArgs>),
 }
@@ -101,15 +108,89 @@ struct FlowsArgs {
 
 #[derive(Debug, Args)]
 struct BenchArgs {
-    /// How long each transfer is counted
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
-    count: Duration,
-    /// How long each transfer runs before it is counted
-    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
-    warm_up: Duration,
-    /// Write the table to this file
-    #[arg(long, value_name = "FILE")]
+    /// A small matrix in under three minutes
+    #[arg(long, conflicts_with_all = ["grid", "link", "plain"])]
+    quick: bool,
+    /// The acceptance grid, 64 links: one flow, tpo only, unless --ways or --only say otherwise
+    #[arg(long, conflicts_with_all = ["link", "plain"])]
+    grid: bool,
+    /// This link instead of the matrix, such as "rate=100mbit delay=50ms loss=1%"; may be repeated
+    #[arg(long, value_name = "LINK", value_parser = parse_profile)]
+    link: Vec<Profile>,
+    /// A plain pair of interfaces instead of the matrix, or besides the links given
+    #[arg(long)]
+    plain: bool,
+    /// The ways across to measure [default: all]
+    #[arg(long, value_name = "WAY", value_enum, value_delimiter = ',')]
+    ways: Vec<Way>,
+    /// What to measure [default: all]
+    #[arg(long, value_name = "MEASURE", value_enum, value_delimiter = ',')]
+    only: Vec<Measure>,
+    /// How often each cell is measured; the table has the medians
+    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// How long each transfer is counted [default: 10; with --quick 3; with --grid 15]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    count: Option<Duration>,
+    /// How long each transfer runs before it is counted, beside five round trips [default: 3; with --quick 2]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    warm_up: Option<Duration>,
+    /// How many requests on new connections [default: 300; with --quick 100]
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    requests: Option<u32>,
+    /// How many cells at the same time: only where their rates together are far below what the machine can do
+    #[arg(long, value_name = "CELLS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
+    /// Configure the rate of the link in the TPOs, instead of letting them find it
+    #[arg(long)]
+    peer_rate: bool,
+    /// One more line for each [[peer]] of the TPOs, such as 'congestion = "auto"'; may be repeated
+    #[arg(long, value_name = "LINE")]
+    peer_config: Vec<String>,
+    /// Write the table, the plots and every single result, as it comes, to this folder
+    #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+impl BenchArgs {
+    fn plan(&self) -> Plan {
+        let given = |links: &[Profile], plain: bool| {
+            let links = links.iter().cloned().map(|profile| crate::bench::Link { profile: Some(profile) });
+            links.chain(plain.then_some(crate::bench::Link { profile: None })).collect::<Vec<_>>()
+        };
+        let links = match (self.quick, self.grid, given(&self.link, self.plain)) {
+            (true, _, _) => crate::bench::quick(),
+            (_, true, _) => crate::bench::grid(),
+            (_, _, links) if links.is_empty() => crate::bench::full(),
+            (_, _, links) => links,
+        };
+        let seconds = |count, quick, grid| {
+            Duration::from_secs(if self.quick {
+                quick
+            } else if self.grid {
+                grid
+            } else {
+                count
+            })
+        };
+        let (ways, measures) = match self.grid {
+            true => (vec![Way::Tpo], vec![Measure::Bulk]),
+            false => (Way::ALL.to_vec(), Measure::ALL.to_vec()),
+        };
+        Plan {
+            links,
+            ways: if self.ways.is_empty() { ways } else { self.ways.clone() },
+            measures: if self.only.is_empty() { measures } else { self.only.clone() },
+            runs: self.runs as usize,
+            warm_up: self.warm_up.unwrap_or(seconds(3, 2, 3)),
+            count: self.count.unwrap_or(seconds(10, 3, 15)),
+            requests: self.requests.unwrap_or(if self.quick { 100 } else { 300 }) as usize,
+            jobs: self.jobs as usize,
+            peer_rate: self.peer_rate,
+            peer_config: self.peer_config.clone(),
+            out: self.out.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -184,6 +265,7 @@ pub fn main() -> ExitCode {
         Command::Flows(arguments) => flows(&cli.config, arguments),
         Command::Demo => demo(&cli),
         Command::Bench(arguments) => bench(&cli, arguments),
+        Command::Relay { end } => crate::bench::serve(*end).map_err(Failure::Failed),
         Command::Lab(arguments) => lab(&cli, arguments),
     };
     let (code, words) = match outcome {
@@ -285,8 +367,7 @@ fn demo(cli: &Cli) -> Outcome {
 /// `tpo bench`.
 fn bench(cli: &Cli, arguments: &BenchArgs) -> Outcome {
     log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
-    let times = crate::bench::Times { warm_up: arguments.warm_up, count: arguments.count };
-    crate::bench::run(times, arguments.out.as_deref())?;
+    crate::bench::run(&arguments.plan())?;
     Ok(())
 }
 

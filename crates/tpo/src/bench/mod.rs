@@ -1,129 +1,189 @@
-//! `tpo bench`: what a pair of TPOs reaches on this machine, beside the plain network in the same run.
+//! `tpo bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel relay in the same run.
 //!
-//! Makes the lab link by link; on each measures the kernel's CUBIC and BBR directly and then the same transfers through a pair of daemons, with
-//! the CPU time that both daemons took. Writes a Markdown table.
+//! Takes a [`Plan`] from the command line; makes a lab for each cell (one way across one link, once), measures it (`measure.rs`, with the load
+//! of `load.rs` and the readings of `probe.rs`), and gives a Markdown table, plots and every single result. A cell that fails is told in the
+//! table and spoils no other; a signal ends the run, and what was measured until then is kept.
 
 mod load;
+mod measure;
+mod plan;
+mod plot;
+mod probe;
+mod relay;
+mod report;
+mod stats;
 
-use std::fmt::Write as _;
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use tpo_lab::{Lab, Profile, Wan};
+use anyhow::{Context, Result, bail};
+
+pub use plan::{Link, Measure, Plan, Way, full, grid, quick};
+pub use relay::{End, serve};
+use report::Record;
 
 use crate::demo::ending::Ending;
-use crate::demo::pair::{Pair, Scratch};
 
-/// The links of the matrix: name and profile of each.
-const LINKS: &[(&str, &str)] = &[
-    ("100 Mbit/s, 100 ms, 1 %", "rate=100mbit delay=50ms loss=1%"),
-    ("1 Gbit/s, 100 ms, 0 %", "rate=1gbit delay=50ms"),
-    ("1 Gbit/s, 100 ms, 1 %", "rate=1gbit delay=50ms loss=1%"),
-];
-/// Requests for the time to the first byte.
-const REQUESTS: usize = 31;
-
-/// How long each thing is measured.
+/// One way across one link, once.
 #[derive(Clone, Copy)]
-pub struct Times {
-    /// Before counting begins: start-up is not what is measured.
-    pub warm_up: Duration,
-    /// While counting.
-    pub count: Duration,
-}
-
-/// One way across.
 struct Cell {
-    way: &'static str,
-    one_flow: f64,
-    sixteen_flows: f64,
-    first_byte: [f64; 2],
-    cpu_per_gigabit: Option<f64>,
-    connections: Option<f64>,
+    number: usize,
+    link: usize,
+    way: Way,
+    run: usize,
 }
 
-/// Runs the whole matrix and writes the table to `out`, or to standard output.
+/// What the jobs share.
+struct Run<'a> {
+    plan: &'a Plan,
+    ending: &'a Ending,
+    waiting: Mutex<VecDeque<Cell>>,
+    records: Mutex<Vec<Record>>,
+    results: Option<Mutex<File>>,
+    cells: usize,
+    start: Instant,
+    /// When the last cell was done.
+    last: Mutex<Instant>,
+}
+
+/// Runs the whole plan; the table goes to standard output, and with an output folder everything goes there.
 ///
 /// # Errors
-/// When the lab cannot be made, a transfer fails, or a signal asks for the end.
-pub fn run(times: Times, out: Option<&Path>) -> Result<()> {
+/// When the folder cannot be written, a cell fails, or a signal asks for the end.
+pub fn run(plan: &Plan) -> Result<()> {
     let ending = Ending::watch()?;
-    let mut text = String::from(
-        "| link | way | one flow, Mbit/s | 16 flows, Mbit/s | first byte p50 / p95, ms | CPU s per Gbit, both TPOs | connections/s |\n|---|---|--:|--:|--:|--:|--:|\n",
-    );
-    for (name, link) in LINKS {
-        let profile: Profile = link.parse().expect("the links of the matrix are good");
-        rows(&mut text, name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }, times, &ending)?;
+    let results = plan.out.as_deref().map(open_results).transpose()?;
+    // Runs outermost: a slow minute of the machine does not meet all runs of one cell.
+    let mut cells = VecDeque::new();
+    for run in 0..plan.runs {
+        for link in 0..plan.links.len() {
+            for way in &plan.ways {
+                cells.push_back(Cell { number: cells.len(), link, way: *way, run });
+            }
+        }
     }
-    rows(&mut text, "plain veth, no emulation", Wan::Plain, times, &ending)?;
-    match out {
-        Some(file) => std::fs::write(file, &text).with_context(|| format!("write {}", file.display()))?,
-        None => print!("{text}"),
+    let run = Run {
+        plan,
+        ending: &ending,
+        cells: cells.len(),
+        waiting: Mutex::new(cells),
+        records: Mutex::default(),
+        results: results.map(Mutex::new),
+        start: Instant::now(),
+        last: Mutex::new(Instant::now()),
+    };
+    let written = std::thread::scope(|scope| {
+        let jobs: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(|| run.work())).collect();
+        let joined = jobs.into_iter().map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()
+    });
+    let records = lock(&run.records);
+    let text = format!("{}\n{}", report::table(&plan.links, &records), conditions(plan));
+    if let Some(folder) = &plan.out {
+        write(folder, "table.md", &text)?;
+        for (name, svg) in plot::plots(&plan.links, &records) {
+            write(folder, &name, &svg)?;
+        }
+    }
+    print!("{text}");
+    written?;
+    ending.check()?;
+    let failed = records.iter().filter(|record| record.figures.is_err()).count();
+    if failed > 0 {
+        bail!("{failed} of {} cells failed; why stands below the table", records.len());
     }
     Ok(())
 }
 
-fn rows(text: &mut String, name: &str, wan: Wan, times: Times, ending: &Ending) -> Result<()> {
-    let plain = matches!(wan, Wan::Plain);
-    let prefix = format!("tpobench{}", std::process::id());
-    let scratch = Scratch::new(&prefix)?;
-    let lab = Lab::up(&prefix, wan)?;
-    let mut cells = vec![measure(&lab, "direct, CUBIC", "cubic", None, plain, times, ending)?];
-    if !plain {
-        cells.push(measure(&lab, "direct, BBR", "bbr", None, plain, times, ending)?);
+impl Run<'_> {
+    /// One job: cell after cell, until none is left or somebody asks for the end.
+    fn work(&self) -> Result<()> {
+        loop {
+            if self.ending.check().is_err() {
+                return Ok(());
+            }
+            let Some(cell) = lock(&self.waiting).pop_front() else { return Ok(()) };
+            let link = &self.plan.links[cell.link];
+            let say = |measure: Measure| {
+                self.say(cell, &format!("{measure:?}").to_lowercase());
+            };
+            // Fits the name of a namespace; each process and each cell has its own.
+            let prefix = format!("tpobench{}-{}", std::process::id(), cell.number);
+            let figures = measure::cell(self.plan, link, cell.way, &prefix, self.ending, &say);
+            if self.ending.check().is_err() {
+                // Half a cell is no result.
+                return Ok(());
+            }
+            let figures = figures.map_err(|error| format!("{error:#}"));
+            if let Err(why) = &figures {
+                self.say(cell, &format!("failed: {why}"));
+            }
+            let record = Record { link: cell.link, way: cell.way, run: cell.run, figures };
+            if let Some(results) = &self.results {
+                lock(results).write_all(record.line(&self.plan.links).as_bytes()).context("write results.jsonl")?;
+            }
+            lock(&self.records).push(record);
+            *lock(&self.last) = Instant::now();
+        }
     }
-    let pair = Pair::start(&lab, &scratch.folder, "")?;
-    cells.push(measure(&lab, "tpo", "cubic", Some(&pair), plain, times, ending)?);
-    pair.stop()?;
-    for cell in cells {
-        let or_dash = |value: Option<f64>, digits| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+
+    /// Progress: a courtesy, so that a closed standard error is no failure.
+    fn say(&self, cell: Cell, what: &str) {
+        let done = lock(&self.records).len();
+        let left = match done {
+            0 => String::new(),
+            done => {
+                // As long for each as for those that are done, from when the last of them was.
+                let last = *lock(&self.last);
+                let each = (last - self.start).as_secs_f64() / done as f64;
+                let left = each * (self.cells - done) as f64 - last.elapsed().as_secs_f64();
+                format!(", {:.0} s left", left.max(0.0))
+            }
+        };
+        let link = self.plan.links[cell.link].name();
         let _ = writeln!(
-            text,
-            "| {name} | {} | {:.1} | {:.1} | {:.1} / {:.1} | {} | {} |",
-            cell.way,
-            cell.one_flow,
-            cell.sixteen_flows,
-            cell.first_byte[0],
-            cell.first_byte[1],
-            or_dash(cell.cpu_per_gigabit, 3),
-            or_dash(cell.connections, 0),
+            std::io::stderr(),
+            "[{}/{}{left}] {link}: {}: {what}",
+            cell.number + 1,
+            self.cells,
+            cell.way.name()
         );
     }
-    Ok(())
 }
 
-fn measure(
-    lab: &Lab,
-    way: &'static str,
-    congestion: &str,
-    pair: Option<&Pair>,
-    plain: bool,
-    times: Times,
-    ending: &Ending,
-) -> Result<Cell> {
-    let mut err = std::io::stderr();
-    // Progress is a courtesy.
-    let _ = writeln!(err, "measuring: {way}");
-    let mut marks = Vec::new();
-    let one = load::bulk(lab, congestion, 1, times, ending, || {
-        marks.push(pair.map_or(0.0, cpu_seconds));
-    })?;
-    let sixteen = load::bulk(lab, congestion, 16, times, ending, || {})?;
-    let first = load::first_bytes(lab, congestion, REQUESTS, ending)?;
-    let connections = if plain { Some(load::connections(lab, times.count, ending)?) } else { None };
-    Ok(Cell {
-        way,
-        one_flow: one.mbit,
-        sixteen_flows: sixteen.mbit,
-        first_byte: [first[first.len() / 2], first[(first.len() * 95).div_ceil(100) - 1]],
-        cpu_per_gigabit: pair.map(|_| (marks[1] - marks[0]) / one.gigabit),
-        connections,
-    })
+/// What a reader of the table must know.
+fn conditions(plan: &Plan) -> String {
+    let seconds = |time: Duration| time.as_secs_f64();
+    format!(
+        "Bulk counted for {} s after {} s and five round trips; medians of {} run(s); {} cell(s) at a time; requests: {}; rate {}. \
+         Queue of the link: one bandwidth-delay product, drop-tail; loss in both directions. CPU: both processes in the middle; idle: of the \
+         whole machine, which also carries the load and the emulated link, while bulk was counted (near 0: the CPU was the limit).\n",
+        seconds(plan.count),
+        seconds(plan.warm_up),
+        plan.runs,
+        plan.jobs.max(1),
+        plan.requests,
+        if plan.peer_rate { "told to the TPOs" } else { "found out by the TPOs" },
+    )
 }
 
-/// User and system time of both daemons. The kernel charges softirq work to whom it interrupts, so this holds a part of their neighbours' work.
-fn cpu_seconds(pair: &Pair) -> f64 {
-    pair.processes().iter().map(|process| crate::sys::process_cpu_seconds(*process).unwrap_or(0.0)).sum()
+fn open_results(folder: &Path) -> Result<File> {
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let path = folder.join("results.jsonl");
+    let file = File::options().create(true).append(true).open(&path);
+    file.with_context(|| format!("open {}", path.display()))
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let path = folder.join(name);
+    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere is passed on where the jobs are joined.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
