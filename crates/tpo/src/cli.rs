@@ -129,10 +129,10 @@ struct BenchArgs {
     /// How often each cell is measured; the table has the medians
     #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// How long each transfer is counted [default: 10; with --quick 3; with --grid 15]
+    /// How long each transfer is counted [default: 10; with --quick 2; with --grid 15]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     count: Option<Duration>,
-    /// How long each transfer runs before it is counted, beside five round trips [default: 3; with --quick 2]
+    /// How long each transfer runs before it is counted, beside five round trips [default: 3; with --quick 1]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     warm_up: Option<Duration>,
     /// How many requests on new connections [default: 300; with --quick 100]
@@ -182,8 +182,8 @@ impl BenchArgs {
             ways: if self.ways.is_empty() { ways } else { self.ways.clone() },
             measures: if self.only.is_empty() { measures } else { self.only.clone() },
             runs: self.runs as usize,
-            warm_up: self.warm_up.unwrap_or(seconds(3, 2, 3)),
-            count: self.count.unwrap_or(seconds(10, 3, 15)),
+            warm_up: self.warm_up.unwrap_or(seconds(3, 1, 3)),
+            count: self.count.unwrap_or(seconds(10, 2, 15)),
             requests: self.requests.unwrap_or(if self.quick { 100 } else { 300 }) as usize,
             jobs: self.jobs as usize,
             peer_rate: self.peer_rate,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tpo_lab::Lab;
 
 use super::load::{self, Asked, Direction, Site};
@@ -18,6 +18,8 @@ use crate::demo::pair::{Pair, Scratch};
 const MANY: usize = 16;
 /// Flows that carry nothing, for the memory each takes.
 const IDLE_FLOWS: usize = 10_000;
+/// Descriptors of this process that are no flow's: namespaces, devices, output; ample.
+const OTHER_DESCRIPTORS: u64 = 200;
 /// Clients at once that count connections per second: enough to fill two cores, few enough not to be the load themselves.
 const CONNECTING: usize = 16;
 /// The requests of all clients shall not take more of the link than this: their own queue is not what is measured.
@@ -42,7 +44,7 @@ impl Middle {
     }
 }
 
-/// Measures one cell once. `say` is told what is being done.
+/// Measures one cell once, into `figures`: those of the measures before one that failed are good. `say` is told what is being done.
 pub(super) fn cell(
     plan: &Plan,
     link: &Link,
@@ -50,7 +52,8 @@ pub(super) fn cell(
     prefix: &str,
     ending: &Ending,
     say: &dyn Fn(Measure),
-) -> Result<Figures> {
+    figures: &mut Figures,
+) -> Result<()> {
     let scratch = Scratch::new(prefix)?;
     let lab = Lab::up(prefix, link.wan())?;
     let middle = match way {
@@ -61,19 +64,19 @@ pub(super) fn cell(
     let bench = Bench {
         plan,
         link,
+        way,
         site: Site { lab: &lab, congestion: way.congestion(), ending },
         processes: middle.processes(),
         rate: link.profile.as_ref().and_then(|profile| profile.rate).map(|bits| bits as f64),
     };
-    let mut figures = Figures::new();
     for measure in Measure::ALL.into_iter().filter(|measure| plan.measures.contains(measure) && measure.fits(link)) {
         say(measure);
-        bench.measure(measure, &mut figures).with_context(|| format!("{measure:?}"))?;
+        bench.measure(measure, figures).with_context(|| format!("{measure:?}"))?;
     }
     if let Middle::Tpo(pair) = middle {
         pair.stop()?;
     }
-    Ok(figures)
+    Ok(())
 }
 
 fn peer_settings(plan: &Plan, link: &Link) -> String {
@@ -87,6 +90,7 @@ fn peer_settings(plan: &Plan, link: &Link) -> String {
 struct Bench<'a> {
     plan: &'a Plan,
     link: &'a Link,
+    way: Way,
     site: Site<'a>,
     processes: Vec<u32>,
     /// Bits per second of the link.
@@ -185,8 +189,8 @@ impl Bench<'_> {
 
     fn echo(&self, figures: &mut Figures) -> Result<()> {
         let warm_up = self.plan.warm_up + self.link.rtt() * 5;
-        // One echo in a round trip: a p99 needs a hundred of them.
-        let time = self.plan.count.max(self.link.rtt() * 100);
+        // One echo in a round trip: without some tens of them a p99 says nothing.
+        let time = self.plan.count.max(self.link.rtt() * 50);
         let (_, times) = load::bulk(self.site, Direction::Down, 1, warm_up, || load::echoes(self.site, time))?;
         figures.set("echo_p50_ms", quantile(&times, 0.5));
         figures.set("echo_p99_ms", quantile(&times, 0.99));
@@ -211,18 +215,23 @@ impl Bench<'_> {
     }
 
     fn idle(&self, figures: &mut Figures) -> Result<()> {
-        if self.processes.is_empty() {
+        if self.way != Way::Tpo {
+            // The relay's cost is a thread and two pipes for each direction: no measure for anything, and more descriptors than one process has.
             return Ok(());
         }
-        crate::sys::raise_descriptor_limit()?;
+        // Both ends of every flow are in this process.
+        let room = crate::sys::raise_descriptor_limit()?.saturating_sub(OTHER_DESCRIPTORS) / 2;
+        let flows = IDLE_FLOWS.min(room as usize);
+        ensure!(flows > 0, "this process may open too few files for idle flows: raise `ulimit -n`");
         let all = || -> Result<u64> { self.processes.iter().map(|process| probe::memory(*process, "VmRSS")).sum() };
         let before = all()?;
-        let after = load::idle_flows(self.site, IDLE_FLOWS, || {
+        let after = load::idle_flows(self.site, flows, || {
             // The last ones settle.
             self.site.ending.sleep(Duration::from_secs(1))?;
             all()
         })?;
-        let each = after.saturating_sub(before) as f64 / self.processes.len() as f64 / IDLE_FLOWS as f64;
+        let each = after.saturating_sub(before) as f64 / self.processes.len() as f64 / flows as f64;
+        figures.set("idle_flows", flows as f64);
         figures.set("idle_flow_kb", each / 1e3);
         Ok(())
     }

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 
 pub use plan::{Link, Measure, Plan, Way, full, grid, quick};
 pub use relay::{End, serve};
-use report::Record;
+use report::{Figures, Record};
 
 use crate::demo::ending::Ending;
 
@@ -92,7 +92,7 @@ pub fn run(plan: &Plan) -> Result<()> {
     print!("{text}");
     written?;
     ending.check()?;
-    let failed = records.iter().filter(|record| record.figures.is_err()).count();
+    let failed = records.iter().filter(|record| record.failed.is_some()).count();
     if failed > 0 {
         bail!("{failed} of {} cells failed; why stands below the table", records.len());
     }
@@ -113,16 +113,17 @@ impl Run<'_> {
             };
             // Fits the name of a namespace; each process and each cell has its own.
             let prefix = format!("tpobench{}-{}", std::process::id(), cell.number);
-            let figures = measure::cell(self.plan, link, cell.way, &prefix, self.ending, &say);
+            let mut figures = Figures::new();
+            let cell_done = measure::cell(self.plan, link, cell.way, &prefix, self.ending, &say, &mut figures);
             if self.ending.check().is_err() {
                 // Half a cell is no result.
                 return Ok(());
             }
-            let figures = figures.map_err(|error| format!("{error:#}"));
-            if let Err(why) = &figures {
+            let failed = cell_done.err().map(|error| format!("{error:#}"));
+            if let Some(why) = &failed {
                 self.say(cell, &format!("failed: {why}"));
             }
-            let record = Record { link: cell.link, way: cell.way, run: cell.run, figures };
+            let record = Record { link: cell.link, way: cell.way, run: cell.run, figures, failed };
             if let Some(results) = &self.results {
                 lock(results).write_all(record.line(&self.plan.links).as_bytes()).context("write results.jsonl")?;
             }

@@ -173,7 +173,7 @@ mod tests {
         let record = |link, way, down| {
             let mut figures = Figures::new();
             figures.set("down_mbit", down);
-            Record { link, way, run: 0, figures: Ok(figures) }
+            Record { link, way, run: 0, figures, failed: None }
         };
         let mut records: Vec<Record> = (0..links.len()).map(|link| record(link, Way::Tpo, 18.0)).collect();
         // A way with one point has no line.

@@ -51,7 +51,9 @@ pub(super) struct Record {
     pub(super) link: usize,
     pub(super) way: Way,
     pub(super) run: usize,
-    pub(super) figures: Result<Figures, String>,
+    /// What was measured, also before something failed.
+    pub(super) figures: Figures,
+    pub(super) failed: Option<String>,
 }
 
 impl Record {
@@ -62,10 +64,10 @@ impl Record {
             "profile": links[self.link].profile.as_ref().map(ToString::to_string),
             "way": self.way.name(),
             "run": self.run + 1,
+            "figures": self.figures,
         });
-        match &self.figures {
-            Ok(figures) => object["figures"] = serde_json::json!(figures),
-            Err(why) => object["failed"] = serde_json::json!(why),
+        if let Some(why) = &self.failed {
+            object["failed"] = serde_json::json!(why);
         }
         format!("{object}\n")
     }
@@ -76,7 +78,7 @@ pub(super) fn medians(records: &[Record], link: usize, way: Way) -> Figures {
     let runs: Vec<&Figures> = records
         .iter()
         .filter(|record| (record.link, record.way) == (link, way))
-        .filter_map(|record| record.figures.as_ref().ok())
+        .map(|record| &record.figures)
         .collect();
     Figures::medians(&runs)
 }
@@ -129,6 +131,7 @@ const COLUMNS: &[Column] = &[
     column(Part::Short, "echo_p99_ms", "p99", 1),
     column(Part::Short, "latency_us", "request-response, µs", 0),
     column(Part::Short, "connections_per_s", "connections/s", 0),
+    column(Part::Cost, "idle_flows", "idle flows", 0),
     column(Part::Cost, "idle_flow_kb", "kB / idle flow", 1),
     column(Part::Cost, "cpu_s_per_gbit", "CPU s/Gbit", 3),
     column(Part::Cost, "sixteen_cpu_s_per_gbit", "16: CPU s/Gbit", 3),
@@ -174,7 +177,7 @@ pub(super) fn table(links: &[Link], records: &[Record]) -> String {
         }
     }
     for record in records {
-        if let Err(why) = &record.figures {
+        if let Some(why) = &record.failed {
             let _ = write!(
                 text,
                 "\nfailed: {}, {}, run {}: {why}\n",
@@ -195,13 +198,19 @@ mod tests {
     fn record(way: Way, run: usize, down: f64) -> Record {
         let mut figures = Figures::new();
         figures.set("down_mbit", down);
-        Record { link: 0, way, run, figures: Ok(figures) }
+        Record { link: 0, way, run, figures, failed: None }
     }
 
     #[test]
     fn the_table_has_medians_and_only_the_columns_that_were_measured() {
         let mut records = vec![record(Way::Tpo, 0, 90.0), record(Way::Tpo, 1, 10.0), record(Way::Tpo, 2, 91.0)];
-        records.push(Record { link: 1, way: Way::Bbr, run: 0, figures: Err("no such thing".into()) });
+        records.push(Record {
+            link: 1,
+            way: Way::Bbr,
+            run: 0,
+            figures: Figures::new(),
+            failed: Some("no such thing".into()),
+        });
         let text = table(&plan::quick(), &records);
         assert_eq!(
             text,
@@ -213,7 +222,7 @@ mod tests {
     #[test]
     fn a_cell_without_a_figure_has_a_dash() {
         let mut other = record(Way::Cubic, 0, 2.0);
-        other.figures.as_mut().unwrap().set("up_mbit", 3.0);
+        other.figures.set("up_mbit", 3.0);
         let text = table(&plan::quick(), &[record(Way::Tpo, 0, 90.0), other]);
         assert!(text.contains("| direct, CUBIC | 2.0 | 3.0 |"), "{text}");
         assert!(text.contains("| tpo | 90.0 | - |"), "{text}");
