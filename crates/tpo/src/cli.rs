@@ -144,7 +144,7 @@ struct BenchArgs {
     /// Configure the rate of the link in the TPOs, instead of letting them find it
     #[arg(long)]
     peer_rate: bool,
-    /// One more line for each [[peer]] of the TPOs, such as 'congestion = "auto"'; may be repeated
+    /// One more line for each `[[peer]]` of the TPOs, such as 'congestion = "auto"'; may be repeated
     #[arg(long, value_name = "LINE")]
     peer_config: Vec<String>,
     /// Write the table, the plots and every single result, as it comes, to this folder
