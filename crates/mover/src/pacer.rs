@@ -1,8 +1,9 @@
-//! Spreads datagrams over time: batches of at most one millisecond, paid for afterwards.
+//! Spreads datagrams over time: quanta of at most one millisecond, paid for afterwards.
 //!
 //! `send` asks how much may leave now and says what left; the rate comes from the congestion control. The bucket holds
-//! wire bytes. It may go into debt by one batch, so that a batch leaves whole, and holds at most two batches' credit, so
-//! that a rest is not followed by a burst.
+//! wire bytes. It may go into debt by one batch, so that a batch leaves whole, and holds at most two batches' or two
+//! milliseconds' credit, so that a rest is not followed by a burst. Fast links are woken for a whole quantum of several
+//! batches: a wake-up costs more than a system call, and the queue that it makes is still one millisecond.
 
 use crate::config::Limits;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
@@ -34,8 +35,8 @@ impl Pacer {
     }
 
     fn most_credit(&self) -> i128 {
-        // A busy lane may come late by a millisecond; what it missed then is not idleness.
-        i128::from((2 * self.batch()).max(self.rate / 1_000)) * i128::from(SECOND)
+        // A busy lane may come late by a millisecond after the quantum; what it missed then is not idleness.
+        i128::from((2 * self.batch()).max(self.rate / 500)) * i128::from(SECOND)
     }
 
     fn credit_at(&self, now: Nanos) -> i128 {
@@ -70,9 +71,11 @@ impl Pacer {
         (credit + self.batch()).min((2 * self.batch()).max(credit))
     }
 
-    /// When `allowance` stops being 0; may lie in the past.
+    /// When it is worth asking for an `allowance` again: a quantum may leave. May lie in the past.
     pub(crate) fn release(&self) -> Nanos {
-        let wait = (-self.credit).max(0).unsigned_abs().div_ceil(u128::from(self.rate));
+        // One batch of the quantum is on credit.
+        let quantum = i128::from((self.rate / 1_000).saturating_sub(self.batch())) * i128::from(SECOND);
+        let wait = (quantum - self.credit).max(0).unsigned_abs().div_ceil(u128::from(self.rate));
         self.at.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 

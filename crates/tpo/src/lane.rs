@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::edge::exit::Exit;
 use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
-use crate::link::udp::{Link, Runs, Sent};
+use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::sys::Timer;
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
@@ -305,14 +305,13 @@ impl Loop {
                 match event.token() {
                     LINK => {
                         heard |= event.is_readable() || event.is_error();
-                        if event.is_writable() {
+                        if event.is_writable() && self.link_blocked {
                             self.link_blocked = false;
+                            self.watch_link();
                         }
                     }
-                    TIMER => {
-                        self.timer.clear();
-                        self.armed = None;
-                    }
+                    // Not read: arming it anew makes the next expiry a new edge.
+                    TIMER => self.armed = None,
                     WAKE => called = true,
                     _ => {
                         let happened = self.edges.handle_event(event);
@@ -341,17 +340,21 @@ impl Loop {
         while let Some(link) = &self.link {
             if turns == RECEIVE_TURN {
                 // The poll is edge triggered: what is left would never be announced again.
-                self.rearm_link();
+                self.watch_link();
                 return;
             }
             turns += 1;
             match link.receive(&mut self.runs) {
                 Ok(0) => return,
-                Ok(_) => {
+                Ok(received) => {
                     let now = Instant::now();
                     let peer = &mut self.peer;
                     self.runs.for_each(|from, _, datagram| peer.handle_datagram(from, datagram, now));
                     self.follow_engine(now);
+                    if received < RECEIVE_RUNS {
+                        // The kernel had no more; what came since is announced by a new edge.
+                        return;
+                    }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => self.peer.on_refused(Instant::now()),
                 // An ICMP error about something that we sent; what waits behind it is still to be received.
@@ -360,10 +363,11 @@ impl Loop {
         }
     }
 
-    /// Registers the socket anew, which reports its state again.
-    fn rearm_link(&mut self) {
+    /// Says what the socket is watched for, which reports its state again. For room only when there was none: the kernel announces each
+    /// datagram that has left.
+    fn watch_link(&mut self) {
         if let Some(link) = &self.link {
-            let interest = Interest::READABLE | Interest::WRITABLE;
+            let interest = if self.link_blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&link.as_raw_fd()), LINK, interest) {
                 warn!(peer = %self.name, %error, "the link's socket cannot be watched");
             }
@@ -559,8 +563,7 @@ impl Loop {
         self.link_to = Some(remote);
         self.link_blocked = false;
         let link = self.link.as_ref().expect("set in the line before the last");
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, interest) {
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE) {
             warn!(peer = %self.name, %error, "the link's socket cannot be watched");
             self.link = None;
         }
@@ -603,6 +606,7 @@ impl Loop {
                 if self.link.is_some() && self.link_to == Some(to) {
                     self.unsent = Some((to, segment));
                     self.link_blocked = true;
+                    self.watch_link();
                     return false;
                 }
                 self.counters.send_failures += 1;

@@ -25,7 +25,8 @@ impl Timer {
         Ok(Timer { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Fires once, `after` from now (at least a nanosecond: zero would disarm it).
+    /// Fires once, `after` from now (at least a nanosecond: zero would disarm it). Takes back an expiry that was not read, so that an
+    /// edge-triggered poll reports the next one.
     pub fn arm(&self, after: Duration) -> io::Result<()> {
         let after = after.max(Duration::from_nanos(1));
         let spec = libc::itimerspec {
@@ -37,13 +38,6 @@ impl Timer {
         };
         // SAFETY: `spec` outlives the call; the old value is not asked for.
         check(unsafe { libc::timerfd_settime(self.fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) })
-    }
-
-    /// Takes note of an expiry, so that an edge-triggered poll reports the next one.
-    pub fn clear(&self) {
-        let mut expirations = 0u64;
-        // SAFETY: reads eight bytes into eight bytes. Not ready is not an error here.
-        unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut expirations).cast(), mem::size_of::<u64>()) };
     }
 }
 

@@ -30,6 +30,10 @@ struct Edge {
     connecting: bool,
     /// The socket took no more; the next writable event goes on.
     write_blocked: bool,
+    /// The driver has been told of bytes to read, and has not found the end of them yet.
+    readable: bool,
+    /// Not watched for bytes to read: there were more before the last were read, which is all that such events would tell.
+    parked: bool,
     /// The far application has finished and everything before that is written.
     finished: bool,
     client: SocketAddr,
@@ -105,17 +109,27 @@ impl Edges {
             }
         };
         let slot = &mut self.slots[index as usize];
-        let token = Token((slot.generation as usize) << 32 | index as usize);
+        let token = token(slot.generation, index);
         if let Err(error) = self.registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE) {
             self.free.push(index);
             return Err(error);
         }
-        slot.edge = Some(Edge { flow, socket, connecting, write_blocked: connecting, finished: false, client, server });
+        slot.edge = Some(Edge {
+            flow,
+            socket,
+            connecting,
+            write_blocked: connecting,
+            readable: false,
+            parked: false,
+            finished: false,
+            client,
+            server,
+        });
         self.by_flow.insert(flow, index);
         Ok(())
     }
 
-    /// One event of the poll. Tokens carry a generation, so that an event of an edge that has ended meets nobody.
+    /// One event of the poll.
     pub fn handle_event(&mut self, event: &mio::event::Event) -> Happened {
         let token = event.token().0;
         let Some(slot) = self.slots.get_mut(token & 0xffff_ffff) else { return Happened::Nothing };
@@ -147,7 +161,13 @@ impl Edges {
         if writable {
             edge.write_blocked = false;
         }
-        Happened::Ready { flow, readable: event.is_readable() || event.is_read_closed(), writable }
+        let readable = event.is_readable() || event.is_read_closed();
+        if readable && edge.readable && !edge.parked {
+            // A flow that waits for its turn: each segment of its application would wake the lane for nothing.
+            edge.parked = self.registry.reregister(&mut edge.socket, event.token(), Interest::WRITABLE).is_ok();
+        }
+        edge.readable |= readable;
+        Happened::Ready { flow, readable, writable }
     }
 
     /// Writes what waits for the application of `flow`, as much as its socket takes.
@@ -219,6 +239,19 @@ impl Edges {
         let index = *self.by_flow.get(&flow)?;
         self.slots[index as usize].edge.as_mut()
     }
+
+    /// All bytes are read: the next ones are news. Watching again reports those that have come since.
+    fn on_drained(&mut self, flow: FlowId) -> io::Result<()> {
+        let Some(&index) = self.by_flow.get(&flow) else { return Ok(()) };
+        let slot = &mut self.slots[index as usize];
+        let token = token(slot.generation, index);
+        let Some(edge) = &mut slot.edge else { return Ok(()) };
+        edge.readable = false;
+        if std::mem::take(&mut edge.parked) {
+            self.registry.reregister(&mut edge.socket, token, Interest::READABLE | Interest::WRITABLE)?;
+        }
+        Ok(())
+    }
 }
 
 impl Source for Edges {
@@ -231,12 +264,20 @@ impl Source for Edges {
             return match edge.socket.read(into) {
                 Ok(0) => Read::End,
                 Ok(n) => Read::Bytes(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Blocked,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.on_drained(flow) {
+                    Ok(()) => Read::Blocked,
+                    Err(error) => Read::Failed(status_of(&error)),
+                },
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => Read::Failed(status_of(&error)),
             };
         }
     }
+}
+
+/// The poll's name for an edge. Carries a generation, so that an event of an edge that has ended meets nobody.
+fn token(generation: u32, index: u32) -> Token {
+    Token((generation as usize) << 32 | index as usize)
 }
 
 /// The status that tells the far side what became of a connection.

@@ -20,7 +20,7 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 /// Send buffer: a full batch for each of many millisecond quanta; the pacer, not this, bounds what waits.
 const SEND_BUFFER: usize = 8 << 20;
 /// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the lane's turn.
-const RECEIVE_RUNS: usize = 8;
+pub const RECEIVE_RUNS: usize = 8;
 /// Largest run that the kernel hands up with GRO.
 const RUN_BYTES: usize = 65_536;
 
@@ -28,6 +28,8 @@ const RUN_BYTES: usize = 65_536;
 pub struct Link {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// An IPv6 socket: asked for once, not with each batch.
+    v6: bool,
 }
 
 /// What the kernel said of a batch.
@@ -84,7 +86,7 @@ impl Link {
         socket.set_nonblocking(true)?;
         let socket: UdpSocket = socket.into();
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Link { socket, state })
+        Ok(Link { socket, state, v6: local.is_ipv6() })
     }
 
     /// The local address, for logs and to learn a port that the kernel chose.
@@ -96,7 +98,7 @@ impl Link {
     pub fn try_clone(&self) -> io::Result<Link> {
         let socket = self.socket.try_clone()?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Link { socket, state })
+        Ok(Link { socket, state, v6: self.v6 })
     }
 
     /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter. An unconnected socket can be told from which address.
@@ -140,8 +142,8 @@ impl Link {
 
     /// An IPv6 socket wants an IPv4 peer in mapped form.
     fn destination(&self, to: SocketAddr) -> SocketAddr {
-        match (to, self.socket.local_addr()) {
-            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+        match to {
+            SocketAddr::V4(v4) if self.v6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
             _ => to,
         }
     }
