@@ -39,6 +39,8 @@ pub struct Config {
     pub rate: Option<u64>,
     /// How the sending rate is found.
     pub congestion: Congestion,
+    /// `Auto` takes loss up to this share of the datagrams for the path's own, which says nothing about congestion; from 0 to 0.25.
+    pub loss_tolerance: f64,
     /// A ping leaves when nothing was sent for so long.
     pub keepalive: Duration,
     /// Silence of the peer after which the mover counts as not up. Flows live on.
@@ -63,6 +65,7 @@ impl Config {
             initial_credit: 256 * 1024,
             rate: None,
             congestion: Congestion::Auto,
+            loss_tolerance: 0.05,
             keepalive: Duration::from_millis(400),
             silent_after: Duration::from_secs(2),
             dead_after: Duration::from_secs(300),
@@ -75,10 +78,10 @@ impl Config {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Physical numbers between the oldest datagram whose fate is open and the newest. Must stay well below the receiver's
-    /// replay window of 65,536, else an old datagram could arrive and be refused although nobody counted it as lost.
+    /// replay window of 1,048,576, else an old datagram could arrive and be refused although nobody counted it as lost.
     pub flight_span: u64,
     /// Payloads between the oldest not wholly acknowledged and the newest. Both sides use the same number: what the
-    /// receiver sees beyond it is refused. 65,536 payloads of one datagram each are as many as the flight can hold.
+    /// receiver sees beyond it is refused. As many payloads of one datagram each as the flight can hold.
     pub logical_window: u64,
     /// Bytes of payloads that are kept until acknowledged. `send` refuses more: twice the bandwidth-delay product of 1 Gbit/s
     /// at 600 ms and some.
@@ -115,8 +118,8 @@ impl Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            flight_span: 61_440,
-            logical_window: 65_536,
+            flight_span: 1_000_000,
+            logical_window: 1 << 20,
             send_bytes: 256 << 20,
             reassembly_bytes: 256 << 20,
             spare_buffers: 64,

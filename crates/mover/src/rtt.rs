@@ -2,8 +2,8 @@
 
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// A sample this near to the minimum confirms it, so a long path need not be emptied to measure it again.
-const NEAR_SHIFT: u32 = 6;
+/// A sample within this part of the minimum confirms it, so a long path need not be emptied to measure it again.
+const NEAR_PART: u64 = 50;
 const NEAR_FLOOR: Nanos = MILLISECOND / 2;
 /// The shortest round trip is forgotten when nothing confirmed it for so long: the path has changed.
 const MINIMUM_LIFE: Nanos = 30 * SECOND;
@@ -46,7 +46,7 @@ impl Rtt {
             (self.minimum, self.minimum_at, self.next_minimum) = (Some(sample), now, Nanos::MAX);
             return;
         };
-        if sample <= minimum + (minimum >> NEAR_SHIFT) + NEAR_FLOOR.min(minimum / 4) {
+        if sample <= minimum + minimum / NEAR_PART + NEAR_FLOOR.min(minimum / 4) {
             (self.minimum, self.minimum_at, self.next_minimum) = (Some(minimum.min(sample)), now, Nanos::MAX);
             return;
         }

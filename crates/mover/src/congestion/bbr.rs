@@ -14,18 +14,18 @@ use crate::ack::Schedule;
 use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// Gains in percent. Startup: 4 ln 2, the smallest that doubles the delivery rate each round.
-const STARTUP_GAIN: u64 = 277;
-const DRAIN_GAIN: u64 = 50;
-const UP_GAIN: u64 = 125;
-const DOWN_GAIN: u64 = 75;
+/// Gains in thousandths. Startup: 4 ln 2, the smallest that doubles the delivery rate each round.
+const STARTUP_GAIN: u64 = 2_770;
+const DRAIN_GAIN: u64 = 500;
+const UP_GAIN: u64 = 1_250;
+const DOWN_GAIN: u64 = 750;
 /// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
 /// so that no queue and no loss is ours.
-const FLOOR_GAIN: u64 = 90;
-/// Cruising leaves one percent for the measurement's own error; more while a queue stands.
-const CRUISE_GAIN: u64 = 99;
-const CRUISE_QUEUED_GAIN: u64 = 96;
-const HALF_GAIN: u64 = 50;
+const FLOOR_GAIN: u64 = 900;
+/// Cruising leaves half a percent for the measurement's own error; more while a queue stands.
+const CRUISE_GAIN: u64 = 998;
+const CRUISE_QUEUED_GAIN: u64 = 960;
+const HALF_GAIN: u64 = 500;
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 90;
 /// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
@@ -35,6 +35,8 @@ const PLATEAU_ROUNDS: u32 = 8;
 const PLATEAU_DATAGRAMS: u64 = 30;
 /// Loss in a round that ends startup and bounds the bandwidth when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
+/// Loss is judged over so many datagrams or a round, whichever is more.
+const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
 const CRUISE: Nanos = 2 * SECOND;
 const CRUISE_ROUNDS: u64 = 8;
@@ -42,6 +44,8 @@ const CRUISE_ROUNDS: u64 = 8;
 const SHORT_ROUND_DATAGRAMS: u64 = 200;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
 const PROBE_RTT_EVERY: Nanos = 10 * SECOND;
+/// But not before two attempts to go up on a long path, after each of which it is looked for more cheaply.
+const PROBE_RTT_ROUNDS: u64 = 24;
 const PROBE_RTT_TIME: Nanos = 200 * MILLISECOND;
 /// On short paths acknowledgements come in lumps that make single samples and rounds look fast: both then last at least this.
 const SHORTEST_ROUND: Nanos = 10 * MILLISECOND;
@@ -70,6 +74,13 @@ struct Round {
     rtt_sum: u128,
     rtt_count: u64,
     rtt_least: Nanos,
+    delivered: u64,
+    lost: u64,
+}
+
+/// Rounds outside of an attempt to go up.
+#[derive(Default)]
+struct Calm {
     delivered: u64,
     lost: u64,
 }
@@ -103,6 +114,8 @@ pub(crate) struct Bbr {
     heavy_rounds: u32,
     floor: Floor,
     measuring_floor: bool,
+    /// What was delivered and lost since loss was judged last.
+    calm: Calm,
     /// How long this up keeps its gain, and whether its first round is over.
     up_time: Nanos,
     up_rounds: u32,
@@ -112,6 +125,8 @@ pub(crate) struct Bbr {
     mean_at: Nanos,
     smoothed: Nanos,
     queued: bool,
+    /// The start from the configured rate has been looked at.
+    jumped: bool,
     probe_rtt_at: Nanos,
     halved_until_round: u64,
     rate: u64,
@@ -119,7 +134,7 @@ pub(crate) struct Bbr {
 }
 
 impl Bbr {
-    pub(super) fn new(cap: Option<u64>, datagram: u64, seed: u64, now: Nanos) -> Bbr {
+    pub(super) fn new(cap: Option<u64>, tolerance: f64, datagram: u64, seed: u64, now: Nanos) -> Bbr {
         Bbr {
             cap,
             dice: fastrand::Rng::with_seed(seed),
@@ -135,8 +150,9 @@ impl Bbr {
             plateau: 0,
             plateau_rounds: 0,
             heavy_rounds: 0,
-            floor: Floor::default(),
+            floor: Floor::new(tolerance),
             measuring_floor: false,
+            calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
             next_up: 0,
@@ -144,6 +160,7 @@ impl Bbr {
             mean_at: now,
             smoothed: 0,
             queued: false,
+            jumped: false,
             probe_rtt_at: now,
             halved_until_round: 0,
             rate: initial_rate(cap, datagram),
@@ -201,14 +218,16 @@ impl Bbr {
         self.round.delivered += news.acked;
         let mut round_ended = false;
         if let Some(sample) = news.sample {
-            self.floor.on_acked(news.acked, sample.sent);
+            if let Some(believed) = self.floor.on_acked(news.acked, sample.sent) {
+                self.take_back(believed);
+            }
             let long_enough = now >= self.round.since + SHORTEST_ROUND;
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
                 self.on_sample(&sample);
             }
         }
-        if self.rounds == 0 && self.best[1] == 0 {
+        if !self.jumped {
             self.jump(minimum, now);
         }
         if round_ended {
@@ -219,11 +238,21 @@ impl Bbr {
 
     /// The configured rate is where we start as soon as the round trip is known.
     fn jump(&mut self, minimum: Nanos, now: Nanos) {
+        self.jumped = true;
         if let Some(cap) = self.cap {
             self.best[1] = cap * JUMP_PERCENT / 100;
             self.cycle_full = true;
             self.enter(Phase::Cruise, now);
             self.next_up = now + 2 * minimum;
+        }
+    }
+
+    /// The floor has been measured: what was given back beyond it, while a floor of `believed` was, is taken back.
+    fn take_back(&mut self, believed: f64) {
+        let ratio = self.floor.ratio();
+        if believed > ratio {
+            let share = (1.0 - believed) / (1.0 - ratio);
+            self.best = self.best.map(|best| (best as f64 * share) as u64);
         }
     }
 
@@ -283,13 +312,15 @@ impl Bbr {
         let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
         self.heavy_rounds = if heavy { self.heavy_rounds + 1 } else { 0 };
         match self.phase {
-            Phase::Startup => self.on_startup_round(&round),
-            Phase::Up | Phase::Drain => {}
-            Phase::Cruise | Phase::Down | Phase::ProbeRtt => self.on_calm_round(&round, minimum),
+            Phase::Startup => self.on_startup_round(&round, minimum),
+            // What stands during these is the queue that we have just made.
+            Phase::Up | Phase::Down | Phase::Drain => {}
+            Phase::Cruise if round.since < self.phase_at => {}
+            Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum),
         }
     }
 
-    fn on_startup_round(&mut self, round: &Round) {
+    fn on_startup_round(&mut self, round: &Round, minimum: Nanos) {
         if !round.full || round.delivered < PLATEAU_DATAGRAMS * self.datagram {
             return;
         }
@@ -298,7 +329,8 @@ impl Bbr {
             self.plateau = bandwidth;
             self.plateau_rounds = 0;
         } else {
-            self.plateau_rounds += 1;
+            // A queue that stood for the whole round is all the proof that is needed.
+            self.plateau_rounds += if stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }
 
@@ -313,11 +345,15 @@ impl Bbr {
         if !round.full || round.rtt_count == 0 {
             return;
         }
-        let stands = round.rtt_least > minimum + minimum / 4 + 5 * MILLISECOND;
-        let total = round.delivered + round.lost;
-        let too_much = excess(round.lost, total, self.datagram, &self.floor, self.queued)
-            && (self.queued || self.heavy_rounds >= 3);
-        if stands || too_much {
+        // Short rounds are judged together: of many small looks some would see too much by chance.
+        self.calm.delivered += round.delivered;
+        self.calm.lost += round.lost;
+        let total = self.calm.delivered + self.calm.lost;
+        let too_much = total >= CALM_DATAGRAMS * self.datagram && {
+            let lost = std::mem::take(&mut self.calm).lost;
+            excess(lost, total, self.datagram, &self.floor, self.queued)
+        };
+        if stands(round, minimum) || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
         }
@@ -379,7 +415,7 @@ impl Bbr {
             Phase::Cruise if now >= self.next_up => self.start_up(minimum, now),
             Phase::Cruise => {}
             Phase::Up => self.step_up(news, minimum, round_ended, now),
-            Phase::Down => self.step_down(drained, minimum, now),
+            Phase::Down => self.step_down(news, drained, minimum, now),
             Phase::ProbeRtt => {
                 if elapsed >= PROBE_RTT_TIME.max(minimum) && round_ended {
                     self.probe_rtt_at = now;
@@ -388,7 +424,8 @@ impl Bbr {
             }
         }
         let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
-        if stale > PROBE_RTT_EVERY && matches!(self.phase, Phase::Cruise | Phase::Down) {
+        if stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) && matches!(self.phase, Phase::Cruise | Phase::Down)
+        {
             self.enter(Phase::ProbeRtt, now);
         }
     }
@@ -418,10 +455,16 @@ impl Bbr {
         }
     }
 
-    fn step_down(&mut self, drained: bool, minimum: Nanos, now: Nanos) {
+    fn looks_for_minimum(&self, news: &News<'_>, now: Nanos) -> bool {
+        now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at)) > PROBE_RTT_EVERY / 3
+    }
+
+    fn step_down(&mut self, news: &News<'_>, drained: bool, minimum: Nanos, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         if !self.measuring_floor {
-            if drained || elapsed > 2 * minimum.max(SHORTEST_ROUND) {
+            // A shortest round trip that was not seen for long is looked for here: emptying the queue costs less than emptying the pipe.
+            let seen = news.rtt.minimum_at() >= self.phase_at || !self.looks_for_minimum(news, now);
+            if (drained && seen) || elapsed > 2 * minimum.max(SHORTEST_ROUND) {
                 self.start_cruise(minimum, now);
             }
             return;
@@ -440,11 +483,14 @@ impl Bbr {
             Phase::Startup => STARTUP_GAIN,
             Phase::Drain => DRAIN_GAIN,
             Phase::Up if fast => UP_GAIN,
-            Phase::Up => 100,
-            Phase::Down if self.measuring_floor => (FLOOR_GAIN as f64 * (1.0 - self.floor.ratio())) as u64,
+            Phase::Up => 1_000,
+            Phase::Down if self.floor.measuring_since().is_some() => {
+                (FLOOR_GAIN as f64 * (1.0 - self.floor.ratio())) as u64
+            }
             Phase::Down if self.queued => DOWN_GAIN,
-            Phase::Down | Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
-            Phase::Down | Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
+            Phase::Down => FLOOR_GAIN,
+            Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
+            Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
         }
     }
 
@@ -454,14 +500,14 @@ impl Bbr {
         let mut rate = if self.phase == Phase::Startup {
             let known =
                 bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, news.rtt.smoothed().unwrap_or(SECOND)));
-            known * STARTUP_GAIN / 100
+            known * STARTUP_GAIN / 1_000
         } else {
             // Each round of up is fast for its own time only.
             let fast = now.saturating_sub(self.phase_at) < self.up_time;
-            bandwidth * self.gain(fast) / 100
+            bandwidth * self.gain(fast) / 1_000
         };
         if self.rounds < self.halved_until_round {
-            rate = rate * HALF_GAIN / 100;
+            rate = rate * HALF_GAIN / 1_000;
         }
         rate = rate.max(rate_of(least, news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND)));
         self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
@@ -486,4 +532,9 @@ impl Bbr {
         }
         .max(least);
     }
+}
+
+/// Did a queue stand for all of the round?
+fn stands(round: &Round, minimum: Nanos) -> bool {
+    round.rtt_count > 0 && round.rtt_least > minimum + minimum / 4 + 5 * MILLISECOND
 }

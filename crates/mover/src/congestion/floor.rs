@@ -6,10 +6,10 @@
 use super::Lost;
 use crate::timer::{Nanos, SECOND};
 
-/// More than this is not given back, whatever was measured: the policy's tolerance. At 35 % of loss it still lets the rate stand.
-const TOLERANCE: f64 = 0.20;
-/// Believed without a measurement.
+/// Given back at most without a measurement.
 const UNMEASURED: f64 = 0.01;
+/// A measured floor may lie above the tolerated loss by this share of it and this much: what chance adds.
+const TOLERANCE_SLACK: (f64, f64) = (0.1, 0.002);
 /// Below this loss there is nothing worth measuring.
 const WORTH_MEASURING: f64 = 0.003;
 /// Loss beyond the floor that is not yet too much.
@@ -29,6 +29,8 @@ const RECENT_DATAGRAMS: f64 = 4_000.0;
 /// The floor and its measurement.
 #[derive(Default)]
 pub(super) struct Floor {
+    /// The policy: more than this share is not taken for the path's own, whatever is measured.
+    tolerance: f64,
     since: Option<Nanos>,
     until: Option<Nanos>,
     acked: u64,
@@ -46,6 +48,11 @@ pub(super) struct Floor {
 }
 
 impl Floor {
+    /// `tolerance`: see `Config::loss_tolerance`.
+    pub(super) fn new(tolerance: f64) -> Floor {
+        Floor { tolerance, ..Floor::default() }
+    }
+
     pub(super) fn on_lost(&mut self, lost: &[Lost]) {
         for loss in lost {
             self.losses += 1.0;
@@ -64,8 +71,8 @@ impl Floor {
         }
     }
 
-    /// So many bytes were acknowledged, the newest of them sent at `sent`.
-    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos) {
+    /// So many bytes were acknowledged, the newest of them sent at `sent`. If that ends a measurement: the ratio believed before it.
+    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos) -> Option<f64> {
         self.recent_acked += bytes as f64;
         if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * 1_500.0 {
             self.recent_acked /= 2.0;
@@ -78,8 +85,11 @@ impl Floor {
         if let (Some(since), Some(until)) = (self.since, self.until)
             && sent > until + (until - since) / 4
         {
+            let believed = self.ratio();
             self.conclude();
+            return Some(believed);
         }
+        None
     }
 
     fn measures(&self, sent: Nanos) -> bool {
@@ -130,10 +140,16 @@ impl Floor {
     /// The share of datagrams that are lost whatever we do.
     pub(super) fn ratio(&self) -> f64 {
         if self.measured > 0 {
-            (self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0)).min(TOLERANCE)
+            let most = self.tolerance * (1.0 + TOLERANCE_SLACK.0) + TOLERANCE_SLACK.1;
+            (self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0)).min(most)
         } else {
-            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0)).min(UNMEASURED)
+            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0)).min(UNMEASURED.min(self.tolerance))
         }
+    }
+
+    /// Below this, loss is no reason to slow down: until it is measured, all that the policy tolerates.
+    fn tolerated(&self) -> f64 {
+        if self.measured > 0 { self.ratio() } else { self.tolerance }
     }
 
     /// How much more than independent losses these vary: twice the mean run, less one.
@@ -153,8 +169,8 @@ impl Floor {
 /// Is so much loss more than the floor explains? With a queue beside it, less evidence is needed.
 pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued: bool) -> bool {
     let (lost, count) = (lost as f64 / datagram as f64, total as f64 / datagram as f64);
-    let ratio = floor.ratio();
-    let deviations = if queued { 2.0 } else { 4.0 };
+    let ratio = floor.tolerated();
+    let deviations = if queued { 3.0 } else { 4.0 };
     let chance = deviations * (count * ratio * (1.0 - ratio) * floor.burstiness()).sqrt();
     lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
 }

@@ -56,7 +56,7 @@ impl Controller {
         match (config.congestion, config.rate) {
             (Congestion::Fixed, Some(rate)) => Controller::Fixed(fixed::Fixed::new(rate, datagram)),
             (Congestion::Fixed | Congestion::Auto, cap) => {
-                Controller::Auto(Box::new(bbr::Bbr::new(cap, datagram, seed, now)))
+                Controller::Auto(Box::new(bbr::Bbr::new(cap, config.loss_tolerance, datagram, seed, now)))
             }
         }
     }

@@ -6,10 +6,11 @@
 use std::collections::VecDeque;
 
 use super::queue::Segment;
+use crate::recv::bitmap::WINDOW;
 use crate::timer::Nanos;
 
 /// Words of the ring of open bits: as wide as the receiver's window.
-const WORDS: u64 = 1_024;
+const WORDS: u64 = WINDOW / 64;
 
 /// What became of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -27,8 +27,9 @@ use crate::timer::{Earliest, Nanos, Timer};
 
 /// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held back.
 const SPAN_RESERVE: u64 = 4_096;
-/// Lost datagrams are remembered for so many round trips, to take the loss back if their acknowledgement comes after all.
-const REMEMBER_ROUNDS: u64 = 3;
+/// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
+/// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
+const REMEMBER_ROUNDS: u64 = 2;
 
 /// What the next datagram is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

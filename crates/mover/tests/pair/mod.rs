@@ -7,6 +7,8 @@
 // Each test file uses its own part of the stage.
 #![allow(dead_code)]
 
+pub(crate) mod reach;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,185 @@
+//! What one bulk transfer reaches on every kind of link, in virtual time: a table under version control, `matrix.txt`.
+//!
+//! `the_matrix_is_what_it_was` runs its cells and compares; worlds are deterministic, so any difference is a change of the program. After
+//! a change that is meant: `TPO_MATRIX=write cargo test -p tpo-mover --test matrix`. The rows must also keep what is promised, each cell's
+//! own bounds. `grid` is the whole grid with longer times, for people.
+
+mod pair;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pair::reach::{Cell, Reached, reach};
+
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix.txt");
+
+/// A cell, how long it is warmed and measured (seconds), and what it must reach.
+struct Row {
+    cell: Cell,
+    warm: f64,
+    time: f64,
+    least_eta: f64,
+    /// Above the bound on wire bytes, which tiny links cannot keep: probes and acknowledgements are a larger part there; or on drops.
+    spared: bool,
+}
+
+impl Row {
+    /// A row of the grid: everything that start-up does is over after twenty round trips and three seconds.
+    fn new(cell: Cell, time: f64) -> Row {
+        Row { cell, warm: 3.0 + 0.02 * cell.rtt_ms, time, least_eta: 0.98, spared: false }
+    }
+
+    /// An exception from what is promised of the rest.
+    fn at_least(self, least_eta: f64) -> Row {
+        Row { least_eta, ..self }
+    }
+
+    fn spared(self) -> Row {
+        Row { spared: true, ..self }
+    }
+}
+
+/// Runs the rows on two threads, the longest first.
+fn run(rows: &[Row]) -> Vec<Reached> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&at| std::cmp::Reverse((rows[at].cell.mbit * (rows[at].warm + rows[at].time)) as u64));
+    let next = AtomicUsize::new(0);
+    let reached = Mutex::new(vec![None; rows.len()]);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let Row { cell, warm, time, .. } = &rows[at];
+                    let result = reach(cell, *warm, *time, |_| ());
+                    reached.lock().expect("no row panicked")[at] = Some(result);
+                }
+            });
+        }
+    });
+    reached.into_inner().expect("no row panicked").into_iter().map(|result| result.expect("every row ran")).collect()
+}
+
+fn grid_cells(mbits: &[f64], rtts: &[f64], losses: &[f64]) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for &mbit in mbits {
+        for &rtt_ms in rtts {
+            cells.extend(losses.iter().map(|&loss| Cell::new(mbit, rtt_ms, loss)));
+        }
+    }
+    cells
+}
+
+/// What is promised of every row, in words for those that break it.
+fn complaint(row: &Row, reached: &Reached) -> Option<String> {
+    let loss = row.cell.loss_percent / 100.0;
+    let longest = (row.cell.rtt_ms / 10.0).max(10.0);
+    let mut wrong = Vec::new();
+    if reached.eta < row.least_eta {
+        wrong.push(format!("η below {}", row.least_eta));
+    }
+    if reached.queue_ms > longest {
+        wrong.push(format!("a queue above {longest} ms"));
+    }
+    if reached.dropped > if row.spared { 0.02 } else { 0.01 } {
+        wrong.push("drops above 1 %".to_owned());
+    }
+    if reached.wire > (1.0 + loss + 0.01) / 0.955 * if row.spared { 1.02 } else { 1.0 } {
+        wrong.push(format!("wire above {:.3}", (1.0 + loss + 0.01) / 0.955));
+    }
+    (!wrong.is_empty()).then(|| wrong.join(", "))
+}
+
+fn print(rows: &[Row], reached: &[Reached]) {
+    for (row, reached) in rows.iter().zip(reached) {
+        let wrong = complaint(row, reached).map_or(String::new(), |wrong| format!("  ← {wrong}"));
+        println!("{}{}{wrong}", row.cell.name(), reached.row());
+    }
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows: Vec<Row> = grid_cells(&[20.0, 100.0], &[20.0, 100.0, 250.0, 600.0], &[0.0, 1.0, 5.0])
+        .into_iter()
+        .map(|cell| {
+            // A product of 33 datagrams, and the longest paths: each look for the floor or for the shortest round trip costs more there.
+            let hard = cell.rtt_ms == 600.0 || cell.mbit == 20.0 && cell.rtt_ms == 20.0;
+            Row::new(cell, 15.0).at_least(if hard { 0.97 } else { 0.98 })
+        })
+        .collect();
+    rows.extend(grid_cells(&[500.0], &[20.0, 100.0, 250.0], &[1.0]).into_iter().map(|cell| Row::new(cell, 5.0)));
+    rows.extend(grid_cells(&[1_000.0], &[100.0], &[0.0, 1.0]).into_iter().map(|cell| Row::new(cell, 3.0)));
+    let plain = Cell::new(100.0, 100.0, 0.0);
+    let lossy = Cell::new(100.0, 100.0, 2.0);
+    rows.extend([
+        Row::new(Cell::new(100.0, 100.0, 1.0).with("burst=10"), 15.0),
+        Row::new(lossy.with("burst=10"), 15.0),
+        Row::new(plain.with("jitter=20ms"), 15.0),
+        Row::new(lossy.with("jitter=20ms"), 15.0),
+        Row::new(plain.with("reorder=2% reorder_by=100ms"), 15.0),
+        Row::new(lossy.with("duplicate=5%"), 15.0),
+        // A shallow and a bloated buffer.
+        Row::new(plain.with("queue=64KB"), 15.0),
+        Row::new(lossy.with("queue=64KB"), 15.0).spared(),
+        Row::new(plain.with("queue=10MB"), 15.0),
+        // The smallest products, and the slowest link.
+        Row::new(Cell::new(5.0, 10.0, 0.0), 15.0).at_least(0.90).spared(),
+        Row::new(Cell::new(5.0, 100.0, 1.0), 15.0).spared(),
+        Row::new(Cell::new(1.0, 800.0, 1.0), 30.0).at_least(0.96).spared(),
+        // Twice what is tolerated, and no queue.
+        Row::new(Cell::new(100.0, 100.0, 10.0), 15.0).at_least(0.90).spared(),
+        // The rate is known, or believed to be three times what it is.
+        Row::new(lossy.configured(), 10.0),
+        Row::new(Cell::new(100.0, 600.0, 1.0).configured(), 10.0),
+        Row::new(Cell { rate: 3.0, ..plain }, 10.0),
+    ]);
+    rows
+}
+
+#[test]
+fn the_matrix_is_what_it_was() {
+    let rows = rows();
+    let reached = run(&rows);
+    let table: String =
+        rows.iter().zip(&reached).map(|(row, reached)| format!("{}{}\n", row.cell.name(), reached.row())).collect();
+    if std::env::var("TPO_MATRIX").is_ok_and(|value| value == "write") {
+        std::fs::write(TABLE, &table).expect("the table can be written");
+    }
+    print(&rows, &reached);
+    let was = std::fs::read_to_string(TABLE).unwrap_or_default();
+    for (was, is) in was.lines().zip(table.lines()).filter(|(was, is)| was != is) {
+        println!("was {was}\n is {is}");
+    }
+    assert!(was == table, "the matrix has changed; if that is meant: TPO_MATRIX=write");
+    let wrong: Vec<String> = rows
+        .iter()
+        .zip(&reached)
+        .filter_map(|(row, reached)| complaint(row, reached).map(|wrong| format!("{}: {wrong}", row.cell.name())))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+#[ignore = "a table for people: minutes in release"]
+fn grid() {
+    let part = std::env::var("TPO_GRID").unwrap_or_default();
+    let mbits: &[f64] = match part.as_str() {
+        "small" => &[20.0, 100.0],
+        _ => &[20.0, 100.0, 500.0],
+    };
+    let cells = grid_cells(mbits, &[20.0, 100.0, 250.0, 600.0], &[0.0, 0.5, 1.0, 2.0, 5.0]);
+    let rows: Vec<Row> = cells.into_iter().map(|cell| Row::new(cell, 15.0)).collect();
+    print(&rows, &run(&rows));
+}
+
+/// One link of your choice: `TPO_CELL="100 250 5 0 queue=64KB"` is Mbit/s, ms, loss in percent, share of the rate that is configured, more.
+#[test]
+#[ignore = "a tool for people"]
+fn cell() {
+    let Ok(text) = std::env::var("TPO_CELL") else { return };
+    let fields: Vec<f64> = text.split_whitespace().take(4).map(|field| field.parse().expect("a number")).collect();
+    let extra = text.splitn(5, char::is_whitespace).nth(4).unwrap_or_default().to_owned().leak();
+    let [mbit, rtt_ms, loss_percent, rate] = fields[..] else { panic!("four numbers") };
+    let cell = Cell { mbit, rtt_ms, loss_percent, extra, rate };
+    let time = std::env::var("TPO_TIME").map_or(20.0, |time| time.parse().expect("seconds"));
+    let reached = reach(&cell, 0.0, time, |_| ());
+    println!("{}{}  held {} MB", cell.name(), reached.row(), reached.held / 1_000_000);
+}

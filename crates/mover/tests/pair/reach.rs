@@ -1,0 +1,133 @@
+//! One bulk transfer over one link: what it reaches, how soon, and what it does to the link.
+
+use super::{A, B, Pair, Setup, Task, profile, secs};
+use tpo_mover::Config;
+
+/// Payload per wire byte that η allows for (transport.md, section 9): 1,440 of 1,500.
+const ETA_SHARE: f64 = 0.96;
+/// The goodput of a ramp is looked at over so many seconds.
+const RAMP_WINDOW: f64 = 0.3;
+/// Time between two looks.
+const STEP: f64 = 0.1;
+
+/// A link and what the sender knows of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Cell {
+    pub(crate) mbit: f64,
+    pub(crate) rtt_ms: f64,
+    pub(crate) loss_percent: f64,
+    /// More settings of the link towards the receiver.
+    pub(crate) extra: &'static str,
+    /// The configured rate as a share of the link's; 0: not configured.
+    pub(crate) rate: f64,
+}
+
+impl Cell {
+    pub(crate) fn new(mbit: f64, rtt_ms: f64, loss_percent: f64) -> Cell {
+        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0 }
+    }
+
+    pub(crate) fn with(self, extra: &'static str) -> Cell {
+        Cell { extra, ..self }
+    }
+
+    pub(crate) fn configured(self) -> Cell {
+        Cell { rate: 1.0, ..self }
+    }
+
+    /// The name of its row.
+    pub(crate) fn name(&self) -> String {
+        let Cell { mbit, rtt_ms, loss_percent, extra, rate } = self;
+        let rate = if *rate > 0.0 { "configured" } else { "" };
+        format!("{mbit:5} Mbit/s {rtt_ms:4} ms {loss_percent:4} % {extra:26} {rate:10}")
+    }
+}
+
+/// What it reached.
+#[derive(Clone, Copy)]
+pub(crate) struct Reached {
+    /// Goodput in the measured time as a share of what 96 % of the surviving bytes would be.
+    pub(crate) eta: f64,
+    /// Mean round trip above the link's, milliseconds.
+    pub(crate) queue_ms: f64,
+    /// Share of the datagrams that the link's full queue dropped.
+    pub(crate) dropped: f64,
+    /// Bytes on the wire towards the receiver for each byte of goodput.
+    pub(crate) wire: f64,
+    /// Seconds from the connection's beginning until 90 % of η = 1 was reached, if it was.
+    pub(crate) ramp: Option<f64>,
+    /// The most payload bytes that both sides held.
+    pub(crate) held: u64,
+}
+
+impl Reached {
+    pub(crate) fn row(&self) -> String {
+        let Reached { eta, queue_ms, dropped, wire, ramp, .. } = self;
+        let ramp = ramp.map_or("-".to_owned(), |ramp| format!("{ramp:.1}"));
+        format!("η {eta:.3}  queue {queue_ms:5.1} ms  dropped {:.2} %  wire {wire:.3}  ramp {ramp} s", dropped * 100.0)
+    }
+}
+
+/// Runs the cell: `time` seconds are measured after `warm` seconds. `TPO_TRACE` prints each step.
+pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Config) + 'static) -> Reached {
+    let Cell { mbit, rtt_ms, loss_percent, extra, rate } = *cell;
+    let link = format!("rate={}kbit delay={}us loss={loss_percent}% mtu=1500", mbit * 1e3, rtt_ms * 500.0);
+    let mut setup = Setup::new(7, &format!("{link} {extra}"));
+    setup.b_to_a = profile(&link);
+    let configured = (rate > 0.0).then_some((mbit * 125_000.0 * rate) as u64);
+    setup.change = Box::new(move |config, _| {
+        config.rate = configured;
+        change(config);
+    });
+    setup.a = Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
+    let mut pair = Pair::new(setup);
+    pair.connect();
+    let ideal = (1.0 - loss_percent / 100.0) * ETA_SHARE * mbit * 125_000.0;
+    let (mut ramp, mut queue, mut held) = (None, 0.0, 0);
+    let mut received = vec![0];
+    let mut before = None;
+    let (warm_steps, steps) = ((warm / STEP) as usize, ((warm + time) / STEP) as usize);
+    for step in 1..=steps {
+        if step == warm_steps + 1 {
+            before = Some((pair.side(B).received_bytes, pair.world.link(A, B)));
+        }
+        pair.world.run_for(secs(STEP));
+        let (stats, there) = (pair.stats(A), pair.stats(B));
+        received.push(pair.side(B).received_bytes);
+        let window = ((RAMP_WINDOW / STEP).round() as usize).min(step);
+        if ramp.is_none() && (received[step] - received[step - window]) as f64 >= 0.9 * ideal * RAMP_WINDOW {
+            ramp = Some(step as f64 * STEP);
+        }
+        held = held.max(stats.unacked_bytes + there.reassembly_bytes);
+        let rtt = stats.rtt.map_or(rtt_ms, |rtt| rtt.as_secs_f64() * 1e3);
+        if step > warm_steps {
+            queue += (rtt - rtt_ms) / (steps - warm_steps) as f64;
+        }
+        if std::env::var("TPO_TRACE").is_ok() {
+            println!(
+                "{:6.1} got {:6.1} bw {:6.1} pace {:6.1} rtt {rtt:6.1} fly {:6} win {:6} lost {:5} spur {} {}",
+                step as f64 * STEP,
+                (received[step] - received[step - 1]) as f64 * 8e-6 / STEP,
+                stats.bandwidth as f64 * 8e-6,
+                stats.pacing_rate as f64 * 8e-6,
+                stats.in_flight_bytes / 1500,
+                stats.window_bytes / 1500,
+                stats.datagrams_lost,
+                stats.losses_spurious,
+                stats.phase
+            );
+        }
+    }
+    let (was, link) = before.expect("something is measured");
+    let got = (pair.side(B).received_bytes - was) as f64;
+    let after = pair.world.link(A, B);
+    let offered = (after.offered_packets - link.offered_packets) as f64;
+    Reached {
+        eta: got / time / ideal,
+        queue_ms: queue,
+        dropped: (after.dropped_queue - link.dropped_queue) as f64 / offered,
+        wire: (after.offered_bytes - link.offered_bytes) as f64 / got,
+        ramp,
+        held,
+    }
+}
