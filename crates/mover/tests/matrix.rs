@@ -6,7 +6,6 @@
 
 mod pair;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pair::reach::{Cell, Reached, reach};
@@ -44,19 +43,20 @@ fn run(rows: &[Row]) -> Vec<Reached> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&at| std::cmp::Reverse((rows[at].cell.mbit * (rows[at].warm + rows[at].time)) as u64));
     let next = AtomicUsize::new(0);
-    let reached = Mutex::new(vec![None; rows.len()]);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let Row { cell, warm, time, .. } = &rows[at];
-                    let result = reach(cell, *warm, *time, |_| ());
-                    reached.lock().expect("no row panicked")[at] = Some(result);
-                }
-            });
+    let work = || {
+        let mut reached = Vec::new();
+        while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Row { cell, warm, time, .. } = &rows[at];
+            reached.push((at, reach(cell, *warm, *time, |_| ())));
         }
+        reached
+    };
+    let mut reached = std::thread::scope(|scope| {
+        let threads = [scope.spawn(work), scope.spawn(work)];
+        threads.into_iter().flat_map(|thread| thread.join().expect("no row panicked")).collect::<Vec<_>>()
     });
-    reached.into_inner().expect("no row panicked").into_iter().map(|result| result.expect("every row ran")).collect()
+    reached.sort_by_key(|(at, _)| *at);
+    reached.into_iter().map(|(_, reached)| reached).collect()
 }
 
 fn grid_cells(mbits: &[f64], rtts: &[f64], losses: &[f64]) -> Vec<Cell> {
