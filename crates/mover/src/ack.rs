@@ -247,10 +247,11 @@ impl Schedule {
         Some(due.max(self.budget_at + self.budget.unsigned_abs() * SECOND / rate + MICROSECOND))
     }
 
-    /// May one ride on a data datagram that leaves now? Not on each: what it would say is news only after a while.
-    pub(crate) fn may_ride(&self, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
-        self.due.is_some_and(|due| due <= now)
-            || (self.news && now >= self.last_sent_at + Schedule::interval(minimum_rtt))
+    /// May one ride on a datagram that leaves now? Not on each: what it would say is news only after a while. On `urgent` data, which it
+    /// may push into a second datagram, only if the peer asked for it.
+    pub(crate) fn may_ride(&self, urgent: bool, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
+        let news = if urgent { self.waiting > 0 } else { self.news };
+        self.due.is_some_and(|due| due <= now) || (news && now >= self.last_sent_at + Schedule::interval(minimum_rtt))
     }
 
     /// How long the acknowledgement of the highest number was held back.

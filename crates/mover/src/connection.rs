@@ -12,7 +12,7 @@ use crate::liveness::{Finding, Liveness};
 use crate::packet::{self, Subfield, Subfields};
 use crate::params::Params;
 use crate::recv::{Receiver, Wishes};
-use crate::send::{AckError, Load, Sender};
+use crate::send::{AckError, Filled, Load, Sender};
 use crate::sessions::Sessions;
 use crate::stats::Stats;
 use crate::timer::{Earliest, Nanos, Timer};
@@ -144,6 +144,20 @@ impl Connection {
     }
 
     fn take_subfields(&mut self, plain: &[u8], number: u64, now: Nanos, stats: &mut Stats) -> Option<u8> {
+        let (mut closed, wishes) = self.read_subfields(plain, number, now, stats);
+        self.receiver.on_taken(number, &wishes, self.sender.rtt().minimum(), now);
+        if wishes.protected && !wishes.refused {
+            self.receiver.keep(number, plain);
+        }
+        while let Some((number, plain)) = self.receiver.poll_rebuilt() {
+            let (close, wishes) = self.read_subfields(&plain, number, now, stats);
+            closed = closed.or(close);
+            self.receiver.on_rebuilt(number, &wishes, self.sender.rtt().minimum(), now);
+        }
+        closed
+    }
+
+    fn read_subfields(&mut self, plain: &[u8], number: u64, now: Nanos, stats: &mut Stats) -> (Option<u8>, Wishes) {
         let mut wishes = Wishes::default();
         let mut closed = None;
         for subfield in Subfields::new(plain, number, self.max_payload) {
@@ -152,6 +166,7 @@ impl Connection {
                 Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, &mut wishes),
                 Ok(Subfield::Ping) => (wishes.asks, wishes.at_once) = (true, true),
                 Ok(Subfield::Close { reason }) => closed = Some(reason),
+                Ok(Subfield::Parity(parity)) => self.receiver.handle_parity(&parity, number, &mut wishes),
                 Ok(Subfield::Ack(ack)) => {
                     self.receiver.handle_ack(&ack, number);
                     match self.sender.on_ack(&ack, now) {
@@ -166,8 +181,7 @@ impl Connection {
                 Err(_) => stats.subfields_malformed += 1,
             }
         }
-        self.receiver.on_taken(number, &wishes, self.sender.rtt().minimum(), now);
-        closed
+        (closed, wishes)
     }
 
     // --- out -------------------------------------------------------------------------------------------------------------
@@ -227,23 +241,32 @@ impl Connection {
         let end = start + size - TAG;
         out.extend_from_slice(&[0; HEADER]);
         let number = self.sender.next_number();
-        if load == Load::Ack || self.receiver.may_ride(self.sender.rtt().minimum(), now) {
+        // A parity row is as long as the longest datagram: nothing rides on it.
+        let urgent = load == Load::Data && self.sender.has_urgent();
+        let rides = load != Load::Parity && self.receiver.may_ride(urgent, self.sender.rtt().minimum(), now);
+        if load == Load::Ack || rides {
             let room = match load {
                 Load::Ack | Load::Ping => end - out.len() - packet::PING,
-                Load::Data | Load::Probe { .. } | Load::Size(_) => (size / RIDING_SHARE).min(end - out.len()),
+                Load::Data | Load::Parity | Load::Probe { .. } | Load::Size(_) => {
+                    (size / RIDING_SHARE).min(end - out.len())
+                }
             };
             let own = (number, self.sender.floor());
             self.receiver.emit_ack(out, room, own, self.return_rate(), now);
         }
-        let (segments, asks) = self.sender.fill(out, end, load);
+        let filled = self.sender.fill(out, end, load);
+        let asks = filled.asks;
         if out.len() == start + HEADER {
             out.truncate(start);
             return (0, 0);
         }
+        if filled.protected {
+            self.sender.protect(number, &out[start + HEADER..], now);
+        }
         out.extend_from_slice(&[0; TAG]);
         self.sessions.seal(number, &mut out[start..], instant);
         let length = out.len() - start;
-        let wire = self.sender.on_sent(length, load, segments, asks, now);
+        let wire = self.sender.on_sent(length, load, filled, now);
         stats.datagrams_sent += 1;
         stats.bytes_sent += length as u64;
         stats.probes_sent += u64::from(matches!(load, Load::Probe { .. }));
@@ -260,7 +283,7 @@ impl Connection {
             packet::emit_close(out, reason);
             out.extend_from_slice(&[0; TAG]);
             self.sessions.seal(self.sender.next_number(), &mut out[start..], instant);
-            self.sender.on_sent(length, Load::Ack, 0, false, now);
+            self.sender.on_sent(length, Load::Ack, Filled::default(), now);
         }
         length
     }

@@ -9,9 +9,11 @@ use zeroize::Zeroizing;
 use crate::ack::Words;
 use crate::config::Config;
 use crate::crypto::{HEADER, Session, Suite, TAG};
+use crate::fec::rebuild::Rebuilder;
 use crate::identity::Identity;
 use crate::mover::Mover;
 use crate::packet::{self, Subfield, Subfields};
+use crate::recv::bitmap::Bitmap;
 
 pub use crate::handshake::fuzz_handshake as handshake;
 
@@ -29,6 +31,7 @@ pub fn subfields(bytes: &[u8]) {
             Subfield::Ack(ack) => packet::emit_ack(&mut out, &ack, |_| ()),
             Subfield::Ping => packet::emit_ping(&mut out),
             Subfield::Close { reason } => packet::emit_close(&mut out, reason),
+            Subfield::Parity(parity) => parity.emit(&mut out),
         }
         let again: Vec<_> = Subfields::new(&out, number, 1 << 18).collect();
         assert_eq!(again, [Ok(subfield)]);
@@ -46,6 +49,33 @@ pub fn words(bytes: &[u8]) {
         assert!(word < before);
         before = word;
         assert!(word < highest / 64 || highest % 64 == 63 || bits >> (highest % 64 + 1) == 0);
+    }
+}
+
+/// The receiver's side of parity: protected datagrams and rows with any content, in any order. Each step is a kind, a length of one byte
+/// and so many bytes.
+pub fn parity(bytes: &[u8]) {
+    let (mut received, mut rebuilder, mut rebuilt) = (Bitmap::new(), Rebuilder::default(), Vec::new());
+    let (mut rest, mut number) = (bytes, 1_000);
+    while let [kind, length, tail @ ..] = rest {
+        let (text, tail) = tail.split_at(tail.len().min(usize::from(*length)));
+        rest = tail;
+        number += u64::from(kind >> 4);
+        if kind % 2 == 0 {
+            if received.is_new(number) && !text.is_empty() {
+                received.insert(number);
+                rebuilder.on_protected(number, text, &received, &mut rebuilt);
+            }
+        } else if let [row, back, gaps, text @ ..] = text {
+            let (gaps, bytes) = text.split_at(text.len().min(usize::from(gaps % 40)));
+            let parity = packet::Parity { row: *row, first: 0, gaps, bytes };
+            rebuilder.on_parity(&parity, number - u64::from(*back), number, &received, &mut rebuilt);
+        }
+        for (number, plain) in rebuilt.drain(..) {
+            assert!(!plain.is_empty() && received.is_new(number));
+            received.insert(number);
+        }
+        rebuilder.check_invariants();
     }
 }
 
@@ -196,6 +226,7 @@ mod tests {
             }
             subfields(&bytes);
             words(&bytes);
+            parity(&bytes);
             mover(&bytes, start);
         }
     }
@@ -203,7 +234,7 @@ mod tests {
     /// Well-formed subfields with nonsense in them: random bytes rarely get past the first length.
     fn likely_subfields(dice: &mut fastrand::Rng) -> Vec<u8> {
         let mut out = Vec::new();
-        match dice.u8(0..4) {
+        match dice.u8(0..5) {
             0 => packet::emit_ping(&mut out),
             1 => {
                 let words: Vec<u8> = (0..dice.usize(0..30)).map(|_| dice.u8(..)).collect();
@@ -214,6 +245,7 @@ mod tests {
                     highest_received: near,
                     delay: dice.u16(..),
                     rate: dice.u32(..),
+                    rebuilt: dice.u32(..),
                     words: &words,
                 };
                 packet::emit_ack(&mut out, &ack, |_| ());
@@ -223,9 +255,22 @@ mod tests {
                 let offset = dice.usize(0..1_000);
                 let size = offset + segment.len() + dice.usize(0..100_000);
                 let logical = if dice.bool() { dice.u32(0..100) } else { dice.u32(..) };
-                let data = packet::Data { at_once: dice.bool(), logical, offset, size, segment: &segment };
+                let data = packet::Data {
+                    at_once: dice.bool(),
+                    protected: dice.bool(),
+                    logical,
+                    offset,
+                    size,
+                    segment: &segment,
+                };
                 // The number is not ours to know here; half of the fuzzer's luck is a wrong one.
                 packet::emit_data(&mut out, &data, dice.u64(0..1 << 31));
+            }
+            3 => {
+                let bytes = vec![dice.u8(..); dice.usize(0..100)];
+                let gaps: Vec<u8> = (0..dice.usize(0..5)).map(|_| dice.u8(0..4)).collect();
+                let first = if dice.bool() { dice.u32(0..100) } else { dice.u32(..) };
+                packet::Parity { row: dice.u8(0..9), first, gaps: &gaps, bytes: &bytes }.emit(&mut out);
             }
             _ => packet::emit_padding(&mut out, dice.usize(0..100)),
         }

@@ -246,6 +246,11 @@ impl Mover {
         self.connection.as_ref().map_or(0, |connection| connection.sender.segment_payload())
     }
 
+    /// Bytes of an urgent payload that fit into one datagram now: fewer, because its parity must fit too.
+    pub fn urgent_payload(&self) -> usize {
+        self.connection.as_ref().map_or(0, |connection| connection.sender.urgent_payload())
+    }
+
     /// Takes a payload for delivery exactly once; urgent ones go before the others. It comes back if there is no connection, no
     /// room for more unacknowledged payloads, or if it is empty or larger than both sides accept.
     pub fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> Result<(), Vec<u8>> {

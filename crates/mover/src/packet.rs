@@ -11,7 +11,9 @@ pub(crate) const PREFIX: usize = 3;
 /// The fixed part of a data subfield.
 pub(crate) const DATA_HEADER: usize = 18;
 /// The fixed part of an acknowledgement subfield.
-pub(crate) const ACK_HEADER: usize = 22;
+pub(crate) const ACK_HEADER: usize = 26;
+/// The fixed part of a parity subfield.
+pub(crate) const PARITY_HEADER: usize = 9;
 /// A ping is its prefix.
 pub(crate) const PING: usize = PREFIX;
 /// A close is its prefix and a reason.
@@ -26,7 +28,9 @@ const DATA_TYPE: u8 = 1;
 const ACK_TYPE: u8 = 2;
 const PING_TYPE: u8 = 3;
 const CLOSE_TYPE: u8 = 4;
+const PARITY_TYPE: u8 = 5;
 const FLAG_AT_ONCE: u8 = 1;
+const FLAG_PROTECTED: u8 = 2;
 
 /// One subfield of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,12 +40,15 @@ pub(crate) enum Subfield<'a> {
     Ack(Ack<'a>),
     Ping,
     Close { reason: u8 },
+    Parity(Parity<'a>),
 }
 
 /// One segment of one payload (claim 22). The physical number is the datagram's and was compared by the parser.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Data<'a> {
     pub(crate) at_once: bool,
+    /// Parity over this datagram may come: keep its plain bytes.
+    pub(crate) protected: bool,
     pub(crate) logical: u32,
     pub(crate) offset: usize,
     pub(crate) size: usize,
@@ -56,7 +63,37 @@ pub(crate) struct Ack<'a> {
     pub(crate) highest_received: u32,
     pub(crate) delay: u16,
     pub(crate) rate: u32,
+    /// Datagrams rebuilt so far, modulo 2³²: the flags show them as received, but they were lost.
+    pub(crate) rebuilt: u32,
     pub(crate) words: &'a [u8],
+}
+
+/// One parity row over protected datagrams (`fec`): their numbers, the row of the code, the coded bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Parity<'a> {
+    pub(crate) row: u8,
+    /// The low half of the first datagram's number.
+    pub(crate) first: u32,
+    /// From each datagram's number to the next.
+    pub(crate) gaps: &'a [u8],
+    pub(crate) bytes: &'a [u8],
+}
+
+impl Parity<'_> {
+    /// Bytes of the subfield.
+    pub(crate) fn length(&self) -> usize {
+        PARITY_HEADER + self.gaps.len() + self.bytes.len()
+    }
+
+    pub(crate) fn emit(&self, out: &mut Vec<u8>) {
+        debug_assert!(self.length() <= usize::from(u16::MAX) && self.gaps.len() <= usize::from(u8::MAX));
+        out.extend_from_slice(&(self.length() as u16).to_be_bytes());
+        out.extend_from_slice(&[PARITY_TYPE, self.row]);
+        out.extend_from_slice(&self.first.to_be_bytes());
+        out.push(self.gaps.len() as u8);
+        out.extend_from_slice(self.gaps);
+        out.extend_from_slice(self.bytes);
+    }
 }
 
 /// The subfields of an opened datagram, in order. Ends at the first error.
@@ -91,6 +128,7 @@ impl<'a> Subfields<'a> {
             PING_TYPE => Ok(Subfield::Ping),
             CLOSE_TYPE if length < CLOSE => Err(ParseError::Length { kind, length }),
             CLOSE_TYPE => Ok(Subfield::Close { reason: subfield[PREFIX] }),
+            PARITY_TYPE => parse_parity(subfield),
             other => Err(ParseError::Kind(other)),
         }
     }
@@ -107,8 +145,8 @@ impl<'a> Subfields<'a> {
         if segment.is_empty() || size > self.max_payload || offset + segment.len() > size {
             return Err(ParseError::Segment { offset, length: segment.len(), size });
         }
-        let at_once = subfield[3] & FLAG_AT_ONCE != 0;
-        Ok(Subfield::Data(Data { at_once, logical: word(subfield, 4), offset, size, segment }))
+        let (at_once, protected) = (subfield[3] & FLAG_AT_ONCE != 0, subfield[3] & FLAG_PROTECTED != 0);
+        Ok(Subfield::Data(Data { at_once, protected, logical: word(subfield, 4), offset, size, segment }))
     }
 }
 
@@ -137,8 +175,19 @@ fn parse_ack(subfield: &[u8]) -> Result<Subfield<'_>, ParseError> {
         highest_received: word(subfield, 12),
         delay: u16::from_be_bytes([subfield[16], subfield[17]]),
         rate: word(subfield, 18),
+        rebuilt: word(subfield, 22),
         words: &subfield[ACK_HEADER..],
     }))
+}
+
+fn parse_parity(subfield: &[u8]) -> Result<Subfield<'_>, ParseError> {
+    let wrong = ParseError::Length { kind: PARITY_TYPE, length: subfield.len() };
+    if subfield.len() < PARITY_HEADER {
+        return Err(wrong);
+    }
+    let rest = &subfield[PARITY_HEADER..];
+    let (gaps, bytes) = rest.split_at_checked(usize::from(subfield[8])).ok_or(wrong)?;
+    Ok(Subfield::Parity(Parity { row: subfield[3], first: word(subfield, 4), gaps, bytes }))
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -156,7 +205,7 @@ pub(crate) fn emit_data(out: &mut Vec<u8>, data: &Data<'_>, physical: u64) {
     let mut header = [0; DATA_HEADER];
     header[..2].copy_from_slice(&(length as u16).to_be_bytes());
     header[2] = DATA_TYPE;
-    header[3] = if data.at_once { FLAG_AT_ONCE } else { 0 };
+    header[3] = if data.at_once { FLAG_AT_ONCE } else { 0 } | if data.protected { FLAG_PROTECTED } else { 0 };
     header[4..8].copy_from_slice(&data.logical.to_be_bytes());
     header[8..12].copy_from_slice(&seq::low(physical).to_be_bytes());
     header[12..15].copy_from_slice(&(data.offset as u32).to_be_bytes()[1..]);
@@ -174,11 +223,18 @@ pub(crate) fn emit_ack(out: &mut Vec<u8>, ack: &Ack<'_>, words: impl FnOnce(&mut
     out.extend_from_slice(&ack.highest_received.to_be_bytes());
     out.extend_from_slice(&ack.delay.to_be_bytes());
     out.extend_from_slice(&ack.rate.to_be_bytes());
+    out.extend_from_slice(&ack.rebuilt.to_be_bytes());
     out.extend_from_slice(ack.words);
     words(out);
     let length = out.len() - start;
     debug_assert!(length <= usize::from(u16::MAX));
     out[start..start + 2].copy_from_slice(&(length as u16).to_be_bytes());
+}
+
+/// Marks an emitted data subfield, the first bytes of `subfield`, as protected.
+pub(crate) fn protect(subfield: &mut [u8]) {
+    debug_assert_eq!(subfield[2], DATA_TYPE);
+    subfield[3] |= FLAG_PROTECTED;
 }
 
 pub(crate) fn emit_ping(out: &mut Vec<u8>) {
@@ -216,13 +272,16 @@ mod tests {
             let words: Vec<u8> = (0..dice.usize(0..60)).map(|_| dice.u8(..)).collect();
             let offset = dice.usize(0..200_000);
             let size = offset + segment.len() + dice.usize(0..20_000);
-            let data = Data { at_once: dice.bool(), logical: dice.u32(..), offset, size, segment: &segment };
+            let (at_once, protected) = (dice.bool(), dice.bool());
+            let data = Data { at_once, protected, logical: dice.u32(..), offset, size, segment: &segment };
+            let parity = Parity { row: dice.u8(..), first: dice.u32(..), gaps: &words, bytes: &segment };
             let ack = Ack {
                 highest_sent: dice.u32(..),
                 floor: dice.u32(..),
                 highest_received: dice.u32(..),
                 delay: dice.u16(..),
                 rate: dice.u32(..),
+                rebuilt: dice.u32(..),
                 words: &words,
             };
             let reason = dice.u8(..);
@@ -231,12 +290,14 @@ mod tests {
             emit_data(&mut out, &data, physical);
             emit_ping(&mut out);
             emit_close(&mut out, reason);
+            parity.emit(&mut out);
             emit_padding(&mut out, dice.usize(PREFIX..50));
             let expected = [
                 Ok(Subfield::Ack(ack)),
                 Ok(Subfield::Data(data)),
                 Ok(Subfield::Ping),
                 Ok(Subfield::Close { reason }),
+                Ok(Subfield::Parity(parity)),
                 Ok(Subfield::Padding),
             ];
             assert_eq!(all(&out, physical), expected);
@@ -253,7 +314,7 @@ mod tests {
                 // Likely lengths and types, so that the parser gets further than the first comparison.
                 bytes[0] = 0;
                 bytes[1] = dice.u8(0..80);
-                bytes[2] = dice.u8(0..6);
+                bytes[2] = dice.u8(0..7);
             }
             let parsed = all(&bytes, u64::from(dice.u32(..)));
             assert!(parsed.iter().rev().skip(1).all(Result::is_ok), "nothing follows an error");
@@ -264,7 +325,11 @@ mod tests {
     #[test]
     fn a_segment_outside_its_payload_is_refused() {
         let mut out = Vec::new();
-        emit_data(&mut out, &Data { at_once: false, logical: 1, offset: 10, size: 20, segment: &[7; 10] }, 5);
+        emit_data(
+            &mut out,
+            &Data { at_once: false, protected: false, logical: 1, offset: 10, size: 20, segment: &[7; 10] },
+            5,
+        );
         out[17] = 19;
         assert_eq!(all(&out, 5), [Err(ParseError::Segment { offset: 10, length: 10, size: 19 })]);
         out[15] = 0xff;

@@ -69,6 +69,11 @@ impl Rtt {
         self.minimum_at
     }
 
+    /// How much samples differ from the smoothed round trip, mostly.
+    pub(crate) fn varies(&self) -> Nanos {
+        self.varies
+    }
+
     pub(crate) fn latest(&self) -> Nanos {
         self.latest
     }

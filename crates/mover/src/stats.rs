@@ -18,6 +18,14 @@ pub struct Stats {
     pub payload_bytes_sent: u64,
     /// Segments put in line to be sent again.
     pub segments_repaired: u64,
+    /// Datagrams that parity was made for.
+    pub datagrams_protected: u64,
+    /// Parity rows sent.
+    pub parity_sent: u64,
+    /// Their bytes.
+    pub parity_bytes_sent: u64,
+    /// Parity rows that the budget of bytes did not allow.
+    pub parity_unaffordable: u64,
     /// Datagrams that counted as lost.
     pub datagrams_lost: u64,
     /// Those of them that were acknowledged after all.
@@ -38,6 +46,12 @@ pub struct Stats {
     pub datagrams_received: u64,
     /// Their UDP payload bytes.
     pub bytes_received: u64,
+    /// Parity rows received.
+    pub parity_received: u64,
+    /// Datagrams rebuilt from parity.
+    pub datagrams_rebuilt: u64,
+    /// Parity that made no sense.
+    pub parity_wrong: u64,
     /// Payloads handed up.
     pub payloads_received: u64,
     /// Their bytes.

@@ -24,6 +24,8 @@ pub enum Timer {
     Handshake,
     /// The pacer's next release, while something waits to be sent.
     Pace,
+    /// Parity over protected datagrams is due.
+    Parity,
     /// A datagram becomes so old that it counts as lost.
     Loss,
     /// Nothing was acknowledged for so long that the peer must be asked.

@@ -40,6 +40,9 @@ const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
 const CRUISE: Nanos = 2 * SECOND;
 const CRUISE_ROUNDS: u64 = 8;
+/// The queue that an up makes before it is noticed: a twentieth of the round trip, within these.
+const UP_QUEUE: Nanos = 5 * MILLISECOND;
+const UP_QUEUE_MOST: Nanos = 10 * MILLISECOND;
 /// Below so many datagrams in a round, up takes the whole round.
 const SHORT_ROUND_DATAGRAMS: u64 = 200;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
@@ -119,6 +122,9 @@ pub(crate) struct Bbr {
     /// How long this up keeps its gain, and whether its first round is over.
     up_time: Nanos,
     up_rounds: u32,
+    /// Round trips of this up, quickly smoothed, and where they tell of its queue.
+    up_rtt: Nanos,
+    up_limit: Nanos,
     next_up: Nanos,
     /// Least mean round trip of this and the previous period.
     mean: [Nanos; 2],
@@ -155,6 +161,8 @@ impl Bbr {
             calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
+            up_rtt: 0,
+            up_limit: 0,
             next_up: 0,
             mean: [Nanos::MAX; 2],
             mean_at: now,
@@ -261,6 +269,7 @@ impl Bbr {
         self.round.rtt_count += 1;
         self.round.rtt_least = self.round.rtt_least.min(measured);
         self.smoothed = if self.smoothed == 0 { measured } else { (7 * self.smoothed + measured) / 8 };
+        self.up_rtt = (self.up_rtt + measured) / 2;
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
         self.queued = self.smoothed > base + minimum / 20 + 2 * MILLISECOND;
@@ -379,9 +388,13 @@ impl Bbr {
         }
     }
 
-    fn start_up(&mut self, minimum: Nanos, now: Nanos) {
+    fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         self.short = None;
-        self.up_time = 4 * (minimum / 20).max(5 * MILLISECOND);
+        // At a quarter more than the path carries, it queues a quarter of this time.
+        let queue = (minimum / 20).clamp(UP_QUEUE, UP_QUEUE_MOST);
+        self.up_time = 4 * queue;
+        self.up_rtt = self.smoothed;
+        self.up_limit = self.smoothed + queue / 2 + 2 * news.rtt.varies();
         if bytes_in(self.bandwidth(), minimum) < SHORT_ROUND_DATAGRAMS * self.datagram {
             self.up_time = self.up_time.max(minimum);
         }
@@ -412,7 +425,7 @@ impl Bbr {
             Phase::Startup => {}
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
-            Phase::Cruise if now >= self.next_up => self.start_up(minimum, now),
+            Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
             Phase::Cruise => {}
             Phase::Up => self.step_up(news, minimum, round_ended, now),
             Phase::Down => self.step_down(news, drained, minimum, now),
@@ -435,12 +448,15 @@ impl Bbr {
         // The first acknowledgements tell about the time before.
         let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND);
         let total = self.round.delivered + self.round.lost;
-        let too_much = excess(self.round.lost, total, self.datagram, &self.floor, self.queued);
-        if told && (self.queued || too_much) {
+        let queued = self.queued || self.up_rtt > self.up_limit;
+        let too_much = excess(self.round.lost, total, self.datagram, &self.floor, queued);
+        if told && (queued || too_much) {
             self.end_cycle(now);
             return;
         }
-        if !round_ended || !told {
+        // What the fast part did shows a round trip after its end.
+        let shown = elapsed > minimum + self.up_time + Schedule::interval(Some(minimum));
+        if !round_ended || !told || !shown {
             return;
         }
         self.up_rounds += 1;

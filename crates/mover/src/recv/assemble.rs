@@ -232,7 +232,14 @@ mod tests {
             for (logical, offset, length) in segments {
                 let payload = &payloads[(logical - first) as usize];
                 let segment = &payload[offset..offset + length];
-                let data = Data { at_once: false, logical: seq::low(logical), offset, size: payload.len(), segment };
+                let data = Data {
+                    at_once: false,
+                    protected: false,
+                    logical: seq::low(logical),
+                    offset,
+                    size: payload.len(),
+                    segment,
+                };
                 assert!(matches!(assembler.handle_segment(&data), Taken::New | Taken::Known), "seed {seed}");
                 assembler.check_invariants();
                 assembler.check_sums();
@@ -255,7 +262,8 @@ mod tests {
     fn what_exceeds_the_bounds_is_refused_and_what_began_can_still_end() {
         let mut assembler = Assembler::new(&Limits { reassembly_bytes: 100, first_logical: 0, ..limits() });
         let segment = [1; 50];
-        let data = |logical, offset| Data { at_once: false, logical, offset, size: 100, segment: &segment };
+        let data =
+            |logical, offset| Data { at_once: false, protected: false, logical, offset, size: 100, segment: &segment };
         assert_eq!(assembler.handle_segment(&data(1, 0)), Taken::New);
         assert_eq!(assembler.handle_segment(&data(0, 0)), Taken::Refused, "no memory");
         assert_eq!(assembler.handle_segment(&data(64, 0)), Taken::Refused, "beyond the window");

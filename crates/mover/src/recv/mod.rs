@@ -7,7 +7,8 @@ use self::assemble::{Assembler, Taken};
 use self::bitmap::Bitmap;
 use crate::ack::{self, Arrival, Schedule};
 use crate::config::Limits;
-use crate::packet::{self, Ack, DELAY_UNIT_NANOS, Data, RATE_UNIT};
+use crate::fec::rebuild::{Rebuilder, Rebuilt};
+use crate::packet::{self, Ack, DELAY_UNIT_NANOS, Data, Parity, RATE_UNIT};
 use crate::seq;
 use crate::stats::Stats;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
@@ -20,6 +21,8 @@ const METER_TIME: Nanos = 100 * MILLISECOND;
 pub(crate) struct Wishes {
     pub(crate) asks: bool,
     pub(crate) at_once: bool,
+    /// Parity over it may come.
+    pub(crate) protected: bool,
     /// A segment had to be refused: the datagram must come again.
     pub(crate) refused: bool,
 }
@@ -36,6 +39,10 @@ pub(crate) struct Receiver {
     refused: u64,
     wrong: u64,
     acks_sent: u64,
+    rebuilder: Rebuilder,
+    /// Datagrams that were rebuilt and are not read yet.
+    rebuilt: Vec<Rebuilt>,
+    rebuilt_taken: u32,
 }
 
 impl Receiver {
@@ -50,6 +57,9 @@ impl Receiver {
             refused: 0,
             wrong: 0,
             acks_sent: 0,
+            rebuilder: Rebuilder::default(),
+            rebuilt: Vec::new(),
+            rebuilt_taken: 0,
         }
     }
 
@@ -61,6 +71,7 @@ impl Receiver {
     pub(crate) fn handle_data(&mut self, data: &Data<'_>, wishes: &mut Wishes) {
         wishes.asks = true;
         wishes.at_once |= data.at_once;
+        wishes.protected |= data.protected;
         match self.assembler.handle_segment(data) {
             Taken::New => {}
             Taken::Known => self.duplicate += 1,
@@ -94,6 +105,35 @@ impl Receiver {
         self.schedule.on_arrival(arrival, minimum_rtt, now);
     }
 
+    /// Parity over datagrams came in datagram `number`.
+    pub(crate) fn handle_parity(&mut self, parity: &Parity<'_>, number: u64, wishes: &mut Wishes) {
+        wishes.asks = true;
+        let first = seq::recover(number, parity.first);
+        self.rebuilder.on_parity(parity, first, number, &self.bitmap, &mut self.rebuilt);
+    }
+
+    /// Keeps the plain bytes of a protected datagram, after it was taken.
+    pub(crate) fn keep(&mut self, number: u64, plain: &[u8]) {
+        self.rebuilder.on_protected(number, plain, &self.bitmap, &mut self.rebuilt);
+    }
+
+    /// A datagram that was rebuilt and did not come meanwhile, to be read like any other.
+    pub(crate) fn poll_rebuilt(&mut self) -> Option<Rebuilt> {
+        loop {
+            let (number, plain) = self.rebuilt.pop()?;
+            if self.bitmap.is_new(number) {
+                return Some((number, plain));
+            }
+        }
+    }
+
+    /// All of a rebuilt datagram was taken.
+    pub(crate) fn on_rebuilt(&mut self, number: u64, wishes: &Wishes, minimum_rtt: Option<Nanos>, now: Nanos) {
+        // Told at once, before the sender repairs what is here.
+        self.on_taken(number, &Wishes { at_once: true, ..*wishes }, minimum_rtt, now);
+        self.rebuilt_taken = self.rebuilt_taken.wrapping_add(u32::from(!wishes.refused));
+    }
+
     /// Bytes of payloads begun and not fetched.
     pub(crate) fn held(&self) -> usize {
         self.assembler.held()
@@ -118,8 +158,8 @@ impl Receiver {
         self.schedule.deadline(return_rate)
     }
 
-    pub(crate) fn may_ride(&self, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
-        self.bitmap.highest().is_some() && self.schedule.may_ride(minimum_rtt, now)
+    pub(crate) fn may_ride(&self, urgent: bool, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
+        self.bitmap.highest().is_some() && self.schedule.may_ride(urgent, minimum_rtt, now)
     }
 
     /// Appends an acknowledgement of at most `room` bytes. `own_highest` and `own_floor` are our sending half's numbers.
@@ -136,6 +176,7 @@ impl Receiver {
             highest_received: seq::low(highest),
             delay: u16::try_from(delay).unwrap_or(u16::MAX),
             rate: u32::try_from(self.meter.rate / RATE_UNIT).unwrap_or(u32::MAX),
+            rebuilt: self.rebuilt_taken,
             words: &[],
         };
         let before = out.len();
@@ -160,10 +201,14 @@ impl Receiver {
         stats.segments_refused += self.refused;
         stats.segments_wrong += self.wrong;
         stats.acks_sent += self.acks_sent;
+        stats.parity_received += self.rebuilder.counters.rows;
+        stats.datagrams_rebuilt += self.rebuilder.counters.rebuilt;
+        stats.parity_wrong += self.rebuilder.counters.wrong;
     }
 
     pub(crate) fn check_invariants(&self) {
         self.assembler.check_invariants();
+        self.rebuilder.check_invariants();
     }
 
     pub(crate) fn check_sums(&self) {

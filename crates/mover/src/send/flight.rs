@@ -42,6 +42,31 @@ pub(crate) struct Record {
     app_limited: bool,
     /// A probe of the path's datagram size: its loss says nothing about congestion.
     pub(crate) probe: bool,
+    /// The receiver may rebuild it: its acknowledgement may come later than those around it.
+    pub(crate) protected: bool,
+}
+
+#[cfg(test)]
+impl Record {
+    /// A record of 1,500 bytes for the tests of loss detection.
+    pub(crate) fn for_test(sent: Nanos, fate: Fate, protected: bool) -> Record {
+        let (delivered, delivered_at, first_sent, lost) = (0, 0, 0, 0);
+        let (first_segment, bytes, segments, app_limited, probe) = (0, 1_500, 0, false, false);
+        Record {
+            sent,
+            delivered,
+            delivered_at,
+            first_sent,
+            lost,
+            first_segment,
+            bytes,
+            segments,
+            fate,
+            app_limited,
+            probe,
+            protected,
+        }
+    }
 }
 
 /// A delivery-rate sample: between the sending of a datagram and its acknowledgement.
@@ -150,7 +175,7 @@ impl Flight {
     }
 
     /// A datagram with the number `next()` left, carrying the last `segments` added. `bytes` is 0 for one that asks for nothing.
-    pub(crate) fn push(&mut self, bytes: usize, segments: usize, probe: bool, now: Nanos) {
+    pub(crate) fn push(&mut self, bytes: usize, segments: usize, (probe, protected): (bool, bool), now: Nanos) {
         let asks = bytes > 0;
         if asks && self.flying == 0 {
             // After a rest the samples must not count the rest.
@@ -170,6 +195,7 @@ impl Flight {
             fate: if asks { Fate::Flying } else { Fate::Quiet },
             app_limited: self.app_limited.is_some(),
             probe,
+            protected,
         });
         if asks {
             self.flying += 1;
@@ -315,7 +341,7 @@ mod tests {
                     for _ in 0..segments {
                         flight.add_segment(Segment { logical: now, offset: 0, length: 1 });
                     }
-                    flight.push(if segments > 0 { 1_500 } else { 0 }, segments, false, now);
+                    flight.push(if segments > 0 { 1_500 } else { 0 }, segments, (false, false), now);
                 } else {
                     let number = flight.floor() + dice.u64(0..flight.span().min(200));
                     let record = *flight.get(number).unwrap();
@@ -346,7 +372,7 @@ mod tests {
             if now < 200 {
                 for half in 0..2 {
                     flight.add_segment(Segment { logical: now, offset: 0, length: 1 });
-                    flight.push(1_000, 1, false, now * millisecond + half * millisecond / 2);
+                    flight.push(1_000, 1, (false, false), now * millisecond + half * millisecond / 2);
                 }
             }
             if now >= 50 {

@@ -5,6 +5,8 @@
 //! this path shows. While the path has shown none, three later ones are enough. A loss that turns out to be none widens
 //! the window.
 
+use super::flight::{Fate, Record};
+use crate::fec::protect;
 use crate::rtt::Rtt;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
@@ -17,6 +19,8 @@ const SMALLEST_WINDOW: Nanos = MILLISECOND;
 const CLEAN_ROUNDS: u64 = 16;
 /// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways may ask once per second for ever.
 const LONGEST_PROBE_TIME: Nanos = SECOND;
+/// So much later a protected datagram may come back from its parity: the parity's shift, and its way through both hosts.
+const REBUILD_TIME: Nanos = protect::SHIFT + 4 * MILLISECOND;
 /// Datagrams that a probe consists of.
 pub(crate) const PROBES: u32 = 2;
 
@@ -47,9 +51,11 @@ impl Loss {
         self.window.max(start).max(SMALLEST_WINDOW)
     }
 
-    /// A datagram was acknowledged. `was_lost`: it had counted as lost.
-    pub(crate) fn on_acked(&mut self, number: u64, sent: Nanos, was_lost: bool, rtt: &Rtt, now: Nanos) {
-        let late = self.largest_acked.is_some_and(|largest| number < largest);
+    /// A datagram was acknowledged; its record as it was before.
+    pub(crate) fn on_acked(&mut self, number: u64, record: &Record, rtt: &Rtt, now: Nanos) {
+        let (sent, was_lost) = (record.sent, record.fate == Fate::Lost);
+        // One that was rebuilt is late without having been overtaken.
+        let late = !record.protected && self.largest_acked.is_some_and(|largest| number < largest);
         if late || was_lost {
             self.reordered_at = Some(now);
         }
@@ -82,14 +88,15 @@ impl Loss {
     }
 
     /// Is this flying datagram lost? If not yet, the time when it will be is kept for `deadline`.
-    pub(crate) fn is_lost(&mut self, number: u64, sent: Nanos, rtt: &Rtt, now: Nanos) -> bool {
+    pub(crate) fn is_lost(&mut self, number: u64, record: &Record, rtt: &Rtt, now: Nanos) -> bool {
         let Some(largest) = self.largest_acked.filter(|largest| *largest > number) else {
             return false;
         };
-        if self.reordered_at.is_none() && largest >= number + THRESHOLD {
+        if self.reordered_at.is_none() && largest >= number + THRESHOLD && !record.protected {
             return true;
         }
-        let due = sent + rtt.patient() + self.window(rtt);
+        let rebuilt = if record.protected { REBUILD_TIME } else { 0 };
+        let due = record.sent + rtt.patient() + self.window(rtt) + rebuilt;
         if due <= now {
             return true;
         }
@@ -146,25 +153,34 @@ mod tests {
         rtt
     }
 
+    fn record(sent: Nanos, fate: Fate, protected: bool) -> Record {
+        Record::for_test(sent, fate, protected)
+    }
+
     #[test]
     fn three_later_ones_are_enough_until_reordering_is_seen() {
         let (mut loss, rtt) = (Loss::default(), rtt());
         let now = 100 * MILLISECOND;
         loss.on_largest(12);
-        assert!(!loss.is_lost(10, now, &rtt, now));
+        let flying = record(now, Fate::Flying, false);
+        assert!(!loss.is_lost(10, &flying, &rtt, now));
         loss.on_largest(13);
-        assert!(loss.is_lost(10, now, &rtt, now));
-        loss.on_acked(9, now, false, &rtt, now);
-        assert!(!loss.is_lost(10, now, &rtt, now), "reordering: only time tells");
+        assert!(loss.is_lost(10, &flying, &rtt, now));
+        let protected = record(now, Fate::Flying, true);
+        assert!(!loss.is_lost(10, &protected, &rtt, now), "its parity may come");
+        loss.on_acked(9, &protected, &rtt, now);
+        assert!(loss.is_lost(10, &flying, &rtt, now), "what was rebuilt was not overtaken");
+        loss.on_acked(9, &flying, &rtt, now);
+        assert!(!loss.is_lost(10, &flying, &rtt, now), "reordering: only time tells");
         assert_eq!(loss.deadline(), Some(now + 90 * MILLISECOND));
-        assert!(loss.is_lost(10, now, &rtt, now + 90 * MILLISECOND));
+        assert!(loss.is_lost(10, &flying, &rtt, now + 90 * MILLISECOND));
     }
 
     #[test]
     fn a_false_loss_widens_the_window_and_calm_narrows_it() {
         let (mut loss, rtt) = (Loss::default(), rtt());
         assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
-        loss.on_acked(5, 0, true, &rtt, 120 * MILLISECOND);
+        loss.on_acked(5, &record(0, Fate::Lost, false), &rtt, 120 * MILLISECOND);
         assert_eq!(loss.window(&rtt), 44 * MILLISECOND);
         assert_eq!(loss.spurious(), 1);
         let mut now = 120 * MILLISECOND;

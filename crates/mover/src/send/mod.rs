@@ -18,6 +18,8 @@ use crate::config::{Config, Limits};
 use crate::congestion::{Controller, Lost, News};
 use crate::crypto::{HEADER, TAG};
 use crate::error::ParseError;
+use crate::fec;
+use crate::fec::protect::Protector;
 use crate::mtu::{self, Mtu};
 use crate::pacer::Pacer;
 use crate::packet::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
@@ -44,6 +46,8 @@ pub(crate) enum Load {
     Ping,
     /// Nothing but an acknowledgement.
     Ack,
+    /// A parity row over protected datagrams.
+    Parity,
 }
 
 /// Why an acknowledgement was not taken.
@@ -60,8 +64,20 @@ pub(crate) enum AckError {
 struct Told {
     newest: Option<(u64, Record)>,
     acked: u64,
+    datagrams: u64,
     large: bool,
     small: bool,
+}
+
+/// What a datagram was filled with.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Filled {
+    /// Segments of payloads.
+    pub(crate) segments: usize,
+    /// It asks for an acknowledgement.
+    pub(crate) asks: bool,
+    /// Parity over it will follow: its plain bytes are to be given to `protect`.
+    pub(crate) protected: bool,
 }
 
 /// The sending half.
@@ -73,6 +89,7 @@ pub(crate) struct Sender {
     controller: Controller,
     pacer: Pacer,
     mtu: Mtu,
+    fec: Protector,
     /// Bytes of IP and UDP headers in front of each datagram.
     overhead: usize,
     flight_span: u64,
@@ -88,6 +105,8 @@ pub(crate) struct Sender {
     lost_datagrams: u64,
     /// Bytes of size probes that the path did not carry: found out, not lost.
     lost_probe_bytes: u64,
+    /// What the peer said last of the datagrams that it has rebuilt.
+    rebuilt: u32,
 }
 
 impl Sender {
@@ -104,6 +123,7 @@ impl Sender {
             pacer: Pacer::new(controller.rate(), datagram, now),
             controller,
             mtu,
+            fec: Protector::new(now),
             overhead,
             flight_span: config.limits.flight_span,
             probes_due: 0,
@@ -115,6 +135,7 @@ impl Sender {
             lost: Vec::new(),
             lost_datagrams: 0,
             lost_probe_bytes: 0,
+            rebuilt: 0,
         }
     }
 
@@ -177,9 +198,19 @@ impl Sender {
         window.saturating_sub(in_flight).max(datagram)
     }
 
+    /// Bytes of an urgent payload that fit into one datagram, with what its parity needs.
+    pub(crate) fn urgent_payload(&self) -> usize {
+        self.segment_payload() - fec::RESERVE
+    }
+
     /// Bytes of payload that fit into one datagram.
     pub(crate) fn segment_payload(&self) -> usize {
         self.mtu.current() - HEADER - TAG - DATA_HEADER
+    }
+
+    /// Is an urgent payload waiting to be sent?
+    pub(crate) fn has_urgent(&self) -> bool {
+        self.queue.has_urgent()
     }
 
     /// Is any payload byte waiting to be sent?
@@ -203,8 +234,14 @@ impl Sender {
             // The second one is small: if only it arrives, the path has become narrower.
             return Some(Load::Probe { small: self.probes_due == 1 });
         }
-        if self.queue.waiting() > 0 && self.allowance(now) > 0 {
-            return Some(Load::Data);
+        let parity = self.fec.due().is_some_and(|due| due <= now);
+        if (parity || self.queue.waiting() > 0) && self.allowance(now) > 0 {
+            if self.fec.has_row(now) {
+                return Some(Load::Parity);
+            }
+            if self.queue.waiting() > 0 {
+                return Some(Load::Data);
+            }
         }
         if self.rtt.smoothed().is_some()
             && !self.loss.is_outage()
@@ -230,35 +267,62 @@ impl Sender {
     /// The largest datagram for this load.
     pub(crate) fn size_for(&self, load: Load) -> usize {
         match load {
-            Load::Data | Load::Probe { small: false } => self.mtu.current(),
+            Load::Data | Load::Parity | Load::Probe { small: false } => self.mtu.current(),
             Load::Size(size) => size,
             Load::Probe { small: true } | Load::Ping | Load::Ack => self.mtu.safe(),
         }
     }
 
-    /// Appends the load's subfields so that `out` grows at most to `end`. How many segments are among them, and whether the
-    /// datagram asks for an acknowledgement.
-    pub(crate) fn fill(&mut self, out: &mut Vec<u8>, end: usize, load: Load) -> (usize, bool) {
+    /// Appends the load's subfields so that `out` grows at most to `end`.
+    pub(crate) fn fill(&mut self, out: &mut Vec<u8>, end: usize, load: Load) -> Filled {
         let physical = self.flight.next();
         let mut segments = 0;
-        if let Load::Data | Load::Probe { .. } = load {
-            let at_once = load != Load::Data;
-            while let Some(segment) = self.queue.emit_next(out, end - out.len(), physical, at_once) {
-                self.flight.add_segment(segment);
-                segments += 1;
-            }
-        }
         match load {
-            Load::Data => return (segments, segments > 0),
-            Load::Ack => return (0, false),
-            Load::Probe { .. } if segments > 0 => {}
-            Load::Probe { .. } => segments = self.fill_oldest(out, end, physical),
+            Load::Data => return self.fill_data(out, end, physical),
+            Load::Ack => return Filled::default(),
+            Load::Parity => {
+                let before = out.len();
+                self.fec.emit(out, end - out.len());
+                return Filled { asks: out.len() > before, ..Filled::default() };
+            }
+            Load::Probe { .. } => {
+                segments = self.emit_segments(out, end, physical, true);
+                if segments == 0 {
+                    segments = self.fill_oldest(out, end, physical);
+                }
+            }
             Load::Size(_) | Load::Ping => packet::emit_ping(out),
         }
         if let Load::Size(_) = load {
             packet::emit_padding(out, end - out.len());
         }
-        (segments, true)
+        Filled { segments, asks: true, protected: false }
+    }
+
+    /// Datagrams with urgent payloads are protected.
+    fn fill_data(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> Filled {
+        let start = out.len();
+        let urgent = self.queue.has_urgent() && self.fec.is_on(self.rtt.minimum());
+        let segments = self.emit_segments(out, if urgent { end - fec::RESERVE } else { end }, physical, false);
+        let protected = segments > 0 && urgent;
+        if protected {
+            packet::protect(&mut out[start..]);
+        }
+        Filled { segments, asks: segments > 0, protected }
+    }
+
+    fn emit_segments(&mut self, out: &mut Vec<u8>, end: usize, physical: u64, at_once: bool) -> usize {
+        let mut segments = 0;
+        while let Some(segment) = self.queue.emit_next(out, end.saturating_sub(out.len()), physical, at_once) {
+            self.flight.add_segment(segment);
+            segments += 1;
+        }
+        segments
+    }
+
+    /// A protected datagram is about to leave with these plain bytes.
+    pub(crate) fn protect(&mut self, number: u64, plain: &[u8], now: Nanos) {
+        self.fec.add(number, plain, self.rtt.minimum(), now);
     }
 
     fn fill_oldest(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
@@ -272,12 +336,13 @@ impl Sender {
     }
 
     /// A datagram of `size` bytes left, filled with `load`. Returns its bytes on the wire, for the pacer.
-    pub(crate) fn on_sent(&mut self, size: usize, load: Load, segments: usize, asks: bool, now: Nanos) -> u64 {
+    pub(crate) fn on_sent(&mut self, size: usize, load: Load, filled: Filled, now: Nanos) -> u64 {
+        let Filled { segments, asks, protected } = filled;
         let bytes = size + self.overhead;
         match load {
             Load::Probe { .. } => self.probes_due -= 1,
             Load::Ping | Load::Size(_) => self.flight.on_app_limited(),
-            Load::Data | Load::Ack => {}
+            Load::Data | Load::Ack | Load::Parity => {}
         }
         if asks {
             self.ping_due = false;
@@ -287,13 +352,14 @@ impl Sender {
         if self.flight.span() >= self.flight_span {
             self.make_span(now);
         }
-        self.flight.push(if asks { bytes } else { 0 }, segments, probe, now);
+        self.flight.push(if asks { bytes } else { 0 }, segments, (probe, protected), now);
         bytes as u64
     }
 
     /// So many wire bytes of a batch left.
     pub(crate) fn on_batch(&mut self, bytes: u64, now: Nanos) {
         self.pacer.on_sent(bytes, now);
+        self.fec.on_sent(bytes, self.queue.waiting() > 0, now);
     }
 
     /// Acknowledgements and pings took the last numbers of the span while its oldest datagram's fate is still open: it counts
@@ -342,9 +408,26 @@ impl Sender {
             self.controller.on_outage_end(now);
         }
         let sample = told.newest.as_ref().map(|(_, record)| self.flight.sample(record));
+        if let Some((_, newest)) = &told.newest {
+            self.count_rebuilt(ack.rebuilt, newest.sent, told.datagrams);
+        }
+        self.fec.on_news(told.datagrams, &self.lost);
         self.tell_controller(told.acked, measured, sample, now);
         self.retire(now);
         Ok(())
+    }
+
+    /// What the peer has rebuilt was lost on the way, whatever the flags say. A peer that says more than it acknowledges is not believed.
+    fn count_rebuilt(&mut self, rebuilt: u32, sent: Nanos, most: u64) {
+        let news = u64::from(rebuilt.wrapping_sub(self.rebuilt));
+        // Half the numbers away it is an older acknowledgement.
+        if news > u64::from(u32::MAX / 2) {
+            return;
+        }
+        self.rebuilt = rebuilt;
+        let bytes = (self.mtu.current() + self.overhead) as u64;
+        // Their numbers are not known: each counts as a loss of its own.
+        self.lost.extend((0..news.min(most)).map(|_| Lost { number: 0, sent, bytes }));
     }
 
     fn take_words(&mut self, ack: &Ack<'_>, highest: u64, now: Nanos) -> Result<Told, AckError> {
@@ -370,7 +453,7 @@ impl Sender {
         for segment in self.flight.segments(&record) {
             self.queue.on_acked(segment);
         }
-        self.loss.on_acked(number, record.sent, record.fate == Fate::Lost, &self.rtt, now);
+        self.loss.on_acked(number, &record, &self.rtt, now);
         let size = record.bytes as usize - self.overhead.min(record.bytes as usize);
         if record.probe {
             self.mtu.on_probe_acked(size, now);
@@ -379,6 +462,7 @@ impl Sender {
         told.large |= size > mtu::BASE;
         told.small |= size <= mtu::BASE;
         told.acked += u64::from(record.bytes);
+        told.datagrams += 1;
         if told.newest.as_ref().is_none_or(|(newest, _)| number > *newest) {
             told.newest = Some((number, record));
         }
@@ -395,7 +479,7 @@ impl Sender {
             let Some(record) = self.flight.get(number) else {
                 return large_lost;
             };
-            if !self.loss.is_lost(number, record.sent, &self.rtt, now) {
+            if !self.loss.is_lost(number, record, &self.rtt, now) {
                 return large_lost;
             }
             large_lost |= self.count_lost(number, now);
@@ -479,6 +563,9 @@ impl Sender {
         if (self.queue.waiting() > 0 || self.refused.get()) && self.window_room() > 0 {
             earliest.consider(Some(self.pacer.release()), Timer::Pace);
         }
+        if let Some(due) = self.fec.due().filter(|_| self.window_room() > 0) {
+            earliest.consider(Some(due.max(self.pacer.release())), Timer::Parity);
+        }
         if self.rtt.smoothed().is_some() && !self.loss.is_outage() {
             earliest.consider(self.mtu.deadline(), Timer::Mtu);
         }
@@ -491,6 +578,7 @@ impl Sender {
         if self.loss.deadline().is_some_and(|due| due <= now) {
             let large_lost = self.detect_losses(now);
             self.mtu.on_news(large_lost, false, false, now);
+            self.fec.on_news(0, &self.lost);
             self.tell_controller(0, None, None, now);
             self.retire(now);
         }
@@ -528,6 +616,10 @@ impl Sender {
         stats.datagram_size = self.mtu.current();
         stats.rtt = self.rtt.smoothed().map(std::time::Duration::from_nanos);
         stats.min_rtt = self.rtt.minimum().map(std::time::Duration::from_nanos);
+        stats.datagrams_protected += self.fec.counters.protected;
+        stats.parity_sent += self.fec.counters.rows;
+        stats.parity_bytes_sent += self.fec.counters.row_bytes;
+        stats.parity_unaffordable += self.fec.counters.unaffordable;
         stats.segments_repaired += self.queue.repaired();
         stats.datagrams_lost += self.lost_datagrams;
         stats.losses_spurious += self.loss.spurious();
@@ -539,6 +631,7 @@ impl Sender {
     pub(crate) fn check_invariants(&self) {
         self.queue.check_invariants();
         self.flight.check_invariants();
+        self.fec.check_invariants();
         assert!(self.flight.span() <= self.flight_span + 1);
         assert!(self.flight.span() == 0 || self.flight.flying() > 0 || self.flight.cursor() == self.flight.next());
     }
@@ -563,8 +656,8 @@ mod tests {
         let load = sender.next_load(false, now).expect("the window is open");
         let size = sender.size_for(load);
         let mut out = vec![0; HEADER];
-        let (segments, asks) = sender.fill(&mut out, size - TAG, load);
-        let wire = sender.on_sent(out.len() + TAG, load, segments, asks, now);
+        let filled = sender.fill(&mut out, size - TAG, load);
+        let wire = sender.on_sent(out.len() + TAG, load, filled, now);
         sender.on_batch(wire, now);
     }
 

@@ -111,6 +111,11 @@ impl Queue {
         self.payloads.get(index as usize).filter(|payload| !payload.is_done())
     }
 
+    /// Does an urgent payload wait, or a repair of one?
+    pub(crate) fn has_urgent(&self) -> bool {
+        !self.urgent.repairs.is_empty() || !self.urgent.fresh.is_empty()
+    }
+
     /// Payload bytes that wait to be sent for the first time or again.
     pub(crate) fn waiting(&self) -> usize {
         self.unsent + self.repair
@@ -191,6 +196,7 @@ impl Queue {
         let (start, end) = (segment.offset as usize, (segment.offset + segment.length) as usize);
         let data = Data {
             at_once,
+            protected: false,
             logical: seq::low(segment.logical),
             offset: start,
             size: payload.bytes.len(),

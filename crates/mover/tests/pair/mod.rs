@@ -33,11 +33,13 @@ pub(crate) struct Task {
     pub(crate) every: Option<Duration>,
     /// Rounded to fill datagrams.
     pub(crate) whole_datagrams: bool,
+    /// Beside the rest: a message of so many urgent payloads, one datagram each, per so much time.
+    pub(crate) messages: Option<(usize, Duration)>,
 }
 
 impl Default for Task {
     fn default() -> Task {
-        Task { payloads: 0, sizes: 13..=20_000, urgent: 10, every: None, whole_datagrams: false }
+        Task { payloads: 0, sizes: 13..=20_000, urgent: 10, every: None, whole_datagrams: false, messages: None }
     }
 }
 
@@ -56,6 +58,11 @@ pub(crate) struct Side {
     task: Task,
     pub(crate) sent: u64,
     next_at: Option<Instant>,
+    next_message_at: Option<Instant>,
+    /// When each message was sent, and the numbers of its payloads.
+    pub(crate) messages: Vec<(Instant, std::ops::Range<u64>)>,
+    /// When each payload of the peer's messages came, while there are such.
+    pub(crate) came_at: BTreeMap<u64, Instant>,
     /// Numbers received, of each run of the peer.
     pub(crate) received: BTreeMap<u32, Vec<bool>>,
     pub(crate) received_count: u64,
@@ -64,6 +71,8 @@ pub(crate) struct Side {
     /// Nothing is written any more.
     pub(crate) stopped: bool,
     calls: u64,
+    /// Notes when each payload came.
+    pub(crate) logs: bool,
     /// Buffers go back to the mover after reading.
     pub(crate) recycles: bool,
     /// The most unsent payload bytes seen after an event.
@@ -76,6 +85,7 @@ pub(crate) struct Side {
 
 impl Side {
     fn write(&mut self, now: Instant) {
+        self.write_message(now);
         let mut turns = 0;
         while !self.stopped && self.sent < self.task.payloads && self.mover.is_up() {
             if let Some(every) = self.task.every {
@@ -110,6 +120,26 @@ impl Side {
         }
     }
 
+    fn write_message(&mut self, now: Instant) {
+        let Some((payloads, every)) = self.task.messages.filter(|_| !self.stopped && self.mover.is_up()) else {
+            return;
+        };
+        // The first one waits until the path is known.
+        let due = *self.next_message_at.get_or_insert(now + secs(3.0));
+        if now < due {
+            return;
+        }
+        self.next_message_at = Some(due + every + every.mul_f64(0.2 * self.dice.f64()));
+        let first = self.sent;
+        for _ in 0..payloads {
+            let mut payload = self.mover.spare();
+            fill(&mut payload, self.mover.urgent_payload(), self.side, self.run, self.sent);
+            self.mover.send(payload, true, now).expect("there is room for a message");
+            self.sent += 1;
+        }
+        self.messages.push((now, first..self.sent));
+    }
+
     /// With a configured rate, what leaves in any time stays below rate times time and a burst.
     fn check_rate(&mut self, wire: usize, now: Instant) {
         let Some((rate, burst)) = self.rate else { return };
@@ -119,7 +149,7 @@ impl Side {
         assert!(self.bucket <= burst, "{} bytes above the rate, {burst} are allowed", self.bucket);
     }
 
-    fn read(&mut self) {
+    fn read(&mut self, now: Instant) {
         while let Some(payload) = self.mover.poll_payload() {
             let (side, run, number) = name(&payload);
             assert_ne!(side, self.side, "our own payload came back");
@@ -130,6 +160,9 @@ impl Side {
                 numbers.resize(at + 1, false);
             }
             assert!(!std::mem::replace(&mut numbers[at], true), "payload {number} of run {run} came twice");
+            if self.logs {
+                self.came_at.insert(number, now);
+            }
             self.received_count += 1;
             self.received_bytes += payload.len() as u64;
             if self.recycles {
@@ -169,7 +202,8 @@ impl Node for Side {
     fn poll_timeout(&self) -> Option<Instant> {
         let mover = self.mover.poll_timeout().map(|(at, _)| at);
         let own = self.next_at.filter(|_| !self.stopped && self.sent < self.task.payloads && self.mover.is_up());
-        mover.into_iter().chain(own).min()
+        let message = self.next_message_at.filter(|_| !self.stopped);
+        mover.into_iter().chain(own).chain(message).min()
     }
 
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
@@ -189,7 +223,7 @@ impl Node for Side {
             }
             self.events.push(event);
         }
-        self.read();
+        self.read(now);
         self.write(now);
         self.mover.check_invariants();
         self.calls += 1;
@@ -335,6 +369,10 @@ impl Pair {
             task,
             sent: 0,
             next_at: None,
+            next_message_at: None,
+            messages: Vec::new(),
+            came_at: BTreeMap::new(),
+            logs: false,
             received: BTreeMap::new(),
             received_count: 0,
             received_bytes: 0,
