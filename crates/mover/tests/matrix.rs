@@ -158,7 +158,7 @@ fn the_matrix_is_what_it_was() {
 }
 
 #[test]
-#[ignore = "a table for people: minutes in release"]
+#[ignore = "a table for people: minutes; TPO_SEED chooses another world"]
 fn grid() {
     let part = std::env::var("TPO_GRID").unwrap_or_default();
     let mbits: &[f64] = match part.as_str() {
@@ -166,8 +166,12 @@ fn grid() {
         _ => &[20.0, 100.0, 500.0],
     };
     let cells = grid_cells(mbits, &[20.0, 100.0, 250.0, 600.0], &[0.0, 0.5, 1.0, 2.0, 5.0]);
-    let rows: Vec<Row> = cells.into_iter().map(|cell| Row::new(cell, 15.0)).collect();
+    let rows: Vec<Row> = cells.into_iter().map(|cell| Row::new(Cell { seed: seed(), ..cell }, 15.0)).collect();
     print(&rows, &run(&rows));
+}
+
+fn seed() -> u64 {
+    std::env::var("TPO_SEED").map_or(7, |seed| seed.parse().expect("a number"))
 }
 
 /// One link of your choice: `TPO_CELL="100 250 5 0 queue=64KB"` is Mbit/s, ms, loss in percent, share of the rate that is configured, more.
@@ -178,7 +182,7 @@ fn cell() {
     let fields: Vec<f64> = text.split_whitespace().take(4).map(|field| field.parse().expect("a number")).collect();
     let extra = text.splitn(5, char::is_whitespace).nth(4).unwrap_or_default().to_owned().leak();
     let [mbit, rtt_ms, loss_percent, rate] = fields[..] else { panic!("four numbers") };
-    let cell = Cell { mbit, rtt_ms, loss_percent, extra, rate };
+    let cell = Cell { mbit, rtt_ms, loss_percent, extra, rate, seed: seed() };
     let time = std::env::var("TPO_TIME").map_or(20.0, |time| time.parse().expect("seconds"));
     let reached = reach(&cell, 0.0, time, |_| ());
     println!("{}{}  held {} MB", cell.name(), reached.row(), reached.held / 1_000_000);

@@ -20,11 +20,12 @@ pub(crate) struct Cell {
     pub(crate) extra: &'static str,
     /// The configured rate as a share of the link's; 0: not configured.
     pub(crate) rate: f64,
+    pub(crate) seed: u64,
 }
 
 impl Cell {
     pub(crate) fn new(mbit: f64, rtt_ms: f64, loss_percent: f64) -> Cell {
-        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0 }
+        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0, seed: 7 }
     }
 
     pub(crate) fn with(self, extra: &'static str) -> Cell {
@@ -37,7 +38,7 @@ impl Cell {
 
     /// The name of its row.
     pub(crate) fn name(&self) -> String {
-        let Cell { mbit, rtt_ms, loss_percent, extra, rate } = self;
+        let Cell { mbit, rtt_ms, loss_percent, extra, rate, .. } = self;
         let rate = if *rate > 0.0 { "configured" } else { "" };
         format!("{mbit:5} Mbit/s {rtt_ms:4} ms {loss_percent:4} % {extra:26} {rate:10}")
     }
@@ -70,9 +71,9 @@ impl Reached {
 
 /// Runs the cell: `time` seconds are measured after `warm` seconds. `TPO_TRACE` prints each step.
 pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Config) + 'static) -> Reached {
-    let Cell { mbit, rtt_ms, loss_percent, extra, rate } = *cell;
+    let Cell { mbit, rtt_ms, loss_percent, extra, rate, seed } = *cell;
     let link = format!("rate={}kbit delay={}us loss={loss_percent}% mtu=1500", mbit * 1e3, rtt_ms * 500.0);
-    let mut setup = Setup::new(7, &format!("{link} {extra}"));
+    let mut setup = Setup::new(seed, &format!("{link} {extra}"));
     setup.b_to_a = profile(&link);
     let configured = (rate > 0.0).then_some((mbit * 125_000.0 * rate) as u64);
     setup.change = Box::new(move |config, _| {
