@@ -45,6 +45,7 @@ pub struct World<N: Node> {
     elapsed: Duration,
     places: Vec<Place<N>>,
     links: Vec<Road>,
+    bottlenecks: Vec<Link>,
     events: BinaryHeap<Reverse<Event>>,
     /// Datagrams on their way; events name their slots.
     flying: Vec<Flying>,
@@ -78,6 +79,8 @@ struct Timers {
 struct Road {
     from: usize,
     to: usize,
+    /// Passed before the link: a number in `bottlenecks`.
+    bottleneck: Option<usize>,
     link: Link,
 }
 
@@ -110,6 +113,7 @@ impl<N: Node> World<N> {
             elapsed: Duration::ZERO,
             places: Vec::new(),
             links: Vec::new(),
+            bottlenecks: Vec::new(),
             events: BinaryHeap::new(),
             flying: Vec::new(),
             free: Vec::new(),
@@ -134,8 +138,28 @@ impl<N: Node> World<N> {
         for (from, to, profile) in [(a, b, a_to_b), (b, a, b_to_a)] {
             assert!(self.road(from, to).is_none(), "nodes {from} and {to} are connected already");
             let seed = self.dice.u64(..);
-            self.links.push(Road { from, to, link: Link::new(profile, seed, self.now()) });
+            self.links.push(Road { from, to, bottleneck: None, link: Link::new(profile, seed, self.now()) });
         }
+    }
+
+    /// Builds a bottleneck that several directions may share. Returns its number.
+    pub fn bottleneck(&mut self, profile: Profile) -> usize {
+        let seed = self.dice.u64(..);
+        self.bottlenecks.push(Link::new(profile, seed, self.now()));
+        self.bottlenecks.len() - 1
+    }
+
+    /// Leads one direction through a bottleneck: its datagrams pass that first, then their own link. A bottleneck duplicates and corrupts
+    /// nothing: that is left to the links behind it.
+    pub fn lead_through(&mut self, from: usize, to: usize, bottleneck: usize) {
+        assert!(bottleneck < self.bottlenecks.len(), "no bottleneck {bottleneck}");
+        let road = self.road(from, to).unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
+        self.links[road].bottleneck = Some(bottleneck);
+    }
+
+    /// Counters of a bottleneck.
+    pub fn bottleneck_stats(&self, bottleneck: usize) -> LinkStats {
+        self.bottlenecks[bottleneck].stats()
     }
 
     /// The virtual time.
@@ -352,7 +376,13 @@ impl<N: Node> World<N> {
 
     fn carry(&mut self, from: SocketAddr, to: usize, road: usize, datagram: &[u8], now: Instant) {
         let headers = if from.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
-        let Fate::Delivered(delivery) = self.links[road].link.carry(datagram.len() + headers, now) else { return };
+        let length = datagram.len() + headers;
+        let mut at = now;
+        if let Some(bottleneck) = self.links[road].bottleneck {
+            let Fate::Delivered(delivery) = self.bottlenecks[bottleneck].carry(length, now) else { return };
+            at = delivery.at;
+        }
+        let Fate::Delivered(delivery) = self.links[road].link.carry(length, at) else { return };
         let first = self.copy(datagram);
         let slot = self.fly(from, to, first, delivery.at - self.start);
         if delivery.corrupt && !datagram.is_empty() {

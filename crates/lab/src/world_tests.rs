@@ -243,3 +243,28 @@ fn it_is_fast() {
     println!("{each:?} per datagram, {:.0} per second", 1.0 / each.as_secs_f64());
     assert!(world.node(b).got > 190_000, "{}", world.node(b).got);
 }
+
+#[test]
+fn a_bottleneck_is_shared() {
+    let mut world = World::new(3);
+    for n in 0..4 {
+        let node = Talker { batch: 10, next: (n % 2 == 0).then(|| world.now()), ..talker(n + 2, 10, &world) };
+        world.add(address(n + 1), node);
+    }
+    let profile = |text: &str| text.parse::<Profile>().unwrap();
+    world.connect(0, 1, profile("delay=10ms"), Profile::default());
+    world.connect(2, 3, profile("delay=20ms"), Profile::default());
+    // A datagram of 1,000 bytes takes a millisecond, and 14 wait at most.
+    let neck = world.bottleneck(profile("rate=8mbit queue=14000"));
+    world.lead_through(0, 1, neck);
+    world.lead_through(2, 3, neck);
+    let start = world.now();
+    world.run_for(Duration::from_millis(100));
+    let came = |n: usize| -> Vec<u128> { world.node(n).got.iter().map(|(at, _)| (*at - start).as_millis()).collect() };
+    // The first ten in their order, then those of the other that found room, each behind its own delay.
+    assert_eq!(came(1), (11..=20).collect::<Vec<_>>());
+    assert_eq!(came(3), (31..=34).collect::<Vec<_>>());
+    let stats = world.bottleneck_stats(neck);
+    assert_eq!((stats.offered_packets, stats.dropped_queue), (20, 6));
+    assert_eq!((world.link(0, 1).offered_packets, world.link(2, 3).offered_packets), (10, 4));
+}

@@ -290,6 +290,8 @@ pub(crate) struct Setup {
     pub(crate) v6: bool,
     /// Who knows the other's address.
     pub(crate) calls: [bool; 2],
+    /// Tells pairs of one world apart: a part of their addresses.
+    pub(crate) net: u8,
 }
 
 impl Setup {
@@ -303,6 +305,7 @@ impl Setup {
             change: Box::new(|_, _| ()),
             v6: false,
             calls: [true, false],
+            net: 0,
         }
     }
 }
@@ -330,13 +333,16 @@ impl Pair {
             let public = identity.public_key();
             (identity, public)
         });
-        let text = if setup.v6 { ["[fd00::1]:47800", "[fd00::2]:47800"] } else { ["10.0.0.1:47800", "10.0.0.2:47800"] };
-        let addresses = text.map(|text| text.parse().unwrap());
+        let addresses = [1, 2].map(|host| {
+            if setup.v6 { format!("[fd00::{host}]:47800") } else { format!("10.0.{}.{host}:47800", setup.net) }
+                .parse()
+                .unwrap()
+        });
         let world = World::new(setup.seed);
         let mut pair = Pair { world, setup, keys, addresses, runs: 0 };
         for side in [A, B] {
             let task = if side == A { pair.setup.a.clone() } else { pair.setup.b.clone() };
-            let node = pair.make(side, task);
+            let node = pair.make(side, task, pair.world.now());
             pair.world.add(addresses[side], node);
         }
         let (forth, back) = (pair.setup.a_to_b.clone(), pair.setup.b_to_a.clone());
@@ -348,7 +354,7 @@ impl Pair {
         self.addresses[side]
     }
 
-    fn make(&mut self, side: usize, task: Task) -> Side {
+    pub(crate) fn make(&mut self, side: usize, task: Task, now: Instant) -> Side {
         self.runs += 1;
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&self.setup.seed.to_le_bytes());
@@ -362,7 +368,7 @@ impl Pair {
         let rate = config.rate.map(|rate| (rate as f64 * 1.03, 40_000.0 + 3.0 * (rate as f64 / 1_000.0).min(64_000.0)));
         let dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32);
         Side {
-            mover: Mover::new(config, self.world.now()),
+            mover: Mover::new(config, now),
             side: side as u8,
             run: self.runs,
             dice,
@@ -383,13 +389,13 @@ impl Pair {
             backlog_max: 0,
             rate,
             bucket: 0.0,
-            bucket_at: self.world.now(),
+            bucket_at: now,
         }
     }
 
     /// Replaces a side by a new instance with a new task.
     pub(crate) fn restart(&mut self, side: usize, task: Task) -> Side {
-        let node = self.make(side, task);
+        let node = self.make(side, task, self.world.now());
         self.world.replace(side, node)
     }
 

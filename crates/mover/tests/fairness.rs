@@ -1,0 +1,141 @@
+//! Several tunnels through one bottleneck: how they share it, and what they make it drop.
+
+mod pair;
+
+use pair::{A, B, Pair, Setup, Side, Task, profile, secs};
+use tpo_lab::World;
+
+/// Tunnels that share a bottleneck, and what each does to the link.
+#[derive(Clone, Copy)]
+struct Crowd {
+    tunnels: usize,
+    mbit: f64,
+    rtt_ms: f64,
+    /// The bottleneck's buffer in bandwidth-delay products.
+    buffer: f64,
+    loss_percent: f64,
+    seed: u64,
+}
+
+struct Shared {
+    /// Of the sum.
+    shares: Vec<f64>,
+    jain: f64,
+    /// The sum's payload bytes as a share of what 96 % of the link's surviving bytes would be.
+    eta: f64,
+    dropped: f64,
+    queue_ms: f64,
+}
+
+impl Crowd {
+    fn name(&self) -> String {
+        let Crowd { tunnels, mbit, rtt_ms, buffer, loss_percent, .. } = self;
+        format!("{tunnels} tunnels {mbit:4} Mbit/s {rtt_ms:3} ms {buffer:4} products {loss_percent} %")
+    }
+
+    /// The tunnels start one second after the other; `time` seconds are measured after `warm`.
+    fn share(&self, warm: f64, time: f64) -> Shared {
+        let Crowd { tunnels, mbit, rtt_ms, buffer, loss_percent, seed } = *self;
+        let mut world: World<Side> = World::new(seed);
+        let product = mbit * 125.0 * rtt_ms;
+        let neck = world.bottleneck(profile(&format!("rate={}kbit queue={}", mbit * 1e3, (product * buffer) as u64)));
+        for tunnel in 0..tunnels {
+            let mut setup = Setup::new(seed * 100 + tunnel as u64, "perfect");
+            setup.net = tunnel as u8;
+            let mut pair = Pair::new(setup);
+            let now = world.now();
+            let bulk = Task {
+                payloads: u64::MAX,
+                sizes: 65_000..=65_536,
+                urgent: 0,
+                whole_datagrams: true,
+                ..Task::default()
+            };
+            let (mut a, b) = (pair.make(A, bulk, now), pair.make(B, Task::default(), now));
+            a.stopped = true;
+            let (a, b) = (world.add(pair.address(A), a), world.add(pair.address(B), b));
+            let way = format!("delay={}us mtu=1500", rtt_ms * 500.0);
+            world.connect(a, b, profile(&format!("{way} loss={loss_percent}%")), profile(&way));
+            world.lead_through(a, b, neck);
+        }
+        for tunnel in 0..tunnels {
+            world.run_for(secs(1.0));
+            world.node_mut(2 * tunnel).stopped = false;
+        }
+        world.run_for(secs(warm));
+        let received = |world: &World<Side>| -> Vec<u64> {
+            (0..tunnels).map(|tunnel| world.node(2 * tunnel + 1).received_bytes).collect()
+        };
+        let (before, stats) = (received(&world), world.bottleneck_stats(neck));
+        let mut queue_ms = 0.0;
+        let steps = (time * 10.0) as usize;
+        let mut last = before.clone();
+        for _ in 0..steps {
+            world.run_for(secs(0.1));
+            let rtt = world.node(0).mover.stats().rtt.expect("it is up").as_secs_f64() * 1e3;
+            queue_ms += (rtt - rtt_ms) / steps as f64;
+            if std::env::var("TPO_TRACE").is_ok() {
+                let is = received(&world);
+                let rates: String = (0..tunnels)
+                    .map(|tunnel| {
+                        let stats = world.node(2 * tunnel).mover.stats();
+                        let got = (is[tunnel] - last[tunnel]) as f64 * 8e-5;
+                        format!("{got:5.1} ({:5.1} {:9})", stats.bandwidth as f64 * 8e-6, stats.phase)
+                    })
+                    .collect();
+                println!("{:6.1} rtt {rtt:5.1} {rates}", world.elapsed().as_secs_f64());
+                last = is;
+            }
+        }
+        let got: Vec<f64> = received(&world).iter().zip(&before).map(|(is, was)| (is - was) as f64).collect();
+        let (sum, squares) = (got.iter().sum::<f64>(), got.iter().map(|got| got * got).sum::<f64>());
+        let after = world.bottleneck_stats(neck);
+        Shared {
+            shares: got.iter().map(|got| got / sum).collect(),
+            jain: sum * sum / (tunnels as f64 * squares),
+            eta: sum / time / (mbit * 125_000.0 * 0.96 * (1.0 - loss_percent / 100.0)),
+            dropped: (after.dropped_queue - stats.dropped_queue) as f64
+                / (after.offered_packets - stats.offered_packets) as f64,
+            queue_ms,
+        }
+    }
+}
+
+impl Shared {
+    fn row(&self) -> String {
+        let shares: Vec<String> = self.shares.iter().map(|share| format!("{:.0}", share * 100.0)).collect();
+        format!(
+            "Jain {:.3}  η {:.3}  dropped {:.2} %  queue {:5.1} ms  shares {}",
+            self.jain,
+            self.eta,
+            self.dropped * 100.0,
+            self.queue_ms,
+            shares.join(" ")
+        )
+    }
+}
+
+#[test]
+#[ignore = "a table for people"]
+fn table() {
+    let seed = std::env::var("TPO_SEED").map_or(7, |seed| seed.parse().expect("a number"));
+    for loss_percent in [0.0, 1.0] {
+        for tunnels in [2, 4, 8] {
+            for buffer in [0.5, 1.0, 2.0, 5.0] {
+                let crowd = Crowd { tunnels, mbit: 100.0, rtt_ms: 50.0, buffer, loss_percent, seed };
+                println!("{}: {}", crowd.name(), crowd.share(10.0, 60.0).row());
+            }
+        }
+    }
+}
+
+/// One crowd of your choice: `TPO_CROWD="2 100 50 1 0"` is tunnels, Mbit/s, ms, products of buffer, loss in percent.
+#[test]
+#[ignore = "a tool for people"]
+fn crowd() {
+    let Ok(text) = std::env::var("TPO_CROWD") else { return };
+    let fields: Vec<f64> = text.split_whitespace().map(|field| field.parse().expect("a number")).collect();
+    let [tunnels, mbit, rtt_ms, buffer, loss_percent] = fields[..] else { panic!("five numbers") };
+    let crowd = Crowd { tunnels: tunnels as usize, mbit, rtt_ms, buffer, loss_percent, seed: 7 };
+    println!("{}: {}", crowd.name(), crowd.share(0.0, 60.0).row());
+}
