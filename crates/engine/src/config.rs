@@ -72,6 +72,20 @@ pub(crate) const MIN_RTT: Duration = Duration::from_millis(2);
 /// Before the mover has measured a round trip: a wide guess, so that start-up is not held back.
 pub(crate) const UNKNOWN_RTT: Duration = Duration::from_millis(100);
 
+/// A flow whose rule asks for no class is treated as interactive until it has sent this much of late: every request, and answers whose
+/// delay somebody notices.
+pub(crate) const SPARSE: u32 = 64 << 10;
+
+/// It becomes bulk when it has sent this much of late; between the two it is normal.
+pub(crate) const LONG: u32 = 1 << 20;
+
+/// Bytes per millisecond that count as nothing: a flow that sends no more than half a megabit per second, like a terminal or a call, stays
+/// interactive for ever.
+pub(crate) const SPARSE_RATE_MS: u32 = 64;
+
+/// After so long without sending a flow is new again: the next request on a connection that was kept open.
+pub(crate) const PAUSE: Duration = Duration::from_millis(500);
+
 /// Bytes that a flow may send before the next flow of its class has its turn: eleven full datagrams. Larger ones cost less
 /// per byte, smaller ones less waiting for the neighbours; 16 KiB is 1.3 ms of a 100 Mbit/s link.
 pub(crate) const QUANTUM: usize = 16 << 10;

@@ -162,9 +162,12 @@ impl Driver {
         self.tell(flow);
     }
 
-    pub(crate) fn readable(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get(&flow) else { return };
+    pub(crate) fn readable(&mut self, flow: FlowId, now: Instant) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
         if state.may_send() && state.outgoing.credit_left() > 0 {
+            if state.behave(0, now) {
+                self.schedule.set_class(state.slot, state.class);
+            }
             self.schedule.wake(state.slot);
         }
     }
@@ -251,10 +254,12 @@ impl Driver {
     // --- inside -----------------------------------------------------------------------------------------------------------
 
     fn insert(&mut self, flow: FlowId, key: FlowKey, class: Class, ours: bool, credit: u32, now: Instant) -> Slot {
-        let slot = self.schedule.add(flow, class);
         let initial = u64::from(self.limits.initial_credit);
         let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
-        self.flows.insert(flow, Box::new(Flow::new(key, class, slot, ours, credit, window, now)));
+        let slot = self.schedule.add(flow, class);
+        let state = Flow::new(key, class, slot, ours, credit, window, now);
+        self.schedule.set_class(slot, state.class);
+        self.flows.insert(flow, Box::new(state));
         slot
     }
 

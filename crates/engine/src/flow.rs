@@ -5,7 +5,7 @@
 //! machines: [`Outgoing`] knows what may be sent, [`Incoming`] puts arriving data in order, [`Window`] decides how much the
 //! far side may send. The driver owns the flows and routes between them, the schedule and the control messages.
 
-use std::{fmt, net::SocketAddr, time::Instant};
+use std::{fmt, net::SocketAddr, time::Duration, time::Instant};
 
 mod incoming;
 mod outgoing;
@@ -15,6 +15,7 @@ pub(crate) use incoming::{Chunk, Incoming};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use window::{Climate, Memory, Window};
 
+use crate::config::{LONG, PAUSE, SPARSE, SPARSE_RATE_MS};
 use crate::driver::Slot;
 
 /// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key opened it.
@@ -46,7 +47,7 @@ pub enum Class {
     Control = 0,
     /// Somebody waits for each answer.
     Interactive = 1,
-    /// The usual.
+    /// The usual: by behaviour. New and sparse flows are treated as interactive, long ones become bulk.
     Normal = 2,
     /// May wait.
     Bulk = 3,
@@ -142,7 +143,11 @@ pub(crate) struct Ending {
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) key: FlowKey,
+    /// What its rule asks for.
+    pub(crate) asked: Class,
+    /// How it is treated: what its rule asks for, or what its behaviour says.
     pub(crate) class: Class,
+    pub(crate) behaviour: Behaviour,
     pub(crate) slot: Slot,
     /// Opened by the near side.
     pub(crate) ours: bool,
@@ -179,7 +184,9 @@ impl Flow {
     ) -> Flow {
         Flow {
             key,
-            class,
+            asked: class,
+            class: Behaviour::first_class(class),
+            behaviour: Behaviour { recent: 0, at: 0 },
             slot,
             ours,
             answered: !ours,
@@ -195,6 +202,12 @@ impl Flow {
             since: now,
             moved: now,
         }
+    }
+
+    /// So many bytes were packed for the far side, or none and the application has something again. True if it is another class from now on.
+    pub(crate) fn behave(&mut self, bytes: usize, now: Instant) -> bool {
+        let class = self.behaviour.class(self.asked, bytes, now.saturating_duration_since(self.since));
+        std::mem::replace(&mut self.class, class) != class
     }
 
     /// Whether its application may be read: it is connected, has not ended, and nobody has reset the flow.
@@ -226,6 +239,37 @@ impl Flow {
         }
         if self.accepted && self.incoming.finished() {
             assert!(self.told_finish, "the end was not told");
+        }
+    }
+}
+
+/// What a flow has sent of late: a bucket that leaks.
+#[derive(Debug)]
+pub(crate) struct Behaviour {
+    recent: u32,
+    /// Milliseconds of the flow's life up to which it has leaked; 49 days make a turn.
+    at: u32,
+}
+
+impl Behaviour {
+    fn first_class(asked: Class) -> Class {
+        if asked == Class::Normal { Class::Interactive } else { asked }
+    }
+
+    /// What the flow is, having sent so many bytes at this time of its `life`.
+    fn class(&mut self, asked: Class, bytes: usize, life: Duration) -> Class {
+        if asked != Class::Normal {
+            return asked;
+        }
+        let now = life.as_millis() as u32;
+        let passed = now.wrapping_sub(self.at);
+        self.at = now;
+        let leaked = if u128::from(passed) >= PAUSE.as_millis() { u32::MAX } else { passed * SPARSE_RATE_MS };
+        self.recent = self.recent.saturating_sub(leaked).saturating_add(bytes as u32).min(2 * LONG);
+        match self.recent {
+            recent if recent <= SPARSE => Class::Interactive,
+            recent if recent <= LONG => Class::Normal,
+            _ => Class::Bulk,
         }
     }
 }
@@ -270,7 +314,28 @@ mod tests {
     #[test]
     fn an_idle_flow_is_small() {
         let bytes = size_of::<Flow>() + Slot::COST + 2 * size_of::<(FlowId, Box<Flow>)>();
-        assert!(bytes <= 300, "{bytes} bytes for an idle flow");
+        assert!(bytes <= 320, "{bytes} bytes for an idle flow");
+    }
+
+    #[test]
+    fn behaviour_tells_what_a_flow_is() {
+        let mut flow = Behaviour { recent: 0, at: 0 };
+        let mut class = |bytes, at| flow.class(Class::Normal, bytes, Duration::from_millis(at));
+        assert_eq!(class(0, 0), Class::Interactive, "new");
+        assert_eq!(class(64 << 10, 1), Class::Interactive);
+        assert_eq!(class(10_000, 2), Class::Normal);
+        for at in 3..100 {
+            class(30_000, at);
+        }
+        assert_eq!(class(0, 400), Class::Bulk);
+        assert_eq!(class(300, 900), Class::Interactive, "after a pause");
+        // A terminal or a call, for an hour.
+        for at in (1_000..3_600_000).step_by(20) {
+            assert_eq!(class(1_200, at), Class::Interactive, "at {at}");
+        }
+        for asked in [Class::Control, Class::Interactive, Class::Bulk] {
+            assert_eq!(flow.class(asked, 10 << 20, Duration::from_secs(4_000)), asked, "its rule says so");
+        }
     }
 
     #[test]

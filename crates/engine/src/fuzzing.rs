@@ -58,8 +58,8 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
         }
         2 => driver.reset(flow, Status::Reset),
         _ => {
-            driver.readable(flow);
-            driver.pack(&mut Short, &mut Vec::new(), Room { segment: 500, largest: 1000 }, now);
+            driver.readable(flow, now);
+            driver.pack(&mut Short, &mut Vec::new(), Room { segment: 500, urgent: 458, largest: 1000 }, now);
         }
     }
     driver.check_invariants();

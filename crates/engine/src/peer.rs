@@ -91,8 +91,8 @@ impl Peer {
     }
 
     /// The flow's application has bytes to read, or has ended. To be called after each wake-up of its socket.
-    pub fn readable(&mut self, flow: FlowId) {
-        self.driver.readable(flow);
+    pub fn readable(&mut self, flow: FlowId, now: Instant) {
+        self.driver.readable(flow, now);
     }
 
     /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
@@ -207,7 +207,8 @@ impl Peer {
     fn room(&self, budget: usize) -> Room {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
-        Room { segment, largest: budget.next_multiple_of(segment).min(most / segment * segment) }
+        let urgent = self.mover.urgent_payload().min(segment);
+        Room { segment, urgent, largest: budget.next_multiple_of(segment).min(most / segment * segment) }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {

@@ -421,7 +421,7 @@ impl Loop {
                     debug!(%error, "no edge for an accepted connection");
                     self.peer.reset(flow, Status::NoResources, now);
                 }
-                self.peer.readable(flow);
+                self.peer.readable(flow, now);
             }
             Err(refusal) => {
                 match refusal {
@@ -439,13 +439,13 @@ impl Loop {
             Happened::Nothing => {}
             Happened::Connected(flow) => {
                 self.peer.accept(flow, now);
-                self.peer.readable(flow);
+                self.peer.readable(flow, now);
                 self.deliver(flow, now);
             }
             Happened::Broken(flow, status) => self.broken(flow, status, now),
             Happened::Ready { flow, readable, writable } => {
                 if readable {
-                    self.peer.readable(flow);
+                    self.peer.readable(flow, now);
                 }
                 if writable {
                     self.deliver(flow, now);

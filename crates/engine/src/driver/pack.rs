@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Room {
     /// What one datagram carries.
     pub(crate) segment: usize,
+    /// What one datagram carries of what somebody waits for: its parity must fit into another one.
+    pub(crate) urgent: usize,
     /// The largest buffer of one flow, `segment` at least.
     pub(crate) largest: usize,
 }
@@ -51,8 +53,11 @@ struct Page<'a> {
 impl Page<'_> {
     /// How far a message of this flow may reach.
     fn end_for(&self, flow: FlowId, urgent: bool) -> usize {
+        if urgent || self.urgent {
+            return self.room.urgent;
+        }
         let own = self.owner == Owner::Nobody || self.owner == Owner::One(flow);
-        if own && !urgent { self.room.largest } else { self.room.segment }
+        if own { self.room.largest } else { self.room.segment }
     }
 
     /// The place between two offsets, made if the buffer is shorter. A spare buffer was as long before, mostly: then nothing
@@ -102,7 +107,10 @@ impl Driver {
         room: Room,
         now: Instant,
     ) -> Option<Packed> {
-        assert!(room.segment >= 128 && room.largest >= room.segment, "no room for headers in {room:?}");
+        assert!(
+            room.urgent >= 128 && room.segment >= room.urgent && room.largest >= room.segment,
+            "no room for headers in {room:?}"
+        );
         let mut page = Page { buffer, room, used: ROUTING, messages: 0, owner: Owner::Nobody, urgent: false };
         page.place(0, ROUTING);
         self.pack_control(&mut page);
@@ -119,7 +127,7 @@ impl Driver {
 
     fn pack_control(&mut self, page: &mut Page<'_>) {
         while let Some(control) = self.control.front() {
-            if page.used + message::STATUS > page.room.segment {
+            if page.used + message::STATUS > page.room.urgent {
                 break;
             }
             let header = self.control_header(*control);
@@ -181,6 +189,9 @@ impl Driver {
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);
+        if state.behave(length, now) {
+            self.schedule.set_class(turn.slot, state.class);
+        }
         self.counters.bytes_out += length as u64;
         self.schedule.on_served(turn.slot, header_length + length);
         if fin {
@@ -216,6 +227,6 @@ fn data_header(flow: FlowId, state: &Flow, length: usize, fin: bool) -> Header {
         flow,
         sequence: state.outgoing.next() as u32,
         length: length as u32,
-        form: if state.answered { Form::Short } else { Form::Full(state.key, state.class) },
+        form: if state.answered { Form::Short } else { Form::Full(state.key, state.asked) },
     }
 }

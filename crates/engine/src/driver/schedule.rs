@@ -113,6 +113,14 @@ impl Schedule {
         }
     }
 
+    /// The flow is of this class from now on. If it waits, it goes to the end of the line of its kind there.
+    pub(crate) fn set_class(&mut self, slot: Slot, class: Class) {
+        let place = self.entries[slot.0 as usize].place;
+        self.unlink(slot.0);
+        self.entries[slot.0 as usize].class = class;
+        self.append(slot.0, place);
+    }
+
     /// Forgets a flow; its slot may be given to another.
     pub(crate) fn remove(&mut self, slot: Slot) {
         self.unlink(slot.0);

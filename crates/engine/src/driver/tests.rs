@@ -30,8 +30,8 @@ impl Engine for Driver {
     fn accept(&mut self, flow: FlowId, _now: Instant) {
         self.accept(flow);
     }
-    fn readable(&mut self, flow: FlowId) {
-        self.readable(flow);
+    fn readable(&mut self, flow: FlowId, now: Instant) {
+        self.readable(flow, now);
     }
     fn reset(&mut self, flow: FlowId, status: Status, _now: Instant) {
         self.reset(flow, status);
@@ -112,7 +112,7 @@ impl Pair {
         while self.drivers[side].has_work() && left > 0 {
             let mut buffer = vec![0xee; self.random.usize(0..3000)];
             let segments = left.min(65_536).div_ceil(self.segment).min(65_536 / self.segment).max(1);
-            let room = Room { segment: self.segment, largest: segments * self.segment };
+            let room = Room { segment: self.segment, urgent: self.segment, largest: segments * self.segment };
             let packed = self.drivers[side].pack(&mut self.apps[side].source(self.now), &mut buffer, room, self.now);
             self.drivers[side].check_invariants();
             if packed.is_none() {
@@ -237,7 +237,7 @@ fn offsets_cross_four_gigabytes() {
             driver.flows.values_mut().next().expect("the flow is open").start_at((1 << 32) - 5000);
         }
         for (apps, driver) in pair.apps.iter_mut().zip(&mut pair.drivers) {
-            apps.set_plan(0, 0, Plan::bytes(2_000_000), driver);
+            apps.set_plan(0, 0, Plan::bytes(2_000_000), driver, pair.now);
         }
         pair.run(Duration::from_secs(5));
         for apps in &pair.apps {
@@ -266,7 +266,7 @@ fn sixteen_flows_get_the_same() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let flows: Vec<FlowId> = (0..16).map(|number| driver.open(key(0, number), Class::Bulk, now).unwrap()).collect();
-    let room = Room { segment: 1400, largest: 46 * 1400 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400 };
     let mut buffer = Vec::new();
     let mut packed = 0;
     while packed < 32 << 20 {
@@ -283,15 +283,44 @@ fn sixteen_flows_get_the_same() {
 }
 
 #[test]
+fn a_new_flow_is_urgent_and_a_long_one_is_not() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let long = driver.open(key(0, 0), Class::Normal, now).unwrap();
+    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400 };
+    let mut buffer = Vec::new();
+    let mut pack = |driver: &mut Driver| {
+        let packed = driver.pack(&mut Always, &mut buffer, room, now).unwrap();
+        (packed.urgent, buffer.len(), message::parse_payload(&buffer).unwrap().next().unwrap().0.flow)
+    };
+    while driver.flows[&long].outgoing.next() <= u64::from(crate::config::SPARSE) {
+        assert_eq!(pack(&mut driver), (true, 1350, long), "with room for its parity");
+    }
+    assert_eq!(pack(&mut driver), (false, 46 * 1400, long));
+    assert_eq!(driver.flows[&long].class, Class::Normal);
+    while driver.flows[&long].outgoing.next() <= u64::from(crate::config::LONG) {
+        driver.flows.get_mut(&long).unwrap().outgoing.on_credit(u32::MAX / 4);
+        pack(&mut driver);
+    }
+    assert_eq!(driver.flows[&long].class, Class::Bulk);
+    // Another one comes: it goes first, and the long one's explicit wish would have kept it where it is.
+    let new = driver.open(key(0, 1), Class::Normal, now).unwrap();
+    assert_eq!(pack(&mut driver), (true, 1350, new));
+    let info = driver.flows().find(|info| info.flow == long).unwrap();
+    assert_eq!(info.class, Class::Bulk, "people see the class in force");
+}
+
+#[test]
 fn one_flow_alone_fills_the_largest_buffer() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
-    driver.open(key(0, 0), Class::Normal, now).unwrap();
+    driver.open(key(0, 0), Class::Bulk, now).unwrap();
     let mut buffer = Vec::new();
-    driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 46 * 1400 }, now).unwrap();
+    driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400 }, now).unwrap();
     assert_eq!(buffer.len(), 46 * 1400);
     let urgent = driver.open(key(0, 1), Class::Interactive, now).unwrap();
-    let packed = driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 46 * 1400 }, now).unwrap();
+    let packed =
+        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400 }, now).unwrap();
     assert!(packed.urgent && buffer.len() == 1400, "an interactive flow's buffers are one segment");
     assert_eq!(message::parse_payload(&buffer).unwrap().next().unwrap().0.flow, urgent);
 }
@@ -311,10 +340,10 @@ fn idle_flows_are_never_looked_at() {
         (0..20_000).map(|number| driver.open(key(0, number % 50_000), Class::Normal, now).unwrap()).collect();
     let mut source = Counting(0);
     let mut buffer = Vec::new();
-    let room = Room { segment: 1400, largest: 65_536 / 1400 * 1400 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 65_536 / 1400 * 1400 };
     while driver.pack(&mut source, &mut buffer, room, now).is_some() {}
     source.0 = 0;
-    driver.readable(flows[777]);
+    driver.readable(flows[777], now);
     assert_eq!(driver.pack(&mut source, &mut buffer, room, now), None);
     assert_eq!((source.0, driver.ready_count()), (1, 0));
 }
@@ -383,7 +412,7 @@ fn a_breach_ends_its_flow_only() {
         assert_eq!((driver.flow_count(), driver.counters().breaches), (1, 1));
         driver.check_invariants();
         let mut buffer = Vec::new();
-        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, largest: 1400 }, now).unwrap();
+        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 1400 }, now).unwrap();
         let (reset, _) = message::parse_payload(&buffer).unwrap().next().unwrap();
         assert_eq!((reset.function, reset.form), (Function::Reset, Form::Status(6, Status::Protocol)));
     }
@@ -457,7 +486,7 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert_eq!(driver.counters().refusals_dropped as usize, 4 * MAX_REFUSALS - most);
     assert!(driver.control.len() <= 2 * most + CONTROL_SLACK);
     // What waited leaves, and the peer is served again.
-    let room = Room { segment: 1424, largest: 1424 };
+    let room = Room { segment: 1424, urgent: 1424, largest: 1424 };
     while driver.pack(&mut Silent, &mut Vec::new(), room, now).is_some() {}
     driver.check_invariants();
     assert!(driver.control.is_empty());
@@ -474,7 +503,7 @@ fn data_then_the_reset() {
     driver.accept(flow);
     events(&mut driver);
     driver.unpack(message(Function::Reset, FAR, 6, Form::Status(6, Status::Reset), b""), now);
-    driver.readable(flow);
+    driver.readable(flow, now);
     assert_eq!(
         (events(&mut driver), driver.ready_count()),
         (vec![], 0),
@@ -593,7 +622,7 @@ fn measure() {
         let mut receiver = Driver::new(Limits::default(), true);
         sender.on_connected(true, 256 << 10);
         receiver.on_connected(true, 256 << 10);
-        let room = Room { segment: 1424, largest: 46 * 1424 };
+        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424 };
         let mut buffer = Vec::new();
         for _ in 0..idle {
             sender.open(key(0, 0), Class::Normal, start).unwrap();

@@ -14,7 +14,7 @@ use tpo_engine::{Class, Event, FlowId, FlowKey, OpenError, Read, Source, Status}
 pub trait Engine {
     fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError>;
     fn accept(&mut self, flow: FlowId, now: Instant);
-    fn readable(&mut self, flow: FlowId);
+    fn readable(&mut self, flow: FlowId, now: Instant);
     fn reset(&mut self, flow: FlowId, status: Status, now: Instant);
     fn deliverable<'a>(&'a self, flow: FlowId, slices: &mut Vec<IoSlice<'a>>);
     fn delivered(&mut self, flow: FlowId, n: usize, now: Instant);
@@ -194,11 +194,11 @@ impl Apps {
     }
 
     /// From now on the application does something else.
-    pub fn set_plan(&mut self, opener: u8, number: usize, plan: Plan, engine: &mut impl Engine) {
+    pub fn set_plan(&mut self, opener: u8, number: usize, plan: Plan, engine: &mut impl Engine, now: Instant) {
         let (flow, app) =
             self.running.iter_mut().find(|(_, app)| (app.opener, app.number) == (opener, number)).unwrap();
         app.plan = plan;
-        engine.readable(*flow);
+        engine.readable(*flow, now);
     }
 
     /// The other side will open this one.
@@ -261,7 +261,7 @@ impl Apps {
                     let plan = script.opener.clone();
                     self.begin(flow, self.side, number, plan, now);
                     self.running.get_mut(&flow).unwrap().accepted = true;
-                    engine.readable(flow);
+                    engine.readable(flow, now);
                 }
                 Err(_) => self.refused_opens += 1,
             }
@@ -342,7 +342,7 @@ impl Apps {
                 end.saw_finish = true;
                 if app.plan.then == Then::Follow {
                     app.plan.then = Then::End;
-                    engine.readable(flow);
+                    engine.readable(flow, now);
                 }
             }
             Event::Reset { flow, status } => {
@@ -373,14 +373,14 @@ impl Apps {
         }
         app.accepted = true;
         engine.accept(flow, now);
-        engine.readable(flow);
+        engine.readable(flow, now);
     }
 
     fn wake(&mut self, flow: FlowId, engine: &mut impl Engine, now: Instant) {
         let Some(app) = self.running.get_mut(&flow) else { return };
         if app.wait && app.pause_until <= now {
             app.wait = false;
-            engine.readable(flow);
+            engine.readable(flow, now);
         }
     }
 

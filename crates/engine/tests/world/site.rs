@@ -89,8 +89,8 @@ impl Engine for Peer {
     fn accept(&mut self, flow: FlowId, now: Instant) {
         self.accept(flow, now);
     }
-    fn readable(&mut self, flow: FlowId) {
-        self.readable(flow);
+    fn readable(&mut self, flow: FlowId, now: Instant) {
+        self.readable(flow, now);
     }
     fn reset(&mut self, flow: FlowId, status: Status, now: Instant) {
         self.reset(flow, status, now);
