@@ -272,7 +272,7 @@ impl Bbr {
         self.up_rtt = (self.up_rtt + measured) / 2;
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
-        self.queued = self.smoothed > base + minimum / 20 + 2 * MILLISECOND;
+        self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
