@@ -36,6 +36,8 @@ use crate::router::{Router, Table};
 const ENDING: Duration = Duration::from_secs(2);
 /// How often what is installed in the kernel is looked at.
 const RULES_EVERY: Duration = Duration::from_secs(1);
+/// The initial credit of a flow grows with a configured rate up to this: flows whose application takes nothing may hold it.
+const MOST_CREDIT: u32 = 1 << 20;
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -213,6 +215,10 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
+    if let Some(rate) = peer.rate {
+        // Ten milliseconds of a fast link: a new flow is at its rate one round trip sooner.
+        limits.initial_credit = u32::try_from(rate / 100).unwrap_or(u32::MAX).clamp(limits.initial_credit, MOST_CREDIT);
+    }
     Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits })
 }
 

@@ -3,12 +3,18 @@
 //! The window follows the flow: at least four times what was taken within a round trip, so that a sender in start-up, which
 //! doubles each round trip, is never held back, and a repair that costs a round trip does not stop the flow. That is the
 //! rule "if more than half of the window was taken within two round trips, double, up to 4 x rate x RTT", written as one
-//! comparison. Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window has been
+//! comparison. A sender that knows its rate does not double, it is there at once: while windows are small they grow to sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window has been
 //! taken, and never repeated.
 
 use std::time::{Duration, Instant};
 
 use crate::config::MIN_RTT;
+
+/// Windows below this grow faster: from the first credit it is reached within two round trips. A flow whose application stops taking may
+/// make us hold so much.
+const QUICKLY: u64 = 32 << 20;
+/// So much taken in a round trip is the beginning of something long, and no request.
+const FAST: u64 = 192 << 10;
 
 /// What windows grow and shrink by: the path and the memory of the peer.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +70,10 @@ impl Window {
     pub(crate) fn on_delivered(&mut self, n: usize, delivered: u64, climate: &Climate, now: Instant) -> bool {
         let in_one_rtt = self.taken_in_one_rtt(n, delivered, climate.rtt.max(MIN_RTT), now);
         match climate.memory {
-            Memory::Ample => self.size = self.size.max((4 * in_one_rtt).min(climate.max)),
+            Memory::Ample => {
+                let quickly = if in_one_rtt >= FAST { (16 * in_one_rtt).min(QUICKLY) } else { 0 };
+                self.size = self.size.max((4 * in_one_rtt).max(quickly).min(climate.max));
+            }
             Memory::Filling => {}
             Memory::Short => self.size = (self.size / 2).max(climate.min.min(self.size)),
         }

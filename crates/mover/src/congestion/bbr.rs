@@ -27,7 +27,7 @@ const CRUISE_GAIN: u64 = 998;
 const CRUISE_QUEUED_GAIN: u64 = 960;
 const HALF_GAIN: u64 = 500;
 /// Where a configured rate starts from, in percent of it.
-const JUMP_PERCENT: u64 = 90;
+const JUMP_PERCENT: u64 = 96;
 /// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
 const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 const PLATEAU_ROUNDS: u32 = 8;
