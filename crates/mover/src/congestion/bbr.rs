@@ -4,6 +4,9 @@
 //! two probing cycles; random loss is measured while sending below the bandwidth (`floor.rs`) and given back to the samples, so
 //! that it costs nothing; loss beyond that floor, or a queue that does not go away, lowers a short-lived bound.
 //!
+//! Beside others (a queue stood while we cruised) everybody gives room in proportion until the queue is gone, and each asks for about the
+//! same part of the path: a small share grows by more of itself than a large one, so that shares become equal.
+//!
 //! Life: *startup* doubles the rate each round until it stops growing (skipped when the rate is configured) → *drain* empties
 //! the queue that this made → *cruise*, every few seconds *up* to ask for more and *down* to take back what that
 //! queued. *Probe RTT* empties the pipe when the shortest round trip was not seen for ten seconds.
@@ -18,6 +21,10 @@ use crate::timer::{MILLISECOND, Nanos, SECOND};
 const STARTUP_GAIN: u64 = 2_770;
 const DRAIN_GAIN: u64 = 500;
 const UP_GAIN: u64 = 1_250;
+/// Beside others an up asks for more the less its last one pushed them aside: a small share asks for as much of the path as a large one.
+const UP_GAIN_MOST: u64 = 4_000;
+/// It pushes others aside when it gets less than so much of what it asked for, in thousandths: about a fourteenth of the path is taken.
+const UP_PUSHED: u64 = 930;
 const DOWN_GAIN: u64 = 750;
 /// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
 /// so that no queue and no loss is ours.
@@ -25,6 +32,8 @@ const FLOOR_GAIN: u64 = 900;
 /// Cruising leaves half a percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 998;
 const CRUISE_QUEUED_GAIN: u64 = 960;
+/// While a queue stands that others keep up: everybody who does so gives room in proportion.
+const CRUISE_STANDING_GAIN: u64 = 900;
 const HALF_GAIN: u64 = 500;
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 96;
@@ -35,6 +44,8 @@ const PLATEAU_ROUNDS: u32 = 8;
 const PLATEAU_DATAGRAMS: u64 = 30;
 /// Loss in a round that ends startup and bounds the bandwidth when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
+/// So many datagrams are no queue.
+const STANDING_DATAGRAMS: u64 = 3;
 /// Loss is judged over so many datagrams or a round, whichever is more.
 const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
@@ -43,6 +54,12 @@ const CRUISE_ROUNDS: u64 = 8;
 /// The queue that an up makes before it is noticed: a twentieth of the round trip, within these.
 const UP_QUEUE: Nanos = 5 * MILLISECOND;
 const UP_QUEUE_MOST: Nanos = 10 * MILLISECOND;
+/// An up ends after so many rounds without a queue: the path has grown by more than this cycle can find out.
+const UP_ROUNDS: u32 = 12;
+/// Beside others, who make room for whoever asks: it may not go on for long.
+const COMPETING_ROUNDS: u32 = 2;
+/// Beside others an up is fast for two round trips, so that a sample sees all of it, but on a long path no longer than this.
+const COMPETING_UP: Nanos = 100 * MILLISECOND;
 /// Below so many datagrams in a round, up takes the whole round.
 const SHORT_ROUND_DATAGRAMS: u64 = 200;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
@@ -131,6 +148,15 @@ pub(crate) struct Bbr {
     mean_at: Nanos,
     smoothed: Nanos,
     queued: bool,
+    /// A queue stood for the whole of the last round of cruising: others are there.
+    standing: bool,
+    /// A queue stood in this cycle.
+    stood: bool,
+    /// This up meets others: its end is when it has made its own queue beside theirs.
+    competing: bool,
+    /// Beside others: what this up asks for, in thousandths, and of which bandwidth.
+    up_gain: u64,
+    up_base: u64,
     /// The start from the configured rate has been looked at.
     jumped: bool,
     probe_rtt_at: Nanos,
@@ -168,6 +194,11 @@ impl Bbr {
             mean_at: now,
             smoothed: 0,
             queued: false,
+            standing: false,
+            stood: false,
+            competing: false,
+            up_gain: UP_GAIN,
+            up_base: 0,
             jumped: false,
             probe_rtt_at: now,
             halved_until_round: 0,
@@ -339,7 +370,7 @@ impl Bbr {
             self.plateau_rounds = 0;
         } else {
             // A queue that stood for the whole round is all the proof that is needed.
-            self.plateau_rounds += if stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
+            self.plateau_rounds += if self.stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }
 
@@ -362,7 +393,9 @@ impl Bbr {
             let lost = std::mem::take(&mut self.calm).lost;
             excess(lost, total, self.datagram, &self.floor, self.queued)
         };
-        if stands(round, minimum) || too_much {
+        self.standing = self.stands(round, minimum);
+        self.stood |= self.standing;
+        if self.standing || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
         }
@@ -374,6 +407,11 @@ impl Bbr {
     }
 
     fn start_cruise(&mut self, minimum: Nanos, now: Nanos) {
+        if std::mem::take(&mut self.competing) {
+            let pushed = self.bandwidth() * 1_000 < self.up_base * self.up_gain * UP_PUSHED / 1_000;
+            let more = (self.up_gain - 1_000) * if pushed { 2 } else { 3 } / if pushed { 3 } else { 2 };
+            self.up_gain = (1_000 + more).clamp(UP_GAIN, UP_GAIN_MOST);
+        }
         self.enter(Phase::Cruise, now);
         let chance = self.dice.u64(0..SECOND);
         self.next_up = now + (CRUISE + chance).max(CRUISE_ROUNDS * minimum);
@@ -389,10 +427,19 @@ impl Bbr {
     }
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
-        self.short = None;
+        // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
+        self.competing = std::mem::take(&mut self.stood);
+        if let Some(short) = self.short.take().filter(|_| self.competing) {
+            self.best = self.best.map(|best| best.min(short));
+        }
+        self.standing = false;
+        self.up_base = self.bandwidth();
         // At a quarter more than the path carries, it queues a quarter of this time.
         let queue = (minimum / 20).clamp(UP_QUEUE, UP_QUEUE_MOST);
         self.up_time = 4 * queue;
+        if self.competing {
+            self.up_time = self.up_time.max((2 * minimum).min(COMPETING_UP));
+        }
         self.up_rtt = self.smoothed;
         self.up_limit = self.smoothed + queue / 2 + 2 * news.rtt.varies();
         if bytes_in(self.bandwidth(), minimum) < SHORT_ROUND_DATAGRAMS * self.datagram {
@@ -446,9 +493,9 @@ impl Bbr {
     fn step_up(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         // The first acknowledgements tell about the time before.
-        let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND);
+        let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND) * if self.competing { 2 } else { 1 };
         let total = self.round.delivered + self.round.lost;
-        let queued = self.queued || self.up_rtt > self.up_limit;
+        let queued = (self.queued && !self.competing) || self.up_rtt > self.up_limit;
         let too_much = excess(self.round.lost, total, self.datagram, &self.floor, queued);
         if told && (queued || too_much) {
             self.end_cycle(now);
@@ -462,10 +509,12 @@ impl Bbr {
         self.up_rounds += 1;
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
-        if limited || at_cap || self.up_rounds >= 12 {
+        let most = if self.competing { COMPETING_ROUNDS } else { UP_ROUNDS };
+        if limited || at_cap || self.up_rounds >= most {
             self.end_cycle(now);
         } else {
             // No queue yet: there may be much more.
+            self.up_base = self.bandwidth();
             self.up_time = self.up_time.saturating_mul(2);
             self.phase_at = now;
         }
@@ -505,6 +554,7 @@ impl Bbr {
             }
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down => FLOOR_GAIN,
+            Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
         }
@@ -520,7 +570,11 @@ impl Bbr {
         } else {
             // Each round of up is fast for its own time only.
             let fast = now.saturating_sub(self.phase_at) < self.up_time;
-            bandwidth * self.gain(fast) / 1_000
+            if self.competing && self.phase == Phase::Up && fast {
+                (self.up_base * self.up_gain / 1_000).max(bandwidth)
+            } else {
+                bandwidth * self.gain(fast) / 1_000
+            }
         };
         if self.rounds < self.halved_until_round {
             rate = rate * HALF_GAIN / 1_000;
@@ -548,9 +602,10 @@ impl Bbr {
         }
         .max(least);
     }
-}
 
-/// Did a queue stand for all of the round?
-fn stands(round: &Round, minimum: Nanos) -> bool {
-    round.rtt_count > 0 && round.rtt_least > minimum + minimum / 4 + 5 * MILLISECOND
+    /// Did a queue stand for all of the round? A few datagrams are none.
+    fn stands(&self, round: &Round, minimum: Nanos) -> bool {
+        let few = STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(1);
+        round.rtt_count > 0 && round.rtt_least > minimum + minimum / 8 + 2 * MILLISECOND + few
+    }
 }
