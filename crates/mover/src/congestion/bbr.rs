@@ -44,6 +44,11 @@ const PLATEAU_ROUNDS: u32 = 8;
 const PLATEAU_DATAGRAMS: u64 = 30;
 /// Loss in a round that ends startup and bounds the bandwidth when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
+/// While a queue of more than half a round trip stands: the path has shrunk.
+const CRUISE_DEEP_GAIN: u64 = 500;
+/// A queue that stands for so long, and for four round trips, is kept up by somebody who fills buffers: room that we give him is lost.
+const STUBBORN: Nanos = 1_500 * MILLISECOND;
+const STUBBORN_ROUNDS: u64 = 4;
 /// So many datagrams are no queue.
 const STANDING_DATAGRAMS: u64 = 3;
 /// Loss is judged over so many datagrams or a round, whichever is more.
@@ -150,6 +155,9 @@ pub(crate) struct Bbr {
     queued: bool,
     /// A queue stood for the whole of the last round of cruising: others are there.
     standing: bool,
+    /// The round trip says that more than half a round trip's queue stands, since when; and when the bound was lowered for it.
+    deep_since: Option<Nanos>,
+    deep_cut_at: Nanos,
     /// A queue stood in this cycle.
     stood: bool,
     /// This up meets others: its end is when it has made its own queue beside theirs.
@@ -195,6 +203,8 @@ impl Bbr {
             smoothed: 0,
             queued: false,
             standing: false,
+            deep_since: None,
+            deep_cut_at: now,
             stood: false,
             competing: false,
             up_gain: UP_GAIN,
@@ -245,7 +255,7 @@ impl Bbr {
             return;
         };
         if let Some(measured) = news.measured {
-            self.on_rtt(measured, minimum);
+            self.on_rtt(measured, minimum, now);
         }
         if news.acked > 0 {
             self.on_acked(news, minimum, now);
@@ -263,7 +273,13 @@ impl Bbr {
             let long_enough = now >= self.round.since + SHORTEST_ROUND;
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
-                self.on_sample(&sample);
+                let rate = self.on_sample(&sample);
+                if self.is_deep(minimum, now) && sample.sent > self.deep_cut_at && !sample.app_limited {
+                    // All that arrives comes out of the queue: this is what the path gives us now. Rounds are too long to wait for.
+                    self.short = Some(self.bandwidth().min(rate));
+                    self.deep_cut_at = now;
+                    self.stood = true;
+                }
             }
         }
         if !self.jumped {
@@ -295,7 +311,7 @@ impl Bbr {
         }
     }
 
-    fn on_rtt(&mut self, measured: Nanos, minimum: Nanos) {
+    fn on_rtt(&mut self, measured: Nanos, minimum: Nanos, now: Nanos) {
         self.round.rtt_sum += u128::from(measured);
         self.round.rtt_count += 1;
         self.round.rtt_least = self.round.rtt_least.min(measured);
@@ -304,6 +320,8 @@ impl Bbr {
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
+        let deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
+        self.deep_since = deep.then(|| self.deep_since.unwrap_or(now));
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
@@ -323,7 +341,13 @@ impl Bbr {
         Some(Sample { delivered, lost, interval: now - since, app_limited, ..sample })
     }
 
-    fn on_sample(&mut self, sample: &Sample) {
+    fn is_deep(&self, minimum: Nanos, now: Nanos) -> bool {
+        let stubborn = STUBBORN.max(STUBBORN_ROUNDS * minimum);
+        self.phase == Phase::Cruise && self.deep_since.is_some_and(|since| now - since < stubborn)
+    }
+
+    /// The rate that it tells.
+    fn on_sample(&mut self, sample: &Sample) -> u64 {
         let given_back = self.floor.give_back(sample.delivered, sample.lost, self.datagram);
         let rate = rate_of(sample.delivered + given_back, sample.interval);
         self.round.best_rate = self.round.best_rate.max(rate);
@@ -334,6 +358,7 @@ impl Bbr {
             self.cycle_full = true;
             self.round.full = true;
         }
+        rate
     }
 
     fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
@@ -543,7 +568,7 @@ impl Bbr {
         }
     }
 
-    fn gain(&self, fast: bool) -> u64 {
+    fn gain(&self, fast: bool, deep: bool) -> u64 {
         match self.phase {
             Phase::Startup => STARTUP_GAIN,
             Phase::Drain => DRAIN_GAIN,
@@ -554,6 +579,7 @@ impl Bbr {
             }
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down => FLOOR_GAIN,
+            Phase::Cruise if deep => CRUISE_DEEP_GAIN,
             Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
@@ -573,7 +599,7 @@ impl Bbr {
             if self.competing && self.phase == Phase::Up && fast {
                 (self.up_base * self.up_gain / 1_000).max(bandwidth)
             } else {
-                bandwidth * self.gain(fast) / 1_000
+                bandwidth * self.gain(fast, self.is_deep(minimum, now)) / 1_000
             }
         };
         if self.rounds < self.halved_until_round {
