@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::timer::{Earliest, MILLISECOND, Nanos, Timer, nanos};
 
-/// Refusals that are needed. After one was counted, the next counts only once something else was sent: many copies of one are one.
+/// Refusals that are needed. No more count than datagrams were sent: many copies of one are one.
 const REFUSALS: u32 = 3;
 /// The shortest time over which they are gathered.
 const REFUSED_FOR: Nanos = 300 * MILLISECOND;
@@ -24,13 +24,16 @@ pub(crate) enum Finding {
     Silent,
     /// Nothing was heard for `dead_after`.
     Dead,
+    /// Nobody listens at its port, and nothing was heard since that was said first.
+    Refused,
 }
 
 struct Refused {
-    since: Nanos,
     last: Nanos,
     count: u32,
     next_probe: Nanos,
+    /// When it is believed, if there were enough.
+    believed_at: Nanos,
 }
 
 /// The watch.
@@ -41,8 +44,8 @@ pub(crate) struct Liveness {
     heard_at: Nanos,
     sent_at: Nanos,
     silent: bool,
-    /// Something was sent since the last refusal that counted: another one may be its answer.
-    asked: bool,
+    /// So many were sent that no refusal has answered yet, as far as it matters.
+    asked: u32,
     refused: Option<Refused>,
 }
 
@@ -56,7 +59,7 @@ impl Liveness {
             heard_at: now,
             sent_at: now,
             silent: false,
-            asked: false,
+            asked: 0,
             refused: None,
         }
     }
@@ -70,7 +73,7 @@ impl Liveness {
 
     pub(crate) fn on_sent(&mut self, now: Nanos) {
         self.sent_at = now;
-        self.asked = true;
+        self.asked = (self.asked + 1).min(REFUSALS);
     }
 
     pub(crate) fn is_silent(&self) -> bool {
@@ -82,20 +85,25 @@ impl Liveness {
         self.heard_at
     }
 
-    /// The link says that nobody listens. True if this is believed now: enough refusals, and nothing heard since the first.
-    pub(crate) fn on_refused(&mut self, round_trip: Option<Nanos>, now: Nanos) -> bool {
+    /// The link says that nobody listens. `handle_timeout` tells when this is believed: after enough refusals and some time in which
+    /// nothing was heard. The refusals themselves need not go on so long: hosts answer a few of them, then one in each second.
+    pub(crate) fn on_refused(&mut self, round_trip: Option<Nanos>, now: Nanos) {
         if self.refused.as_ref().is_some_and(|refused| now > refused.last + REFUSAL_LIFE) {
             self.refused = None;
         }
-        if !std::mem::take(&mut self.asked) {
-            return false;
+        if self.asked == 0 {
+            return;
         }
-        let fresh = Refused { since: now, last: now, count: 0, next_probe: now + REFUSED_PROBE };
+        self.asked -= 1;
+        let believed_at = now + REFUSED_FOR.max(2 * round_trip.unwrap_or(0));
+        let fresh = Refused { last: now, count: 0, next_probe: now + REFUSED_PROBE, believed_at };
         let refused = self.refused.get_or_insert(fresh);
         refused.count += 1;
         refused.last = now;
-        let enough = REFUSED_FOR.max(2 * round_trip.unwrap_or(0));
-        refused.count >= REFUSALS && now >= refused.since + enough
+    }
+
+    fn believed_at(&self) -> Option<Nanos> {
+        self.refused.as_ref().filter(|refused| refused.count >= REFUSALS).map(|refused| refused.believed_at)
     }
 
     /// Is a ping due, to show that we are there or to ask a peer that was refused?
@@ -122,6 +130,9 @@ impl Liveness {
         if now >= self.heard_at + self.dead_after {
             return Some(Finding::Dead);
         }
+        if self.believed_at().is_some_and(|at| now >= at) {
+            return Some(Finding::Refused);
+        }
         if !self.silent && now >= self.heard_at + self.silent_after {
             self.silent = true;
             return Some(Finding::Silent);
@@ -132,6 +143,7 @@ impl Liveness {
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
         earliest.consider(Some(self.sent_at + self.keepalive), Timer::Keepalive);
         earliest.consider(self.refused.as_ref().map(|refused| refused.next_probe), Timer::Keepalive);
+        earliest.consider(self.believed_at(), Timer::Silence);
         let silence = if self.silent { self.dead_after } else { self.silent_after };
         earliest.consider(Some(self.heard_at + silence), Timer::Silence);
     }
@@ -149,7 +161,7 @@ mod tests {
             heard_at: 0,
             sent_at: 0,
             silent: false,
-            asked: false,
+            asked: 0,
             refused: None,
         }
     }
@@ -165,26 +177,30 @@ mod tests {
         assert_eq!(liveness.handle_timeout(599_999 * MILLISECOND), Some(Finding::Dead));
     }
 
+    /// Refused after something was sent; whether that is believed at once.
+    fn refuse(liveness: &mut Liveness, round_trip: Option<Nanos>, at: Nanos) -> bool {
+        liveness.on_sent(at);
+        liveness.on_refused(round_trip, at);
+        liveness.handle_timeout(at) == Some(Finding::Refused)
+    }
+
     #[test]
     fn refusals_are_believed_only_together() {
         let mut liveness = liveness();
-        assert!(!liveness.on_refused(None, 0), "nothing was sent");
+        liveness.on_refused(None, 0);
+        assert!(liveness.refused.is_none(), "nothing was sent");
         for at in 0..3 {
-            liveness.on_sent(at);
-            assert!(!liveness.on_refused(None, at), "not all at once");
+            assert!(!refuse(&mut liveness, None, at), "not all at once");
         }
         assert!(!liveness.take_ping(99 * MILLISECOND));
         assert!(liveness.take_ping(100 * MILLISECOND));
-        assert!(!liveness.on_refused(None, 300 * MILLISECOND), "a copy of the last");
-        liveness.on_sent(300 * MILLISECOND);
-        assert!(liveness.on_refused(None, 300 * MILLISECOND));
+        assert_eq!(liveness.handle_timeout(299 * MILLISECOND), None);
+        assert_eq!(liveness.handle_timeout(300 * MILLISECOND), Some(Finding::Refused), "without another refusal");
         liveness.on_heard(301 * MILLISECOND);
-        liveness.on_sent(302 * MILLISECOND);
-        assert!(!liveness.on_refused(None, 302 * MILLISECOND), "an answer takes it all back");
+        assert_eq!(liveness.handle_timeout(302 * MILLISECOND), None, "an answer takes it all back");
         for at in 4..14 {
-            liveness.on_sent(at * 100 * MILLISECOND);
-            let believed = liveness.on_refused(Some(400 * MILLISECOND), at * 100 * MILLISECOND);
-            assert_eq!(believed, at * 100 >= 302 + 800, "two round trips");
+            let believed = refuse(&mut liveness, Some(400 * MILLISECOND), at * 100 * MILLISECOND);
+            assert_eq!(believed, at * 100 >= 400 + 800, "two round trips");
         }
     }
 
@@ -192,12 +208,11 @@ mod tests {
     fn copies_of_one_refusal_are_one() {
         let mut liveness = liveness();
         liveness.on_sent(0);
-        for at in 0..20 {
-            assert!(!liveness.on_refused(None, at * 100 * MILLISECOND));
+        for at in 0..19 {
+            liveness.on_refused(None, at * 100 * MILLISECOND);
+            assert_eq!(liveness.handle_timeout(at * 100 * MILLISECOND), None);
         }
-        liveness.on_sent(2_000 * MILLISECOND);
-        assert!(!liveness.on_refused(None, 2_000 * MILLISECOND));
-        liveness.on_sent(2_100 * MILLISECOND);
-        assert!(liveness.on_refused(None, 2_100 * MILLISECOND));
+        assert!(!refuse(&mut liveness, None, 1_900 * MILLISECOND));
+        assert!(refuse(&mut liveness, None, 1_950 * MILLISECOND));
     }
 }

@@ -164,6 +164,7 @@ impl Mover {
         match finding {
             Some(Finding::Silent) => self.tell(Event::Silent),
             Some(Finding::Dead) => self.die(Reason::Silence, now),
+            Some(Finding::Refused) => self.die(Reason::Refused, now),
             None => {}
         }
         if long_silent && let Some(connection) = &self.connection {
@@ -227,9 +228,7 @@ impl Mover {
             return;
         };
         let round_trip = connection.sender.rtt().smoothed();
-        if connection.liveness.on_refused(round_trip, time) {
-            self.die(Reason::Refused, now);
-        }
+        connection.liveness.on_refused(round_trip, time);
     }
 
     // --- the engine side -------------------------------------------------------------------------------------------------
