@@ -14,6 +14,10 @@ pub enum Congestion {
     Auto,
     /// `Config::rate`, whatever the path does, with a safety brake. Without a `rate` it is `Auto`.
     Fixed,
+    /// As TCP does (RFC 9438): any loss slows it. For links shared with TCP that must not suffer.
+    Cubic,
+    /// Takes what others leave: withdraws from any queue beyond 60 ms.
+    Scavenger,
 }
 
 /// Everything that a mover must know. Times and sizes without a comment here are explained in `docs/wire.md`.

@@ -9,6 +9,7 @@ mod pair;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pair::reach::{Cell, Reached, reach};
+use tpo_mover::Congestion;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix.txt");
 
@@ -186,4 +187,28 @@ fn cell() {
     let time = std::env::var("TPO_TIME").map_or(20.0, |time| time.parse().expect("seconds"));
     let reached = reach(&cell, 0.0, time, |_| ());
     println!("{}{}  held {} MB", cell.name(), reached.row(), reached.held / 1_000_000);
+}
+
+/// The other controllers: what CUBIC and the scavenger reach where they are meant to be used, and that they mind what they should.
+#[test]
+fn cubic_and_scavenger_fill_a_clean_link() {
+    for congestion in [Congestion::Cubic, Congestion::Scavenger] {
+        for cell in [Cell::new(20.0, 50.0, 0.0), Cell::new(100.0, 100.0, 0.0), Cell::new(100.0, 20.0, 0.0)] {
+            let reached = reach(&cell, 15.0, 15.0, move |config| config.congestion = congestion);
+            println!("{congestion:?} {}{}", cell.name(), reached.row());
+            assert!(reached.eta >= 0.90, "{congestion:?}, {}: η {}", cell.name(), reached.eta);
+            assert!(reached.dropped <= 0.01);
+            if congestion == Congestion::Scavenger {
+                assert!(reached.queue_ms <= 66.0, "{}", reached.queue_ms);
+            }
+        }
+        let lossy = Cell::new(20.0, 50.0, 1.0);
+        let reached = reach(&lossy, 15.0, 15.0, move |config| config.congestion = congestion);
+        println!("{congestion:?} {}{}", lossy.name(), reached.row());
+        match congestion {
+            // RFC 9438's response function at this loss is about a tenth of this link.
+            Congestion::Cubic => assert!((0.05..0.5).contains(&reached.eta), "{}", reached.eta),
+            _ => assert!(reached.eta >= 0.80, "{}", reached.eta),
+        }
+    }
 }

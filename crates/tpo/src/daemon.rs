@@ -212,6 +212,7 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     mover.max_payload = checked.buffer_size.max(mover.max_payload);
     mover.rate = peer.rate;
     mover.congestion = peer.congestion;
+    mover.loss_tolerance = peer.loss_tolerance;
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));

@@ -293,8 +293,13 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "[[peer]]",
-        "[[peer]]\ncongestion = \"cubic\"",
-        ":5: error: [[peer]] congestion: found \"cubic\"; would do: \"auto\" or \"fixed\"",
+        "[[peer]]\ncongestion = \"reno\"",
+        ":5: error: [[peer]] congestion: found \"reno\"; would do: \"auto\" or \"fixed\" or \"cubic\" or \"scavenger\"",
+    ),
+    (
+        "[[peer]]",
+        "[[peer]]\nloss_tolerance = \"30%\"",
+        ":5: error: [[peer]] loss_tolerance: found \"30%\"; would do: a share from \"0%\" to \"25%\", such as \"5%\"",
     ),
     (
         "[[peer]]",

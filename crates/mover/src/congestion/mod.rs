@@ -1,11 +1,13 @@
 //! How much may be on its way and how fast it leaves: one enum over the controllers, chosen by the configuration.
 //!
 //! `send` reports every acknowledgement with its delivery-rate sample and its losses; it reads `rate` for the pacer and
-//! `window` as the limit of bytes in flight. All bytes are wire bytes, IP headers included. CUBIC and a scavenger join here.
+//! `window` as the limit of bytes in flight. All bytes are wire bytes, IP headers included.
 
 mod bbr;
+mod cubic;
 mod fixed;
 mod floor;
+mod scavenger;
 
 use crate::config::{Config, Congestion};
 use crate::rtt::Rtt;
@@ -48,6 +50,8 @@ pub(crate) struct Lost {
 pub(crate) enum Controller {
     Auto(Box<bbr::Bbr>),
     Fixed(fixed::Fixed),
+    Cubic(cubic::Cubic),
+    Scavenger(scavenger::Scavenger),
 }
 
 impl Controller {
@@ -55,6 +59,10 @@ impl Controller {
         let seed = u64::from_le_bytes(config.seed[8..16].try_into().expect("eight bytes of thirty-two"));
         match (config.congestion, config.rate) {
             (Congestion::Fixed, Some(rate)) => Controller::Fixed(fixed::Fixed::new(rate, datagram)),
+            (Congestion::Cubic, cap) => Controller::Cubic(cubic::Cubic::new(cap, datagram)),
+            (Congestion::Scavenger, cap) => {
+                Controller::Scavenger(scavenger::Scavenger::new(cap, config.loss_tolerance, datagram))
+            }
             (Congestion::Fixed | Congestion::Auto, cap) => {
                 Controller::Auto(Box::new(bbr::Bbr::new(cap, config.loss_tolerance, datagram, seed, now)))
             }
@@ -65,6 +73,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.on_news(news, now),
             Controller::Fixed(fixed) => fixed.on_news(news, now),
+            Controller::Cubic(cubic) => cubic.on_news(news, now),
+            Controller::Scavenger(scavenger) => scavenger.on_news(news, now),
         }
     }
 
@@ -73,6 +83,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.on_outage_end(now),
             Controller::Fixed(_) => {}
+            Controller::Cubic(cubic) => cubic.on_outage_end(now),
+            Controller::Scavenger(scavenger) => scavenger.on_outage_end(now),
         }
     }
 
@@ -81,6 +93,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.rate(),
             Controller::Fixed(fixed) => fixed.rate(),
+            Controller::Cubic(cubic) => cubic.rate(),
+            Controller::Scavenger(scavenger) => scavenger.rate(),
         }
     }
 
@@ -89,6 +103,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.window(),
             Controller::Fixed(fixed) => fixed.window(),
+            Controller::Cubic(cubic) => cubic.window(),
+            Controller::Scavenger(scavenger) => scavenger.window(),
         }
     }
 
@@ -97,6 +113,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.bandwidth(),
             Controller::Fixed(fixed) => fixed.rate(),
+            Controller::Cubic(cubic) => cubic.rate(),
+            Controller::Scavenger(scavenger) => scavenger.rate(),
         }
     }
 
@@ -105,6 +123,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.phase(),
             Controller::Fixed(fixed) => fixed.phase(),
+            Controller::Cubic(cubic) => cubic.phase(),
+            Controller::Scavenger(scavenger) => scavenger.phase(),
         }
     }
 }

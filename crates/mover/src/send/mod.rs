@@ -99,8 +99,8 @@ pub(crate) struct Sender {
     probed: (u64, u32),
     /// `budget` said 0 because of the pacer: somebody waits for its next release.
     refused: Cell<bool>,
-    /// The window, not a lack of payloads, held us back last.
-    window_limited: Cell<bool>,
+    /// When the window, not a lack of payloads, held us back last.
+    window_limited_at: Cell<Option<Nanos>>,
     lost: Vec<Lost>,
     lost_datagrams: u64,
     /// Bytes of size probes that the path did not carry: found out, not lost.
@@ -131,7 +131,7 @@ impl Sender {
             ping_due: true,
             probed: (0, 0),
             refused: Cell::new(false),
-            window_limited: Cell::new(false),
+            window_limited_at: Cell::new(None),
             lost: Vec::new(),
             lost_datagrams: 0,
             lost_probe_bytes: 0,
@@ -146,7 +146,9 @@ impl Sender {
             return Err(payload);
         }
         let rested = self.queue.waiting() == 0 && self.pacer.is_idle(now);
-        if rested && !self.window_limited.get() {
+        // Each acknowledgement opens the window a little: that is no lack of payloads.
+        let recently = now.saturating_sub(self.rtt.smoothed().unwrap_or(0));
+        if rested && self.window_limited_at.get().is_none_or(|at| at < recently) {
             self.flight.on_app_limited();
         }
         self.queue.push(payload, urgent);
@@ -182,7 +184,9 @@ impl Sender {
     /// Wire bytes of data that may leave now.
     pub(crate) fn allowance(&self, now: Nanos) -> u64 {
         let room = self.window_room();
-        self.window_limited.set(room == 0);
+        if room == 0 {
+            self.window_limited_at.set(Some(now));
+        }
         if room == 0 { 0 } else { room.min(self.pacer.allowance(now)) }
     }
 

@@ -82,7 +82,7 @@ pub enum Mode {
 }
 
 /// One far TPO.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Peer {
     /// What it is called here.
     pub name: String,
@@ -94,6 +94,8 @@ pub struct Peer {
     pub rate: Option<u64>,
     /// Who decides how fast we send.
     pub congestion: Congestion,
+    /// `loss_tolerance`: loss that counts as the path's own, as a share.
+    pub loss_tolerance: f64,
     /// The line of its section.
     pub line: usize,
 }
@@ -170,6 +172,10 @@ const OUTAGES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::fro
 const OUTAGE: Duration = Duration::from_secs(300);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
+/// Where nothing says otherwise: more than that is rarely a path's own.
+const LOSS_TOLERANCE: f64 = 0.05;
+/// Above it a rate that ignores loss would fill any queue with copies.
+const LOSS_TOLERANCES: RangeInclusive<f64> = 0.0..=0.25;
 /// Far above any use; it bounds the memory that they take.
 const MOST_ACCEPTS: usize = 100_000;
 
@@ -303,13 +309,19 @@ fn check_peers(file: &File<'_>, findings: &mut Findings) -> Peers {
 }
 
 fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<String>, Option<Peer>) {
-    const CONGESTIONS: &[(&str, Congestion)] = &[("auto", Congestion::Auto), ("fixed", Congestion::Fixed)];
+    const CONGESTIONS: &[(&str, Congestion)] = &[
+        ("auto", Congestion::Auto),
+        ("fixed", Congestion::Fixed),
+        ("cubic", Congestion::Cubic),
+        ("scavenger", Congestion::Scavenger),
+    ];
     let name = section.require("name", "a name for the peer, such as \"lyon\"", value::name, findings);
     let public_key =
         section.require("public_key", "what `tpo keygen` printed at the peer", value::public_key, findings);
     let endpoint = section.read("endpoint", value::socket_address, findings);
     let rate = section.read("rate", value::rate, findings);
     let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
+    let loss_tolerance = section.read("loss_tolerance", value::share(LOSS_TOLERANCES), findings);
     let line = section.line;
     if congestion == Congestion::Fixed && section.line_of("rate") == line {
         findings.error(
@@ -326,6 +338,7 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
         endpoint,
         rate,
         congestion,
+        loss_tolerance: loss_tolerance.unwrap_or(LOSS_TOLERANCE),
         line,
     });
     (name, peer)

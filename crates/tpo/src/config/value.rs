@@ -164,6 +164,19 @@ pub fn rate(written: &Written<'_>) -> Result<u64, String> {
         .ok_or_else(|| "a rate from \"10kbit\" to \"400gbit\", such as \"100mbit\"".into())
 }
 
+/// A share in percent: `"5%"`, `"0.5%"`; between the two bounds.
+pub fn share(bounds: RangeInclusive<f64>) -> impl Fn(&Written<'_>) -> Result<f64, String> {
+    move |written| {
+        let share = match written {
+            Written::Text(text) => measure(text, &[("%", 0.01)]),
+            _ => None,
+        };
+        share.filter(|share| bounds.contains(share)).ok_or_else(|| {
+            format!("a share from \"{}%\" to \"{}%\", such as \"5%\"", bounds.start() * 100.0, bounds.end() * 100.0)
+        })
+    }
+}
+
 /// A span of time: `"300s"`, `"5m"`, `"500ms"`; between the two bounds.
 pub fn duration(bounds: RangeInclusive<Duration>) -> impl Fn(&Written<'_>) -> Result<Duration, String> {
     const UNITS: &[(&str, f64)] = &[("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3_600.0)];

@@ -1,0 +1,187 @@
+//! `Cubic`: a good citizen among TCP flows (RFC 9438), that leaves slow start before it overflows the path (HyStart++, RFC 9406) and
+//! paces. Any loss counts as congestion, so it is slow where loss is random; it is for links shared with TCP that must not suffer.
+
+use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
+use crate::timer::{MILLISECOND, Nanos, SECOND};
+
+/// RFC 9438, sections 4.1 and 4.6.
+const C: f64 = 0.4;
+const BETA: f64 = 0.7;
+/// What Reno would add in each round to get the same mean window with this `BETA` (section 4.3).
+const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+/// Pacing above the window's rate, in percent, so that the window and not the pacer limits (RFC 9002, section 7.7).
+const SLOW_START_PACE: u64 = 200;
+const PACE: u64 = 120;
+
+/// HyStart++ (RFC 9406, section 4.3).
+const SMALLEST_RISE: Nanos = 4 * MILLISECOND;
+const LARGEST_RISE: Nanos = 16 * MILLISECOND;
+const RISE_PART: u64 = 8;
+const SAMPLES: u32 = 8;
+const CAUTIOUS_GROWTH: f64 = 0.25;
+const CAUTIOUS_ROUNDS: u32 = 5;
+
+/// Slow start, and how careful it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Fast,
+    /// The round trips have risen: grows slowly until that is certain. Rounds so far, and the round trip from which it is certain.
+    Cautious {
+        rounds: u32,
+        baseline: Nanos,
+    },
+    Over,
+}
+
+/// The controller. Windows are in bytes of the wire.
+pub(crate) struct Cubic {
+    cap: Option<u64>,
+    datagram: f64,
+    window: f64,
+    start: Start,
+    /// The window before the last reduction, and when avoidance began after it.
+    most: f64,
+    since: Option<Nanos>,
+    /// Seconds from there until `most` is reached again.
+    k: f64,
+    reno: f64,
+    /// Datagrams sent before this belong to an episode that was answered.
+    answered: Nanos,
+    round_end: u64,
+    round_least: Nanos,
+    round_samples: u32,
+    last_round_least: Nanos,
+    rate: u64,
+}
+
+impl Cubic {
+    pub(super) fn new(cap: Option<u64>, datagram: u64) -> Cubic {
+        Cubic {
+            cap,
+            datagram: datagram as f64,
+            window: (INITIAL_DATAGRAMS * datagram) as f64,
+            start: Start::Fast,
+            most: 0.0,
+            since: None,
+            k: 0.0,
+            reno: 0.0,
+            answered: 0,
+            round_end: 0,
+            round_least: Nanos::MAX,
+            round_samples: 0,
+            last_round_least: Nanos::MAX,
+            rate: initial_rate(cap, datagram),
+        }
+    }
+
+    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
+        self.datagram = news.datagram as f64;
+        if news.lost.iter().any(|lost| lost.sent >= self.answered) {
+            self.reduce(now);
+        }
+        self.on_round(news);
+        // A window that is not used says nothing about a larger one.
+        let limited = news.sample.is_some_and(|sample| sample.app_limited);
+        if news.acked > 0 && !limited {
+            self.grow(news, now);
+        }
+        if let Some(smoothed) = news.rtt.smoothed() {
+            let pace = if self.start == Start::Over { PACE } else { SLOW_START_PACE };
+            let rate = rate_of(self.window() * pace / 100, smoothed);
+            self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
+        }
+    }
+
+    fn reduce(&mut self, now: Nanos) {
+        self.start = Start::Over;
+        self.answered = now;
+        // Fast convergence: a flow that lost before it was where it had been leaves room for another (section 4.7).
+        self.most = if self.window < self.most { self.window * (1.0 + BETA) / 2.0 } else { self.window };
+        self.window = (self.window * BETA).max(SMALLEST_WINDOW_DATAGRAMS as f64 * self.datagram);
+        self.since = None;
+    }
+
+    /// Nothing was heard for long: the path may be another (persistent congestion, RFC 9002, section 7.6).
+    pub(super) fn on_outage_end(&mut self, now: Nanos) {
+        self.reduce(now);
+        self.window = SMALLEST_WINDOW_DATAGRAMS as f64 * self.datagram;
+        self.start = Start::Fast;
+    }
+
+    fn on_round(&mut self, news: &News<'_>) {
+        if let Some(measured) = news.measured {
+            self.round_least = self.round_least.min(measured);
+            self.round_samples += 1;
+        }
+        match self.start {
+            Start::Fast if self.round_samples >= SAMPLES && self.last_round_least != Nanos::MAX => {
+                let rise = (self.last_round_least / RISE_PART).clamp(SMALLEST_RISE, LARGEST_RISE);
+                if self.round_least >= self.last_round_least + rise {
+                    self.start = Start::Cautious { rounds: 0, baseline: self.round_least };
+                }
+            }
+            // It was a passing rise.
+            Start::Cautious { baseline, .. } if self.round_samples >= SAMPLES && self.round_least < baseline => {
+                self.start = Start::Fast;
+            }
+            Start::Fast | Start::Cautious { .. } | Start::Over => {}
+        }
+        if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
+            self.round_end = news.delivered;
+            (self.last_round_least, self.round_least, self.round_samples) = (self.round_least, Nanos::MAX, 0);
+            if let Start::Cautious { rounds, .. } = &mut self.start {
+                *rounds += 1;
+                if *rounds >= CAUTIOUS_ROUNDS {
+                    self.start = Start::Over;
+                    self.most = self.window;
+                }
+            }
+        }
+    }
+
+    fn grow(&mut self, news: &News<'_>, now: Nanos) {
+        let acked = news.acked as f64;
+        match self.start {
+            Start::Fast => self.window += acked,
+            Start::Cautious { .. } => self.window += acked * CAUTIOUS_GROWTH,
+            Start::Over => self.avoid(acked, news.rtt.smoothed().unwrap_or(SECOND), now),
+        }
+        if let Some(cap) = self.cap {
+            // Beyond twice what the configured rate can fill, a larger window would only be a later overflow.
+            let most = 2.0 * super::bytes_in(cap, news.rtt.smoothed().unwrap_or(SECOND)) as f64;
+            self.window = self.window.min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+        }
+    }
+
+    /// Congestion avoidance (sections 4.2 to 4.5).
+    fn avoid(&mut self, acked: f64, smoothed: Nanos, now: Nanos) {
+        let since = *self.since.get_or_insert_with(|| {
+            self.most = self.most.max(self.window);
+            self.k = ((self.most - self.window) / self.datagram / C).cbrt();
+            self.reno = self.window;
+            now
+        });
+        let elapsed = (now - since + smoothed) as f64 / SECOND as f64;
+        let cubic = self.most + C * (elapsed - self.k).powi(3) * self.datagram;
+        let target = cubic.clamp(self.window, 1.5 * self.window);
+        let share = acked / self.window;
+        self.reno += if self.reno < self.most { RENO } else { 1.0 } * share * self.datagram;
+        self.window = (self.window + (target - self.window) * share).max(self.reno);
+    }
+
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.window as u64
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        match self.start {
+            Start::Fast => "slow start",
+            Start::Cautious { .. } => "cautious",
+            Start::Over => "avoidance",
+        }
+    }
+}

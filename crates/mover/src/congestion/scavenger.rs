@@ -1,0 +1,190 @@
+//! `Scavenger`: takes what others leave, for backups and the like. It keeps the queue that it sees below a target (in the manner of
+//! LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills the queue beyond it makes it withdraw.
+//!
+//! The shortest round trip must be seen now and then without its own queue: it slows down for two round trips after its start and again
+//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, halves the window; random loss does not.
+
+use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
+use crate::timer::{MILLISECOND, Nanos};
+
+/// The queue that it makes at most.
+const TARGET: Nanos = 60 * MILLISECOND;
+/// Slow start ends when the queue reaches this part of the target.
+const START_PART: (u64, u64) = (3, 4);
+/// A datagram's loss beside more than this part of the target is congestion.
+const LOSS_PART: u64 = 4;
+/// The growth of a round is at least one datagram over this.
+const SLOWEST: u64 = 16;
+/// Round trips that a slowdown lasts, and the time between two in lengths of the last.
+const SLOW_ROUNDS: u64 = 2;
+const SLOW_EVERY: u64 = 19;
+/// Losses are judged over at least so many datagrams.
+const JUDGED: u64 = 100;
+const PACE: u64 = 120;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Growing fast, up to the window of before a slowdown if one began then.
+    Start {
+        up_to: u64,
+        slowed: Option<Nanos>,
+    },
+    Steady,
+    /// At the smallest window, to see the path without our queue.
+    Slow {
+        until: Nanos,
+        back_to: u64,
+        since: Nanos,
+    },
+}
+
+/// The controller. Windows are in bytes of the wire.
+pub(crate) struct Scavenger {
+    cap: Option<u64>,
+    tolerance: f64,
+    window: f64,
+    phase: Phase,
+    next_slow: Option<Nanos>,
+    round_end: u64,
+    round_least: Nanos,
+    queue: Nanos,
+    acked: u64,
+    lost: u64,
+    answered: Nanos,
+    rate: u64,
+}
+
+impl Scavenger {
+    pub(super) fn new(cap: Option<u64>, tolerance: f64, datagram: u64) -> Scavenger {
+        Scavenger {
+            cap,
+            tolerance,
+            window: (INITIAL_DATAGRAMS * datagram) as f64,
+            phase: Phase::Start { up_to: u64::MAX, slowed: None },
+            next_slow: None,
+            round_end: 0,
+            round_least: Nanos::MAX,
+            queue: 0,
+            acked: 0,
+            lost: 0,
+            answered: 0,
+            rate: initial_rate(cap, datagram),
+        }
+    }
+
+    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
+        let (Some(smoothed), Some(minimum)) = (news.rtt.smoothed(), news.rtt.minimum()) else {
+            return;
+        };
+        let least = (SMALLEST_WINDOW_DATAGRAMS * news.datagram) as f64;
+        if let Some(measured) = news.measured {
+            self.round_least = self.round_least.min(measured);
+            self.queue = self.round_least - minimum.min(self.round_least);
+        }
+        self.on_loss(news, now);
+        self.step(smoothed, now);
+        let limited = news.sample.is_some_and(|sample| sample.app_limited);
+        if news.acked > 0 && !limited {
+            self.grow(news, minimum);
+        }
+        self.window = self.window.max(least);
+        if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
+            self.round_end = news.delivered;
+            self.round_least = Nanos::MAX;
+        }
+        let rate = rate_of(self.window() * PACE / 100, smoothed);
+        self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
+    }
+
+    fn on_loss(&mut self, news: &News<'_>, now: Nanos) {
+        self.acked += news.acked;
+        self.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+        let fresh = news.lost.iter().any(|lost| lost.sent >= self.answered);
+        let judged = self.acked + self.lost >= JUDGED * news.datagram;
+        let many = judged && self.lost as f64 > self.tolerance * (self.acked + self.lost) as f64;
+        if fresh && (many || self.queue > TARGET / LOSS_PART) {
+            self.window /= 2.0;
+            self.answered = now;
+            self.end_start(now);
+        }
+        if judged {
+            (self.acked, self.lost) = (0, 0);
+        }
+    }
+
+    fn end_start(&mut self, now: Nanos) {
+        if let Phase::Start { slowed, .. } = self.phase {
+            self.phase = Phase::Steady;
+            // At once after the first start, whose queue hides the path; then so that slowdowns cost a twentieth of the time.
+            self.next_slow = Some(slowed.map_or(now, |since| now + SLOW_EVERY * (now - since)));
+        }
+    }
+
+    fn step(&mut self, smoothed: Nanos, now: Nanos) {
+        match self.phase {
+            Phase::Start { up_to, .. }
+                if self.window() >= up_to || self.queue > TARGET * START_PART.0 / START_PART.1 =>
+            {
+                self.end_start(now);
+            }
+            Phase::Slow { until, back_to, since } if now >= until => {
+                self.phase = Phase::Start { up_to: back_to, slowed: Some(since) };
+            }
+            Phase::Steady if self.next_slow.is_some_and(|at| now >= at) => {
+                let until = now + SLOW_ROUNDS * smoothed;
+                self.phase = Phase::Slow { until, back_to: self.window(), since: now };
+                self.window = 0.0;
+            }
+            Phase::Start { .. } | Phase::Steady | Phase::Slow { .. } => {}
+        }
+    }
+
+    fn grow(&mut self, news: &News<'_>, minimum: Nanos) {
+        let acked = news.acked as f64;
+        let datagram = news.datagram as f64;
+        // Slower than Reno on short paths, where everybody's window is small.
+        let gain = 1.0 / (2 * TARGET).div_ceil(minimum.max(1)).clamp(1, SLOWEST) as f64;
+        match self.phase {
+            Phase::Start { .. } => self.window += acked * gain.max(0.5),
+            Phase::Slow { .. } => {}
+            Phase::Steady => {
+                let above = self.queue as f64 / TARGET as f64 - 1.0;
+                let round = if above <= 0.0 {
+                    // As Reno, and with the room that is left, faster where the window is large.
+                    gain * datagram - above * self.window / 16.0
+                } else {
+                    (gain * datagram - self.window * above).max(-self.window / 2.0)
+                };
+                self.window += round * acked / self.window;
+            }
+        }
+        if let Some(cap) = self.cap {
+            let most = super::bytes_in(cap, minimum + 2 * TARGET) as f64;
+            self.window = self.window.min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+        }
+    }
+
+    /// Nothing was heard for long: it begins anew.
+    pub(super) fn on_outage_end(&mut self, now: Nanos) {
+        let back_to = self.window() / 2;
+        self.window = 0.0;
+        self.answered = now;
+        self.phase = Phase::Start { up_to: back_to, slowed: Some(now) };
+    }
+
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    pub(super) fn window(&self) -> u64 {
+        self.window as u64
+    }
+
+    pub(super) fn phase(&self) -> &'static str {
+        match self.phase {
+            Phase::Start { .. } => "slow start",
+            Phase::Steady => "steady",
+            Phase::Slow { .. } => "slowed",
+        }
+    }
+}
