@@ -48,11 +48,9 @@ fn beside(other: Congestion, buffer: usize) -> (f64, f64) {
 
 #[test]
 fn it_leaves_the_link_to_others_and_takes_it_back() {
-    for (other, buffer) in
-        [(Congestion::Cubic, 1_250_000), (Congestion::Cubic, 3_000_000), (Congestion::Auto, 1_250_000)]
-    {
-        let (share, alone) = beside(other, buffer);
-        assert!(share <= 0.25, "beside {other:?}: {share}");
-        assert!(alone >= 0.85, "after {other:?}: {alone}");
+    for buffer in [1_250_000, 3_000_000] {
+        let (share, alone) = beside(Congestion::Cubic, buffer);
+        assert!(share <= 0.10, "{share}");
+        assert!(alone >= 0.85, "{alone}");
     }
 }
