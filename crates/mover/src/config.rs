@@ -20,6 +20,29 @@ pub enum Congestion {
     Scavenger,
 }
 
+/// What is remembered of a path (draft-ietf-tsvwg-careful-resume).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// Bytes per second on the wire that it carried.
+    pub bandwidth: u64,
+    /// Its shortest round trip.
+    pub round_trip: Duration,
+    /// How long ago that was.
+    pub age: Duration,
+}
+
+impl Path {
+    /// Older memories are of another day's path.
+    pub const LONGEST_AGE: Duration = Duration::from_secs(24 * 3_600);
+
+    /// Is a path with this shortest round trip probably the same one?
+    pub(crate) fn is_like(&self, round_trip: Duration) -> bool {
+        self.age <= Path::LONGEST_AGE
+            && round_trip >= self.round_trip.mul_f64(0.9)
+            && round_trip <= self.round_trip.mul_f64(1.5)
+    }
+}
+
 /// Everything that a mover must know. Times and sizes without a comment here are explained in `docs/wire.md`.
 #[derive(Clone)]
 pub struct Config {
@@ -45,6 +68,8 @@ pub struct Config {
     pub congestion: Congestion,
     /// `Auto` takes loss up to this share of the datagrams for the path's own, which says nothing about congestion; from 0 to 0.25.
     pub loss_tolerance: f64,
+    /// What was known of the path before, if anything: where `Auto` begins if the path is still the same.
+    pub path: Option<Path>,
     /// A ping leaves when nothing was sent for so long.
     pub keepalive: Duration,
     /// Silence of the peer after which the mover counts as not up. Flows live on.
@@ -70,6 +95,7 @@ impl Config {
             rate: None,
             congestion: Congestion::Auto,
             loss_tolerance: 0.05,
+            path: None,
             keepalive: Duration::from_millis(400),
             silent_after: Duration::from_secs(2),
             dead_after: Duration::from_secs(300),

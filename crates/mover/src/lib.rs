@@ -32,7 +32,7 @@ mod identity;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use config::{Config, Congestion, Limits};
+pub use config::{Config, Congestion, Limits, Path};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;
 pub use handshake::HandshakeStats;

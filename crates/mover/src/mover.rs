@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Path};
 use crate::connection::Connection;
 use crate::crypto::{Outer, expand, peek};
 use crate::handshake::{Established, Handshake};
@@ -74,6 +74,8 @@ pub struct Mover {
     connection: Option<Connection>,
     instance: u64,
     first_physical: u64,
+    /// What was last known of the path when a connection ended, and when that was.
+    remembered: Option<(Path, Nanos)>,
     events: VecDeque<Event>,
     /// Counters of what is no more a part, and of what never was.
     stats: Stats,
@@ -100,6 +102,7 @@ impl Mover {
             clock: Clock::new(now),
             handshake,
             connection: None,
+            remembered: config.path.map(|path| (path, 0)),
             instance,
             events: VecDeque::new(),
             stats: Stats::default(),
@@ -201,7 +204,7 @@ impl Mover {
             let connection = self.connection.as_mut()?;
             let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
             let to = connection.remote();
-            self.drop_connection();
+            self.drop_connection(now);
             return Some(Transmit { to, segment_size });
         }
         if let Some(to) = self.handshake.poll_transmit(out, now) {
@@ -341,6 +344,22 @@ impl Mover {
         }
     }
 
+    /// What is known of the path: to be given to the next mover of this peer as [`Config::path`]. Of what is known now and what is remembered,
+    /// the wider one, as long as it is the same path: an idle connection learns little.
+    pub fn path(&self, now: Instant) -> Option<Path> {
+        let time = self.clock.read(now);
+        let remembered =
+            self.remembered.map(|(path, at)| Path { age: path.age + Duration::from_nanos(time - at), ..path });
+        let known = self.connection.as_ref().and_then(|connection| connection.sender.path());
+        match (known, remembered) {
+            (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {
+                Some(if known.bandwidth >= remembered.bandwidth / 2 { known } else { remembered })
+            }
+            (Some(known), _) => Some(known),
+            (None, remembered) => remembered.filter(|path| path.age <= Path::LONGEST_AGE),
+        }
+    }
+
     /// Where the peer is reached now.
     pub fn remote(&self) -> Option<SocketAddr> {
         self.connection.as_ref().map(Connection::remote)
@@ -406,9 +425,10 @@ impl Mover {
             return;
         }
         if self.connection.is_some() {
-            self.drop_connection();
+            self.drop_connection(now);
             self.tell(Event::Restarted);
         }
+        self.config.path = self.path(now);
         self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
         self.apply_memory();
         self.set_params();
@@ -421,7 +441,7 @@ impl Mover {
     }
 
     fn die(&mut self, reason: Reason, now: Instant) {
-        self.drop_connection();
+        self.drop_connection(now);
         self.tell(Event::Dead(reason));
         self.connect_anew(now);
     }
@@ -446,7 +466,8 @@ impl Mover {
     }
 
     /// Its counters stay, its gauges go.
-    fn drop_connection(&mut self) {
+    fn drop_connection(&mut self, now: Instant) {
+        self.remembered = self.path(now).map(|path| (path, self.clock.read(now)));
         if let Some(connection) = self.connection.take() {
             connection.report(&mut self.stats);
             self.stats.forget_gauges();

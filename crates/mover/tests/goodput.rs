@@ -2,8 +2,10 @@
 
 mod pair;
 
+use pair::reach::{Cell, reach};
 use pair::{A, B, Pair, Setup, Task, secs};
-use tpo_mover::Congestion;
+use std::time::Duration;
+use tpo_mover::{Congestion, Path};
 
 /// From 100 to 20 Mbit/s and back: down within a second, and the queue that this made is gone in two and a half; up within five.
 #[test]
@@ -53,4 +55,28 @@ fn a_fixed_rate_is_a_fixed_rate() {
     pair.world.run_for(secs(5.0));
     let rate = (pair.world.link(A, B).offered_bytes - before) as f64 / 5.0;
     assert!((2_450_000.0..2_510_000.0).contains(&rate), "{rate}");
+}
+
+/// A path that is remembered is filled at once; one that has become narrower in the meantime costs a round trip's worth.
+#[test]
+fn what_is_remembered_is_begun_with() {
+    let long = Cell::new(1_000.0, 600.0, 0.0);
+    let path = |mbit: u64| Path {
+        bandwidth: mbit * 125_000,
+        round_trip: Duration::from_millis(600),
+        age: Duration::from_secs(3_600),
+    };
+    let remembered = reach(&long, 4.0, 4.0, move |config| config.path = Some(path(1_000)));
+    println!("remembered {}", remembered.row());
+    assert!(remembered.ramp.is_some_and(|ramp| ramp <= 3.0), "{:?}", remembered.ramp);
+    assert!(remembered.eta >= 0.90 && remembered.held < 300_000_000 && remembered.queue_ms < 60.0);
+    let narrow = Cell::new(100.0, 600.0, 0.0);
+    let reached = reach(&narrow, 14.0, 8.0, move |config| config.path = Some(path(1_000)));
+    println!("narrower {}", reached.row());
+    assert!(reached.eta >= 0.85 && reached.queue_ms < 120.0 && reached.dropped < 0.01);
+    // Another path: nothing of it counts.
+    let other = Cell::new(100.0, 100.0, 0.0);
+    let reached = reach(&other, 2.0, 4.0, move |config| config.path = Some(path(1_000)));
+    println!("other {}", reached.row());
+    assert!(reached.eta >= 0.95 && reached.dropped < 0.01);
 }

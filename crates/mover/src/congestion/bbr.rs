@@ -11,9 +11,12 @@
 //! the queue that this made → *cruise*, every few seconds *up* to ask for more and *down* to take back what that
 //! queued. *Probe RTT* empties the pipe when the shortest round trip was not seen for ten seconds.
 
+use std::time::Duration;
+
 use super::floor::{Floor, excess};
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
 use crate::ack::Schedule;
+use crate::config::Path;
 use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
@@ -37,6 +40,8 @@ const CRUISE_STANDING_GAIN: u64 = 900;
 const HALF_GAIN: u64 = 500;
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 96;
+/// A remembered bandwidth is begun with this share, times the gain of startup.
+const RESUME_PERCENT: u64 = 36;
 /// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
 const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 const PLATEAU_ROUNDS: u32 = 8;
@@ -122,6 +127,9 @@ struct Span {
 /// The model.
 pub(crate) struct Bbr {
     cap: Option<u64>,
+    remembered: Option<Path>,
+    /// A bandwidth that was remembered and is not proved yet, and the round that decides.
+    resuming: Option<(u64, u64)>,
     dice: fastrand::Rng,
     datagram: u64,
     phase: Phase,
@@ -174,9 +182,18 @@ pub(crate) struct Bbr {
 }
 
 impl Bbr {
-    pub(super) fn new(cap: Option<u64>, tolerance: f64, datagram: u64, seed: u64, now: Nanos) -> Bbr {
+    pub(super) fn new(
+        cap: Option<u64>,
+        remembered: Option<Path>,
+        tolerance: f64,
+        datagram: u64,
+        seed: u64,
+        now: Nanos,
+    ) -> Bbr {
         Bbr {
             cap,
+            remembered,
+            resuming: None,
             dice: fastrand::Rng::with_seed(seed),
             datagram,
             phase: Phase::Startup,
@@ -299,6 +316,29 @@ impl Bbr {
             self.cycle_full = true;
             self.enter(Phase::Cruise, now);
             self.next_up = now + 2 * minimum;
+        } else if let Some(path) = self.remembered.filter(|path| path.is_like(Duration::from_nanos(minimum))) {
+            // Start-up goes on from there: its gain makes this the remembered rate, its window two thirds of the remembered product.
+            let bandwidth = path.bandwidth * RESUME_PERCENT / 100;
+            self.best[1] = self.best[1].max(bandwidth);
+            self.window = self.window.max(2 * self.product(minimum));
+            self.resuming = Some((bandwidth, self.rounds + 2));
+        }
+    }
+
+    /// The first whole round after a resumption shows whether the path still carries it. If not, the memory is forgotten, and the queue
+    /// that it made is drained (draft-ietf-tsvwg-careful-resume, safe retreat).
+    fn validate(&mut self, round: &Round, now: Nanos) {
+        let Some((bandwidth, _)) = self.resuming.filter(|(_, decides)| self.rounds >= *decides && round.full) else {
+            return;
+        };
+        self.resuming = None;
+        if round.best_rate < bandwidth {
+            self.best = [0, round.best_rate];
+        }
+        // As much as was remembered, or less than was begun with: either way this is what there is.
+        let all = round.best_rate >= bandwidth * 80 / RESUME_PERCENT;
+        if (all || round.best_rate < bandwidth) && self.phase == Phase::Startup {
+            self.enter(Phase::Drain, now);
         }
     }
 
@@ -376,6 +416,7 @@ impl Bbr {
         let total = round.delivered + round.lost;
         let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
         self.heavy_rounds = if heavy { self.heavy_rounds + 1 } else { 0 };
+        self.validate(&round, now);
         match self.phase {
             Phase::Startup => self.on_startup_round(&round, minimum),
             // What stands during these is the queue that we have just made.
@@ -602,6 +643,10 @@ impl Bbr {
                 bandwidth * self.gain(fast, self.is_deep(minimum, now)) / 1_000
             }
         };
+        if let Some((bandwidth, _)) = self.resuming {
+            // No more than was remembered until that is proved.
+            rate = rate.min(bandwidth * 100 / RESUME_PERCENT);
+        }
         if self.rounds < self.halved_until_round {
             rate = rate * HALF_GAIN / 1_000;
         }

@@ -64,7 +64,7 @@ impl Controller {
                 Controller::Scavenger(scavenger::Scavenger::new(cap, config.loss_tolerance, datagram))
             }
             (Congestion::Fixed | Congestion::Auto, cap) => {
-                Controller::Auto(Box::new(bbr::Bbr::new(cap, config.loss_tolerance, datagram, seed, now)))
+                Controller::Auto(Box::new(bbr::Bbr::new(cap, config.path, config.loss_tolerance, datagram, seed, now)))
             }
         }
     }

@@ -14,7 +14,7 @@ use self::flight::{Fate, Flight, Record};
 use self::loss::Loss;
 use self::queue::Queue;
 use crate::ack::{Schedule, Words};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Path};
 use crate::congestion::{Controller, Lost, News};
 use crate::crypto::{HEADER, TAG};
 use crate::error::ParseError;
@@ -601,6 +601,13 @@ impl Sender {
 
     pub(crate) fn rtt(&self) -> &Rtt {
         &self.rtt
+    }
+
+    /// What is known of the path, if anything is.
+    pub(crate) fn path(&self) -> Option<Path> {
+        let (bandwidth, minimum) = (self.controller.bandwidth(), self.rtt.minimum()?);
+        let round_trip = std::time::Duration::from_nanos(minimum);
+        (bandwidth > 0).then_some(Path { bandwidth, round_trip, age: std::time::Duration::ZERO })
     }
 
     pub(crate) fn bandwidth(&self) -> u64 {
