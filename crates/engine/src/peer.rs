@@ -142,6 +142,11 @@ impl Peer {
         self.driver.is_connected()
     }
 
+    /// What is known of the path, for the next time.
+    pub fn path(&self, now: Instant) -> Option<tpo_mover::Path> {
+        self.mover.path(now)
+    }
+
     /// Where the peer is reached now.
     pub fn remote(&self) -> Option<SocketAddr> {
         self.mover.remote()

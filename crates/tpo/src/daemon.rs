@@ -30,6 +30,7 @@ use crate::intercept::tcp::Listeners;
 use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
+use crate::memory::Memory;
 use crate::router::{Router, Table};
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
@@ -113,6 +114,7 @@ impl Daemon {
                 engine: engine_config(checked, slot, identity.clone())?,
                 exit: exit(checked, slot),
                 listener: listener.try_clone().context("share the listening socket")?,
+                memory: Memory::of_service(&peer.name),
                 on_change: Box::new(doorbell.ring()),
             };
             let (lane, thread) = lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
@@ -213,6 +215,7 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     mover.rate = peer.rate;
     mover.congestion = peer.congestion;
     mover.loss_tolerance = peer.loss_tolerance;
+    mover.path = Memory::of_service(&peer.name).and_then(|memory| memory.load());
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));

@@ -22,6 +22,7 @@ use crate::edge::exit::Exit;
 use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
+use crate::memory::Memory;
 use crate::sys::Timer;
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
@@ -38,6 +39,8 @@ const TRANSMIT_TURN: usize = 16;
 const LINK_RETRY: Duration = Duration::from_millis(500);
 /// While the peer is silent, at this interval.
 const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
+/// The path is written down this often: a daemon that is killed knows nearly as much afterwards as one that ended.
+const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
 /// Room for one batch of datagrams: what segmentation offload takes at once.
@@ -198,6 +201,8 @@ pub struct Start {
     pub exit: Exit,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
     pub listener: Link,
+    /// Where the path is remembered.
+    pub memory: Option<Memory>,
     /// Told whenever the peer comes up or goes down.
     pub on_change: Box<dyn Fn() + Send>,
 }
@@ -236,6 +241,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             waiting: false,
             stopping,
             pulse,
+            memory: start.memory,
+            remember_at: now + REMEMBER_EVERY,
             on_change: start.on_change,
             runs: Runs::new(),
             batch: Vec::with_capacity(BATCH_BYTES),
@@ -269,6 +276,8 @@ struct Loop {
     waiting: bool,
     stopping: Arc<AtomicBool>,
     pulse: Arc<Pulse>,
+    memory: Option<Memory>,
+    remember_at: Instant,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
     batch: Vec<u8>,
@@ -408,6 +417,7 @@ impl Loop {
     }
 
     fn begin_to_close(&mut self, now: Instant) {
+        self.remember(now);
         self.peer.close(now);
         self.closing = Some(now + CLOSING);
         self.follow_engine(now);
@@ -621,7 +631,20 @@ impl Loop {
         true
     }
 
+    /// Writes down what is known of the path.
+    fn remember(&mut self, now: Instant) {
+        self.remember_at = now + REMEMBER_EVERY;
+        if let (Some(memory), Some(path)) = (&self.memory, self.peer.path(now))
+            && let Err(error) = memory.save(&path)
+        {
+            debug!(peer = %self.name, %error, "the path cannot be remembered");
+        }
+    }
+
     fn show_pulse(&mut self, now: Instant) {
+        if now >= self.remember_at {
+            self.remember(now);
+        }
         self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
         if self.pulse.beat(now, self.peer.is_up() && self.closing.is_none()) {
             (self.on_change)();

@@ -12,6 +12,7 @@ pub mod demo;
 pub mod facts;
 pub mod keygen;
 pub mod log;
+pub mod memory;
 pub mod status;
 
 // The walk.
