@@ -98,7 +98,7 @@ impl Connection {
 
     /// Bytes per second that the way back surely carries: what acknowledgements may take a share of.
     fn return_rate(&self) -> u64 {
-        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.delivery_rate() / RETURN_SHARE))
+        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.arrival_rate() / RETURN_SHARE))
     }
 
     // --- in --------------------------------------------------------------------------------------------------------------
@@ -129,6 +129,7 @@ impl Connection {
         };
         stats.datagrams_received += 1;
         stats.bytes_received += length as u64;
+        self.receiver.on_datagram(length, now);
         let mut received = Received {
             heard: true,
             confirmed: self.sessions.on_opened(index),

@@ -108,6 +108,9 @@ fn rows() -> Vec<Row> {
         .collect();
     rows.extend(grid_cells(&[500.0], &[20.0, 100.0, 250.0], &[1.0]).into_iter().map(|cell| Row::new(cell, 5.0)));
     rows.extend(grid_cells(&[1_000.0], &[100.0], &[0.0, 1.0]).into_iter().map(|cell| Row::new(cell, 3.0)));
+    // Acknowledgements of a long and lossy path are long: they must come often enough to say what became of everything.
+    let long = Row::new(Cell::new(200.0, 600.0, 5.0), 8.0).at_least(0.93);
+    rows.push(Row { warm: 15.0, ..long });
     let plain = Cell::new(100.0, 100.0, 0.0);
     let lossy = Cell::new(100.0, 100.0, 2.0);
     rows.extend([

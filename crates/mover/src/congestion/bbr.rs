@@ -435,7 +435,7 @@ impl Bbr {
             self.plateau = bandwidth;
             self.plateau_rounds = 0;
         } else {
-            // A queue that stood for the whole round is all the proof that is needed.
+            // A queue that stood for the whole round proves twice as much. Not all: a rate that doubles is measured half a round late.
             self.plateau_rounds += if self.stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }

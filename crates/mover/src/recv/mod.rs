@@ -35,6 +35,10 @@ pub(crate) struct Receiver {
     /// The peer's floor: it wants to hear nothing about lower numbers.
     floor: u64,
     meter: Meter,
+    /// Bytes of datagrams that came, and their best rate of late: what is delivered stands still while something is missing.
+    arrived: u64,
+    arrivals: Meter,
+    arrival_rate: u64,
     duplicate: u64,
     refused: u64,
     wrong: u64,
@@ -53,6 +57,9 @@ impl Receiver {
             schedule: Schedule::new(now),
             floor: 0,
             meter: Meter { since: now, bytes: 0, rate: 0 },
+            arrived: 0,
+            arrivals: Meter { since: now, bytes: 0, rate: 0 },
+            arrival_rate: 0,
             duplicate: 0,
             refused: 0,
             wrong: 0,
@@ -185,9 +192,17 @@ impl Receiver {
         self.acks_sent += 1;
     }
 
-    /// Bytes per second handed up.
-    pub(crate) fn delivery_rate(&self) -> u64 {
-        self.meter.rate
+    /// A datagram of so many bytes came.
+    pub(crate) fn on_datagram(&mut self, bytes: usize, now: Nanos) {
+        self.arrived += bytes as u64;
+        if self.arrivals.look(self.arrived, now) {
+            self.arrival_rate = self.arrivals.rate.max(self.arrival_rate - self.arrival_rate / 8);
+        }
+    }
+
+    /// Bytes per second that came lately.
+    pub(crate) fn arrival_rate(&self) -> u64 {
+        self.arrival_rate
     }
 
     pub(crate) fn report(&self, stats: &mut Stats) {
@@ -224,12 +239,14 @@ struct Meter {
 }
 
 impl Meter {
-    fn look(&mut self, bytes: u64, now: Nanos) {
+    /// True if it is another rate now.
+    fn look(&mut self, bytes: u64, now: Nanos) -> bool {
         let elapsed = now.saturating_sub(self.since);
         if elapsed < METER_TIME {
-            return;
+            return false;
         }
         let rate = u128::from(bytes - self.bytes) * u128::from(SECOND) / u128::from(elapsed);
         *self = Meter { since: now, bytes, rate: u64::try_from(rate).unwrap_or(u64::MAX) };
+        true
     }
 }

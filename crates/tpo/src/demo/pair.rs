@@ -74,8 +74,10 @@ impl Pair {
 
     /// Ends both daemons as an administrator would.
     pub fn stop(mut self) -> Result<()> {
-        for mut child in std::mem::take(&mut self.children) {
-            let status = end(&mut child)?;
+        // Both, whatever becomes of the first.
+        let ended: Vec<Result<ExitStatus>> = std::mem::take(&mut self.children).iter_mut().map(end).collect();
+        for status in ended {
+            let status = status?;
             ensure!(status.success(), "tpo run ended with {status}");
         }
         Ok(())
