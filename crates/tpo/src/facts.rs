@@ -125,6 +125,8 @@ impl Facts {
             datagrams_sent: mover.datagrams_sent,
             datagrams_received: mover.datagrams_received,
             retransmissions: mover.segments_repaired,
+            parity_sent: mover.parity_sent,
+            rebuilt: mover.datagrams_rebuilt,
             drops: drops(report),
             handshake: HandshakeReport {
                 completed: handshake.established,

@@ -154,6 +154,9 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             "{}: {} datagrams sent, {} segments again ({again:.2} %), {} received",
             peer.name, peer.datagrams_sent, peer.retransmissions, peer.datagrams_received
         );
+        if peer.parity_sent + peer.rebuilt > 0 {
+            let _ = write!(out, ", {} parity sent, {} lost ones rebuilt", peer.parity_sent, peer.rebuilt);
+        }
         if let Some(drops) = counts(&peer.drops) {
             let _ = write!(out, ", dropped: {drops}");
         }

@@ -22,6 +22,8 @@ fn lyon() -> PeerReport {
         datagrams_sent: 912_345,
         datagrams_received: 456_123,
         retransmissions: 9_279,
+        parity_sent: 1_200,
+        rebuilt: 31,
         drops: [("replayed".to_owned(), 3), ("truncated".to_owned(), 0), ("wrong tag".to_owned(), 1)].into(),
         handshake: HandshakeReport { completed: 2, failed: 1 },
         ..peer("lyon", PeerState::Up)
@@ -66,7 +68,7 @@ paris: working in part; 1 of 2 peers up, 12 flows, running for 3d 4h (tpo 0.1.0)
 PEER  STATE    ENDPOINT              RTT     LEAST  LOSS SO FAR     MAY SEND      ARRIVES  IN FLIGHT  SEGMENT  FLOWS     SENT  RECEIVED
 lyon  up       192.0.2.7:47800  100.4 ms  100.1 ms       1.02 %  93.0 Mbit/s  91.2 Mbit/s    1.1 MiB     1452     12  1.2 GiB  40.1 MiB
 oslo  waiting  -                       -         -            -            -            -        0 B        -      0      0 B       0 B
-lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
+lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, 1200 parity sent, 31 lost ones rebuilt, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
 lyon: 2 handshakes, 1 failed
 oslo is not up: it has no endpoint here, so it must call us, and it has not called yet
 

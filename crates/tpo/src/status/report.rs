@@ -119,6 +119,10 @@ pub struct PeerReport {
     pub datagrams_received: u64,
     /// Segments sent again.
     pub retransmissions: u64,
+    /// Parity rows sent, over datagrams that somebody waits for.
+    pub parity_sent: u64,
+    /// Lost datagrams that were rebuilt here from the peer's parity.
+    pub rebuilt: u64,
     /// Datagrams dropped, by kind; kinds that never came up are left out.
     pub drops: BTreeMap<String, u64>,
     /// How the session came about.
