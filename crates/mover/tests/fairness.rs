@@ -2,18 +2,91 @@
 //! kept like `matrix.txt` (see `matrix.rs`).
 
 mod pair;
+#[path = "pair/rival.rs"]
+mod rival;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use pair::{A, B, Pair, Setup, Side, Task, profile, secs};
-use tpo_lab::World;
+use rival::Rival;
+use tpo_lab::{Node, World};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fairness.txt");
+
+/// Who meets at a bottleneck.
+enum Guest {
+    Tunnel(Box<Side>),
+    Rival(Rival),
+}
+
+impl Guest {
+    fn start(&mut self) {
+        match self {
+            Guest::Tunnel(side) => side.stopped = false,
+            Guest::Rival(rival) => rival.start(),
+        }
+    }
+
+    fn received_bytes(&self) -> u64 {
+        match self {
+            Guest::Tunnel(side) => side.received_bytes,
+            Guest::Rival(rival) => rival.received_bytes,
+        }
+    }
+
+    fn tunnel(&self) -> Option<&Side> {
+        match self {
+            Guest::Tunnel(side) => Some(side),
+            Guest::Rival(_) => None,
+        }
+    }
+}
+
+impl Node for Guest {
+    fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+        match self {
+            Guest::Tunnel(side) => side.handle_datagram(from, datagram, now),
+            Guest::Rival(rival) => rival.handle_datagram(from, datagram, now),
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        match self {
+            Guest::Tunnel(side) => side.handle_timeout(now),
+            Guest::Rival(rival) => rival.handle_timeout(now),
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match self {
+            Guest::Tunnel(side) => side.poll_timeout(),
+            Guest::Rival(rival) => rival.poll_timeout(),
+        }
+    }
+
+    fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
+        match self {
+            Guest::Tunnel(side) => side.poll_transmit(out, now),
+            Guest::Rival(rival) => rival.poll_transmit(out, now),
+        }
+    }
+
+    fn drained(&mut self, now: Instant) {
+        if let Guest::Tunnel(side) = self {
+            side.drained(now);
+        }
+    }
+}
 
 /// Tunnels that share a bottleneck, and what each does to the link.
 #[derive(Clone, Copy)]
 struct Crowd {
     tunnels: usize,
+    /// CUBIC flows beside them.
+    rivals: usize,
     mbit: f64,
     rtt_ms: f64,
     /// The bottleneck's buffer in bandwidth-delay products.
@@ -34,42 +107,49 @@ struct Shared {
 
 impl Crowd {
     fn name(&self) -> String {
-        let Crowd { tunnels, mbit, rtt_ms, buffer, loss_percent, .. } = self;
-        format!("{tunnels} tunnels {mbit:4} Mbit/s {rtt_ms:3} ms {buffer:4} products {loss_percent} %")
+        let Crowd { tunnels, rivals, mbit, rtt_ms, buffer, loss_percent, .. } = self;
+        let rivals = if *rivals > 0 { format!(" {rivals} CUBIC") } else { String::new() };
+        format!("{tunnels} tunnels{rivals} {mbit:4} Mbit/s {rtt_ms:3} ms {buffer:4} products {loss_percent} %")
     }
 
     /// The tunnels start one second after the other; `time` seconds are measured after `warm`.
     fn share(&self, warm: f64, time: f64) -> Shared {
-        let Crowd { tunnels, mbit, rtt_ms, buffer, loss_percent, seed } = *self;
-        let mut world: World<Side> = World::new(seed);
+        let Crowd { tunnels, rivals, mbit, rtt_ms, buffer, loss_percent, seed } = *self;
+        let guests = tunnels + rivals;
+        let mut world: World<Guest> = World::new(seed);
         let product = mbit * 125.0 * rtt_ms;
         let neck = world.bottleneck(profile(&format!("rate={}kbit queue={}", mbit * 1e3, (product * buffer) as u64)));
-        for tunnel in 0..tunnels {
-            let mut setup = Setup::new(seed * 100 + tunnel as u64, "perfect");
-            setup.net = tunnel as u8;
+        for guest in 0..guests {
+            let mut setup = Setup::new(seed * 100 + guest as u64, "perfect");
+            setup.net = guest as u8;
             let mut pair = Pair::new(setup);
             let now = world.now();
-            let bulk = Task {
-                payloads: u64::MAX,
-                sizes: 65_000..=65_536,
-                urgent: 0,
-                whole_datagrams: true,
-                ..Task::default()
+            let [a, b] = if guest < tunnels {
+                let bulk = Task {
+                    payloads: u64::MAX,
+                    sizes: 65_000..=65_536,
+                    urgent: 0,
+                    whole_datagrams: true,
+                    ..Task::default()
+                };
+                let (mut a, b) = (pair.make(A, bulk, now), pair.make(B, Task::default(), now));
+                a.stopped = true;
+                [a, b].map(|side| Guest::Tunnel(Box::new(side)))
+            } else {
+                [B, A].map(|other| Guest::Rival(Rival::new(pair.address(other), false, now)))
             };
-            let (mut a, b) = (pair.make(A, bulk, now), pair.make(B, Task::default(), now));
-            a.stopped = true;
             let (a, b) = (world.add(pair.address(A), a), world.add(pair.address(B), b));
             let way = format!("delay={}us mtu=1500", rtt_ms * 500.0);
             world.connect(a, b, profile(&format!("{way} loss={loss_percent}%")), profile(&way));
             world.lead_through(a, b, neck);
         }
-        for tunnel in 0..tunnels {
+        for guest in 0..guests {
             world.run_for(secs(1.0));
-            world.node_mut(2 * tunnel).stopped = false;
+            world.node_mut(2 * guest).start();
         }
         world.run_for(secs(warm));
-        let received = |world: &World<Side>| -> Vec<u64> {
-            (0..tunnels).map(|tunnel| world.node(2 * tunnel + 1).received_bytes).collect()
+        let received = |world: &World<Guest>| -> Vec<u64> {
+            (0..guests).map(|guest| world.node(2 * guest + 1).received_bytes()).collect()
         };
         let (before, stats) = (received(&world), world.bottleneck_stats(neck));
         let mut queue_ms = 0.0;
@@ -77,15 +157,26 @@ impl Crowd {
         let mut last = before.clone();
         for _ in 0..steps {
             world.run_for(secs(0.1));
-            let rtt = world.node(0).mover.stats().rtt.expect("it is up").as_secs_f64() * 1e3;
+            let rtt = world
+                .node(0)
+                .tunnel()
+                .expect("the first is a tunnel")
+                .mover
+                .stats()
+                .rtt
+                .expect("it is up")
+                .as_secs_f64()
+                * 1e3;
             queue_ms += (rtt - rtt_ms) / steps as f64;
             if std::env::var("TPO_TRACE").is_ok() {
                 let is = received(&world);
-                let rates: String = (0..tunnels)
-                    .map(|tunnel| {
-                        let stats = world.node(2 * tunnel).mover.stats();
-                        let got = (is[tunnel] - last[tunnel]) as f64 * 8e-5;
-                        format!("{got:5.1} ({:5.1} {:9})", stats.bandwidth as f64 * 8e-6, stats.phase)
+                let rates: String = (0..guests)
+                    .map(|guest| {
+                        let got = (is[guest] - last[guest]) as f64 * 8e-5;
+                        let stats = world.node(2 * guest).tunnel().map(|side| side.mover.stats());
+                        let state =
+                            stats.map(|stats| format!("({:5.1} {:9})", stats.bandwidth as f64 * 8e-6, stats.phase));
+                        format!("{got:5.1} {} ", state.unwrap_or_default())
                     })
                     .collect();
                 println!("{:6.1} rtt {rtt:5.1} {rates}", world.elapsed().as_secs_f64());
@@ -97,7 +188,7 @@ impl Crowd {
         let after = world.bottleneck_stats(neck);
         Shared {
             shares: got.iter().map(|got| got / sum).collect(),
-            jain: sum * sum / (tunnels as f64 * squares),
+            jain: sum * sum / (guests as f64 * squares),
             eta: sum / time / (mbit * 125_000.0 * 0.96 * (1.0 - loss_percent / 100.0)),
             dropped: (after.dropped_queue - stats.dropped_queue) as f64
                 / (after.offered_packets - stats.offered_packets) as f64,
@@ -146,6 +237,7 @@ fn crowds(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<
         for &tunnels in tunnels {
             crowds.extend(buffers.iter().map(|&buffer| Crowd {
                 tunnels,
+                rivals: 0,
                 mbit: 100.0,
                 rtt_ms: 50.0,
                 buffer,
@@ -188,13 +280,14 @@ fn table() {
     }
 }
 
-/// One crowd of your choice: `TPO_CROWD="2 100 50 1 0"` is tunnels, Mbit/s, ms, products of buffer, loss in percent.
+/// One crowd of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s, ms, products of buffer, loss in percent.
 #[test]
 #[ignore = "a tool for people"]
 fn crowd() {
     let Ok(text) = std::env::var("TPO_CROWD") else { return };
     let fields: Vec<f64> = text.split_whitespace().map(|field| field.parse().expect("a number")).collect();
-    let [tunnels, mbit, rtt_ms, buffer, loss_percent] = fields[..] else { panic!("five numbers") };
-    let crowd = Crowd { tunnels: tunnels as usize, mbit, rtt_ms, buffer, loss_percent, seed: 7 };
+    let [tunnels, rivals, mbit, rtt_ms, buffer, loss_percent] = fields[..] else { panic!("six numbers") };
+    let crowd =
+        Crowd { tunnels: tunnels as usize, rivals: rivals as usize, mbit, rtt_ms, buffer, loss_percent, seed: 7 };
     println!("{}: {}", crowd.name(), crowd.share(0.0, 60.0).row());
 }
