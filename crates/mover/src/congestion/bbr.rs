@@ -163,13 +163,18 @@ pub(crate) struct Bbr {
     queued: bool,
     /// A queue stood for the whole of the last round of cruising: others are there.
     standing: bool,
-    /// The round trip says that more than half a round trip's queue stands, since when; and when the bound was lowered for it.
-    deep_since: Option<Nanos>,
+    /// The round trip says that more than half a round trip's queue stands; and when the bound was lowered for it.
+    deep: bool,
     deep_cut_at: Nanos,
+    /// When a round trip last said that no queue stood, and whether that was so long ago that somebody fills the buffer.
+    quiet_at: Nanos,
+    crowded: bool,
     /// A queue stood in this cycle.
     stood: bool,
     /// This up meets others: its end is when it has made its own queue beside theirs.
     competing: bool,
+    /// This up meets somebody who fills the buffer: its queue is no reason to end.
+    pressing: bool,
     /// Beside others: what this up asks for, in thousandths, and of which bandwidth.
     up_gain: u64,
     up_base: u64,
@@ -220,10 +225,13 @@ impl Bbr {
             smoothed: 0,
             queued: false,
             standing: false,
-            deep_since: None,
+            deep: false,
             deep_cut_at: now,
+            quiet_at: now,
+            crowded: false,
             stood: false,
             competing: false,
+            pressing: false,
             up_gain: UP_GAIN,
             up_base: 0,
             jumped: false,
@@ -291,7 +299,7 @@ impl Bbr {
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
                 let rate = self.on_sample(&sample);
-                if self.is_deep(minimum, now) && sample.sent > self.deep_cut_at && !sample.app_limited {
+                if self.is_deep() && sample.sent > self.deep_cut_at && !sample.app_limited {
                     // All that arrives comes out of the queue: this is what the path gives us now. Rounds are too long to wait for.
                     self.short = Some(self.bandwidth().min(rate));
                     self.deep_cut_at = now;
@@ -361,7 +369,11 @@ impl Bbr {
         let base = if base == Nanos::MAX { minimum } else { base };
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
         let deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
-        self.deep_since = deep.then(|| self.deep_since.unwrap_or(now));
+        self.deep = deep;
+        if measured <= self.standing_above(minimum) {
+            self.quiet_at = now;
+        }
+        self.crowded = now - self.quiet_at > STUBBORN.max(STUBBORN_ROUNDS * minimum);
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
@@ -381,9 +393,8 @@ impl Bbr {
         Some(Sample { delivered, lost, interval: now - since, app_limited, ..sample })
     }
 
-    fn is_deep(&self, minimum: Nanos, now: Nanos) -> bool {
-        let stubborn = STUBBORN.max(STUBBORN_ROUNDS * minimum);
-        self.phase == Phase::Cruise && self.deep_since.is_some_and(|since| now - since < stubborn)
+    fn is_deep(&self) -> bool {
+        self.deep && !self.crowded && self.phase == Phase::Cruise
     }
 
     /// The rate that it tells.
@@ -461,7 +472,7 @@ impl Bbr {
         };
         self.standing = self.stands(round, minimum);
         self.stood |= self.standing;
-        if self.standing || too_much {
+        if (self.standing && !self.crowded) || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
         }
@@ -494,7 +505,8 @@ impl Bbr {
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
-        self.competing = std::mem::take(&mut self.stood);
+        self.competing = std::mem::take(&mut self.stood) && !self.crowded;
+        self.pressing = self.crowded;
         if let Some(short) = self.short.take().filter(|_| self.competing) {
             self.best = self.best.map(|best| best.min(short));
         }
@@ -503,7 +515,7 @@ impl Bbr {
         // At a quarter more than the path carries, it queues a quarter of this time.
         let queue = (minimum / 20).clamp(UP_QUEUE, UP_QUEUE_MOST);
         self.up_time = 4 * queue;
-        if self.competing {
+        if self.competing || self.pressing {
             self.up_time = self.up_time.max((2 * minimum).min(COMPETING_UP));
         }
         self.up_rtt = self.smoothed;
@@ -562,6 +574,7 @@ impl Bbr {
         let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND) * if self.competing { 2 } else { 1 };
         let total = self.round.delivered + self.round.lost;
         let queued = (self.queued && !self.competing) || self.up_rtt > self.up_limit;
+        let queued = queued && !self.pressing;
         let too_much = excess(self.round.lost, total, self.datagram, &self.floor, queued);
         if told && (queued || too_much) {
             self.end_cycle(now);
@@ -575,7 +588,7 @@ impl Bbr {
         self.up_rounds += 1;
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
-        let most = if self.competing { COMPETING_ROUNDS } else { UP_ROUNDS };
+        let most = if self.competing || self.pressing { COMPETING_ROUNDS } else { UP_ROUNDS };
         if limited || at_cap || self.up_rounds >= most {
             self.end_cycle(now);
         } else {
@@ -621,7 +634,7 @@ impl Bbr {
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down => FLOOR_GAIN,
             Phase::Cruise if deep => CRUISE_DEEP_GAIN,
-            Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
+            Phase::Cruise if self.queued && self.standing && !self.crowded => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
         }
@@ -640,7 +653,7 @@ impl Bbr {
             if self.competing && self.phase == Phase::Up && fast {
                 (self.up_base * self.up_gain / 1_000).max(bandwidth)
             } else {
-                bandwidth * self.gain(fast, self.is_deep(minimum, now)) / 1_000
+                bandwidth * self.gain(fast, self.is_deep()) / 1_000
             }
         };
         if let Some((bandwidth, _)) = self.resuming {
@@ -656,7 +669,8 @@ impl Bbr {
         // Acknowledgements are held back, and lost datagrams count until their loss is known: twice the product and some.
         let held_back = 2 * bytes_in(bandwidth, Schedule::interval(Some(minimum)))
             + 3 * (self.rate / 1_000).clamp(2 * self.datagram, 64_000);
-        let product = bytes_in(bandwidth, minimum);
+        // A full buffer is a part of the path.
+        let product = bytes_in(bandwidth, if self.crowded { minimum.max(self.smoothed * 5 / 8) } else { minimum });
         self.window = match self.phase {
             Phase::Startup => {
                 let grown = self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
@@ -674,9 +688,13 @@ impl Bbr {
         .max(least);
     }
 
+    fn standing_above(&self, minimum: Nanos) -> Nanos {
+        let few = STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(1);
+        minimum + minimum / 8 + 2 * MILLISECOND + few
+    }
+
     /// Did a queue stand for all of the round? A few datagrams are none.
     fn stands(&self, round: &Round, minimum: Nanos) -> bool {
-        let few = STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(1);
-        round.rtt_count > 0 && round.rtt_least > minimum + minimum / 8 + 2 * MILLISECOND + few
+        round.rtt_count > 0 && round.rtt_least > self.standing_above(minimum)
     }
 }
