@@ -13,8 +13,7 @@ fn a_change_of_capacity_is_followed() {
     for loss in ["0%", "2%"] {
         let link = |rate| format!("rate={rate}mbit delay=50ms loss={loss} mtu=1500 queue=1250000");
         let mut setup = Setup::new(3, &link(100));
-        setup.a =
-            Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
+        setup.a = Task::bulk();
         let mut pair = Pair::new(setup);
         pair.connect();
         let rate_over = |pair: &mut Pair, seconds: f64| {
@@ -47,7 +46,7 @@ fn a_fixed_rate_is_a_fixed_rate() {
         config.congestion = Congestion::Fixed;
         config.rate = Some(2_500_000);
     });
-    setup.a = Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
+    setup.a = Task::bulk();
     let mut pair = Pair::new(setup);
     pair.connect();
     pair.world.run_for(secs(2.0));
@@ -79,4 +78,28 @@ fn what_is_remembered_is_begun_with() {
     let reached = reach(&other, 2.0, 4.0, move |config| config.path = Some(path(1_000)));
     println!("other {}", reached.row());
     assert!(reached.eta >= 0.95 && reached.dropped < 0.01);
+}
+
+/// Every controller gets through an outage, whatever it was doing when it began, and has its rate back within ten seconds.
+#[test]
+fn an_outage_passes() {
+    for congestion in [Congestion::Auto, Congestion::Cubic, Congestion::Scavenger, Congestion::Fixed] {
+        let loss = if congestion == Congestion::Cubic { 0 } else { 1 };
+        for start in [2.0, 3.3] {
+            let mut setup = Setup::new(11, &format!("rate=50mbit delay=20ms loss={loss}% mtu=1500 outage={start}s+4s"));
+            setup.change = Box::new(move |config, _| {
+                config.congestion = congestion;
+                config.rate = (congestion == Congestion::Fixed).then_some(5_500_000);
+            });
+            setup.a = Task::bulk();
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(start + 4.0 + 10.0));
+            let before = pair.side(B).received_bytes;
+            pair.world.run_for(secs(5.0));
+            let rate = (pair.side(B).received_bytes - before) as f64 * 8e-6 / 5.0;
+            println!("{congestion:?} after {start} s: {rate:.1} Mbit/s");
+            assert!(rate > 35.0, "{congestion:?} after {start} s: {rate}");
+        }
+    }
 }

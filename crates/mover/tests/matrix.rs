@@ -6,9 +6,8 @@
 
 mod pair;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use pair::reach::{Cell, Reached, reach};
+use pair::table::{compare, on_two_threads};
 use tpo_mover::Congestion;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/matrix.txt");
@@ -39,25 +38,9 @@ impl Row {
     }
 }
 
-/// Runs the rows on two threads, the longest first.
 fn run(rows: &[Row]) -> Vec<Reached> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&at| std::cmp::Reverse((rows[at].cell.mbit * (rows[at].warm + rows[at].time)) as u64));
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut reached = Vec::new();
-        while let Some(&at) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let Row { cell, warm, time, .. } = &rows[at];
-            reached.push((at, reach(cell, *warm, *time, |_| ())));
-        }
-        reached
-    };
-    let mut reached = std::thread::scope(|scope| {
-        let threads = [scope.spawn(work), scope.spawn(work)];
-        threads.into_iter().flat_map(|thread| thread.join().expect("no row panicked")).collect::<Vec<_>>()
-    });
-    reached.sort_by_key(|(at, _)| *at);
-    reached.into_iter().map(|(_, reached)| reached).collect()
+    let cost = |row: &Row| (row.cell.mbit * (row.warm + row.time)) as u64;
+    on_two_threads(rows, cost, |row| reach(&row.cell, row.warm, row.time, |_| ()))
 }
 
 fn grid_cells(mbits: &[f64], rtts: &[f64], losses: &[f64]) -> Vec<Cell> {
@@ -144,15 +127,8 @@ fn the_matrix_is_what_it_was() {
     let reached = run(&rows);
     let table: String =
         rows.iter().zip(&reached).map(|(row, reached)| format!("{}{}\n", row.cell.name(), reached.row())).collect();
-    if std::env::var("TPO_MATRIX").is_ok_and(|value| value == "write") {
-        std::fs::write(TABLE, &table).expect("the table can be written");
-    }
     print(&rows, &reached);
-    let was = std::fs::read_to_string(TABLE).unwrap_or_default();
-    for (was, is) in was.lines().zip(table.lines()).filter(|(was, is)| was != is) {
-        println!("was {was}\n is {is}");
-    }
-    assert!(was == table, "the matrix has changed; if that is meant: TPO_MATRIX=write");
+    compare(TABLE, &table);
     let wrong: Vec<String> = rows
         .iter()
         .zip(&reached)

@@ -32,7 +32,7 @@ const DOWN_GAIN: u64 = 750;
 /// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
 /// so that no queue and no loss is ours.
 const FLOOR_GAIN: u64 = 900;
-/// Cruising leaves half a percent for the measurement's own error; more while a queue stands.
+/// Cruising leaves a fifth of a percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 998;
 const CRUISE_QUEUED_GAIN: u64 = 960;
 /// While a queue stands that others keep up: everybody who does so gives room in proportion.
@@ -47,10 +47,12 @@ const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 const PLATEAU_ROUNDS: u32 = 8;
 /// A round with fewer datagrams proves nothing.
 const PLATEAU_DATAGRAMS: u64 = 30;
-/// Loss in a round that ends startup and bounds the bandwidth when it comes with a queue, in percent.
+/// Loss in each of two rounds that ends startup when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
 /// While a queue of more than half a round trip stands: the path has shrunk.
 const CRUISE_DEEP_GAIN: u64 = 500;
+/// One sample lowers the bound for that to no less than this.
+const DEEP_CUT_PERCENT: u64 = 70;
 /// A queue that stands for so long, and for four round trips, is kept up by somebody who fills buffers: room that we give him is lost.
 const STUBBORN: Nanos = 1_500 * MILLISECOND;
 const STUBBORN_ROUNDS: u64 = 4;
@@ -300,8 +302,10 @@ impl Bbr {
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
                 let rate = self.on_sample(&sample);
                 if self.is_deep() && sample.sent > self.deep_cut_at && !sample.app_limited {
-                    // All that arrives comes out of the queue: this is what the path gives us now. Rounds are too long to wait for.
-                    self.short = Some(self.bandwidth().min(rate));
+                    // All that arrives comes out of the queue: this is what the path gives us now. Rounds are too long to wait for, but
+                    // a single sample may tell of a moment only.
+                    let bandwidth = self.bandwidth();
+                    self.short = Some(rate.clamp(bandwidth * DEEP_CUT_PERCENT / 100, bandwidth));
                     self.deep_cut_at = now;
                     self.stood = true;
                 }
@@ -446,7 +450,7 @@ impl Bbr {
             self.plateau = bandwidth;
             self.plateau_rounds = 0;
         } else {
-            // A queue that stood for the whole round proves twice as much. Not all: a rate that doubles is measured half a round late.
+            // A queue that stood for the whole round is all the proof that is needed.
             self.plateau_rounds += if self.stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }
@@ -562,8 +566,8 @@ impl Bbr {
             }
         }
         let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
-        if stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) && matches!(self.phase, Phase::Cruise | Phase::Down)
-        {
+        let may = matches!(self.phase, Phase::Cruise | Phase::Down) && !self.measuring_floor;
+        if may && stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) {
             self.enter(Phase::ProbeRtt, now);
         }
     }
@@ -622,7 +626,7 @@ impl Bbr {
         }
     }
 
-    fn gain(&self, fast: bool, deep: bool) -> u64 {
+    fn gain(&self, fast: bool) -> u64 {
         match self.phase {
             Phase::Startup => STARTUP_GAIN,
             Phase::Drain => DRAIN_GAIN,
@@ -633,7 +637,7 @@ impl Bbr {
             }
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down => FLOOR_GAIN,
-            Phase::Cruise if deep => CRUISE_DEEP_GAIN,
+            Phase::Cruise if self.is_deep() => CRUISE_DEEP_GAIN,
             Phase::Cruise if self.queued && self.standing && !self.crowded => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
@@ -653,7 +657,7 @@ impl Bbr {
             if self.competing && self.phase == Phase::Up && fast {
                 (self.up_base * self.up_gain / 1_000).max(bandwidth)
             } else {
-                bandwidth * self.gain(fast, self.is_deep()) / 1_000
+                bandwidth * self.gain(fast) / 1_000
             }
         };
         if let Some((bandwidth, _)) = self.resuming {

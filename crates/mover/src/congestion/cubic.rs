@@ -82,12 +82,14 @@ impl Cubic {
         self.on_round(news);
         // A window that is not used says nothing about a larger one.
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
-        if news.acked > 0 && !limited {
+        if limited {
+            // Nor does the time that passes count as growth (RFC 9438, section 5.8).
+            self.since = None;
+        } else if news.acked > 0 {
             self.grow(news, now);
         }
         if let Some(smoothed) = news.rtt.smoothed() {
-            let pace = if self.start == Start::Over { PACE } else { SLOW_START_PACE };
-            let rate = rate_of(self.window() * pace / 100, smoothed);
+            let rate = rate_of(self.window() * self.pace() / 100, smoothed);
             self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
         }
     }
@@ -169,8 +171,17 @@ impl Cubic {
         self.window = (self.window + (target - self.window) * share).max(self.reno);
     }
 
+    fn pace(&self) -> u64 {
+        if self.start == Start::Over { PACE } else { SLOW_START_PACE }
+    }
+
     pub(super) fn rate(&self) -> u64 {
         self.rate
+    }
+
+    /// What the window makes of the path.
+    pub(super) fn bandwidth(&self) -> u64 {
+        self.rate * 100 / self.pace()
     }
 
     pub(super) fn window(&self) -> u64 {

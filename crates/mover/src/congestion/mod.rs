@@ -113,8 +113,8 @@ impl Controller {
         match self {
             Controller::Auto(bbr) => bbr.bandwidth(),
             Controller::Fixed(fixed) => fixed.rate(),
-            Controller::Cubic(cubic) => cubic.rate(),
-            Controller::Scavenger(scavenger) => scavenger.rate(),
+            Controller::Cubic(cubic) => cubic.bandwidth(),
+            Controller::Scavenger(scavenger) => scavenger.bandwidth(),
         }
     }
 

@@ -2,17 +2,19 @@
 //! LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills the queue beyond it makes it withdraw.
 //!
 //! The shortest round trip must be seen now and then without its own queue: it slows down for two round trips after its start and again
-//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, halves the window; random loss does not.
+//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, takes three tenths of the window; random loss does not.
 
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
 use crate::timer::{MILLISECOND, Nanos};
 
-/// The queue that it makes at most.
-const TARGET: Nanos = 60 * MILLISECOND;
+/// The queue that it makes at most. The draft's 60 ms would drive away `auto`, whose own queue is shorter than that.
+const TARGET: Nanos = 10 * MILLISECOND;
+/// An empty queue lets it grow by this part of its window in a round: slower than `auto` asks for more, which is in seconds.
+const RECOVERY: f64 = 64.0;
 /// Slow start ends when the queue reaches this part of the target.
 const START_PART: (u64, u64) = (3, 4);
 /// A datagram's loss beside more than this part of the target is congestion.
-const LOSS_PART: u64 = 4;
+const LOSS_PART: u64 = 2;
 /// The growth of a round is at least one datagram over this.
 const SLOWEST: u64 = 16;
 /// Round trips that a slowdown lasts, and the time between two in lengths of the last.
@@ -20,6 +22,8 @@ const SLOW_ROUNDS: u64 = 2;
 const SLOW_EVERY: u64 = 19;
 /// Losses are judged over at least so many datagrams.
 const JUDGED: u64 = 100;
+/// What loss leaves of the window, as with CUBIC.
+const BETA: f64 = 0.7;
 const PACE: u64 = 120;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,11 +87,12 @@ impl Scavenger {
         }
         self.on_loss(news, now);
         self.step(smoothed, now);
+        self.window = self.window.max(least);
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
         if news.acked > 0 && !limited {
             self.grow(news, minimum);
+            self.window = self.window.max(least);
         }
-        self.window = self.window.max(least);
         if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
             self.round_end = news.delivered;
             self.round_least = Nanos::MAX;
@@ -103,7 +108,7 @@ impl Scavenger {
         let judged = self.acked + self.lost >= JUDGED * news.datagram;
         let many = judged && self.lost as f64 > self.tolerance * (self.acked + self.lost) as f64;
         if fresh && (many || self.queue > TARGET / LOSS_PART) {
-            self.window /= 2.0;
+            self.window *= BETA;
             self.answered = now;
             self.end_start(now);
         }
@@ -150,8 +155,8 @@ impl Scavenger {
             Phase::Steady => {
                 let above = self.queue as f64 / TARGET as f64 - 1.0;
                 let round = if above <= 0.0 {
-                    // As Reno, and with the room that is left, faster where the window is large.
-                    gain * datagram - above * self.window / 16.0
+                    // As Reno, and with the room that is left, faster where the window is large: a path is found free within some seconds.
+                    gain * datagram - above * self.window / RECOVERY
                 } else {
                     (gain * datagram - self.window * above).max(-self.window / 2.0)
                 };
@@ -178,6 +183,11 @@ impl Scavenger {
 
     pub(super) fn window(&self) -> u64 {
         self.window as u64
+    }
+
+    /// What the window makes of the path.
+    pub(super) fn bandwidth(&self) -> u64 {
+        self.rate * 100 / PACE
     }
 
     pub(super) fn phase(&self) -> &'static str {

@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod reach;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,6 +45,11 @@ impl Default for Task {
 }
 
 impl Task {
+    /// As much as the mover takes, in buffers of whole datagrams.
+    pub(crate) fn bulk() -> Task {
+        Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() }
+    }
+
     pub(crate) fn payloads(payloads: u64) -> Task {
         Task { payloads, ..Task::default() }
     }
@@ -348,6 +354,19 @@ impl Pair {
         let (forth, back) = (pair.setup.a_to_b.clone(), pair.setup.b_to_a.clone());
         pair.world.connect(A, B, forth, back);
         pair
+    }
+
+    /// Two more sides in a world that they share with others: A's bulk, which is stopped at first, passes the bottleneck on its way to B.
+    /// Their numbers there.
+    pub(crate) fn join(setup: Setup, world: &mut World<Side>, bottleneck: usize) -> [usize; 2] {
+        let mut pair = Pair::new(setup);
+        let now = world.now();
+        let (mut a, b) = (pair.make(A, Task::bulk(), now), pair.make(B, Task::default(), now));
+        a.stopped = true;
+        let (a, b) = (world.add(pair.address(A), a), world.add(pair.address(B), b));
+        world.connect(a, b, pair.setup.a_to_b.clone(), pair.setup.b_to_a.clone());
+        world.lead_through(a, b, bottleneck);
+        [a, b]
     }
 
     pub(crate) fn address(&self, side: usize) -> SocketAddr {

@@ -80,7 +80,7 @@ pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Conf
         config.rate = configured;
         change(config);
     });
-    setup.a = Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() };
+    setup.a = Task::bulk();
     let mut pair = Pair::new(setup);
     pair.connect();
     let ideal = (1.0 - loss_percent / 100.0) * ETA_SHARE * mbit * 125_000.0;
