@@ -10,9 +10,9 @@ use tpo_mover::{Congestion, Path};
 /// From 100 to 20 Mbit/s and back: down within a second, and the queue that this made is gone in two and a half; up within five.
 #[test]
 fn a_change_of_capacity_is_followed() {
-    for loss in ["0%", "2%"] {
+    for (seed, loss) in [(3, "0%"), (3, "2%"), (4, "2%"), (5, "0%"), (6, "2%")] {
         let link = |rate| format!("rate={rate}mbit delay=50ms loss={loss} mtu=1500 queue=1250000");
-        let mut setup = Setup::new(3, &link(100));
+        let mut setup = Setup::new(seed, &link(100));
         setup.a = Task::bulk();
         let mut pair = Pair::new(setup);
         pair.connect();
@@ -26,7 +26,8 @@ fn a_change_of_capacity_is_followed() {
         pair.world.set(A, B, pair::profile(&link(20)));
         pair.world.run_for(secs(1.0));
         let pace = pair.stats(A).pacing_rate as f64 * 8e-6;
-        assert!(pace < 35.0, "loss {loss}: {pace}");
+        println!("loss {loss}: {pace:.1} Mbit/s after a second");
+        assert!(pace < 22.0, "loss {loss}: {pace}");
         pair.world.run_for(secs(1.5));
         assert!(pair.stats(A).rtt.unwrap() < secs(0.15), "loss {loss}: {:?}", pair.stats(A));
         let narrow = rate_over(&mut pair, 3.0);
@@ -78,6 +79,17 @@ fn what_is_remembered_is_begun_with() {
     let reached = reach(&other, 2.0, 4.0, move |config| config.path = Some(path(1_000)));
     println!("other {}", reached.row());
     assert!(reached.eta >= 0.95 && reached.dropped < 0.01);
+}
+
+/// A rate that was configured ten times too high costs what it put on its way before the first queue showed, and no more.
+#[test]
+fn a_rate_that_is_no_rate_of_the_path_is_forgotten() {
+    for (rtt_ms, loss) in [(20.0, 1.0), (100.0, 0.0), (600.0, 1.0)] {
+        let cell = Cell { rate: 10.0, ..Cell::new(100.0, rtt_ms, loss) };
+        let reached = reach(&cell, 4.0, 8.0, |_| ());
+        println!("too high {}{}", cell.name(), reached.row());
+        assert!(reached.eta >= 0.9 && reached.queue_ms < 30.0 && reached.dropped < 0.01, "{}", reached.row());
+    }
 }
 
 /// Every controller gets through an outage, whatever it was doing when it began, and has its rate back within ten seconds.

@@ -178,7 +178,7 @@ fn cubic_and_scavenger_fill_a_clean_link() {
             assert!(reached.eta >= 0.90, "{congestion:?}, {}: η {}", cell.name(), reached.eta);
             assert!(reached.dropped <= 0.01);
             if congestion == Congestion::Scavenger {
-                assert!(reached.queue_ms <= 66.0, "{}", reached.queue_ms);
+                assert!(reached.queue_ms <= 12.0, "{}", reached.queue_ms);
             }
         }
         let lossy = Cell::new(20.0, 50.0, 1.0);
@@ -187,7 +187,7 @@ fn cubic_and_scavenger_fill_a_clean_link() {
         match congestion {
             // RFC 9438's response function at this loss is about a tenth of this link.
             Congestion::Cubic => assert!((0.05..0.5).contains(&reached.eta), "{}", reached.eta),
-            _ => assert!(reached.eta >= 0.80, "{}", reached.eta),
+            _ => assert!(reached.eta >= 0.75, "{}", reached.eta),
         }
     }
 }

@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use super::cubic::Cubic;
 use super::floor::{Floor, excess};
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
 use crate::ack::Schedule;
@@ -40,6 +41,7 @@ const CRUISE_STANDING_GAIN: u64 = 900;
 const HALF_GAIN: u64 = 500;
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 96;
+const UNPROVED_ROUNDS: u64 = 4;
 /// A remembered bandwidth is begun with this share, times the gain of startup.
 const RESUME_PERCENT: u64 = 36;
 /// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
@@ -50,12 +52,20 @@ const PLATEAU_DATAGRAMS: u64 = 30;
 /// Loss in each of two rounds that ends startup when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
 /// While a queue of more than half a round trip stands: the path has shrunk.
-const CRUISE_DEEP_GAIN: u64 = 500;
-/// One sample lowers the bound for that to no less than this.
-const DEEP_CUT_PERCENT: u64 = 70;
-/// A queue that stands for so long, and for four round trips, is kept up by somebody who fills buffers: room that we give him is lost.
+const DEEP_GAIN: u64 = 500;
+/// It is measured for a round trip and at least so long, and lowers the bound to no less than this at once.
+const DEEP_SPAN: Nanos = 50 * MILLISECOND;
+const DEEP_CUT_PERCENT: u64 = 40;
+/// A queue of more than a third of a round trip and this, or one that stands though we have left three quarters of the bandwidth to
+/// others, for so long and for four round trips, is kept up by somebody who fills buffers: room that we give him is lost.
+const STUBBORN_PART: u64 = 3;
+const STUBBORN_QUEUE: Nanos = 5 * MILLISECOND;
+const STUBBORN_LEFT: u64 = 2;
 const STUBBORN: Nanos = 1_500 * MILLISECOND;
 const STUBBORN_ROUNDS: u64 = 4;
+/// Beside him, loss is a full buffer's when the queue is at least this part of the longest, in percent, and the path itself loses less.
+const FULL_PERCENT: u64 = 75;
+const FULL_FLOOR: f64 = 0.005;
 /// So many datagrams are no queue.
 const STANDING_DATAGRAMS: u64 = 3;
 /// Loss is judged over so many datagrams or a round, whichever is more.
@@ -92,6 +102,15 @@ enum Phase {
     Up,
     Down,
     ProbeRtt,
+    Crowd,
+}
+
+/// Somebody beside us fills the buffer: until he is gone, we do as he does.
+struct Crowd {
+    cubic: Cubic,
+    /// The next loss counts, whatever the queue says: there was too much of it.
+    believe: bool,
+    cycle_at: Nanos,
 }
 
 /// What one packet-timed round saw.
@@ -132,6 +151,8 @@ pub(crate) struct Bbr {
     remembered: Option<Path>,
     /// A bandwidth that was remembered and is not proved yet, and the round that decides.
     resuming: Option<(u64, u64)>,
+    /// Begun with a bandwidth that no whole round has shown yet.
+    unproved: bool,
     dice: fastrand::Rng,
     datagram: u64,
     phase: Phase,
@@ -165,18 +186,20 @@ pub(crate) struct Bbr {
     queued: bool,
     /// A queue stood for the whole of the last round of cruising: others are there.
     standing: bool,
-    /// The round trip says that more than half a round trip's queue stands; and when the bound was lowered for it.
+    /// The round trip says that more than half a round trip's queue stands; and what was delivered since it does, for a while.
     deep: bool,
-    deep_cut_at: Nanos,
-    /// When a round trip last said that no queue stood, and whether that was so long ago that somebody fills the buffer.
+    deep_span: Option<(Nanos, u64)>,
+    /// When a round trip last said that no queue stood, and the bandwidth then.
     quiet_at: Nanos,
-    crowded: bool,
+    quiet_bandwidth: u64,
+    /// When there was last no reason to think that somebody fills the buffer, and the longest round trip since, smoothed.
+    free_at: Nanos,
+    longest: Nanos,
+    crowd: Option<Box<Crowd>>,
     /// A queue stood in this cycle.
     stood: bool,
     /// This up meets others: its end is when it has made its own queue beside theirs.
     competing: bool,
-    /// This up meets somebody who fills the buffer: its queue is no reason to end.
-    pressing: bool,
     /// Beside others: what this up asks for, in thousandths, and of which bandwidth.
     up_gain: u64,
     up_base: u64,
@@ -201,6 +224,7 @@ impl Bbr {
             cap,
             remembered,
             resuming: None,
+            unproved: false,
             dice: fastrand::Rng::with_seed(seed),
             datagram,
             phase: Phase::Startup,
@@ -228,12 +252,14 @@ impl Bbr {
             queued: false,
             standing: false,
             deep: false,
-            deep_cut_at: now,
+            deep_span: None,
             quiet_at: now,
-            crowded: false,
+            quiet_bandwidth: 0,
+            free_at: now,
+            longest: 0,
+            crowd: None,
             stood: false,
             competing: false,
-            pressing: false,
             up_gain: UP_GAIN,
             up_base: 0,
             jumped: false,
@@ -266,10 +292,16 @@ impl Bbr {
             Phase::Down if self.measuring_floor => "floor",
             Phase::Down => "down",
             Phase::ProbeRtt => "probe rtt",
+            Phase::Crowd => "crowd",
         }
     }
 
-    pub(super) fn on_outage_end(&mut self, _now: Nanos) {
+    pub(super) fn on_outage_end(&mut self, now: Nanos) {
+        self.crowd = None;
+        self.free_at = now;
+        if self.phase == Phase::Crowd {
+            self.enter(Phase::Drain, now);
+        }
         // Half the rate for a round, until the path has shown that it is still the same.
         self.halved_until_round = self.rounds + 2;
     }
@@ -287,7 +319,11 @@ impl Bbr {
         if news.acked > 0 {
             self.on_acked(news, minimum, now);
         }
-        self.set_rate_and_window(news, minimum, now);
+        if self.phase == Phase::Crowd {
+            self.step_crowd(news, minimum, now);
+        } else {
+            self.set_rate_and_window(news, minimum, now);
+        }
     }
 
     fn on_acked(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
@@ -301,16 +337,15 @@ impl Bbr {
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
                 let rate = self.on_sample(&sample);
-                if self.is_deep() && sample.sent > self.deep_cut_at && !sample.app_limited {
-                    // All that arrives comes out of the queue: this is what the path gives us now. Rounds are too long to wait for, but
-                    // a single sample may tell of a moment only.
-                    let bandwidth = self.bandwidth();
-                    self.short = Some(rate.clamp(bandwidth * DEEP_CUT_PERCENT / 100, bandwidth));
-                    self.deep_cut_at = now;
-                    self.stood = true;
+                if self.deep && self.unproved {
+                    self.forget(rate, now);
                 }
             }
+            if sample.app_limited && self.heavy_rounds == 0 {
+                self.deep_span = None;
+            }
         }
+        self.cut(news.acked, minimum, now);
         if !self.jumped {
             self.jump(minimum, now);
         }
@@ -320,12 +355,30 @@ impl Bbr {
         self.step(news, minimum, round_ended, now);
     }
 
+    /// While a deep queue stands, all that arrives comes out of it: this is what the path gives us now, and rounds are too long to wait for.
+    fn cut(&mut self, acked: u64, minimum: Nanos, now: Nanos) {
+        if !self.is_deep() {
+            self.deep_span = None;
+            return;
+        }
+        let (since, delivered) = self.deep_span.map_or((now, 0), |(since, delivered)| (since, delivered + acked));
+        self.deep_span = Some((since, delivered));
+        if now - since >= DEEP_SPAN.max(minimum) {
+            let rate = rate_of((delivered as f64 / (1.0 - self.floor.ratio())) as u64, now - since);
+            let bandwidth = self.bandwidth();
+            self.short = Some(rate.clamp(bandwidth * DEEP_CUT_PERCENT / 100, bandwidth));
+            self.stood = true;
+            self.deep_span = None;
+        }
+    }
+
     /// The configured rate is where we start as soon as the round trip is known.
     fn jump(&mut self, minimum: Nanos, now: Nanos) {
         self.jumped = true;
         if let Some(cap) = self.cap {
             self.best[1] = cap * JUMP_PERCENT / 100;
             self.cycle_full = true;
+            self.unproved = true;
             self.enter(Phase::Cruise, now);
             self.next_up = now + 2 * minimum;
         } else if let Some(path) = self.remembered.filter(|path| path.is_like(Duration::from_nanos(minimum))) {
@@ -334,22 +387,30 @@ impl Bbr {
             self.best[1] = self.best[1].max(bandwidth);
             self.window = self.window.max(2 * self.product(minimum));
             self.resuming = Some((bandwidth, self.rounds + 2));
+            self.unproved = true;
         }
     }
 
-    /// The first whole round after a resumption shows whether the path still carries it. If not, the memory is forgotten, and the queue
-    /// that it made is drained (draft-ietf-tsvwg-careful-resume, safe retreat).
+    /// The path carries only `rate`: what was remembered or configured is forgotten, and the queue that it made is drained
+    /// (draft-ietf-tsvwg-careful-resume, safe retreat).
+    fn forget(&mut self, rate: u64, now: Nanos) {
+        (self.resuming, self.unproved) = (None, false);
+        self.best = [0, rate];
+        (self.quiet_bandwidth, self.free_at) = (rate, now);
+        self.measuring_floor = false;
+        self.enter(Phase::Drain, now);
+    }
+
+    /// The first whole round after a resumption shows whether the path still carries it.
     fn validate(&mut self, round: &Round, now: Nanos) {
         let Some((bandwidth, _)) = self.resuming.filter(|(_, decides)| self.rounds >= *decides && round.full) else {
             return;
         };
         self.resuming = None;
         if round.best_rate < bandwidth {
-            self.best = [0, round.best_rate];
-        }
-        // As much as was remembered, or less than was begun with: either way this is what there is.
-        let all = round.best_rate >= bandwidth * 80 / RESUME_PERCENT;
-        if (all || round.best_rate < bandwidth) && self.phase == Phase::Startup {
+            self.forget(round.best_rate, now);
+        } else if round.best_rate >= bandwidth * 80 / RESUME_PERCENT && self.phase == Phase::Startup {
+            // As much as was remembered: this is what there is.
             self.enter(Phase::Drain, now);
         }
     }
@@ -372,12 +433,16 @@ impl Bbr {
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
-        let deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
-        self.deep = deep;
+        self.deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
         if measured <= self.standing_above(minimum) {
-            self.quiet_at = now;
+            (self.quiet_at, self.quiet_bandwidth) = (now, self.bandwidth());
         }
-        self.crowded = now - self.quiet_at > STUBBORN.max(STUBBORN_ROUNDS * minimum);
+        // It is one when it is long, or when giving way did not help.
+        let long = minimum + minimum / STUBBORN_PART + STUBBORN_QUEUE + self.few();
+        if measured <= long && self.bandwidth() > self.quiet_bandwidth / STUBBORN_LEFT {
+            (self.free_at, self.longest) = (now, 0);
+        }
+        self.longest = self.longest.max(self.smoothed);
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
@@ -398,7 +463,7 @@ impl Bbr {
     }
 
     fn is_deep(&self) -> bool {
-        self.deep && !self.crowded && self.phase == Phase::Cruise
+        self.deep && matches!(self.phase, Phase::Cruise | Phase::Up | Phase::Down)
     }
 
     /// The rate that it tells.
@@ -432,12 +497,20 @@ impl Bbr {
         let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
         self.heavy_rounds = if heavy { self.heavy_rounds + 1 } else { 0 };
         self.validate(&round, now);
+        // Its first datagrams come back in the second round, and with its queue, if it makes one, by the end of the fourth.
+        self.unproved &= self.rounds < UNPROVED_ROUNDS;
         match self.phase {
             Phase::Startup => self.on_startup_round(&round, minimum),
             // What stands during these is the queue that we have just made.
             Phase::Up | Phase::Down | Phase::Drain => {}
             Phase::Cruise if round.since < self.phase_at => {}
             Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum),
+            Phase::Crowd => {
+                let too_much = self.too_much(&round);
+                if let Some(crowd) = &mut self.crowd {
+                    crowd.believe |= too_much;
+                }
+            }
         }
     }
 
@@ -461,22 +534,26 @@ impl Bbr {
         self.plateau_rounds >= enough || at_cap || (self.heavy_rounds >= 2 && self.queued)
     }
 
+    /// Is there more loss than the floor explains? Short rounds are judged together: of many small looks some would see too much by chance.
+    fn too_much(&mut self, round: &Round) -> bool {
+        self.calm.delivered += round.delivered;
+        self.calm.lost += round.lost;
+        let total = self.calm.delivered + self.calm.lost;
+        total >= CALM_DATAGRAMS * self.datagram && {
+            let lost = std::mem::take(&mut self.calm).lost;
+            excess(lost, total, self.datagram, &self.floor, self.queued)
+        }
+    }
+
     /// Without an attempt to go up, loss beyond the floor or a standing queue says that the bandwidth shrank.
     fn on_calm_round(&mut self, round: &Round, minimum: Nanos) {
         if !round.full || round.rtt_count == 0 {
             return;
         }
-        // Short rounds are judged together: of many small looks some would see too much by chance.
-        self.calm.delivered += round.delivered;
-        self.calm.lost += round.lost;
-        let total = self.calm.delivered + self.calm.lost;
-        let too_much = total >= CALM_DATAGRAMS * self.datagram && {
-            let lost = std::mem::take(&mut self.calm).lost;
-            excess(lost, total, self.datagram, &self.floor, self.queued)
-        };
+        let too_much = self.too_much(round);
         self.standing = self.stands(round, minimum);
         self.stood |= self.standing;
-        if (self.standing && !self.crowded) || too_much {
+        if self.standing || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
         }
@@ -509,8 +586,7 @@ impl Bbr {
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
-        self.competing = std::mem::take(&mut self.stood) && !self.crowded;
-        self.pressing = self.crowded;
+        self.competing = std::mem::take(&mut self.stood);
         if let Some(short) = self.short.take().filter(|_| self.competing) {
             self.best = self.best.map(|best| best.min(short));
         }
@@ -519,7 +595,7 @@ impl Bbr {
         // At a quarter more than the path carries, it queues a quarter of this time.
         let queue = (minimum / 20).clamp(UP_QUEUE, UP_QUEUE_MOST);
         self.up_time = 4 * queue;
-        if self.competing || self.pressing {
+        if self.competing {
             self.up_time = self.up_time.max((2 * minimum).min(COMPETING_UP));
         }
         self.up_rtt = self.smoothed;
@@ -554,20 +630,18 @@ impl Bbr {
             Phase::Startup => {}
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
+            Phase::Cruise if self.is_crowded(minimum, now) => self.enter_crowd(news, now),
             Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
             Phase::Cruise => {}
             Phase::Up => self.step_up(news, minimum, round_ended, now),
             Phase::Down => self.step_down(news, drained, minimum, now),
-            Phase::ProbeRtt => {
-                if elapsed >= PROBE_RTT_TIME.max(minimum) && round_ended {
-                    self.probe_rtt_at = now;
-                    self.start_cruise(minimum, now);
-                }
-            }
+            Phase::ProbeRtt => self.step_probe_rtt(minimum, round_ended, now),
+            Phase::Crowd => {}
         }
         let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
-        let may = matches!(self.phase, Phase::Cruise | Phase::Down) && !self.measuring_floor;
+        let may = matches!(self.phase, Phase::Cruise | Phase::Down | Phase::Crowd) && !self.measuring_floor;
         if may && stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) {
+            self.quiet_bandwidth = self.bandwidth().max(self.quiet_bandwidth / 2);
             self.enter(Phase::ProbeRtt, now);
         }
     }
@@ -578,7 +652,6 @@ impl Bbr {
         let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND) * if self.competing { 2 } else { 1 };
         let total = self.round.delivered + self.round.lost;
         let queued = (self.queued && !self.competing) || self.up_rtt > self.up_limit;
-        let queued = queued && !self.pressing;
         let too_much = excess(self.round.lost, total, self.datagram, &self.floor, queued);
         if told && (queued || too_much) {
             self.end_cycle(now);
@@ -592,7 +665,7 @@ impl Bbr {
         self.up_rounds += 1;
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
-        let most = if self.competing || self.pressing { COMPETING_ROUNDS } else { UP_ROUNDS };
+        let most = if self.competing { COMPETING_ROUNDS } else { UP_ROUNDS };
         if limited || at_cap || self.up_rounds >= most {
             self.end_cycle(now);
         } else {
@@ -618,6 +691,12 @@ impl Bbr {
             return;
         }
         if self.floor.measuring_since().is_none() && (drained || elapsed > 2 * minimum.max(SHORTEST_ROUND)) {
+            if self.deep {
+                // Beside such a queue, loss is nobody's floor.
+                self.measuring_floor = false;
+                self.start_cruise(minimum, now);
+                return;
+            }
             self.floor.start(now);
         }
         if self.floor.is_done(minimum.max(SHORTEST_ROUND), self.datagram, now) {
@@ -630,6 +709,7 @@ impl Bbr {
         match self.phase {
             Phase::Startup => STARTUP_GAIN,
             Phase::Drain => DRAIN_GAIN,
+            _ if self.is_deep() => DEEP_GAIN,
             Phase::Up if fast => UP_GAIN,
             Phase::Up => 1_000,
             Phase::Down if self.floor.measuring_since().is_some() => {
@@ -637,10 +717,9 @@ impl Bbr {
             }
             Phase::Down if self.queued => DOWN_GAIN,
             Phase::Down => FLOOR_GAIN,
-            Phase::Cruise if self.is_deep() => CRUISE_DEEP_GAIN,
-            Phase::Cruise if self.queued && self.standing && !self.crowded => CRUISE_STANDING_GAIN,
+            Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
-            Phase::Cruise | Phase::ProbeRtt => CRUISE_GAIN,
+            Phase::Cruise | Phase::ProbeRtt | Phase::Crowd => CRUISE_GAIN,
         }
     }
 
@@ -673,8 +752,7 @@ impl Bbr {
         // Acknowledgements are held back, and lost datagrams count until their loss is known: twice the product and some.
         let held_back = 2 * bytes_in(bandwidth, Schedule::interval(Some(minimum)))
             + 3 * (self.rate / 1_000).clamp(2 * self.datagram, 64_000);
-        // A full buffer is a part of the path.
-        let product = bytes_in(bandwidth, if self.crowded { minimum.max(self.smoothed * 5 / 8) } else { minimum });
+        let product = bytes_in(bandwidth, minimum);
         self.window = match self.phase {
             Phase::Startup => {
                 let grown = self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
@@ -687,18 +765,78 @@ impl Bbr {
             }
             Phase::ProbeRtt => product / 2 + held_back,
             Phase::Up => product * 9 / 4 + held_back,
-            Phase::Drain | Phase::Cruise | Phase::Down => 2 * product + held_back,
+            Phase::Drain | Phase::Cruise | Phase::Down | Phase::Crowd => 2 * product + held_back,
         }
         .max(least);
     }
 
-    fn standing_above(&self, minimum: Nanos) -> Nanos {
-        let few = STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(1);
-        minimum + minimum / 8 + 2 * MILLISECOND + few
+    /// The time that a few datagrams take, which are no queue. A rival may have left us too little of the path to tell it from that.
+    fn few(&self) -> Nanos {
+        STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(self.quiet_bandwidth).max(1)
     }
 
-    /// Did a queue stand for all of the round? A few datagrams are none.
+    fn standing_above(&self, minimum: Nanos) -> Nanos {
+        minimum + minimum / 8 + 2 * MILLISECOND + self.few()
+    }
+
+    /// Did a queue stand for all of the round?
     fn stands(&self, round: &Round, minimum: Nanos) -> bool {
         round.rtt_count > 0 && round.rtt_least > self.standing_above(minimum)
+    }
+
+    fn is_crowded(&self, minimum: Nanos, now: Nanos) -> bool {
+        // Our own queue, if it is one, needs twice its length to go while we send at half the rate.
+        let own = 2 * self.longest.saturating_sub(minimum);
+        now.saturating_sub(self.free_at) > STUBBORN.max(STUBBORN_ROUNDS * minimum) + own
+    }
+
+    fn enter_crowd(&mut self, news: &News<'_>, now: Nanos) {
+        // Giving way has cost us most of what we had: we take half of it back, and ask for the rest.
+        let had = bytes_in(self.quiet_bandwidth, self.smoothed);
+        let cubic = Cubic::among(self.cap, self.datagram, news.in_flight.max(had / 2), had);
+        self.crowd = Some(Box::new(Crowd { cubic, believe: false, cycle_at: now }));
+        self.short = None;
+        self.probe_rtt_at = now;
+        self.enter(Phase::Crowd, now);
+    }
+
+    /// In a crowd we are what fills buffers elsewhere, but for losses that are the path's own.
+    fn step_crowd(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+        let Some(crowd) = &mut self.crowd else {
+            return;
+        };
+        let queue = |rtt: Nanos| rtt.saturating_sub(minimum);
+        let full = queue(self.smoothed) * 100 >= queue(self.longest) * FULL_PERCENT;
+        let counts = (full && self.floor.ratio() < FULL_FLOOR) || crowd.believe;
+        crowd.believe &= news.lost.is_empty();
+        crowd.cubic.on_news(&News { lost: if counts { news.lost } else { &[] }, ..*news }, now);
+        (self.rate, self.window) = (crowd.cubic.rate(), crowd.cubic.window());
+        if now > crowd.cycle_at + CRUISE.max(CRUISE_ROUNDS * minimum) {
+            crowd.cycle_at = now;
+            self.best = [self.best[1], 0];
+        }
+    }
+
+    /// Looks whether the queue goes when we do not feed it. If it does, we are alone.
+    fn step_probe_rtt(&mut self, minimum: Nanos, round_ended: bool, now: Nanos) {
+        let elapsed = now.saturating_sub(self.phase_at);
+        let Some(crowd) = &mut self.crowd else {
+            if elapsed >= PROBE_RTT_TIME.max(minimum) && round_ended {
+                self.probe_rtt_at = now;
+                self.start_cruise(minimum, now);
+            }
+            return;
+        };
+        if self.quiet_at > self.phase_at {
+            self.crowd = None;
+            self.free_at = now;
+            self.probe_rtt_at = now;
+            self.start_cruise(minimum, now);
+            self.next_up = now;
+        } else if elapsed >= PROBE_RTT_TIME.max(minimum) + self.longest.saturating_sub(minimum) {
+            self.probe_rtt_at = now;
+            crowd.cubic.rest();
+            self.enter(Phase::Crowd, now);
+        }
     }
 }

@@ -22,9 +22,10 @@ const CAUTIOUS_GROWTH: f64 = 0.25;
 const CAUTIOUS_ROUNDS: u32 = 5;
 
 /// Slow start, and how careful it is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Start {
     Fast,
+    UpTo(f64),
     /// The round trips have risen: grows slowly until that is certain. Rounds so far, and the round trip from which it is certain.
     Cautious {
         rounds: u32,
@@ -74,6 +75,17 @@ impl Cubic {
         }
     }
 
+    /// Among others that fill the path: begins with `window` and slow start, up to `most` and whatever the round trips say.
+    pub(super) fn among(cap: Option<u64>, datagram: u64, window: u64, most: u64) -> Cubic {
+        let window = window.max(SMALLEST_WINDOW_DATAGRAMS * datagram) as f64;
+        Cubic { start: Start::UpTo(most as f64), window, ..Cubic::new(cap, datagram) }
+    }
+
+    /// Time passes that counts as no growth (RFC 9438, section 5.8).
+    pub(super) fn rest(&mut self) {
+        self.since = None;
+    }
+
     pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
         self.datagram = news.datagram as f64;
         if news.lost.iter().any(|lost| lost.sent >= self.answered) {
@@ -83,8 +95,7 @@ impl Cubic {
         // A window that is not used says nothing about a larger one.
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
         if limited {
-            // Nor does the time that passes count as growth (RFC 9438, section 5.8).
-            self.since = None;
+            self.rest();
         } else if news.acked > 0 {
             self.grow(news, now);
         }
@@ -126,7 +137,7 @@ impl Cubic {
             Start::Cautious { baseline, .. } if self.round_samples >= SAMPLES && self.round_least < baseline => {
                 self.start = Start::Fast;
             }
-            Start::Fast | Start::Cautious { .. } | Start::Over => {}
+            Start::Fast | Start::UpTo(_) | Start::Cautious { .. } | Start::Over => {}
         }
         if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
             self.round_end = news.delivered;
@@ -145,6 +156,13 @@ impl Cubic {
         let acked = news.acked as f64;
         match self.start {
             Start::Fast => self.window += acked,
+            Start::UpTo(most) => {
+                self.window += acked;
+                if self.window >= most {
+                    self.start = Start::Over;
+                    self.most = self.window;
+                }
+            }
             Start::Cautious { .. } => self.window += acked * CAUTIOUS_GROWTH,
             Start::Over => self.avoid(acked, news.rtt.smoothed().unwrap_or(SECOND), now),
         }
@@ -190,7 +208,7 @@ impl Cubic {
 
     pub(super) fn phase(&self) -> &'static str {
         match self.start {
-            Start::Fast => "slow start",
+            Start::Fast | Start::UpTo(_) => "slow start",
             Start::Cautious { .. } => "cautious",
             Start::Over => "avoidance",
         }

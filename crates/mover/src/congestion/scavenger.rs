@@ -2,7 +2,7 @@
 //! LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills the queue beyond it makes it withdraw.
 //!
 //! The shortest round trip must be seen now and then without its own queue: it slows down for two round trips after its start and again
-//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, takes three tenths of the window; random loss does not.
+//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, takes a fifth of the window; random loss does not.
 
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
 use crate::timer::{MILLISECOND, Nanos};
@@ -22,8 +22,8 @@ const SLOW_ROUNDS: u64 = 2;
 const SLOW_EVERY: u64 = 19;
 /// Losses are judged over at least so many datagrams.
 const JUDGED: u64 = 100;
-/// What loss leaves of the window, as with CUBIC.
-const BETA: f64 = 0.7;
+/// What loss leaves of the window: the queue tells of most congestion before.
+const BETA: f64 = 0.8;
 const PACE: u64 = 120;
 
 #[derive(Clone, Copy, PartialEq, Eq)]

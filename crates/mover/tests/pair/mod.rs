@@ -375,10 +375,10 @@ impl Pair {
 
     pub(crate) fn make(&mut self, side: usize, task: Task, now: Instant) -> Side {
         self.runs += 1;
+        // Each start of each side has chances of its own: tunnels that share a bottleneck would move in step otherwise.
+        let mut dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32 ^ (side as u64) << 56);
         let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&self.setup.seed.to_le_bytes());
-        seed[8..12].copy_from_slice(&self.runs.to_le_bytes());
-        seed[12] = side as u8;
+        dice.fill(&mut seed);
         let mut config = Config::new(self.keys[side].0.clone(), self.keys[1 - side].1, 5 + side as u16, seed);
         config.endpoint = self.setup.calls[side].then_some(self.addresses[1 - side]);
         (self.setup.change)(&mut config, side);
