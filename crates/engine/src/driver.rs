@@ -21,7 +21,7 @@ pub(crate) use schedule::{Schedule, Slot};
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
     config::{CONTROL_SLACK, MAX_REFUSALS, MIN_WINDOW, UNKNOWN_RTT},
-    flow::{Climate, Flow, Memory, Window},
+    flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::Counters,
 };
 use numbers::{Flows, Giver, Opened};
@@ -256,9 +256,8 @@ impl Driver {
     fn insert(&mut self, flow: FlowId, key: FlowKey, class: Class, ours: bool, credit: u32, now: Instant) -> Slot {
         let initial = u64::from(self.limits.initial_credit);
         let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
-        let slot = self.schedule.add(flow, class);
+        let slot = self.schedule.add(flow, Behaviour::first_class(class));
         let state = Flow::new(key, class, slot, ours, credit, window, now);
-        self.schedule.set_class(slot, state.class);
         self.flows.insert(flow, Box::new(state));
         slot
     }

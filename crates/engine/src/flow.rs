@@ -186,7 +186,7 @@ impl Flow {
             key,
             asked: class,
             class: Behaviour::first_class(class),
-            behaviour: Behaviour { recent: 0, at: 0 },
+            behaviour: Behaviour::default(),
             slot,
             ours,
             answered: !ours,
@@ -208,6 +208,11 @@ impl Flow {
     pub(crate) fn behave(&mut self, bytes: usize, now: Instant) -> bool {
         let class = self.behaviour.class(self.asked, bytes, now.saturating_duration_since(self.since));
         std::mem::replace(&mut self.class, class) != class
+    }
+
+    /// The application has nothing more to send now.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        self.behaviour.rest(now.saturating_duration_since(self.since));
     }
 
     /// Whether its application may be read: it is connected, has not ended, and nobody has reset the flow.
@@ -243,16 +248,17 @@ impl Flow {
     }
 }
 
-/// What a flow has sent of late: a bucket that leaks.
-#[derive(Debug)]
+/// What a flow has sent of late: a bucket that leaks while its application has nothing to send. Waiting for a turn, for credit or for the
+/// end of an outage is no rest: on a slow link, bulk would look like many short requests.
+#[derive(Debug, Default)]
 pub(crate) struct Behaviour {
     recent: u32,
-    /// Milliseconds of the flow's life up to which it has leaked; 49 days make a turn.
-    at: u32,
+    /// Milliseconds of the flow's life up to which it has leaked, if it rests; 49 days make a turn.
+    rests: Option<u32>,
 }
 
 impl Behaviour {
-    fn first_class(asked: Class) -> Class {
+    pub(crate) fn first_class(asked: Class) -> Class {
         if asked == Class::Normal { Class::Interactive } else { asked }
     }
 
@@ -261,9 +267,7 @@ impl Behaviour {
         if asked != Class::Normal {
             return asked;
         }
-        let now = life.as_millis() as u32;
-        let passed = now.wrapping_sub(self.at);
-        self.at = now;
+        let passed = self.rests.take().map_or(0, |since| (life.as_millis() as u32).wrapping_sub(since));
         let leaked = if u128::from(passed) >= PAUSE.as_millis() { u32::MAX } else { passed * SPARSE_RATE_MS };
         self.recent = self.recent.saturating_sub(leaked).saturating_add(bytes as u32).min(2 * LONG);
         match self.recent {
@@ -271,6 +275,10 @@ impl Behaviour {
             recent if recent <= LONG => Class::Normal,
             _ => Class::Bulk,
         }
+    }
+
+    fn rest(&mut self, life: Duration) {
+        self.rests.get_or_insert(life.as_millis() as u32);
     }
 }
 
@@ -319,19 +327,24 @@ mod tests {
 
     #[test]
     fn behaviour_tells_what_a_flow_is() {
-        let mut flow = Behaviour { recent: 0, at: 0 };
-        let mut class = |bytes, at| flow.class(Class::Normal, bytes, Duration::from_millis(at));
-        assert_eq!(class(0, 0), Class::Interactive, "new");
-        assert_eq!(class(64 << 10, 1), Class::Interactive);
-        assert_eq!(class(10_000, 2), Class::Normal);
+        let mut flow = Behaviour::default();
+        let class = |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, Duration::from_millis(at));
+        assert_eq!(class(&mut flow, 0, 0), Class::Interactive, "new");
+        assert_eq!(class(&mut flow, 64 << 10, 1), Class::Interactive);
+        assert_eq!(class(&mut flow, 10_000, 2), Class::Normal);
         for at in 3..100 {
-            class(30_000, at);
+            class(&mut flow, 30_000, at);
         }
-        assert_eq!(class(0, 400), Class::Bulk);
-        assert_eq!(class(300, 900), Class::Interactive, "after a pause");
+        assert_eq!(class(&mut flow, 300, 9_000), Class::Bulk, "it waited for its turn all the time");
+        flow.rest(Duration::from_millis(9_000));
+        assert_eq!(class(&mut flow, 0, 9_400), Class::Bulk);
+        flow.rest(Duration::from_millis(9_400));
+        flow.rest(Duration::from_millis(9_800));
+        assert_eq!(class(&mut flow, 300, 9_900), Class::Interactive, "after a pause");
         // A terminal or a call, for an hour.
-        for at in (1_000..3_600_000).step_by(20) {
-            assert_eq!(class(1_200, at), Class::Interactive, "at {at}");
+        for at in (10_000..3_600_000).step_by(20) {
+            flow.rest(Duration::from_millis(at - 19));
+            assert_eq!(class(&mut flow, 1_200, at), Class::Interactive, "at {at}");
         }
         for asked in [Class::Control, Class::Interactive, Class::Bulk] {
             assert_eq!(flow.class(asked, 10 << 20, Duration::from_secs(4_000)), asked, "its rule says so");

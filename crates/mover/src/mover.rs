@@ -348,8 +348,9 @@ impl Mover {
     /// the wider one, as long as it is the same path: an idle connection learns little.
     pub fn path(&self, now: Instant) -> Option<Path> {
         let time = self.clock.read(now);
-        let remembered =
-            self.remembered.map(|(path, at)| Path { age: path.age + Duration::from_nanos(time - at), ..path });
+        let remembered = self
+            .remembered
+            .map(|(path, at)| Path { age: path.age + Duration::from_nanos(time.saturating_sub(at)), ..path });
         let known = self.connection.as_ref().and_then(|connection| connection.sender.path());
         match (known, remembered) {
             (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {

@@ -335,7 +335,7 @@ impl Loop {
                 break;
             }
             if self.closing.is_none() && self.stopping.load(Ordering::SeqCst) {
-                self.begin_to_close(now);
+                self.begin_to_close(Instant::now());
             }
             self.follow_timeouts();
             self.follow_engine(Instant::now());

@@ -175,6 +175,10 @@ impl Driver {
             }
             Read::Blocked if state.must_open() => (0, false),
             Read::Blocked => {
+                // Without a place in the buffer nothing was asked.
+                if ask > 0 {
+                    state.rest(now);
+                }
                 self.schedule.sleep(turn.slot);
                 return true;
             }
@@ -189,11 +193,11 @@ impl Driver {
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);
+        self.counters.bytes_out += length as u64;
+        self.schedule.on_served(turn.slot, header_length + length);
         if state.behave(length, now) {
             self.schedule.set_class(turn.slot, state.class);
         }
-        self.counters.bytes_out += length as u64;
-        self.schedule.on_served(turn.slot, header_length + length);
         if fin {
             state.outgoing.on_end();
             self.schedule.stop(turn.slot);
@@ -201,6 +205,7 @@ impl Driver {
         } else if state.outgoing.credit_left() == 0 {
             self.schedule.stop(turn.slot);
         } else if length == 0 {
+            state.rest(now);
             self.schedule.sleep(turn.slot);
         }
         true

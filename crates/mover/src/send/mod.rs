@@ -391,6 +391,7 @@ impl Sender {
             return Err(AckError::Unsent);
         }
         let was_outage = self.loss.is_outage();
+        let were_spurious = self.loss.spurious();
         let told = self.take_words(ack, highest, now)?;
         let mut measured = None;
         if let Some((number, record)) = &told.newest {
@@ -413,7 +414,9 @@ impl Sender {
         }
         let sample = told.newest.as_ref().map(|(_, record)| self.flight.sample(record));
         if let Some((_, newest)) = &told.newest {
-            self.count_rebuilt(ack.rebuilt, newest.sent, told.datagrams);
+            // What was rebuilt too late is counted already.
+            let counted = self.loss.spurious() - were_spurious;
+            self.count_rebuilt(ack.rebuilt, newest.sent, told.datagrams - counted);
         }
         self.fec.on_news(told.datagrams, &self.lost);
         self.tell_controller(told.acked, measured, sample, now);
