@@ -166,6 +166,7 @@ fn counters(stats: &LinkStats) -> String {
         dropped_queue,
         dropped_loss,
         dropped_outage,
+        dropped_police,
         reordered,
         duplicated,
         corrupted,
@@ -173,7 +174,7 @@ fn counters(stats: &LinkStats) -> String {
     } = stats;
     format!(
         "  offered   {offered_packets} packets, {offered_bytes} bytes\n  delivered {delivered_packets} packets, {delivered_bytes} bytes\n  \
-         dropped   {dropped_queue} queue, {dropped_loss} loss, {dropped_outage} outage, {dropped_size} too long\n  \
+         dropped   {dropped_queue} queue, {dropped_loss} loss, {dropped_outage} outage, {dropped_police} police, {dropped_size} too long\n  \
          changed   {reordered} reordered, {duplicated} duplicated, {corrupted} corrupted\n  queue at most {queue_max_bytes} bytes\n"
     )
 }

@@ -1,6 +1,6 @@
 //! One direction of a WAN, pure: bytes and times come in, fates go out.
 //!
-//! A packet meets, in this order: a drop-tail queue in bytes, the bottleneck that serialises at the rate, outages and
+//! A packet meets, in this order: a policer, a drop-tail queue in bytes, the bottleneck that serialises at the rate, outages and
 //! loss, propagation with jitter and reordering, and at the end duplication and corruption. What is lost has therefore
 //! used the bottleneck, as on a real path whose lossy part lies behind its narrow part.
 //!
@@ -32,6 +32,8 @@ pub struct Link {
     before: (u64, f64),
     /// The latest arrival given out, for order.
     last_arrival: u64,
+    /// Bytes in the policer's bucket, and when that was.
+    bucket: (f64, u64),
     loss: Loss,
     dice: fastrand::Rng,
     stats: LinkStats,
@@ -51,6 +53,8 @@ pub enum Fate {
 pub enum Cause {
     /// It is longer than the link's MTU.
     Size,
+    /// It came faster than the policer lets pass.
+    Police,
     /// The queue was full.
     Queue,
     /// The loss process took it.
@@ -83,6 +87,8 @@ pub struct LinkStats {
     pub delivered_bytes: u64,
     /// Packets dropped because they were longer than the MTU.
     pub dropped_size: u64,
+    /// Packets dropped by the policer.
+    pub dropped_police: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue: u64,
     /// Packets lost by dice.
@@ -111,6 +117,7 @@ impl Link {
             busy_until: 0,
             before: (0, 0.0),
             last_arrival: 0,
+            bucket: (f64::INFINITY, 0),
             loss: Loss::new(profile.loss, profile.burst),
             dice: fastrand::Rng::with_seed(seed),
             stats: LinkStats::default(),
@@ -144,6 +151,10 @@ impl Link {
         if self.profile.mtu > 0 && length > self.profile.mtu {
             self.stats.dropped_size += 1;
             return Fate::Dropped(Cause::Size);
+        }
+        if !self.passes(length, now) {
+            self.stats.dropped_police += 1;
+            return Fate::Dropped(Cause::Police);
         }
         let Some(departure) = self.queue(length, now) else {
             self.stats.dropped_queue += 1;
@@ -184,6 +195,18 @@ impl Link {
     /// What happened so far.
     pub fn stats(&self) -> LinkStats {
         self.stats
+    }
+
+    /// A token bucket: full at first, and never fuller than its size.
+    fn passes(&mut self, length: usize, now: u64) -> bool {
+        let Some(rate) = self.profile.police else {
+            return true;
+        };
+        let (had, at) = self.bucket;
+        let has = (had + bytes_in(now - at, rate as f64)).min(self.profile.bucket_size() as f64);
+        let passes = has >= length as f64;
+        self.bucket = (if passes { has - length as f64 } else { has }, now);
+        passes
     }
 
     /// Drop-tail and serialisation: when the packet has left the bottleneck, or `None` if there was no room. An idle

@@ -173,3 +173,26 @@ fn the_same_seed_gives_the_same_fates() {
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
 }
+
+#[test]
+fn a_policer_drops_what_comes_faster_and_makes_no_queue() {
+    let start = Instant::now();
+    let mut link = Link::new("police=8mbit bucket=10000 delay=5ms".parse().unwrap(), 1, start);
+    let mut passed = |from: u64, until: u64, step: u64| {
+        let mut bytes = 0;
+        for at in (from..until).step_by(step as usize) {
+            let now = start + Duration::from_micros(at);
+            if let Fate::Delivered(delivery) = link.carry(1_000, now) {
+                assert_eq!(delivery.at, now + Duration::from_millis(5), "it does not wait");
+                bytes += 1_000;
+            }
+        }
+        bytes
+    };
+    // A megabyte per second, and a full bucket at first.
+    assert_eq!(passed(0, 100_000, 100), 109_000);
+    // Slower than that everything passes; after a rest the bucket is full again, and no fuller.
+    assert_eq!(passed(200_000, 300_000, 2_000), 50_000);
+    assert_eq!(passed(1_000_000, 1_010_000, 100), 19_000);
+    assert_eq!(link.stats().dropped_police, 900 - 9 + 100 - 19);
+}

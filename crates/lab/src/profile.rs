@@ -15,6 +15,10 @@ pub struct Profile {
     /// Drop-tail limit in bytes that wait for the bottleneck; 0: one bandwidth-delay product (2 * delay * rate), at
     /// least 64 KiB. Without a rate nothing ever waits.
     pub queue: usize,
+    /// Bits per second of IP packets that a policer lets pass: what comes faster is dropped at once, without a queue. `None`: no policer.
+    pub police: Option<u64>,
+    /// The policer's bucket in bytes: what may pass at once after a rest. 0: what its rate makes in 50 ms, at least 16 KiB.
+    pub bucket: usize,
     /// Longest packet in IP bytes that passes; longer ones vanish and nobody is told (a black hole). 0: any length.
     pub mtu: usize,
     /// Propagation time.
@@ -47,6 +51,10 @@ pub enum Change {
     Rate(Option<u64>),
     /// Sets [`Profile::queue`].
     Queue(usize),
+    /// Sets [`Profile::police`].
+    Police(Option<u64>),
+    /// Sets [`Profile::bucket`].
+    Bucket(usize),
     /// Sets [`Profile::mtu`].
     Mtu(usize),
     /// Sets [`Profile::delay`].
@@ -112,6 +120,8 @@ impl Profile {
         match change {
             Change::Rate(rate) => self.rate = rate,
             Change::Queue(queue) => self.queue = queue,
+            Change::Police(rate) => self.police = rate,
+            Change::Bucket(bucket) => self.bucket = bucket,
             Change::Mtu(mtu) => self.mtu = mtu,
             Change::Delay(delay) => self.delay = delay,
             Change::Jitter(jitter) => self.jitter = jitter,
@@ -134,6 +144,15 @@ impl Profile {
         }
     }
 
+    /// The policer's bucket in bytes, with the default resolved.
+    pub fn bucket_size(&self) -> usize {
+        const SMALLEST: usize = 16 * 1024;
+        match (self.bucket, self.police) {
+            (0, rate) => ((rate.unwrap_or(0) / 8 / 20) as usize).max(SMALLEST),
+            (bucket, _) => bucket,
+        }
+    }
+
     /// How long a reordered packet is held back, with the default resolved.
     pub fn held_back(&self) -> Duration {
         match self.reorder_by {
@@ -143,12 +162,14 @@ impl Profile {
     }
 
     /// Every plain setting, in the order of the text form.
-    fn settings(&self) -> [Change; 11] {
+    fn settings(&self) -> [Change; 13] {
         [
             Change::Rate(self.rate),
             Change::Delay(self.delay),
             Change::Jitter(self.jitter),
             Change::Queue(self.queue),
+            Change::Police(self.police),
+            Change::Bucket(self.bucket),
             Change::Mtu(self.mtu),
             Change::Loss(self.loss),
             Change::Burst(self.burst),
@@ -214,6 +235,8 @@ impl Change {
         Ok(match key {
             "rate" => Change::Rate(rate(key, value)?),
             "queue" => Change::Queue(size(key, value)?),
+            "police" => Change::Police(rate(key, value)?),
+            "bucket" => Change::Bucket(size(key, value)?),
             "delay" => Change::Delay(duration(key, value)?),
             "jitter" => Change::Jitter(duration(key, value)?),
             "mtu" => {
@@ -231,7 +254,7 @@ impl Change {
             "duplicate" => Change::Duplicate(share(key, value)?),
             "corrupt" => Change::Corrupt(share(key, value)?),
             _ => {
-                let would_do = "rate, delay, jitter, queue, mtu, loss, burst, reorder, reorder_by, duplicate, corrupt, outage or at";
+                let would_do = "rate, delay, jitter, queue, police, bucket, mtu, loss, burst, reorder, reorder_by, duplicate, corrupt, outage or at";
                 return Err(refuse(key, key, would_do));
             }
         })
@@ -241,18 +264,10 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Change::Rate(None) => write!(f, "rate=none"),
-            Change::Rate(Some(rate)) => {
-                let (number, unit) =
-                    largest(rate, &[(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")], "bit");
-                write!(f, "rate={number}{unit}")
-            }
-            Change::Queue(0) => write!(f, "queue=auto"),
-            Change::Queue(bytes) => {
-                let units = [(1 << 20, "MiB"), (1_000_000, "MB"), (1 << 10, "KiB"), (1_000, "kB")];
-                let (number, unit) = largest(bytes as u64, &units, "B");
-                write!(f, "queue={number}{unit}")
-            }
+            Change::Rate(rate) => write!(f, "rate={}", Rate(rate)),
+            Change::Queue(bytes) => write!(f, "queue={}", Size(bytes)),
+            Change::Police(rate) => write!(f, "police={}", Rate(rate)),
+            Change::Bucket(bytes) => write!(f, "bucket={}", Size(bytes)),
             Change::Delay(time) => write!(f, "delay={}", Time(time)),
             Change::Jitter(time) => write!(f, "jitter={}", Time(time)),
             Change::Mtu(bytes) => write!(f, "mtu={bytes}"),
@@ -263,6 +278,29 @@ impl fmt::Display for Change {
             Change::Duplicate(part) => write!(f, "duplicate={}", Share(part)),
             Change::Corrupt(part) => write!(f, "corrupt={}", Share(part)),
         }
+    }
+}
+
+struct Rate(Option<u64>);
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(rate) = self.0 else { return f.write_str("none") };
+        let (number, unit) = largest(rate, &[(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")], "bit");
+        write!(f, "{number}{unit}")
+    }
+}
+
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("auto");
+        }
+        let units = [(1 << 20, "MiB"), (1_000_000, "MB"), (1 << 10, "KiB"), (1_000, "kB")];
+        let (number, unit) = largest(self.0 as u64, &units, "B");
+        write!(f, "{number}{unit}")
     }
 }
 
@@ -382,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_full_text_is_read() {
-        let text = "rate=2.5gbit delay=50ms jitter=1.5ms queue=1MB mtu=1400 loss=1% burst=10 reorder=0.02 reorder_by=200us \
+        let text = "rate=2.5gbit delay=50ms jitter=1.5ms queue=1MB police=20mbit bucket=64KiB mtu=1400 loss=1% burst=10 reorder=0.02 reorder_by=200us \
                     duplicate=0.1% corrupt=0.01% outage=10s+2s outage=1m+500ms at=30s:loss=5%,rate=none at=20s:delay=10ms";
         let read: Profile = text.parse().unwrap();
         let expected = Profile {
@@ -392,6 +430,8 @@ mod tests {
             delay: ms(50),
             jitter: Duration::from_micros(1500),
             loss: 0.01,
+            police: Some(20_000_000),
+            bucket: 64 << 10,
             burst: 10.0,
             reorder: 0.02,
             reorder_by: Duration::from_micros(200),

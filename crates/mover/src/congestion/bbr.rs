@@ -68,6 +68,13 @@ const FULL_PERCENT: u64 = 75;
 const FULL_FLOOR: f64 = 0.005;
 /// So many datagrams are no queue.
 const STANDING_DATAGRAMS: u64 = 3;
+/// A policer is believed in when two cycles get through what differs by no more than this part, and for so long and so many round trips.
+const POLICED_ALIKE: u64 = 8;
+const POLICED: Nanos = 10 * SECOND;
+/// A round that makes suspicious loses so much, in percent; and after a false suspicion there is none for so long.
+const POLICED_PERCENT: u64 = 8;
+const UNPOLICED: Nanos = 60 * SECOND;
+const POLICED_ROUNDS: u64 = 48;
 /// Loss is judged over so many datagrams or a round, whichever is more.
 const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
@@ -134,6 +141,13 @@ struct Round {
 struct Calm {
     delivered: u64,
     lost: u64,
+}
+
+/// What a policer lets pass, until when that is believed, and after which round it must have helped.
+struct Policed {
+    rate: u64,
+    until: Nanos,
+    shows: u64,
 }
 
 /// On short paths, samples are taken over this instead.
@@ -203,6 +217,11 @@ pub(crate) struct Bbr {
     /// Beside others: what this up asks for, in thousandths, and of which bandwidth.
     up_gain: u64,
     up_base: u64,
+    /// What got through in the last cycle that lost too much without any queue, and its number; two alike are a policer's.
+    leftover: Option<(u64, u64)>,
+    policed: Option<Policed>,
+    unpoliced_until: Nanos,
+    cycles: u64,
     /// The start from the configured rate has been looked at.
     jumped: bool,
     probe_rtt_at: Nanos,
@@ -262,6 +281,10 @@ impl Bbr {
             competing: false,
             up_gain: UP_GAIN,
             up_base: 0,
+            leftover: None,
+            policed: None,
+            unpoliced_until: 0,
+            cycles: 0,
             jumped: false,
             probe_rtt_at: now,
             halved_until_round: 0,
@@ -280,7 +303,8 @@ impl Bbr {
 
     pub(super) fn bandwidth(&self) -> u64 {
         let best = self.best[0].max(self.best[1]);
-        self.short.map_or(best, |short| best.min(short))
+        let best = self.short.map_or(best, |short| best.min(short));
+        self.policed.as_ref().map_or(best, |policed| best.min(policed.rate))
     }
 
     pub(super) fn phase(&self) -> &'static str {
@@ -504,7 +528,7 @@ impl Bbr {
             // What stands during these is the queue that we have just made.
             Phase::Up | Phase::Down | Phase::Drain => {}
             Phase::Cruise if round.since < self.phase_at => {}
-            Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum),
+            Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum, now),
             Phase::Crowd => {
                 let too_much = self.too_much(&round);
                 if let Some(crowd) = &mut self.crowd {
@@ -529,7 +553,7 @@ impl Bbr {
     }
 
     fn startup_is_over(&self) -> bool {
-        let enough = if self.queued { PLATEAU_ROUNDS_QUEUED } else { PLATEAU_ROUNDS };
+        let enough = if self.queued || self.heavy_rounds > 0 { PLATEAU_ROUNDS_QUEUED } else { PLATEAU_ROUNDS };
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap);
         self.plateau_rounds >= enough || at_cap || (self.heavy_rounds >= 2 && self.queued)
     }
@@ -546,7 +570,7 @@ impl Bbr {
     }
 
     /// Without an attempt to go up, loss beyond the floor or a standing queue says that the bandwidth shrank.
-    fn on_calm_round(&mut self, round: &Round, minimum: Nanos) {
+    fn on_calm_round(&mut self, round: &Round, minimum: Nanos, now: Nanos) {
         if !round.full || round.rtt_count == 0 {
             return;
         }
@@ -556,6 +580,31 @@ impl Bbr {
         if self.standing || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
+            if let Some(policed) = &self.policed {
+                if self.rounds > policed.shows {
+                    // Sending no more than got through has not helped: it is the path that loses.
+                    (self.policed, self.leftover, self.unpoliced_until) = (None, None, now + UNPOLICED);
+                }
+            } else if !self.stood
+                && !self.queued
+                && now >= self.unpoliced_until
+                && round.lost * 100 >= POLICED_PERCENT * (round.lost + round.delivered)
+            {
+                self.suspect(rate_of(round.delivered, now - round.since), minimum, now);
+            }
+        }
+    }
+
+    /// Loss in proportion to what we send and nothing that waits is a policer's, if as much gets through each time (as in BBRv1).
+    fn suspect(&mut self, rate: u64, minimum: Nanos, now: Nanos) {
+        match self.leftover {
+            Some((_, cycle)) if cycle == self.cycles => {}
+            Some((last, _)) if rate.abs_diff(last) <= last / POLICED_ALIKE => {
+                let until = (now + POLICED).max(now + POLICED_ROUNDS * minimum);
+                self.policed = Some(Policed { rate: rate.midpoint(last), until, shows: self.rounds + 2 });
+                self.calm = Calm::default();
+            }
+            _ => self.leftover = Some((rate, self.cycles)),
         }
     }
 
@@ -586,6 +635,12 @@ impl Bbr {
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
+        self.cycles += 1;
+        if let Some(Policed { rate, .. }) = self.policed.take() {
+            // Is it still there? One cycle tells.
+            self.best = self.best.map(|best| best.min(rate));
+            self.leftover = Some((rate, 0));
+        }
         self.competing = std::mem::take(&mut self.stood);
         if let Some(short) = self.short.take().filter(|_| self.competing) {
             self.best = self.best.map(|best| best.min(short));
@@ -631,6 +686,8 @@ impl Bbr {
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
             Phase::Cruise if self.is_crowded(minimum, now) => self.enter_crowd(news, now),
+            // It would only lose what it asks for.
+            Phase::Cruise if self.policed.as_ref().is_some_and(|policed| now < policed.until) => {}
             Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
             Phase::Cruise => {}
             Phase::Up => self.step_up(news, minimum, round_ended, now),

@@ -23,6 +23,8 @@ const DATAGRAMS: u64 = 100;
 const LONGEST_ROUNDS: u64 = 8;
 /// The first measurements follow one another sooner.
 const EARLY: u32 = 3;
+/// Bytes, roughly.
+const DATAGRAM: f64 = 1_500.0;
 /// Datagrams that the recent loss ratio remembers.
 const RECENT_DATAGRAMS: f64 = 4_000.0;
 
@@ -74,7 +76,7 @@ impl Floor {
     /// So many bytes were acknowledged, the newest of them sent at `sent`. If that ends a measurement: the ratio believed before it.
     pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos) -> Option<f64> {
         self.recent_acked += bytes as f64;
-        if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * 1_500.0 {
+        if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * DATAGRAM {
             self.recent_acked /= 2.0;
             self.recent_lost /= 2.0;
         }
@@ -98,11 +100,22 @@ impl Floor {
 
     fn conclude(&mut self) {
         if self.acked + self.lost > 0 {
+            if self.is_news() {
+                (self.acked_sum, self.lost_sum) = (0.0, 0.0);
+            }
             self.acked_sum = self.acked_sum * KEEP + self.acked as f64;
             self.lost_sum = self.lost_sum * KEEP + self.lost as f64;
             self.measured += 1;
         }
         (self.since, self.until, self.acked, self.lost) = (None, None, 0, 0);
+    }
+
+    /// Is less lost than chance makes of what was measured before? Then that was not the path's own: a policer's, or our own queue's.
+    fn is_news(&self) -> bool {
+        let total = (self.acked + self.lost) as f64;
+        let expected = total * self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0);
+        let chance = 3.0 * (expected * DATAGRAM * self.burstiness()).sqrt();
+        (self.lost as f64) < expected - chance
     }
 
     /// Is it time to measure?

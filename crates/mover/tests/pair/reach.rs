@@ -1,6 +1,7 @@
 //! One bulk transfer over one link: what it reaches, how soon, and what it does to the link.
 
 use super::{A, B, Pair, Setup, Task, profile, secs};
+use tpo_lab::LinkStats;
 use tpo_mover::Config;
 
 /// Payload per wire byte that η allows for (transport.md, section 9): 1,440 of 1,500.
@@ -51,7 +52,7 @@ pub(crate) struct Reached {
     pub(crate) eta: f64,
     /// Mean round trip above the link's, milliseconds.
     pub(crate) queue_ms: f64,
-    /// Share of the datagrams that the link's full queue dropped.
+    /// Share of the datagrams that the link's full queue or its policer dropped.
     pub(crate) dropped: f64,
     /// Bytes on the wire towards the receiver for each byte of goodput.
     pub(crate) wire: f64,
@@ -122,11 +123,12 @@ pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Conf
     let (was, link) = before.expect("something is measured");
     let got = (pair.side(B).received_bytes - was) as f64;
     let after = pair.world.link(A, B);
+    let dropped = |stats: &LinkStats| stats.dropped_queue + stats.dropped_police;
     let offered = (after.offered_packets - link.offered_packets) as f64;
     Reached {
         eta: got / time / ideal,
         queue_ms: queue,
-        dropped: (after.dropped_queue - link.dropped_queue) as f64 / offered,
+        dropped: (dropped(&after) - dropped(&link)) as f64 / offered,
         wire: (after.offered_bytes - link.offered_bytes) as f64 / got,
         ramp,
         held,
