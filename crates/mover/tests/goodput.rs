@@ -57,6 +57,35 @@ fn a_fixed_rate_is_a_fixed_rate() {
     assert!((2_450_000.0..2_510_000.0).contains(&rate), "{rate}");
 }
 
+/// In every mode the configured rate bounds all that leaves, repairs, parity and headers included, in every second; and on a path that
+/// carries it, it is reached.
+#[test]
+fn a_configured_rate_bounds_the_wire_in_every_mode() {
+    const RATE: u64 = 2_500_000;
+    for congestion in [Congestion::Auto, Congestion::Fixed, Congestion::Cubic, Congestion::Scavenger] {
+        for loss in [0, 3] {
+            let mut setup = Setup::new(9, &format!("rate=100mbit delay=20ms loss={loss}% mtu=1500"));
+            setup.change = Box::new(move |config, _| (config.congestion, config.rate) = (congestion, Some(RATE)));
+            setup.a = Task { urgent: 10, ..Task::bulk() };
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            let mut seconds = Vec::new();
+            for _ in 0..12 {
+                let before = pair.world.link(A, B).offered_bytes;
+                pair.world.run_for(secs(1.0));
+                seconds.push((pair.world.link(A, B).offered_bytes - before) as f64 / RATE as f64);
+            }
+            println!("{congestion:?} at {loss} %: {seconds:.3?}");
+            assert!(seconds.iter().all(|share| *share <= 1.01), "{congestion:?} at {loss} %: {seconds:.3?}");
+            let reached = seconds[6..].iter().sum::<f64>() / 6.0;
+            // Loss that is not its own is more than CUBIC and the scavenger bear.
+            let least =
+                if loss == 0 || matches!(congestion, Congestion::Auto | Congestion::Fixed) { 0.95 } else { 0.0 };
+            assert!(reached >= least, "{congestion:?} at {loss} %: {reached:.3}");
+        }
+    }
+}
+
 /// A path that is remembered is filled at once; one that has become narrower in the meantime costs a round trip's worth.
 #[test]
 fn what_is_remembered_is_begun_with() {

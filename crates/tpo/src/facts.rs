@@ -253,6 +253,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("payloads malformed", report.stats.counters.malformed),
         ("messages late", report.stats.counters.late),
         ("send failures", report.counters.send_failures),
+        ("receive buffer full", report.counters.buffer_full),
     ])
 }
 

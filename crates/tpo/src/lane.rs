@@ -104,6 +104,8 @@ pub struct Counters {
     pub not_allowed: u64,
     /// Batches that the kernel refused.
     pub send_failures: u64,
+    /// Packets that the kernel dropped because the lane's socket was full.
+    pub buffer_full: u64,
 }
 
 /// Life signs of a lane, read by the interceptor's lease.
@@ -566,6 +568,7 @@ impl Loop {
                 }
             };
         if let Some(old) = &self.link {
+            self.counters.buffer_full += old.dropped();
             // Dropped right after; a descriptor that is closed leaves the poll by itself.
             let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
         }
@@ -673,12 +676,14 @@ impl Loop {
     }
 
     fn report(&self) -> Report {
+        let mut counters = self.counters;
+        counters.buffer_full += self.link.as_ref().map_or(0, Link::dropped);
         Report {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),
             remote: self.peer.remote(),
             edges: self.edges.len(),
-            counters: self.counters,
+            counters,
         }
     }
 

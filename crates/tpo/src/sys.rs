@@ -68,6 +68,21 @@ pub fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc:
     })
 }
 
+/// How many packets the kernel dropped at a socket since it was opened, mostly because its receive buffer was full; a run of datagrams
+/// that was received together counts once.
+pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
+    // linux/sock_diag.h: SK_MEMINFO_DROPS, the last of nine.
+    const DROPS: usize = 8;
+    let mut memory = [0_u32; DROPS + 1];
+    let mut length = mem::size_of_val(&memory) as libc::socklen_t;
+    // SAFETY: the pointer and the length describe `memory`, which outlives the call.
+    check(unsafe {
+        let place = memory.as_mut_ptr().cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut length)
+    })?;
+    Ok(memory[DROPS])
+}
+
 /// Raises the limit of open files to the hard limit, one descriptor for each connection, and returns what it is now.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -148,6 +148,11 @@ impl Link {
         }
     }
 
+    /// Packets that the kernel dropped here because we did not take them soon enough. A system call: for reports, not for each datagram.
+    pub fn dropped(&self) -> u64 {
+        crate::sys::socket_drops(&self.socket).map_or(0, u64::from)
+    }
+
     /// Receives some runs of datagrams. `Ok(0)`: nothing waits.
     pub fn receive(&self, into: &mut Runs) -> io::Result<usize> {
         let mut slices: Vec<IoSliceMut<'_>> = into.bytes.chunks_mut(RUN_BYTES).map(IoSliceMut::new).collect();
@@ -274,6 +279,21 @@ mod tests {
         let lane = Link::connect(0, None, to).unwrap();
         assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
         assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::Refused);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_buffer_is_counted() {
+        let peer = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let link = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        crate::sys::set_option(link.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 4_096).unwrap();
+        let here = link.local_addr().unwrap();
+        assert_eq!(link.dropped(), 0);
+        for _ in 0..100 {
+            assert_eq!(peer.send(here, None, &[1; 1_000], 1_000), Sent::All);
+        }
+        let got = collect(&link, &mut Runs::new()).len() as u64;
+        assert!((1..20).contains(&got), "{got}");
+        assert_eq!(link.dropped(), 100 - got);
     }
 
     trait Concat {
