@@ -48,7 +48,7 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Parity rows received.
     pub parity_received: u64,
-    /// Datagrams rebuilt from parity.
+    /// Datagrams that were rebuilt from parity, and taken because they had not come meanwhile.
     pub datagrams_rebuilt: u64,
     /// Parity that made no sense.
     pub parity_wrong: u64,

@@ -339,6 +339,27 @@ fn a_path_that_becomes_narrower_is_noticed() {
     });
 }
 
+/// Jumbo frames are found and used, and left when the path carries them no longer and nobody says so.
+#[test]
+fn jumbo_frames_are_used_while_the_path_carries_them() {
+    seeds("world", "jumbo_frames_are_used_while_the_path_carries_them", 20, |seed| {
+        let mut setup = Setup::new(seed, "rate=200mbit delay=10ms mtu=16384");
+        setup.a = Task::payloads(3_000);
+        let mut pair = Pair::new(setup);
+        pair.connect();
+        pair.world.run_for(secs(0.5));
+        assert_eq!(pair.stats(A).datagram_size, 16_356);
+        pair.world.set(A, B, profile("rate=20mbit delay=10ms mtu=1280"));
+        let received = pair.side(B).received_count;
+        let resumed = pair.world.run_until(|world| world.node(B).received_count > received + 50, secs(5.0));
+        assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
+        assert_eq!(pair.stats(A).datagram_size, 1_200);
+        pair.world.set(A, B, profile("rate=20mbit delay=10ms mtu=9000"));
+        pair.finish(secs(120.0));
+        pair.rest();
+    });
+}
+
 #[test]
 fn a_refused_size_is_left_at_once() {
     seeds("world", "a_refused_size_is_left_at_once", 20, |seed| {

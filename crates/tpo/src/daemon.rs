@@ -220,7 +220,8 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
     if let Some(rate) = peer.rate {
-        // Ten milliseconds of a fast link: a new flow is at its rate one round trip sooner.
+        // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is at its rate one round trip sooner. On a
+        // link whose ways differ it is too much or too little for a round trip, within bounds.
         limits.initial_credit = u32::try_from(rate / 100).unwrap_or(u32::MAX).clamp(limits.initial_credit, MOST_CREDIT);
     }
     Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits })

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// A file of ours is far smaller; a larger one is not ours.
 const LONGEST: u64 = 4_096;
+/// Bytes per second, 1 Tbit/s: no path that we know carries more.
+const FASTEST: u64 = 125_000_000_000;
 
 /// Where one peer's path is remembered.
 pub struct Memory {
@@ -45,6 +47,9 @@ impl Memory {
             return None;
         }
         let written: Written = serde_json::from_slice(&fs::read(&self.file).ok()?).ok()?;
+        if !(1..=FASTEST).contains(&written.bandwidth) {
+            return None;
+        }
         // A clock that went back makes the memory old, not young.
         let age = seconds_now().checked_sub(written.at).map_or(Duration::MAX, Duration::from_secs);
         Some(tpo_mover::Path {
@@ -94,7 +99,9 @@ mod tests {
         assert_eq!((loaded.bandwidth, loaded.round_trip), (path.bandwidth, path.round_trip));
         assert!((90..95).contains(&loaded.age.as_secs()));
         let long = vec![b'1'; 5_000];
-        for wrong in [&b""[..], b"{}", b"{\"bandwidth\":-1,\"round_trip_us\":1,\"at\":1}", &long] {
+        let fast = b"{\"bandwidth\":125000000001,\"round_trip_us\":1,\"at\":1}";
+        let none = b"{\"bandwidth\":0,\"round_trip_us\":1,\"at\":1}";
+        for wrong in [&b""[..], b"{}", fast, none, b"{\"bandwidth\":-1,\"round_trip_us\":1,\"at\":1}", &long] {
             fs::write(folder.join("lyon.path"), wrong).unwrap();
             assert_eq!(memory.load(), None, "{}", String::from_utf8_lossy(wrong));
         }

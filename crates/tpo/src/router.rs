@@ -25,8 +25,8 @@ const WAKE: Token = Token(1);
 /// The slot of a peer is in the upper bits of the session indices that we chose (docs/wire.md, section 1).
 const SLOT_SHIFT: u32 = 12;
 
-/// Longer datagrams than the mover ever makes (8,952 bytes) are nobody's; so what waits for a lane is bounded in bytes too.
-const LONGEST: usize = 9_000;
+/// Longer datagrams than the mover ever makes (16,356 bytes) are nobody's; so what waits for a lane is bounded in bytes too.
+const LONGEST: usize = 16_384;
 /// Receive calls before the router looks whether it shall end, so that a flood cannot keep it.
 const TURN: usize = 16;
 

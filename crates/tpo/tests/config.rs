@@ -220,7 +220,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "[tpo]",
         "[tpo]\nsegment_size = 900",
-        ":2: error: [tpo] segment_size: found 900; would do: \"auto\", or a number of bytes from 1200 to 8952",
+        ":2: error: [tpo] segment_size: found 900; would do: \"auto\", or a number of bytes from 1200 to 16356",
     ),
     (
         "[tpo]",

@@ -29,8 +29,6 @@ struct Block {
 pub(crate) struct Counters {
     /// Rows received.
     pub(crate) rows: u64,
-    /// Datagrams rebuilt.
-    pub(crate) rebuilt: u64,
     /// Rows or results that made no sense.
     pub(crate) wrong: u64,
 }
@@ -152,7 +150,6 @@ impl Rebuilder {
                 self.counters.wrong += 1;
                 continue;
             };
-            self.counters.rebuilt += 1;
             rebuilt.push((numbers[shard], plain.to_vec()));
         }
     }

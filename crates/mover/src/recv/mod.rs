@@ -217,7 +217,7 @@ impl Receiver {
         stats.segments_wrong += self.wrong;
         stats.acks_sent += self.acks_sent;
         stats.parity_received += self.rebuilder.counters.rows;
-        stats.datagrams_rebuilt += self.rebuilder.counters.rebuilt;
+        stats.datagrams_rebuilt += u64::from(self.rebuilt_taken);
         stats.parity_wrong += self.rebuilder.counters.wrong;
     }
 

@@ -162,8 +162,8 @@ const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
 const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
 const BUFFER_SIZE: usize = 65_536;
-/// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 8,952 is a jumbo frame less its IP and UDP headers.
-const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=8_952;
+/// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
+const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=16_356;
 /// Memory of all flows: one peer with a long fat link needs some 16 MiB to work at all.
 const MEMORIES: RangeInclusive<u64> = 16 << 20..=1 << 40;
 const MEMORY: u64 = 512 << 20;
