@@ -328,6 +328,7 @@ fn index(number: u64) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::queue::Kind;
     use super::*;
 
     #[test]
@@ -339,7 +340,7 @@ mod tests {
                 if dice.u8(0..3) > 0 || flight.span() == 0 {
                     let segments = dice.usize(0..3);
                     for _ in 0..segments {
-                        flight.add_segment(Segment { logical: now, offset: 0, length: 1 });
+                        flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
                     }
                     flight.push(if segments > 0 { 1_500 } else { 0 }, segments, (false, false), now);
                 } else {
@@ -371,7 +372,7 @@ mod tests {
         for now in 0..400 {
             if now < 200 {
                 for half in 0..2 {
-                    flight.add_segment(Segment { logical: now, offset: 0, length: 1 });
+                    flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
                     flight.push(1_000, 1, (false, false), now * millisecond + half * millisecond / 2);
                 }
             }

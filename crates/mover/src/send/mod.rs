@@ -29,6 +29,9 @@ use crate::timer::{Earliest, Nanos, Timer};
 
 /// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held back.
 const SPAN_RESERVE: u64 = 4_096;
+/// With more on its way than this, a flow that waits three round trips for a repair outgrows what the receiver may hold for it: repairs of
+/// repairs leave twice. Below, the copies (loss squared) would only cost what they cost.
+const DOUBLES_FROM: u64 = 16 << 20;
 /// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
 /// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
@@ -306,6 +309,7 @@ impl Sender {
     /// Datagrams with urgent payloads are protected.
     fn fill_data(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> Filled {
         let start = out.len();
+        self.queue.doubles = self.flight.in_flight() > DOUBLES_FROM;
         let urgent = self.queue.has_urgent() && self.fec.is_on(self.rtt.minimum());
         let segments = self.emit_segments(out, if urgent { end - fec::RESERVE } else { end }, physical, false);
         let protected = segments > 0 && urgent;
@@ -334,7 +338,7 @@ impl Sender {
             packet::emit_ping(out);
             return 0;
         };
-        self.probed = (segment.logical, segment.offset + segment.length);
+        self.probed = (segment.logical, segment.end());
         self.flight.add_segment(segment);
         1
     }

@@ -1,7 +1,8 @@
 //! The payloads between `send` and their last acknowledgement: what is unsent, what must be repaired, what is acknowledged.
 //!
 //! Payloads are cut only here, when a datagram has room: so a repair after a change of the path's datagram size is cut anew.
-//! Order: urgent before others, repairs before new data of the same kind.
+//! Order: urgent before others, repairs before new data of the same kind. On a long fat path a repair of a repair is sent twice, a little
+//! apart: what waits behind it has waited for two round trips already, and the receiver's memory is what such waits cost.
 
 use std::collections::VecDeque;
 
@@ -13,12 +14,32 @@ use crate::seq;
 /// A piece smaller than this is not worth a subfield header of its own, unless it is all there is.
 const SMALLEST_PIECE: usize = 64;
 
+/// A copy leaves so many datagrams after its original at least, while there is anything else to send: bursts of usual length spare one.
+const COPY_GAP: u64 = 8;
+/// How often a segment has left before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    First,
+    Again,
+    /// At least twice: a copy may follow.
+    Often,
+    /// Its loss means nothing, its original decides.
+    Copy,
+}
+
 /// A piece of a payload by its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Segment {
     pub(crate) logical: u64,
     pub(crate) offset: u32,
-    pub(crate) length: u32,
+    pub(crate) length: u16,
+    pub(crate) kind: Kind,
+}
+
+impl Segment {
+    pub(crate) fn end(&self) -> u32 {
+        self.offset + u32::from(self.length)
+    }
 }
 
 struct Payload {
@@ -39,6 +60,8 @@ impl Payload {
 #[derive(Default)]
 struct Class {
     repairs: VecDeque<Segment>,
+    /// With the number of the datagram from which on each may leave.
+    copies: VecDeque<(u64, Segment)>,
     /// Payloads with bytes that were never sent.
     fresh: VecDeque<u64>,
 }
@@ -51,6 +74,10 @@ pub(crate) struct Queue {
     window: u64,
     urgent: Class,
     normal: Class,
+    /// Repairs of repairs leave twice.
+    pub(crate) doubles: bool,
+    /// The datagram that is being filled, and the room that it had for its first segment.
+    whole_room: (u64, usize),
     unsent: usize,
     repair: usize,
     held: usize,
@@ -70,6 +97,8 @@ impl Queue {
             window: limits.logical_window,
             urgent: Class::default(),
             normal: Class::default(),
+            doubles: false,
+            whole_room: (u64::MAX, 0),
             unsent: 0,
             repair: 0,
             held: 0,
@@ -145,15 +174,28 @@ impl Queue {
         at_once: bool,
     ) -> Option<Segment> {
         let room = room.checked_sub(DATA_HEADER).filter(|room| *room > 0)?;
+        if self.whole_room.0 != physical {
+            self.whole_room = (physical, room);
+        }
+        let segment = self.next(room, physical)?;
+        self.emit(out, segment, physical, at_once);
+        if segment.kind == Kind::Often && self.doubles {
+            let urgent = self.get(segment.logical).is_some_and(|payload| payload.urgent);
+            let copy = Segment { kind: Kind::Copy, ..segment };
+            self.repair += usize::from(segment.length);
+            self.class(urgent).copies.push_back((physical + COPY_GAP, copy));
+        }
+        Some(segment)
+    }
+
+    fn next(&mut self, room: usize, physical: u64) -> Option<Segment> {
         for urgent in [true, false] {
-            if let Some(segment) = self.next_repair(urgent, room) {
-                self.emit(out, segment, physical, at_once);
+            if let Some(segment) = self.next_repair(urgent, room).or_else(|| self.next_copy(urgent, room, physical)) {
                 return Some(segment);
             }
             if self.class(urgent).repairs.is_empty()
                 && let Some(segment) = self.next_fresh(urgent, room)
             {
-                self.emit(out, segment, physical, at_once);
                 return Some(segment);
             }
             let class = self.class(urgent);
@@ -161,7 +203,9 @@ impl Queue {
                 return None;
             }
         }
-        None
+        // Nothing else waits. But never beside its original.
+        let later = physical + COPY_GAP - 1;
+        self.next_copy(true, room, later).or_else(|| self.next_copy(false, room, later))
     }
 
     /// Appends once more a piece that is sent but not acknowledged: a probe's load. The first one that ends after `after`, a logical
@@ -175,7 +219,7 @@ impl Queue {
     ) -> Option<Segment> {
         let room = room.checked_sub(DATA_HEADER).filter(|room| *room > 0)?;
         let segment = self.unacked_after(after).or_else(|| self.unacked_after((0, 0)))?;
-        let segment = Segment { length: segment.length.min(room as u32), ..segment };
+        let segment = Segment { length: segment.length.min(u16::try_from(room).unwrap_or(u16::MAX)), ..segment };
         self.emit(out, segment, physical, true);
         Some(segment)
     }
@@ -187,13 +231,14 @@ impl Queue {
             let number = self.base + index as u64;
             let from = if number == logical { offset.min(payload.sent) } else { 0 };
             let (start, end) = payload.acked.first_missing(from, payload.sent).filter(|_| !payload.is_done())?;
-            Some(Segment { logical: number, offset: start, length: end - start })
+            let length = u16::try_from(end - start).unwrap_or(u16::MAX);
+            Some(Segment { logical: number, offset: start, length, kind: Kind::Again })
         })
     }
 
     fn emit(&self, out: &mut Vec<u8>, segment: Segment, physical: u64, at_once: bool) {
         let payload = &self.payloads[(segment.logical - self.base) as usize];
-        let (start, end) = (segment.offset as usize, (segment.offset + segment.length) as usize);
+        let (start, end) = (segment.offset as usize, segment.end() as usize);
         let data = Data {
             at_once,
             protected: false,
@@ -208,25 +253,47 @@ impl Queue {
     fn next_repair(&mut self, urgent: bool, room: usize) -> Option<Segment> {
         loop {
             let segment = *self.class(urgent).repairs.front()?;
-            let end = segment.offset + segment.length;
-            let missing =
-                self.get(segment.logical).and_then(|payload| payload.acked.first_missing(segment.offset, end));
-            let Some((start, stop)) = missing else {
+            let Some((start, missing)) = self.missing(&segment) else {
                 // Acknowledged in the meantime: the loss was none.
                 self.class(urgent).repairs.pop_front();
-                self.repair -= segment.length as usize;
+                self.repair -= usize::from(segment.length);
                 continue;
             };
-            let length = piece((stop - start) as usize, room)? as u32;
-            let left = end - start - length;
-            self.repair -= (segment.length - left) as usize;
+            let length = piece(usize::from(missing), room)? as u16;
+            let next = start + u32::from(length);
+            let left = (segment.end() - next) as u16;
+            self.repair -= usize::from(segment.length - left);
             let class = self.class(urgent);
             if left == 0 {
                 class.repairs.pop_front();
             } else {
-                class.repairs[0] = Segment { offset: start + length, length: left, ..segment };
+                class.repairs[0] = Segment { offset: next, length: left, ..segment };
             }
             return Some(Segment { offset: start, length, ..segment });
+        }
+    }
+
+    /// Where in a segment the first bytes begin that are not acknowledged, and how many they are.
+    fn missing(&self, segment: &Segment) -> Option<(u32, u16)> {
+        let (start, stop) = self.get(segment.logical)?.acked.first_missing(segment.offset, segment.end())?;
+        Some((start, (stop - start) as u16))
+    }
+
+    /// A copy that may leave in this datagram. It waits for one that has room for all of it; what would fit into none is given up.
+    fn next_copy(&mut self, urgent: bool, room: usize, physical: u64) -> Option<Segment> {
+        loop {
+            let (from, segment) = *self.class(urgent).copies.front()?;
+            let missing = self.missing(&segment);
+            if missing.is_some_and(|(_, length)| from > physical || room < usize::from(length).min(self.whole_room.1)) {
+                return None;
+            }
+            self.class(urgent).copies.pop_front();
+            self.repair -= usize::from(segment.length);
+            if let Some((offset, length)) = missing {
+                self.repaired += 1;
+                let length = length.min(u16::try_from(room).unwrap_or(u16::MAX));
+                return Some(Segment { offset, length, ..segment });
+            }
         }
     }
 
@@ -234,8 +301,8 @@ impl Queue {
         let logical = *self.class(urgent).fresh.front()?;
         let payload = &mut self.payloads[(logical - self.base) as usize];
         let left = payload.bytes.len() - payload.sent as usize;
-        let length = piece(left, room)?;
-        let segment = Segment { logical, offset: payload.sent, length: length as u32 };
+        let length = piece(left, room.min(usize::from(u16::MAX)))?;
+        let segment = Segment { logical, offset: payload.sent, length: length as u16, kind: Kind::First };
         payload.sent += length as u32;
         self.unsent -= length;
         if length == left {
@@ -246,17 +313,21 @@ impl Queue {
 
     /// A segment was lost: it is sent again unless another copy of it was acknowledged.
     pub(crate) fn on_lost(&mut self, segment: Segment) {
-        let end = segment.offset + segment.length;
+        let kind = match segment.kind {
+            Kind::First => Kind::Again,
+            Kind::Again | Kind::Often => Kind::Often,
+            Kind::Copy => return,
+        };
         let Some(payload) = self.get(segment.logical) else {
             return;
         };
-        if payload.acked.covers(segment.offset, end) {
+        if payload.acked.covers(segment.offset, segment.end()) {
             return;
         }
         let urgent = payload.urgent;
-        self.repair += segment.length as usize;
+        self.repair += usize::from(segment.length);
         self.repaired += 1;
-        self.class(urgent).repairs.push_back(segment);
+        self.class(urgent).repairs.push_back(Segment { kind, ..segment });
     }
 
     /// A segment arrived. Its payload's buffer becomes spare when all of it has.
@@ -267,7 +338,7 @@ impl Queue {
         let Some(payload) = self.payloads.get_mut(index as usize).filter(|payload| !payload.is_done()) else {
             return;
         };
-        payload.acked.insert(segment.offset, segment.offset + segment.length);
+        payload.acked.insert(segment.offset, segment.end());
         if !payload.acked.is_whole(payload.bytes.len() as u32) {
             return;
         }
@@ -303,8 +374,11 @@ impl Queue {
         assert_eq!(self.held, self.payloads.iter().map(|payload| payload.bytes.len()).sum::<usize>());
         let unsent = |payload: &Payload| payload.bytes.len().saturating_sub(payload.sent as usize);
         assert_eq!(self.unsent, self.payloads.iter().filter(|payload| !payload.is_done()).map(unsent).sum::<usize>());
-        let repairs = self.urgent.repairs.iter().chain(&self.normal.repairs);
-        assert_eq!(self.repair, repairs.map(|segment| segment.length as usize).sum::<usize>());
+        let segments = |class: &Class| -> usize {
+            let copies = class.copies.iter().map(|(_, copy)| copy);
+            class.repairs.iter().chain(copies).map(|segment| usize::from(segment.length)).sum()
+        };
+        assert_eq!(self.repair, segments(&self.urgent) + segments(&self.normal));
     }
 }
 
@@ -331,6 +405,7 @@ mod tests {
             let mut dice = fastrand::Rng::with_seed(seed);
             let limits = Limits { first_logical: (1 << 32) - 5, ..Limits::default() };
             let mut queue = Queue::new(&limits);
+            queue.doubles = dice.bool();
             let mut assembler = Assembler::new(&limits);
             let mut sent: Vec<Vec<u8>> =
                 (0..20).map(|_| (0..dice.usize(1..5_000)).map(|_| dice.u8(..)).collect()).collect();
@@ -389,6 +464,34 @@ mod tests {
         assert_eq!((second.logical, second.length), (0, 1_000 - 118 - 18));
         assert!(queue.emit_next(&mut out, 60, 0, false).is_none(), "a piece too small");
         queue.on_lost(second);
-        assert_eq!(queue.emit_next(&mut out, 5_000, 0, false), Some(second), "repairs before new data");
+        let again = Segment { kind: Kind::Again, ..second };
+        assert_eq!(queue.emit_next(&mut out, 5_000, 1, false), Some(again), "repairs before new data");
+    }
+
+    #[test]
+    fn what_was_lost_twice_leaves_twice() {
+        let mut queue = Queue::new(&Limits::default());
+        queue.doubles = true;
+        queue.push(vec![1; 20_000], false);
+        let next = |queue: &mut Queue, physical| queue.emit_next(&mut Vec::new(), 1_018, physical, false);
+        let first = next(&mut queue, 0).unwrap();
+        queue.on_lost(first);
+        let again = next(&mut queue, 1).unwrap();
+        assert_eq!(again, Segment { kind: Kind::Again, ..first });
+        queue.on_lost(again);
+        let often = next(&mut queue, 2).unwrap();
+        assert_eq!(often, Segment { kind: Kind::Often, ..first });
+        let others: Vec<Kind> = (3..10).map(|physical| next(&mut queue, physical).unwrap().kind).collect();
+        assert_eq!(others, [Kind::First; 7], "a copy leaves some datagrams later");
+        let copy = next(&mut queue, 10).unwrap();
+        assert_eq!(copy, Segment { kind: Kind::Copy, ..first });
+        queue.on_lost(copy);
+        assert_eq!(next(&mut queue, 11).unwrap().kind, Kind::First, "its loss means nothing");
+        queue.on_lost(often);
+        assert_eq!(next(&mut queue, 12), Some(often));
+        queue.on_acked(copy);
+        while next(&mut queue, 13).is_some() {}
+        assert_eq!(queue.waiting(), 0, "the second copy is not needed any more");
+        queue.check_sums();
     }
 }
