@@ -100,8 +100,8 @@ fn rows() -> Vec<Row> {
     let plain = Cell::new(100.0, 100.0, 0.0);
     let lossy = Cell::new(100.0, 100.0, 2.0);
     rows.extend([
-        Row::new(Cell::new(100.0, 100.0, 1.0).with("burst=10"), 15.0).at_least(0.95),
-        Row::new(lossy.with("burst=10"), 15.0).at_least(0.95),
+        Row::new(Cell::new(100.0, 100.0, 1.0).with("burst=10"), 15.0).at_least(0.93),
+        Row::new(lossy.with("burst=10"), 15.0).at_least(0.93),
         Row::new(plain.with("jitter=20ms"), 15.0),
         Row::new(lossy.with("jitter=20ms"), 15.0),
         Row::new(plain.with("reorder=2% reorder_by=100ms"), 15.0),

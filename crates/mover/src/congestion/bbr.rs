@@ -35,6 +35,7 @@ const DOWN_GAIN: u64 = 750;
 const FLOOR_GAIN: u64 = 900;
 /// Cruising leaves a fifth of a percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 998;
+const CRUISE_CAREFUL_GAIN: u64 = 985;
 const CRUISE_QUEUED_GAIN: u64 = 960;
 /// While a queue stands that others keep up: everybody who does so gives room in proportion.
 const CRUISE_STANDING_GAIN: u64 = 900;
@@ -197,7 +198,9 @@ pub(crate) struct Bbr {
     mean: [Nanos; 2],
     mean_at: Nanos,
     smoothed: Nanos,
+    /// A queue that counts as evidence, and one that cruising gives way to.
     queued: bool,
+    begins_to_queue: bool,
     /// A queue stood for the whole of the last round of cruising: others are there.
     standing: bool,
     /// The round trip says that more than half a round trip's queue stands; and what was delivered since it does, for a while.
@@ -269,6 +272,7 @@ impl Bbr {
             mean_at: now,
             smoothed: 0,
             queued: false,
+            begins_to_queue: false,
             standing: false,
             deep: false,
             deep_span: None,
@@ -457,6 +461,7 @@ impl Bbr {
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
+        self.begins_to_queue = self.smoothed > base + minimum / 80 + MILLISECOND;
         self.deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
         if measured <= self.standing_above(minimum) {
             (self.quiet_at, self.quiet_bandwidth) = (now, self.bandwidth());
@@ -776,6 +781,7 @@ impl Bbr {
             Phase::Down => FLOOR_GAIN,
             Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
+            Phase::Cruise if self.begins_to_queue => CRUISE_CAREFUL_GAIN,
             Phase::Cruise | Phase::ProbeRtt | Phase::Crowd => CRUISE_GAIN,
         }
     }
