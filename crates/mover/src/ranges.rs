@@ -43,19 +43,28 @@ impl Ranges {
         if self.covers(start, end) {
             return false;
         }
-        let mut merged = (start, end);
-        let mut kept = Vec::with_capacity(self.rest.len() + 2);
-        for range in std::iter::once(self.first).chain(self.rest.drain(..)) {
-            if range.1 < merged.0 || range.0 > merged.1 {
-                kept.push(range);
-            } else {
-                merged = (merged.0.min(range.0), merged.1.max(range.1));
-            }
+        if end < self.first.0 {
+            self.rest.insert(0, self.first);
+            self.first = (start, end);
+            return true;
         }
-        let at = kept.partition_point(|range| range.0 < merged.0);
-        kept.insert(at, merged);
-        self.first = kept.remove(0);
-        self.rest = kept;
+        // In place: those that it touches become one with it.
+        let touches = |range: &(u32, u32)| range.1 >= start && range.0 <= end;
+        let mut merged = (start, end);
+        let mut merge = |range: (u32, u32)| merged = (merged.0.min(range.0), merged.1.max(range.1));
+        let from = self.rest.partition_point(|range| range.1 < start);
+        let until = from + self.rest[from..].iter().take_while(|range| touches(range)).count();
+        self.rest[from..until].iter().for_each(|range| merge(*range));
+        if touches(&self.first) {
+            merge(self.first);
+            self.first = merged;
+            self.rest.drain(from..until);
+        } else if from < until {
+            self.rest[from] = merged;
+            self.rest.drain(from + 1..until);
+        } else {
+            self.rest.insert(from, merged);
+        }
         true
     }
 

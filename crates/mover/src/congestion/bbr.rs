@@ -99,6 +99,8 @@ const PROBE_RTT_ROUNDS: u64 = 24;
 const PROBE_RTT_TIME: Nanos = 200 * MILLISECOND;
 /// On short paths acknowledgements come in lumps that make single samples and rounds look fast: both then last at least this.
 const SHORTEST_ROUND: Nanos = 10 * MILLISECOND;
+/// A shorter round trip is no measure of a rate: two TPOs on one host.
+const SHORTEST_ROUND_TRIP: Nanos = MILLISECOND / 20;
 /// Round means are compared with the least of the last two periods: what jitter adds is no queue.
 const MEAN_PERIOD: Nanos = 15 * SECOND;
 
@@ -790,8 +792,8 @@ impl Bbr {
         let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
         let bandwidth = self.bandwidth();
         let mut rate = if self.phase == Phase::Startup {
-            let known =
-                bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, news.rtt.smoothed().unwrap_or(SECOND)));
+            let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
+            let known = bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, smoothed));
             known * STARTUP_GAIN / 1_000
         } else {
             // Each round of up is fast for its own time only.

@@ -450,9 +450,11 @@ impl Sender {
                 break;
             }
             let mut news = bits & self.flight.open_word(word);
+            // Downwards like the words: what is acknowledged of a payload then has no holes but those of losses.
             while news != 0 {
-                let number = word * 64 + u64::from(news.trailing_zeros());
-                news &= news - 1;
+                let bit = news.ilog2();
+                let number = word * 64 + u64::from(bit);
+                news &= !(1 << bit);
                 self.on_acked(number, &mut told, now);
             }
         }
