@@ -366,9 +366,9 @@ impl Bbr {
             let long_enough = now >= self.round.since + SHORTEST_ROUND;
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
             if let Some(sample) = self.smooth(sample, news, minimum, now) {
-                let rate = self.on_sample(&sample);
+                self.on_sample(&sample);
                 if self.deep && self.unproved {
-                    self.forget(rate, now);
+                    self.forget(self.round.best_rate, now);
                 }
             }
             if sample.app_limited && self.heavy_rounds == 0 {
@@ -497,8 +497,7 @@ impl Bbr {
         self.deep && matches!(self.phase, Phase::Cruise | Phase::Up | Phase::Down)
     }
 
-    /// The rate that it tells.
-    fn on_sample(&mut self, sample: &Sample) -> u64 {
+    fn on_sample(&mut self, sample: &Sample) {
         let given_back = self.floor.give_back(sample.delivered, sample.lost, self.datagram);
         let rate = rate_of(sample.delivered + given_back, sample.interval);
         self.round.best_rate = self.round.best_rate.max(rate);
@@ -509,7 +508,6 @@ impl Bbr {
             self.cycle_full = true;
             self.round.full = true;
         }
-        rate
     }
 
     fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
@@ -535,6 +533,8 @@ impl Bbr {
             // What stands during these is the queue that we have just made.
             Phase::Up | Phase::Down | Phase::Drain => {}
             Phase::Cruise if round.since < self.phase_at => {}
+            // Nor is a queue in a crowd ours.
+            Phase::ProbeRtt if self.crowd.is_some() => {}
             Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum, now),
             Phase::Crowd => {
                 let too_much = self.too_much(&round);
@@ -893,7 +893,7 @@ impl Bbr {
             return;
         };
         if self.quiet_at > self.phase_at {
-            self.crowd = None;
+            (self.crowd, self.stood) = (None, false);
             self.free_at = now;
             self.probe_rtt_at = now;
             self.start_cruise(minimum, now);
