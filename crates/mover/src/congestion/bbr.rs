@@ -13,8 +13,9 @@
 
 use std::time::Duration;
 
-use super::cubic::Cubic;
+use super::crowd::{Crowd, Watch};
 use super::floor::{Floor, excess};
+use super::policer::{Lossy, Policer};
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
 use crate::ack::Schedule;
 use crate::config::Path;
@@ -57,25 +58,8 @@ const DEEP_GAIN: u64 = 500;
 /// It is measured for a round trip and at least so long, and lowers the bound to no less than this at once.
 const DEEP_SPAN: Nanos = 50 * MILLISECOND;
 const DEEP_CUT_PERCENT: u64 = 40;
-/// A queue of more than a third of a round trip and this, or one that stands though we have left three quarters of the bandwidth to
-/// others, for so long and for four round trips, is kept up by somebody who fills buffers: room that we give him is lost.
-const STUBBORN_PART: u64 = 3;
-const STUBBORN_QUEUE: Nanos = 5 * MILLISECOND;
-const STUBBORN_LEFT: u64 = 2;
-const STUBBORN: Nanos = 1_500 * MILLISECOND;
-const STUBBORN_ROUNDS: u64 = 4;
-/// Beside him, loss is a full buffer's when the queue is at least this part of the longest, in percent, and the path itself loses less.
-const FULL_PERCENT: u64 = 75;
-const FULL_FLOOR: f64 = 0.005;
 /// So many datagrams are no queue.
 const STANDING_DATAGRAMS: u64 = 3;
-/// A policer is believed in when two cycles get through what differs by no more than this part, and for so long and so many round trips.
-const POLICED_ALIKE: u64 = 8;
-const POLICED: Nanos = 10 * SECOND;
-/// A round that makes suspicious loses so much, in percent; and after a false suspicion there is none for so long.
-const POLICED_PERCENT: u64 = 8;
-const UNPOLICED: Nanos = 60 * SECOND;
-const POLICED_ROUNDS: u64 = 48;
 /// Loss is judged over so many datagrams or a round, whichever is more.
 const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
@@ -115,14 +99,6 @@ enum Phase {
     Crowd,
 }
 
-/// Somebody beside us fills the buffer: until he is gone, we do as he does.
-struct Crowd {
-    cubic: Cubic,
-    /// The next loss counts, whatever the queue says: there was too much of it.
-    believe: bool,
-    cycle_at: Nanos,
-}
-
 /// What one packet-timed round saw.
 #[derive(Default)]
 struct Round {
@@ -144,13 +120,6 @@ struct Round {
 struct Calm {
     delivered: u64,
     lost: u64,
-}
-
-/// What a policer lets pass, until when that is believed, and after which round it must have helped.
-struct Policed {
-    rate: u64,
-    until: Nanos,
-    shows: u64,
 }
 
 /// On short paths, samples are taken over this instead.
@@ -211,9 +180,8 @@ pub(crate) struct Bbr {
     /// When a round trip last said that no queue stood, and the bandwidth then.
     quiet_at: Nanos,
     quiet_bandwidth: u64,
-    /// When there was last no reason to think that somebody fills the buffer, and the longest round trip since, smoothed.
-    free_at: Nanos,
-    longest: Nanos,
+    /// Of who fills the buffer, and if somebody does, what we do then.
+    watch: Watch,
     crowd: Option<Box<Crowd>>,
     /// A queue stood in this cycle.
     stood: bool,
@@ -222,11 +190,7 @@ pub(crate) struct Bbr {
     /// Beside others: what this up asks for, in thousandths, and of which bandwidth.
     up_gain: u64,
     up_base: u64,
-    /// What got through in the last cycle that lost too much without any queue, and its number; two alike are a policer's.
-    leftover: Option<(u64, u64)>,
-    policed: Option<Policed>,
-    unpoliced_until: Nanos,
-    cycles: u64,
+    policer: Policer,
     /// The start from the configured rate has been looked at.
     jumped: bool,
     probe_rtt_at: Nanos,
@@ -280,17 +244,13 @@ impl Bbr {
             deep_span: None,
             quiet_at: now,
             quiet_bandwidth: 0,
-            free_at: now,
-            longest: 0,
+            watch: Watch::new(now),
             crowd: None,
             stood: false,
             competing: false,
             up_gain: UP_GAIN,
             up_base: 0,
-            leftover: None,
-            policed: None,
-            unpoliced_until: 0,
-            cycles: 0,
+            policer: Policer::default(),
             jumped: false,
             probe_rtt_at: now,
             halved_until_round: 0,
@@ -310,7 +270,7 @@ impl Bbr {
     pub(super) fn bandwidth(&self) -> u64 {
         let best = self.best[0].max(self.best[1]);
         let best = self.short.map_or(best, |short| best.min(short));
-        self.policed.as_ref().map_or(best, |policed| best.min(policed.rate))
+        self.policer.rate().map_or(best, |rate| best.min(rate))
     }
 
     pub(super) fn phase(&self) -> &'static str {
@@ -328,7 +288,7 @@ impl Bbr {
 
     pub(super) fn on_outage_end(&mut self, now: Nanos) {
         self.crowd = None;
-        self.free_at = now;
+        self.watch.forgive(now);
         if self.phase == Phase::Crowd {
             self.enter(Phase::Drain, now);
         }
@@ -426,7 +386,8 @@ impl Bbr {
     fn forget(&mut self, rate: u64, now: Nanos) {
         (self.resuming, self.unproved) = (None, false);
         self.best = [0, rate];
-        (self.quiet_bandwidth, self.free_at) = (rate, now);
+        self.quiet_bandwidth = rate;
+        self.watch.forgive(now);
         self.measuring_floor = false;
         self.enter(Phase::Drain, now);
     }
@@ -468,12 +429,8 @@ impl Bbr {
         if measured <= self.standing_above(minimum) {
             (self.quiet_at, self.quiet_bandwidth) = (now, self.bandwidth());
         }
-        // It is one when it is long, or when giving way did not help.
-        let long = minimum + minimum / STUBBORN_PART + STUBBORN_QUEUE + self.few();
-        if measured <= long && self.bandwidth() > self.quiet_bandwidth / STUBBORN_LEFT {
-            (self.free_at, self.longest) = (now, 0);
-        }
-        self.longest = self.longest.max(self.smoothed);
+        let gave_way = self.bandwidth() <= self.quiet_bandwidth / 2;
+        self.watch.on_rtt(measured, self.smoothed, (minimum, self.few()), gave_way, now);
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
@@ -538,8 +495,8 @@ impl Bbr {
             Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum, now),
             Phase::Crowd => {
                 let too_much = self.too_much(&round);
-                if let Some(crowd) = &mut self.crowd {
-                    crowd.believe |= too_much;
+                if let Some(crowd) = self.crowd.as_mut().filter(|_| too_much) {
+                    crowd.on_too_much();
                 }
             }
         }
@@ -587,31 +544,12 @@ impl Bbr {
         if self.standing || too_much {
             let bandwidth = self.bandwidth();
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
-            if let Some(policed) = &self.policed {
-                if self.rounds > policed.shows {
-                    // Sending no more than got through has not helped: it is the path that loses.
-                    (self.policed, self.leftover, self.unpoliced_until) = (None, None, now + UNPOLICED);
-                }
-            } else if !self.stood
-                && !self.queued
-                && now >= self.unpoliced_until
-                && round.lost * 100 >= POLICED_PERCENT * (round.lost + round.delivered)
-            {
-                self.suspect(rate_of(round.delivered, now - round.since), minimum, now);
-            }
-        }
-    }
-
-    /// Loss in proportion to what we send and nothing that waits is a policer's, if as much gets through each time (as in BBRv1).
-    fn suspect(&mut self, rate: u64, minimum: Nanos, now: Nanos) {
-        match self.leftover {
-            Some((_, cycle)) if cycle == self.cycles => {}
-            Some((last, _)) if rate.abs_diff(last) <= last / POLICED_ALIKE => {
-                let until = (now + POLICED).max(now + POLICED_ROUNDS * minimum);
-                self.policed = Some(Policed { rate: rate.midpoint(last), until, shows: self.rounds + 2 });
+            let rate = rate_of(round.delivered, now - round.since);
+            let queued = self.stood || self.queued;
+            let seen = Lossy { delivered: round.delivered, lost: round.lost, rate, queued, round: self.rounds };
+            if self.policer.on_lossy_round(&seen, minimum, now) {
                 self.calm = Calm::default();
             }
-            _ => self.leftover = Some((rate, self.cycles)),
         }
     }
 
@@ -642,11 +580,8 @@ impl Bbr {
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
-        self.cycles += 1;
-        if let Some(Policed { rate, .. }) = self.policed.take() {
-            // Is it still there? One cycle tells.
+        if let Some(rate) = self.policer.on_cycle() {
             self.best = self.best.map(|best| best.min(rate));
-            self.leftover = Some((rate, 0));
         }
         self.competing = std::mem::take(&mut self.stood);
         if let Some(short) = self.short.take().filter(|_| self.competing) {
@@ -692,9 +627,8 @@ impl Bbr {
             Phase::Startup => {}
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
-            Phase::Cruise if self.is_crowded(minimum, now) => self.enter_crowd(news, now),
-            // It would only lose what it asks for.
-            Phase::Cruise if self.policed.as_ref().is_some_and(|policed| now < policed.until) => {}
+            Phase::Cruise if self.watch.is_crowded(minimum, now) => self.enter_crowd(news, now),
+            Phase::Cruise if self.policer.holds(now) => {}
             Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
             Phase::Cruise => {}
             Phase::Up => self.step_up(news, minimum, round_ended, now),
@@ -849,35 +783,22 @@ impl Bbr {
         round.rtt_count > 0 && round.rtt_least > self.standing_above(minimum)
     }
 
-    fn is_crowded(&self, minimum: Nanos, now: Nanos) -> bool {
-        // Our own queue, if it is one, needs twice its length to go while we send at half the rate.
-        let own = 2 * self.longest.saturating_sub(minimum);
-        now.saturating_sub(self.free_at) > STUBBORN.max(STUBBORN_ROUNDS * minimum) + own
-    }
-
     fn enter_crowd(&mut self, news: &News<'_>, now: Nanos) {
-        // Giving way has cost us most of what we had: we take half of it back, and ask for the rest.
         let had = bytes_in(self.quiet_bandwidth, self.smoothed);
-        let cubic = Cubic::among(self.cap, self.datagram, news.in_flight.max(had / 2), had);
-        self.crowd = Some(Box::new(Crowd { cubic, believe: false, cycle_at: now }));
+        self.crowd = Some(Box::new(Crowd::new(self.cap, news, had, now)));
         self.short = None;
         self.probe_rtt_at = now;
         self.enter(Phase::Crowd, now);
     }
 
-    /// In a crowd we are what fills buffers elsewhere, but for losses that are the path's own.
     fn step_crowd(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         let Some(crowd) = &mut self.crowd else {
             return;
         };
-        let queue = |rtt: Nanos| rtt.saturating_sub(minimum);
-        let full = queue(self.smoothed) * 100 >= queue(self.longest) * FULL_PERCENT;
-        let counts = (full && self.floor.ratio() < FULL_FLOOR) || crowd.believe;
-        crowd.believe &= news.lost.is_empty();
-        crowd.cubic.on_news(&News { lost: if counts { news.lost } else { &[] }, ..*news }, now);
-        (self.rate, self.window) = (crowd.cubic.rate(), crowd.cubic.window());
-        if now > crowd.cycle_at + CRUISE.max(CRUISE_ROUNDS * minimum) {
-            crowd.cycle_at = now;
+        let queue = (self.smoothed.saturating_sub(minimum), self.watch.longest_queue(minimum));
+        crowd.on_news(news, queue, self.floor.ratio(), now);
+        (self.rate, self.window) = (crowd.rate(), crowd.window());
+        if crowd.take_cycle(CRUISE.max(CRUISE_ROUNDS * minimum), now) {
             self.best = [self.best[1], 0];
         }
     }
@@ -894,13 +815,13 @@ impl Bbr {
         };
         if self.quiet_at > self.phase_at {
             (self.crowd, self.stood) = (None, false);
-            self.free_at = now;
+            self.watch.forgive(now);
             self.probe_rtt_at = now;
             self.start_cruise(minimum, now);
             self.next_up = now;
-        } else if elapsed >= PROBE_RTT_TIME.max(minimum) + self.longest.saturating_sub(minimum) {
+        } else if elapsed >= PROBE_RTT_TIME.max(minimum) + self.watch.longest_queue(minimum) {
             self.probe_rtt_at = now;
-            crowd.cubic.rest();
+            crowd.rest();
             self.enter(Phase::Crowd, now);
         }
     }

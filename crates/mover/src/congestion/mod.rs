@@ -4,9 +4,11 @@
 //! `window` as the limit of bytes in flight. All bytes are wire bytes, IP headers included.
 
 mod bbr;
+mod crowd;
 mod cubic;
 mod fixed;
 mod floor;
+mod policer;
 mod scavenger;
 
 use crate::config::{Config, Congestion};
