@@ -195,7 +195,7 @@ impl Peer {
             if budget == 0 {
                 return;
             }
-            let room = self.room(budget);
+            let room = self.room(budget.max(self.mover.worthwhile()));
             self.driver.set_segment(room.segment);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
@@ -208,12 +208,12 @@ impl Peer {
         }
     }
 
-    /// Whole segments: as many as fill the budget, at least one, no more than both sides take.
-    fn room(&self, budget: usize) -> Room {
+    /// Whole segments: as many as fill `wanted`, at least one, no more than both sides take.
+    fn room(&self, wanted: usize) -> Room {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
-        Room { segment, urgent, largest: budget.next_multiple_of(segment).min(most / segment * segment) }
+        Room { segment, urgent, largest: wanted.next_multiple_of(segment).min(most / segment * segment) }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {

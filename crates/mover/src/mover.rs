@@ -243,6 +243,12 @@ impl Mover {
         self.connection.as_ref().filter(|_| !self.closing).map_or(0, |connection| connection.sender.budget(time))
     }
 
+    /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three milliseconds, at most eight datagrams. On a slow
+    /// link that is more than `budget`, and the rest waits here, behind whatever is urgent.
+    pub fn worthwhile(&self) -> usize {
+        self.connection.as_ref().map_or(0, |connection| connection.sender.worthwhile())
+    }
+
     /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes with the path.
     pub fn segment_payload(&self) -> usize {
         self.connection.as_ref().map_or(0, |connection| connection.sender.segment_payload())

@@ -95,8 +95,9 @@ fn rows() -> Vec<Row> {
     rows.extend(grid_cells(&[500.0], &[20.0, 100.0, 250.0], &[1.0]).into_iter().map(|cell| Row::new(cell, 5.0)));
     rows.extend(grid_cells(&[1_000.0], &[100.0], &[0.0, 1.0]).into_iter().map(|cell| Row::new(cell, 3.0)));
     // Acknowledgements of a long and lossy path are long: they must come often enough to say what became of everything.
-    let long = Row::new(Cell::new(200.0, 600.0, 5.0), 8.0).at_least(0.93);
+    let long = Row::new(Cell::new(200.0, 600.0, 5.0), 15.0).at_least(0.97);
     rows.push(Row { warm: 15.0, ..long });
+    rows.push(Row::new(Cell::new(10_000.0, 10.0, 0.0), 1.0));
     let plain = Cell::new(100.0, 100.0, 0.0);
     let lossy = Cell::new(100.0, 100.0, 2.0);
     rows.extend([
@@ -125,6 +126,10 @@ fn rows() -> Vec<Row> {
         Row { warm: 10.0, ..Row::new(Cell::new(20.0, 50.0, 0.0).with("rate=1gbit police=20mbit"), 30.0) }
             .at_least(0.95)
             .dropping(0.04),
+        // Five seconds after the link became narrower or wider.
+        Row { warm: 15.0, ..Row::new(Cell::new(20.0, 100.0, 0.0).after(100.0), 10.0) }.at_least(0.93),
+        Row { warm: 15.0, ..Row::new(Cell::new(20.0, 100.0, 2.0).after(100.0), 10.0) }.at_least(0.93),
+        Row { warm: 15.0, ..Row::new(plain.after(20.0), 10.0) }.at_least(0.93),
         // The rate is known, or believed to be three times what it is.
         Row::new(lossy.configured(), 10.0),
         Row::new(Cell::new(100.0, 600.0, 1.0).configured(), 10.0),
@@ -174,7 +179,7 @@ fn cell() {
     let fields: Vec<f64> = text.split_whitespace().take(4).map(|field| field.parse().expect("a number")).collect();
     let extra = text.splitn(5, char::is_whitespace).nth(4).unwrap_or_default().to_owned().leak();
     let [mbit, rtt_ms, loss_percent, rate] = fields[..] else { panic!("four numbers") };
-    let cell = Cell { mbit, rtt_ms, loss_percent, extra, rate, seed: seed() };
+    let cell = Cell { mbit, rtt_ms, loss_percent, extra, rate, was: 0.0, seed: seed() };
     let time = std::env::var("TPO_TIME").map_or(20.0, |time| time.parse().expect("seconds"));
     let reached = reach(&cell, 0.0, time, |_| ());
     println!("{}{}  held {} MB", cell.name(), reached.row(), reached.held / 1_000_000);

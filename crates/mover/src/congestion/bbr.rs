@@ -455,7 +455,9 @@ impl Bbr {
     }
 
     fn on_sample(&mut self, sample: &Sample) {
-        let given_back = self.floor.give_back(sample.delivered, sample.lost, self.datagram);
+        // What a full queue drops is not the path's own loss: it comes with the queue, and mostly before there is a floor to tell it from.
+        let ours = self.deep || (self.queued && !self.floor.is_measured());
+        let given_back = if ours { 0 } else { self.floor.give_back(sample.delivered, sample.lost, self.datagram) };
         let rate = rate_of(sample.delivered + given_back, sample.interval);
         self.round.best_rate = self.round.best_rate.max(rate);
         if rate >= self.best[0].max(self.best[1]) || !sample.app_limited {
@@ -628,6 +630,11 @@ impl Bbr {
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}
             Phase::Cruise if self.watch.is_crowded(minimum, now) => self.enter_crowd(news, now),
+            // The deep queue of start-up did not let it be measured.
+            Phase::Cruise if !self.floor.is_measured() && !self.queued && self.floor.is_due(self.smoothed, now) => {
+                self.measuring_floor = true;
+                self.enter(Phase::Down, now);
+            }
             Phase::Cruise if self.policer.holds(now) => {}
             Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
             Phase::Cruise => {}
@@ -700,6 +707,10 @@ impl Bbr {
         if self.floor.is_done(minimum.max(SHORTEST_ROUND), self.datagram, now) {
             self.measuring_floor = false;
             self.start_cruise(minimum, now);
+            if !self.floor.is_measured() {
+                // What was lost of the samples so far has not been given back: the path is wider than they say.
+                self.next_up = now + 2 * minimum;
+            }
         }
     }
 

@@ -150,6 +150,10 @@ impl Floor {
         false
     }
 
+    pub(super) fn is_measured(&self) -> bool {
+        self.measured > 0
+    }
+
     /// The share of datagrams that are lost whatever we do.
     pub(super) fn ratio(&self) -> f64 {
         if self.measured > 0 {

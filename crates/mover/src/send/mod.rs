@@ -25,13 +25,17 @@ use crate::pacer::Pacer;
 use crate::packet::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
 use crate::rtt::Rtt;
 use crate::seq;
-use crate::timer::{Earliest, Nanos, Timer};
+use crate::timer::{Earliest, MILLISECOND, Nanos, SECOND, Timer};
 
 /// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held back.
 const SPAN_RESERVE: u64 = 4_096;
 /// With more on its way than this, a flow that waits three round trips for a repair outgrows what the receiver may hold for it: repairs of
 /// repairs leave twice. Below, the copies (loss squared) would only cost what they cost.
 const DOUBLES_FROM: u64 = 16 << 20;
+/// What was packed and has not left is at most what leaves in this time.
+const UNSENT: Nanos = 3 * MILLISECOND;
+/// The headers of a buffer are 24 bytes: in more datagrams than these they are nothing.
+const WORTHWHILE_DATAGRAMS: u64 = 8;
 /// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
 /// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
@@ -203,6 +207,13 @@ impl Sender {
             return 0;
         }
         window.saturating_sub(in_flight).max(datagram)
+    }
+
+    /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that is few datagrams.
+    pub(crate) fn worthwhile(&self) -> usize {
+        let datagram = (self.mtu.current() + self.overhead) as u64;
+        let datagrams = self.controller.rate() * UNSENT / SECOND / datagram;
+        datagrams.min(WORTHWHILE_DATAGRAMS) as usize * self.segment_payload()
     }
 
     /// Bytes of an urgent payload that fit into one datagram, with what its parity needs.
@@ -668,7 +679,6 @@ mod tests {
 
     use super::*;
     use crate::identity::Identity;
-    use crate::timer::MILLISECOND;
 
     /// One datagram with a payload of 1,000 bytes leaves.
     fn send(sender: &mut Sender, now: Nanos) {

@@ -8,6 +8,8 @@ use tpo_mover::Config;
 const ETA_SHARE: f64 = 0.96;
 /// The goodput of a ramp is looked at over so many seconds.
 const RAMP_WINDOW: f64 = 0.3;
+/// Between a step of the link's rate and the measurement.
+const SETTLES: f64 = 5.0;
 /// Time between two looks.
 const STEP: f64 = 0.1;
 
@@ -21,12 +23,14 @@ pub(crate) struct Cell {
     pub(crate) extra: &'static str,
     /// The configured rate as a share of the link's; 0: not configured.
     pub(crate) rate: f64,
+    /// The link carries this until [`SETTLES`] before it is measured; 0: always the same.
+    pub(crate) was: f64,
     pub(crate) seed: u64,
 }
 
 impl Cell {
     pub(crate) fn new(mbit: f64, rtt_ms: f64, loss_percent: f64) -> Cell {
-        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0, seed: 7 }
+        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0, was: 0.0, seed: 7 }
     }
 
     pub(crate) fn with(self, extra: &'static str) -> Cell {
@@ -37,11 +41,16 @@ impl Cell {
         Cell { rate: 1.0, ..self }
     }
 
+    pub(crate) fn after(self, was: f64) -> Cell {
+        Cell { was, ..self }
+    }
+
     /// The name of its row.
     pub(crate) fn name(&self) -> String {
-        let Cell { mbit, rtt_ms, loss_percent, extra, rate, .. } = self;
+        let Cell { mbit, rtt_ms, loss_percent, extra, rate, was, .. } = self;
+        let was = if *was > 0.0 { format!("was {was} Mbit/s") } else { (*extra).to_owned() };
         let rate = if *rate > 0.0 { "configured" } else { "" };
-        format!("{mbit:5} Mbit/s {rtt_ms:4} ms {loss_percent:4} % {extra:26} {rate:10}")
+        format!("{mbit:5} Mbit/s {rtt_ms:4} ms {loss_percent:4} % {was:26} {rate:10}")
     }
 }
 
@@ -72,10 +81,11 @@ impl Reached {
 
 /// Runs the cell: `time` seconds are measured after `warm` seconds. `TPO_TRACE` prints each step.
 pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Config) + 'static) -> Reached {
-    let Cell { mbit, rtt_ms, loss_percent, extra, rate, seed } = *cell;
-    let link = format!("rate={}kbit delay={}us loss={loss_percent}% mtu=1500", mbit * 1e3, rtt_ms * 500.0);
-    let mut setup = Setup::new(seed, &format!("{link} {extra}"));
-    setup.b_to_a = profile(&link);
+    let Cell { mbit, rtt_ms, loss_percent, extra, rate, was, seed } = *cell;
+    let link = |mbit: f64| format!("rate={}kbit delay={}us loss={loss_percent}% mtu=1500", mbit * 1e3, rtt_ms * 500.0);
+    let there = |mbit: f64| format!("{} {extra}", link(mbit));
+    let mut setup = Setup::new(seed, &there(if was > 0.0 { was } else { mbit }));
+    setup.b_to_a = profile(&link(mbit));
     let configured = (rate > 0.0).then_some((mbit * 125_000.0 * rate) as u64);
     setup.change = Box::new(move |config, _| {
         config.rate = configured;
@@ -92,6 +102,9 @@ pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Conf
     for step in 1..=steps {
         if step == warm_steps + 1 {
             before = Some((pair.side(B).received_bytes, pair.world.link(A, B)));
+        }
+        if was > 0.0 && step == ((warm - SETTLES) / STEP) as usize {
+            pair.world.set(A, B, profile(&there(mbit)));
         }
         pair.world.run_for(secs(STEP));
         let (stats, there) = (pair.stats(A), pair.stats(B));

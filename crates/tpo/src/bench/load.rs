@@ -24,6 +24,8 @@ pub(super) const OBJECT: usize = 10_000;
 pub(super) const SMALL_ANSWER: usize = 200;
 /// One echo, as a keystroke or a query.
 const ECHO: usize = 64;
+/// Between the beginnings of two echoing connections: no usual round trip is a multiple of it.
+const ECHOES_APART: Duration = Duration::from_millis(13);
 
 /// How long a connection, or a part of one, may take before the bench gives up: beyond five SYN of the kernel.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -271,32 +273,42 @@ pub(super) fn requests(site: Site<'_>, asked: Asked) -> Result<Requests> {
     })
 }
 
-/// 64 bytes to the server and back, again and again on one connection: milliseconds, sorted.
-pub(super) fn echoes(site: Site<'_>, longest: Duration) -> Result<Vec<f64>> {
+/// 64 bytes to the server and back, again and again on each of `connections`, whose beginnings are apart: milliseconds, sorted.
+pub(super) fn echoes(site: Site<'_>, connections: usize, longest: Duration) -> Result<Vec<f64>> {
     let listener = site.listen()?;
-    let (client, server) = site.connect(&listener, 1)?.pop().expect("one was asked for");
-    client.set_read_timeout(Some(PATIENCE))?;
-    server.set_read_timeout(Some(PATIENCE))?;
-    let mut times = Vec::new();
-    std::thread::scope(|scope| -> Result<()> {
-        scope.spawn(move || {
-            let mut bytes = [0; ECHO];
-            while (&server).read_exact(&mut bytes).is_ok() && (&server).write_all(&bytes).is_ok() {}
-        });
-        // Owned here, so that the server's side ends with it, also when an echo fails.
-        let client = client;
-        let (start, mut bytes) = (Instant::now(), [7; ECHO]);
-        while start.elapsed() < longest {
-            site.ending.check()?;
-            let sent = Instant::now();
-            (&client).write_all(&bytes).context("send an echo")?;
-            (&client).read_exact(&mut bytes).context("hear an echo")?;
-            times.push(sent.elapsed().as_secs_f64() * 1e3);
+    let mut times = std::thread::scope(|scope| -> Result<Vec<f64>> {
+        let mut clients = Vec::new();
+        for (client, server) in site.connect(&listener, connections)? {
+            client.set_read_timeout(Some(PATIENCE))?;
+            server.set_read_timeout(Some(PATIENCE))?;
+            scope.spawn(move || {
+                let mut bytes = [0; ECHO];
+                while (&server).read_exact(&mut bytes).is_ok() && (&server).write_all(&bytes).is_ok() {}
+            });
+            // Owned by its thread, so that the server's side ends with it, also when an echo fails.
+            clients.push(scope.spawn(move || echo(site, &client, longest)));
+            std::thread::sleep(ECHOES_APART);
         }
-        Ok(())
+        let mut times = Vec::new();
+        for client in clients {
+            times.extend(client.join().expect("echoing does not panic")?);
+        }
+        Ok(times)
     })?;
     ensure!(!times.is_empty(), "no echo came back");
     times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+fn echo(site: Site<'_>, mut client: &TcpStream, longest: Duration) -> Result<Vec<f64>> {
+    let (start, mut bytes, mut times) = (Instant::now(), [7; ECHO], Vec::new());
+    while start.elapsed() < longest {
+        site.ending.check()?;
+        let sent = Instant::now();
+        client.write_all(&bytes).context("send an echo")?;
+        client.read_exact(&mut bytes).context("hear an echo")?;
+        times.push(sent.elapsed().as_secs_f64() * 1e3);
+    }
     Ok(times)
 }
 

@@ -16,6 +16,8 @@ use crate::demo::pair::{Pair, Scratch};
 
 /// Flows at once in the sixteen's measure.
 const MANY: usize = 16;
+/// Connections that echo beside the bulk transfer.
+const ECHOING: usize = 8;
 /// Flows that carry nothing, for the memory each takes.
 const IDLE_FLOWS: usize = 10_000;
 /// Descriptors of this process that are no flow's: namespaces, devices, output; ample.
@@ -189,16 +191,17 @@ impl Bench<'_> {
 
     fn echo(&self, figures: &mut Figures) -> Result<()> {
         let warm_up = self.plan.warm_up + self.link.rtt() * 5;
-        // One echo in a round trip: without some tens of them a p99 says nothing.
+        // Each connection echoes once in a round trip: without some hundreds of them a p99 says nothing.
         let time = self.plan.count.max(self.link.rtt() * 50);
-        let (_, times) = load::bulk(self.site, Direction::Down, 1, warm_up, || load::echoes(self.site, time))?;
+        let echoes = || load::echoes(self.site, ECHOING, time);
+        let (_, times) = load::bulk(self.site, Direction::Down, 1, warm_up, echoes)?;
         figures.set("echo_p50_ms", quantile(&times, 0.5));
         figures.set("echo_p99_ms", quantile(&times, 0.99));
         Ok(())
     }
 
     fn latency(&self, figures: &mut Figures) -> Result<()> {
-        let times = load::echoes(self.site, self.plan.count.min(Duration::from_secs(3)))?;
+        let times = load::echoes(self.site, 1, self.plan.count.min(Duration::from_secs(3)))?;
         figures.set("latency_us", quantile(&times, 0.5) * 1e3);
         Ok(())
     }
