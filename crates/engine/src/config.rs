@@ -35,6 +35,13 @@ pub struct Limits {
     pub peer_bytes: usize,
     /// What a new flow may send before it has heard from us: one start-up window of a fast link.
     pub initial_credit: u32,
+    /// Flows of datagrams that may live at once, beside the streams; more are refused, and those that live are not touched. 65,536 idle ones
+    /// are some 25 MB.
+    pub exchanges: usize,
+    /// A flow of datagrams in which only one side has spoken ends after so long without one.
+    pub one_way: Duration,
+    /// The same when both have.
+    pub both_ways: Duration,
     /// The largest window that autotuning gives a flow: 1 Gbit/s for 250 ms, four times.
     pub max_credit: usize,
 }
@@ -57,6 +64,9 @@ impl Default for Limits {
             flows: 131_072,
             flow_bytes: 192 << 20,
             peer_bytes: 512 << 20,
+            exchanges: 65_536,
+            one_way: Duration::from_secs(30),
+            both_ways: Duration::from_secs(180),
             initial_credit: 256 << 10,
             max_credit: 128 << 20,
         }
@@ -111,6 +121,24 @@ pub(crate) const MAX_SLICES: usize = 64;
 /// Refusals that wait for the link at most; beyond it an opening is dropped without an answer. 1.5 MB. Resets of flows that lived may
 /// wait beside them, one for each flow that may live.
 pub(crate) const MAX_REFUSALS: usize = 65_536;
+
+/// Bytes of datagrams of one flow that may wait for the link: a tenth of a second at 300 Mbit/s, beyond which age ends the wait anyway.
+pub(crate) const WAITING_FLOW_BYTES: usize = 4 << 20;
+
+/// The same for all flows of a peer.
+pub(crate) const WAITING_BYTES: usize = 16 << 20;
+
+/// Small datagrams wait so long for others to share their headers with, if enough come: the most that is ever spent on that.
+pub(crate) const GATHER: Duration = Duration::from_millis(1);
+
+/// How fast they come is judged by about so long.
+pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
+
+/// Buffers of datagrams kept to be filled again.
+pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
+
+/// A flow of datagrams that the far side refused is not tried again for so long.
+pub(crate) const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 /// So many messages of ended flows may always wait: below it nobody looks for them.
 pub(crate) const CONTROL_SLACK: usize = 1024;

@@ -6,6 +6,7 @@
 
 use std::{collections::VecDeque, io::IoSlice, time::Duration, time::Instant};
 
+mod datagrams;
 mod ending;
 mod numbers;
 mod pack;
@@ -15,6 +16,8 @@ mod unpack;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use datagrams::Arrived;
+pub(crate) use datagrams::Exchanges;
 pub(crate) use pack::Room;
 pub(crate) use schedule::{Schedule, Slot};
 
@@ -36,9 +39,12 @@ pub(crate) struct Driver {
     peer_credit: Option<u32>,
     rtt: Duration,
     flows: Flows,
+    exchanges: Exchanges,
     giver: Giver,
     opened: Opened,
     schedule: Schedule,
+    /// What one datagram of the mover carries of what somebody waits for.
+    segment: usize,
     control: VecDeque<Control>,
     /// Resets among them.
     resets: usize,
@@ -86,9 +92,11 @@ impl Driver {
             peer_credit: None,
             rtt: UNKNOWN_RTT,
             flows: Flows::default(),
+            exchanges: Exchanges::default(),
             giver: Giver::new(higher),
             opened: Opened::new(),
             schedule: Schedule::new(),
+            segment: 1_200,
             control: VecDeque::new(),
             resets: 0,
             events: VecDeque::new(),
@@ -120,8 +128,9 @@ impl Driver {
         self.rtt = rtt.unwrap_or(UNKNOWN_RTT);
     }
 
-    pub(crate) fn set_segment(&mut self, segment: usize) {
+    pub(crate) fn set_segment(&mut self, segment: usize, urgent: usize) {
         self.schedule.set_segment(segment);
+        self.segment = urgent;
     }
 
     /// What the flows of this peer may hold from now on.
@@ -139,7 +148,8 @@ impl Driver {
         if self.held > self.budget {
             return Err(OpenError::OutOfMemory { held: self.held, budget: self.budget });
         }
-        let flow = self.giver.give(&self.flows);
+        let (flows, exchanges) = (&self.flows, &self.exchanges);
+        let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
         self.counters.opened_here += 1;
         let slot = self.insert(flow, key, class, true, peer_credit, now);
         // Even with nothing to read yet: the far side shall connect, perhaps the server speaks first.
@@ -205,26 +215,33 @@ impl Driver {
     }
 
     pub(crate) fn flows(&self) -> impl Iterator<Item = FlowInfo> {
-        self.flows.iter().map(|(flow, state)| FlowInfo {
-            flow: *flow,
-            key: state.key,
-            class: state.class,
-            opened_here: state.ours,
-            connected: state.accepted && state.answered,
-            finished_out: state.outgoing.fin(),
-            finished_in: state.told_finish,
-            bytes_out: state.outgoing.next(),
-            bytes_in: state.incoming.next(),
-            held_bytes: state.incoming.held(),
-            credit_left: state.outgoing.credit_left(),
-            window_bytes: state.window.size(),
-            since: state.since,
-            moved: state.moved,
-        })
+        self.flows
+            .iter()
+            .map(|(flow, state)| FlowInfo {
+                flow: *flow,
+                key: state.key,
+                class: state.class,
+                opened_here: state.ours,
+                connected: state.accepted && state.answered,
+                finished_out: state.outgoing.fin(),
+                finished_in: state.told_finish,
+                bytes_out: state.outgoing.next(),
+                bytes_in: state.incoming.next(),
+                held_bytes: state.incoming.held(),
+                credit_left: state.outgoing.credit_left(),
+                window_bytes: state.window.size(),
+                since: state.since,
+                moved: state.moved,
+            })
+            .chain(self.exchanges.infos())
     }
 
     pub(crate) fn flow_count(&self) -> usize {
-        self.flows.len()
+        self.flows.len() + self.exchanges.len()
+    }
+
+    pub(crate) fn exchange_count(&self) -> usize {
+        self.exchanges.len()
     }
 
     pub(crate) fn ready_count(&self) -> usize {
@@ -320,9 +337,12 @@ impl Driver {
     fn queue_control(&mut self, control: Control) {
         self.resets += usize::from(matches!(control, Control::Reset { .. }));
         self.control.push_back(control);
-        if self.control.len() > 2 * (2 * self.flows.len() + self.resets) + CONTROL_SLACK {
+        let flows = self.flows.len() + self.exchanges.len();
+        if self.control.len() > 2 * (2 * flows + self.resets) + CONTROL_SLACK {
             self.control.retain(|control| match control {
-                Control::Accepted(flow) | Control::Credit(flow) => self.flows.contains_key(flow),
+                Control::Accepted(flow) | Control::Credit(flow) => {
+                    self.flows.contains_key(flow) || self.exchanges.contains(*flow)
+                }
                 Control::Reset { .. } => true,
             });
         }
@@ -358,13 +378,16 @@ impl Driver {
             }
             assert!(!(state.told_finish && state.outgoing.fin()), "{flow} has ended and is still here");
         }
+        self.exchanges.check_invariants();
+        assert!(self.exchanges.len() <= self.limits.exchanges);
         assert_eq!(held, self.held, "the sum of what flows hold");
         assert!(self.held <= hard_limit(self.limits.peer_bytes), "more is held than the peer may cost");
         assert!(self.flows.len() <= self.limits.flows);
         let resets = self.control.iter().filter(|control| matches!(control, Control::Reset { .. })).count();
         assert_eq!(resets, self.resets);
         assert!(resets <= self.limits.flows + MAX_REFUSALS);
-        assert!(self.control.len() <= 2 * (2 * self.limits.flows + resets) + CONTROL_SLACK);
+        let flows = self.limits.flows + self.limits.exchanges;
+        assert!(self.control.len() <= 2 * (2 * flows + resets) + CONTROL_SLACK);
     }
 }
 

@@ -47,6 +47,14 @@ pub enum Event {
         /// How it should be treated.
         class: Class,
     },
+    /// The far side opened a flow of datagrams, which [`Peer::take_datagrams`](crate::Peer::take_datagrams) gives from now on unless it is
+    /// [reset](crate::Peer::reset). Its end is told by `Closed` or `Reset`.
+    Exchange {
+        /// Its number.
+        flow: FlowId,
+        /// Its addresses.
+        key: FlowKey,
+    },
     /// There is something to deliver where there was nothing. Comes again after each time that all was taken.
     Deliver {
         /// Whose.
@@ -69,7 +77,7 @@ pub enum Event {
         /// Why.
         status: Status,
     },
-    /// Both directions ended in order, the flow is gone: close the socket.
+    /// Both directions ended in order, or a flow of datagrams has rested for long enough: it is gone, close the socket.
     Closed {
         /// Which flow.
         flow: FlowId,

@@ -24,6 +24,23 @@ pub enum OpenError {
     },
 }
 
+/// Why a datagram was not taken: it is lost, as datagrams may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SendError {
+    /// There is no session with the peer.
+    #[error("no session with the peer")]
+    NotConnected,
+    /// `Limits::exchanges` of them live.
+    #[error("no more flows of datagrams are allowed")]
+    TooManyFlows,
+    /// Too much waits for the link already.
+    #[error("too much waits for the link")]
+    Full,
+    /// The far side did not want its flow a short time ago.
+    #[error("the far side refused the flow")]
+    Refused,
+}
+
 /// Why a text is not an address prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PrefixError {

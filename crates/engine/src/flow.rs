@@ -7,10 +7,13 @@
 
 use std::{fmt, net::SocketAddr, time::Duration, time::Instant};
 
+mod exchange;
 mod incoming;
 mod outgoing;
 mod window;
 
+pub use exchange::Delivery;
+pub(crate) use exchange::Exchange;
 pub(crate) use incoming::{Chunk, Incoming};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use window::{Climate, Memory, Window};
@@ -31,12 +34,19 @@ impl fmt::Display for FlowId {
 /// The original addressing of a flow, kept from end to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowKey {
-    /// IANA protocol number: 6 is TCP.
+    /// IANA protocol number: 6 is TCP. Protocols without ports have 0 there, or what tells their flows apart: ICMP's echo its identifier.
     pub protocol: u8,
     /// The application that opened the flow.
     pub source: SocketAddr,
     /// Whom it wants to reach.
     pub destination: SocketAddr,
+}
+
+impl FlowKey {
+    /// As the other end sees it.
+    pub fn turned(&self) -> FlowKey {
+        FlowKey { protocol: self.protocol, source: self.destination, destination: self.source }
+    }
 }
 
 /// How a flow is treated beside others: each class has a share of the link, in the proportion 16 : 8 : 4 : 2.

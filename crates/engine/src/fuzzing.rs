@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Class, FlowId, FlowKey, Limits, Read, Source, Status,
+    Class, Delivery, FlowId, FlowKey, Limits, Read, Source, Status,
     driver::{Driver, Room},
     message,
 };
@@ -24,7 +24,7 @@ pub fn payload(bytes: &[u8]) {
 /// Takes payloads apart into a set of flows, as they come from `bytes`: each is preceded by two bytes of length, whose
 /// highest bits choose what the near side does before it. Needs a `now`, because nothing here reads a clock.
 pub fn unpack(mut bytes: &[u8], now: Instant) {
-    let limits = Limits { flows: 16, flow_bytes: 1 << 20, peer_bytes: 2 << 20, ..Limits::default() };
+    let limits = Limits { flows: 16, exchanges: 16, flow_bytes: 1 << 20, peer_bytes: 2 << 20, ..Limits::default() };
     let mut driver = Driver::new(limits, false);
     driver.on_connected(true, 100_000);
     let mut now = now;
@@ -45,6 +45,8 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
 }
 
 fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
+    let any = FlowKey { protocol: 17, source: ([10, 0, 0, 1], 53).into(), destination: ([10, 9, 9, 9], 53).into() };
+    let keys: Vec<FlowKey> = driver.flows().map(|info| info.key).collect();
     let mut flows: Vec<FlowId> = driver.flows().map(|info| info.flow).collect();
     flows.sort_unstable();
     let flow = flows.get(usize::from(choice) / 4 % flows.len().max(1)).copied().unwrap_or(FlowId(0));
@@ -57,9 +59,21 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
             driver.delivered(flow, n, now);
         }
         2 => driver.reset(flow, Status::Reset),
+        _ if choice & 4 == 0 => {
+            let key = FlowKey { protocol: 17, ..*keys.get(usize::from(choice)).unwrap_or(&any) };
+            // Lost or not, as datagrams are.
+            let _ = driver.send_datagram(&key, (Class::Normal, Delivery::Timely), &[7; 100], now);
+            driver.take_datagrams(|arrived| assert!(arrived.bytes.len() < 4_096));
+            driver.handle_timeout(now);
+        }
         _ => {
             driver.readable(flow, now);
-            driver.pack(&mut Short, &mut Vec::new(), Room { segment: 500, urgent: 458, largest: 1000 }, now);
+            driver.pack(
+                &mut Short,
+                &mut Vec::new(),
+                Room { segment: 500, urgent: 458, largest: 1000, most: 1200 },
+                now,
+            );
         }
     }
     driver.check_invariants();
@@ -96,16 +110,19 @@ mod tests {
 
     /// A payload that is nearly right: numbers of few flows, small offsets, sometimes a byte changed.
     fn bent(random: &mut fastrand::Rng) -> Vec<u8> {
+        use crate::Delivery;
         use crate::message::{Form, Function, Header, ROUTING, emit_routing};
         let mut payload = vec![0; ROUTING];
         let count = random.usize(0..4);
         for _ in 0..count {
-            let function = [Function::Data, Function::Accepted, Function::Credit, Function::Reset][random.usize(0..4)];
+            let datagram = Function::Datagram(Delivery::Timely);
+            let function =
+                [Function::Data, Function::Accepted, Function::Credit, Function::Reset, datagram][random.usize(0..5)];
             let data = function == Function::Data;
-            let length = if data { random.u32(0..200) } else { 0 };
+            let length = if data || function == datagram { random.u32(0..200) } else { 0 };
             let key = crate::driver::tests::any_key(random.usize(0..4));
             let form = match function {
-                Function::Data if random.bool() => Form::Full(key, crate::Class::Normal),
+                Function::Data | Function::Datagram(_) if random.bool() => Form::Full(key, crate::Class::Normal),
                 Function::Reset => Form::Status(6, crate::Status::from_number(random.u8(0..10))),
                 _ => Form::Short,
             };

@@ -20,9 +20,10 @@ mod policy;
 mod stats;
 
 pub use config::{Config, Limits};
+pub use driver::Arrived;
 pub use edge::{Event, Read, Source};
-pub use error::{OpenError, PrefixError};
-pub use flow::{Class, FlowId, FlowInfo, FlowKey, Status};
+pub use error::{OpenError, PrefixError, SendError};
+pub use flow::{Class, Delivery, FlowId, FlowInfo, FlowKey, Status};
 pub use peer::Peer;
 pub use policy::{Policy, Prefix, Rule};
 pub use stats::{Counters, Stats};

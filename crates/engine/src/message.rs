@@ -8,7 +8,7 @@ use std::{
     ops::Range,
 };
 
-use crate::{Class, FlowId, FlowKey, Status, error::PayloadError};
+use crate::{Class, Delivery, FlowId, FlowKey, Status, error::PayloadError};
 
 /// Length of the routing header.
 pub(crate) const ROUTING: usize = 8;
@@ -23,6 +23,8 @@ const FULL_V6: usize = 56;
 const MESSAGES: u8 = 1;
 const VERSION: u8 = 1;
 const FIN: u8 = 1;
+/// The first of the function types of datagrams, one for each delivery.
+const DATAGRAM: u8 = 5;
 
 /// Message function types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub(crate) enum Function {
     Credit,
     /// The flow has ended in both directions; the sequence number tells how much data was sent before.
     Reset,
+    /// One datagram; in full form it also opens the flow. The sequence number counts them.
+    Datagram(Delivery),
 }
 
 /// What the rest of a header says, by its form.
@@ -193,10 +197,11 @@ impl Header {
         Ok((header, length))
     }
 
-    /// Data comes short or full; a reset has its status; only data has data.
+    /// Data and datagrams come short or full; a reset has its status; only those two have data.
     fn check_form(&self) -> Result<(), PayloadError> {
         let fits = match self.function {
             Function::Data => !matches!(self.form, Form::Status(..)),
+            Function::Datagram(_) => !self.fin && !matches!(self.form, Form::Status(..)),
             Function::Accepted | Function::Credit => self.length == 0 && !self.fin && self.form == Form::Short,
             Function::Reset => self.length == 0 && !self.fin && matches!(self.form, Form::Status(..)),
         };
@@ -211,6 +216,7 @@ impl Function {
             Function::Accepted => 2,
             Function::Credit => 3,
             Function::Reset => 4,
+            Function::Datagram(delivery) => DATAGRAM + delivery as u8,
         }
     }
 
@@ -220,7 +226,10 @@ impl Function {
             2 => Ok(Function::Accepted),
             3 => Ok(Function::Credit),
             4 => Ok(Function::Reset),
-            other => Err(PayloadError::Function(other)),
+            other => match other.checked_sub(DATAGRAM).and_then(Delivery::from_number) {
+                Some(delivery) => Ok(Function::Datagram(delivery)),
+                None => Err(PayloadError::Function(other)),
+            },
         }
     }
 }
@@ -308,8 +317,10 @@ mod tests {
             header(Function::Accepted, Form::Short, 0),
             header(Function::Credit, Form::Short, 0),
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
+            header(Function::Datagram(Delivery::Plain), Form::Full(key(true), Class::Normal), 20),
+            header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),
         ];
-        let lengths = [16, 32, 56, 16, 16, 18];
+        let lengths = [16, 32, 56, 16, 16, 18, 56, 16];
         for (header, length) in headers.iter().zip(lengths) {
             let mut bytes = [0xaa; 64];
             header.emit(&mut bytes);

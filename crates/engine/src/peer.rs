@@ -9,7 +9,7 @@ use std::{io::IoSlice, net::SocketAddr, time::Instant};
 use tpo_mover::{Mover, Reason, Timer, Transmit};
 
 use crate::{
-    Class, Config, Event, FlowId, FlowInfo, FlowKey, OpenError, Source, Stats, Status,
+    Arrived, Class, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
     driver::{Driver, Room},
 };
 
@@ -57,7 +57,8 @@ impl Peer {
 
     /// When `handle_timeout` wants to be called, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        self.mover.poll_timeout()
+        let gathered = self.driver.gathers_until().map(|at| (at, Timer::Pace));
+        self.mover.poll_timeout().into_iter().chain(gathered).min_by_key(|(at, _)| *at)
     }
 
     /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has budget, buffers are packed from
@@ -93,6 +94,31 @@ impl Peer {
     /// The flow's application has bytes to read, or has ended. To be called after each wake-up of its socket.
     pub fn readable(&mut self, flow: FlowId, now: Instant) {
         self.driver.readable(flow, now);
+    }
+
+    /// Takes a datagram that the near side sent, in a flow of its own or as an answer in one of the far side's, whatever its content is on a
+    /// wire. It is copied. `class` and `delivery` count when it opens its flow.
+    ///
+    /// # Errors
+    /// It is lost, and counted.
+    pub fn send_datagram(
+        &mut self,
+        key: &FlowKey,
+        (class, delivery): (Class, Delivery),
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), SendError> {
+        self.driver.send_datagram(key, (class, delivery), bytes, now)
+    }
+
+    /// Whether a flow of datagrams lives between these ends, whoever opened it.
+    pub fn has_exchange(&self, key: &FlowKey) -> bool {
+        self.driver.has_exchange(key)
+    }
+
+    /// Gives every datagram that arrived to `each`. To be called after each input, when the events have been polled.
+    pub fn take_datagrams(&mut self, each: impl FnMut(&Arrived<'_>)) {
+        self.driver.take_datagrams(each);
     }
 
     /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
@@ -167,6 +193,7 @@ impl Peer {
         Stats {
             mover: self.mover.stats(),
             flows: self.driver.flow_count(),
+            exchanges: self.driver.exchange_count(),
             ready_flows: self.driver.ready_count(),
             held_bytes: self.driver.held(),
             held_bytes_max: self.driver.held_max(),
@@ -190,13 +217,14 @@ impl Peer {
         {
             return;
         }
+        self.driver.end_gathering(now);
         while self.driver.has_work() {
             let budget = self.mover.budget(now);
             if budget == 0 {
                 return;
             }
             let room = self.room(budget.max(self.mover.worthwhile()));
-            self.driver.set_segment(room.segment);
+            self.driver.set_segment(room.segment, room.urgent);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.give_spare(buffer);
@@ -213,7 +241,7 @@ impl Peer {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
-        Room { segment, urgent, largest: wanted.next_multiple_of(segment).min(most / segment * segment) }
+        Room { segment, urgent, largest: wanted.next_multiple_of(segment).min(most / segment * segment), most }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {

@@ -15,7 +15,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::{Class, FlowKey, PrefixError};
+use crate::{Class, Delivery, FlowKey, PrefixError};
 
 /// A set of addresses that share their first bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,6 +97,8 @@ pub struct Rule {
     pub peer: usize,
     /// How they are treated.
     pub class: Class,
+    /// How their datagrams are carried; means nothing to TCP.
+    pub delivery: Delivery,
 }
 
 impl Rule {
@@ -141,6 +143,11 @@ impl Policy {
 
     /// The first rule that names this flow.
     pub fn find(&self, key: &FlowKey) -> Option<&Rule> {
+        Some(self.find_with_number(key)?.1)
+    }
+
+    /// The same, with its place among the rules.
+    pub fn find_with_number(&self, key: &FlowKey) -> Option<(usize, &Rule)> {
         let sources = self.sources.find(key.source);
         let destinations = self.destinations.find(key.destination);
         let ports = [key.source.port(), key.destination.port()];
@@ -162,7 +169,7 @@ impl Policy {
                 }
             }
         }
-        self.rules.get(best as usize)
+        Some((best as usize, self.rules.get(best as usize)?))
     }
 
     /// All rules, in their order.

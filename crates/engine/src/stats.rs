@@ -7,6 +7,8 @@ pub struct Stats {
     pub mover: tpo_mover::Stats,
     /// Flows that live now.
     pub flows: usize,
+    /// Flows of datagrams among them.
+    pub exchanges: usize,
     /// Flows that wait for their turn to send.
     pub ready_flows: usize,
     /// Bytes that flows hold here now, bookkeeping included.
@@ -54,6 +56,16 @@ pub struct Counters {
     pub messages_out: u64,
     /// Messages taken out of buffers.
     pub messages_in: u64,
+    /// Datagrams packed.
+    pub datagrams_out: u64,
+    /// Datagrams received from the far side.
+    pub datagrams_in: u64,
+    /// Datagrams dropped because they had waited too long for the link.
+    pub datagrams_stale: u64,
+    /// Datagrams dropped because too many waited.
+    pub datagrams_full: u64,
+    /// Flows of datagrams that were refused, of either side, because too many live.
+    pub exchanges_refused: u64,
     /// Application bytes read from the near side and packed.
     pub bytes_out: u64,
     /// Application bytes received from the far side.

@@ -21,6 +21,7 @@ use crate::config::Checked;
 use crate::config::checked;
 use crate::control;
 use crate::edge::exit::{Exit, Permit, SourceAddress};
+use crate::edge::packets::Packets;
 use crate::facts::Facts;
 use crate::gate::{Doorbell, Gate};
 use crate::intercept::install::{self, Installed};
@@ -31,7 +32,9 @@ use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
 use crate::memory::Memory;
+use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Router, Table};
+use crate::tap::{self, Opened, Tap};
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);
@@ -82,6 +85,7 @@ struct Daemon {
     threads: Vec<std::thread::JoinHandle<()>>,
     gate: Gate,
     router: Router,
+    tap: Option<Tap>,
     installed: Installed,
     table: intercept::Table,
     ports: Ports,
@@ -102,7 +106,8 @@ impl Daemon {
         let listeners = Listeners::open(table.mode).context("open the interceptor's sockets")?;
         let ports = listeners.ports();
         let installed = install::install(&table, ports).context("install the interception rules")?;
-        let lease = Lease::open().context("open netlink for the leases")?;
+        let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
+        let (tun, opened) = (installed.tun(), Arc::new(Opened::default()));
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
 
@@ -113,6 +118,7 @@ impl Daemon {
                 name: peer.name.clone(),
                 engine: engine_config(checked, slot, identity.clone())?,
                 exit: exit(checked, slot),
+                packets: tun.clone().map(|tun| Packets::new(tun, opened.clone(), slot)),
                 listener: listener.try_clone().context("share the listening socket")?,
                 memory: Memory::of_service(&peer.name),
                 on_change: Box::new(doorbell.ring()),
@@ -125,13 +131,19 @@ impl Daemon {
         let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
             .context("start the router")?;
 
-        let policy =
-            Policy::new(checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.clone()).collect());
+        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
+        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
+        let tap = tun.map(|tun| {
+            let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
+            Tap::start(tun, tap::Table { policy: policy(), fails_open, opened, lanes: lanes.clone() })
+        });
+        let tap = tap.transpose().context("start the tap")?;
+        let policy = policy();
         let gate = Gate::start(doorbell, listeners, lease, policy, lanes.clone()).context("start the gate")?;
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
-        Ok(Daemon { lanes, threads, gate, router, installed, table, ports, control })
+        Ok(Daemon { lanes, threads, gate, router, tap, installed, table, ports, control })
     }
 
     /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
@@ -161,6 +173,7 @@ impl Daemon {
             .map(|(lane, _)| format!("lane {}", lane.name))
             .chain(self.gate.has_ended().then(|| "gate".into()))
             .chain(self.router.has_ended().then(|| "router".into()))
+            .chain(self.tap.as_ref().is_some_and(Tap::has_ended).then(|| "tap".into()))
             .next()
     }
 
@@ -184,6 +197,9 @@ impl Daemon {
             }
         }
         self.router.stop();
+        if let Some(tap) = self.tap {
+            tap.stop();
+        }
         if let Err(error) = self.installed.remove() {
             warn!(%error, "the interception rules could not be removed");
         }
@@ -229,6 +245,7 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
 
 fn exit(checked: &Checked, peer: usize) -> Exit {
     let permits = checked.accepts.iter().filter(|accept| accept.peer == peer).map(|accept| Permit {
+        protocol: accept.protocol,
         source: accept.source,
         destination: accept.destination,
         destination_ports: accept.destination_ports.clone(),
@@ -255,15 +272,34 @@ pub fn table(checked: &Checked) -> intercept::Table {
             .accepts
             .iter()
             .any(|accept| accept.source_address == checked::SourceAddress::Client),
+        packets: packets(checked),
     }
+}
+
+/// The protocols other than TCP that are carried, either way.
+fn packets(checked: &Checked) -> Vec<u8> {
+    let rules = checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.protocol);
+    let mut all: Vec<u8> = rules.chain(checked.accepts.iter().map(|accept| accept.protocol)).collect();
+    if all.contains(&ICMP) || all.iter().any(|protocol| *protocol != checked::TCP) {
+        // Errors about the others are carried too.
+        all.extend([ICMP, ICMP_V6]);
+    }
+    all.retain(|protocol| *protocol != checked::TCP);
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// One rule, or two where it means both families.
 fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
-    let Rule { source, source_ports, destination, destination_ports, peer, .. } = &rule.matches;
+    let Rule { protocol, source, source_ports, destination, destination_ports, peer, .. } = &rule.matches;
     families(*source, *destination)
         .into_iter()
         .map(|(source, destination)| RuleSpec {
+            protocol: match *protocol {
+                ICMP if source.0.is_ipv6() => ICMP_V6,
+                protocol => protocol,
+            },
             source,
             source_ports: source_ports.clone(),
             destination,

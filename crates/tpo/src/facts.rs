@@ -146,7 +146,7 @@ impl Facts {
                 Reason::PeerDown,
                 kernel(counter::NO_LEASE)
                     + kernel(counter::REFUSED)
-                    + lanes(|report| report.counters.refused_not_connected),
+                    + lanes(|report| report.counters.refused_not_connected + report.packets.let_go),
             ),
             (Reason::FlowLimit, lanes(|report| report.counters.refused_no_room) + gate(&self.gate.lane_full)),
             (Reason::Memory, lanes(|report| report.stats.counters.refused + report.stats.counters.squeezed)),
@@ -226,10 +226,10 @@ fn flow(peer: &str, info: &FlowInfo, now: Instant) -> FlowReport {
 
 fn hold_up(info: &FlowInfo) -> Option<String> {
     if !info.connected && info.opened_here {
-        Some("the far side has not connected to the server yet".into())
+        Some("the far side has not answered yet".into())
     } else if !info.connected {
         Some("the server has not answered yet".into())
-    } else if info.credit_left == 0 {
+    } else if info.credit_left == 0 && info.key.protocol == checked::TCP {
         Some("the far application does not read".into())
     } else {
         None
@@ -252,6 +252,11 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("handshake limited", mover.handshake.limited),
         ("payloads malformed", report.stats.counters.malformed),
         ("messages late", report.stats.counters.late),
+        ("packets too late", report.stats.counters.datagrams_stale),
+        ("packets too many", report.stats.counters.datagrams_full + report.packets.dropped),
+        ("packets foreign", report.packets.foreign),
+        ("packets not taken by the kernel", report.packets.not_emitted),
+        ("packet flows refused", report.stats.counters.exchanges_refused),
         ("send failures", report.counters.send_failures),
         ("receive buffer full", report.counters.buffer_full),
     ])

@@ -96,8 +96,19 @@ impl Gate {
         let failing = vec![false; lanes.len()];
         let (shared, stop) = (counters.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
-            Loop { poll, listeners, lease, policy, lanes, counters: shared, stopping: stop, failing, waiting: false }
-                .run();
+            Loop {
+                poll,
+                listeners,
+                lease,
+                policy,
+                lanes,
+                counters: shared,
+                stopping: stop,
+                failing,
+                waiting: false,
+                alive: false,
+            }
+            .run();
         })?;
         Ok(Gate { waker, stopping, thread, counters })
     }
@@ -137,6 +148,8 @@ struct Loop {
     failing: Vec<bool>,
     /// A listener had more than a turn's worth.
     waiting: bool,
+    /// The lease behind the peers' is held.
+    alive: bool,
 }
 
 impl Loop {
@@ -169,6 +182,7 @@ impl Loop {
         for peer in 0..self.lanes.len() {
             self.let_go(peer);
         }
+        self.show_life(false);
     }
 
     fn accept(&mut self, batch: &mut Vec<Accepted>) -> io::Result<()> {
@@ -216,6 +230,18 @@ impl Loop {
                 }
                 (false, false) => {}
             }
+        }
+        self.show_life(regular);
+    }
+
+    /// Answers to packets that came from a peer are ours while the daemon lives and carries anything.
+    fn show_life(&mut self, regular: bool) {
+        let any = self.counters.leases.iter().any(|held| held.load(Ordering::Relaxed));
+        if any && (regular || !self.alive) {
+            self.alive = self.lease.renew(self.lanes.len()).is_ok();
+        } else if !any && std::mem::take(&mut self.alive) {
+            // What is not dropped lapses by itself.
+            let _ = self.lease.drop_lease(self.lanes.len());
         }
     }
 

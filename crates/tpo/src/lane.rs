@@ -19,11 +19,13 @@ use tpo_engine::{Class, Event, FlowId, FlowInfo, FlowKey, Peer, Status};
 use tracing::{debug, info, warn};
 
 use crate::edge::exit::Exit;
+use crate::edge::packets::{self, Packets};
 use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
 use crate::sys::Timer;
+use crate::tap::Batch;
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
 const COMMANDS: usize = 4_096;
@@ -62,6 +64,8 @@ pub enum Command {
         /// The class that the rule asks for.
         class: Class,
     },
+    /// Packets of the near side that are no TCP, some of which may be this peer's.
+    Packets(Batch),
     /// The router heard a datagram for this lane at the listening socket.
     Datagram {
         /// Who sent it.
@@ -91,6 +95,8 @@ pub struct Report {
     pub edges: usize,
     /// Counters of the lane itself.
     pub counters: Counters,
+    /// Of packets that are no TCP.
+    pub packets: packets::Counters,
 }
 
 /// What happened at the lane's own doors.
@@ -201,6 +207,8 @@ pub struct Start {
     pub engine: tpo_engine::Config,
     /// What the peer may reach through us.
     pub exit: Exit,
+    /// The edges of what is no TCP, if any of it is carried.
+    pub packets: Option<Packets>,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
     pub listener: Link,
     /// Where the path is remembered.
@@ -232,6 +240,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             armed: None,
             edges,
             exit: start.exit,
+            packets: start.packets,
             listener: start.listener,
             link: None,
             link_to: None,
@@ -265,6 +274,7 @@ struct Loop {
     armed: Option<Instant>,
     edges: Edges,
     exit: Exit,
+    packets: Option<Packets>,
     listener: Link,
     link: Option<Link>,
     link_to: Option<SocketAddr>,
@@ -399,6 +409,11 @@ impl Loop {
                     self.peer.handle_datagram(from, &mut bytes, now);
                     self.follow_engine(now);
                 }
+                Ok(Command::Packets(batch)) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.send(&mut self.peer, &batch, now);
+                    }
+                }
                 Ok(Command::Flows(to)) => {
                     // As for reports: nobody waits, nobody is told.
                     let _ = to.try_send(self.peer.flows().collect());
@@ -495,11 +510,16 @@ impl Loop {
             match event {
                 Event::Deliver { flow } => self.deliver(flow, now),
                 Event::Open { flow, key, .. } => self.open(flow, &key, now),
+                Event::Exchange { flow, key } => self.exchange(flow, key, now),
                 Event::Finish { flow } => self.edges.finish(flow),
-                Event::Closed { flow } => self.edges.close(flow),
+                Event::Closed { flow } => {
+                    self.edges.close(flow);
+                    self.forget(flow);
+                }
                 Event::Reset { flow, status } => {
                     debug!(peer = %self.name, ?flow, ?status, "flow reset");
                     self.edges.reset(flow);
+                    self.forget(flow);
                 }
                 Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
                 Event::Connected { fresh } => {
@@ -512,7 +532,27 @@ impl Loop {
                 Event::Dead => warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset"),
             }
         }
+        if let Some(packets) = &mut self.packets {
+            packets.deliver(&mut self.peer);
+        }
         self.follow_remote(now);
+    }
+
+    /// The peer has opened a flow of packets.
+    fn exchange(&mut self, flow: FlowId, key: FlowKey, now: Instant) {
+        match &mut self.packets {
+            Some(packets) if self.exit.permits(&key) => packets.open(flow, key),
+            _ => {
+                self.counters.not_allowed += 1;
+                self.peer.reset(flow, Status::NotAllowed, now);
+            }
+        }
+    }
+
+    fn forget(&mut self, flow: FlowId) {
+        if let Some(packets) = &mut self.packets {
+            packets.end(flow);
+        }
     }
 
     fn open(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
@@ -684,6 +724,7 @@ impl Loop {
             remote: self.peer.remote(),
             edges: self.edges.len(),
             counters,
+            packets: self.packets.as_ref().map_or_else(Default::default, |packets| packets.counters),
         }
     }
 

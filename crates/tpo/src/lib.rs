@@ -13,6 +13,7 @@ pub mod facts;
 pub mod keygen;
 pub mod log;
 pub mod memory;
+pub mod packet;
 pub mod status;
 
 // The walk.
@@ -22,5 +23,6 @@ pub mod intercept;
 pub mod lane;
 pub mod link;
 pub mod router;
+pub mod tap;
 
 pub mod sys;

@@ -47,6 +47,24 @@ impl AsRawFd for Timer {
     }
 }
 
+/// Makes a TUN device in the calling thread's namespace: whole packets, nothing in front of them, reads never block.
+/// The device lives as long as the file.
+pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file =
+        std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    assert!(name.len() < libc::IFNAMSIZ, "an interface name has at most 15 bytes");
+    // SAFETY: all zero is a valid ifreq: plain integers and bytes.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request is a whole, initialised ifreq that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })?;
+    Ok(file)
+}
+
 /// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up to them where not.
 pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
     for (forced, plain, bytes) in

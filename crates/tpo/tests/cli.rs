@@ -124,7 +124,7 @@ fn init_and_check_go_together() {
     let ran = folder.run(&["check", "--config", "tpo.toml"]);
     assert_eq!(
         (ran.code, ran.out.as_str()),
-        (0, "tpo.toml: good. peers: 1, rules: 1, accepts: 1, warnings: 0\n"),
+        (0, "tpo.toml: good. peers: 1, rules: 2, accepts: 1, warnings: 0\n"),
         "{ran:?}"
     );
     // What this host's settings mean is another matter on every host.
@@ -154,12 +154,12 @@ fn init_and_check_go_together() {
 #[test]
 fn a_broken_configuration_stops_every_command_that_needs_it() {
     let folder = Folder::new("broken");
-    fs::write(folder.path("tpo.toml"), "[tpo]\nname = \"paris\"\nlissten = 1\n[[rule]]\nprotocol = \"udp\"\n").unwrap();
+    fs::write(folder.path("tpo.toml"), "[tpo]\nname = \"paris\"\nlissten = 1\n[[rule]]\nprotocol = \"upd\"\n").unwrap();
     let check = folder.run(&["check", "--config", "tpo.toml"]);
     assert_eq!((check.code, check.out.as_str()), (2, ""));
     assert_eq!(folder.run(&["run", "--config", "tpo.toml"]).err, check.err, "run says the same");
     for words in
-        ["tpo.toml:3: error: [tpo] lissten: ", "tpo.toml:5: error: [[rule]] protocol: found \"udp\"; would do: \"tcp\""]
+        ["tpo.toml:3: error: [tpo] lissten: ", "tpo.toml:5: error: [[rule]] protocol: found \"upd\"; would do: \"tcp\""]
     {
         assert!(check.err.contains(words), "{}", check.err);
     }

@@ -308,8 +308,19 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "protocol = \"tcp\"",
-        "protocol = \"udp\"",
-        ":8: error: [[rule]] protocol: found \"udp\"; would do: \"tcp\" (this version carries TCP only; other traffic goes its ordinary way)",
+        "protocol = \"upd\"",
+        ":8: error: [[rule]] protocol: found \"upd\"; would do: \"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE",
+    ),
+    ("protocol = \"tcp\"", "protocol = 58", ":8: error: [[rule]] protocol: found 58; would do: \"tcp\", \"udp\""),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"icmp\"\ndestination_ports = \"80\"",
+        ":9: error: [[rule]] destination_ports: a protocol without ports; would do: leave it out",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"tcp\"\ndelivery = \"timely\"",
+        ":9: error: [[rule]] delivery: a rule for TCP; would do: leave it out",
     ),
     ("protocol = \"tcp\"", "", ":7: error: [[rule]] protocol: missing; would do: \"tcp\""),
     (
@@ -369,8 +380,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "[[accept]]",
-        "[[accept]]\nprotocol = \"icmp\"",
-        ":13: error: [[accept]] protocol: found \"icmp\"; would do: \"tcp\"",
+        "[[accept]]\nprotocol = \"all\"",
+        ":13: error: [[accept]] protocol: found \"all\"; would do: \"tcp\"",
     ),
     (
         "[[accept]]",
@@ -398,7 +409,7 @@ fn all_mistakes_are_reported_at_once_and_none_makes_others() {
     let text = base()
         .replace("name = \"paris\"", "name = \"\"\nlisten = 5")
         .replace(KEY, "short")
-        .replace("\"tcp\"", "\"icmp\"")
+        .replace("\"tcp\"", "\"imcp\"")
         .replace("[[accept]]", "[[accept]]\ncolour = 1");
     let refused = check(&text).unwrap_err().to_string();
     let lines: Vec<&str> = refused.lines().map(|line| line.split(": ").nth(2).unwrap()).collect();

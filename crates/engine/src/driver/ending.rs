@@ -13,7 +13,10 @@ use crate::{
 impl Driver {
     /// The near side ends a flow in both directions. It is forgotten at once; the far side is told.
     pub(crate) fn reset(&mut self, flow: FlowId, status: Status) {
-        let Some(state) = self.remove(flow) else { return };
+        let Some(state) = self.remove(flow) else {
+            self.reset_exchange(flow, status);
+            return;
+        };
         self.counters.reset_here += 1;
         self.queue_reset(flow, &state, status);
     }
@@ -84,9 +87,11 @@ impl Driver {
         }
     }
 
-    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while. Called at the
+    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest.
+    /// Called at the
     /// mover's timeouts, which come several times a second.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.end_exchanges(now);
         while self.lingering.front().is_some_and(|first| first.until <= now) {
             let Some(Lingering { flow, delivered, .. }) = self.lingering.pop_front() else { break };
             let Some(state) = self.flows.get(&flow) else { continue };
@@ -151,5 +156,6 @@ impl Driver {
             self.events.push_back(Event::Reset { flow, status });
         }
         self.lingering = VecDeque::new();
+        self.lose_exchanges(status);
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Room {
     pub(crate) urgent: usize,
     /// The largest buffer of one flow, `segment` at least.
     pub(crate) largest: usize,
+    /// The largest buffer that both sides take, for a message that cannot be cut.
+    pub(crate) most: usize,
 }
 
 /// What the buffer is.
@@ -41,7 +43,7 @@ enum Owner {
 }
 
 /// The buffer being filled.
-struct Page<'a> {
+pub(super) struct Page<'a> {
     buffer: &'a mut Vec<u8>,
     room: Room,
     used: usize,
@@ -83,6 +85,23 @@ impl Page<'_> {
         };
     }
 
+    /// Whether no buffer could ever hold a message of so many bytes.
+    pub(super) fn is_never_enough(&self, message: usize) -> bool {
+        ROUTING + message > self.room.most
+    }
+
+    /// Whether a message of so many bytes, which cannot be cut, may be added. An empty buffer takes any: it then spans datagrams.
+    pub(super) fn has_room(&self, flow: FlowId, urgent: bool, message: usize) -> bool {
+        self.used == ROUTING || self.used + message <= self.end_for(flow, urgent)
+    }
+
+    /// Adds a message with its data.
+    pub(super) fn add_with(&mut self, header: &Header, bytes: &[u8], flow: FlowId, urgent: bool) {
+        let from = self.used + header.header_length();
+        self.place(from, from + bytes.len()).copy_from_slice(bytes);
+        self.add(header, Owner::One(flow), urgent);
+    }
+
     fn finish(self) -> Option<Packed> {
         self.buffer.truncate(self.used);
         if self.messages == 0 {
@@ -108,7 +127,10 @@ impl Driver {
         now: Instant,
     ) -> Option<Packed> {
         assert!(
-            room.urgent >= 128 && room.segment >= room.urgent && room.largest >= room.segment,
+            room.urgent >= 128
+                && room.segment >= room.urgent
+                && room.largest >= room.segment
+                && room.most >= room.largest,
             "no room for headers in {room:?}"
         );
         let mut page = Page { buffer, room, used: ROUTING, messages: 0, owner: Owner::Nobody, urgent: false };
@@ -143,7 +165,10 @@ impl Driver {
         let short =
             |function, flow, sequence| Header { function, fin: false, flow, sequence, length: 0, form: Form::Short };
         match control {
-            Control::Accepted(flow) => self.flows.contains_key(&flow).then(|| short(Function::Accepted, flow, 0)),
+            Control::Accepted(flow) => {
+                let lives = self.flows.contains_key(&flow) || self.exchanges.contains(flow);
+                lives.then(|| short(Function::Accepted, flow, 0))
+            }
             Control::Credit(flow) => {
                 let state = self.flows.get_mut(&flow)?;
                 state.credit_due = false;
@@ -158,7 +183,9 @@ impl Driver {
 
     /// Packs a message of the flow whose turn it is, if it has one. Returns whether there may be room for another.
     fn pack_turn(&mut self, turn: Turn, source: &mut dyn Source, page: &mut Page<'_>, now: Instant) -> bool {
-        let state = self.flows.get_mut(&turn.flow).expect("the schedule has living flows only");
+        let Some(state) = self.flows.get_mut(&turn.flow) else {
+            return self.pack_datagram(turn, page, now);
+        };
         let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
         let urgent = state.class.is_urgent();
         let end = page.end_for(turn.flow, urgent);

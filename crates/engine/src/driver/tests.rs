@@ -112,7 +112,8 @@ impl Pair {
         while self.drivers[side].has_work() && left > 0 {
             let mut buffer = vec![0xee; self.random.usize(0..3000)];
             let segments = left.min(65_536).div_ceil(self.segment).min(65_536 / self.segment).max(1);
-            let room = Room { segment: self.segment, urgent: self.segment, largest: segments * self.segment };
+            let room =
+                Room { segment: self.segment, urgent: self.segment, largest: segments * self.segment, most: 65_536 };
             let packed = self.drivers[side].pack(&mut self.apps[side].source(self.now), &mut buffer, room, self.now);
             self.drivers[side].check_invariants();
             if packed.is_none() {
@@ -266,7 +267,7 @@ fn sixteen_flows_get_the_same() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let flows: Vec<FlowId> = (0..16).map(|number| driver.open(key(0, number), Class::Bulk, now).unwrap()).collect();
-    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 };
     let mut buffer = Vec::new();
     let mut packed = 0;
     while packed < 32 << 20 {
@@ -287,7 +288,7 @@ fn a_new_flow_is_urgent_and_a_long_one_is_not() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let long = driver.open(key(0, 0), Class::Normal, now).unwrap();
-    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400 };
+    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400, most: 65_536 };
     let mut buffer = Vec::new();
     let mut pack = |driver: &mut Driver| {
         let packed = driver.pack(&mut Always, &mut buffer, room, now).unwrap();
@@ -316,11 +317,14 @@ fn one_flow_alone_fills_the_largest_buffer() {
     let mut driver = connected(Limits::default());
     driver.open(key(0, 0), Class::Bulk, now).unwrap();
     let mut buffer = Vec::new();
-    driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400 }, now).unwrap();
+    driver
+        .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 }, now)
+        .unwrap();
     assert_eq!(buffer.len(), 46 * 1400);
     let urgent = driver.open(key(0, 1), Class::Interactive, now).unwrap();
-    let packed =
-        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400 }, now).unwrap();
+    let packed = driver
+        .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 }, now)
+        .unwrap();
     assert!(packed.urgent && buffer.len() == 1400, "an interactive flow's buffers are one segment");
     assert_eq!(message::parse_payload(&buffer).unwrap().next().unwrap().0.flow, urgent);
 }
@@ -340,7 +344,7 @@ fn idle_flows_are_never_looked_at() {
         (0..20_000).map(|number| driver.open(key(0, number % 50_000), Class::Normal, now).unwrap()).collect();
     let mut source = Counting(0);
     let mut buffer = Vec::new();
-    let room = Room { segment: 1400, urgent: 1400, largest: 65_536 / 1400 * 1400 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 65_536 / 1400 * 1400, most: 65_536 };
     while driver.pack(&mut source, &mut buffer, room, now).is_some() {}
     source.0 = 0;
     driver.readable(flows[777], now);
@@ -412,7 +416,9 @@ fn a_breach_ends_its_flow_only() {
         assert_eq!((driver.flow_count(), driver.counters().breaches), (1, 1));
         driver.check_invariants();
         let mut buffer = Vec::new();
-        driver.pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 1400 }, now).unwrap();
+        driver
+            .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 1400, most: 65_536 }, now)
+            .unwrap();
         let (reset, _) = message::parse_payload(&buffer).unwrap().next().unwrap();
         assert_eq!((reset.function, reset.form), (Function::Reset, Form::Status(6, Status::Protocol)));
     }
@@ -486,7 +492,7 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert_eq!(driver.counters().refusals_dropped as usize, 4 * MAX_REFUSALS - most);
     assert!(driver.control.len() <= 2 * most + CONTROL_SLACK);
     // What waited leaves, and the peer is served again.
-    let room = Room { segment: 1424, urgent: 1424, largest: 1424 };
+    let room = Room { segment: 1424, urgent: 1424, largest: 1424, most: 65_536 };
     while driver.pack(&mut Silent, &mut Vec::new(), room, now).is_some() {}
     driver.check_invariants();
     assert!(driver.control.is_empty());
@@ -622,7 +628,7 @@ fn measure() {
         let mut receiver = Driver::new(Limits::default(), true);
         sender.on_connected(true, 256 << 10);
         receiver.on_connected(true, 256 << 10);
-        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424 };
+        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424, most: 65_536 };
         let mut buffer = Vec::new();
         for _ in 0..idle {
             sender.open(key(0, 0), Class::Normal, start).unwrap();

@@ -25,6 +25,14 @@ impl Driver {
         let mut most = None;
         for (header, data) in messages {
             self.counters.messages_in += 1;
+            if let Function::Datagram(delivery) = header.function {
+                if self.flows.contains_key(&header.flow) {
+                    self.counters.breaches += 1;
+                    continue;
+                }
+                self.on_datagram(&header, delivery, &payload[data], now);
+                continue;
+            }
             if Chunk::deserves(payload.len(), data.len()) {
                 // It gets the payload itself, after the others have been copied out. Messages have no order among each other.
                 most = Some((header, data));
@@ -40,6 +48,10 @@ impl Driver {
 
     fn on_message(&mut self, header: &Header, data: impl FnOnce() -> Chunk, now: Instant) {
         let flow = header.flow;
+        if self.exchanges.contains(flow) {
+            self.on_exchange_control(header, now);
+            return;
+        }
         if !self.flows.contains_key(&flow) && !self.on_unknown(header, now) {
             return;
         }
@@ -51,7 +63,7 @@ impl Driver {
         match header.function {
             Function::Data => self.on_data(header, data(), now),
             Function::Credit => self.on_credit(flow, header.sequence),
-            Function::Accepted | Function::Reset => {}
+            Function::Accepted | Function::Reset | Function::Datagram(_) => {}
         }
     }
 

@@ -13,6 +13,7 @@ fn rule(source: &str, destination: &str, destination_ports: RangeInclusive<u16>)
         destination_ports,
         peer: 0,
         class: Class::Normal,
+        delivery: Delivery::Timely,
     }
 }
 
@@ -90,6 +91,7 @@ fn rules(random: &mut fastrand::Rng, taste: &Taste) -> Vec<Rule> {
             destination_ports: ports(random, taste),
             peer,
             class: Class::Normal,
+            delivery: Delivery::Timely,
         })
         .collect()
 }

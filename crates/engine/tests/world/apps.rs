@@ -309,6 +309,7 @@ impl Apps {
     fn on_event(&mut self, event: Event, engine: &mut impl Engine, now: Instant) {
         let side = self.side;
         match event {
+            Event::Exchange { .. } => panic!("nobody sends datagrams here"),
             Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => self.peer_events.push(event),
             Event::Open { flow, key, class } => {
                 let (opener, number) = whose(&key);

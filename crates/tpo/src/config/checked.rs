@@ -7,12 +7,13 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tpo_engine::{Class, Prefix};
+use tpo_engine::{Class, Delivery, Prefix};
 use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, shadow, value};
 use crate::intercept::layers::MAX_RULES;
+use crate::packet::{ICMP, ICMP_V6, UDP};
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]
@@ -180,7 +181,7 @@ const LOSS_TOLERANCES: RangeInclusive<f64> = 0.0..=0.25;
 const MOST_ACCEPTS: usize = 100_000;
 
 const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
-const ONLY_TCP: &str = "\"tcp\" (this version carries TCP only; other traffic goes its ordinary way)";
+const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
 /// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
 pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
@@ -367,16 +368,23 @@ fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<R
 fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) -> Option<Rule> {
     const CLASSES: &[(&str, Class)] =
         &[("interactive", Class::Interactive), ("normal", Class::Normal), ("bulk", Class::Bulk)];
+    const DELIVERIES: &[(&str, Delivery)] =
+        &[("timely", Delivery::Timely), ("reliable", Delivery::Reliable), ("plain", Delivery::Plain)];
     const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
-    let protocol = section.require("protocol", ONLY_TCP, protocol, findings);
+    let protocol = section.require("protocol", PROTOCOLS, protocol, findings);
     let source =
         section.require("source", "the clients' prefix, such as \"10.10.1.0/24\", or \"any\"", value::prefix, findings);
-    let source_ports = section.read("source_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let source_ports = ports(&mut section, "source_ports", protocol, findings);
     let would_do = "the servers' prefix, such as \"10.10.2.0/24\", or \"any\"";
     let destination = section.require("destination", would_do, value::prefix, findings);
-    let destination_ports = section.read("destination_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let destination_ports = ports(&mut section, "destination_ports", protocol, findings);
     let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
     let class = section.read("class", value::one_of(CLASSES), findings).unwrap_or(Class::Normal);
+    let delivery = section.read("delivery", value::one_of(DELIVERIES), findings);
+    if delivery.is_some() && protocol == Some(TCP) {
+        let line = section.line_of("delivery");
+        findings.error(line, section.key("delivery"), "a rule for TCP", "leave it out: TCP is always delivered whole");
+    }
     let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
     let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
     let line = section.line;
@@ -390,6 +398,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         destination_ports,
         peer: peer?,
         class,
+        delivery: delivery.unwrap_or_default(),
     };
     Some(Rule { matches, on_failure, enabled, line })
 }
@@ -414,7 +423,7 @@ fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings
     let destination = section.require("destination", would_do, value::prefix, findings);
     let source = section.read("source", value::prefix, findings);
     let protocol = section.read("protocol", protocol, findings).unwrap_or(TCP);
-    let destination_ports = section.read("destination_ports", value::ports, findings).unwrap_or(ALL_PORTS);
+    let destination_ports = ports(&mut section, "destination_ports", Some(protocol), findings);
     let source_address =
         section.read("source_address", value::one_of(SOURCES), findings).unwrap_or(SourceAddress::Client);
     let line = section.line;
@@ -427,8 +436,32 @@ fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings
 fn protocol(written: &Written<'_>) -> Result<u8, String> {
     match written {
         Written::Text("tcp") => Ok(TCP),
-        _ => Err(ONLY_TCP.into()),
+        Written::Text("udp") => Ok(UDP),
+        Written::Text("icmp") => Ok(ICMP),
+        // Multicast's own protocols belong to each network alone; 58 is "icmp".
+        Written::Integer(number) => match u8::try_from(*number) {
+            Ok(number) if ![0, 2, ICMP_V6].contains(&number) => Ok(number),
+            _ => Err(PROTOCOLS.into()),
+        },
+        _ => Err(PROTOCOLS.into()),
     }
+}
+
+/// The ports of a rule or an `accept`: all where nothing is said, and nothing else where the protocol has none.
+fn ports(
+    section: &mut Section<'_>,
+    key: &'static str,
+    protocol: Option<u8>,
+    findings: &mut Findings,
+) -> RangeInclusive<u16> {
+    let written = section.read(key, value::ports, findings);
+    if matches!(protocol, None | Some(TCP | UDP)) {
+        return written.unwrap_or(ALL_PORTS);
+    }
+    if written.is_some() {
+        findings.error(section.line_of(key), section.key(key), "a protocol without ports", "leave it out");
+    }
+    0..=u16::MAX
 }
 
 /// No connection has an IPv4 address at one end and an IPv6 address at the other.

@@ -5,8 +5,10 @@ use std::net::{IpAddr, TcpStream};
 
 use tpo_engine::{FlowKey, Prefix, Status};
 
+use crate::config::checked::TCP;
 use crate::edge::tcp::status_of;
 use crate::intercept::tcp::connect_from;
+use crate::packet::UDP;
 
 /// The address that the destination sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum SourceAddress {
 /// One `[[accept]]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Permit {
+    /// IANA protocol number; [`ICMP`](crate::packet::ICMP) is that of both families.
+    pub protocol: u8,
     /// Clients that may come through the peer.
     pub source: Prefix,
     /// What they may reach.
@@ -36,9 +40,6 @@ pub struct Exit {
     /// First match wins.
     pub permits: Vec<Permit>,
 }
-
-/// TCP, the protocol number of the only flows there are so far.
-const TCP: u8 = 6;
 
 impl Exit {
     /// Starts connecting to a flow's real destination. The socket is not yet connected.
@@ -65,14 +66,21 @@ impl Exit {
         })
     }
 
+    /// Whether the peer may exchange these packets with the destination.
+    pub fn permits(&self, key: &FlowKey) -> bool {
+        key.protocol != TCP && self.find(key).is_some()
+    }
+
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
-        if key.protocol != TCP || key.source.is_ipv4() != key.destination.is_ipv4() {
+        if key.source.is_ipv4() != key.destination.is_ipv4() {
             return None;
         }
+        let has_ports = matches!(key.protocol, TCP | UDP);
         self.permits.iter().find(|permit| {
-            names(permit.source, key.source.ip())
+            permit.protocol == key.protocol
+                && names(permit.source, key.source.ip())
                 && names(permit.destination, key.destination.ip())
-                && permit.destination_ports.contains(&key.destination.port())
+                && (!has_ports || permit.destination_ports.contains(&key.destination.port()))
         })
     }
 }
@@ -100,6 +108,7 @@ mod tests {
     fn only_what_an_accept_names_is_reached() {
         let exit = Exit {
             permits: vec![Permit {
+                protocol: TCP,
                 source: "10.10.1.0/24".parse().unwrap(),
                 destination: "10.10.2.0/24".parse().unwrap(),
                 destination_ports: 80..=443,
@@ -122,6 +131,7 @@ mod tests {
     #[test]
     fn any_does_not_mean_our_own_loopback() {
         let mut permit = Permit {
+            protocol: TCP,
             source: Prefix::ANY,
             destination: Prefix::ANY,
             destination_ports: 1..=65_535,

@@ -1,4 +1,5 @@
 //! Edges: the ends of the application's own connections.
 
 pub mod exit;
+pub mod packets;
 pub mod tcp;

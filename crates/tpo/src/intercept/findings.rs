@@ -206,6 +206,7 @@ mod tests {
 
     fn check(settings: &[(&str, &str)], local: bool) -> Vec<Severity> {
         let rule = RuleSpec {
+            protocol: 6,
             source: ("10.0.0.0".parse().unwrap(), 8),
             source_ports: 0..=u16::MAX,
             destination: ("10.0.0.0".parse().unwrap(), 8),
@@ -221,6 +222,7 @@ mod tests {
             interfaces: Vec::new(),
             peers: 1,
             far_source_is_client: true,
+            packets: Vec::new(),
         };
         let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
         judge(&table, read).into_iter().map(|finding| finding.severity).collect()

@@ -4,21 +4,26 @@
 //! Nothing else is touched. What a killed run has left over bears the same names, so installing replaces it, in one
 //! transaction: there is no moment without rules.
 
-use super::MARK_DELIVER;
 use super::Table;
 use super::layers::RuleError;
 use super::rules::{self, Ports, TABLE};
 use super::tcp::has_ipv6;
+use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
+use super::{MARK_DELIVER, MARK_PACKETS};
 use std::io::{self, ErrorKind, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use tracing::{info, warn};
 
 /// Number of our routing table, and preference of the rule that leads to it: before the main table (32766) and before most of what
 /// others put there, after the local table (0).
 pub const ROUTE_TABLE: u32 = 478;
+
+/// The same for packets that go to the TUN device.
+const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
 
 /// What went wrong while installing.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +76,8 @@ pub struct Installed {
     _guard: UnixListener,
     watch: Watch,
     v6: bool,
+    /// The device for packets, where there is one.
+    tun: Option<Arc<Tun>>,
     removed: bool,
 }
 
@@ -83,10 +90,16 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
     // From here on a failure takes back what was done.
-    let mut installed = Installed { _guard: guard, watch, v6: ports.v6.is_some(), removed: false };
+    let mut installed = Installed { _guard: guard, watch, v6: ports.v6.is_some(), tun: None, removed: false };
+    if !table.packets.is_empty() {
+        installed.tun = Some(Arc::new(Tun::open()?));
+    }
     // Without marked packets the route means nothing, so it may come first.
     for family in families(installed.v6) {
         add_route(family)?;
+        if installed.tun.is_some() {
+            add_packet_route(family)?;
+        }
     }
     if let Err(error) = load(&text) {
         installed.removed = remove_left_overs().is_ok();
@@ -122,12 +135,20 @@ impl Installed {
         Ok(self.watch.route_is_whole(false)? && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
     }
 
+    /// The device for packets, if any rule or `accept` needs it.
+    pub fn tun(&self) -> Option<Arc<Tun>> {
+        self.tun.clone()
+    }
+
     /// Puts in force again what [`Installed::is_whole`] misses, as [`install`] does. The table is loaded only when something of it is gone; then all
     /// leases are gone too, and the counters begin anew.
     pub fn repair(&mut self, table: &Table, ports: Ports) -> Result<(), InstallError> {
         let text = rules::render(table, ports)?;
         for family in families(ports.v6.is_some() && has_ipv6()) {
             add_route(family)?;
+            if self.tun.is_some() {
+                add_packet_route(family)?;
+            }
         }
         if !self.watch.table_is_whole().map_err(|error| unseen(&error))? {
             load(&text)?;
@@ -170,6 +191,7 @@ pub fn remove_left_overs() -> Result<(), InstallError> {
         // One of each at most; an error says that there was none (or no such family).
         let _ = run("ip", &rule_command(family, "del"), "");
         let _ = run("ip", &route_command(family, "del"), "");
+        let _ = run("ip", &packet_rule_command(family, "del"), "");
     }
     nft
 }
@@ -199,6 +221,31 @@ fn add_route(family: &str) -> Result<(), InstallError> {
         true => Ok(()),
         false => verdict(&output, "add the routing rule for intercepted packets"),
     }
+}
+
+/// Packets that carry the other mark go to the TUN device. The route goes with the device.
+fn add_packet_route(family: &str) -> Result<(), InstallError> {
+    let table = PACKET_TABLE.to_string();
+    let route = [family, "route", "replace", "default", "dev", DEVICE, "table", &table].map(str::to_owned).to_vec();
+    let output = run("ip", &foreign_to_nobody(route), "")?;
+    verdict(&output, "add the route into the TUN device")?;
+    let output = run("ip", &foreign_to_nobody(packet_rule_command(family, "add")), "")?;
+    match said(&output).contains("File exists") {
+        true => Ok(()),
+        false => verdict(&output, "add the routing rule for packets"),
+    }
+}
+
+fn packet_rule_command(family: &str, verb: &str) -> Vec<String> {
+    let mark = format!("{MARK_PACKETS:#x}/{MARK_PACKETS:#x}");
+    let table = PACKET_TABLE.to_string();
+    [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
+}
+
+/// Runs `ip` for the TUN device.
+pub(super) fn run_ip(arguments: &[&str], what: &'static str) -> Result<(), InstallError> {
+    let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+    verdict(&run("ip", &arguments, "")?, what)
 }
 
 /// systemd-networkd removes rules and routes that it did not make, at its start and when a link changes, unless `protocol` says that they are

@@ -7,6 +7,7 @@
 //! therefore find the first match. Real tables need few layers: "these special cases, then all the rest" is two.
 
 use super::{OnFailure, RuleSpec};
+use crate::config::checked::TCP;
 use std::net::{IpAddr, SocketAddr};
 
 /// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000 of them and grows with the square.
@@ -95,6 +96,11 @@ pub enum RuleError {
 impl Layers {
     /// Spreads the enabled rules over layers. Errors name the rule by its index.
     pub fn new(rules: &[RuleSpec]) -> Result<Layers, RuleError> {
+        Layers::of(rules, TCP)
+    }
+
+    /// The same of the rules of one protocol.
+    pub fn of(rules: &[RuleSpec], protocol: u8) -> Result<Layers, RuleError> {
         if rules.len() > MAX_RULES {
             return Err(RuleError::TooMany(rules.len()));
         }
@@ -102,7 +108,7 @@ impl Layers {
         let mut v6 = Builder::default();
         for (index, rule) in rules.iter().enumerate() {
             let (element, is_v4) = element(index, rule)?;
-            match (rule.enabled, is_v4) {
+            match (rule.enabled && rule.protocol == protocol, is_v4) {
                 (false, _) => {}
                 (true, true) => v4.add(element),
                 (true, false) => v6.add(element),

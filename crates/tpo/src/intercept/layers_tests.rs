@@ -44,6 +44,7 @@ impl Dice {
     fn rule(&mut self) -> RuleSpec {
         let v4 = self.below(2) == 0;
         RuleSpec {
+            protocol: 6,
             source: self.prefix(v4),
             source_ports: self.ports(),
             destination: self.prefix(v4),
@@ -79,6 +80,7 @@ fn rule(source: &str, destination: &str, ports: RangeInclusive<u16>, peer: usize
         (address.parse().unwrap(), length.parse().unwrap())
     };
     RuleSpec {
+        protocol: 6,
         source: prefix(source),
         source_ports: 0..=u16::MAX,
         destination: prefix(destination),

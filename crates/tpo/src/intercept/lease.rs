@@ -1,6 +1,6 @@
 //! The dead-man switch: interception of a peer's traffic holds only while its lease is renewed.
 //!
-//! A lease is one element, with a timeout, of the peer's set in our nft table; the rules look at it for each new connection. Whoever
+//! A lease is one element for each protocol, with a timeout, of the peer's set in our nft table; the rules look at it for each new connection. Whoever
 //! renews it must know that the daemon's loops run and that the peer is up. When the renewals stop, for whatever reason, new
 //! connections go their plain way (or are refused) within [`TIMEOUT`].
 //!
@@ -10,6 +10,7 @@
 
 use super::netlink::{INET, NESTED, attribute, find, message, next_message, nft, string};
 use super::rules::{TABLE, counter, lease_set};
+use crate::config::checked::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read};
@@ -27,6 +28,7 @@ pub struct Lease {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    protocols: Vec<u8>,
 }
 
 /// Packets (of new connections) and bytes that a counter of the rules has seen.
@@ -41,11 +43,18 @@ pub struct Count {
 impl Lease {
     /// Opens the way to the kernel. Nothing is leased yet.
     pub fn open() -> io::Result<Lease> {
+        Lease::for_protocols(&[])
+    }
+
+    /// The same, for TCP and these protocols.
+    pub fn for_protocols(others: &[u8]) -> io::Result<Lease> {
         let netfilter = Protocol::from(libc::NETLINK_NETFILTER);
         let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
         // The kernel answers inside the call that asks; waiting means that something is badly wrong.
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(Lease { socket, sequence: 0, buffer: vec![0; 32 * 1024] })
+        let mut protocols = vec![TCP];
+        protocols.extend(others.iter().filter(|other| **other != TCP));
+        Ok(Lease { socket, sequence: 0, buffer: vec![0; 32 * 1024], protocols })
     }
 
     /// For [`TIMEOUT`] from now on, new connections of this peer's rules are intercepted.
@@ -55,9 +64,9 @@ impl Lease {
     pub fn renew(&mut self, peer: usize) -> io::Result<()> {
         let set = lease_set(peer);
         self.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, element(&set, false)),
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, elements(&set, &self.protocols, false)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
         ])
     }
 
@@ -66,8 +75,8 @@ impl Lease {
         let set = lease_set(peer);
         // Added first, so that the deletion never fails for want of an element.
         self.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element(&set, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, element(&set, false)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, elements(&set, &self.protocols, false)),
         ])
     }
 
@@ -156,19 +165,21 @@ impl Lease {
     }
 }
 
-/// The one element of a peer's set, with or without its timeout.
-fn element(set: &str, with_timeout: bool) -> Vec<u8> {
-    // The set's keys are protocol numbers: one byte, in a register of four.
-    let mut value = Vec::new();
-    attribute(&mut value, NFTA_DATA_VALUE, &[libc::IPPROTO_TCP as u8]);
-    let mut one = Vec::new();
-    attribute(&mut one, NESTED | NFTA_SET_ELEM_KEY, &value);
-    if with_timeout {
-        let milliseconds = TIMEOUT.as_millis() as u64;
-        attribute(&mut one, NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes());
-    }
+/// The elements of a peer's set, one for each protocol that is carried, with or without their timeout.
+fn elements(set: &str, protocols: &[u8], with_timeout: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    attribute(&mut list, NESTED | NFTA_LIST_ELEM, &one);
+    for protocol in protocols {
+        // The set's keys are protocol numbers: one byte, in a register of four.
+        let mut value = Vec::new();
+        attribute(&mut value, NFTA_DATA_VALUE, &[*protocol]);
+        let mut one = Vec::new();
+        attribute(&mut one, NESTED | NFTA_SET_ELEM_KEY, &value);
+        if with_timeout {
+            let milliseconds = TIMEOUT.as_millis() as u64;
+            attribute(&mut one, NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes());
+        }
+        attribute(&mut list, NESTED | NFTA_LIST_ELEM, &one);
+    }
     let mut all = Vec::new();
     string(&mut all, NFTA_SET_ELEM_LIST_TABLE, TABLE);
     string(&mut all, NFTA_SET_ELEM_LIST_SET, set);
@@ -202,7 +213,7 @@ mod tests {
     #[test]
     fn messages_are_taken_off_as_they_were_put_on() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &element("alive_3", true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[6, 17], true));
         message(&mut bytes, 8, 0, 42, &BATCH, &[]);
         let mut rest = &bytes[..];
         let (kind, sequence, body) = next_message(&mut rest).unwrap();
@@ -218,7 +229,7 @@ mod tests {
     #[test]
     fn cut_answers_end_the_walk() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &element("alive_3", true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[6, 17], true));
         for cut in 0..bytes.len() {
             assert!(next_message(&mut &bytes[..cut]).is_none());
             find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);

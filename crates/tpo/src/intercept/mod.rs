@@ -7,7 +7,7 @@
 //! * [`rules`] (pure) renders one nftables table from it;
 //! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
-//! * [`tcp`] makes the sockets;
+//! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
 //! * [`findings`] reads what this host's settings mean for interception; it never changes them.
 //!
 //! The order at start: [`tcp::Listeners::open`], [`install::install`] with their ports, [`lease::Lease::open`], then
@@ -30,6 +30,7 @@ pub mod lease;
 mod netlink;
 pub mod rules;
 pub mod tcp;
+pub mod tun;
 mod watch;
 
 pub use tcp::connect_from;
@@ -45,6 +46,9 @@ pub const MARK_DELIVER: u32 = 0x0478_0000;
 /// The bits of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so that it can never intercept itself.
 /// In the conntrack mark the same bits mark our connections to servers on this very host.
 pub const MARK_OWN: u32 = 0x0807_0000;
+
+/// The bits of the packet mark that say, all together, "to the TUN device": packets of what is no TCP. They share none with the other two.
+pub const MARK_PACKETS: u32 = 0x7080_0000;
 
 /// What to intercept, and how: the look-up table as the kernel's side of it needs it.
 #[derive(Clone, Debug)]
@@ -63,6 +67,8 @@ pub struct Table {
     pub peers: usize,
     /// Far-edge sockets speak from the client's own address, so answers to it must come back to this host.
     pub far_source_is_client: bool,
+    /// Protocols other than TCP that a rule names or that a peer may bring: their packets come and go by the TUN device. Empty: there is none.
+    pub packets: Vec<u8>,
 }
 
 /// One line of the look-up table.
@@ -71,6 +77,8 @@ pub struct Table {
 /// a rule for any source and any destination of both families is two of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleSpec {
+    /// IANA protocol number, that of the rule's family: 1 or 58 for ICMP.
+    pub protocol: u8,
     /// Address and prefix length; bits behind the prefix do not matter.
     pub source: (IpAddr, u8),
     /// Source ports, both ends included.

@@ -16,7 +16,9 @@
 //! a hang of minutes that looks like a broken network.
 
 use super::layers::{Element, Family, Layers, RuleError, Verdict};
-use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table};
+use super::tun::DEVICE;
+use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, Table};
+use crate::packet::{ICMP, ICMP_V6, UDP};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -48,8 +50,10 @@ pub mod counter {
     pub const REFUSED: &str = "refused";
     /// SYNs that found a lease but nobody who listened.
     pub const NO_LISTENER: &str = "no_listener";
+    /// Packets of what is no TCP handed to the TUN device.
+    pub const PACKETS: &str = "others";
     /// All of them.
-    pub const ALL: [&str; 4] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER];
+    pub const ALL: [&str; 5] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER, PACKETS];
 }
 
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
@@ -61,10 +65,12 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
         return Err(RuleError::Interface(bad.clone()));
     }
     let layers = Layers::new(&table.rules)?;
+    let others = table.packets.iter().map(|protocol| Ok((*protocol, Layers::of(&table.rules, *protocol)?)));
+    let others = others.collect::<Result<Vec<_>, RuleError>>()?;
     let mut text = String::with_capacity(4096 + table.rules.len() * 96);
     // Adding before deleting makes the deletion possible whether or not there is an older one.
     write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n").expect(TO_STRING);
-    Writer { text: &mut text, table, ports, layers: &layers }.all().expect(TO_STRING);
+    Writer { text: &mut text, table, ports, layers: &layers, others: &others }.all().expect(TO_STRING);
     text.push_str("}\n");
     Ok(text)
 }
@@ -81,11 +87,22 @@ const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadca
 /// mark at `mangle + 10`, where ours must not be seen yet), before addresses are rewritten at `mangle + 50`.
 const PRIORITY: &str = "mangle + 20";
 
+/// Right behind: what belongs to a transparent socket is marked already.
+const PRIORITY_PACKETS: &str = "mangle + 21";
+
+/// How long answers to a packet that came out of the TUN device are ours: longer than any flow rests.
+const BACK: &str = "210s";
+
+/// Entries of each of the sets that remember it.
+const BACK_SIZE: u32 = 131_072;
+
 struct Writer<'a> {
     text: &'a mut String,
     table: &'a Table,
     ports: Ports,
     layers: &'a Layers,
+    /// Of each other protocol that is carried.
+    others: &'a [(u8, Layers)],
 }
 
 impl Writer<'_> {
@@ -93,9 +110,9 @@ impl Writer<'_> {
         for name in counter::ALL {
             writeln!(self.text, "  counter {name} {{\n  }}")?;
         }
-        // A set can only be looked up by something of the packet. All packets that get here are TCP, so "is TCP in the set" asks
-        // whether the set is empty.
-        for peer in 0..self.table.peers {
+        // A set can only be looked up by something of the packet. It holds all protocols that are carried or none, so "is this one in the
+        // set" asks whether the set is empty. The one behind the last peer's says that the daemon itself lives.
+        for peer in 0..=self.table.peers {
             let set = lease_set(peer);
             writeln!(self.text, "  set {set} {{\n    type inet_proto; flags timeout;\n  }}")?;
         }
@@ -104,7 +121,7 @@ impl Writer<'_> {
         if self.ports.v6.is_some() {
             self.maps("v6", "ipv6_addr", &self.layers.v6, |bits| Ipv6Addr::from(bits).to_string())?;
         }
-        self.decide()?;
+        self.decide("decide", "", self.layers, "tcp")?;
         match self.table.mode {
             Mode::Tproxy => self.tproxy()?,
             Mode::Redirect => self.redirect()?,
@@ -112,6 +129,9 @@ impl Writer<'_> {
         self.established()?;
         if self.table.local {
             self.output()?;
+        }
+        if !self.table.packets.is_empty() {
+            self.packets()?;
         }
         Ok(())
     }
@@ -122,11 +142,13 @@ impl Writer<'_> {
             self.text,
             "  chain refuse {{
     counter name {refused}
-    reject with tcp reset
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx type admin-prohibited
   }}",
             refused = counter::REFUSED
         )?;
-        let all = [&self.layers.v4, &self.layers.v6].into_iter().flat_map(|f| f.layers.iter().flatten());
+        let all = std::iter::once(self.layers).chain(self.others.iter().map(|(_, layers)| layers));
+        let all = all.flat_map(|layers| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
         let verdicts: BTreeSet<Verdict> = all.map(|e| e.verdict).collect();
         for verdict in verdicts {
             assert!(verdict.peer < self.table.peers, "a rule names peer {} of {}", verdict.peer, self.table.peers);
@@ -155,23 +177,42 @@ impl Writer<'_> {
     }
 
     fn maps(&mut self, name: &str, kind: &str, family: &Family, address: fn(u128) -> String) -> fmt::Result {
+        self.maps_with(name, kind, true, family, address)
+    }
+
+    /// The same, with ports in the keys or without.
+    fn maps_with(
+        &mut self,
+        name: &str,
+        kind: &str,
+        ports: bool,
+        family: &Family,
+        address: fn(u128) -> String,
+    ) -> fmt::Result {
         for (index, layer) in family.layers.iter().enumerate() {
             writeln!(
                 self.text,
                 "  map {name}_{index} {{
-    type {kind} . {kind} . inet_service . inet_service : verdict
+    type {kind} . {kind}{services} : verdict
     flags interval
-    elements = {{"
+    elements = {{",
+                services = if ports { " . inet_service . inet_service" } else { "" }
             )?;
             for element in layer {
                 let Element { source, source_ports, destination, destination_ports, verdict } = *element;
+                let services = match ports {
+                    true => format!(
+                        " . {} . {}",
+                        range(destination_ports.0, destination_ports.1),
+                        range(source_ports.0, source_ports.1)
+                    ),
+                    false => String::new(),
+                };
                 writeln!(
                     self.text,
-                    "      {} . {} . {} . {} : goto {},",
+                    "      {} . {}{services} : goto {},",
                     range(address(destination.0), address(destination.1)),
                     range(address(source.0), address(source.1)),
-                    range(destination_ports.0, destination_ports.1),
-                    range(source_ports.0, source_ports.1),
                     verdict_chain(verdict)
                 )?;
             }
@@ -189,11 +230,12 @@ impl Writer<'_> {
 
     /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule points: one look at the merged
     /// destinations ends their walk, at a tenth of the cost of one layer.
-    fn decide(&mut self) -> fmt::Result {
-        let v6 = if self.ports.v6.is_some() { self.layers.v6.layers.len() } else { 0 };
-        let families = [("v4", "ip", self.layers.v4.layers.len()), ("v6", "ip6", v6)];
-        writeln!(self.text, "  chain decide {{")?;
-        for (name, header, layers) in families {
+    fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
+        let v6 = if self.ports.v6.is_some() { layers.v6.layers.len() } else { 0 };
+        let families = [("v4", "ip", layers.v4.layers.len()), ("v6", "ip6", v6)];
+        writeln!(self.text, "  chain {chain} {{")?;
+        for (family, header, layers) in families {
+            let name = format!("{prefix}{family}");
             if layers == 0 {
                 continue;
             }
@@ -201,7 +243,11 @@ impl Writer<'_> {
             for index in 0..layers {
                 // The kernel narrows down field by field, and what the first one leaves is the cost of the others: the
                 // destination, which tells rules apart best, makes a look-up ten times as fast as the source would.
-                let key = format!("{header} daddr . {header} saddr . tcp dport . tcp sport");
+                let ports = match transport {
+                    "" => String::new(),
+                    _ => format!(" . {transport} dport . {transport} sport"),
+                };
+                let key = format!("{header} daddr . {header} saddr{ports}");
                 writeln!(self.text, "    {key} vmap @{name}_{index}")?;
             }
         }
@@ -341,6 +387,128 @@ impl Writer<'_> {
         writeln!(self.text, "  }}")
     }
 
+    /// UDP, ICMP and whatever else a rule names, whole, into the TUN device; and what answers to packets that came out of it.
+    fn packets(&mut self) -> fmt::Result {
+        let own = MARK_PACKETS;
+        let families: &[(&str, &str, &str)] = match self.ports.v6 {
+            Some(_) => &[("v4", "ip", "ipv4_addr"), ("v6", "ip6", "ipv6_addr")],
+            None => &[("v4", "ip", "ipv4_addr")],
+        };
+        for (protocol, layers) in self.others {
+            let (prefix, ports) = (format!("p{protocol}_"), *protocol == UDP);
+            let (v4, v6) = (format!("{prefix}v4"), format!("{prefix}v6"));
+            self.maps_with(&v4, "ipv4_addr", ports, &layers.v4, |bits| Ipv4Addr::from(bits as u32).to_string())?;
+            if self.ports.v6.is_some() {
+                self.maps_with(&v6, "ipv6_addr", ports, &layers.v6, |bits| Ipv6Addr::from(bits).to_string())?;
+            }
+            self.decide(&format!("decide_{protocol}"), &prefix, layers, if ports { "udp" } else { "" })?;
+        }
+        // What came out of the device, the other way round: packets that answer it, and errors about it, are ours too.
+        for (family, _, kind) in families {
+            writeln!(
+                self.text,
+                "  set back_{family} {{
+    type {kind} . {kind} . inet_service . inet_service
+    flags dynamic,timeout
+    timeout {BACK}; size {BACK_SIZE};
+  }}
+  set back_{family}_pairs {{
+    type {kind} . {kind} . inet_proto
+    flags dynamic,timeout
+    timeout {BACK}; size {BACK_SIZE};
+  }}
+  set back_{family}_hosts {{
+    type {kind}
+    flags dynamic,timeout
+    timeout {BACK}; size {BACK_SIZE};
+  }}"
+            )?;
+        }
+        writeln!(self.text, "  chain others_out {{")?;
+        for (family, header, _) in families {
+            // A set that is full notes no more, and the packet goes on.
+            writeln!(
+                self.text,
+                "    update @back_{family}_hosts {{ {header} saddr timeout {BACK} }}
+    meta l4proto udp update @back_{family} {{ {header} daddr . {header} saddr . udp dport . udp sport timeout {BACK} }} accept
+    meta l4proto != udp update @back_{family}_pairs {{ {header} daddr . {header} saddr . meta l4proto timeout {BACK} }}"
+            )?;
+        }
+        let alive = lease_set(self.table.peers);
+        writeln!(
+            self.text,
+            "  }}
+  chain others_taken {{
+    meta mark set meta mark | {own:#x} counter name {packets} accept
+  }}
+  chain others_back {{
+    meta l4proto != @{alive} return",
+            packets = counter::PACKETS
+        )?;
+        for (family, header, _) in families {
+            let errors = match *family {
+                "v4" => "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+                _ => "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+            };
+            writeln!(
+                self.text,
+                "    {errors} {header} daddr @back_{family}_hosts goto others_taken
+    {header} saddr . {header} daddr . udp sport . udp dport @back_{family} goto others_taken
+    meta l4proto != udp {header} saddr . {header} daddr . meta l4proto @back_{family}_pairs goto others_taken"
+            )?;
+        }
+        writeln!(
+            self.text,
+            "  }}
+  chain others {{
+    type filter hook prerouting priority {PRIORITY_PACKETS}; policy accept;
+    meta l4proto tcp accept
+    meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} accept
+    iifname \"{DEVICE}\" jump others_out
+    iifname \"{DEVICE}\" accept
+    {NOT_FORWARDED} accept
+    icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} accept
+    jump others_back"
+        )?;
+        self.only_interfaces()?;
+        writeln!(self.text, "    goto others_ruled\n  }}\n  chain others_ruled {{")?;
+        for (protocol, _) in self.others {
+            match *protocol {
+                ICMP => writeln!(self.text, "    icmp type echo-request jump decide_{protocol}")?,
+                ICMP_V6 if self.ports.v6.is_some() => {
+                    writeln!(self.text, "    icmpv6 type echo-request jump decide_{protocol}")?
+                }
+                _ => writeln!(self.text, "    meta l4proto {protocol} jump decide_{protocol}")?,
+            }
+        }
+        // Whoever returned from its decision is taken; a packet that has none is not.
+        let protocols: Vec<String> = self.others.iter().map(|(protocol, _)| protocol.to_string()).collect();
+        writeln!(
+            self.text,
+            "    meta l4proto != {{ {} }} accept
+    icmp type != echo-request accept
+    icmpv6 type != echo-request accept
+    goto others_taken
+  }}",
+            protocols.join(", ")
+        )?;
+        // What this host sends itself: answers of its own services and its kernel's ICMP errors to those whom we speak for, and if it is
+        // wanted, what its own applications begin. Our own tunnel bears our mark.
+        writeln!(
+            self.text,
+            "  chain others_output {{
+    type route hook output priority {PRIORITY_PACKETS}; policy accept;
+    meta l4proto tcp accept
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
+    {NOT_FORWARDED} accept
+    jump others_back"
+        )?;
+        if self.table.local {
+            writeln!(self.text, "    goto others_ruled")?;
+        }
+        writeln!(self.text, "  }}")
+    }
+
     /// Ends the walk of all but SYNs that a rule may name.
     fn opening_only(&mut self) -> fmt::Result {
         writeln!(self.text, "    meta l4proto != tcp accept")?;
@@ -381,6 +549,7 @@ mod tests {
 
     fn table(interfaces: &[&str]) -> Table {
         let any = RuleSpec {
+            protocol: 6,
             source: ("10.10.1.9".parse().unwrap(), 24),
             source_ports: 0..=u16::MAX,
             destination: ("10.10.2.0".parse().unwrap(), 24),
@@ -397,6 +566,7 @@ mod tests {
             interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
             peers: 2,
             far_source_is_client: true,
+            packets: Vec::new(),
         }
     }
 

@@ -97,7 +97,7 @@ impl Reason {
             Reason::NotAccepted => "The far TPO has no [[accept]] for the destination.",
             Reason::Interface => "The connection came in by an interface that [intercept] leaves out.",
             Reason::Descriptors => "The process had no file descriptors left.",
-            Reason::Protocol => "The protocol is not one that this version carries (TCP).",
+            Reason::Protocol => "The protocol is not carried.",
             Reason::Destination => "The kernel no longer knew where the redirected connection was going.",
             Reason::Stopping => "The TPO was ending.",
         }

@@ -58,6 +58,7 @@ pub(crate) fn both() -> [Addresses; 2] {
 /// From anywhere to the server's network, at one port, failing open.
 pub(crate) fn rule(addresses: Addresses, port: u16, peer: usize) -> RuleSpec {
     RuleSpec {
+        protocol: 6,
         source: (addresses.client, 0),
         source_ports: 0..=u16::MAX,
         destination: (addresses.server, if addresses.server.is_ipv4() { 24 } else { 64 }),
@@ -74,7 +75,15 @@ pub(crate) fn rules_for(port: u16, on_failure: OnFailure) -> Vec<RuleSpec> {
 }
 
 pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
-    Table { rules, mode: Mode::Tproxy, local: true, interfaces: Vec::new(), peers, far_source_is_client: true }
+    Table {
+        rules,
+        mode: Mode::Tproxy,
+        local: true,
+        interfaces: Vec::new(),
+        peers,
+        far_source_is_client: true,
+        packets: Vec::new(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

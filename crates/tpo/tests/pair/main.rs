@@ -10,3 +10,4 @@ mod ends;
 mod failure;
 mod hostile;
 mod local;
+mod packets;

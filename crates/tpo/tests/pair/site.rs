@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) accept: &'static str,
     /// Where A finds B and B finds A; an empty one waits to be called.
     pub(crate) endpoints: [&'static str; 2],
+    /// More sections for A and for B.
+    pub(crate) sections: [&'static str; 2],
     /// Run before the daemons start, in the namespaces of A and B.
     pub(crate) prepare: &'static [&'static [&'static str]],
 }
@@ -48,6 +50,7 @@ impl Default for Options {
             rule: "",
             accept: "",
             endpoints: ["10.9.0.2:47800", "10.9.0.1:47800"],
+            sections: ["", ""],
             prepare: &[],
         }
     }
@@ -115,6 +118,7 @@ impl Pair {
                 }
                 let _ = write!(text, "\n[[accept]]\npeer = \"{peer}\"\ndestination = \"{here}\"\n{accept}\n");
             }
+            text.push_str(options.sections[usize::from(site == "b")]);
             std::fs::write(folder.join(format!("{site}.toml")), text).unwrap();
         }
         Pair { lab, daemons: [None, None], folder, _alone: alone }

@@ -1,0 +1,461 @@
+//! The flows of datagrams of a peer: opening, sending, receiving, ending.
+//!
+//! Beside the streams they share the numbers, the schedule and the control messages. A datagram is opaque here: what it is on a wire is the
+//! business of whoever gives it. What arrived waits in one piece of memory until it is taken, which is after each input.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    hash::BuildHasherDefault,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Control, Driver,
+    numbers::{Known, NumberHasher},
+    pack::Page,
+    schedule::Turn,
+};
+use crate::{
+    Class, Event, FlowId, FlowInfo, FlowKey, SendError, Status,
+    config::{GATHER, GATHER_MEMORY, MAX_REFUSALS, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES},
+    flow::{Delivery, Exchange},
+    message::{self, Form, Function, Header},
+};
+
+type ByNumber = HashMap<FlowId, Box<Exchange>, BuildHasherDefault<NumberHasher>>;
+
+/// All flows of datagrams of a peer. Boxed, so that growth moves pointers only.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanges {
+    by_number: ByNumber,
+    /// Keys come from whoever sends here: the usual hash, which nobody outside can aim at.
+    by_key: HashMap<FlowKey, FlowId>,
+    /// When to look whether a flow is over: one entry for each, at the earliest time at which it may be.
+    ends: BinaryHeap<Reverse<(Instant, FlowId)>>,
+    waiting_bytes: usize,
+    gathering: Gathering,
+    arrived: Vec<u8>,
+    arrivals: Vec<(FlowId, Range<usize>)>,
+    spare: Vec<Vec<u8>>,
+}
+
+/// Small datagrams of a fast sender wait for one another for at most [`GATHER`], so that several share the headers of one.
+#[derive(Debug, Default)]
+struct Gathering {
+    flows: Vec<FlowId>,
+    bytes: usize,
+    until: Option<Instant>,
+    /// Bytes of small datagrams of late: what they are, less what [`GATHER_MEMORY`] has forgotten of them.
+    recent: f64,
+    at: Option<Instant>,
+}
+
+impl Gathering {
+    /// Whether a datagram is worth waiting with: so many come that half a segment is full within the time that it may wait.
+    fn is_worth(&mut self, bytes: usize, segment: usize, now: Instant) -> bool {
+        let passed = self.at.map_or(GATHER_MEMORY, |at| now.saturating_duration_since(at).min(GATHER_MEMORY));
+        self.at = Some(now);
+        self.recent *= 1.0 - passed.as_secs_f64() / GATHER_MEMORY.as_secs_f64();
+        self.recent += bytes as f64;
+        let soon = self.recent * GATHER.as_secs_f64() / GATHER_MEMORY.as_secs_f64();
+        2 * bytes <= segment && 2.0 * soon >= segment as f64
+    }
+}
+
+/// A datagram from the far side.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrived<'a> {
+    /// Its flow.
+    pub flow: FlowId,
+    /// The flow's addresses, as its opener sees them.
+    pub key: &'a FlowKey,
+    /// Whether the near side opened the flow: then it comes from the flow's destination.
+    pub is_reply: bool,
+    /// What it holds.
+    pub bytes: &'a [u8],
+}
+
+impl Exchanges {
+    pub(crate) fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    pub(crate) fn contains(&self, flow: FlowId) -> bool {
+        self.by_number.contains_key(&flow)
+    }
+
+    /// The flow between these ends, whoever opened it.
+    fn find(&self, key: &FlowKey) -> Option<FlowId> {
+        self.by_key.get(key).or_else(|| self.by_key.get(&key.turned())).copied()
+    }
+
+    /// Takes a flow out of everything but the schedule.
+    fn take(&mut self, flow: FlowId) -> Option<Box<Exchange>> {
+        let state = self.by_number.remove(&flow)?;
+        if self.by_key.get(&state.key) == Some(&flow) {
+            self.by_key.remove(&state.key);
+        }
+        self.waiting_bytes -= state.waiting_bytes;
+        if self.by_number.is_empty() {
+            // A flood leaves no memory behind.
+            (self.by_number, self.by_key, self.ends) = Default::default();
+        }
+        Some(state)
+    }
+
+    pub(crate) fn infos(&self) -> impl Iterator<Item = FlowInfo> {
+        self.by_number.iter().map(|(flow, state)| FlowInfo {
+            flow: *flow,
+            key: state.key,
+            class: state.class(),
+            opened_here: state.ours,
+            connected: state.answered,
+            finished_out: false,
+            finished_in: false,
+            bytes_out: state.sent.bytes,
+            bytes_in: state.received.bytes,
+            held_bytes: state.waiting_bytes,
+            credit_left: 0,
+            window_bytes: 0,
+            since: state.since,
+            moved: state.moved,
+        })
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        let waiting: usize = self.by_number.values().map(|state| state.waiting_bytes).sum();
+        assert_eq!(waiting, self.waiting_bytes);
+        assert!(self.waiting_bytes <= WAITING_BYTES);
+        for (flow, state) in &self.by_number {
+            state.check_invariants();
+            assert_eq!(self.by_key.get(&state.key), Some(flow), "a key leads to its flow");
+        }
+        assert_eq!(self.by_key.len(), self.by_number.len());
+        assert!(self.ends.len() >= self.by_number.len(), "every flow is looked at some time");
+    }
+}
+
+impl Driver {
+    // --- out --------------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn send_datagram(
+        &mut self,
+        key: &FlowKey,
+        treatment: (Class, Delivery),
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), SendError> {
+        if self.peer_credit.is_none() {
+            return Err(SendError::NotConnected);
+        }
+        let flow = match self.exchanges.find(key) {
+            Some(flow) => self.unless_refused(flow, now)?,
+            None => None,
+        };
+        let flow = match flow {
+            Some(flow) => flow,
+            None => self.open_exchange(key, treatment, now)?,
+        };
+        let exchanges = &mut self.exchanges;
+        let state = exchanges.by_number.get_mut(&flow).expect("it was found or made just now");
+        let full = state.waiting_bytes + bytes.len() > WAITING_FLOW_BYTES
+            || exchanges.waiting_bytes + bytes.len() > WAITING_BYTES;
+        if full {
+            self.counters.datagrams_full += 1;
+            return Err(SendError::Full);
+        }
+        let mut copy = exchanges.spare.pop().unwrap_or_default();
+        copy.clear();
+        copy.extend_from_slice(bytes);
+        state.push(copy, now);
+        state.moved = now;
+        exchanges.waiting_bytes += bytes.len();
+        let length = bytes.len() + message::SHORT;
+        let gather = exchanges.gathering.is_worth(length, self.segment, now);
+        if gather && !self.schedule.is_ready(state.slot) {
+            exchanges.gathering.flows.push(flow);
+            exchanges.gathering.bytes += length;
+            let full = exchanges.gathering.bytes + length > self.segment;
+            let until = *exchanges.gathering.until.get_or_insert(now + GATHER);
+            if full || until <= now {
+                self.let_go_gathered();
+            }
+        } else {
+            self.schedule.wake(state.slot);
+        }
+        Ok(())
+    }
+
+    /// The flow, if it may be used. One that the far side refused some time ago is tried again, under another number.
+    fn unless_refused(&mut self, flow: FlowId, now: Instant) -> Result<Option<FlowId>, SendError> {
+        let until = self.exchanges.by_number.get(&flow).and_then(|state| state.refused_until);
+        match until {
+            Some(until) if now < until => Err(SendError::Refused),
+            Some(_) => {
+                self.end_exchange(flow);
+                Ok(None)
+            }
+            None => Ok(Some(flow)),
+        }
+    }
+
+    /// When gathered datagrams have waited for others long enough.
+    pub(crate) fn gathers_until(&self) -> Option<Instant> {
+        self.exchanges.gathering.until
+    }
+
+    /// Lets gathered datagrams take their turns when it is time.
+    pub(crate) fn end_gathering(&mut self, now: Instant) {
+        if self.exchanges.gathering.until.is_some_and(|until| until <= now) {
+            self.let_go_gathered();
+        }
+    }
+
+    fn let_go_gathered(&mut self) {
+        (self.exchanges.gathering.bytes, self.exchanges.gathering.until) = (0, None);
+        let mut flows = std::mem::take(&mut self.exchanges.gathering.flows);
+        for flow in flows.drain(..) {
+            if let Some(state) = self.exchanges.by_number.get(&flow).filter(|state| !state.waiting.is_empty()) {
+                self.schedule.wake(state.slot);
+            }
+        }
+        self.exchanges.gathering.flows = flows;
+    }
+
+    pub(crate) fn has_exchange(&self, key: &FlowKey) -> bool {
+        self.exchanges.find(key).is_some()
+    }
+
+    fn open_exchange(
+        &mut self,
+        key: &FlowKey,
+        treatment: (Class, Delivery),
+        now: Instant,
+    ) -> Result<FlowId, SendError> {
+        if self.exchanges.len() >= self.limits.exchanges {
+            self.counters.exchanges_refused += 1;
+            return Err(SendError::TooManyFlows);
+        }
+        let (flows, exchanges) = (&self.flows, &self.exchanges);
+        let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
+        self.counters.opened_here += 1;
+        self.insert_exchange(flow, *key, treatment, true, now);
+        Ok(flow)
+    }
+
+    fn insert_exchange(&mut self, flow: FlowId, key: FlowKey, treatment: (Class, Delivery), ours: bool, now: Instant) {
+        let (asked, delivery) = treatment;
+        let slot = self.schedule.add(flow, delivery.class(asked));
+        let state = Exchange::new(key, treatment, slot, ours, now);
+        self.exchanges.by_number.insert(flow, Box::new(state));
+        self.exchanges.by_key.insert(key, flow);
+        self.exchanges.ends.push(Reverse((now + self.limits.one_way, flow)));
+    }
+
+    /// Packs the oldest datagram of the flow whose turn it is that is still of use. Returns whether there may be room for another.
+    pub(super) fn pack_datagram(&mut self, turn: Turn, page: &mut Page<'_>, now: Instant) -> bool {
+        let exchanges = &mut self.exchanges;
+        let state = exchanges.by_number.get_mut(&turn.flow).expect("the schedule has living flows only");
+        let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
+        loop {
+            let Some(first) = state.waiting.front() else {
+                self.schedule.sleep(turn.slot);
+                return true;
+            };
+            let length = first.bytes.len();
+            if state.is_stale(now) || page.is_never_enough(header_length + length) {
+                self.counters.datagrams_stale += 1;
+                exchanges.waiting_bytes -= length;
+                recycle(&mut exchanges.spare, state.pop());
+                continue;
+            }
+            if !page.has_room(turn.flow, state.delivery.is_urgent(), header_length + length) {
+                return false;
+            }
+            let bytes = state.pop().expect("it was looked at");
+            exchanges.waiting_bytes -= length;
+            let header = Header {
+                function: Function::Datagram(state.delivery),
+                fin: false,
+                flow: turn.flow,
+                sequence: state.sent.datagrams,
+                length: length as u32,
+                form: if state.answered { Form::Short } else { Form::Full(state.key, state.asked) },
+            };
+            page.add_with(&header, &bytes, turn.flow, state.delivery.is_urgent());
+            state.sent.add(length);
+            recycle(&mut exchanges.spare, Some(bytes));
+            self.counters.datagrams_out += 1;
+            self.counters.bytes_out += length as u64;
+            self.schedule.on_served(turn.slot, header_length + length);
+            if state.waiting.is_empty() {
+                self.schedule.sleep(turn.slot);
+            }
+            return true;
+        }
+    }
+
+    // --- in ---------------------------------------------------------------------------------------------------------------
+
+    /// A datagram of the far side.
+    pub(super) fn on_datagram(&mut self, header: &Header, delivery: Delivery, bytes: &[u8], now: Instant) {
+        let flow = header.flow;
+        if !self.exchanges.contains(flow) && !self.open_exchange_from_far_side(header, delivery, now) {
+            return;
+        }
+        let exchanges = &mut self.exchanges;
+        let state = exchanges.by_number.get_mut(&flow).expect("it is here, or was opened just now");
+        if matches!(header.form, Form::Full(key, _) if key != state.key || state.ours) {
+            self.counters.breaches += 1;
+            return;
+        }
+        state.answered = true;
+        state.moved = now;
+        state.received.add(bytes.len());
+        self.counters.datagrams_in += 1;
+        self.counters.bytes_in += bytes.len() as u64;
+        let from = exchanges.arrived.len();
+        exchanges.arrived.extend_from_slice(bytes);
+        exchanges.arrivals.push((flow, from..from + bytes.len()));
+    }
+
+    fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {
+        let flow = header.flow;
+        let (Form::Full(key, class), false) = (header.form, self.giver.is_ours(flow)) else {
+            // It is over here. Whoever goes on sending opens another.
+            self.counters.late += 1;
+            self.refuse(flow, 0, Status::TimedOut);
+            return false;
+        };
+        let connected = self.peer_credit.is_some();
+        match self.opened.note(flow) {
+            Known::New if connected && self.exchanges.len() < self.limits.exchanges => {}
+            Known::New => {
+                self.counters.exchanges_refused += 1;
+                self.refuse(flow, key.protocol, Status::NoResources);
+                return false;
+            }
+            Known::Used => {
+                // Its end crossed with this one.
+                self.counters.late += 1;
+                return false;
+            }
+            Known::TooOld => {
+                self.counters.late += 1;
+                self.refuse(flow, key.protocol, Status::TimedOut);
+                return false;
+            }
+        }
+        if let Some(old) = self.exchanges.by_key.get(&key).copied() {
+            // The far side has forgotten the older one, or both sides opened it: the newer one is what is used.
+            self.end_exchange(old);
+        }
+        self.counters.opened_there += 1;
+        self.insert_exchange(flow, key, (class, delivery), false, now);
+        self.queue_control(Control::Accepted(flow));
+        self.events.push_back(Event::Exchange { flow, key });
+        true
+    }
+
+    /// A control message about a flow of datagrams.
+    pub(super) fn on_exchange_control(&mut self, header: &Header, now: Instant) {
+        let Some(state) = self.exchanges.by_number.get_mut(&header.flow) else { return };
+        match (header.function, header.form) {
+            (Function::Accepted, _) => state.answered = true,
+            (Function::Reset, Form::Status(_, Status::NotAllowed | Status::NoResources)) if state.ours => {
+                // Remembered for a while, or each of its datagrams would ask again.
+                state.refused_until = Some(now + REFUSED_FOR);
+                state.answered = false;
+                self.exchanges.waiting_bytes -= state.waiting_bytes;
+                state.waiting_bytes = 0;
+                state.waiting.clear();
+                self.schedule.stop(state.slot);
+            }
+            (Function::Reset, _) => {
+                self.counters.reset_there += 1;
+                self.end_exchange(header.flow);
+            }
+            _ => self.counters.breaches += 1,
+        }
+    }
+
+    /// Gives everything that arrived since the last time to `each`, in the order of arrival.
+    pub(crate) fn take_datagrams(&mut self, mut each: impl FnMut(&Arrived<'_>)) {
+        let exchanges = &mut self.exchanges;
+        for (flow, range) in exchanges.arrivals.drain(..) {
+            // Ended since: nobody may get it any more.
+            if let Some(state) = exchanges.by_number.get(&flow) {
+                let bytes = &exchanges.arrived[range];
+                each(&Arrived { flow, key: &state.key, is_reply: state.ours, bytes });
+            }
+        }
+        exchanges.arrived.clear();
+    }
+
+    // --- the end ----------------------------------------------------------------------------------------------------------
+
+    /// The near side does not want the flow.
+    pub(super) fn reset_exchange(&mut self, flow: FlowId, status: Status) {
+        let Some(state) = self.exchanges.take(flow) else { return };
+        self.schedule.remove(state.slot);
+        self.counters.reset_here += 1;
+        self.refuse_quietly(flow, state.key.protocol, status);
+    }
+
+    /// Forgets a flow and tells the edges.
+    fn end_exchange(&mut self, flow: FlowId) {
+        let Some(state) = self.exchanges.take(flow) else { return };
+        self.schedule.remove(state.slot);
+        self.events.push_back(Event::Closed { flow });
+    }
+
+    fn refuse_quietly(&mut self, flow: FlowId, protocol: u8, status: Status) {
+        if self.resets < MAX_REFUSALS {
+            self.queue_control(Control::Reset { flow, sequence: 0, protocol, status });
+        }
+    }
+
+    /// Ends the flows in which nothing has moved for long enough. The opener ends first and says so.
+    pub(super) fn end_exchanges(&mut self, now: Instant) {
+        while let Some(Reverse((at, flow))) = self.exchanges.ends.peek().copied().filter(|Reverse((at, _))| *at <= now)
+        {
+            debug_assert!(at <= now);
+            self.exchanges.ends.pop();
+            let Some(state) = self.exchanges.by_number.get(&flow) else { continue };
+            let quiet = if state.is_mutual() { self.limits.both_ways } else { self.limits.one_way };
+            let end = state.moved + quiet + if state.ours { Duration::ZERO } else { self.limits.one_way };
+            if end > now {
+                self.exchanges.ends.push(Reverse((end, flow)));
+                continue;
+            }
+            let (ours, protocol) = (state.ours, state.key.protocol);
+            self.counters.closed += 1;
+            self.end_exchange(flow);
+            if ours {
+                self.refuse_quietly(flow, protocol, Status::None);
+            }
+        }
+    }
+
+    pub(super) fn lose_exchanges(&mut self, status: Status) {
+        let mut flows: Vec<FlowId> = self.exchanges.by_number.keys().copied().collect();
+        flows.sort_unstable();
+        for flow in flows {
+            if let Some(state) = self.exchanges.take(flow) {
+                self.schedule.remove(state.slot);
+                self.counters.lost += 1;
+                self.events.push_back(Event::Reset { flow, status });
+            }
+        }
+        self.exchanges.arrivals.clear();
+        self.exchanges.arrived.clear();
+    }
+}
+
+fn recycle(spare: &mut Vec<Vec<u8>>, bytes: Option<Vec<u8>>) {
+    if let Some(bytes) = bytes.filter(|bytes| spare.len() < SPARE_DATAGRAMS && bytes.capacity() <= 2_048) {
+        spare.push(bytes);
+    }
+}

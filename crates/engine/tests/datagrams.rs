@@ -1,0 +1,322 @@
+//! Worlds of two peers that carry datagrams over a bad WAN: what arrives, how late, at what cost, and that nothing is left behind.
+
+use std::{io::IoSlice, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+
+use tpo_engine::{Class, Config, Delivery, Event, FlowId, FlowKey, Limits, Peer, Read, SendError, Source, Status};
+use tpo_lab::{Node, Profile, World};
+use tpo_mover::Identity;
+
+const A: usize = 0;
+const B: usize = 1;
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const UDP: u8 = 17;
+
+/// A stream of datagrams: each begins with its number and the time at which it was sent.
+#[derive(Clone, Copy)]
+struct Stream {
+    key: FlowKey,
+    delivery: Delivery,
+    size: usize,
+    every: Duration,
+    until: Duration,
+}
+
+/// A peer, what it sends, and what came.
+struct Site {
+    peer: Peer,
+    start: Instant,
+    streams: Vec<(Stream, u64, Duration)>,
+    sent: u64,
+    refused: Vec<SendError>,
+    /// Number, delay.
+    came: Vec<(u64, Duration)>,
+    echoes: bool,
+    replies: u64,
+    forbids: bool,
+    events: Vec<Event>,
+    /// A transfer beside it, that always has more and is always taken.
+    bulk: Option<FlowId>,
+}
+
+struct Always;
+
+impl Source for Always {
+    fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+        Read::Bytes(into.len())
+    }
+}
+
+impl Site {
+    fn follow(&mut self, now: Instant) {
+        while let Some(event) = self.peer.poll_event() {
+            match event {
+                Event::Exchange { flow, .. } if self.forbids => self.peer.reset(flow, Status::NotAllowed, now),
+                Event::Open { flow, .. } => {
+                    self.peer.accept(flow, now);
+                    self.bulk = Some(flow);
+                }
+                _ => {}
+            }
+            self.events.push(event);
+        }
+        let mut answers = Vec::new();
+        let (came, echoes, start) = (&mut self.came, self.echoes, self.start);
+        let mut replies = 0;
+        self.peer.take_datagrams(|arrived| {
+            let word = |at: usize| u64::from_be_bytes(arrived.bytes[at..at + 8].try_into().expect("eight bytes"));
+            assert!(arrived.bytes[16..].iter().all(|byte| *byte == 7));
+            if arrived.is_reply {
+                replies += 1;
+            } else {
+                came.push((word(0), now - start - Duration::from_nanos(word(8))));
+                if echoes && *arrived.key == key(2) {
+                    answers.push((arrived.key.turned(), arrived.bytes.to_vec()));
+                }
+            }
+        });
+        self.replies += replies;
+        for (key, bytes) in answers {
+            self.peer.send_datagram(&key, (Class::Normal, Delivery::Timely), &bytes, now).expect("room for an answer");
+        }
+        if let Some(flow) = self.bulk {
+            let mut slices: Vec<IoSlice<'_>> = Vec::new();
+            self.peer.deliverable(flow, &mut slices);
+            let bytes = slices.iter().map(|slice| slice.len()).sum();
+            self.peer.delivered(flow, bytes, now);
+        }
+        self.peer.check_invariants();
+    }
+}
+
+impl Node for Site {
+    fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+        self.peer.handle_datagram(from, datagram, now);
+        self.follow(now);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        if self.peer.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.peer.handle_timeout(now);
+        }
+        if !self.peer.is_connected() {
+            return;
+        }
+        let at = now - self.start;
+        for (stream, number, next) in &mut self.streams {
+            while *next <= at && *next < stream.until {
+                let mut bytes = vec![7; stream.size];
+                bytes[..8].copy_from_slice(&number.to_be_bytes());
+                bytes[8..16].copy_from_slice(&(next.as_nanos() as u64).to_be_bytes());
+                match self.peer.send_datagram(&stream.key, (Class::Normal, stream.delivery), &bytes, now) {
+                    Ok(()) => self.sent += 1,
+                    Err(error) => self.refused.push(error),
+                }
+                *number += 1;
+                *next += stream.every;
+            }
+        }
+        self.follow(now);
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let streams = self.streams.iter().filter(|(stream, _, next)| *next < stream.until && self.peer.is_connected());
+        let next = streams.map(|(_, _, next)| self.start + *next);
+        self.peer.poll_timeout().map(|(at, _)| at).into_iter().chain(next).min()
+    }
+
+    fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
+        let transmit = self.peer.poll_transmit(&mut Always, out, now)?;
+        Some((transmit.to, transmit.segment_size))
+    }
+
+    fn drained(&mut self, now: Instant) {
+        self.follow(now);
+    }
+}
+
+fn address(side: usize) -> SocketAddr {
+    format!("192.0.2.{}:47800", side + 1).parse().expect("an address")
+}
+
+fn identity(side: usize) -> Identity {
+    let letter = if side == A { 'A' } else { 'Q' };
+    let text: String = std::iter::repeat_n(letter, 42).collect();
+    Identity::from_private_text(&format!("{text}A=")).expect("32 bytes in base64")
+}
+
+fn site(side: usize, seed: u64, limits: Limits, start: Instant, now: Instant) -> Site {
+    let mut words = [0; 32];
+    words[..8].copy_from_slice(&seed.to_le_bytes());
+    words[8] = side as u8;
+    let mut mover =
+        tpo_mover::Config::new(Arc::new(identity(side)), identity(1 - side).public_key(), side as u16, words);
+    mover.endpoint = Some(address(1 - side));
+    let mut config = Config::new(mover);
+    config.limits = limits;
+    Site {
+        peer: Peer::new(config, now),
+        start,
+        streams: Vec::new(),
+        sent: 0,
+        refused: Vec::new(),
+        came: Vec::new(),
+        echoes: false,
+        replies: 0,
+        forbids: false,
+        events: Vec::new(),
+        bulk: None,
+    }
+}
+
+fn world(seed: u64, wan: &str, limits: Limits) -> World<Site> {
+    let mut world = World::new(seed);
+    let now = world.now();
+    for side in [A, B] {
+        world.add(address(side), site(side, seed, limits, now, now));
+    }
+    let profile = |text: &str| -> Profile { text.parse().unwrap_or_else(|error| panic!("{error}")) };
+    // Bursts are counted in packets. Few go back: a burst of them would last for half a second.
+    let back = wan.split(" burst").next().expect("there is a first part");
+    world.connect(A, B, profile(wan), profile(back));
+    let connected = |world: &World<Site>| [A, B].iter().all(|side| world.node(*side).peer.is_connected());
+    assert!(world.run_until(connected, 20 * SECOND));
+    world
+}
+
+fn key(number: u32) -> FlowKey {
+    let source = (std::net::Ipv4Addr::from(0x0a0a_0100 + number), 4_000).into();
+    FlowKey { protocol: UDP, source, destination: ([10, 10, 2, 2], 53).into() }
+}
+
+fn begin(world: &mut World<Site>, side: usize, stream: Stream) {
+    let at = world.elapsed();
+    let stream = Stream { until: at + stream.until, ..stream };
+    world.node_mut(side).streams.push((stream, 0, at));
+    world.kick(side);
+}
+
+fn timely(size: usize, every: Duration, time: Duration) -> Stream {
+    Stream { key: key(2), delivery: Delivery::Timely, size, every, until: time }
+}
+
+/// 20 Mbit/s in small and in large datagrams, with loss by chance and in bursts, alone and beside a transfer that fills the link.
+#[test]
+fn a_timely_stream_arrives_whole_and_in_time() {
+    for (loss, least) in [("loss=2%", 0.999), ("loss=2% burst=5", 0.995)] {
+        for (size, every) in [(200, Duration::from_micros(80)), (1_200, Duration::from_micros(480))] {
+            for beside in [false, true] {
+                let mut world = world(3, &format!("rate=100mbit delay=40ms mtu=1500 {loss}"), Limits::default());
+                if beside {
+                    let now = world.now();
+                    let tcp = FlowKey { protocol: 6, ..key(9) };
+                    let peer = &mut world.node_mut(A).peer;
+                    let flow = peer.open(tcp, Class::Normal, now).expect("room for a flow");
+                    peer.readable(flow, now);
+                }
+                world.kick(A);
+                world.run_for(4 * SECOND);
+                // The path learns what it carries in the first two seconds.
+                begin(&mut world, A, timely(size, every, 10 * SECOND));
+                world.run_for(2 * SECOND);
+                let (before, first) = (world.link(A, B), world.node(A).sent);
+                world.run_for(8 * SECOND);
+                let after = world.link(A, B);
+                world.run_for(SECOND);
+                let sent = world.node(A).sent - first;
+                let came: Vec<_> = world.node(B).came.iter().filter(|(number, _)| *number >= first).collect();
+                let mut late: Vec<Duration> = came.iter().map(|(_, delay)| delay.saturating_sub(40 * MS)).collect();
+                late.sort();
+                let (p50, p99) = (late[late.len() / 2], late[late.len() * 99 / 100]);
+                let share = came.len() as f64 / sent as f64;
+                let plain = sent as f64 * (size + 28) as f64;
+                let wire = (after.offered_bytes - before.offered_bytes) as f64 / plain;
+                println!(
+                    "{loss:16} {size:5} bytes, beside a transfer {beside:5}: {:.3} % arrive, {p50:?} p99 {p99:?} late, wire {wire:.3}",
+                    share * 100.0
+                );
+                assert!(share >= least, "{loss} {size} {beside}: {share}");
+                // A burst takes the parity along with what it protects; then a round trip is needed.
+                let (longest, dearest) = if loss.contains("burst") { (130 * MS, 1.17) } else { (10 * MS, 1.15) };
+                assert!(p99 <= longest, "{loss} {size} {beside}: {p99:?}");
+                assert!(beside || wire <= dearest, "{loss} {size}: {wire}");
+                let mut numbers: Vec<u64> = came.iter().map(|(number, _)| *number).collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                assert_eq!(numbers.len(), came.len(), "each comes once");
+            }
+        }
+    }
+}
+
+/// An exchange both ways lives longer than a question without an answer, and both sides forget it.
+#[test]
+fn a_flow_ends_when_it_rests() {
+    let mut world = world(5, "rate=20mbit delay=30ms loss=2%", Limits::default());
+    begin(&mut world, A, timely(100, 100 * MS, SECOND));
+    world.run_for(20 * SECOND);
+    assert_eq!([A, B].map(|side| world.node(side).peer.stats().exchanges), [1, 1]);
+    world.run_for(25 * SECOND);
+    assert_eq!([A, B].map(|side| world.node(side).peer.stats().exchanges), [0, 0], "nobody answered");
+    world.node_mut(B).echoes = true;
+    begin(&mut world, A, timely(100, 100 * MS, SECOND));
+    world.run_for(150 * SECOND);
+    assert_eq!(world.node(A).replies, 10);
+    assert_eq!([A, B].map(|side| world.node(side).peer.stats().exchanges), [1, 1]);
+    world.run_for(60 * SECOND);
+    assert_eq!([A, B].map(|side| world.node(side).peer.stats().flows), [0, 0]);
+    let closed = world.node(B).events.iter().filter(|event| matches!(event, Event::Closed { .. })).count();
+    assert_eq!(closed, 2);
+}
+
+/// Many sources that nobody knows take what is left of the room, and no more; whoever was there before is not touched.
+#[test]
+fn a_flood_of_sources_stays_in_its_bounds() {
+    let limits = Limits { exchanges: 2_000, ..Limits::default() };
+    let mut world = world(7, "rate=100mbit delay=20ms loss=1%", limits);
+    world.node_mut(B).echoes = true;
+    begin(&mut world, A, timely(100, 20 * MS, 60 * SECOND));
+    world.run_for(SECOND);
+    for number in 0..20_000 {
+        begin(&mut world, A, Stream { key: key(1_000 + number), ..timely(60, SECOND, 500 * MS) });
+        if number % 20 == 0 {
+            world.run_for(MS);
+        }
+    }
+    world.run_for(59 * SECOND);
+    let stats = world.node(A).peer.stats();
+    assert!(stats.counters.exchanges_refused > 17_000, "{stats:?}");
+    let established = world.node(B).came.iter().filter(|(number, _)| *number > 0).count();
+    assert!(established >= 2_990, "{established} of 2,999 arrived");
+    world.run_for(40 * SECOND);
+    assert_eq!([A, B].map(|side| world.node(side).peer.stats().exchanges), [1, 1], "only the one that was answered");
+}
+
+/// What the far side does not allow is not asked again with each datagram.
+#[test]
+fn a_refused_flow_rests_for_a_while() {
+    let mut world = world(9, "rate=20mbit delay=20ms", Limits::default());
+    world.node_mut(B).forbids = true;
+    begin(&mut world, A, timely(100, 10 * MS, 25 * SECOND));
+    world.run_for(30 * SECOND);
+    let opened = world.node(B).peer.stats().counters.opened_there;
+    assert!((2..=4).contains(&opened), "{opened}");
+    assert!(world.node(A).refused.iter().all(|error| *error == SendError::Refused));
+    assert!(world.node(A).refused.len() > 2_000);
+    assert_eq!(world.node(B).came.len(), 0);
+}
+
+/// The far daemon is killed and started again: the flow goes on by itself.
+#[test]
+fn a_flow_goes_on_after_a_restart() {
+    let mut world = world(11, "rate=20mbit delay=20ms loss=1%", Limits::default());
+    begin(&mut world, A, timely(100, 10 * MS, 20 * SECOND));
+    world.run_for(5 * SECOND);
+    let (start, now) = (world.node(B).start, world.now());
+    let old = world.replace(B, site(B, 99, Limits::default(), start, now));
+    assert!(old.came.len() > 450);
+    world.kick(B);
+    world.run_for(16 * SECOND);
+    assert!(world.node(B).came.len() > 1_000, "{}", world.node(B).came.len());
+    assert_eq!(world.node(A).peer.stats().exchanges, 1);
+}

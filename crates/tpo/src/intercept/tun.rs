@@ -1,0 +1,69 @@
+//! The TUN device by which packets of what is no TCP come to us and go out again, whole.
+//!
+//! The kernel routes marked packets into it; what we write to it takes the way of any packet that came in somewhere: the firewall, the hop
+//! limit, path MTU and ICMP errors are the kernel's. It lives as long as the daemon: with it goes the route into it, and traffic takes its plain way.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+
+use super::install::{InstallError, run_ip};
+
+/// The device's name. There is one daemon in a network namespace, so it is fixed.
+pub const DEVICE: &str = "tpo0";
+
+const ADDRESS: &str = "192.0.0.8/32";
+
+/// The device.
+#[derive(Debug)]
+pub struct Tun {
+    file: File,
+}
+
+impl Tun {
+    /// Makes the device in the calling thread's network namespace and puts it up.
+    ///
+    /// # Errors
+    /// In words for the administrator: no permission, no driver, or another device of this name.
+    pub fn open() -> Result<Tun, InstallError> {
+        let what = "make the TUN device for UDP, ICMP and other packets";
+        let file = crate::sys::open_tun(DEVICE).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said: error.to_string() },
+            io::ErrorKind::NotFound => InstallError::Refused {
+                what,
+                said: "/dev/net/tun is not there; is the kernel's TUN driver loaded (modprobe tun)?".into(),
+            },
+            _ => InstallError::Refused { what, said: error.to_string() },
+        })?;
+        // No packet is cut on its way to us, whatever its size.
+        run_ip(&["link", "set", DEVICE, "mtu", "65535", "addrgenmode", "none"], what)?;
+        // What we write bears addresses whose way back leads elsewhere: a strict check would drop everything, and the loose one drops what comes
+        // in by a device without an address. This one is nobody's, for such purposes (RFC 7600).
+        run_ip(&["address", "add", ADDRESS, "dev", DEVICE], what)?;
+        run_ip(&["link", "set", DEVICE, "up"], what)?;
+        let setting = format!("/proc/sys/net/ipv4/conf/{DEVICE}/rp_filter");
+        std::fs::write(&setting, "2")
+            .map_err(|error| InstallError::Refused { what, said: format!("{setting}: {error}") })?;
+        Ok(Tun { file })
+    }
+
+    /// Reads the next packet; `None` when there is none now.
+    pub fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        match (&self.file).read(into) {
+            Ok(length) => Ok(Some(length)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a packet on its way.
+    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.file).write(packet).map(drop)
+    }
+}
+
+impl AsRawFd for Tun {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}

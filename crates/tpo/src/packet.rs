@@ -1,0 +1,433 @@
+//! IP packets of what is no TCP: whose flow they belong to, and the form in which they cross the WAN. Pure: bytes in, bytes out.
+//!
+//! `docs/wire.md` section 5 is the page that this file follows. An ordinary UDP packet crosses as its payload and three bytes of its IP header;
+//! everything else as it is. The far side's bytes are not trusted: what does not belong to its flow is refused.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+
+use tpo_engine::FlowKey;
+
+/// IANA's numbers.
+pub const ICMP: u8 = 1;
+/// Of UDP.
+pub const UDP: u8 = 17;
+/// Of ICMP for IPv6; inside a [`FlowKey`] it is [`ICMP`] too, the addresses tell the family.
+pub const ICMP_V6: u8 = 58;
+
+const WHOLE: u8 = 0;
+const PLAIN_UDP: u8 = 1;
+/// Bytes in front of a plain UDP packet's payload: the kind, traffic class, hops, flags.
+const PLAIN_HEAD: usize = 4;
+const DONT_FRAGMENT: u8 = 1;
+/// IPv6's header in front of a fragment.
+const FRAGMENT: u8 = 44;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+const UDP_HEADER: usize = 8;
+
+/// What a packet is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The flow of which it is, seen from its source. Of an ICMP error: the flow of the packet that it is about.
+    pub key: FlowKey,
+    /// It tells the source of another packet of the flow that it did not arrive.
+    pub is_error: bool,
+    /// It opens an exchange: an echo request, or a protocol whose packets are all alike.
+    pub opens: bool,
+    /// It is a piece of a larger packet, and which one by its number. The first piece alone tells the ports.
+    pub piece: Option<Piece>,
+    plain: Option<Plain>,
+}
+
+/// A fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// What tells the packet from others between the same ends.
+    pub number: u32,
+    /// It is the first.
+    pub is_first: bool,
+}
+
+/// An ordinary UDP packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Plain {
+    class: u8,
+    hops: u8,
+    flags: u8,
+    payload: Range<usize>,
+}
+
+/// Reads an IP packet; `None` when it is none, or is cut short.
+pub fn look(packet: &[u8]) -> Option<Seen> {
+    let outer = header(packet)?;
+    let body = packet.get(outer.body.clone())?;
+    let piece = outer.piece;
+    let seen = |ports: (u16, u16), opens| Seen { key: outer.key(ports), is_error: false, opens, piece, plain: None };
+    if piece.is_some_and(|piece| !piece.is_first) {
+        return Some(seen((0, 0), false));
+    }
+    match outer.protocol {
+        UDP => {
+            let ports = ports(body)?;
+            let whole = usize::from(u16_at(body, 4)?) == body.len() && outer.is_simple;
+            let from = outer.body.start + UDP_HEADER;
+            let (class, hops, flags) = (outer.class, outer.hops, outer.flags);
+            let plain = whole.then_some(Plain { class, hops, flags, payload: from..packet.len() });
+            Some(Seen { plain, ..seen(ports, true) })
+        }
+        ICMP | ICMP_V6 => {
+            let v6 = outer.source.is_ipv6();
+            let kind = *body.first()?;
+            let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
+            if kind == request || kind == reply {
+                let id = u16_at(body, 4)?;
+                return Some(seen((id, id), kind == request));
+            }
+            let is_error = if v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
+            if !is_error {
+                return Some(seen((0, 0), false));
+            }
+            let about = body.get(8..)?;
+            let inner = header(about)?;
+            let rest = about.get(inner.body.start..)?;
+            let ports = match inner.protocol {
+                UDP => (u16_at(rest, 0)?, u16_at(rest, 2)?),
+                ICMP | ICMP_V6 => (u16_at(rest, 4)?, u16_at(rest, 4)?),
+                _ => (0, 0),
+            };
+            // It goes to the source of what it is about.
+            (inner.source == outer.destination).then(|| Seen {
+                key: inner.key(ports),
+                is_error: true,
+                opens: false,
+                piece,
+                plain: None,
+            })
+        }
+        _ => Some(seen((0, 0), true)),
+    }
+}
+
+/// Appends the form in which the packet crosses.
+pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
+    match &seen.plain {
+        Some(Plain { class, hops, flags, payload }) => {
+            out.extend([PLAIN_UDP, *class, *hops, *flags]);
+            out.extend_from_slice(&packet[payload.clone()]);
+        }
+        None => {
+            out.push(WHOLE);
+            out.extend_from_slice(packet);
+        }
+    }
+}
+
+/// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that sent it. `number` tells it from others where
+/// it may be cut. False when it is no packet of that flow; then `out` is as it was.
+pub fn unpack(bytes: &[u8], key: &FlowKey, number: u16, out: &mut Vec<u8>) -> bool {
+    match bytes.split_first() {
+        Some((&PLAIN_UDP, rest)) if key.protocol == UDP && rest.len() >= PLAIN_HEAD - 1 => {
+            plain(key, [rest[0], rest[1], rest[2]], &rest[PLAIN_HEAD - 1..], number, out)
+        }
+        Some((&WHOLE, packet)) if belongs(packet, key) => {
+            out.extend_from_slice(packet);
+            true
+        }
+        _ => false,
+    }
+}
+
+fn belongs(packet: &[u8], key: &FlowKey) -> bool {
+    let Some(seen) = look(packet) else { return false };
+    match seen.is_error {
+        // From whichever router on the way.
+        true => seen.key == key.turned(),
+        false if seen.piece.is_some_and(|piece| !piece.is_first) => {
+            // Its ports are in the first one.
+            let ends = |key: &FlowKey| (key.protocol, key.source.ip(), key.destination.ip());
+            ends(&seen.key) == ends(key)
+        }
+        false => seen.key == *key,
+    }
+}
+
+fn plain(key: &FlowKey, [class, hops, flags]: [u8; 3], payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
+    let length = UDP_HEADER + payload.len();
+    let Ok(udp_length) = u16::try_from(length) else { return false };
+    let start = out.len();
+    let mut sum = Sum::default();
+    match (key.source.ip(), key.destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let Ok(total) = u16::try_from(IPV4 + length) else { return false };
+            let whole = flags & DONT_FRAGMENT != 0;
+            out.extend([0x45, class]);
+            out.extend(total.to_be_bytes());
+            out.extend(if whole { 0 } else { number }.to_be_bytes());
+            out.extend(if whole { 0x4000_u16 } else { 0 }.to_be_bytes());
+            out.extend([hops, UDP, 0, 0]);
+            out.extend(source.octets());
+            out.extend(destination.octets());
+            let check = Sum::default().add(&out[start..]).finish();
+            out[start + 10..start + 12].copy_from_slice(&check.to_be_bytes());
+            sum = sum.add(&source.octets()).add(&destination.octets());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            out.extend([0x60 | class >> 4, class << 4, 0, 0]);
+            out.extend(udp_length.to_be_bytes());
+            out.extend([UDP, hops]);
+            out.extend(source.octets());
+            out.extend(destination.octets());
+            sum = sum.add(&source.octets()).add(&destination.octets());
+        }
+        _ => return false,
+    }
+    let udp = out.len();
+    out.extend(key.source.port().to_be_bytes());
+    out.extend(key.destination.port().to_be_bytes());
+    out.extend(udp_length.to_be_bytes());
+    out.extend([0, 0]);
+    out.extend_from_slice(payload);
+    let sum = sum.add(&[0, UDP]).add(&udp_length.to_be_bytes()).add(&out[udp..]);
+    // Zero would mean "no checksum".
+    let check = match sum.finish() {
+        0 => 0xffff,
+        check => check,
+    };
+    out[udp + 6..udp + 8].copy_from_slice(&check.to_be_bytes());
+    true
+}
+
+struct Header {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    class: u8,
+    hops: u8,
+    flags: u8,
+    piece: Option<Piece>,
+    /// Nothing in it that a plain packet does not carry.
+    is_simple: bool,
+    body: Range<usize>,
+}
+
+impl Header {
+    fn key(&self, (from, to): (u16, u16)) -> FlowKey {
+        FlowKey {
+            protocol: if self.protocol == ICMP_V6 { ICMP } else { self.protocol },
+            source: SocketAddr::new(self.source, from),
+            destination: SocketAddr::new(self.destination, to),
+        }
+    }
+}
+
+/// The IP header in front of `packet`. What an ICMP error quotes is cut short, so the body may reach beyond what is there.
+fn header(packet: &[u8]) -> Option<Header> {
+    match packet.first()? >> 4 {
+        4 => {
+            let length = usize::from(packet[0] & 15) * 4;
+            let total = usize::from(u16_at(packet, 2)?);
+            if length < IPV4 || total < length || packet.len() < IPV4 {
+                return None;
+            }
+            let fragment = u16_at(packet, 6)?;
+            Some(Header {
+                source: Ipv4Addr::from(*packet.get(12..16)?.first_chunk::<4>()?).into(),
+                destination: Ipv4Addr::from(*packet.get(16..20)?.first_chunk::<4>()?).into(),
+                protocol: packet[9],
+                class: packet[1],
+                hops: packet[8],
+                flags: if fragment & 0x4000 != 0 { DONT_FRAGMENT } else { 0 },
+                piece: (fragment & 0x3fff != 0)
+                    .then_some(Piece { number: u32::from(u16_at(packet, 4)?), is_first: fragment & 0x1fff == 0 }),
+                is_simple: fragment & 0x3fff == 0 && length == IPV4 && total == packet.len(),
+                body: length..total,
+            })
+        }
+        6 => {
+            if packet.len() < IPV6 {
+                return None;
+            }
+            let total = IPV6 + usize::from(u16_at(packet, 4)?);
+            let mut protocol = packet[6];
+            let mut piece = None;
+            let mut start = IPV6;
+            if protocol == FRAGMENT {
+                let offset = u16_at(packet, 42)?;
+                let number = u32::from_be_bytes(*packet.get(44..48)?.first_chunk()?);
+                (protocol, start) = (packet[40], IPV6 + 8);
+                piece = Some(Piece { number, is_first: offset & !7 == 0 });
+            }
+            if total < start {
+                return None;
+            }
+            let no_label = packet[1] & 15 == 0 && packet[2] == 0 && packet[3] == 0;
+            Some(Header {
+                source: Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?).into(),
+                destination: Ipv6Addr::from(*packet.get(24..40)?.first_chunk::<16>()?).into(),
+                protocol,
+                class: packet[0] << 4 | packet[1] >> 4,
+                hops: packet[7],
+                flags: DONT_FRAGMENT,
+                piece,
+                is_simple: piece.is_none() && no_label && total == packet.len(),
+                body: start..total,
+            })
+        }
+        _ => None,
+    }
+}
+
+fn ports(body: &[u8]) -> Option<(u16, u16)> {
+    (body.len() >= UDP_HEADER).then_some((u16_at(body, 0)?, u16_at(body, 2)?))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(*bytes.get(at..at + 2)?.first_chunk()?))
+}
+
+/// The Internet checksum (RFC 1071).
+#[derive(Clone, Copy, Default)]
+struct Sum(u64);
+
+impl Sum {
+    /// Adds bytes; all but the last must be of even length.
+    fn add(self, bytes: &[u8]) -> Sum {
+        let (words, rest) = bytes.as_chunks::<4>();
+        let mut sum = self.0;
+        for word in words {
+            sum += u64::from(u32::from_be_bytes(*word));
+        }
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        Sum(sum + u64::from(u32::from_be_bytes(last)))
+    }
+
+    fn finish(self) -> u16 {
+        let mut sum = self.0;
+        while sum >> 16 != 0 {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        !(sum as u16)
+    }
+}
+
+/// Entry for the fuzz target: whatever comes, nothing panics, and what is read and written again is the same flow's.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    for packet in [first, second, bytes] {
+        let Some(seen) = look(packet) else { continue };
+        let (mut crossed, mut out) = (Vec::new(), Vec::new());
+        pack(packet, &seen, &mut crossed);
+        let key = if seen.is_error { seen.key.turned() } else { seen.key };
+        assert!(unpack(&crossed, &key, 7, &mut out), "what we pack belongs to its flow");
+        let again = look(&out).expect("what we write can be read");
+        assert_eq!((again.key, again.is_error, again.piece), (seen.key, seen.is_error, seen.piece));
+        out.clear();
+        unpack(second, &seen.key, 7, &mut out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(v6: bool) -> FlowKey {
+        let (source, destination) =
+            if v6 { ("[fd10:1::2]:4000", "[fd10:2::2]:53") } else { ("10.1.1.2:4000", "10.2.2.2:53") };
+        FlowKey { protocol: UDP, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    }
+
+    fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
+        let mut packet = Vec::new();
+        assert!(plain(&key(v6), [0xb8, 63, 1], payload, 9, &mut packet));
+        packet
+    }
+
+    #[test]
+    fn a_plain_packet_crosses_without_its_headers_and_comes_out_the_same() {
+        for v6 in [false, true] {
+            for payload in [&b""[..], b"a", b"even", b"something odd"] {
+                let packet = udp(v6, payload);
+                let seen = look(&packet).unwrap();
+                assert_eq!((seen.key, seen.opens, seen.is_error), (key(v6), true, false));
+                let mut crossed = Vec::new();
+                pack(&packet, &seen, &mut crossed);
+                assert_eq!(crossed.len(), 4 + payload.len());
+                let mut out = Vec::new();
+                assert!(unpack(&crossed, &key(v6), 1, &mut out));
+                assert_eq!(out, packet);
+                assert!(!unpack(&crossed, &FlowKey { protocol: 47, ..key(v6) }, 1, &mut out));
+            }
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_the_documented_one() {
+        // RFC 1071, section 3.
+        assert_eq!(Sum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish(), !0xddf2);
+        // The IPv4 header's own sum is zero when it is right.
+        assert_eq!(Sum::default().add(&udp(false, b"abc")[..20]).finish(), 0);
+    }
+
+    #[test]
+    fn an_error_belongs_to_the_flow_that_it_is_about() {
+        for v6 in [false, true] {
+            let about = udp(v6, b"nobody listens");
+            // From a router on the way, to the source.
+            let mut packet = if v6 {
+                let mut head = about[..40].to_vec();
+                head[4..6].copy_from_slice(&((8 + about.len()) as u16).to_be_bytes());
+                head[6] = ICMP_V6;
+                head[24..40].copy_from_slice(&about[8..24]);
+                head
+            } else {
+                let mut head = about[..20].to_vec();
+                head[2..4].copy_from_slice(&((28 + about.len()) as u16).to_be_bytes());
+                head[9] = ICMP;
+                head[12..16].copy_from_slice(&[10, 2, 2, 1]);
+                head[16..20].copy_from_slice(&about[12..16]);
+                head
+            };
+            packet.extend([if v6 { 1 } else { 3 }, 3, 0, 0, 0, 0, 0, 0]);
+            packet.extend(&about);
+            let seen = look(&packet).unwrap();
+            assert_eq!((seen.key, seen.is_error, seen.opens), (key(v6), true, false));
+            let (mut crossed, mut out) = (Vec::new(), Vec::new());
+            pack(&packet, &seen, &mut crossed);
+            assert!(unpack(&crossed, &key(v6).turned(), 1, &mut out), "it comes from the far side of the flow");
+            assert!(!unpack(&crossed, &key(v6), 1, &mut out));
+            assert_eq!(out, packet);
+            // To somebody else than it is about.
+            let at = if v6 { 39 } else { 19 };
+            packet[at] ^= 1;
+            assert_eq!(look(&packet), None);
+        }
+    }
+
+    #[test]
+    fn another_flows_packet_is_refused() {
+        let mut crossed = vec![WHOLE];
+        crossed.extend(udp(false, b"x"));
+        let mut out = Vec::new();
+        let other = FlowKey { source: "10.1.1.3:4000".parse().unwrap(), ..key(false) };
+        assert!(!unpack(&crossed, &other, 1, &mut out) && out.is_empty());
+        assert!(unpack(&crossed, &key(false), 1, &mut out));
+    }
+
+    #[test]
+    fn bent_packets_do_not_panic() {
+        for seed in 0..20_000 {
+            let mut dice = fastrand::Rng::with_seed(seed);
+            let mut bytes = udp(dice.bool(), b"some payload of a packet");
+            for _ in 0..dice.usize(0..6) {
+                let at = dice.usize(0..bytes.len());
+                bytes[at] = dice.u8(..);
+            }
+            bytes.truncate(dice.usize(0..=bytes.len()));
+            let twice = [bytes.clone(), bytes].concat();
+            fuzz(&twice);
+        }
+    }
+}

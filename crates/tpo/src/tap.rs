@@ -1,0 +1,266 @@
+//! The tap: reads the packets that the kernel hands over (UDP, ICMP, whatever else a rule names) and gives each to its peer's lane.
+//!
+//! One thread. A packet of a flow that a peer has opened goes to that peer; else the look-up table says whose it is (claims 4 to 6). What is
+//! nobody's goes back to the kernel and takes its plain way.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use tpo_engine::{Class, Delivery, FlowKey, Policy};
+use tracing::{debug, warn};
+
+use crate::intercept::tun::Tun;
+use crate::lane::{Command, Lane};
+use crate::packet::{self, Seen};
+
+const TUN: Token = Token(0);
+const WAKE: Token = Token(1);
+/// Packets read before they are handed over: what comes while the lanes work is handed over at once.
+const BATCH_PACKETS: usize = 256;
+/// Bytes of them, so that what waits for a lane is bounded in bytes too.
+const BATCH_BYTES: usize = 256 << 10;
+const LONGEST: usize = 65_535;
+/// Cut packets whose later pieces may be under way.
+const FIRST_PIECES: usize = 256;
+
+/// What a rule says of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Ruled {
+    /// The class that the rule asks for.
+    pub class: Class,
+    /// How it is carried.
+    pub delivery: Delivery,
+    /// It takes its plain way when the peer cannot have it.
+    pub fails_open: bool,
+}
+
+/// One packet of a batch.
+#[derive(Debug)]
+pub struct Item {
+    /// What it is.
+    pub seen: Seen,
+    /// By which rule it may open a flow; none: it belongs to one that lives, or to nobody.
+    pub ruled: Option<Ruled>,
+    /// Its bytes in the batch.
+    pub bytes: Range<usize>,
+}
+
+/// Packets for one lane.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// All bytes.
+    pub bytes: Vec<u8>,
+    /// The packets.
+    pub items: Vec<Item>,
+}
+
+/// Which lane's peer has opened a flow, for the packets that come back.
+#[derive(Debug, Default)]
+pub struct Opened(RwLock<HashMap<FlowKey, usize>>);
+
+impl Opened {
+    /// A peer has opened a flow.
+    pub fn insert(&self, key: FlowKey, slot: usize) {
+        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, slot);
+    }
+
+    /// It is over, unless another peer has opened the same since.
+    pub fn remove(&self, key: &FlowKey, slot: usize) {
+        let mut map = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if map.get(key) == Some(&slot) {
+            map.remove(key);
+        }
+    }
+
+    fn find(&self, key: &FlowKey) -> Option<usize> {
+        let map = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        map.get(&key.turned()).or_else(|| map.get(key)).copied()
+    }
+}
+
+/// The first pieces of cut packets, whose later ones tell no ports: bounded, the oldest goes first.
+#[derive(Debug, Default)]
+struct Pieces {
+    firsts: VecDeque<(IpAddr, IpAddr, u32, Seen)>,
+}
+
+impl Pieces {
+    /// A later piece is of the flow that its first one was of.
+    fn complete(&mut self, mut seen: Seen) -> Option<Seen> {
+        let Some(piece) = seen.piece else { return Some(seen) };
+        let (from, to) = (seen.key.source.ip(), seen.key.destination.ip());
+        if piece.is_first {
+            if self.firsts.len() == FIRST_PIECES {
+                self.firsts.pop_front();
+            }
+            self.firsts.push_back((from, to, piece.number, seen.clone()));
+            return Some(seen);
+        }
+        let same = |(a, b, number, _): &&(IpAddr, IpAddr, u32, Seen)| (*a, *b, *number) == (from, to, piece.number);
+        let (.., first) = self.firsts.iter().rev().find(same)?;
+        (seen.key, seen.opens) = (first.key, first.opens);
+        Some(seen)
+    }
+}
+
+/// What became of the packets.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Given to a lane.
+    pub taken: AtomicU64,
+    /// Sent on their plain way.
+    pub let_go: AtomicU64,
+    /// Lost: the lane had too many waiting.
+    pub lane_full: AtomicU64,
+}
+
+/// The running tap.
+pub struct Tap {
+    waker: Waker,
+    thread: JoinHandle<()>,
+    /// What it counted.
+    pub counters: Arc<Counters>,
+}
+
+/// Everything that says whose a packet is.
+pub struct Table {
+    /// The look-up table, and for each of its rules whether it fails open.
+    pub policy: Policy,
+    /// In the order of the policy's rules.
+    pub fails_open: Vec<bool>,
+    /// Flows that peers have opened.
+    pub opened: Arc<Opened>,
+    /// By slot.
+    pub lanes: Vec<Lane>,
+}
+
+impl Table {
+    fn find(&self, seen: &Seen) -> Option<(usize, Option<Ruled>)> {
+        if let Some(slot) = self.opened.find(&seen.key) {
+            return Some((slot, None));
+        }
+        let ruled = |key: &FlowKey| {
+            let (number, rule) = self.policy.find_with_number(key)?;
+            let ruled = Ruled { class: rule.class, delivery: rule.delivery, fails_open: self.fails_open[number] };
+            Some((rule.peer, ruled))
+        };
+        match ruled(&seen.key) {
+            Some((peer, rule)) if seen.opens => Some((peer, Some(rule))),
+            Some((peer, _)) => Some((peer, None)),
+            // An error about what the far side sent in a flow of ours.
+            None => ruled(&seen.key.turned()).map(|(peer, _)| (peer, None)),
+        }
+    }
+}
+
+impl Tap {
+    /// Starts the thread.
+    pub fn start(tun: Arc<Tun>, table: Table) -> io::Result<Tap> {
+        let mut poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        poll.registry().register(&mut SourceFd(&tun.as_raw_fd()), TUN, Interest::READABLE)?;
+        let counters = Arc::new(Counters::default());
+        let shared = counters.clone();
+        let thread = std::thread::Builder::new().name("tap".into()).spawn(move || {
+            let mut events = Events::with_capacity(8);
+            let mut wait = None;
+            let mut buffer = vec![0; LONGEST];
+            let mut pieces = Pieces::default();
+            let mut batches: Vec<Batch> = table.lanes.iter().map(|_| Batch::default()).collect();
+            loop {
+                if let Err(error) = poll.poll(&mut events, wait)
+                    && error.kind() != io::ErrorKind::Interrupted
+                {
+                    warn!(%error, "the tap cannot wait for packets and ends");
+                    return;
+                }
+                if events.iter().any(|event| event.token() == WAKE) {
+                    return;
+                }
+                // The poll is edge triggered: what a turn leaves waiting would not be announced again.
+                let drained = read(&tun, &table, &mut pieces, &mut batches, &mut buffer, &shared);
+                wait = (!drained).then_some(Duration::ZERO);
+                for (lane, batch) in table.lanes.iter().zip(&mut batches) {
+                    hand_over(lane, std::mem::take(batch), &shared);
+                }
+            }
+        })?;
+        Ok(Tap { waker, thread, counters })
+    }
+
+    /// Whether the thread has ended by itself, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends the thread.
+    pub fn stop(self) {
+        if self.waker.wake().is_ok() {
+            // A tap that panicked has said so already.
+            let _ = self.thread.join();
+        }
+    }
+}
+
+/// One turn; whether nothing is left waiting.
+fn read(
+    tun: &Tun,
+    table: &Table,
+    pieces: &mut Pieces,
+    batches: &mut [Batch],
+    buffer: &mut [u8],
+    counters: &Counters,
+) -> bool {
+    let mut bytes = 0;
+    for _ in 0..BATCH_PACKETS {
+        let packet = match tun.read(buffer) {
+            Ok(Some(length)) => &buffer[..length],
+            Ok(None) => return true,
+            Err(error) => {
+                // The device is down, or gone: a new edge tells when it is up again.
+                debug!(%error, "no packets can be read");
+                return true;
+            }
+        };
+        let seen = packet::look(packet).and_then(|seen| pieces.complete(seen));
+        match seen.and_then(|seen| table.find(&seen).map(|found| (seen, found))) {
+            Some((seen, (slot, ruled))) => {
+                let batch = &mut batches[slot];
+                let from = batch.bytes.len();
+                batch.bytes.extend_from_slice(packet);
+                batch.items.push(Item { seen, ruled, bytes: from..batch.bytes.len() });
+            }
+            None => {
+                counters.let_go.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = tun.write(packet) {
+                    debug!(%error, "a packet that is nobody's is lost");
+                }
+            }
+        }
+        bytes += packet.len();
+        if bytes > BATCH_BYTES {
+            break;
+        }
+    }
+    false
+}
+
+fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
+    let packets = batch.items.len() as u64;
+    if packets == 0 {
+        return;
+    }
+    match lane.send(Command::Packets(batch)) {
+        Ok(()) => counters.taken.fetch_add(packets, Ordering::Relaxed),
+        Err(_) => counters.lane_full.fetch_add(packets, Ordering::Relaxed),
+    };
+}

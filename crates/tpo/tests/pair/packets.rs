@@ -1,0 +1,270 @@
+//! What is no TCP: UDP, ICMP and other protocols, with the clients' own addresses, and their plain way when nobody carries them.
+
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tpo_lab::Host;
+
+use crate::site::{Options, Pair, V4, V6, wait_for};
+
+const PORT: u16 = 5_300;
+/// Of experiments (RFC 3692).
+const OTHER: i32 = 253;
+
+const RULES: &str = r#"
+[[rule]]
+protocol = "udp"
+source = "10.10.1.0/24"
+destination = "10.10.2.0/24"
+destination_ports = "5300-5399"
+peer = "b"
+
+[[rule]]
+protocol = "udp"
+source = "fd10:1::/64"
+destination = "fd10:2::/64"
+destination_ports = "5300-5399"
+peer = "b"
+delivery = "reliable"
+
+[[rule]]
+protocol = "icmp"
+source = "any"
+destination = "any"
+peer = "b"
+
+[[rule]]
+protocol = 253
+source = "any"
+destination = "any"
+peer = "b"
+"#;
+
+const ACCEPTS: &str = r#"
+[[accept]]
+peer = "a"
+protocol = "udp"
+destination = "any"
+
+[[accept]]
+peer = "a"
+protocol = "icmp"
+destination = "any"
+
+[[accept]]
+peer = "a"
+protocol = 253
+destination = "10.10.2.0/24"
+"#;
+
+fn options() -> Options {
+    Options { sections: [RULES, ACCEPTS], ..Options::default() }
+}
+
+fn address(host: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(host.parse().unwrap(), port)
+}
+
+fn any(host: &str) -> &'static str {
+    if host.contains(':') { "[::]:0" } else { "0.0.0.0:0" }
+}
+
+fn udp(pair: &Pair, host: Host, at: SocketAddr) -> UdpSocket {
+    let socket = pair.lab.inside(host, || UdpSocket::bind(at)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+fn echo(server: &UdpSocket) -> SocketAddr {
+    let mut bytes = vec![0; 65_536];
+    let (length, from) = server.recv_from(&mut bytes).expect("a datagram arrives");
+    server.send_to(&bytes[..length], from).unwrap();
+    from
+}
+
+/// Flows of this protocol that the daemon shows, with their bytes each way.
+fn flows(pair: &Pair, host: Host, protocol: u64) -> Vec<(u64, u64)> {
+    let count =
+        |flow: &serde_json::Value, key: &str| flow[key].as_u64().unwrap_or_else(|| panic!("no {key} in {flow}"));
+    let flows = pair.flows(host);
+    let ours = flows.iter().filter(|flow| flow["protocol"].as_u64() == Some(protocol));
+    ours.map(|flow| (count(flow, "sent"), count(flow, "received"))).collect()
+}
+
+#[test]
+fn udp_crosses_with_the_clients_address_whatever_its_size() {
+    let pair = Pair::start(&options());
+    for (host, count) in [(V4, 1), (V6, 2)] {
+        let server = udp(&pair, Host::Server, address(host, PORT));
+        let client = udp(&pair, Host::Client, any(host).parse().unwrap());
+        pair.lab.inside(Host::Client, || client.connect(address(host, PORT))).unwrap();
+        for size in [0, 1, 200, 1_472, 8_000, 40_000, 65_000] {
+            let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            client.send(&sent).unwrap();
+            let from = echo(&server);
+            assert_eq!(from, client.local_addr().unwrap(), "the server sees the client's own address and port");
+            let mut came = vec![0; 65_536];
+            let length = client.recv(&mut came).expect("the answer arrives");
+            assert!(came[..length] == sent, "{size} bytes came back as {length}");
+        }
+        let seen = flows(&pair, Host::A, 17);
+        assert_eq!(seen.len(), count, "one flow for each client");
+        assert!(seen.iter().all(|(sent, received)| *sent > 110_000 && *received > 110_000), "{seen:?}");
+        assert_eq!(flows(&pair, Host::B, 17).len(), count);
+        // What no rule names takes its plain way.
+        let server = udp(&pair, Host::Server, address(host, 5_400));
+        client.send_to(b"plain", address(host, 5_400)).unwrap_or_else(|_| {
+            // A connected socket of IPv6 takes no other address on every kernel.
+            let other = udp(&pair, Host::Client, any(host).parse().unwrap());
+            other.send_to(b"plain", address(host, 5_400)).unwrap()
+        });
+        server.recv(&mut [0; 10]).expect("a datagram arrives");
+        assert_eq!(flows(&pair, Host::A, 17).len(), count);
+    }
+}
+
+#[test]
+fn a_closed_port_is_told_to_the_client() {
+    let pair = Pair::start(&options());
+    for host in [V4, V6] {
+        let client = udp(&pair, Host::Client, any(host).parse().unwrap());
+        pair.lab.inside(Host::Client, || client.connect(address(host, PORT + 1))).unwrap();
+        client.send(b"is anybody there?").unwrap();
+        let error = client.recv(&mut [0; 10]).expect_err("nobody listens");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+    }
+}
+
+/// An application on the TPO's own host, and a service on the far one's: both speak from their own addresses.
+#[test]
+fn the_hosts_of_the_tpos_take_part() {
+    let pair = Pair::start(&options());
+    let server = udp(&pair, Host::B, address("10.10.2.1", PORT));
+    for (host, from) in [(Host::Client, "10.10.1.2"), (Host::A, "10.10.1.1")] {
+        let client = udp(&pair, host, address(from, 0));
+        pair.lab.inside(host, || client.connect(address("10.10.2.1", PORT))).unwrap();
+        client.send(b"who is there?").unwrap();
+        assert_eq!(echo(&server), client.local_addr().unwrap());
+        client.recv(&mut [0; 20]).expect("the answer arrives");
+    }
+    let seen = flows(&pair, Host::A, 17);
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert!(seen.iter().all(|(sent, received)| sent == received), "{seen:?}");
+}
+
+fn raw(pair: &Pair, host: Host, v6: bool, protocol: i32) -> Socket {
+    let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+    let socket =
+        pair.lab.inside(host, || Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))).expect("a raw socket");
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+fn receive(socket: &Socket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [MaybeUninit::uninit(); 2_000];
+    let (length, from) = socket.recv_from(&mut buffer).expect("a packet arrives");
+    // SAFETY: the kernel has written so many bytes.
+    let bytes = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+    (bytes, from.as_socket().expect("an IP address"))
+}
+
+/// An echo request without a checksum of its own for IPv6, where the kernel computes it.
+fn request(v6: bool, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![if v6 { 128 } else { 8 }, 0, 0, 0];
+    packet.extend(id.to_be_bytes());
+    packet.extend(sequence.to_be_bytes());
+    packet.extend(payload);
+    if !v6 {
+        let mut sum: u32 =
+            packet.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0))).sum();
+        while sum >> 16 != 0 {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        packet[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    }
+    packet
+}
+
+/// Sends an echo request and gives its answer's time.
+fn ping(socket: &Socket, to: SocketAddr, v6: bool, sequence: u16) -> Duration {
+    let sent = request(v6, 77, sequence, b"how far is it?");
+    let start = Instant::now();
+    socket.send_to(&sent, &to.into()).unwrap();
+    loop {
+        let (packet, from) = receive(socket);
+        let icmp = if v6 { &packet[..] } else { &packet[20..] };
+        if icmp[0] == if v6 { 129 } else { 0 } && icmp[4..] == sent[4..] {
+            assert_eq!(from.ip(), to.ip());
+            return start.elapsed();
+        }
+    }
+}
+
+#[test]
+fn ping_shows_the_true_round_trip() {
+    let pair = Pair::start(&options());
+    for host in [V4, V6] {
+        let v6 = host == V6;
+        let socket = raw(&pair, Host::Client, v6, if v6 { 58 } else { 1 });
+        let mut times: Vec<Duration> = (1..=20).map(|sequence| ping(&socket, address(host, 0), v6, sequence)).collect();
+        times.sort();
+        assert!(times[0] >= Duration::from_millis(40), "{times:?}");
+        assert!(times[10] < Duration::from_millis(50), "{times:?}");
+    }
+    let seen = flows(&pair, Host::A, 1);
+    assert_eq!(seen.len(), 2, "one exchange for each");
+    assert!(seen.iter().all(|(sent, received)| *sent > 600 && sent == received), "{seen:?}");
+}
+
+#[test]
+fn any_other_protocol_crosses_whole() {
+    let pair = Pair::start(&options());
+    let server = raw(&pair, Host::Server, false, OTHER);
+    let client = raw(&pair, Host::Client, false, OTHER);
+    for size in [0, 500, 1_400] {
+        let sent = vec![size as u8; size];
+        client.send_to(&sent, &address(V4, 0).into()).unwrap();
+        let (packet, from) = receive(&server);
+        assert_eq!((&packet[20..], from.ip()), (&sent[..], "10.10.1.2".parse().unwrap()));
+        server.send_to(&sent, &from.into()).unwrap();
+        let (packet, from) = receive(&client);
+        assert_eq!((&packet[20..], from.ip()), (&sent[..], V4.parse().unwrap()));
+    }
+    assert_eq!(flows(&pair, Host::B, OTHER as u64).len(), 1);
+}
+
+/// Both daemons are killed in the middle of an exchange: it goes on over the plain way, and through the pair when they are there again.
+#[test]
+fn packets_take_their_plain_way_when_nobody_carries_them() {
+    let mut pair = Pair::start(&options());
+    let server = udp(&pair, Host::Server, address(V4, PORT));
+    let client = udp(&pair, Host::Client, any(V4).parse().unwrap());
+    pair.lab.inside(Host::Client, || client.connect(address(V4, PORT))).unwrap();
+    let asks = |client: &UdpSocket| {
+        client.send(b"still there?").unwrap();
+        echo(&server);
+        client.recv(&mut [0; 20]).expect("the answer arrives");
+    };
+    asks(&client);
+    assert_eq!(flows(&pair, Host::A, 17).len(), 1);
+    pair.kill(Host::A);
+    pair.kill(Host::B);
+    asks(&client);
+    pair.run(Host::A);
+    pair.run(Host::B);
+    pair.wait_up();
+    wait_for("the flow through the pair", || {
+        asks(&client);
+        flows(&pair, Host::A, 17).len() == 1
+    });
+    // One daemon alone, ended in order: what it had taken takes its plain way too.
+    pair.end(Host::B);
+    wait_for("the plain way", || {
+        client.send(b"still there?").unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        server.recv(&mut [0; 20]).is_ok()
+    });
+}
