@@ -235,6 +235,7 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
+    (limits.one_way, limits.both_ways) = (checked.idle, checked.idle_both);
     if let Some(rate) = peer.rate {
         // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is at its rate one round trip sooner. On a
         // link whose ways differ it is too much or too little for a round trip, within bounds.
@@ -273,6 +274,8 @@ pub fn table(checked: &Checked) -> intercept::Table {
             .iter()
             .any(|accept| accept.source_address == checked::SourceAddress::Client),
         packets: packets(checked),
+        // The far side forgets a flow later than its opener.
+        packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
     }
 }
 

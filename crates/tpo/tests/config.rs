@@ -65,6 +65,8 @@ buffer_size = 131072
 segment_size = 1400
 memory = "1GiB"
 outage = "10m"
+idle = "1m"
+idle_both = "5m"
 log = "warn,tpo::edge=debug"
 log_format = "json"
 
@@ -120,6 +122,7 @@ destination = "any"
     assert_eq!(checked.control, Path::new("/etc/tpo/run/lyon.sock"));
     assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, Some(1_400), 1 << 30));
     assert_eq!((checked.outage, checked.log_format), (Duration::from_secs(600), LogFormat::Json));
+    assert_eq!((checked.idle, checked.idle_both), (Duration::from_secs(60), Duration::from_secs(300)));
     assert_eq!((checked.intercept.mode, checked.intercept.local), (Mode::Redirect, false));
     assert_eq!(checked.intercept.interfaces, ["lan0", "br-lan.7"]);
     assert_eq!(checked.peers[0].endpoint.unwrap().to_string(), "[2001:db8::1]:47800");

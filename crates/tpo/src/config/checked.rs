@@ -38,6 +38,10 @@ pub struct Checked {
     pub memory: u64,
     /// `outage`: how long flows wait for a peer that is silent.
     pub outage: Duration,
+    /// `idle`: how long a flow of what is no TCP lives without a packet when only one side has spoken.
+    pub idle: Duration,
+    /// `idle_both`: the same when both have.
+    pub idle_both: Duration,
     /// `log`: what to log, in the words of [`log`](crate::log).
     pub log: String,
     /// `log_format`.
@@ -171,6 +175,10 @@ const MEMORY: u64 = 512 << 20;
 /// Outage: below the 2 s after which a peer counts as silent there is nothing to wait for; after a day no application is still there.
 const OUTAGES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(86_400);
 const OUTAGE: Duration = Duration::from_secs(300);
+/// What is no TCP has no end of its own: RFC 4787 asks for two minutes at least where an answer may come, and for less where none does.
+const IDLES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+const IDLE: Duration = Duration::from_secs(30);
+const IDLE_BOTH: Duration = Duration::from_secs(180);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
 /// Where nothing says otherwise: more than that is rarely a path's own.
@@ -232,6 +240,8 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     let segment_size = tpo.read("segment_size", value::segment_size(SEGMENT_SIZES), findings).flatten();
     let memory = tpo.read("memory", value::size(MEMORIES), findings).unwrap_or(MEMORY);
     let outage = tpo.read("outage", value::duration(OUTAGES), findings).unwrap_or(OUTAGE);
+    let idle = tpo.read("idle", value::duration(IDLES), findings).unwrap_or(IDLE);
+    let idle_both = tpo.read("idle_both", value::duration(IDLES), findings).unwrap_or(IDLE_BOTH);
     let log = tpo.read("log", value::log_filter, findings).unwrap_or_else(|| "info".into());
     let formats = value::one_of(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
     let log_format = tpo.read("log_format", formats, findings).unwrap_or_default();
@@ -247,6 +257,8 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         segment_size,
         memory,
         outage,
+        idle,
+        idle_both,
         log,
         log_format,
         intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },

@@ -22,6 +22,7 @@
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 pub mod findings;
 pub mod install;
@@ -69,6 +70,8 @@ pub struct Table {
     pub far_source_is_client: bool,
     /// Protocols other than TCP that a rule names or that a peer may bring: their packets come and go by the TUN device. Empty: there is none.
     pub packets: Vec<u8>,
+    /// How long answers to a packet that came out of the TUN device are ours: as long as its flow may live without another.
+    pub packets_rest: Duration,
 }
 
 /// One line of the look-up table.

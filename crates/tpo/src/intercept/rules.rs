@@ -90,9 +90,6 @@ const PRIORITY: &str = "mangle + 20";
 /// Right behind: what belongs to a transparent socket is marked already.
 const PRIORITY_PACKETS: &str = "mangle + 21";
 
-/// How long answers to a packet that came out of the TUN device are ours: longer than any flow rests.
-const BACK: &str = "210s";
-
 /// Entries of each of the sets that remember it.
 const BACK_SIZE: u32 = 131_072;
 
@@ -390,6 +387,7 @@ impl Writer<'_> {
     /// UDP, ICMP and whatever else a rule names, whole, into the TUN device; and what answers to packets that came out of it.
     fn packets(&mut self) -> fmt::Result {
         let own = MARK_PACKETS;
+        let rest = format!("{}s", self.table.packets_rest.as_secs().max(1));
         let families: &[(&str, &str, &str)] = match self.ports.v6 {
             Some(_) => &[("v4", "ip", "ipv4_addr"), ("v6", "ip6", "ipv6_addr")],
             None => &[("v4", "ip", "ipv4_addr")],
@@ -410,17 +408,17 @@ impl Writer<'_> {
                 "  set back_{family} {{
     type {kind} . {kind} . inet_service . inet_service
     flags dynamic,timeout
-    timeout {BACK}; size {BACK_SIZE};
+    timeout {rest}; size {BACK_SIZE};
   }}
   set back_{family}_pairs {{
     type {kind} . {kind} . inet_proto
     flags dynamic,timeout
-    timeout {BACK}; size {BACK_SIZE};
+    timeout {rest}; size {BACK_SIZE};
   }}
   set back_{family}_hosts {{
     type {kind}
     flags dynamic,timeout
-    timeout {BACK}; size {BACK_SIZE};
+    timeout {rest}; size {BACK_SIZE};
   }}"
             )?;
         }
@@ -429,9 +427,9 @@ impl Writer<'_> {
             // A set that is full notes no more, and the packet goes on.
             writeln!(
                 self.text,
-                "    update @back_{family}_hosts {{ {header} saddr timeout {BACK} }}
-    meta l4proto udp update @back_{family} {{ {header} daddr . {header} saddr . udp dport . udp sport timeout {BACK} }} accept
-    meta l4proto != udp update @back_{family}_pairs {{ {header} daddr . {header} saddr . meta l4proto timeout {BACK} }}"
+                "    update @back_{family}_hosts {{ {header} saddr timeout {rest} }}
+    meta l4proto udp update @back_{family} {{ {header} daddr . {header} saddr . udp dport . udp sport timeout {rest} }} accept
+    meta l4proto != udp update @back_{family}_pairs {{ {header} daddr . {header} saddr . meta l4proto timeout {rest} }}"
             )?;
         }
         let alive = lease_set(self.table.peers);
@@ -567,6 +565,7 @@ mod tests {
             peers: 2,
             far_source_is_client: true,
             packets: Vec::new(),
+            packets_rest: std::time::Duration::ZERO,
         }
     }
 

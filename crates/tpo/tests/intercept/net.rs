@@ -83,6 +83,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         peers,
         far_source_is_client: true,
         packets: Vec::new(),
+        packets_rest: Duration::ZERO,
     }
 }
 

@@ -1,7 +1,6 @@
 //! What is no TCP: UDP, ICMP and other protocols, with the clients' own addresses, and their plain way when nobody carries them.
 
 use std::io::ErrorKind;
-use std::mem::MaybeUninit;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -155,20 +154,20 @@ fn the_hosts_of_the_tpos_take_part() {
     assert!(seen.iter().all(|(sent, received)| sent == received), "{seen:?}");
 }
 
-fn raw(pair: &Pair, host: Host, v6: bool, protocol: i32) -> Socket {
+/// A raw socket, which the standard library's type serves as well: it has no other part in it than sending and receiving.
+fn raw(pair: &Pair, host: Host, v6: bool, protocol: i32) -> UdpSocket {
     let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
     let socket =
         pair.lab.inside(host, || Socket::new(domain, Type::RAW, Some(Protocol::from(protocol)))).expect("a raw socket");
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    socket
+    socket.into()
 }
 
-fn receive(socket: &Socket) -> (Vec<u8>, SocketAddr) {
-    let mut buffer = [MaybeUninit::uninit(); 2_000];
-    let (length, from) = socket.recv_from(&mut buffer).expect("a packet arrives");
-    // SAFETY: the kernel has written so many bytes.
-    let bytes = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-    (bytes, from.as_socket().expect("an IP address"))
+fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut bytes = vec![0; 2_000];
+    let (length, from) = socket.recv_from(&mut bytes).expect("a packet arrives");
+    bytes.truncate(length);
+    (bytes, from)
 }
 
 /// An echo request without a checksum of its own for IPv6, where the kernel computes it.
@@ -189,10 +188,10 @@ fn request(v6: bool, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Sends an echo request and gives its answer's time.
-fn ping(socket: &Socket, to: SocketAddr, v6: bool, sequence: u16) -> Duration {
+fn ping(socket: &UdpSocket, to: SocketAddr, v6: bool, sequence: u16) -> Duration {
     let sent = request(v6, 77, sequence, b"how far is it?");
     let start = Instant::now();
-    socket.send_to(&sent, &to.into()).unwrap();
+    socket.send_to(&sent, to).unwrap();
     loop {
         let (packet, from) = receive(socket);
         let icmp = if v6 { &packet[..] } else { &packet[20..] };
@@ -226,10 +225,10 @@ fn any_other_protocol_crosses_whole() {
     let client = raw(&pair, Host::Client, false, OTHER);
     for size in [0, 500, 1_400] {
         let sent = vec![size as u8; size];
-        client.send_to(&sent, &address(V4, 0).into()).unwrap();
+        client.send_to(&sent, address(V4, 0)).unwrap();
         let (packet, from) = receive(&server);
         assert_eq!((&packet[20..], from.ip()), (&sent[..], "10.10.1.2".parse().unwrap()));
-        server.send_to(&sent, &from.into()).unwrap();
+        server.send_to(&sent, from).unwrap();
         let (packet, from) = receive(&client);
         assert_eq!((&packet[20..], from.ip()), (&sent[..], V4.parse().unwrap()));
     }
