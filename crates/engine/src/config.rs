@@ -35,8 +35,8 @@ pub struct Limits {
     pub peer_bytes: usize,
     /// What a new flow may send before it has heard from us: one start-up window of a fast link.
     pub initial_credit: u32,
-    /// Flows of datagrams that may live at once, beside the streams; more are refused, and those that live are not touched. 65,536 idle ones
-    /// are some 25 MB.
+    /// Flows of datagrams that may live at once, beside the streams; more are refused, and those that live are not touched. 131,072 idle ones
+    /// are some 50 MB.
     pub exchanges: usize,
     /// A flow of datagrams in which only one side has spoken ends after so long without one.
     pub one_way: Duration,
@@ -64,7 +64,7 @@ impl Default for Limits {
             flows: 131_072,
             flow_bytes: 192 << 20,
             peer_bytes: 512 << 20,
-            exchanges: 65_536,
+            exchanges: 131_072,
             one_way: Duration::from_secs(30),
             both_ways: Duration::from_secs(180),
             initial_credit: 256 << 10,

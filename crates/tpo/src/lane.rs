@@ -122,6 +122,8 @@ pub struct Pulse {
     up: AtomicBool,
     /// Bytes that the lane's flows hold, for the budget in all.
     pub memory: AtomicUsize,
+    /// Bytes of packets that wait for the lane.
+    pub packets: AtomicUsize,
 }
 
 impl Pulse {
@@ -131,6 +133,7 @@ impl Pulse {
             beat_ms: AtomicU64::new(0),
             up: AtomicBool::new(false),
             memory: AtomicUsize::new(0),
+            packets: AtomicUsize::new(0),
         }
     }
 
@@ -410,6 +413,7 @@ impl Loop {
                     self.follow_engine(now);
                 }
                 Ok(Command::Packets(batch)) => {
+                    self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     if let Some(packets) = &mut self.packets {
                         packets.send(&mut self.peer, &batch, now);
                     }
@@ -724,7 +728,7 @@ impl Loop {
             remote: self.peer.remote(),
             edges: self.edges.len(),
             counters,
-            packets: self.packets.as_ref().map_or_else(Default::default, |packets| packets.counters),
+            packets: self.packets.as_ref().map_or_else(Default::default, Packets::counters),
         }
     }
 

@@ -17,14 +17,19 @@ pub const ICMP_V6: u8 = 58;
 
 const WHOLE: u8 = 0;
 const PLAIN_UDP: u8 = 1;
-/// Bytes in front of a plain UDP packet's payload: the kind, traffic class, hops, flags.
-const PLAIN_HEAD: usize = 4;
 const DONT_FRAGMENT: u8 = 1;
 /// IPv6's header in front of a fragment.
 const FRAGMENT: u8 = 44;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP_HEADER: usize = 8;
+
+/// Bytes in front of each packet at the TUN device (`struct virtio_net_hdr`); all zero says that it is one packet, whole.
+pub const VNET: usize = 10;
+/// Packets that the kernel cuts out of one.
+pub const MOST_TOGETHER: usize = 64;
+const VNET_NEEDS_CHECKSUM: u8 = 1;
+const VNET_GSO_UDP: u8 = 5;
 
 /// What a packet is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,12 +128,45 @@ pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
     }
 }
 
+/// What an ordinary UDP packet that crossed has of a header of its own, and its payload.
+pub fn as_plain(bytes: &[u8]) -> Option<([u8; 3], &[u8])> {
+    match bytes.split_first_chunk()? {
+        (&[PLAIN_UDP, class, hops, flags], payload) => Some(([class, hops, flags], payload)),
+        _ => None,
+    }
+}
+
+/// Several ordinary UDP packets of one flow as one, which the kernel cuts: payloads of `size` bytes, the last one at most as long, at most
+/// [`MOST_TOGETHER`] of them. Appends the header for `payloads` bytes of them, to be followed by these; gives what the kernel must be told.
+/// `None` when they are too long together.
+pub fn together(
+    key: &FlowKey,
+    head: [u8; 3],
+    (size, payloads): (usize, usize),
+    number: u16,
+    out: &mut Vec<u8>,
+) -> Option<[u8; VNET]> {
+    let start = out.len();
+    let sum = plain_header(key, head, payloads, number, out)?;
+    // The kernel adds what is behind and writes the sum into each packet.
+    let udp = out.len() - UDP_HEADER;
+    out[udp + 6..udp + 8].copy_from_slice(&(!sum.finish()).to_be_bytes());
+    let (header, size) = ((out.len() - start) as u16, u16::try_from(size).ok()?);
+    let mut told = [0; VNET];
+    (told[0], told[1]) = (VNET_NEEDS_CHECKSUM, VNET_GSO_UDP);
+    told[2..4].copy_from_slice(&header.to_ne_bytes());
+    told[4..6].copy_from_slice(&size.to_ne_bytes());
+    told[6..8].copy_from_slice(&((udp - start) as u16).to_ne_bytes());
+    told[8..10].copy_from_slice(&6_u16.to_ne_bytes());
+    Some(told)
+}
+
 /// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that sent it. `number` tells it from others where
 /// it may be cut. False when it is no packet of that flow; then `out` is as it was.
 pub fn unpack(bytes: &[u8], key: &FlowKey, number: u16, out: &mut Vec<u8>) -> bool {
     match bytes.split_first() {
-        Some((&PLAIN_UDP, rest)) if key.protocol == UDP && rest.len() >= PLAIN_HEAD - 1 => {
-            plain(key, [rest[0], rest[1], rest[2]], &rest[PLAIN_HEAD - 1..], number, out)
+        Some((&PLAIN_UDP, _)) if key.protocol == UDP => {
+            as_plain(bytes).is_some_and(|(head, payload)| plain(key, head, payload, number, out))
         }
         Some((&WHOLE, packet)) if belongs(packet, key) => {
             out.extend_from_slice(packet);
@@ -152,14 +190,35 @@ fn belongs(packet: &[u8], key: &FlowKey) -> bool {
     }
 }
 
-fn plain(key: &FlowKey, [class, hops, flags]: [u8; 3], payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
-    let length = UDP_HEADER + payload.len();
-    let Ok(udp_length) = u16::try_from(length) else { return false };
+/// Appends an ordinary UDP packet; false when it would be too long.
+pub fn plain(key: &FlowKey, head: [u8; 3], payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
+    let Some(sum) = plain_header(key, head, payload.len(), number, out) else { return false };
+    let udp = out.len() - UDP_HEADER;
+    out.extend_from_slice(payload);
+    // Zero would mean "no checksum".
+    let check = match sum.add(&out[udp..]).finish() {
+        0 => 0xffff,
+        check => check,
+    };
+    out[udp + 6..udp + 8].copy_from_slice(&check.to_be_bytes());
+    true
+}
+
+/// Appends the headers in front of a payload of this length, without the UDP checksum; gives the sum of the pseudo header for it.
+fn plain_header(
+    key: &FlowKey,
+    [class, hops, flags]: [u8; 3],
+    payload: usize,
+    number: u16,
+    out: &mut Vec<u8>,
+) -> Option<Sum> {
+    let length = UDP_HEADER + payload;
+    let udp_length = u16::try_from(length).ok()?;
     let start = out.len();
     let mut sum = Sum::default();
     match (key.source.ip(), key.destination.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let Ok(total) = u16::try_from(IPV4 + length) else { return false };
+            let total = u16::try_from(IPV4 + length).ok()?;
             let whole = flags & DONT_FRAGMENT != 0;
             out.extend([0x45, class]);
             out.extend(total.to_be_bytes());
@@ -180,22 +239,14 @@ fn plain(key: &FlowKey, [class, hops, flags]: [u8; 3], payload: &[u8], number: u
             out.extend(destination.octets());
             sum = sum.add(&source.octets()).add(&destination.octets());
         }
-        _ => return false,
+        _ => return None,
     }
-    let udp = out.len();
     out.extend(key.source.port().to_be_bytes());
     out.extend(key.destination.port().to_be_bytes());
     out.extend(udp_length.to_be_bytes());
     out.extend([0, 0]);
-    out.extend_from_slice(payload);
-    let sum = sum.add(&[0, UDP]).add(&udp_length.to_be_bytes()).add(&out[udp..]);
-    // Zero would mean "no checksum".
-    let check = match sum.finish() {
-        0 => 0xffff,
-        check => check,
-    };
-    out[udp + 6..udp + 8].copy_from_slice(&check.to_be_bytes());
-    true
+    let [high, low] = udp_length.to_be_bytes();
+    Some(sum.add(&[0, UDP, high, low]))
 }
 
 struct Header {
@@ -369,6 +420,30 @@ mod tests {
         assert_eq!(Sum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish(), !0xddf2);
         // The IPv4 header's own sum is zero when it is right.
         assert_eq!(Sum::default().add(&udp(false, b"abc")[..20]).finish(), 0);
+    }
+
+    #[test]
+    fn packets_together_have_the_header_of_one_long_packet() {
+        for v6 in [false, true] {
+            let mut out = Vec::new();
+            let told = together(&key(v6), [0, 64, 1], (100, 250), 1, &mut out).unwrap();
+            out.extend([7; 250]);
+            let header = if v6 { 48 } else { 28 };
+            assert_eq!(out.len(), header + 250);
+            let word = |at: usize| usize::from(u16::from_ne_bytes([told[at], told[at + 1]]));
+            assert_eq!((told[0], told[1], word(2), word(4)), (1, 5, header, 100));
+            assert_eq!((word(6), word(8)), (header - 8, 6), "where the checksum begins, and where it stands");
+            let seen = look(&out).unwrap();
+            assert_eq!(seen.key, key(v6));
+            // With what the kernel adds, it is the sum that one packet has.
+            let partial = u16_at(&out, header - 2).unwrap();
+            out[header - 2..header].copy_from_slice(&[0, 0]);
+            let whole = Sum(u64::from(partial)).add(&out[header - 8..]).finish();
+            let mut one = Vec::new();
+            assert!(plain(&key(v6), [0, 64, 1], &[7; 250], 1, &mut one));
+            assert_eq!(Some(whole), u16_at(&one, header - 2));
+        }
+        assert_eq!(together(&key(false), [0; 3], (1_000, 65_528), 1, &mut Vec::new()), None, "too long together");
     }
 
     #[test]

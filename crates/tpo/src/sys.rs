@@ -47,7 +47,7 @@ impl AsRawFd for Timer {
     }
 }
 
-/// Makes a TUN device in the calling thread's namespace: whole packets, nothing in front of them, reads never block.
+/// Makes a TUN device in the calling thread's namespace: a `virtio_net_hdr` in front of each packet, reads never block.
 /// The device lives as long as the file.
 pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
@@ -59,7 +59,7 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request is a whole, initialised ifreq that outlives the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })?;
     Ok(file)

@@ -29,6 +29,11 @@ const BATCH_PACKETS: usize = 256;
 /// Bytes of them, so that what waits for a lane is bounded in bytes too.
 const BATCH_BYTES: usize = 256 << 10;
 const LONGEST: usize = 65_535;
+/// When so many come at once, the next ones may wait for each other a little: each turn wakes two threads.
+const MANY: usize = 4;
+const MODERATION: Duration = Duration::from_micros(100);
+/// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What comes then is lost, as in any full queue.
+const WAITING_BYTES: usize = 8 << 20;
 /// Cut packets whose later pieces may be under way.
 const FIRST_PIECES: usize = 256;
 
@@ -173,7 +178,7 @@ impl Tap {
         let thread = std::thread::Builder::new().name("tap".into()).spawn(move || {
             let mut events = Events::with_capacity(8);
             let mut wait = None;
-            let mut buffer = vec![0; LONGEST];
+            let mut buffer = vec![0; packet::VNET + LONGEST];
             let mut pieces = Pieces::default();
             let mut batches: Vec<Batch> = table.lanes.iter().map(|_| Batch::default()).collect();
             loop {
@@ -189,8 +194,12 @@ impl Tap {
                 // The poll is edge triggered: what a turn leaves waiting would not be announced again.
                 let drained = read(&tun, &table, &mut pieces, &mut batches, &mut buffer, &shared);
                 wait = (!drained).then_some(Duration::ZERO);
+                let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
                 for (lane, batch) in table.lanes.iter().zip(&mut batches) {
                     hand_over(lane, std::mem::take(batch), &shared);
+                }
+                if drained && packets >= MANY {
+                    std::thread::sleep(MODERATION);
                 }
             }
         })?;
@@ -221,9 +230,11 @@ fn read(
     counters: &Counters,
 ) -> bool {
     let mut bytes = 0;
+    // Packets of a flow come in a row, more often than not.
+    let mut last: Option<(Seen, Option<(usize, Option<Ruled>)>)> = None;
     for _ in 0..BATCH_PACKETS {
         let packet = match tun.read(buffer) {
-            Ok(Some(length)) => &buffer[..length],
+            Ok(Some(packet)) => packet,
             Ok(None) => return true,
             Err(error) => {
                 // The device is down, or gone: a new edge tells when it is up again.
@@ -232,7 +243,20 @@ fn read(
             }
         };
         let seen = packet::look(packet).and_then(|seen| pieces.complete(seen));
-        match seen.and_then(|seen| table.find(&seen).map(|found| (seen, found))) {
+        bytes += packet.len();
+        if seen.as_ref().is_some_and(|seen| seen.key.destination.ip().is_multicast()) {
+            // The kernel's own, about the device: nobody's.
+            continue;
+        }
+        let found = seen.and_then(|seen| {
+            let found = match &last {
+                Some((same, found)) if same.key == seen.key && same.opens == seen.opens => *found,
+                _ => table.find(&seen),
+            };
+            last = Some((seen.clone(), found));
+            Some((seen, found?))
+        });
+        match found {
             Some((seen, (slot, ruled))) => {
                 let batch = &mut batches[slot];
                 let from = batch.bytes.len();
@@ -246,7 +270,6 @@ fn read(
                 }
             }
         }
-        bytes += packet.len();
         if bytes > BATCH_BYTES {
             break;
         }
@@ -259,8 +282,13 @@ fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
     if packets == 0 {
         return;
     }
-    match lane.send(Command::Packets(batch)) {
-        Ok(()) => counters.taken.fetch_add(packets, Ordering::Relaxed),
-        Err(_) => counters.lane_full.fetch_add(packets, Ordering::Relaxed),
-    };
+    let (bytes, waiting) = (batch.bytes.len(), &lane.pulse.packets);
+    waiting.fetch_add(bytes, Ordering::Relaxed);
+    let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
+    if full || lane.send(Command::Packets(batch)).is_err() {
+        waiting.fetch_sub(bytes, Ordering::Relaxed);
+        counters.lane_full.fetch_add(packets, Ordering::Relaxed);
+    } else {
+        counters.taken.fetch_add(packets, Ordering::Relaxed);
+    }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Exchanges {
     by_key: HashMap<FlowKey, FlowId>,
     /// When to look whether a flow is over: one entry for each, at the earliest time at which it may be.
     ends: BinaryHeap<Reverse<(Instant, FlowId)>>,
+    /// The flow that was looked for last: the next datagram is often one of it.
+    last: Option<(FlowKey, FlowId)>,
     waiting_bytes: usize,
     gathering: Gathering,
     arrived: Vec<u8>,
@@ -88,12 +90,16 @@ impl Exchanges {
 
     /// The flow between these ends, whoever opened it.
     fn find(&self, key: &FlowKey) -> Option<FlowId> {
+        if let Some((_, flow)) = self.last.filter(|(last, _)| last == key) {
+            return Some(flow);
+        }
         self.by_key.get(key).or_else(|| self.by_key.get(&key.turned())).copied()
     }
 
     /// Takes a flow out of everything but the schedule.
     fn take(&mut self, flow: FlowId) -> Option<Box<Exchange>> {
         let state = self.by_number.remove(&flow)?;
+        self.last = None;
         if self.by_key.get(&state.key) == Some(&flow) {
             self.by_key.remove(&state.key);
         }
@@ -154,6 +160,7 @@ impl Driver {
             Some(flow) => self.unless_refused(flow, now)?,
             None => None,
         };
+        self.exchanges.last = flow.map(|flow| (*key, flow));
         let flow = match flow {
             Some(flow) => flow,
             None => self.open_exchange(key, treatment, now)?,

@@ -61,7 +61,7 @@ pub(super) fn cell(
     let middle = match way {
         Way::Cubic | Way::Bbr => Middle::Nothing,
         Way::Relay => Middle::Relay(Relays::start(&lab)?),
-        Way::Tpo => Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link))?),
+        Way::Tpo => Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\""])?),
     };
     let bench = Bench {
         plan,

@@ -3,6 +3,7 @@
 //! Self-contained: namespaces, keys, configurations and daemons are made here and removed at the end. The client is curl, the server is [`http`],
 //! the WAN is the lab's live link model, the TPOs are this very program. Every byte that arrives is compared.
 
+pub mod call;
 pub mod ending;
 pub mod http;
 pub mod pair;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tpo_lab::{Host, Lab, Profile, Wan};
 
+use call::Call;
 use ending::Ending;
 use http::{Server, verify};
 use pair::{Pair, Scratch};
@@ -45,6 +47,8 @@ struct Column {
     small_p95_ms: f64,
     parallel_mbit: f64,
     parallel_cut: bool,
+    call: Call,
+    ping_ms: f64,
 }
 
 /// One way across, while it is measured.
@@ -86,7 +90,7 @@ pub fn run() -> Result<()> {
         Ok(_) => columns.push(way("direct, BBR", BBR_PORT, true)?),
         Err(error) => println!("this kernel has no BBR to compare with: {error:#}"),
     }
-    let pair = Pair::start(&lab, &scratch.folder, "")?;
+    let pair = Pair::start(&lab, &scratch.folder, "", &["\"tcp\"", "\"udp\"", "\"icmp\""])?;
     println!("\nboth TPOs run, and are connected");
     columns.push(way("through tpo", CUBIC_PORT, false)?);
     println!("\n{}", table(&columns));
@@ -111,6 +115,9 @@ fn table(columns: &[Column]) -> String {
     row("10 kB on a new connection, first byte, ms", &|column| format!("{:.0}", column.first_byte_ms));
     row("10 kB on a new connection, complete p95, ms", &|column| format!("{:.0}", column.small_p95_ms));
     row("8 downloads at once, Mbit/s together", &|column| cut(column.parallel_mbit, column.parallel_cut));
+    row("a call (UDP), datagrams lost or too late, %", &|column| format!("{:.2}", column.call.lost_percent));
+    row("a call, one way p99, ms", &|column| format!("{:.0}", column.call.p99_ms));
+    row("ping, ms", &|column| format!("{:.0}", column.ping_ms));
     out
 }
 
@@ -120,7 +127,21 @@ impl Way<'_> {
         let (large_mbit, large_cut) = self.large()?;
         let (first_byte_ms, small_p95_ms) = self.small()?;
         let (parallel_mbit, parallel_cut) = self.parallel()?;
-        Ok(Column { name: self.name, large_mbit, large_cut, first_byte_ms, small_p95_ms, parallel_mbit, parallel_cut })
+        let call = call::call(self.lab, self.ending)?;
+        println!("  a call of four seconds: {:.2} % of its datagrams lost or too late", call.lost_percent);
+        let ping_ms = call::ping(self.lab, self.ending)?;
+        let name = self.name;
+        Ok(Column {
+            name,
+            large_mbit,
+            large_cut,
+            first_byte_ms,
+            small_p95_ms,
+            parallel_mbit,
+            parallel_cut,
+            call,
+            ping_ms,
+        })
     }
 
     /// curl in the client's namespace. Its own protocol and output settings are shut out.

@@ -19,8 +19,8 @@ pub struct Pair {
 
 impl Pair {
     /// Makes keys and configurations in `folder`, starts both daemons and waits until they are connected. `peer` is more text for each
-    /// `[[peer]]`.
-    pub fn start(lab: &Lab, folder: &Path, peer_settings: &str) -> Result<Pair> {
+    /// `[[peer]]`; `protocols` are what the rules name, as it is written there.
+    pub fn start(lab: &Lab, folder: &Path, peer_settings: &str, protocols: &[&str]) -> Result<Pair> {
         let program = std::env::current_exe().context("find this program")?;
         let key = |site: &str| -> Result<String> {
             let output =
@@ -35,13 +35,20 @@ impl Pair {
             ("b", "a", &key_a, "10.9.0.1", "10.10.2.0/24", "10.10.1.0/24", Host::B),
         ] {
             let config = folder.join(format!("{site}.toml"));
+            let sections: String = protocols
+                .iter()
+                .map(|protocol| {
+                    format!(
+                        "[[rule]]\nprotocol = {protocol}\nsource = \"{here}\"\ndestination = \"{there}\"\npeer = \"{peer}\"\n\n\
+                         [[accept]]\npeer = \"{peer}\"\nprotocol = {protocol}\ndestination = \"{here}\"\n\n"
+                    )
+                })
+                .collect();
             std::fs::write(
                 &config,
                 format!(
                     "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\nlog = \"warn\"\n\n\
-                     [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n{peer_settings}\n\
-                     [[rule]]\nprotocol = \"tcp\"\nsource = \"{here}\"\ndestination = \"{there}\"\npeer = \"{peer}\"\n\n\
-                     [[accept]]\npeer = \"{peer}\"\ndestination = \"{here}\"\n"
+                     [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n{peer_settings}\n{sections}"
                 ),
             )?;
             let child = lab

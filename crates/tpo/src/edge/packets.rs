@@ -9,8 +9,11 @@ use tpo_engine::{Class, Delivery, FlowId, FlowKey, Peer, SendError};
 use tracing::debug;
 
 use crate::intercept::tun::Tun;
-use crate::packet;
+use crate::packet::{self, VNET};
 use crate::tap::{Batch, Opened};
+
+/// Bytes of payloads that go together: a packet has at most 65,535.
+const MOST_BYTES: usize = 65_000;
 
 /// What became of packets in this lane.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,29 +32,124 @@ pub struct Counters {
 
 /// The packet edges of one lane.
 pub struct Packets {
-    tun: Arc<Tun>,
+    out: Out,
+    run: Run,
     opened: Arc<Opened>,
     slot: usize,
     /// Flows that the peer has opened.
     theirs: HashMap<FlowId, FlowKey>,
     form: Vec<u8>,
+}
+
+/// The way to the kernel.
+struct Out {
+    tun: Arc<Tun>,
+    packet: Vec<u8>,
+    /// Tells packets that may be cut from each other.
     number: u16,
-    /// What happened so far.
-    pub counters: Counters,
+    /// The kernel cuts no packets for us: it is older than 6.2.
+    one_by_one: bool,
+    counters: Counters,
+}
+
+impl Out {
+    /// A packet that crossed whole.
+    fn whole(&mut self, bytes: &[u8], key: &FlowKey) {
+        self.packet.clear();
+        self.number = self.number.wrapping_add(1);
+        if packet::unpack(bytes, key, self.number, &mut self.packet) {
+            self.send(&[0; VNET], 1);
+        } else {
+            self.counters.foreign += 1;
+        }
+    }
+
+    fn send(&mut self, told: &[u8; VNET], packets: usize) -> bool {
+        match self.tun.write_told(told, &self.packet) {
+            Ok(()) => {
+                self.counters.emitted += packets as u64;
+                true
+            }
+            Err(error) if packets > 1 => {
+                debug!(%error, "the kernel takes no packets together; they go one by one from now on");
+                false
+            }
+            Err(error) => {
+                self.counters.not_emitted += 1;
+                debug!(%error, "the kernel does not take a packet");
+                true
+            }
+        }
+    }
+}
+
+/// Ordinary UDP packets of one flow in a row, all alike: they go to the kernel together, which costs as much as one of them.
+#[derive(Default)]
+struct Run {
+    key: Option<FlowKey>,
+    head: [u8; 3],
+    size: usize,
+    count: usize,
+    payloads: Vec<u8>,
+}
+
+impl Run {
+    fn takes(&self, key: &FlowKey, head: [u8; 3], length: usize) -> bool {
+        self.key.as_ref() == Some(key)
+            && self.head == head
+            && (1..=self.size).contains(&length)
+            // Only the last one may be shorter.
+            && self.payloads.len() == self.count * self.size
+            && self.count < packet::MOST_TOGETHER
+            && self.payloads.len() + length <= MOST_BYTES
+    }
+
+    fn begin(&mut self, key: FlowKey, head: [u8; 3], size: usize) {
+        (self.key, self.head, self.size, self.count) = (Some(key), head, size, 0);
+        self.payloads.clear();
+    }
+
+    fn push(&mut self, payload: &[u8]) {
+        self.payloads.extend_from_slice(payload);
+        self.count += 1;
+    }
+
+    /// Gives them to the kernel.
+    fn flush(&mut self, out: &mut Out) {
+        let Some(key) = self.key.take() else { return };
+        if self.count > 1 && !out.one_by_one {
+            out.packet.clear();
+            out.number = out.number.wrapping_add(self.count as u16);
+            let sizes = (self.size, self.payloads.len());
+            if let Some(told) = packet::together(&key, self.head, sizes, out.number, &mut out.packet) {
+                out.packet.extend_from_slice(&self.payloads);
+                if out.send(&told, self.count) {
+                    return;
+                }
+            }
+            out.one_by_one = true;
+        }
+        // A payload of nothing is a packet too.
+        for payload in self.payloads.chunks(self.size.max(1)).chain((self.size == 0).then_some(&[][..])) {
+            out.packet.clear();
+            out.number = out.number.wrapping_add(1);
+            if packet::plain(&key, self.head, payload, out.number, &mut out.packet) {
+                out.send(&[0; VNET], 1);
+            }
+        }
+    }
 }
 
 impl Packets {
     /// The edges of the lane in this slot.
     pub fn new(tun: Arc<Tun>, opened: Arc<Opened>, slot: usize) -> Packets {
-        Packets {
-            tun,
-            opened,
-            slot,
-            theirs: HashMap::new(),
-            form: Vec::new(),
-            number: 0,
-            counters: Counters::default(),
-        }
+        let out = Out { tun, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
+        Packets { out, run: Run::default(), opened, slot, theirs: HashMap::new(), form: Vec::new() }
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.out.counters
     }
 
     /// Gives packets of the near side to the engine. Those that it cannot have take their plain way, if their rule lets them.
@@ -67,10 +165,10 @@ impl Packets {
             packet::pack(packet, &item.seen, &mut self.form);
             match peer.send_datagram(&item.seen.key, treatment, &self.form, now) {
                 Ok(()) => {}
-                Err(SendError::Full) => self.counters.dropped += 1,
+                Err(SendError::Full) => self.out.counters.dropped += 1,
                 Err(SendError::NotConnected | SendError::Refused | SendError::TooManyFlows) => {
                     if item.ruled.is_some_and(|rule| !rule.fails_open) {
-                        self.counters.dropped += 1;
+                        self.out.counters.dropped += 1;
                     } else {
                         self.let_go(packet);
                     }
@@ -80,32 +178,33 @@ impl Packets {
     }
 
     fn let_go(&mut self, packet: &[u8]) {
-        self.counters.let_go += 1;
-        if let Err(error) = self.tun.write(packet) {
-            self.counters.not_emitted += 1;
+        self.out.counters.let_go += 1;
+        if let Err(error) = self.out.tun.write(packet) {
+            self.out.counters.not_emitted += 1;
             debug!(%error, "a packet cannot take its plain way");
         }
     }
 
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer) {
-        let Packets { tun, form, number, counters, .. } = self;
+        let Packets { out, run, .. } = self;
         peer.take_datagrams(|arrived| {
             let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
-            form.clear();
-            *number = number.wrapping_add(1);
-            if !packet::unpack(arrived.bytes, &key, *number, form) {
-                counters.foreign += 1;
-                return;
-            }
-            match tun.write(form) {
-                Ok(()) => counters.emitted += 1,
-                Err(error) => {
-                    counters.not_emitted += 1;
-                    debug!(%error, "the kernel does not take a packet");
+            match packet::as_plain(arrived.bytes).filter(|_| key.protocol == packet::UDP) {
+                Some((head, payload)) => {
+                    if !run.takes(&key, head, payload.len()) {
+                        run.flush(out);
+                        run.begin(key, head, payload.len());
+                    }
+                    run.push(payload);
+                }
+                None => {
+                    run.flush(out);
+                    out.whole(arrived.bytes, &key);
                 }
             }
         });
+        run.flush(out);
     }
 
     /// The peer has opened a flow: its answers are ours.

@@ -4,14 +4,17 @@
 //! limit, path MTU and ICMP errors are the kernel's. It lives as long as the daemon: with it goes the route into it, and traffic takes its plain way.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::install::{InstallError, run_ip};
+use crate::packet::VNET;
 
 /// The device's name. There is one daemon in a network namespace, so it is fixed.
 pub const DEVICE: &str = "tpo0";
 
+/// Packets that may wait for us: some ten milliseconds of the most that one thread reads.
+const QUEUE: &str = "4096";
 const ADDRESS: &str = "192.0.0.8/32";
 
 /// The device.
@@ -36,7 +39,7 @@ impl Tun {
             _ => InstallError::Refused { what, said: error.to_string() },
         })?;
         // No packet is cut on its way to us, whatever its size.
-        run_ip(&["link", "set", DEVICE, "mtu", "65535", "addrgenmode", "none"], what)?;
+        run_ip(&["link", "set", DEVICE, "mtu", "65535", "txqueuelen", QUEUE, "addrgenmode", "none"], what)?;
         // What we write bears addresses whose way back leads elsewhere: a strict check would drop everything, and the loose one drops what comes
         // in by a device without an address. This one is nobody's, for such purposes (RFC 7600).
         run_ip(&["address", "add", ADDRESS, "dev", DEVICE], what)?;
@@ -47,10 +50,10 @@ impl Tun {
         Ok(Tun { file })
     }
 
-    /// Reads the next packet; `None` when there is none now.
-    pub fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        match (&self.file).read(into) {
-            Ok(length) => Ok(Some(length)),
+    /// Reads the next packet; `None` when there is none now. No offload is asked for, so it is one packet, whole, with its checksum.
+    pub fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+        match (&self.file).read(buffer) {
+            Ok(length) => Ok(buffer.get(VNET..length)),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             Err(error) => Err(error),
         }
@@ -58,7 +61,12 @@ impl Tun {
 
     /// Sends a packet on its way.
     pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(drop)
+        self.write_told(&[0; VNET], packet)
+    }
+
+    /// Sends what the kernel makes of it by what it is told.
+    pub fn write_told(&self, told: &[u8; VNET], packet: &[u8]) -> io::Result<()> {
+        (&self.file).write_vectored(&[IoSlice::new(told), IoSlice::new(packet)]).map(drop)
     }
 }
 

@@ -235,6 +235,50 @@ fn any_other_protocol_crosses_whole() {
     assert_eq!(flows(&pair, Host::B, OTHER as u64).len(), 1);
 }
 
+/// Many short flows, as a resolver has them: all are answered, and nothing is left of them afterwards. `TPO_FLOWS` asks for more.
+#[test]
+fn many_short_flows_leave_nothing_behind() {
+    let pair = Pair::start(&Options { tpo: "idle = \"2s\"\nidle_both = \"2s\"", ..options() });
+    let flows_wanted: u32 = std::env::var("TPO_FLOWS").map_or(8_000, |count| count.parse().expect("a number"));
+    let memory = |host| {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", pair.process(host))).unwrap();
+        let line = text.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = [Host::A, Host::B].map(memory);
+    let server = udp(&pair, Host::Server, address(V4, PORT));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let most = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            let mut bytes = [0; 100];
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Ok((length, from)) = server.recv_from(&mut bytes) {
+                    server.send_to(&bytes[..length], from).unwrap();
+                }
+            }
+        });
+        let mut answered = 0;
+        for _ in 0..flows_wanted.div_ceil(50) {
+            // A port of its own each.
+            let clients: Vec<UdpSocket> = (0..50).map(|_| udp(&pair, Host::Client, any(V4).parse().unwrap())).collect();
+            for client in &clients {
+                client.send_to(b"where is it?", address(V4, PORT)).unwrap();
+            }
+            answered += clients.iter().filter(|client| client.recv(&mut [0; 20]).is_ok()).count();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(answered as u32 >= flows_wanted - flows_wanted / 1_000, "{answered} of {flows_wanted} were answered");
+        [Host::A, Host::B].map(memory)
+    });
+    for host in [Host::A, Host::B] {
+        wait_for("the flows to end", || flows(&pair, host, 17).is_empty());
+    }
+    let after = [Host::A, Host::B].map(memory);
+    println!("kB before, with {flows_wanted} flows, after: {before:?} {most:?} {after:?}");
+    assert!(after.iter().zip(before).all(|(after, before)| *after < before + 30_000), "{before:?} {most:?} {after:?}");
+}
+
 /// Both daemons are killed in the middle of an exchange: it goes on over the plain way, and through the pair when they are there again.
 #[test]
 fn packets_take_their_plain_way_when_nobody_carries_them() {

@@ -1,0 +1,103 @@
+//! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how they arrive; and a ping.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+use tpo_lab::{Host, Lab};
+
+use super::ending::Ending;
+
+const TO: &str = "10.10.2.2:5004";
+const DATAGRAMS: usize = 400;
+const BYTES: usize = 200;
+const EVERY: Duration = Duration::from_millis(10);
+/// What has not arrived by then is lost to a call.
+const TOO_LATE: Duration = Duration::from_millis(400);
+const PINGS: u16 = 10;
+
+/// How it went.
+pub struct Call {
+    /// Datagrams that never arrived, or too late, in percent.
+    pub lost_percent: f64,
+    /// Of those that arrived, one way, milliseconds.
+    pub p99_ms: f64,
+}
+
+/// Makes the call.
+pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
+    let bind = |host, at: &str| lab.inside(host, || UdpSocket::bind(at)).with_context(|| format!("bind {at}"));
+    let (server, client) = (bind(Host::Server, TO)?, bind(Host::Client, "0.0.0.0:0")?);
+    server.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let (start, over) = (Instant::now(), AtomicBool::new(false));
+    let arrivals = std::thread::scope(|scope| -> Result<Vec<Option<Duration>>> {
+        let listening = scope.spawn(|| {
+            let mut arrivals = vec![None; DATAGRAMS];
+            let mut bytes = [0; BYTES];
+            while !over.load(Ordering::Relaxed) {
+                let Ok(BYTES) = server.recv(&mut bytes) else { continue };
+                let number = usize::from(bytes[0]) << 8 | usize::from(bytes[1]);
+                if let Some(arrival) = arrivals.get_mut(number) {
+                    arrival.get_or_insert(start.elapsed());
+                }
+            }
+            arrivals
+        });
+        let sent = (|| {
+            for number in 0..DATAGRAMS {
+                ending.check()?;
+                let due = EVERY * number as u32;
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                let mut bytes = [7; BYTES];
+                (bytes[0], bytes[1]) = ((number >> 8) as u8, number as u8);
+                client.send_to(&bytes, TO).context("send a datagram")?;
+            }
+            std::thread::sleep(TOO_LATE);
+            Ok(())
+        })();
+        over.store(true, Ordering::Relaxed);
+        let arrivals = listening.join().expect("listening does not panic");
+        sent.map(|()| arrivals)
+    })?;
+    let mut delays: Vec<f64> = (0..)
+        .zip(&arrivals)
+        .filter_map(|(number, arrival)| Some(arrival.as_ref()?.saturating_sub(EVERY * number)))
+        .filter(|delay| *delay <= TOO_LATE)
+        .map(|delay| delay.as_secs_f64() * 1e3)
+        .collect();
+    ensure!(!delays.is_empty(), "no datagram arrived");
+    delays.sort_by(f64::total_cmp);
+    Ok(Call {
+        lost_percent: 100.0 * (DATAGRAMS - delays.len()) as f64 / DATAGRAMS as f64,
+        p99_ms: delays[(delays.len() * 99).div_ceil(100) - 1],
+    })
+}
+
+/// The median time of some echo requests, milliseconds. Lost ones count as nothing.
+pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
+    let socket = lab.inside(Host::Client, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)));
+    let socket: UdpSocket = socket.context("make a raw socket")?.into();
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut times = Vec::new();
+    for number in 1..=PINGS {
+        ending.check()?;
+        // Type 8, its checksum, an identifier and the number.
+        let [high, low] = number.to_be_bytes();
+        let sum = !(0x0800_u16 + 0x7470 + number);
+        let request = [8, 0, (sum >> 8) as u8, sum as u8, 0x74, 0x70, high, low];
+        let start = Instant::now();
+        socket.send_to(&request, "10.10.2.2:0").context("send an echo request")?;
+        let mut answer = [0; 100];
+        while let Ok(length) = socket.recv(&mut answer) {
+            if length == 28 && answer[20] == 0 && answer[24..28] == request[4..] {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+                break;
+            }
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    ensure!(!times.is_empty(), "no echo request was answered");
+    Ok(times[times.len() / 2])
+}
