@@ -48,6 +48,9 @@ pub struct Ruled {
     pub fails_open: bool,
 }
 
+/// Whose a packet is: the slot of the lane, and by which rule it may open a flow there.
+type Whose = (usize, Option<Ruled>);
+
 /// One packet of a batch.
 #[derive(Debug)]
 pub struct Item {
@@ -149,7 +152,7 @@ pub struct Table {
 }
 
 impl Table {
-    fn find(&self, seen: &Seen) -> Option<(usize, Option<Ruled>)> {
+    fn find(&self, seen: &Seen) -> Option<Whose> {
         if let Some(slot) = self.opened.find(&seen.key) {
             return Some((slot, None));
         }
@@ -231,7 +234,7 @@ fn read(
 ) -> bool {
     let mut bytes = 0;
     // Packets of a flow come in a row, more often than not.
-    let mut last: Option<(Seen, Option<(usize, Option<Ruled>)>)> = None;
+    let mut last: Option<(Seen, Option<Whose>)> = None;
     for _ in 0..BATCH_PACKETS {
         let packet = match tun.read(buffer) {
             Ok(Some(packet)) => packet,
