@@ -30,9 +30,11 @@ impl Delivery {
         }
     }
 
-    /// How long a datagram may wait here for the link. A call or a query has no use for one that is older; a log has.
-    pub(crate) fn patience(self) -> Duration {
+    /// How long a datagram may wait here for the link, when something has waited for so long already. A call or a query has no use for
+    /// one that is older; a log has. While the link is still finding out what it carries, a late one is better than none.
+    fn patience(self, busy: Duration) -> Duration {
         match self {
+            Delivery::Timely | Delivery::Plain if busy < Duration::from_secs(1) => Duration::from_millis(300),
             Delivery::Timely | Delivery::Plain => Duration::from_millis(100),
             Delivery::Reliable => Duration::from_secs(2),
         }
@@ -89,6 +91,8 @@ pub(crate) struct Exchange {
     pub(crate) refused_until: Option<Instant>,
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) waiting_bytes: usize,
+    /// Since when something waits.
+    busy_since: Instant,
     pub(crate) sent: Count,
     pub(crate) received: Count,
     pub(crate) since: Instant,
@@ -114,6 +118,7 @@ impl Exchange {
             refused_until: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            busy_since: now,
             sent: Count::default(),
             received: Count::default(),
             since: now,
@@ -131,6 +136,9 @@ impl Exchange {
     }
 
     pub(crate) fn push(&mut self, bytes: Vec<u8>, now: Instant) {
+        if self.waiting.is_empty() {
+            self.busy_since = now;
+        }
         self.waiting_bytes += bytes.len();
         self.waiting.push_back(Waiting { bytes, since: now });
     }
@@ -146,7 +154,7 @@ impl Exchange {
 
     /// Whether the oldest one has waited too long.
     pub(crate) fn is_stale(&self, now: Instant) -> bool {
-        let patience = self.delivery.patience();
+        let patience = self.delivery.patience(now.saturating_duration_since(self.busy_since));
         self.waiting.front().is_some_and(|first| now.saturating_duration_since(first.since) > patience)
     }
 

@@ -65,8 +65,8 @@ const CALM_DATAGRAMS: u64 = 400;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
 const CRUISE: Nanos = 2 * SECOND;
 const CRUISE_ROUNDS: u64 = 8;
-/// The queue that an up makes before it is noticed: a twentieth of the round trip, within these.
-const UP_QUEUE: Nanos = 5 * MILLISECOND;
+/// The queue that an up makes before it is noticed: a twenty-fifth of the round trip, within these.
+const UP_QUEUE: Nanos = 4 * MILLISECOND;
 const UP_QUEUE_MOST: Nanos = 10 * MILLISECOND;
 /// An up ends after so many rounds without a queue: the path has grown by more than this cycle can find out.
 const UP_ROUNDS: u32 = 12;
@@ -592,7 +592,7 @@ impl Bbr {
         self.standing = false;
         self.up_base = self.bandwidth();
         // At a quarter more than the path carries, it queues a quarter of this time.
-        let queue = (minimum / 20).clamp(UP_QUEUE, UP_QUEUE_MOST);
+        let queue = (minimum / 25).clamp(UP_QUEUE, UP_QUEUE_MOST);
         self.up_time = 4 * queue;
         if self.competing {
             self.up_time = self.up_time.max((2 * minimum).min(COMPETING_UP));
