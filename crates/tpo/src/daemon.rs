@@ -135,11 +135,12 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
-            Tap::start(tun, tap::Table { policy: policy(), fails_open, opened, lanes: lanes.clone() })
+            let groups = checked.groups.clone();
+            Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes: lanes.clone() })
         });
         let tap = tap.transpose().context("start the tap")?;
-        let policy = policy();
-        let gate = Gate::start(doorbell, listeners, lease, policy, lanes.clone()).context("start the gate")?;
+        let table_of_gate = (policy(), checked.groups.clone());
+        let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
@@ -269,6 +270,7 @@ pub fn table(checked: &Checked) -> intercept::Table {
         local: checked.intercept.local,
         interfaces: checked.intercept.interfaces.clone(),
         peers: checked.peers.len(),
+        groups: checked.groups.clone(),
         far_source_is_client: checked
             .accepts
             .iter()

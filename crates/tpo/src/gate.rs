@@ -14,6 +14,7 @@ use tpo_engine::{FlowKey, Policy};
 use tracing::{debug, error, info, warn};
 
 use crate::config::checked::TCP;
+use crate::group::Group;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
 use crate::lane::{Command, Lane};
@@ -80,7 +81,7 @@ impl Gate {
         doorbell: Doorbell,
         mut listeners: Listeners,
         lease: Lease,
-        policy: Policy,
+        (policy, groups): (Policy, Vec<Group>),
         lanes: Vec<Lane>,
     ) -> io::Result<Gate> {
         let Doorbell { poll, waker } = doorbell;
@@ -101,6 +102,7 @@ impl Gate {
                 listeners,
                 lease,
                 policy,
+                groups,
                 lanes,
                 counters: shared,
                 stopping: stop,
@@ -141,6 +143,7 @@ struct Loop {
     listeners: Listeners,
     lease: Lease,
     policy: Policy,
+    groups: Vec<Group>,
     lanes: Vec<Lane>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
@@ -193,7 +196,7 @@ impl Loop {
             self.counters.no_descriptors.fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
         }
         for accepted in batch.drain(..) {
-            route(&self.policy, &self.lanes, &self.counters, accepted);
+            route((&self.policy, &self.groups), &self.lanes, &self.counters, accepted);
         }
         Ok(())
     }
@@ -255,7 +258,7 @@ impl Loop {
 }
 
 /// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is).
-fn route(policy: &Policy, lanes: &[Lane], counters: &Counters, accepted: Accepted) {
+fn route((policy, groups): (&Policy, &[Group]), lanes: &[Lane], counters: &Counters, accepted: Accepted) {
     let Accepted { stream: socket, client, destination } = accepted;
     let key = FlowKey { protocol: TCP, source: client, destination };
     let Some(rule) = policy.find(&key) else {
@@ -264,7 +267,8 @@ fn route(policy: &Policy, lanes: &[Lane], counters: &Counters, accepted: Accepte
         reset_on_close(&socket);
         return;
     };
-    match lanes[rule.peer].send(Command::Accepted { socket, key, class: rule.class }) {
+    let peer = groups[rule.peer].choose(&key, |peer| lanes[peer].pulse.is_up());
+    match lanes[peer].send(Command::Accepted { socket, key, class: rule.class }) {
         Ok(()) => {
             counters.accepted.fetch_add(1, Ordering::Relaxed);
         }

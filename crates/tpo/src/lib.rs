@@ -10,6 +10,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod facts;
+pub mod group;
 pub mod keygen;
 pub mod log;
 pub mod memory;

@@ -18,6 +18,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use tpo_engine::{Class, Delivery, FlowKey, Policy};
 use tracing::{debug, warn};
 
+use crate::group::Group;
 use crate::intercept::tun::Tun;
 use crate::lane::{Command, Lane};
 use crate::packet::{self, Seen};
@@ -145,6 +146,8 @@ pub struct Table {
     pub policy: Policy,
     /// In the order of the policy's rules.
     pub fails_open: Vec<bool>,
+    /// What the rules' peers mean.
+    pub groups: Vec<Group>,
     /// Flows that peers have opened.
     pub opened: Arc<Opened>,
     /// By slot.
@@ -159,7 +162,7 @@ impl Table {
         let ruled = |key: &FlowKey| {
             let (number, rule) = self.policy.find_with_number(key)?;
             let ruled = Ruled { class: rule.class, delivery: rule.delivery, fails_open: self.fails_open[number] };
-            Some((rule.peer, ruled))
+            Some((self.groups[rule.peer].choose(key, |peer| self.lanes[peer].pulse.is_up()), ruled))
         };
         match ruled(&seen.key) {
             Some((peer, rule)) if seen.opens => Some((peer, Some(rule))),

@@ -179,7 +179,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 12 + 3 + 6 + 10 + 6, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 12 + 3 + 6 + 11 + 6, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {
@@ -350,6 +350,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "protocol = \"tcp\"",
         "protocol = \"tcp\"\ndestination_ports = \"90-80\"",
         ":9: error: [[rule]] destination_ports: found \"90-80\"; would do: the lower port first: \"80-90\"",
+    ),
+    (
+        "destination = \"10.10.2.0/24\"\npeer = \"lyon\"",
+        "destination = \"10.10.2.0/24\"\npeer = [\"lyon\", \"lyon\"]",
+        ":11: error: [[rule]] peer: found a list of 2; would do: one peer, or a list of 2 to 16 different ones; the name of a [[peer]]: \"lyon\"",
     ),
     (
         "protocol = \"tcp\"",

@@ -12,6 +12,7 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, shadow, value};
+use crate::group::Group;
 use crate::intercept::layers::MAX_RULES;
 use crate::packet::{ICMP, ICMP_V6, UDP};
 
@@ -52,6 +53,8 @@ pub struct Checked {
     pub peers: Vec<Peer>,
     /// The `[[rule]]` sections in order: the first match wins.
     pub rules: Vec<Rule>,
+    /// What the rules' `peer` means, by number: first each peer by itself, then several together.
+    pub groups: Vec<Group>,
     /// The `[[accept]]` sections in order.
     pub accepts: Vec<Accept>,
 }
@@ -108,8 +111,10 @@ pub struct Peer {
 /// One row of the look-up table.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// What it matches, and the peer and class of what it matches.
+    /// What it matches, and the group of peers (by its number) and class of what it matches.
     pub matches: tpo_engine::Rule,
+    /// Who carries it.
+    pub group: Group,
     /// What becomes of new connections while the peer is not up.
     pub on_failure: OnFailure,
     /// A rule that is switched off is as if it were not there.
@@ -181,6 +186,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const IDLE_BOTH: Duration = Duration::from_secs(180);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
+/// Peers of one rule: each costs a look at its lease for each new connection.
+const MOST_TOGETHER: usize = 16;
 /// Where nothing says otherwise: more than that is rarely a path's own.
 const LOSS_TOLERANCE: f64 = 0.05;
 /// Above it a rate that ignores loss would fill any queue with copies.
@@ -195,12 +202,13 @@ const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another pro
 pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
     let file = File::parse(text, findings);
     let peers = check_peers(&file, findings);
-    let rules = check_rules(&file, &peers, findings);
+    let mut rules = check_rules(&file, &peers, findings);
+    let groups = number_groups(&mut rules, peers.list.len());
     let accepts = check_accepts(&file, &peers, findings);
     let intercept = check_intercept(&file, findings);
     let checked = check_tpo(&file, path, findings);
     file.finish(&["tpo", "intercept", "peer", "rule", "accept"], findings);
-    let checked = Checked { intercept, peers: peers.list, rules, accepts, ..checked? };
+    let checked = Checked { intercept, peers: peers.list, rules, groups, accepts, ..checked? };
     if !findings.has_errors() {
         check_together(&checked, findings);
     }
@@ -264,6 +272,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },
         peers: Vec::new(),
         rules: Vec::new(),
+        groups: Vec::new(),
         accepts: Vec::new(),
     })
 }
@@ -390,7 +399,8 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
     let would_do = "the servers' prefix, such as \"10.10.2.0/24\", or \"any\"";
     let destination = section.require("destination", would_do, value::prefix, findings);
     let destination_ports = ports(&mut section, "destination_ports", protocol, findings);
-    let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
+    let named = section.require("peer", &peers.names(), |written| peers.find_some(written), findings);
+    let spread = section.read("spread", value::boolean, findings).unwrap_or(false);
     let class = section.read("class", value::one_of(CLASSES), findings).unwrap_or(Class::Normal);
     let delivery = section.read("delivery", value::one_of(DELIVERIES), findings);
     if delivery.is_some() && protocol == Some(TCP) {
@@ -408,11 +418,28 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         source_ports,
         destination: destination?,
         destination_ports,
-        peer: peer?,
+        // Numbered when all rules are known.
+        peer: 0,
         class,
         delivery: delivery.unwrap_or_default(),
     };
-    Some(Rule { matches, on_failure, enabled, line })
+    Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, enabled, line })
+}
+
+/// Gives each rule the number of its group.
+fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Group> {
+    let mut groups = Group::singles(peers);
+    for rule in rules {
+        if let [only] = rule.group.peers[..] {
+            rule.matches.peer = only;
+            continue;
+        }
+        rule.matches.peer = groups.iter().position(|group| *group == rule.group).unwrap_or(groups.len());
+        if rule.matches.peer == groups.len() {
+            groups.push(rule.group.clone());
+        }
+    }
+    groups
 }
 
 fn check_accepts(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Accept> {
@@ -500,6 +527,17 @@ impl Peers {
         }
     }
 
+    /// One peer, or a list of different ones.
+    fn find_some(&self, written: &Written<'_>) -> Result<Vec<usize>, String> {
+        let Written::List(list) = written else { return Ok(vec![self.find(written)?]) };
+        let found = list.iter().map(|one| self.find(one)).collect::<Result<Vec<usize>, String>>()?;
+        let twice = found.iter().enumerate().any(|(at, peer)| found[..at].contains(peer));
+        if found.is_empty() || found.len() > MOST_TOGETHER || twice {
+            return Err(format!("one peer, or a list of 2 to {MOST_TOGETHER} different ones; {}", self.names()));
+        }
+        Ok(found)
+    }
+
     /// What would do where a peer must be named.
     fn names(&self) -> String {
         const SHOWN: usize = 8;
@@ -526,7 +564,7 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
                 "it must call us, so its own configuration needs an endpoint for us",
             );
         }
-        let ruled = checked.rules.iter().any(|rule| rule.enabled && rule.matches.peer == index);
+        let ruled = checked.rules.iter().any(|rule| rule.enabled && rule.group.peers.contains(&index));
         if !ruled && !checked.accepts.iter().any(|accept| accept.peer == index) {
             let found = format!(
                 "no [[rule]] and no [[accept]] names peer \"{}\": nothing is carried to it or from it",

@@ -163,7 +163,12 @@ impl Packets {
             }
             self.form.clear();
             packet::pack(packet, &item.seen, &mut self.form);
-            match peer.send_datagram(&item.seen.key, treatment, &self.form, now) {
+            // A stream waits for a silent peer; a datagram would only get old.
+            let taken = match peer.is_up() {
+                true => peer.send_datagram(&item.seen.key, treatment, &self.form, now),
+                false => Err(SendError::NotConnected),
+            };
+            match taken {
                 Ok(()) => {}
                 Err(SendError::Full) => self.out.counters.dropped += 1,
                 Err(SendError::NotConnected | SendError::Refused | SendError::TooManyFlows) => {

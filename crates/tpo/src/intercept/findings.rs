@@ -221,6 +221,7 @@ mod tests {
             local,
             interfaces: Vec::new(),
             peers: 1,
+            groups: crate::group::Group::singles(1),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,

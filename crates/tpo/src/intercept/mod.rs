@@ -20,6 +20,7 @@
 //! each connection, and new ones are dropped when `net.netfilter.nf_conntrack_max` is reached. A router whose own applications need no acceleration
 //! should have it off.
 
+use crate::group::Group;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -64,8 +65,10 @@ pub struct Table {
     pub local: bool,
     /// Forwarded connections are intercepted only when they come in by one of these; empty: by any.
     pub interfaces: Vec<String>,
-    /// How many peers there are: [`RuleSpec::peer`] is below it.
+    /// How many peers there are.
     pub peers: usize,
+    /// What [`RuleSpec::peer`] means, by number: the peers of which one must be up.
+    pub groups: Vec<Group>,
     /// Far-edge sockets speak from the client's own address, so answers to it must come back to this host.
     pub far_source_is_client: bool,
     /// Protocols other than TCP that a rule names or that a peer may bring: their packets come and go by the TUN device. Empty: there is none.
@@ -90,7 +93,7 @@ pub struct RuleSpec {
     pub destination: (IpAddr, u8),
     /// Destination ports, both ends included.
     pub destination_ports: RangeInclusive<u16>,
-    /// Index of the peer that carries it.
+    /// Index of the group of peers that carry it.
     pub peer: usize,
     /// What becomes of new connections while the peer's lease is absent.
     pub on_failure: OnFailure,

@@ -59,7 +59,7 @@ pub mod counter {
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
 ///
 /// # Panics
-/// When a rule names a peer that is not below [`Table::peers`].
+/// When a rule names a group that is not in [`Table::groups`], or a group a peer that is not below [`Table::peers`].
 pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
     if let Some(bad) = table.interfaces.iter().find(|name| !is_interface_name(name)) {
         return Err(RuleError::Interface(bad.clone()));
@@ -148,14 +148,22 @@ impl Writer<'_> {
         let all = all.flat_map(|layers| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
         let verdicts: BTreeSet<Verdict> = all.map(|e| e.verdict).collect();
         for verdict in verdicts {
-            assert!(verdict.peer < self.table.peers, "a rule names peer {} of {}", verdict.peer, self.table.peers);
-            let (chain, set) = (verdict_chain(verdict), lease_set(verdict.peer));
+            let peers = &self.table.groups[verdict.peer].peers;
+            assert!(
+                peers.iter().all(|peer| *peer < self.table.peers),
+                "a rule names {peers:?} of {}",
+                self.table.peers
+            );
+            let chain = verdict_chain(verdict);
+            let sets: Vec<String> =
+                peers.iter().map(|peer| format!("    meta l4proto @{} return", lease_set(*peer))).collect();
+            let sets = sets.join("\n");
             match verdict.on_failure {
                 OnFailure::Open => writeln!(
                     self.text,
                     "  chain {chain} {{
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} return
-    meta l4proto @{set} return
+{sets}
     counter name {no_lease} accept
   }}",
                     no_lease = counter::NO_LEASE
@@ -164,7 +172,7 @@ impl Writer<'_> {
                     self.text,
                     "  chain {chain} {{
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} goto refuse
-    meta l4proto @{set} return
+{sets}
     goto refuse
   }}"
                 )?,
@@ -563,6 +571,7 @@ mod tests {
             local: true,
             interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
             peers: 2,
+            groups: crate::group::Group::singles(2),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
@@ -578,6 +587,16 @@ mod tests {
         assert!(text.contains("10.10.1.0-10.10.1.255 . 81-90 . 0-65535 : goto peer_1_closed,"));
         assert!(text.contains("iifname != { \"lan0\" } accept"));
         assert!(text.starts_with("add table inet tpo\ndelete table inet tpo\n"));
+    }
+
+    #[test]
+    fn any_of_several_peers_will_do() {
+        let mut table = table(&[]);
+        table.groups.push(crate::group::Group { peers: vec![1, 0], spread: false });
+        table.rules[0].peer = 2;
+        let text = render(&table, PORTS).unwrap();
+        let both = "meta l4proto @alive_1 return\n    meta l4proto @alive_0 return\n    counter name no_lease accept";
+        assert!(text.contains(both), "{text}");
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         mode: Mode::Tproxy,
         local: true,
         interfaces: Vec::new(),
+        groups: tpo::group::Group::singles(peers),
         peers,
         far_source_is_client: true,
         packets: Vec::new(),
