@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tpo_lab::Lab;
 
+use super::datagrams;
 use super::load::{self, Asked, Direction, Site};
 use super::plan::{Link, Measure, Plan, Way};
 use super::probe::{self, Reading};
@@ -61,7 +62,9 @@ pub(super) fn cell(
     let middle = match way {
         Way::Cubic | Way::Bbr => Middle::Nothing,
         Way::Relay => Middle::Relay(Relays::start(&lab)?),
-        Way::Tpo => Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\""])?),
+        Way::Tpo => {
+            Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\"", "\"udp\""])?)
+        }
     };
     let bench = Bench {
         plan,
@@ -110,6 +113,8 @@ impl Bench<'_> {
             Measure::Latency => self.latency(figures),
             Measure::Connections => self.connections(figures),
             Measure::Idle => self.idle(figures),
+            Measure::Stream => self.stream(figures),
+            Measure::Packets => self.packets(figures),
         }
     }
 
@@ -197,6 +202,35 @@ impl Bench<'_> {
         let (_, times) = load::bulk(self.site, Direction::Down, 1, warm_up, echoes)?;
         figures.set("echo_p50_ms", quantile(&times, 0.5));
         figures.set("echo_p99_ms", quantile(&times, 0.99));
+        Ok(())
+    }
+
+    /// A relay of connections has no part in what is no TCP, and a congestion control of TCP none either.
+    fn carries_datagrams(&self) -> bool {
+        matches!(self.way, Way::Cubic | Way::Tpo)
+    }
+
+    fn stream(&self, figures: &mut Figures) -> Result<()> {
+        let Some(profile) = self.link.profile.as_ref().filter(|_| self.carries_datagrams()) else { return Ok(()) };
+        let fits = profile.rate.is_none_or(|rate| rate >= 40_000_000);
+        for (size, names) in [
+            (200, ["stream_200_arrived", "stream_200_late_ms", "stream_200_wire"]),
+            (1_200, ["stream_1200_arrived", "stream_1200_late_ms", "stream_1200_wire"]),
+        ] {
+            if fits {
+                let stream = datagrams::stream(self.site, size, self.plan.count, profile.delay)?;
+                for (name, value) in names.into_iter().zip([stream.arrived, stream.late_p99, stream.wire]) {
+                    figures.set(name, value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn packets(&self, figures: &mut Figures) -> Result<()> {
+        if self.carries_datagrams() {
+            figures.set("packets_per_s", datagrams::most(self.site)?);
+        }
         Ok(())
     }
 

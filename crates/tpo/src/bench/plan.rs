@@ -61,6 +61,10 @@ pub enum Measure {
     Latency,
     /// Connections per second, each with a small request (only on plain veth)
     Connections,
+    /// A stream of 20 Mbit/s in datagrams of 200 and 1,200 bytes (not on plain veth)
+    Stream,
+    /// UDP datagrams of 64 bytes per second, so many that 99.9 % arrive (only on plain veth)
+    Packets,
     /// Memory of 10,000 idle flows, or as many as the limit of open files allows, in a TPO (only on plain veth)
     Idle,
 }
@@ -68,7 +72,7 @@ pub enum Measure {
 impl Measure {
     /// All of them, in the order in which they are measured. Idle flows come first: after bulk they would find memory that the daemons
     /// already hold, and seem to cost nothing.
-    pub const ALL: [Measure; 8] = [
+    pub const ALL: [Measure; 10] = [
         Measure::Idle,
         Measure::Bulk,
         Measure::Up,
@@ -77,14 +81,16 @@ impl Measure {
         Measure::Echo,
         Measure::Latency,
         Measure::Connections,
+        Measure::Stream,
+        Measure::Packets,
     ];
 
     /// Whether it says something on such a link.
     pub(super) fn fits(self, link: &Link) -> bool {
         match self {
-            Measure::Connections | Measure::Idle | Measure::Latency => link.profile.is_none(),
+            Measure::Connections | Measure::Idle | Measure::Latency | Measure::Packets => link.profile.is_none(),
             // Where nothing is far and nothing queues they would only measure the machine, which the three above do better.
-            Measure::Ttfb | Measure::Echo => link.profile.is_some(),
+            Measure::Ttfb | Measure::Echo | Measure::Stream => link.profile.is_some(),
             Measure::Bulk | Measure::Up | Measure::Sixteen => true,
         }
     }

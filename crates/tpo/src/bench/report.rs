@@ -88,12 +88,17 @@ pub(super) fn medians(records: &[Record], link: usize, way: Way) -> Figures {
 enum Part {
     Bulk,
     Short,
+    Datagrams,
     Cost,
 }
 
 impl Part {
-    const ALL: [(Part, &str); 3] =
-        [(Part::Bulk, "Bulk"), (Part::Short, "New connections and echoes"), (Part::Cost, "What it costs")];
+    const ALL: [(Part, &str); 4] = [
+        (Part::Bulk, "Bulk"),
+        (Part::Short, "New connections and echoes"),
+        (Part::Datagrams, "UDP"),
+        (Part::Cost, "What it costs"),
+    ];
 }
 
 struct Column {
@@ -131,6 +136,13 @@ const COLUMNS: &[Column] = &[
     column(Part::Short, "echo_p99_ms", "p99", 1),
     column(Part::Short, "latency_us", "request-response, µs", 0),
     column(Part::Short, "connections_per_s", "connections/s", 0),
+    column(Part::Datagrams, "stream_200_arrived", "20 Mbit/s of 200 bytes: arrived, %", 3),
+    column(Part::Datagrams, "stream_200_late_ms", "late p99, ms", 1),
+    column(Part::Datagrams, "stream_200_wire", "wire / LAN bytes", 3),
+    column(Part::Datagrams, "stream_1200_arrived", "of 1,200 bytes: arrived, %", 3),
+    column(Part::Datagrams, "stream_1200_late_ms", "late p99, ms", 1),
+    column(Part::Datagrams, "stream_1200_wire", "wire / LAN bytes", 3),
+    column(Part::Datagrams, "packets_per_s", "64-byte UDP/s", 0),
     column(Part::Cost, "idle_flows", "idle flows", 0),
     column(Part::Cost, "idle_flow_kb", "kB / idle flow", 1),
     column(Part::Cost, "cpu_s_per_gbit", "CPU s/Gbit", 3),

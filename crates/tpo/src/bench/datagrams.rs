@@ -1,0 +1,158 @@
+//! The bench's load of what is no TCP: as many small datagrams as come across, and a steady stream of them over a bad link.
+
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use socket2::SockRef;
+use tpo_lab::Host;
+
+use super::load::Site;
+use super::stats::quantile;
+
+const TO: &str = "10.10.2.2:5300";
+/// Datagrams as small as those of many programs, and so many in one call of the sender: it shares the machine.
+const SMALL: usize = 64;
+const AT_ONCE: usize = 32;
+/// Offered loads, per second. The first at which more than [`LOST`] are lost ends the search.
+const OFFERED: [u32; 9] = [40_000, 80_000, 120_000, 150_000, 180_000, 210_000, 250_000, 300_000, 400_000];
+const STEP: Duration = Duration::from_millis(800);
+const LOST: f64 = 0.001;
+/// A stream of a camera or a tunnel, bits per second.
+const STREAM: f64 = 20e6;
+/// The link learns what it carries.
+const LEARNING: Duration = Duration::from_millis(1_500);
+/// What is still on its way when the sender ends.
+const LAST: Duration = Duration::from_millis(700);
+const BUFFER: usize = 16 << 20;
+
+/// How a stream arrived.
+pub(super) struct Stream {
+    /// In percent of what was sent.
+    pub(super) arrived: f64,
+    /// Beyond the link's own time, milliseconds.
+    pub(super) late_p99: f64,
+    /// Bytes on the wire for each byte that the datagrams have on a LAN, where the link is emulated.
+    pub(super) wire: f64,
+}
+
+fn sockets(site: Site<'_>) -> Result<(UdpSocket, UdpSocket)> {
+    let server = site.lab.inside(Host::Server, || UdpSocket::bind(TO)).context("bind the server's socket")?;
+    let client = site.lab.inside(Host::Client, || -> io::Result<UdpSocket> {
+        let client = UdpSocket::bind("0.0.0.0:0")?;
+        client.connect(TO)?;
+        Ok(client)
+    })?;
+    crate::sys::force_buffer_sizes(&SockRef::from(&server), BUFFER, BUFFER);
+    server.set_read_timeout(Some(Duration::from_millis(50)))?;
+    Ok((client, server))
+}
+
+/// The highest offered load, datagrams of 64 bytes per second, at which at least 99.9 % arrive; 0 if there is none.
+pub(super) fn most(site: Site<'_>) -> Result<f64> {
+    let (client, server) = sockets(site)?;
+    let (over, came) = (AtomicBool::new(false), AtomicU64::new(0));
+    crate::sys::set_option(client.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, SMALL as libc::c_int)
+        .context("have the kernel cut datagrams")?;
+    std::thread::scope(|scope| -> Result<f64> {
+        scope.spawn(|| {
+            let mut bytes = [0; SMALL];
+            while !over.load(Ordering::Relaxed) {
+                if server.recv(&mut bytes).is_ok() {
+                    came.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let search = || -> Result<f64> {
+            let mut best = 0.0;
+            for offered in OFFERED {
+                site.ending.check()?;
+                let before = came.load(Ordering::Relaxed);
+                let start = Instant::now();
+                let mut sent = 0_u64;
+                while start.elapsed() < STEP {
+                    if sent as f64 <= start.elapsed().as_secs_f64() * f64::from(offered) {
+                        client.send(&[7; SMALL * AT_ONCE]).context("send datagrams")?;
+                        sent += AT_ONCE as u64;
+                    } else {
+                        std::thread::sleep(Duration::from_micros(50));
+                    }
+                }
+                let took = start.elapsed().as_secs_f64();
+                std::thread::sleep(Duration::from_millis(200));
+                let arrived = came.load(Ordering::Relaxed) - before;
+                if (arrived as f64) < sent as f64 * (1.0 - LOST) {
+                    break;
+                }
+                best = sent as f64 / took;
+            }
+            Ok(best)
+        };
+        let found = search();
+        over.store(true, Ordering::Relaxed);
+        found
+    })
+}
+
+/// A stream of datagrams of this size for `time`, after the link has learned.
+pub(super) fn stream(site: Site<'_>, size: usize, time: Duration, one_way: Duration) -> Result<Stream> {
+    let (client, server) = sockets(site)?;
+    let every = Duration::from_secs_f64(size as f64 * 8.0 / STREAM);
+    let count = |span: Duration| (span.as_secs_f64() / every.as_secs_f64()) as usize;
+    let (first, total) = (count(LEARNING), count(LEARNING + time));
+    let (over, start) = (AtomicBool::new(false), Instant::now());
+    let (arrivals, wire) = std::thread::scope(|scope| -> Result<(Vec<Option<Duration>>, u64)> {
+        let listening = scope.spawn(|| {
+            let (mut arrivals, mut bytes) = (vec![None; total], vec![0; size]);
+            while !over.load(Ordering::Relaxed) {
+                if server.recv(&mut bytes).is_err() {
+                    continue;
+                }
+                let number = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+                if let Some(arrival) = arrivals.get_mut(number) {
+                    arrival.get_or_insert(start.elapsed());
+                }
+            }
+            arrivals
+        });
+        let send = || -> Result<u64> {
+            let mut bytes = vec![7; size];
+            let mut before = 0;
+            for number in 0..total {
+                let due = every * number as u32;
+                // Sleeping takes 0.1 ms at least: what is due by then leaves together.
+                while start.elapsed() < due {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                if number == first {
+                    site.ending.check()?;
+                    before = site.lab.stats().0.offered_bytes;
+                }
+                bytes[..4].copy_from_slice(&(number as u32).to_be_bytes());
+                client.send(&bytes).context("send a datagram")?;
+            }
+            let wire = site.lab.stats().0.offered_bytes - before;
+            std::thread::sleep(LAST);
+            Ok(wire)
+        };
+        let sent = send();
+        over.store(true, Ordering::Relaxed);
+        let arrivals = listening.join().expect("listening does not panic");
+        Ok((arrivals, sent?))
+    })?;
+    let counted = &arrivals[first..];
+    let late = |(number, arrival): (usize, &Option<Duration>)| {
+        Some((*arrival)?.saturating_sub(every * (first + number) as u32 + one_way).as_secs_f64() * 1e3)
+    };
+    let mut times: Vec<f64> = counted.iter().enumerate().filter_map(late).collect();
+    times.sort_by(f64::total_cmp);
+    anyhow::ensure!(!times.is_empty(), "no datagram arrived");
+    Ok(Stream {
+        arrived: 100.0 * times.len() as f64 / counted.len() as f64,
+        late_p99: quantile(&times, 0.99),
+        wire: wire as f64 / (counted.len() * (size + 28)) as f64,
+    })
+}
