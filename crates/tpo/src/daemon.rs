@@ -141,7 +141,8 @@ impl Daemon {
         let tap = tap.transpose().context("start the tap")?;
         let table_of_gate = (policy(), checked.groups.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
-        let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone());
+        let taken = tap.as_ref().map(|tap| tap.counters.clone());
+        let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
         Ok(Daemon { lanes, threads, gate, router, tap, installed, table, ports, control })

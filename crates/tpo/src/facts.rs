@@ -19,6 +19,7 @@ use crate::status::{
     FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport,
     PeerReport, PeerState, Reason, StatusReport,
 };
+use crate::tap;
 
 /// A lane answers within its turn; those that have not after this time, for all together, are reported as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -29,14 +30,22 @@ pub struct Facts {
     lanes: Vec<Lane>,
     gate: Arc<gate::Counters>,
     router: Arc<Drops>,
+    tap: Option<Arc<tap::Counters>>,
     start: Instant,
     memory_peak: AtomicU64,
 }
 
 impl Facts {
     /// The facts of a daemon that has just started.
-    pub fn new(checked: &Checked, lanes: Vec<Lane>, gate: Arc<gate::Counters>, router: Arc<Drops>) -> Facts {
-        Facts { checked: checked.clone(), lanes, gate, router, start: Instant::now(), memory_peak: AtomicU64::new(0) }
+    pub fn new(
+        checked: &Checked,
+        lanes: Vec<Lane>,
+        gate: Arc<gate::Counters>,
+        router: Arc<Drops>,
+        tap: Option<Arc<tap::Counters>>,
+    ) -> Facts {
+        let (start, memory_peak) = (Instant::now(), AtomicU64::new(0));
+        Facts { checked: checked.clone(), lanes, gate, router, tap, start, memory_peak }
     }
 
     /// The answer of each lane. All are asked before the first answer is waited for.
@@ -141,6 +150,9 @@ impl Facts {
         let kernel = |name| kernel.get(name).map_or(0, |count| count.packets);
         let lanes = |of: fn(&Report) -> u64| reports.iter().flatten().map(of).sum::<u64>();
         let gate = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        let tap = |of: fn(&tap::Counters) -> &AtomicU64| {
+            self.tap.as_ref().map_or(0, |counters| of(counters).load(Ordering::Relaxed))
+        };
         [
             (
                 Reason::PeerDown,
@@ -148,12 +160,18 @@ impl Facts {
                     + kernel(counter::REFUSED)
                     + lanes(|report| report.counters.refused_not_connected + report.packets.let_go),
             ),
-            (Reason::FlowLimit, lanes(|report| report.counters.refused_no_room) + gate(&self.gate.lane_full)),
+            (
+                Reason::FlowLimit,
+                lanes(|report| report.counters.refused_no_room)
+                    + gate(&self.gate.lane_full)
+                    + tap(|counters| &counters.lane_full),
+            ),
             (Reason::Memory, lanes(|report| report.stats.counters.refused + report.stats.counters.squeezed)),
             (Reason::Loop, gate(&self.gate.not_intercepted)),
             (Reason::NotAccepted, lanes(|report| report.counters.not_allowed)),
             (Reason::Descriptors, gate(&self.gate.no_descriptors)),
             (Reason::Stopping, kernel(counter::NO_LISTENER)),
+            (Reason::NoFlow, tap(|counters| &counters.let_go) + lanes(|report| report.packets.no_flow)),
         ]
         .into_iter()
         .filter(|(_, count)| *count > 0)

@@ -227,6 +227,21 @@ fn the_first_match_wins_and_leases_are_apart() {
     }
 }
 
+#[test]
+fn any_of_several_peers_holds_a_rule() {
+    let net = Net::up();
+    let mut table = table(vec![rule(V4, PORT, 2)], 2);
+    table.groups.push(tpo::group::Group { peers: vec![0, 1], spread: false });
+    let daemon = Daemon::start(&net, table);
+    for held in [0, 1] {
+        daemon.drop_lease(1 - held);
+        daemon.keep(held);
+        assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }), "{held}");
+    }
+    daemon.drop_lease(1);
+    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Server { .. }));
+}
+
 /// Random rules over 10.80.0.0/12, all of whose addresses the server has; some inside others.
 fn many_rules(count: usize, dice: &mut net::Dice) -> Vec<RuleSpec> {
     let one = |dice: &mut net::Dice| {

@@ -20,6 +20,8 @@ const MOST_BYTES: usize = 65_000;
 pub struct Counters {
     /// Sent on their plain way: no session with the peer, or it refused the flow.
     pub let_go: u64,
+    /// Sent on their plain way because no flow was there that they belong to.
+    pub no_flow: u64,
     /// Lost for lack of room, or because their rule fails closed.
     pub dropped: u64,
     /// Given to the kernel for their destination.
@@ -158,6 +160,7 @@ impl Packets {
             let packet = &batch.bytes[item.bytes.clone()];
             let treatment = item.ruled.map_or((Class::Normal, Delivery::Timely), |rule| (rule.class, rule.delivery));
             if item.ruled.is_none() && !peer.has_exchange(&item.seen.key) {
+                self.out.counters.no_flow += 1;
                 self.let_go(packet);
                 continue;
             }
@@ -175,6 +178,7 @@ impl Packets {
                     if item.ruled.is_some_and(|rule| !rule.fails_open) {
                         self.out.counters.dropped += 1;
                     } else {
+                        self.out.counters.let_go += 1;
                         self.let_go(packet);
                     }
                 }
@@ -183,7 +187,6 @@ impl Packets {
     }
 
     fn let_go(&mut self, packet: &[u8]) {
-        self.out.counters.let_go += 1;
         if let Err(error) = self.out.tun.write(packet) {
             self.out.counters.not_emitted += 1;
             debug!(%error, "a packet cannot take its plain way");

@@ -33,11 +33,13 @@ pub enum Reason {
     Destination = 12,
     /// 13: the program is ending.
     Stopping = 13,
+    /// 14: a packet that looked like an answer, without a flow that it belongs to.
+    NoFlow = 14,
 }
 
 impl Reason {
     /// All of them, by number.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 14] = [
         Reason::NoRule,
         Reason::PeerDown,
         Reason::BeforeStart,
@@ -51,6 +53,7 @@ impl Reason {
         Reason::Protocol,
         Reason::Destination,
         Reason::Stopping,
+        Reason::NoFlow,
     ];
 
     /// Its number.
@@ -79,6 +82,7 @@ impl Reason {
             Reason::Protocol => "protocol",
             Reason::Destination => "destination",
             Reason::Stopping => "stopping",
+            Reason::NoFlow => "no flow",
         }
     }
 
@@ -100,6 +104,9 @@ impl Reason {
             Reason::Protocol => "The protocol is not carried.",
             Reason::Destination => "The kernel no longer knew where the redirected connection was going.",
             Reason::Stopping => "The TPO was ending.",
+            Reason::NoFlow => {
+                "A packet of what is no TCP looked like an answer, but no flow is there that it belongs to."
+            }
         }
     }
 
@@ -119,6 +126,7 @@ impl Reason {
             Reason::Protocol => "nothing: such traffic goes its ordinary way",
             Reason::Destination => "use mode = \"tproxy\", or raise the kernel's nf_conntrack_max",
             Reason::Stopping => "nothing: it was accelerated, or went its ordinary way, as the rule's on_failure says",
+            Reason::NoFlow => "nothing: it took its ordinary way; add a [[rule]] if such traffic is to be carried",
         }
     }
 }
@@ -141,6 +149,6 @@ mod tests {
             assert!(reason.sentence().ends_with('.') && !reason.advice().is_empty());
         }
         assert_eq!(Reason::from_number(0), None);
-        assert_eq!(Reason::from_number(14), None);
+        assert_eq!(Reason::from_number(15), None);
     }
 }
