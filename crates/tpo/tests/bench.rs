@@ -65,8 +65,8 @@ fn every_way_is_measured_and_everything_promised_is_written() {
     assert_eq!(table, String::from_utf8(output.stdout).unwrap());
     let results = folder.read("results.jsonl");
     for way in ["direct, CUBIC", "direct, BBR", "split TCP, BBR", "tpo"] {
-        // Two links, three parts of the table.
-        assert_eq!(table.matches(&format!("| {way} |")).count(), 6, "{table}");
+        // Two links, four parts of the table.
+        assert_eq!(table.matches(&format!("| {way} |")).count(), 8, "{table}");
         assert_eq!(results.matches(&format!("\"way\":\"{way}\"")).count(), 2, "{results}");
     }
     for line in results.lines() {
@@ -75,6 +75,12 @@ fn every_way_is_measured_and_everything_promised_is_written() {
             let value = record["figures"][figure].as_f64();
             assert!(value.is_some_and(|value| value > 0.0), "{figure}: {value:?} in {line}");
         }
+        let datagrams = record["figures"]["stream_1200_arrived"].as_f64();
+        assert_eq!(
+            datagrams.is_some(),
+            ["cubic", "tpo", "direct, CUBIC"].contains(&record["way"].as_str().unwrap()),
+            "{line}"
+        );
     }
     let plot = folder.read("loss-50mbit-8ms.svg");
     assert_eq!(plot.matches("<polyline").count(), 4);
