@@ -218,6 +218,28 @@ fn ping_shows_the_true_round_trip() {
     assert!(seen.iter().all(|(sent, received)| *sent > 600 && sent == received), "{seen:?}");
 }
 
+/// Both TPOs are hops like any router, and the server answers itself.
+#[test]
+fn traceroute_sees_every_hop() {
+    let pair = Pair::start(&options());
+    let icmp = raw(&pair, Host::Client, false, 1);
+    let client = udp(&pair, Host::Client, any(V4).parse().unwrap());
+    for (hops, from, kind) in [(1, "10.10.1.1", 11), (2, "10.9.0.2", 11), (3, V4, 3)] {
+        client.set_ttl(hops).unwrap();
+        // A port of its own for each, as traceroute does.
+        let to = address(V4, PORT + 10 + hops as u16);
+        client.send_to(b"how far?", to).unwrap();
+        let (packet, router) = receive(&icmp);
+        assert_eq!((router.ip(), packet[20]), (from.parse().unwrap(), kind), "after {hops} hops");
+        // It quotes what the client sent.
+        assert_eq!(
+            packet[28 + 20..][..4],
+            [client.local_addr().unwrap().port().to_be_bytes(), to.port().to_be_bytes()].concat()
+        );
+    }
+    assert!(!flows(&pair, Host::A, 17).is_empty(), "the far hops were seen through the pair");
+}
+
 #[test]
 fn any_other_protocol_crosses_whole() {
     let pair = Pair::start(&options());
