@@ -86,6 +86,8 @@ struct Daemon {
     gate: Gate,
     router: Router,
     tap: Option<Tap>,
+    /// The way into the TUN device is gone and could not be restored, which has been said.
+    packets_lost: bool,
     installed: Installed,
     table: intercept::Table,
     ports: Ports,
@@ -145,7 +147,7 @@ impl Daemon {
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
-        Ok(Daemon { lanes, threads, gate, router, tap, installed, table, ports, control })
+        Ok(Daemon { lanes, threads, gate, router, tap, packets_lost: false, installed, table, ports, control })
     }
 
     /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
@@ -164,6 +166,18 @@ impl Daemon {
                 }
             }
             Err(error) => warn!(%error, "cannot look at the interception rules"),
+        }
+        // Without this way nothing is cut off: packets take their plain one.
+        match self.installed.packets_are_whole() {
+            Ok(true) => self.packets_lost = false,
+            Ok(false) => match self.installed.repair_packets() {
+                Ok(()) => warn!("somebody removed the way into our TUN device; it is there again"),
+                Err(error) if !std::mem::replace(&mut self.packets_lost, true) => {
+                    warn!(%error, "UDP, ICMP and other packets are no longer taken and go their plain way");
+                }
+                Err(_) => {}
+            },
+            Err(error) => warn!(%error, "cannot look at the way into the TUN device"),
         }
     }
 

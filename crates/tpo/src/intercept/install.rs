@@ -78,6 +78,8 @@ pub struct Installed {
     v6: bool,
     /// The device for packets, where there is one.
     tun: Option<Arc<Tun>>,
+    /// Its number.
+    device: Option<u32>,
     removed: bool,
 }
 
@@ -90,7 +92,8 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
     // From here on a failure takes back what was done.
-    let mut installed = Installed { _guard: guard, watch, v6: ports.v6.is_some(), tun: None, removed: false };
+    let mut installed =
+        Installed { _guard: guard, watch, v6: ports.v6.is_some(), tun: None, device: None, removed: false };
     if !table.packets.is_empty() {
         installed.tun = Some(Arc::new(Tun::open()?));
     }
@@ -106,6 +109,9 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
         return Err(error);
     }
     installed.watch.remember().map_err(|error| unseen(&error))?;
+    if installed.tun.is_some() {
+        installed.device = installed.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
+    }
     Ok(installed)
 }
 
@@ -133,6 +139,18 @@ impl Installed {
     fn routes_are_whole(&mut self) -> io::Result<bool> {
         // Where IPv6 has been switched off meanwhile there are no packets that would need the way.
         Ok(self.watch.route_is_whole(false)? && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
+    }
+
+    /// Whether marked packets still go to the TUN device. While they do not, they take their plain way.
+    pub fn packets_are_whole(&mut self) -> io::Result<bool> {
+        Ok(self.tun.is_none()
+            || (self.watch.way_of_packets(false)? == self.device
+                && (!self.v6 || self.watch.way_of_packets(true)? == self.device || !has_ipv6())))
+    }
+
+    /// Leads them there again. A device that is gone stays so: only a new start makes another.
+    pub fn repair_packets(&self) -> Result<(), InstallError> {
+        families(self.v6 && has_ipv6()).iter().try_for_each(|family| add_packet_route(family))
     }
 
     /// The device for packets, if any rule or `accept` needs it.

@@ -4,9 +4,9 @@
 //! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would cost more than an idle daemon. Gives its
 //! answer to [`super::install`].
 
-use super::MARK_DELIVER;
 use super::netlink::{INET, attribute, find, message, next_message, nft};
 use super::rules::TABLE;
+use super::{MARK_DELIVER, MARK_PACKETS};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -82,6 +82,23 @@ impl Watch {
 
     /// Whether a packet with our mark is delivered to this host. Asked by its effect, so it also finds a rule of others that comes before ours.
     pub(super) fn route_is_whole(&mut self, v6: bool) -> io::Result<bool> {
+        let mut local = false;
+        self.route(v6, MARK_DELIVER, |body| local = body.get(RTMSG_TYPE) == Some(&libc::RTN_LOCAL))?;
+        Ok(local)
+    }
+
+    /// By which device a packet with the mark of the TUN device leaves: its number, if there is a way at all.
+    pub(super) fn way_of_packets(&mut self, v6: bool) -> io::Result<Option<u32>> {
+        let mut device = None;
+        self.route(v6, MARK_PACKETS, |body| {
+            let found = find(body.get(RTMSG..).unwrap_or_default(), libc::RTA_OIF);
+            device = found.and_then(|number| number.try_into().ok()).map(u32::from_ne_bytes);
+        })?;
+        Ok(device)
+    }
+
+    /// Asks for the way of a packet with this mark; nothing is told when there is none.
+    fn route(&mut self, v6: bool, mark: u32, mut tell: impl FnMut(&[u8])) -> io::Result<()> {
         // Addresses of the documentation: nobody's, so that the table of this host's own addresses does not answer.
         let (family, address, length) = match v6 {
             false => (libc::AF_INET, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32),
@@ -95,19 +112,18 @@ impl Watch {
             IpAddr::V4(v4) => attribute(&mut attributes, libc::RTA_DST, &v4.octets()),
             IpAddr::V6(v6) => attribute(&mut attributes, libc::RTA_DST, &v6.octets()),
         }
-        attribute(&mut attributes, libc::RTA_MARK, &MARK_DELIVER.to_ne_bytes());
+        attribute(&mut attributes, libc::RTA_MARK, &mark.to_ne_bytes());
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
         message(&mut request, libc::RTM_GETROUTE, 0, self.sequence, &header, &attributes);
-        let mut local = false;
-        let on = |_, body: &[u8]| local = body.get(RTMSG_TYPE) == Some(&libc::RTN_LOCAL);
+        let on = |_, body: &[u8]| tell(body);
         match exchange(&self.routing, &mut self.buffer, &request, self.sequence, libc::RTM_NEWROUTE, on) {
-            Ok(()) => Ok(local),
+            Ok(()) => Ok(()),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EPERM | libc::ENOBUFS)) => {
                 Err(error)
             }
             // No route, or one that refuses.
-            Err(_) => Ok(false),
+            Err(_) => Ok(()),
         }
     }
 }

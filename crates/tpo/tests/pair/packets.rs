@@ -241,6 +241,25 @@ fn traceroute_sees_every_hop() {
 }
 
 #[test]
+fn a_removed_way_into_the_device_is_found_and_restored() {
+    let pair = Pair::start(&options());
+    let server = udp(&pair, Host::Server, address(V4, PORT));
+    let exchanges = |client: &UdpSocket| {
+        client.send_to(b"still there?", address(V4, PORT)).unwrap();
+        echo(&server);
+        client.recv(&mut [0; 20]).expect("the answer arrives, by whichever way");
+        flows(&pair, Host::A, 17).len()
+    };
+    let client = || udp(&pair, Host::Client, any(V4).parse().unwrap());
+    assert_eq!(exchanges(&client()), 1);
+    for removed in [&["rule", "del", "pref", "479"][..], &["route", "flush", "table", "479"]] {
+        assert!(pair.lab.command(Host::A, "ip").args(removed).status().unwrap().success());
+        let before = exchanges(&client());
+        wait_for("the way into the device", || exchanges(&client()) > before);
+    }
+}
+
+#[test]
 fn any_other_protocol_crosses_whole() {
     let pair = Pair::start(&options());
     let server = raw(&pair, Host::Server, false, OTHER);
