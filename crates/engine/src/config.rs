@@ -138,6 +138,9 @@ pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
 /// Buffers of datagrams kept to be filled again.
 pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
 
+/// Entries of ended flows of datagrams that may wait for their time: below it nobody looks for them.
+pub(crate) const ENDS_SLACK: usize = 4_096;
+
 /// A flow of datagrams that the far side refused is not tried again for so long.
 pub(crate) const REFUSED_FOR: Duration = Duration::from_secs(10);
 

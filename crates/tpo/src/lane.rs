@@ -536,8 +536,10 @@ impl Loop {
                 Event::Dead => warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset"),
             }
         }
-        if let Some(packets) = &mut self.packets {
-            packets.deliver(&mut self.peer);
+        match &mut self.packets {
+            Some(packets) => packets.deliver(&mut self.peer),
+            // Its flows were refused just now; what came with the first datagram goes too.
+            None => self.peer.take_datagrams(|_| ()),
         }
         self.follow_remote(now);
     }

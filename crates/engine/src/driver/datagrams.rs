@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, SendError, Status,
-    config::{GATHER, GATHER_MEMORY, MAX_REFUSALS, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES},
+    config::{
+        ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES,
+        WAITING_FLOW_BYTES,
+    },
     flow::{Delivery, Exchange},
     message::{self, Form, Function, Header},
 };
@@ -259,6 +262,11 @@ impl Driver {
         self.exchanges.by_number.insert(flow, Box::new(state));
         self.exchanges.by_key.insert(key, flow);
         self.exchanges.ends.push(Reverse((now + self.limits.one_way, flow)));
+        if self.exchanges.ends.len() > 2 * self.exchanges.len() + ENDS_SLACK {
+            // Most of them have ended by other ways: the list stays as short as the flows are few.
+            let Exchanges { by_number, ends, .. } = &mut self.exchanges;
+            ends.retain(|Reverse((_, flow))| by_number.contains_key(flow));
+        }
     }
 
     /// Packs the oldest datagram of the flow whose turn it is that is still of use. Returns whether there may be room for another.
