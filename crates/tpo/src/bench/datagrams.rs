@@ -19,7 +19,7 @@ const SMALL: usize = 64;
 const AT_ONCE: usize = 32;
 /// Offered loads, per second. The first at which more than [`LOST`] are lost ends the search.
 const OFFERED: [u32; 9] = [40_000, 80_000, 120_000, 150_000, 180_000, 210_000, 250_000, 300_000, 400_000];
-const STEP: Duration = Duration::from_millis(800);
+const STEP: Duration = Duration::from_millis(500);
 const LOST: f64 = 0.001;
 /// A stream of a camera or a tunnel, bits per second.
 const STREAM: f64 = 20e6;
