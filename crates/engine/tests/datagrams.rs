@@ -1,13 +1,15 @@
 //! Worlds of two peers that carry datagrams over a bad WAN: what arrives, how late, at what cost, and that nothing is left behind.
 
-use std::{io::IoSlice, net::SocketAddr, sync::Arc, time::Duration, time::Instant};
+#[path = "world/who.rs"]
+#[allow(unreachable_pub)]
+mod who;
 
-use tpo_engine::{Class, Config, Delivery, Event, FlowId, FlowKey, Limits, Peer, Read, SendError, Source, Status};
+use std::{io::IoSlice, net::SocketAddr, time::Duration, time::Instant};
+
+use tpo_engine::{Class, Delivery, Event, FlowId, FlowKey, Limits, Peer, Read, SendError, Source, Status};
 use tpo_lab::{Node, Profile, World};
-use tpo_mover::Identity;
+use who::{A, B, address, config};
 
-const A: usize = 0;
-const B: usize = 1;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const UDP: u8 = 17;
@@ -135,27 +137,9 @@ impl Node for Site {
     }
 }
 
-fn address(side: usize) -> SocketAddr {
-    format!("192.0.2.{}:47800", side + 1).parse().expect("an address")
-}
-
-fn identity(side: usize) -> Identity {
-    let letter = if side == A { 'A' } else { 'Q' };
-    let text: String = std::iter::repeat_n(letter, 42).collect();
-    Identity::from_private_text(&format!("{text}A=")).expect("32 bytes in base64")
-}
-
 fn site(side: usize, seed: u64, limits: Limits, start: Instant, now: Instant) -> Site {
-    let mut words = [0; 32];
-    words[..8].copy_from_slice(&seed.to_le_bytes());
-    words[8] = side as u8;
-    let mut mover =
-        tpo_mover::Config::new(Arc::new(identity(side)), identity(1 - side).public_key(), side as u16, words);
-    mover.endpoint = Some(address(1 - side));
-    let mut config = Config::new(mover);
-    config.limits = limits;
     Site {
-        peer: Peer::new(config, now),
+        peer: Peer::new(config(side, seed, limits, true), now),
         start,
         streams: Vec::new(),
         sent: 0,

@@ -9,6 +9,9 @@ mod apps;
 #[path = "world/site.rs"]
 #[allow(unreachable_pub)]
 mod site;
+#[path = "world/who.rs"]
+#[allow(unreachable_pub)]
+mod who;
 
 use std::time::Duration;
 

@@ -124,8 +124,6 @@ impl Pieces {
 /// What became of the packets.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Given to a lane.
-    pub taken: AtomicU64,
     /// Sent on their plain way.
     pub let_go: AtomicU64,
     /// Lost: the lane had too many waiting.
@@ -294,7 +292,5 @@ fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
     if full || lane.send(Command::Packets(batch)).is_err() {
         waiting.fetch_sub(bytes, Ordering::Relaxed);
         counters.lane_full.fetch_add(packets, Ordering::Relaxed);
-    } else {
-        counters.taken.fetch_add(packets, Ordering::Relaxed);
     }
 }

@@ -3,18 +3,16 @@
 use std::{
     io::IoSlice,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tpo_engine::{Class, Config, Event, FlowId, FlowKey, Limits, OpenError, Peer, Status};
+use tpo_engine::{Class, Event, FlowId, FlowKey, Limits, OpenError, Peer, Status};
 use tpo_lab::{Node, Profile, World};
-use tpo_mover::Identity;
 
 use crate::apps::{Apps, End, Engine, Script, check_ends};
 
-pub const A: usize = 0;
-pub const B: usize = 1;
+pub use crate::who::{A, B};
+use crate::who::{address, config};
 
 /// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a failure prints the command that
 /// replays it.
@@ -245,24 +243,6 @@ impl Pair {
 }
 
 fn site(setup: &Setup, side: usize, seed: u64, apps: Apps, now: Instant) -> Site {
-    let mut words = [0; 32];
-    words[..8].copy_from_slice(&seed.to_le_bytes());
-    words[8] = side as u8;
-    let mut mover =
-        tpo_mover::Config::new(Arc::new(identity(side)), identity(1 - side).public_key(), side as u16, words);
-    mover.endpoint = (side == A || setup.both_call).then(|| address(1 - side));
-    let mut config = Config::new(mover);
-    config.limits = setup.limits;
+    let config = config(side, seed, setup.limits, side == A || setup.both_call);
     Site { peer: Peer::new(config, now), apps, now }
-}
-
-fn address(side: usize) -> SocketAddr {
-    format!("192.0.2.{}:47800", side + 1).parse().expect("an address")
-}
-
-fn identity(side: usize) -> Identity {
-    // Any 32 bytes are a private key; in base64 these are 43 letters and the padding.
-    let letter = if side == A { 'A' } else { 'Q' };
-    let text: String = std::iter::repeat_n(letter, 42).collect();
-    Identity::from_private_text(&format!("{text}A=")).expect("32 bytes in base64")
 }

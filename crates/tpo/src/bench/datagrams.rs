@@ -1,6 +1,5 @@
 //! The bench's load of what is no TCP: as many small datagrams as come across, and a steady stream of them over a bad link.
 
-use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use socket2::SockRef;
-use tpo_lab::Host;
 
 use super::load::Site;
 use super::stats::quantile;
+use crate::demo::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5300";
 /// Datagrams as small as those of many programs, and so many in one call of the sender: it shares the machine.
@@ -40,14 +39,8 @@ pub(super) struct Stream {
 }
 
 fn sockets(site: Site<'_>) -> Result<(UdpSocket, UdpSocket)> {
-    let server = site.lab.inside(Host::Server, || UdpSocket::bind(TO)).context("bind the server's socket")?;
-    let client = site.lab.inside(Host::Client, || -> io::Result<UdpSocket> {
-        let client = UdpSocket::bind("0.0.0.0:0")?;
-        client.connect(TO)?;
-        Ok(client)
-    })?;
+    let (client, server) = steady::sockets(site.lab, TO)?;
     crate::sys::force_buffer_sizes(&SockRef::from(&server), BUFFER, BUFFER);
-    server.set_read_timeout(Some(Duration::from_millis(50)))?;
     Ok((client, server))
 }
 
@@ -103,51 +96,16 @@ pub(super) fn stream(site: Site<'_>, size: usize, time: Duration, one_way: Durat
     let every = Duration::from_secs_f64(size as f64 * 8.0 / STREAM);
     let count = |span: Duration| (span.as_secs_f64() / every.as_secs_f64()) as usize;
     let (first, total) = (count(LEARNING), count(LEARNING + time));
-    let (over, start) = (AtomicBool::new(false), Instant::now());
-    let (arrivals, wire) = std::thread::scope(|scope| -> Result<(Vec<Option<Duration>>, u64)> {
-        let listening = scope.spawn(|| {
-            let (mut arrivals, mut bytes) = (vec![None; total], vec![0; size]);
-            while !over.load(Ordering::Relaxed) {
-                if server.recv(&mut bytes).is_err() {
-                    continue;
-                }
-                let number = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-                if let Some(arrival) = arrivals.get_mut(number) {
-                    arrival.get_or_insert(start.elapsed());
-                }
-            }
-            arrivals
-        });
-        let send = || -> Result<u64> {
-            let mut bytes = vec![7; size];
-            let mut before = 0;
-            for number in 0..total {
-                let due = every * number as u32;
-                // Sleeping takes 0.1 ms at least: what is due by then leaves together.
-                while start.elapsed() < due {
-                    std::thread::sleep(Duration::from_micros(200));
-                }
-                if number == first {
-                    site.ending.check()?;
-                    before = site.lab.stats().0.offered_bytes;
-                }
-                bytes[..4].copy_from_slice(&(number as u32).to_be_bytes());
-                client.send(&bytes).context("send a datagram")?;
-            }
-            let wire = site.lab.stats().0.offered_bytes - before;
-            std::thread::sleep(LAST);
-            Ok(wire)
-        };
-        let sent = send();
-        over.store(true, Ordering::Relaxed);
-        let arrivals = listening.join().expect("listening does not panic");
-        Ok((arrivals, sent?))
+    let mut wire = 0;
+    let steady = Steady { size, every, count: total, last: LAST };
+    let delays = steady.send((&client, &server), site.ending, |number| match number {
+        _ if number == first => wire = site.lab.stats().0.offered_bytes,
+        _ if number == total => wire = site.lab.stats().0.offered_bytes - wire,
+        _ => {}
     })?;
-    let counted = &arrivals[first..];
-    let late = |(number, arrival): (usize, &Option<Duration>)| {
-        Some((*arrival)?.saturating_sub(every * (first + number) as u32 + one_way).as_secs_f64() * 1e3)
-    };
-    let mut times: Vec<f64> = counted.iter().enumerate().filter_map(late).collect();
+    let counted = &delays[first..];
+    let late = |delay: &Duration| delay.saturating_sub(one_way).as_secs_f64() * 1e3;
+    let mut times: Vec<f64> = counted.iter().flatten().map(late).collect();
     times.sort_by(f64::total_cmp);
     anyhow::ensure!(!times.is_empty(), "no datagram arrived");
     Ok(Stream {

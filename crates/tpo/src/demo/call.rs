@@ -1,7 +1,6 @@
 //! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how they arrive; and a ping.
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::{Host, Lab};
 
 use super::ending::Ending;
+use super::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5004";
 const DATAGRAMS: usize = 400;
@@ -28,45 +28,11 @@ pub struct Call {
 
 /// Makes the call.
 pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
-    let bind = |host, at: &str| lab.inside(host, || UdpSocket::bind(at)).with_context(|| format!("bind {at}"));
-    let (server, client) = (bind(Host::Server, TO)?, bind(Host::Client, "0.0.0.0:0")?);
-    server.set_read_timeout(Some(Duration::from_millis(50)))?;
-    let (start, over) = (Instant::now(), AtomicBool::new(false));
-    let arrivals = std::thread::scope(|scope| -> Result<Vec<Option<Duration>>> {
-        let listening = scope.spawn(|| {
-            let mut arrivals = vec![None; DATAGRAMS];
-            let mut bytes = [0; BYTES];
-            while !over.load(Ordering::Relaxed) {
-                let Ok(BYTES) = server.recv(&mut bytes) else { continue };
-                let number = usize::from(bytes[0]) << 8 | usize::from(bytes[1]);
-                if let Some(arrival) = arrivals.get_mut(number) {
-                    arrival.get_or_insert(start.elapsed());
-                }
-            }
-            arrivals
-        });
-        let sent = (|| {
-            for number in 0..DATAGRAMS {
-                ending.check()?;
-                let due = EVERY * number as u32;
-                std::thread::sleep(due.saturating_sub(start.elapsed()));
-                let mut bytes = [7; BYTES];
-                (bytes[0], bytes[1]) = ((number >> 8) as u8, number as u8);
-                client.send_to(&bytes, TO).context("send a datagram")?;
-            }
-            std::thread::sleep(TOO_LATE);
-            Ok(())
-        })();
-        over.store(true, Ordering::Relaxed);
-        let arrivals = listening.join().expect("listening does not panic");
-        sent.map(|()| arrivals)
-    })?;
-    let mut delays: Vec<f64> = (0..)
-        .zip(&arrivals)
-        .filter_map(|(number, arrival)| Some(arrival.as_ref()?.saturating_sub(EVERY * number)))
-        .filter(|delay| *delay <= TOO_LATE)
-        .map(|delay| delay.as_secs_f64() * 1e3)
-        .collect();
+    let (client, server) = steady::sockets(lab, TO)?;
+    let voice = Steady { size: BYTES, every: EVERY, count: DATAGRAMS, last: TOO_LATE };
+    let delays = voice.send((&client, &server), ending, |_| ())?;
+    let in_time = delays.into_iter().flatten().filter(|delay| *delay <= TOO_LATE);
+    let mut delays: Vec<f64> = in_time.map(|delay| delay.as_secs_f64() * 1e3).collect();
     ensure!(!delays.is_empty(), "no datagram arrived");
     delays.sort_by(f64::total_cmp);
     Ok(Call {

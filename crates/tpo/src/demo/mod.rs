@@ -7,6 +7,7 @@ pub mod call;
 pub mod ending;
 pub mod http;
 pub mod pair;
+pub mod steady;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
