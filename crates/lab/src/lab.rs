@@ -86,7 +86,7 @@ const INTERFACES: [Interface; 6] = [
 ];
 
 /// Packets that wait in a TUN device while our thread does not run; all other waiting belongs to the link model.
-const TUN_QUEUE: u32 = 10_000;
+pub(crate) const TUN_QUEUE: u32 = 10_000;
 
 impl Host {
     const ALL: [Host; 4] = [Host::Client, Host::A, Host::B, Host::Server];
@@ -270,7 +270,7 @@ pub fn describe(name_prefix: &str) -> String {
     text
 }
 
-fn check_prefix(prefix: &str) -> Result<()> {
+pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
     let plain = prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if prefix.is_empty() || prefix.len() > 64 || !plain {
         bail!("lab prefix: found `{prefix}`, would accept 1 to 64 letters, digits, - or _, such as `tpo`");
@@ -279,7 +279,7 @@ fn check_prefix(prefix: &str) -> Result<()> {
 }
 
 /// Kernel settings of every host.
-const SETTINGS: &[(&str, &str)] = &[
+pub(crate) const SETTINGS: &[(&str, &str)] = &[
     // 128 MiB, 10 Gbit/s for 100 ms: direct TCP must not be held back by its window. No run may remember another.
     ("net/ipv4/tcp_rmem", "4096 131072 134217728"),
     ("net/ipv4/tcp_wmem", "4096 65536 134217728"),
@@ -295,7 +295,7 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Kernel settings of the gateways.
-const FORWARDING: &[(&str, &str)] = &[
+pub(crate) const FORWARDING: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
     // They would tell clients to use a shorter way that does not exist.

@@ -13,15 +13,17 @@ mod netns;
 mod ping;
 mod profile;
 mod segment;
+mod sites;
 mod sys;
 mod tun;
 mod wan;
 mod world;
 
-pub use control::{Reply, Request, request, serve};
+pub use control::{Reply, Request, Topology, request, serve};
 pub use lab::{Host, Lab, Wan, describe, remove};
 pub use link::{Cause, Delivery, Fate, Link, LinkStats};
 pub use ping::ping;
 pub use profile::{Change, NAMED, Profile, ProfileError};
+pub use sites::{Place, Sites, describe_sites, remove_sites, wan_address};
 pub use sys::{set_congestion, set_receive_buffer, set_udp_gro, set_udp_segment};
 pub use world::{Node, Verdict, World};

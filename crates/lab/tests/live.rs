@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tpo_lab::{
-    Host, Lab, Profile, Request, Wan, ping, request, serve, set_receive_buffer, set_udp_gro, set_udp_segment,
+    Host, Lab, Place, Profile, Request, Sites, Topology, Wan, ping, request, serve, set_receive_buffer, set_udp_gro,
+    set_udp_segment,
 };
 
 /// One test at a time: they measure time on shared cores.
@@ -377,7 +378,7 @@ fn a_served_lab_answers_changes_and_ends() {
     let socket = std::env::temp_dir().join(format!("{prefix}.sock"));
     let wan = Wan::symmetric(profile("delay=10ms"));
     std::thread::scope(|scope| {
-        let serving = scope.spawn(|| serve(&prefix, wan, &socket));
+        let serving = scope.spawn(|| serve(&prefix, Topology::Pair(wan), &socket));
         let end = Instant::now() + Duration::from_secs(5);
         while !socket.exists() {
             assert!(Instant::now() < end && !serving.is_finished(), "the lab does not come up");
@@ -391,7 +392,7 @@ fn a_served_lab_answers_changes_and_ends() {
             shown.contains("A to B: rate=100mbit delay=50ms loss=1%") && shown.contains("B to A: loss=7%"),
             "{shown}"
         );
-        let second = serve("x", Wan::Plain, &socket).unwrap_err().to_string();
+        let second = serve("x", Topology::Pair(Wan::Plain), &socket).unwrap_err().to_string();
         assert!(second.contains("answers"), "{second}");
         request(&socket, Request::Down).unwrap();
         serving.join().unwrap().unwrap();
@@ -399,4 +400,23 @@ fn a_served_lab_answers_changes_and_ends() {
     assert!(!socket.exists());
     let error = request(&socket, Request::Show).unwrap_err().to_string();
     assert!(error.contains("is it up?"), "{error}");
+}
+
+#[test]
+fn sites_reach_each_other_over_their_own_links() {
+    let _turn = turn();
+    let links = ["delay=10ms", "delay=20ms", "delay=30ms"].map(profile);
+    let sites = Sites::up(&prefix("sites"), &links).unwrap_or_else(|error| panic!("{error:#}"));
+    let time = |from, to: IpAddr| sites.inside(Place::Host(from), || ping(to, ms(2_000)));
+    for (from, to, least) in [(1, 2, 60), (2, 3, 100), (3, 1, 80)] {
+        for to in [Place::Host(to).v4(), Place::Host(to).v6()] {
+            let took = time(from, to).unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
+            assert!((ms(least)..ms(least + 20)).contains(&took), "{from} to {to}: {took:?}");
+        }
+    }
+    // One site's link cut: the others do not notice.
+    sites.set(3, &profile("delay=30ms outage=0s+1h"));
+    assert_eq!(time(1, Place::Host(3).v4()).unwrap_err().kind(), ErrorKind::TimedOut);
+    time(1, Place::Host(2).v4()).unwrap();
+    assert!(sites.stats(3).1.dropped_outage > 0);
 }

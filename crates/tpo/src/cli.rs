@@ -195,7 +195,7 @@ impl BenchArgs {
 
 #[derive(Debug, Args)]
 struct LabArgs {
-    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server
+    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server; of sites: NAME-core, NAME-gw1, NAME-host1 ...
     #[arg(long, global = true, value_name = "NAME", default_value = "tpo")]
     name: String,
     #[command(subcommand)]
@@ -209,11 +209,20 @@ enum LabCommand {
         /// No emulation between the two TPO hosts: a plain pair of interfaces
         #[arg(long, conflicts_with_all = ["link", "back"])]
         plain: bool,
+        /// So many sites around a backbone, each with a link of its own, in place of the pair
+        #[arg(long, value_name = "N", conflicts_with_all = ["plain", "back"])]
+        sites: Option<usize>,
         #[command(flatten)]
         links: Links,
     },
     /// Change the link
-    Set(Links),
+    Set {
+        /// Of sites: which one's
+        #[arg(long, value_name = "NUMBER", conflicts_with = "back")]
+        site: Option<usize>,
+        #[command(flatten)]
+        links: Links,
+    },
     /// Show the hosts, the links and what they did so far
     Show,
     /// End it
@@ -381,12 +390,17 @@ fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
     }
     let socket = PathBuf::from(format!("/run/tpo-lab-{name}.sock"));
     let request = match &arguments.command {
-        LabCommand::Up { plain, links } => {
+        LabCommand::Up { plain, sites, links } => {
             let (a_to_b, b_to_a) = links.both();
-            let wan = if *plain { Wan::Plain } else { Wan::Emulated { a_to_b, b_to_a } };
-            return Ok(tpo_lab::serve(name, wan, &socket)?);
+            let topology = match (sites, plain) {
+                (Some(sites), _) => tpo_lab::Topology::Sites(vec![a_to_b; *sites]),
+                (None, true) => tpo_lab::Topology::Pair(Wan::Plain),
+                (None, false) => tpo_lab::Topology::Pair(Wan::Emulated { a_to_b, b_to_a }),
+            };
+            return Ok(tpo_lab::serve(name, topology, &socket)?);
         }
-        LabCommand::Set(links) => {
+        LabCommand::Set { site: Some(site), links } => Request::Site { site: *site, link: links.link.clone() },
+        LabCommand::Set { site: None, links } => {
             let (a_to_b, b_to_a) = links.both();
             Request::Set { a_to_b, b_to_a }
         }

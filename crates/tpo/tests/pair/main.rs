@@ -10,4 +10,5 @@ mod ends;
 mod failure;
 mod hostile;
 mod local;
+mod mesh;
 mod packets;

@@ -13,8 +13,8 @@ use serde_json::Value;
 use tpo_lab::{Host, Lab, Profile, Wan};
 
 /// One pair at a time: the machine is small, and figures of neighbours would disturb each other.
-static ALONE: Mutex<()> = Mutex::new(());
-static NUMBER: AtomicU32 = AtomicU32::new(0);
+pub(crate) static ALONE: Mutex<()> = Mutex::new(());
+pub(crate) static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// How long anything may take that should take a moment.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
