@@ -36,7 +36,6 @@ enum Running {
 
 /// What a running lab can be asked.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time; a box would be in every caller's way")]
 pub enum Request {
     /// Other links from now on.
     Set {

@@ -21,17 +21,20 @@ use crate::config::Checked;
 use crate::config::checked;
 use crate::control;
 use crate::edge::exit::{Exit, Permit, SourceAddress};
-use crate::edge::packets::Packets;
+use crate::edge::multicast;
+use crate::edge::packets::{self, Packets};
 use crate::facts::Facts;
 use crate::gate::{Doorbell, Gate};
 use crate::intercept::install::{self, Installed};
-use crate::intercept::lease::Lease;
+use crate::intercept::lease::{GroupSets, Lease};
 use crate::intercept::rules::Ports;
 use crate::intercept::tcp::Listeners;
 use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
 use crate::memory::Memory;
+use crate::multicast::groups::{Joined, Wanted};
+use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Router, Table};
 use crate::tap::{self, Opened, Tap};
@@ -68,6 +71,7 @@ pub fn run(checked: &Checked, identity: Arc<Identity>) -> Result<()> {
         failed = daemon.ended_by_itself();
         if Instant::now() >= next_look {
             daemon.watch_rules();
+            daemon.watch_groups();
             next_look = Instant::now() + RULES_EVERY;
         }
         std::thread::sleep(LOOK_EVERY);
@@ -86,6 +90,7 @@ struct Daemon {
     gate: Gate,
     router: Router,
     tap: Option<Tap>,
+    multicast: Option<Multicast>,
     /// The way into the TUN device is gone and could not be restored, which has been said.
     packets_lost: bool,
     installed: Installed,
@@ -112,6 +117,11 @@ impl Daemon {
         let (tun, opened) = (installed.tun(), Arc::new(Opened::default()));
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
+        let plan = multicast_plan(checked);
+        let mut groups = match tun.is_some() && !plan.interfaces.is_empty() {
+            true => Some(MulticastParts::open(&plan).context("multicast")?),
+            false => None,
+        };
 
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
@@ -120,7 +130,9 @@ impl Daemon {
                 name: peer.name.clone(),
                 engine: engine_config(checked, slot, identity.clone())?,
                 exit: exit(checked, slot),
-                packets: tun.clone().map(|tun| Packets::new(tun, opened.clone(), slot)),
+                packets: tun.clone().map(|tun| {
+                    Packets::new(tun, opened.clone(), slot, groups.as_ref().map(|groups| groups.of_lane(slot, &plan)))
+                }),
                 listener: listener.try_clone().context("share the listening socket")?,
                 memory: Memory::of_service(&peer.name),
                 on_change: Box::new(doorbell.ring()),
@@ -137,17 +149,43 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
+            let rules = enabled().filter(|rule| rule.matches.destination.address.is_multicast());
+            let of_many = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
+            let groups_of_many = groups.as_ref().map(|parts| tap::GroupTable {
+                policy: of_many,
+                groups: checked.groups.clone(),
+                wanted: parts.wanted.clone(),
+            });
             let groups = checked.groups.clone();
-            Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes: lanes.clone() })
+            let lanes = lanes.clone();
+            Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes, groups_of_many })
         });
         let tap = tap.transpose().context("start the tap")?;
+        let multicast = groups.take().map(|parts| {
+            let MulticastParts { doorbell, wanted, joined, lans } = parts;
+            let sets = GroupSets::open(installed.has_v6())?;
+            Multicast::start(doorbell, plan, (wanted, joined), lans, sets, lanes.clone())
+        });
+        let multicast = multicast.transpose().context("start multicast")?;
         let table_of_gate = (policy(), checked.groups.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
-        Ok(Daemon { lanes, threads, gate, router, tap, packets_lost: false, installed, table, ports, control })
+        Ok(Daemon {
+            lanes,
+            threads,
+            gate,
+            router,
+            tap,
+            multicast,
+            packets_lost: false,
+            installed,
+            table,
+            ports,
+            control,
+        })
     }
 
     /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
@@ -181,6 +219,15 @@ impl Daemon {
         }
     }
 
+    /// Without these tables nothing is copied, and nothing else happens.
+    fn watch_groups(&self) {
+        if self.multicast.as_ref().is_some_and(Multicast::has_lost_its_sets)
+            && let Err(error) = self.installed.repair_groups(&self.table)
+        {
+            warn!(%error, "multicast is no longer taken from the LANs");
+        }
+    }
+
     /// The name of a thread that has ended though nobody asked it to.
     fn ended_by_itself(&self) -> Option<String> {
         let lanes = self.lanes.iter().zip(&self.threads);
@@ -190,6 +237,7 @@ impl Daemon {
             .chain(self.gate.has_ended().then(|| "gate".into()))
             .chain(self.router.has_ended().then(|| "router".into()))
             .chain(self.tap.as_ref().is_some_and(Tap::has_ended).then(|| "tap".into()))
+            .chain(self.multicast.as_ref().is_some_and(Multicast::has_ended).then(|| "multicast".into()))
             .next()
     }
 
@@ -213,6 +261,9 @@ impl Daemon {
             }
         }
         self.router.stop();
+        if let Some(multicast) = self.multicast {
+            multicast.stop();
+        }
         if let Some(tap) = self.tap {
             tap.stop();
         }
@@ -220,6 +271,42 @@ impl Daemon {
             warn!(%error, "the interception rules could not be removed");
         }
         info!(took_ms = start.elapsed().as_millis() as u64, "ended");
+    }
+}
+
+/// What multicast's thread and the lanes share.
+struct MulticastParts {
+    doorbell: Doorbell,
+    wanted: Arc<Wanted>,
+    joined: Arc<Joined>,
+    lans: Arc<[multicast::Lan]>,
+}
+
+impl MulticastParts {
+    fn open(plan: &Plan) -> Result<MulticastParts> {
+        let open = |name: &String| {
+            multicast::Lan::open(name)
+                .with_context(|| format!("open raw sockets on the interface {name} ([multicast] interfaces)"))
+        };
+        let lans: Vec<multicast::Lan> = plan.interfaces.iter().map(open).collect::<Result<_>>()?;
+        let (wanted, joined) = Default::default();
+        Ok(MulticastParts { doorbell: Doorbell::new()?, wanted, joined, lans: lans.into() })
+    }
+
+    fn of_lane(&self, slot: usize, plan: &Plan) -> packets::Groups {
+        let emitter = multicast::Emitter::new(self.lans.clone(), self.joined.clone());
+        packets::Groups::new(plan.may_ask(slot), self.wanted.clone(), emitter, Box::new(self.doorbell.ring()))
+    }
+}
+
+fn multicast_plan(checked: &Checked) -> Plan {
+    let rules = checked.rules.iter().filter(|rule| rule.enabled && rule.matches.destination.address.is_multicast());
+    let accepts = checked.accepts.iter().filter(|accept| accept.destination.address.is_multicast());
+    Plan {
+        interfaces: checked.multicast.interfaces.clone(),
+        asks: checked.multicast.querier,
+        rules: rules.map(|rule| (rule.matches.destination, rule.group.peers.clone())).collect(),
+        accepts: accepts.map(|accept| (accept.peer, accept.destination, accept.pinned)).collect(),
     }
 }
 
@@ -277,7 +364,12 @@ fn exit(checked: &Checked, peer: usize) -> Exit {
 /// The look-up table as the kernel's side of interception wants it.
 pub fn table(checked: &Checked) -> intercept::Table {
     intercept::Table {
-        rules: checked.rules.iter().flat_map(rule_specs).collect(),
+        rules: checked
+            .rules
+            .iter()
+            .filter(|rule| !rule.matches.destination.address.is_multicast())
+            .flat_map(rule_specs)
+            .collect(),
         mode: match checked.intercept.mode {
             checked::Mode::Tproxy => intercept::Mode::Tproxy,
             checked::Mode::Redirect => intercept::Mode::Redirect,
@@ -286,6 +378,7 @@ pub fn table(checked: &Checked) -> intercept::Table {
         interfaces: checked.intercept.interfaces.clone(),
         peers: checked.peers.len(),
         groups: checked.groups.clone(),
+        multicast: checked.multicast.interfaces.clone(),
         far_source_is_client: checked
             .accepts
             .iter()

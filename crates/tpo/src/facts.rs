@@ -1,6 +1,7 @@
 //! What the daemon tells of itself: gathers the figures of lanes, gate, router and kernel into the reports of [`crate::status`].
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -136,6 +137,8 @@ impl Facts {
             retransmissions: mover.segments_repaired,
             parity_sent: mover.parity_sent,
             rebuilt: mover.datagrams_rebuilt,
+            groups_asked_here: report.groups_asked_here.iter().map(IpAddr::to_string).collect(),
+            groups_asked_there: report.groups_asked_there.iter().map(IpAddr::to_string).collect(),
             drops: drops(report),
             handshake: HandshakeReport {
                 completed: handshake.established,

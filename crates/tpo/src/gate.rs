@@ -53,9 +53,9 @@ pub struct Gate {
     pub counters: Arc<Counters>,
 }
 
-/// The poll of the gate, made before the lanes so that they can wake it when their peer comes or goes.
+/// The poll of a thread (the gate's, multicast's), made before the lanes so that they can wake it.
 pub struct Doorbell {
-    poll: Poll,
+    pub(crate) poll: Poll,
     waker: Arc<Waker>,
 }
 
@@ -67,10 +67,10 @@ impl Doorbell {
         Ok(Doorbell { poll, waker })
     }
 
-    /// What makes the gate look at the lanes at once.
+    /// What makes its thread look at once.
     pub fn ring(&self) -> impl Fn() + Send + 'static {
         let waker = self.waker.clone();
-        // The gate looks every half second anyway.
+        // It looks every half second anyway.
         move || drop(waker.wake())
     }
 }

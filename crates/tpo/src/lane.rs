@@ -79,6 +79,8 @@ pub enum Command {
     Report(SyncSender<Report>),
     /// Somebody wants to see every flow.
     Flows(SyncSender<Vec<FlowInfo>>),
+    /// Groups of many that the peer shall be asked for from now on: all of them.
+    Groups(Vec<IpAddr>),
     /// The memory that flows may hold in all has changed.
     Budget(usize),
 }
@@ -97,6 +99,10 @@ pub struct Report {
     pub counters: Counters,
     /// Of packets that are no TCP.
     pub packets: packets::Counters,
+    /// Groups of multicast that the peer asks for.
+    pub groups_asked_here: Vec<IpAddr>,
+    /// Groups of multicast that the peer is asked for.
+    pub groups_asked_there: Vec<IpAddr>,
 }
 
 /// What happened at the lane's own doors.
@@ -307,6 +313,9 @@ impl Loop {
         let mut events = Events::with_capacity(1_024);
         loop {
             let now = Instant::now();
+            if let Some(packets) = &mut self.packets {
+                packets.say_what_is_asked(&mut self.peer, now);
+            }
             let busy = self.transmit(now);
             let now = Instant::now();
             self.show_pulse(now);
@@ -426,6 +435,11 @@ impl Loop {
                     // Nobody waits any more: then nobody is told.
                     let _ = to.try_send(self.report());
                 }
+                Ok(Command::Groups(groups)) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.ask(groups, now);
+                    }
+                }
                 Ok(Command::Budget(bytes)) => self.peer.set_budget(bytes),
                 Err(TryRecvError::Empty) => {
                     self.waiting = false;
@@ -528,16 +542,24 @@ impl Loop {
                 Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
                 Event::Connected { fresh } => {
                     info!(peer = %self.name, fresh, remote = ?self.peer.remote(), "peer connected");
+                    if let Some(packets) = self.packets.as_mut().filter(|_| fresh) {
+                        packets.begin_anew(now);
+                    }
                 }
                 Event::Silent => {
                     warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule")
                 }
                 Event::Heard => info!(peer = %self.name, "peer heard again"),
-                Event::Dead => warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset"),
+                Event::Dead => {
+                    warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset");
+                    if let Some(packets) = &mut self.packets {
+                        packets.begin_anew(now);
+                    }
+                }
             }
         }
         match &mut self.packets {
-            Some(packets) => packets.deliver(&mut self.peer),
+            Some(packets) => packets.deliver(&mut self.peer, now),
             // Its flows were refused just now; what came with the first datagram goes too.
             None => self.peer.take_datagrams(|_| ()),
         }
@@ -547,7 +569,7 @@ impl Loop {
     /// The peer has opened a flow of packets.
     fn exchange(&mut self, flow: FlowId, key: FlowKey, now: Instant) {
         match &mut self.packets {
-            Some(packets) if self.exit.permits(&key) => packets.open(flow, key),
+            Some(packets) if packets.is_question(&key) || self.exit.permits(&key) => packets.open(flow, key),
             _ => {
                 self.counters.not_allowed += 1;
                 self.peer.reset(flow, Status::NotAllowed, now);
@@ -731,6 +753,8 @@ impl Loop {
             edges: self.edges.len(),
             counters,
             packets: self.packets.as_ref().map_or_else(Default::default, Packets::counters),
+            groups_asked_here: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_here),
+            groups_asked_there: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_there),
         }
     }
 

@@ -23,6 +23,7 @@ pub mod gate;
 pub mod intercept;
 pub mod lane;
 pub mod link;
+pub mod multicast;
 pub mod router;
 pub mod tap;
 

@@ -1,6 +1,6 @@
 //! IP packets of what is no TCP: whose flow they belong to, and the form in which they cross the WAN. Pure: bytes in, bytes out.
 //!
-//! `docs/wire.md` section 5 is the page that this file follows. An ordinary UDP packet crosses as its payload and three bytes of its IP header;
+//! `docs/wire.md` section 5 is the page that this file follows. An ordinary UDP packet crosses as its payload and a few bytes of its IP header;
 //! everything else as it is. The far side's bytes are not trusted: what does not belong to its flow is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,6 +17,7 @@ pub const ICMP_V6: u8 = 58;
 
 const WHOLE: u8 = 0;
 const PLAIN_UDP: u8 = 1;
+const LABELLED_UDP: u8 = 2;
 const DONT_FRAGMENT: u8 = 1;
 /// IPv6's header in front of a fragment.
 const FRAGMENT: u8 = 44;
@@ -57,10 +58,21 @@ pub struct Piece {
 /// An ordinary UDP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Plain {
-    class: u8,
-    hops: u8,
-    flags: u8,
+    head: Head,
     payload: Range<usize>,
+}
+
+/// What an ordinary UDP packet has of an IP header of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// DSCP and ECN.
+    pub class: u8,
+    /// Hop limit.
+    pub hops: u8,
+    /// Bit 0: don't fragment.
+    pub flags: u8,
+    /// IPv6's flow label, 20 bits.
+    pub label: u32,
 }
 
 /// Reads an IP packet; `None` when it is none, or is cut short.
@@ -77,8 +89,9 @@ pub fn look(packet: &[u8]) -> Option<Seen> {
             let ports = ports(body)?;
             let whole = usize::from(u16_at(body, 4)?) == body.len() && outer.is_simple;
             let from = outer.body.start + UDP_HEADER;
-            let (class, hops, flags) = (outer.class, outer.hops, outer.flags);
-            let plain = whole.then_some(Plain { class, hops, flags, payload: from..packet.len() });
+            let Header { class, hops, flags, label, .. } = outer;
+            let head = Head { class, hops, flags, label };
+            let plain = whole.then_some(Plain { head, payload: from..packet.len() });
             Some(Seen { plain, ..seen(ports, true) })
         }
         ICMP | ICMP_V6 => {
@@ -117,8 +130,11 @@ pub fn look(packet: &[u8]) -> Option<Seen> {
 /// Appends the form in which the packet crosses.
 pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
     match &seen.plain {
-        Some(Plain { class, hops, flags, payload }) => {
-            out.extend([PLAIN_UDP, *class, *hops, *flags]);
+        Some(Plain { head: Head { class, hops, flags, label }, payload }) => {
+            out.extend([if *label == 0 { PLAIN_UDP } else { LABELLED_UDP }, *class, *hops, *flags]);
+            if *label != 0 {
+                out.extend_from_slice(&label.to_be_bytes()[1..]);
+            }
             out.extend_from_slice(&packet[payload.clone()]);
         }
         None => {
@@ -129,9 +145,14 @@ pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
 }
 
 /// What an ordinary UDP packet that crossed has of a header of its own, and its payload.
-pub fn as_plain(bytes: &[u8]) -> Option<([u8; 3], &[u8])> {
+pub fn as_plain(bytes: &[u8]) -> Option<(Head, &[u8])> {
     match bytes.split_first_chunk()? {
-        (&[PLAIN_UDP, class, hops, flags], payload) => Some(([class, hops, flags], payload)),
+        (&[PLAIN_UDP, class, hops, flags], payload) => Some((Head { class, hops, flags, label: 0 }, payload)),
+        (&[LABELLED_UDP, class, hops, flags], rest) => {
+            let (&[high, middle, low], payload) = rest.split_first_chunk()?;
+            let label = u32::from_be_bytes([0, high & 15, middle, low]);
+            Some((Head { class, hops, flags, label }, payload))
+        }
         _ => None,
     }
 }
@@ -141,7 +162,7 @@ pub fn as_plain(bytes: &[u8]) -> Option<([u8; 3], &[u8])> {
 /// `None` when they are too long together.
 pub fn together(
     key: &FlowKey,
-    head: [u8; 3],
+    head: Head,
     (size, payloads): (usize, usize),
     number: u16,
     out: &mut Vec<u8>,
@@ -165,7 +186,7 @@ pub fn together(
 /// it may be cut. False when it is no packet of that flow; then `out` is as it was.
 pub fn unpack(bytes: &[u8], key: &FlowKey, number: u16, out: &mut Vec<u8>) -> bool {
     match bytes.split_first() {
-        Some((&PLAIN_UDP, _)) if key.protocol == UDP => {
+        Some((&(PLAIN_UDP | LABELLED_UDP), _)) if key.protocol == UDP => {
             as_plain(bytes).is_some_and(|(head, payload)| plain(key, head, payload, number, out))
         }
         Some((&WHOLE, packet)) if belongs(packet, key) => {
@@ -191,7 +212,7 @@ fn belongs(packet: &[u8], key: &FlowKey) -> bool {
 }
 
 /// Appends an ordinary UDP packet; false when it would be too long.
-pub fn plain(key: &FlowKey, head: [u8; 3], payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
+pub fn plain(key: &FlowKey, head: Head, payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
     let Some(sum) = plain_header(key, head, payload.len(), number, out) else { return false };
     let udp = out.len() - UDP_HEADER;
     out.extend_from_slice(payload);
@@ -207,7 +228,7 @@ pub fn plain(key: &FlowKey, head: [u8; 3], payload: &[u8], number: u16, out: &mu
 /// Appends the headers in front of a payload of this length, without the UDP checksum; gives the sum of the pseudo header for it.
 fn plain_header(
     key: &FlowKey,
-    [class, hops, flags]: [u8; 3],
+    Head { class, hops, flags, label }: Head,
     payload: usize,
     number: u16,
     out: &mut Vec<u8>,
@@ -232,7 +253,8 @@ fn plain_header(
             sum = sum.add(&source.octets()).add(&destination.octets());
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            out.extend([0x60 | class >> 4, class << 4, 0, 0]);
+            let [_, high, middle, low] = label.to_be_bytes();
+            out.extend([0x60 | class >> 4, class << 4 | high & 15, middle, low]);
             out.extend(udp_length.to_be_bytes());
             out.extend([UDP, hops]);
             out.extend(source.octets());
@@ -249,6 +271,54 @@ fn plain_header(
     Some(sum.add(&[0, UDP, high, low]))
 }
 
+/// Takes one off the hop limit of a packet on its way to a group of many; false when it may go no further. What took it from its LAN says of every
+/// IPv4 packet that it must not be cut, which is not its sender's word. The IPv4 header's checksum is left to the kernel.
+pub fn pass(packet: &mut [u8]) -> bool {
+    let v4 = packet[0] >> 4 == 4;
+    let hops = &mut packet[if v4 { 8 } else { 7 }];
+    *hops = hops.saturating_sub(1);
+    let goes_on = *hops > 0;
+    if v4 {
+        packet[6] &= 0xbf;
+    }
+    goes_on
+}
+
+/// Gives a UDP packet, made by [`plain`], in pieces that a link of this MTU takes (RFC 791, RFC 8200 section 4.5): `number` tells them from those of
+/// other packets. A packet that fits is given as it is.
+pub fn cut(packet: &[u8], mtu: usize, number: u32, mut each: impl FnMut(&[u8])) {
+    if packet.len() <= mtu {
+        return each(packet);
+    }
+    let v4 = packet[0] >> 4 == 4;
+    let (header, extra) = if v4 { (IPV4, 0) } else { (IPV6, 8) };
+    // All pieces but the last hold a multiple of eight bytes.
+    let room = mtu.saturating_sub(header + extra).max(8) / 8 * 8;
+    let mut piece = Vec::with_capacity(mtu);
+    let pieces = packet[header..].len().div_ceil(room);
+    for (index, part) in packet[header..].chunks(room).enumerate() {
+        let (offset, more) = (index * room, u16::from(index + 1 < pieces));
+        piece.clear();
+        piece.extend_from_slice(&packet[..header]);
+        if v4 {
+            piece[2..4].copy_from_slice(&((header + part.len()) as u16).to_be_bytes());
+            piece[4..6].copy_from_slice(&(number as u16).to_be_bytes());
+            piece[6..8].copy_from_slice(&(more << 13 | (offset / 8) as u16).to_be_bytes());
+            piece[10..12].copy_from_slice(&[0, 0]);
+            let check = Sum::default().add(&piece).finish();
+            piece[10..12].copy_from_slice(&check.to_be_bytes());
+        } else {
+            piece[4..6].copy_from_slice(&((extra + part.len()) as u16).to_be_bytes());
+            let next = std::mem::replace(&mut piece[6], FRAGMENT);
+            piece.extend([next, 0]);
+            piece.extend((offset as u16 | more).to_be_bytes());
+            piece.extend(number.to_be_bytes());
+        }
+        piece.extend_from_slice(part);
+        each(&piece);
+    }
+}
+
 struct Header {
     source: IpAddr,
     destination: IpAddr,
@@ -256,6 +326,7 @@ struct Header {
     class: u8,
     hops: u8,
     flags: u8,
+    label: u32,
     piece: Option<Piece>,
     /// Nothing in it that a plain packet does not carry.
     is_simple: bool,
@@ -289,6 +360,7 @@ fn header(packet: &[u8]) -> Option<Header> {
                 class: packet[1],
                 hops: packet[8],
                 flags: if fragment & 0x4000 != 0 { DONT_FRAGMENT } else { 0 },
+                label: 0,
                 piece: (fragment & 0x3fff != 0)
                     .then_some(Piece { number: u32::from(u16_at(packet, 4)?), is_first: fragment & 0x1fff == 0 }),
                 is_simple: fragment & 0x3fff == 0 && length == IPV4 && total == packet.len(),
@@ -312,7 +384,6 @@ fn header(packet: &[u8]) -> Option<Header> {
             if total < start {
                 return None;
             }
-            let no_label = packet[1] & 15 == 0 && packet[2] == 0 && packet[3] == 0;
             Some(Header {
                 source: Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?).into(),
                 destination: Ipv6Addr::from(*packet.get(24..40)?.first_chunk::<16>()?).into(),
@@ -320,8 +391,9 @@ fn header(packet: &[u8]) -> Option<Header> {
                 class: packet[0] << 4 | packet[1] >> 4,
                 hops: packet[7],
                 flags: DONT_FRAGMENT,
+                label: u32::from_be_bytes([0, packet[1] & 15, packet[2], packet[3]]),
                 piece,
-                is_simple: piece.is_none() && no_label && total == packet.len(),
+                is_simple: piece.is_none() && total == packet.len(),
                 body: start..total,
             })
         }
@@ -339,11 +411,11 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 
 /// The Internet checksum (RFC 1071).
 #[derive(Clone, Copy, Default)]
-struct Sum(u64);
+pub(crate) struct Sum(u64);
 
 impl Sum {
     /// Adds bytes; all but the last must be of even length.
-    fn add(self, bytes: &[u8]) -> Sum {
+    pub(crate) fn add(self, bytes: &[u8]) -> Sum {
         let (words, rest) = bytes.as_chunks::<4>();
         let mut sum = self.0;
         for word in words {
@@ -354,7 +426,7 @@ impl Sum {
         Sum(sum + u64::from(u32::from_be_bytes(last)))
     }
 
-    fn finish(self) -> u16 {
+    pub(crate) fn finish(self) -> u16 {
         let mut sum = self.0;
         while sum >> 16 != 0 {
             sum = (sum >> 16) + (sum & 0xffff);
@@ -392,7 +464,8 @@ mod tests {
 
     fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
         let mut packet = Vec::new();
-        assert!(plain(&key(v6), [0xb8, 63, 1], payload, 9, &mut packet));
+        let head = Head { class: 0xb8, hops: 63, flags: 1, label: 0 };
+        assert!(plain(&key(v6), head, payload, 9, &mut packet));
         packet
     }
 
@@ -415,6 +488,40 @@ mod tests {
     }
 
     #[test]
+    fn a_long_packet_is_cut_into_pieces_that_make_it_again() {
+        for v6 in [false, true] {
+            let payload: Vec<u8> = (0..5_000).map(|at| (at % 251) as u8).collect();
+            let packet = {
+                let mut packet = Vec::new();
+                assert!(plain(&key(v6), Head { class: 0, hops: 5, flags: 0, label: 0 }, &payload, 9, &mut packet));
+                packet
+            };
+            let (mut whole, mut count) = (Vec::new(), 0);
+            cut(&packet, 1_500, 77, |piece| {
+                assert!(piece.len() <= 1_500);
+                let seen = look(piece).unwrap();
+                assert_eq!(seen.piece, Some(Piece { number: 77, is_first: count == 0 }));
+                whole.extend_from_slice(&piece[if v6 { 48 } else { 20 }..]);
+                count += 1;
+            });
+            assert_eq!((count, &whole[..]), (4, &packet[if v6 { 40 } else { 20 }..]));
+            cut(&packet, packet.len(), 1, |piece| assert_eq!(piece, packet));
+        }
+    }
+
+    #[test]
+    fn a_flow_label_crosses_too() {
+        let mut packet = Vec::new();
+        assert!(plain(&key(true), Head { class: 2, hops: 9, flags: 1, label: 0xf_1234 }, b"x", 1, &mut packet));
+        let mut crossed = Vec::new();
+        pack(&packet, &look(&packet).unwrap(), &mut crossed);
+        assert_eq!(crossed, [2, 2, 9, 1, 0xf, 0x12, 0x34, b'x']);
+        let mut out = Vec::new();
+        assert!(unpack(&crossed, &key(true), 1, &mut out));
+        assert_eq!(out, packet);
+    }
+
+    #[test]
     fn the_checksum_is_the_documented_one() {
         // RFC 1071, section 3.
         assert_eq!(Sum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish(), !0xddf2);
@@ -426,7 +533,8 @@ mod tests {
     fn packets_together_have_the_header_of_one_long_packet() {
         for v6 in [false, true] {
             let mut out = Vec::new();
-            let told = together(&key(v6), [0, 64, 1], (100, 250), 1, &mut out).unwrap();
+            let head = Head { class: 0, hops: 64, flags: 1, label: if v6 { 0xa_bcde } else { 0 } };
+            let told = together(&key(v6), head, (100, 250), 1, &mut out).unwrap();
             out.extend([7; 250]);
             let header = if v6 { 48 } else { 28 };
             assert_eq!(out.len(), header + 250);
@@ -440,10 +548,14 @@ mod tests {
             out[header - 2..header].copy_from_slice(&[0, 0]);
             let whole = Sum(u64::from(partial)).add(&out[header - 8..]).finish();
             let mut one = Vec::new();
-            assert!(plain(&key(v6), [0, 64, 1], &[7; 250], 1, &mut one));
+            assert!(plain(&key(v6), head, &[7; 250], 1, &mut one));
             assert_eq!(Some(whole), u16_at(&one, header - 2));
         }
-        assert_eq!(together(&key(false), [0; 3], (1_000, 65_528), 1, &mut Vec::new()), None, "too long together");
+        assert_eq!(
+            together(&key(false), Head::default(), (1_000, 65_528), 1, &mut Vec::new()),
+            None,
+            "too long together"
+        );
     }
 
     #[test]

@@ -168,3 +168,89 @@ pub fn random_seed() -> io::Result<[u8; 32]> {
     let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
     if got == seed.len() as isize { Ok(seed) } else { Err(io::Error::last_os_error()) }
 }
+
+/// The number of an interface of the calling thread's namespace.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the pointer is to a string that ends with a zero and outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// One question about an interface (`ioctl` with an `ifreq`), asked through any socket of its namespace.
+fn ask_interface(socket: &Socket, name: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
+    if name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all zero is a valid ifreq: plain integers and bytes.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request is a whole, initialised ifreq that outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut request) })?;
+    Ok(request)
+}
+
+/// Bytes of an IP packet that the interface takes whole.
+pub fn interface_mtu(socket: &Socket, name: &str) -> io::Result<usize> {
+    let request = ask_interface(socket, name, libc::SIOCGIFMTU)?;
+    // SAFETY: SIOCGIFMTU filled in this member of the union.
+    Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
+}
+
+/// The first IPv4 address of an interface.
+pub fn interface_v4(socket: &Socket, name: &str) -> io::Result<std::net::Ipv4Addr> {
+    let request = ask_interface(socket, name, libc::SIOCGIFADDR)?;
+    // SAFETY: SIOCGIFADDR filled in this member of the union; family, port and address lie in its first eight bytes.
+    let data = unsafe { request.ifr_ifru.ifru_addr.sa_data };
+    Ok(std::net::Ipv4Addr::from([data[2], data[3], data[4], data[5]].map(|byte| byte as u8)))
+}
+
+/// A socket that hears what passes an interface, IP headers first, as far as `filter` lets it through; frames to any group too, but not what this
+/// host sends.
+pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Result<Socket> {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    // No protocol yet: nothing comes before the filter stands.
+    let socket = Socket::new(socket2::Domain::PACKET, socket2::Type::DGRAM.nonblocking().cloexec(), None)?;
+    socket.attach_filter(filter)?;
+    set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    // SAFETY: all zero is a valid sockaddr_ll and packet_mreq: plain integers and bytes.
+    let (mut address, mut groups): (libc::sockaddr_ll, libc::packet_mreq) = unsafe { mem::zeroed() };
+    groups.mr_ifindex = index as libc::c_int;
+    groups.mr_type = libc::PACKET_MR_ALLMULTI as libc::c_ushort;
+    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    address.sll_protocol = all;
+    address.sll_ifindex = index as libc::c_int;
+    // SAFETY: each pointer and length describe one of the two, which outlive the calls.
+    unsafe {
+        check(libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_ADD_MEMBERSHIP,
+            (&raw const groups).cast(),
+            mem::size_of_val(&groups) as libc::socklen_t,
+        ))?;
+        let length = mem::size_of_val(&address) as libc::socklen_t;
+        check(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length))?;
+    }
+    Ok(socket)
+}
+
+/// By which interface an IPv4 socket sends to groups, by its number.
+pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()> {
+    let any = libc::in_addr { s_addr: 0 };
+    let request = libc::ip_mreqn { imr_multiaddr: any, imr_address: any, imr_ifindex: index as libc::c_int };
+    // SAFETY: the pointer and the length describe `request`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MULTICAST_IF,
+            (&raw const request).cast(),
+            mem::size_of_val(&request) as libc::socklen_t,
+        )
+    })
+}

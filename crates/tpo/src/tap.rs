@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use crate::group::Group;
 use crate::intercept::tun::Tun;
 use crate::lane::{Command, Lane};
+use crate::multicast::groups::Wanted;
 use crate::packet::{self, Seen};
 
 const TUN: Token = Token(0);
@@ -72,6 +73,14 @@ pub struct Batch {
     pub items: Vec<Item>,
 }
 
+impl Batch {
+    fn push(&mut self, seen: Seen, ruled: Option<Ruled>, packet: &[u8]) {
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(packet);
+        self.items.push(Item { seen, ruled, bytes: from..self.bytes.len() });
+    }
+}
+
 /// Which lane's peer has opened a flow, for the packets that come back.
 #[derive(Debug, Default)]
 pub struct Opened(RwLock<HashMap<FlowKey, usize>>);
@@ -88,6 +97,10 @@ impl Opened {
         if map.get(key) == Some(&slot) {
             map.remove(key);
         }
+    }
+
+    fn contains(&self, key: &FlowKey) -> bool {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).contains_key(key)
     }
 
     fn find(&self, key: &FlowKey) -> Option<usize> {
@@ -150,6 +163,35 @@ pub struct Table {
     pub opened: Arc<Opened>,
     /// By slot.
     pub lanes: Vec<Lane>,
+    /// What is carried to groups of many, if anything.
+    pub groups_of_many: Option<GroupTable>,
+}
+
+/// Who gets what is sent to groups of many.
+pub struct GroupTable {
+    /// The rules whose destinations are such groups.
+    pub policy: Policy,
+    /// Which peers each of the rules' numbers of peers means: all of them that ask.
+    pub groups: Vec<Group>,
+    /// What the peers ask for.
+    pub wanted: Arc<Wanted>,
+}
+
+impl GroupTable {
+    /// Every lane whose peer asks for this packet. One that a peer has brought is for none of them.
+    fn each(&self, seen: &Seen, opened: &Opened, mut each: impl FnMut(usize, Ruled)) {
+        let Some(rule) = self.policy.find(&seen.key).filter(|_| seen.opens && !opened.contains(&seen.key)) else {
+            return;
+        };
+        // The packet itself is on its way in its LAN whatever becomes of this copy.
+        let ruled = Ruled { class: rule.class, delivery: rule.delivery, fails_open: false };
+        let peers = &self.groups[rule.peer].peers;
+        self.wanted.each(seen.key.destination.ip(), |peer| {
+            if peers.contains(&peer) {
+                each(peer, ruled);
+            }
+        });
+    }
 }
 
 impl Table {
@@ -248,8 +290,11 @@ fn read(
         };
         let seen = packet::look(packet).and_then(|seen| pieces.complete(seen));
         bytes += packet.len();
-        if seen.as_ref().is_some_and(|seen| seen.key.destination.ip().is_multicast()) {
-            // The kernel's own, about the device: nobody's.
+        if let Some(seen) = seen.as_ref().filter(|seen| seen.key.destination.ip().is_multicast()) {
+            // Or the kernel's own, about the device: nobody's.
+            if let Some(groups) = &table.groups_of_many {
+                groups.each(seen, &table.opened, |slot, ruled| batches[slot].push(seen.clone(), Some(ruled), packet));
+            }
             continue;
         }
         let found = seen.and_then(|seen| {
@@ -262,10 +307,7 @@ fn read(
         });
         match found {
             Some((seen, (slot, ruled))) => {
-                let batch = &mut batches[slot];
-                let from = batch.bytes.len();
-                batch.bytes.extend_from_slice(packet);
-                batch.items.push(Item { seen, ruled, bytes: from..batch.bytes.len() });
+                batches[slot].push(seen, ruled, packet);
             }
             None => {
                 counters.let_go.fetch_add(1, Ordering::Relaxed);

@@ -168,7 +168,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
     let wrong =
         base().replace("private_key_file", "x = 1\nprivate_key_file").replace("public_key", "x = 1\npublic_key");
     let wrong = wrong.replace("protocol", "x = 1\nprotocol").replace("[[accept]]", "[[accept]]\nx = 1")
-        + "[intercept]\nx = 1\n";
+        + "[intercept]\nx = 1\n[multicast]\nx = 1\n";
     let mut known = 0;
     for finding in check(&wrong).unwrap_err().iter().filter(|finding| finding.key.ends_with(" x")) {
         for key in finding.would_do.trim_start_matches("one of ").split(", ") {
@@ -179,7 +179,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 12 + 3 + 6 + 11 + 6, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 12 + 3 + 2 + 6 + 11 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {
@@ -250,7 +250,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "[tpo]",
         "[tpoo]",
-        ":1: error: tpoo: no section of this name is known; would do: tpo (known are tpo, intercept, peer, rule, accept)",
+        ":1: error: tpoo: no section of this name is known; would do: tpo (known are tpo, intercept, multicast, peer, rule, accept)",
     ),
     (
         "[tpo]",
@@ -354,7 +354,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "destination = \"10.10.2.0/24\"\npeer = \"lyon\"",
         "destination = \"10.10.2.0/24\"\npeer = [\"lyon\", \"lyon\"]",
-        ":11: error: [[rule]] peer: found a list of 2; would do: one peer, or a list of 2 to 16 different ones; the name of a [[peer]]: \"lyon\"",
+        ":11: error: [[rule]] peer: found a list of 2; would do: one peer, or a list of different ones; the name of a [[peer]]: \"lyon\"",
     ),
     (
         "protocol = \"tcp\"",
@@ -390,6 +390,31 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[[accept]]",
         "[[accept]]\nprotocol = \"all\"",
         ":13: error: [[accept]] protocol: found \"all\"; would do: \"tcp\"",
+    ),
+    (
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"",
+        ":10: error: [[rule]] destination: found a group of multicast; would do: protocol = \"udp\": nothing else",
+    ),
+    (
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
+        "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"224.0.0.0/3\"",
+        ":10: error: [[rule]] destination: found 224.0.0.0/3, which is more than groups of multicast; would do: \"224.0.0.0/4\"",
+    ),
+    (
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
+        "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"",
+        ":7: error: destination: found 239.1.0.0/16, a group of multicast, and no LAN for it; would do: [multicast] with interfaces",
+    ),
+    (
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
+        "on_failure = \"closed\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"",
+        ":8: error: [[rule]] on_failure: found a rule for multicast; would do: leave it out",
+    ),
+    (
+        "[[accept]]",
+        "[[accept]]\npinned = true",
+        ":13: error: [[accept]] pinned: found true; would do: a destination that is one group of multicast",
     ),
     (
         "[[accept]]",

@@ -14,6 +14,7 @@ use super::file::{File, Section, Written};
 use super::{Findings, shadow, value};
 use crate::group::Group;
 use crate::intercept::layers::MAX_RULES;
+use crate::multicast::igmp::is_routed;
 use crate::packet::{ICMP, ICMP_V6, UDP};
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
@@ -49,6 +50,8 @@ pub struct Checked {
     pub log_format: LogFormat,
     /// `[intercept]`.
     pub intercept: Intercept,
+    /// `[multicast]`.
+    pub multicast: Multicast,
     /// The `[[peer]]` sections in order; rules and accepts name them by index.
     pub peers: Vec<Peer>,
     /// The `[[rule]]` sections in order: the first match wins.
@@ -78,6 +81,21 @@ pub struct Intercept {
     pub local: bool,
     /// Only connections that come in through one of these; empty: through any.
     pub interfaces: Vec<String>,
+}
+
+/// What is carried to groups of many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Multicast {
+    /// `interfaces`: the LANs whose groups are taken and served.
+    pub interfaces: Vec<String>,
+    /// `querier`: ask who listens, where no other router does.
+    pub querier: bool,
+}
+
+impl Default for Multicast {
+    fn default() -> Multicast {
+        Multicast { interfaces: Vec::new(), querier: true }
+    }
 }
 
 /// The mechanism of interception.
@@ -147,6 +165,8 @@ pub struct Accept {
     pub destination_ports: RangeInclusive<u16>,
     /// The address that the destination sees.
     pub source_address: SourceAddress,
+    /// Of one group of many: it is asked for whether or not anybody listens.
+    pub pinned: bool,
     /// The line of its section.
     pub line: usize,
 }
@@ -206,9 +226,10 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
     let groups = number_groups(&mut rules, peers.list.len());
     let accepts = check_accepts(&file, &peers, findings);
     let intercept = check_intercept(&file, findings);
+    let multicast = check_multicast(&file, findings);
     let checked = check_tpo(&file, path, findings);
-    file.finish(&["tpo", "intercept", "peer", "rule", "accept"], findings);
-    let checked = Checked { intercept, peers: peers.list, rules, groups, accepts, ..checked? };
+    file.finish(&["tpo", "intercept", "multicast", "peer", "rule", "accept"], findings);
+    let checked = Checked { intercept, multicast, peers: peers.list, rules, groups, accepts, ..checked? };
     if !findings.has_errors() {
         check_together(&checked, findings);
     }
@@ -270,6 +291,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         log,
         log_format,
         intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },
+        multicast: Multicast::default(),
         peers: Vec::new(),
         rules: Vec::new(),
         groups: Vec::new(),
@@ -286,6 +308,34 @@ fn check_intercept(file: &File<'_>, findings: &mut Findings) -> Intercept {
     intercept.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
     section.finish(findings);
     intercept
+}
+
+fn check_multicast(file: &File<'_>, findings: &mut Findings) -> Multicast {
+    let mut multicast = Multicast::default();
+    let Some(mut section) = file.section("multicast", findings) else { return multicast };
+    multicast.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
+    multicast.querier = section.read("querier", value::boolean, findings).unwrap_or(multicast.querier);
+    section.finish(findings);
+    multicast
+}
+
+/// A rule or an `accept` for groups of many: UDP, and all of its destinations such groups.
+fn check_groups(section: &Section<'_>, protocol: Option<u8>, destination: Option<Prefix>, findings: &mut Findings) {
+    let Some(destination) = destination.filter(|prefix| prefix.address.is_multicast()) else { return };
+    let all = if destination.address.is_ipv4() { 4 } else { 8 };
+    let (line, key) = (section.line_of("destination"), section.key("destination"));
+    if destination.length < all {
+        let found = format!("found {destination}, which is more than groups of multicast");
+        findings.error(line, key.clone(), found, "\"224.0.0.0/4\", \"ff00::/8\", or a part of them");
+    }
+    if protocol.is_some_and(|protocol| protocol != UDP) {
+        findings.error(
+            line,
+            key,
+            "found a group of multicast",
+            "protocol = \"udp\": nothing else is carried to groups",
+        );
+    }
 }
 
 /// The peers, and how rules and accepts find them. A name stays known even when the rest of its section is wrong, so that one
@@ -411,6 +461,24 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
     let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
     let line = section.line;
     check_families(&section, source, destination, findings);
+    check_groups(&section, protocol, destination, findings);
+    if let Some(peers) = &named
+        && peers.len() > MOST_TOGETHER
+        && destination.is_some_and(|destination| !destination.address.is_multicast())
+    {
+        let found = format!("found a list of {} peers", peers.len());
+        let would_do = format!("at most {MOST_TOGETHER}: only a rule for multicast may name more");
+        findings.error(section.line_of("peer"), section.key("peer"), found, would_do);
+    }
+    if on_failure == OnFailure::Closed && destination.is_some_and(|destination| destination.address.is_multicast()) {
+        let would_do = "leave it out: multicast stays in its LAN whatever becomes of the copies";
+        findings.error(
+            section.line_of("on_failure"),
+            section.key("on_failure"),
+            "found a rule for multicast",
+            would_do,
+        );
+    }
     section.finish(findings);
     let matches = tpo_engine::Rule {
         protocol: protocol?,
@@ -465,11 +533,19 @@ fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings
     let destination_ports = ports(&mut section, "destination_ports", Some(protocol), findings);
     let source_address =
         section.read("source_address", value::one_of(SOURCES), findings).unwrap_or(SourceAddress::Client);
+    let pinned = section.read("pinned", value::boolean, findings).unwrap_or(false);
     let line = section.line;
     check_families(&section, source, destination, findings);
+    check_groups(&section, Some(protocol), destination, findings);
+    let is_group =
+        |prefix: Prefix| is_routed(prefix.address) && prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
+    if pinned && destination.is_some_and(|destination| !is_group(destination)) {
+        let would_do = "a destination that is one group of multicast, such as \"239.1.1.1\"";
+        findings.error(section.line_of("pinned"), section.key("pinned"), "found true", would_do);
+    }
     section.finish(findings);
-    let source = source.unwrap_or(Prefix::ANY);
-    Some(Accept { peer: peer?, protocol, source, destination: destination?, destination_ports, source_address, line })
+    let (source, destination) = (source.unwrap_or(Prefix::ANY), destination?);
+    Some(Accept { peer: peer?, protocol, source, destination, destination_ports, source_address, pinned, line })
 }
 
 fn protocol(written: &Written<'_>) -> Result<u8, String> {
@@ -532,8 +608,8 @@ impl Peers {
         let Written::List(list) = written else { return Ok(vec![self.find(written)?]) };
         let found = list.iter().map(|one| self.find(one)).collect::<Result<Vec<usize>, String>>()?;
         let twice = found.iter().enumerate().any(|(at, peer)| found[..at].contains(peer));
-        if found.is_empty() || found.len() > MOST_TOGETHER || twice {
-            return Err(format!("one peer, or a list of 2 to {MOST_TOGETHER} different ones; {}", self.names()));
+        if found.is_empty() || twice {
+            return Err(format!("one peer, or a list of different ones; {}", self.names()));
         }
         Ok(found)
     }
@@ -552,7 +628,7 @@ impl Peers {
     }
 }
 
-/// What only shows when all sections are seen together; all of it is advice.
+/// What only shows when all sections are seen together; most of it is advice.
 fn check_together(checked: &Checked, findings: &mut Findings) {
     for (index, peer) in checked.peers.iter().enumerate() {
         if peer.endpoint.is_none() {
@@ -577,6 +653,20 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
                 "a [[rule]] for what goes there, an [[accept]] for what comes from there",
             );
         }
+    }
+    let in_rules = checked.rules.iter().filter(|rule| rule.enabled).map(|rule| (rule.line, rule.matches.destination));
+    let mut all = in_rules.chain(checked.accepts.iter().map(|accept| (accept.line, accept.destination)));
+    if checked.multicast.interfaces.is_empty()
+        && let Some((line, group)) = all.find(|(_, destination)| destination.address.is_multicast())
+    {
+        let would_do =
+            "[multicast] with interfaces, such as interfaces = [\"lan0\"]: where groups are taken and served";
+        findings.error(
+            line,
+            "destination",
+            format!("found {group}, a group of multicast, and no LAN for it"),
+            would_do,
+        );
     }
     for (rule, by) in shadow::shadowed(&checked.rules) {
         let found = format!("never matches: the rule of line {} takes everything first", checked.rules[by].line);

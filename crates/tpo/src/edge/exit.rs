@@ -68,7 +68,7 @@ impl Exit {
 
     /// Whether the peer may exchange these packets with the destination.
     pub fn permits(&self, key: &FlowKey) -> bool {
-        key.protocol != TCP && self.find(key).is_some()
+        key.protocol != TCP && !key.source.ip().is_multicast() && self.find(key).is_some()
     }
 
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
@@ -92,7 +92,7 @@ fn names(prefix: Prefix, address: IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_multicast(),
     };
-    let narrow = if address.is_ipv4() { 8 } else { 128 };
+    let narrow = if address.is_ipv4() || prefix.address.is_multicast() { 8 } else { 128 };
     prefix.contains(address) && (!special || prefix.length >= narrow)
 }
 

@@ -2,14 +2,18 @@
 //! datagrams and datagrams become packets again, with their original addresses.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tpo_engine::{Class, Delivery, FlowId, FlowKey, Peer, SendError};
 use tracing::debug;
 
+use crate::edge::multicast::Emitter;
 use crate::intercept::tun::Tun;
-use crate::packet::{self, VNET};
+use crate::multicast::groups::{TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
+use crate::multicast::igmp::IGMP;
+use crate::packet::{self, Head, VNET};
 use crate::tap::{Batch, Opened};
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
@@ -41,6 +45,46 @@ pub struct Packets {
     /// Flows that the peer has opened.
     theirs: HashMap<FlowId, FlowKey>,
     form: Vec<u8>,
+    groups: Option<Groups>,
+}
+
+/// One lane's part in multicast.
+pub struct Groups {
+    /// Whether the peer may ask us for groups.
+    pub may_ask: bool,
+    /// What the peers ask for.
+    pub wanted: Arc<Wanted>,
+    /// Told when that has changed.
+    pub on_change: Box<dyn Fn() + Send>,
+    /// Where what the peer brings goes out.
+    pub emitter: Emitter,
+    /// What we ask the peer for, and the number of the next message that says so.
+    ask: Vec<IpAddr>,
+    number: u32,
+    /// When it is said again; none: there is nothing to say.
+    say_at: Option<Instant>,
+    /// The flow and the number of what the peer said last.
+    said: Option<(FlowId, u32)>,
+}
+
+impl Groups {
+    /// Nothing is asked for yet.
+    pub fn new(may_ask: bool, wanted: Arc<Wanted>, emitter: Emitter, on_change: Box<dyn Fn() + Send>) -> Groups {
+        Groups { may_ask, wanted, on_change, emitter, ask: Vec::new(), number: 0, say_at: None, said: None }
+    }
+
+    /// The peer says what it wants. An older word than the last one is passed over: they may overtake each other.
+    fn hear(&mut self, flow: FlowId, bytes: &[u8], slot: usize, now: Instant) -> bool {
+        let Some((number, groups)) = parse_membership(bytes) else { return false };
+        let is_older = |(last, before): (FlowId, u32)| last == flow && (number.wrapping_sub(before) as i32) <= 0;
+        if !self.said.is_some_and(is_older) {
+            self.said = Some((flow, number));
+            if self.wanted.set(slot, groups, now) {
+                (self.on_change)();
+            }
+        }
+        true
+    }
 }
 
 /// The way to the kernel.
@@ -89,14 +133,14 @@ impl Out {
 #[derive(Default)]
 struct Run {
     key: Option<FlowKey>,
-    head: [u8; 3],
+    head: Head,
     size: usize,
     count: usize,
     payloads: Vec<u8>,
 }
 
 impl Run {
-    fn takes(&self, key: &FlowKey, head: [u8; 3], length: usize) -> bool {
+    fn takes(&self, key: &FlowKey, head: Head, length: usize) -> bool {
         self.key.as_ref() == Some(key)
             && self.head == head
             && (1..=self.size).contains(&length)
@@ -106,7 +150,7 @@ impl Run {
             && self.payloads.len() + length <= MOST_BYTES
     }
 
-    fn begin(&mut self, key: FlowKey, head: [u8; 3], size: usize) {
+    fn begin(&mut self, key: FlowKey, head: Head, size: usize) {
         (self.key, self.head, self.size, self.count) = (Some(key), head, size, 0);
         self.payloads.clear();
     }
@@ -144,14 +188,24 @@ impl Run {
 
 impl Packets {
     /// The edges of the lane in this slot.
-    pub fn new(tun: Arc<Tun>, opened: Arc<Opened>, slot: usize) -> Packets {
+    pub fn new(tun: Arc<Tun>, opened: Arc<Opened>, slot: usize, groups: Option<Groups>) -> Packets {
         let out = Out { tun, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
-        Packets { out, run: Run::default(), opened, slot, theirs: HashMap::new(), form: Vec::new() }
+        Packets { out, run: Run::default(), opened, slot, theirs: HashMap::new(), form: Vec::new(), groups }
     }
 
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.out.counters
+    }
+
+    /// Groups that the peer asks us for.
+    pub fn asked_here(&self) -> Vec<IpAddr> {
+        self.groups.as_ref().map_or_else(Vec::new, |own| own.wanted.of(self.slot))
+    }
+
+    /// Groups that we ask the peer for.
+    pub fn asked_there(&self) -> Vec<IpAddr> {
+        self.groups.as_ref().map_or_else(Vec::new, |own| own.ask.clone())
     }
 
     /// Gives packets of the near side to the engine. Those that it cannot have take their plain way, if their rule lets them.
@@ -193,10 +247,70 @@ impl Packets {
         }
     }
 
+    /// What the peer shall be asked for from now on.
+    pub fn ask(&mut self, groups: Vec<IpAddr>, now: Instant) {
+        if let Some(own) = &mut self.groups {
+            own.ask = groups;
+            own.say_at = Some(now);
+        }
+    }
+
+    /// Asks the peer for groups when it is time; for none only once.
+    pub fn say_what_is_asked(&mut self, peer: &mut Peer, now: Instant) {
+        let Some(own) = self.groups.as_mut().filter(|own| own.say_at.is_some_and(|at| at <= now)) else { return };
+        if !peer.is_up() {
+            return;
+        }
+        self.form.clear();
+        own.number = own.number.wrapping_add(1);
+        emit_membership(&own.ask, own.number, &mut self.form);
+        let treatment = (Class::Normal, Delivery::Timely);
+        let said = peer.send_datagram(&membership_key(), treatment, &self.form, now);
+        own.say_at = match said {
+            Ok(()) if own.ask.is_empty() => None,
+            // One that does not want to hear it is asked again too: its configuration may change.
+            _ => Some(now + TELL_EVERY),
+        };
+    }
+
+    /// The peer has begun anew: it knows nothing of what was asked, and asks for nothing.
+    pub fn begin_anew(&mut self, now: Instant) {
+        if let Some(own) = &mut self.groups {
+            own.say_at = (!own.ask.is_empty()).then_some(now);
+            own.said = None;
+            own.wanted.forget(Some(self.slot), now);
+            (own.on_change)();
+        }
+    }
+
+    /// Whether a flow of this key is one in which the peer asks for groups, and may.
+    pub fn is_question(&self, key: &FlowKey) -> bool {
+        *key == membership_key() && self.groups.as_ref().is_some_and(|own| own.may_ask)
+    }
+
     /// Gives what arrived to the kernel.
-    pub fn deliver(&mut self, peer: &mut Peer) {
-        let Packets { out, run, .. } = self;
+    pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
+        let Packets { out, run, groups, slot, .. } = self;
         peer.take_datagrams(|arrived| {
+            if arrived.key.destination.ip().is_multicast() {
+                let counters = &mut out.counters;
+                match groups.as_mut() {
+                    Some(own) if arrived.key.protocol == IGMP && !arrived.is_reply => {
+                        if !own.hear(arrived.flow, arrived.bytes, *slot, now) {
+                            counters.foreign += 1;
+                        }
+                    }
+                    Some(own) if arrived.key.protocol == packet::UDP && !arrived.is_reply => {
+                        let emitted = own.emitter.emit(arrived.key, arrived.bytes);
+                        counters.emitted += emitted.sent;
+                        counters.not_emitted += emitted.not_sent;
+                        counters.foreign += emitted.foreign;
+                    }
+                    // Nobody answers to a group.
+                    _ => counters.foreign += 1,
+                }
+                return;
+            }
             let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
             match packet::as_plain(arrived.bytes).filter(|_| key.protocol == packet::UDP) {
                 Some((head, payload)) => {

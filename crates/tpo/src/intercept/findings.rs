@@ -225,6 +225,7 @@ mod tests {
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
+            multicast: Vec::new(),
         };
         let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
         judge(&table, read).into_iter().map(|finding| finding.severity).collect()

@@ -6,7 +6,7 @@
 
 use super::Table;
 use super::layers::RuleError;
-use super::rules::{self, Ports, TABLE};
+use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
@@ -104,6 +104,9 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
             add_packet_route(family)?;
         }
     }
+    if !table.multicast.is_empty() && installed.v6 {
+        add_copy_route()?;
+    }
     if let Err(error) = load(&text) {
         installed.removed = remove_left_overs().is_ok();
         return Err(error);
@@ -151,6 +154,16 @@ impl Installed {
     /// Leads them there again. A device that is gone stays so: only a new start makes another.
     pub fn repair_packets(&self) -> Result<(), InstallError> {
         families(self.v6 && has_ipv6()).iter().try_for_each(|family| add_packet_route(family))
+    }
+
+    /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and nothing else happens.
+    pub fn repair_groups(&self, table: &Table) -> Result<(), InstallError> {
+        load(&rules::multicast(&table.multicast, self.v6))
+    }
+
+    /// Whether IPv6 is intercepted.
+    pub fn has_v6(&self) -> bool {
+        self.v6
     }
 
     /// The device for packets, if any rule or `accept` needs it.
@@ -204,7 +217,7 @@ impl Drop for Installed {
 /// Removes what a killed run has left. Does nothing where there is nothing.
 pub fn remove_left_overs() -> Result<(), InstallError> {
     // The table first: the route without it is harmless, it without the route is not.
-    let nft = load(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n"));
+    let nft = load(&rules::nothing());
     for family in ["-4", "-6"] {
         // One of each at most; an error says that there was none (or no such family).
         let _ = run("ip", &rule_command(family, "del"), "");
@@ -252,6 +265,13 @@ fn add_packet_route(family: &str) -> Result<(), InstallError> {
         true => Ok(()),
         false => verdict(&output, "add the routing rule for packets"),
     }
+}
+
+/// IPv6 copies packets only where a route leads. It goes with the device.
+fn add_copy_route() -> Result<(), InstallError> {
+    let via = VIA_V6.to_string();
+    let route = ["-6", "route", "replace", &via, "dev", DEVICE].map(str::to_owned).to_vec();
+    verdict(&run("ip", &foreign_to_nobody(route), "")?, "add the route for copies of packets to groups")
 }
 
 fn packet_rule_command(family: &str, verb: &str) -> Vec<String> {

@@ -8,12 +8,13 @@
 //! the packets see as one change: no connection ever finds the lease absent in between. It goes by raw netlink, since
 //! starting an `nft` process twice a second would cost more than the daemon's idle life.
 
-use super::netlink::{INET, NESTED, attribute, find, message, next_message, nft, string};
-use super::rules::{TABLE, counter, lease_set};
+use super::netlink::{INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string};
+use super::rules::{GROUPS, TABLE, counter, lease_set};
 use crate::config::checked::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// After this time without renewal new connections are no longer intercepted. Below the three seconds that are promised, with room
@@ -25,11 +26,27 @@ pub const RENEW_EVERY: Duration = Duration::from_millis(500);
 
 /// The daemon's hand on all leases. Belongs to the network namespace of the thread that opened it.
 pub struct Lease {
+    kernel: Kernel,
+    protocols: Vec<Vec<u8>>,
+}
+
+/// The same for the groups whose packets are copied to us.
+pub struct GroupSets {
+    kernel: Kernel,
+    v6: bool,
+    /// What the sets hold for some time still.
+    held: BTreeSet<IpAddr>,
+}
+
+/// A talk with the kernel about nftables.
+struct Kernel {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
-    protocols: Vec<u8>,
 }
+
+/// A change of a set's elements: which verb, with which flags, in tables of which family, its attributes.
+type Change = (libc::c_int, libc::c_int, [u8; 4], Vec<u8>);
 
 /// Packets (of new connections) and bytes that a counter of the rules has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,13 +65,9 @@ impl Lease {
 
     /// The same, for TCP and these protocols.
     pub fn for_protocols(others: &[u8]) -> io::Result<Lease> {
-        let netfilter = Protocol::from(libc::NETLINK_NETFILTER);
-        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
-        // The kernel answers inside the call that asks; waiting means that something is badly wrong.
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let mut protocols = vec![TCP];
-        protocols.extend(others.iter().filter(|other| **other != TCP));
-        Ok(Lease { socket, sequence: 0, buffer: vec![0; 32 * 1024], protocols })
+        let mut protocols = vec![vec![TCP]];
+        protocols.extend(others.iter().filter(|other| **other != TCP).map(|other| vec![*other]));
+        Ok(Lease { kernel: Kernel::open()?, protocols })
     }
 
     /// For [`TIMEOUT`] from now on, new connections of this peer's rules are intercepted.
@@ -63,10 +76,10 @@ impl Lease {
     /// `NotFound` when the table or the peer's set is gone: somebody removed our rules.
     pub fn renew(&mut self, peer: usize) -> io::Result<()> {
         let set = lease_set(peer);
-        self.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, elements(&set, &self.protocols, false)),
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
+        self.kernel.transact(&[
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
         ])
     }
 
@@ -74,15 +87,62 @@ impl Lease {
     pub fn drop_lease(&mut self, peer: usize) -> io::Result<()> {
         let set = lease_set(peer);
         // Added first, so that the deletion never fails for want of an element.
-        self.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, elements(&set, &self.protocols, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, elements(&set, &self.protocols, false)),
+        self.kernel.transact(&[
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
         ])
     }
 
     /// What the rules have counted, by the names in [`counter`].
     pub fn counters(&mut self) -> io::Result<BTreeMap<&'static str, Count>> {
-        counter::ALL.into_iter().map(|name| Ok((name, self.count(name)?))).collect()
+        counter::ALL.into_iter().map(|name| Ok((name, self.kernel.count(name)?))).collect()
+    }
+}
+
+impl GroupSets {
+    /// Opens the way to the kernel. Without IPv6 only one of the two sets is there.
+    pub fn open(v6: bool) -> io::Result<GroupSets> {
+        Ok(GroupSets { kernel: Kernel::open()?, v6, held: BTreeSet::new() })
+    }
+
+    /// For [`TIMEOUT`] from now on, packets to these groups are copied to us, and to no others.
+    ///
+    /// # Errors
+    /// `NotFound` when the tables are gone: somebody removed our rules.
+    pub fn renew(&mut self, groups: impl Iterator<Item = IpAddr>) -> io::Result<()> {
+        let groups: BTreeSet<IpAddr> = groups.filter(|group| self.v6 || group.is_ipv4()).collect();
+        let mut changes: Vec<Change> = Vec::new();
+        for (family, is_v6) in [(IP, false), (IP6, true)] {
+            let key = |group: &IpAddr| match group {
+                IpAddr::V4(group) => group.octets().to_vec(),
+                IpAddr::V6(group) => group.octets().to_vec(),
+            };
+            let of = |groups: &BTreeSet<IpAddr>| -> Vec<Vec<u8>> {
+                groups.iter().filter(|group| group.is_ipv6() == is_v6).map(key).collect()
+            };
+            let (now, both) = (of(&groups), of(&groups.union(&self.held).copied().collect()));
+            if both.is_empty() {
+                continue;
+            }
+            // Added first, so that the deletion never fails for want of an element.
+            changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(GROUPS, &both, true)));
+            changes.push((libc::NFT_MSG_DELSETELEM, 0, family, elements(GROUPS, &both, false)));
+            if !now.is_empty() {
+                changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(GROUPS, &now, true)));
+            }
+        }
+        self.held = groups;
+        if changes.is_empty() { Ok(()) } else { self.kernel.transact(&changes) }
+    }
+}
+
+impl Kernel {
+    fn open() -> io::Result<Kernel> {
+        let netfilter = Protocol::from(libc::NETLINK_NETFILTER);
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
+        // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok(Kernel { socket, sequence: 0, buffer: vec![0; 32 * 1024] })
     }
 
     fn count(&mut self, name: &str) -> io::Result<Count> {
@@ -114,17 +174,17 @@ impl Lease {
     }
 
     /// All of the messages take effect at once, or none.
-    fn transact(&mut self, messages: &[(libc::c_int, libc::c_int, Vec<u8>)]) -> io::Result<()> {
+    fn transact(&mut self, messages: &[Change]) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut request = Vec::with_capacity(512);
         // The batch's own two messages name the subsystem where others have flags for the netfilter family.
         message(&mut request, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, first, &BATCH, &[]);
         let mut sequence = first;
-        for (index, (kind, flags, attributes)) in messages.iter().enumerate() {
+        for (index, (kind, flags, family, attributes)) in messages.iter().enumerate() {
             sequence = sequence.wrapping_add(1);
             // One acknowledgement is enough: the last one's comes when all have been committed.
             let ack = if index + 1 == messages.len() { libc::NLM_F_ACK } else { 0 };
-            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, &INET, attributes);
+            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, family, attributes);
         }
         let last = sequence;
         sequence = sequence.wrapping_add(1);
@@ -165,13 +225,12 @@ impl Lease {
     }
 }
 
-/// The elements of a peer's set, one for each protocol that is carried, with or without their timeout.
-fn elements(set: &str, protocols: &[u8], with_timeout: bool) -> Vec<u8> {
+/// The elements of a set (a lease has one for each protocol that is carried), with or without their timeout.
+fn elements(set: &str, keys: &[Vec<u8>], with_timeout: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    for protocol in protocols {
-        // The set's keys are protocol numbers: one byte, in a register of four.
+    for key in keys {
         let mut value = Vec::new();
-        attribute(&mut value, NFTA_DATA_VALUE, &[*protocol]);
+        attribute(&mut value, NFTA_DATA_VALUE, key);
         let mut one = Vec::new();
         attribute(&mut one, NESTED | NFTA_SET_ELEM_KEY, &value);
         if with_timeout {
@@ -213,7 +272,7 @@ mod tests {
     #[test]
     fn messages_are_taken_off_as_they_were_put_on() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[6, 17], true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], true));
         message(&mut bytes, 8, 0, 42, &BATCH, &[]);
         let mut rest = &bytes[..];
         let (kind, sequence, body) = next_message(&mut rest).unwrap();
@@ -229,7 +288,7 @@ mod tests {
     #[test]
     fn cut_answers_end_the_walk() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[6, 17], true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], true));
         for cut in 0..bytes.len() {
             assert!(next_message(&mut &bytes[..cut]).is_none());
             find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);

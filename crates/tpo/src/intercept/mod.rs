@@ -75,6 +75,8 @@ pub struct Table {
     pub packets: Vec<u8>,
     /// How long answers to a packet that came out of the TUN device are ours: as long as its flow may live without another.
     pub packets_rest: Duration,
+    /// Interfaces from which packets to groups are copied to the TUN device; empty: from none.
+    pub multicast: Vec<String>,
 }
 
 /// One line of the look-up table.

@@ -63,3 +63,6 @@ const ATTRIBUTE_HEADER: usize = 4;
 pub(super) const NESTED: u16 = libc::NLA_F_NESTED as u16;
 /// Netfilter header (family, version 0, resource) of messages about family `inet`.
 pub(super) const INET: [u8; 4] = [libc::NFPROTO_INET as u8, 0, 0, 0];
+/// The same about `ip`, and about `ip6`.
+pub(super) const IP: [u8; 4] = [libc::NFPROTO_IPV4 as u8, 0, 0, 0];
+pub(super) const IP6: [u8; 4] = [libc::NFPROTO_IPV6 as u8, 0, 0, 0];

@@ -26,6 +26,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it is fixed.
 pub const TABLE: &str = "tpo";
 
+/// The name of the set of groups that peers ask for, in our tables of the families `ip` and `ip6`: copying is not for `inet`.
+pub const GROUPS: &str = "groups";
+
 /// Ports of the listeners. No `v6` where the host has no IPv6: then nothing of it is intercepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
@@ -61,7 +64,7 @@ pub mod counter {
 /// # Panics
 /// When a rule names a group that is not in [`Table::groups`], or a group a peer that is not below [`Table::peers`].
 pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
-    if let Some(bad) = table.interfaces.iter().find(|name| !is_interface_name(name)) {
+    if let Some(bad) = table.interfaces.iter().chain(&table.multicast).find(|name| !is_interface_name(name)) {
         return Err(RuleError::Interface(bad.clone()));
     }
     let layers = Layers::new(&table.rules)?;
@@ -72,8 +75,57 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
     write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n").expect(TO_STRING);
     Writer { text: &mut text, table, ports, layers: &layers, others: &others }.all().expect(TO_STRING);
     text.push_str("}\n");
+    text.push_str(&multicast(&table.multicast, ports.v6.is_some()));
     Ok(text)
 }
+
+/// Takes away what [`render`] makes.
+pub fn nothing() -> String {
+    ["inet", "ip", "ip6"].map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n")).concat()
+}
+
+/// Copies packets to the groups that peers ask for into the TUN device; they themselves go their way. Only those that came in where answers to them
+/// would go out: others have been brought here by somebody else, as we bring some ourselves. Copying takes one off the hop limit.
+pub(super) fn multicast(interfaces: &[String], v6: bool) -> String {
+    let families: &[(&str, &str, Ipv6Addr)] = match v6 {
+        true => &[("ip", "ipv4_addr", VIA.to_ipv6_mapped()), ("ip6", "ipv6_addr", VIA_V6)],
+        false => &[("ip", "ipv4_addr", VIA.to_ipv6_mapped())],
+    };
+    let mut text = String::new();
+    for (family, kind, via) in families {
+        let _ = writeln!(text, "add table {family} {TABLE}\ndelete table {family} {TABLE}");
+        if interfaces.is_empty() {
+            continue;
+        }
+        let names: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+        let _ = write!(
+            text,
+            "table {family} {TABLE} {{
+  set {GROUPS} {{
+    type {kind}; flags timeout;
+  }}
+  chain multicast {{
+    type filter hook prerouting priority {PRIORITY_PACKETS}; policy accept;
+    meta l4proto != udp accept
+    {family} daddr != @{GROUPS} accept
+    iifname != {{ {names} }} accept
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
+    fib saddr . iif oif missing accept
+    dup to {via} device \"{DEVICE}\"
+  }}
+}}
+",
+            names = names.join(", "),
+            via = via.to_ipv4_mapped().map_or_else(|| via.to_string(), |via| via.to_string()),
+        );
+    }
+    text
+}
+
+/// Copies need a next hop, though the device has none: nobody's addresses (RFC 7600, RFC 6666).
+const VIA: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 9);
+/// Of IPv6, for which the kernel wants a route too.
+pub const VIA_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9);
 
 const TO_STRING: &str = "writing into a String cannot fail";
 
@@ -575,6 +627,7 @@ mod tests {
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
+            multicast: Vec::new(),
         }
     }
 
@@ -597,6 +650,14 @@ mod tests {
         let text = render(&table, PORTS).unwrap();
         let both = "meta l4proto @alive_1 return\n    meta l4proto @alive_0 return\n    counter name no_lease accept";
         assert!(text.contains(both), "{text}");
+    }
+
+    #[test]
+    fn groups_are_copied_only_where_they_are_carried() {
+        let text = render(&table(&[]), PORTS).unwrap();
+        assert!(!text.contains("dup to") && text.contains("delete table ip6 tpo"), "what an earlier run left goes");
+        let text = render(&Table { multicast: vec!["lan0".into()], ..table(&[]) }, PORTS).unwrap();
+        assert!(text.contains("dup to 192.0.0.9 device \"tpo0\"") && text.contains("dup to 100::9 device"), "{text}");
     }
 
     #[test]

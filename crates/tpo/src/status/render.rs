@@ -133,6 +133,9 @@ fn peers(peers: &[PeerReport]) -> String {
     table.to_string()
 }
 
+/// The rest is in `--json`.
+const SHOWN_GROUPS: usize = 8;
+
 /// What does not fit into the table: why a peer is not up, and what went wrong on the way.
 fn peer_lines(out: &mut String, peer: &PeerReport) {
     if !peer.up {
@@ -161,6 +164,13 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             let _ = write!(out, ", dropped: {drops}");
         }
         let _ = writeln!(out, "; {} since the start", plural(peer.flows_total, "flow"));
+    }
+    for (what, groups) in [("asks us for", &peer.groups_asked_here), ("is asked for", &peer.groups_asked_there)] {
+        if !groups.is_empty() {
+            let more = if groups.len() > SHOWN_GROUPS { " ..." } else { "" };
+            let shown = groups.iter().take(SHOWN_GROUPS).cloned().collect::<Vec<_>>().join(" ");
+            let _ = writeln!(out, "{} {what} {}: {shown}{more}", peer.name, plural(groups.len() as u64, "group"));
+        }
     }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {

@@ -123,6 +123,10 @@ pub struct PeerReport {
     pub parity_sent: u64,
     /// Lost datagrams that were rebuilt here from the peer's parity.
     pub rebuilt: u64,
+    /// Groups of multicast that it asks us for.
+    pub groups_asked_here: Vec<String>,
+    /// Groups of multicast that we ask it for, because somebody in our LANs listens.
+    pub groups_asked_there: Vec<String>,
     /// Datagrams dropped, by kind; kinds that never came up are left out.
     pub drops: BTreeMap<String, u64>,
     /// How the session came about.

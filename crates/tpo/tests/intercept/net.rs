@@ -85,6 +85,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         far_source_is_client: true,
         packets: Vec::new(),
         packets_rest: Duration::ZERO,
+        multicast: Vec::new(),
     }
 }
 

@@ -11,4 +11,5 @@ mod failure;
 mod hostile;
 mod local;
 mod mesh;
+mod multicast;
 mod packets;

@@ -1,0 +1,208 @@
+//! Who wants which group: what peers ask us for, what we may ask them for, and the message in which they are asked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tpo_engine::FlowKey;
+
+use super::igmp::{self, IGMP, is_routed};
+
+/// Groups that one peer may ask for.
+pub const MOST_GROUPS: usize = 1_024;
+/// What is wanted is told this often: what a peer does not repeat for some time is forgotten.
+pub const TELL_EVERY: Duration = Duration::from_secs(10);
+const FORGET: Duration = Duration::from_secs(45);
+
+/// First byte of the message (docs/wire.md, section 5).
+const MEMBERSHIP: u8 = 3;
+
+/// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts report.
+pub fn membership_key() -> FlowKey {
+    let any: IpAddr = [0, 0, 0, 0].into();
+    let reports: IpAddr = [224, 0, 0, 22].into();
+    FlowKey { protocol: IGMP, source: SocketAddr::new(any, 0), destination: SocketAddr::new(reports, 0) }
+}
+
+/// Appends the message that names all wanted groups; `number` counts up with each.
+pub fn emit_membership(groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
+    let groups = &groups[..groups.len().min(MOST_GROUPS)];
+    let v4 = groups.iter().filter(|group| group.is_ipv4()).count() as u16;
+    out.push(MEMBERSHIP);
+    out.extend(number.to_be_bytes());
+    out.extend(v4.to_be_bytes());
+    for family in [false, true] {
+        for group in groups.iter().filter(|group| group.is_ipv6() == family) {
+            match group {
+                IpAddr::V4(group) => out.extend(group.octets()),
+                IpAddr::V6(group) => out.extend(group.octets()),
+            }
+        }
+    }
+}
+
+/// Reads it: its number and the groups.
+pub fn parse_membership(bytes: &[u8]) -> Option<(u32, Vec<IpAddr>)> {
+    let (&[MEMBERSHIP, a, b, c, d, high, low], rest) = bytes.split_first_chunk()? else { return None };
+    let v4 = usize::from(u16::from_be_bytes([high, low])) * 4;
+    let (v4, v6) = (rest.get(..v4)?, rest.get(v4..)?);
+    let (four, []) = v4.as_chunks::<4>() else { return None };
+    let (six, []) = v6.as_chunks::<16>() else { return None };
+    if four.len() + six.len() > MOST_GROUPS {
+        return None;
+    }
+    let groups = four.iter().map(|group| IpAddr::from(*group)).chain(six.iter().map(|group| IpAddr::from(*group)));
+    let groups: Vec<IpAddr> = groups.collect();
+    groups.iter().all(|group| is_routed(*group)).then_some((u32::from_be_bytes([a, b, c, d]), groups))
+}
+
+/// What the peers ask us for.
+#[derive(Debug, Default)]
+pub struct Wanted(RwLock<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    by_peer: BTreeMap<usize, (Vec<IpAddr>, Instant)>,
+    by_group: HashMap<IpAddr, Vec<usize>>,
+}
+
+impl State {
+    fn arrange(&mut self) {
+        self.by_group.clear();
+        for (peer, (groups, _)) in &self.by_peer {
+            for group in groups {
+                let peers = self.by_group.entry(*group).or_default();
+                if peers.last() != Some(peer) {
+                    peers.push(*peer);
+                }
+            }
+        }
+    }
+}
+
+impl Wanted {
+    /// All that this peer asks for. Whether that is something new.
+    pub fn set(&self, peer: usize, groups: Vec<IpAddr>, now: Instant) -> bool {
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = state.by_peer.insert(peer, (groups, now));
+        let changed = state.by_peer[&peer].0 != before.map_or_else(Vec::new, |(groups, _)| groups);
+        if changed {
+            state.arrange();
+        }
+        changed
+    }
+
+    /// Forgets what was not repeated for too long, or all of one peer.
+    pub fn forget(&self, gone: Option<usize>, now: Instant) {
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = state.by_peer.len();
+        state.by_peer.retain(|peer, (_, at)| now.saturating_duration_since(*at) < FORGET && gone != Some(*peer));
+        if state.by_peer.len() != before {
+            state.arrange();
+        }
+    }
+
+    /// Who asks for this group.
+    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize)) {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_group.get(&group).into_iter().flatten().for_each(|peer| each(*peer));
+    }
+
+    /// All that this peer asks for.
+    pub fn of(&self, peer: usize) -> Vec<IpAddr> {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_peer.get(&peer).map_or_else(Vec::new, |(groups, _)| groups.clone())
+    }
+
+    /// Every group that somebody asks for, and who.
+    pub fn all(&self) -> BTreeMap<IpAddr, Vec<usize>> {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.by_group.iter().map(|(group, peers)| (*group, peers.clone())).collect()
+    }
+}
+
+/// On which of our LANs each group is listened to: where what comes from peers goes out.
+#[derive(Debug, Default)]
+pub struct Joined(RwLock<BTreeMap<IpAddr, Vec<usize>>>);
+
+impl Joined {
+    /// As it is now.
+    pub fn set(&self, groups: BTreeMap<IpAddr, Vec<usize>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = groups;
+    }
+
+    /// The LANs of this group.
+    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize)) {
+        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        groups.get(&group).into_iter().flatten().for_each(|lan| each(*lan));
+    }
+}
+
+/// Entry for the fuzz target: what is understood is written again as the same.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Some((number, groups)) = parse_membership(bytes) {
+        let mut again = Vec::new();
+        emit_membership(&groups, number, &mut again);
+        assert_eq!(again, bytes);
+    }
+    // What any host of a LAN may send.
+    for heard in [igmp::read(bytes), igmp::read_body(false, bytes), igmp::read_body(true, bytes)] {
+        if let Some(igmp::Heard::Members { joined, left }) = heard {
+            assert!(joined.iter().chain(&left).all(|group| is_routed(*group)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn groups(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|group| group.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_membership_crosses() {
+        for list in [&[][..], &["239.1.1.1"], &["ff05::1"], &["239.1.1.1", "239.1.1.2", "ff0e::7"]] {
+            let mut bytes = Vec::new();
+            emit_membership(&groups(list), 0x0102_0304, &mut bytes);
+            assert_eq!(parse_membership(&bytes), Some((0x0102_0304, groups(list))));
+            for cut in 0..bytes.len() {
+                assert_ne!(parse_membership(&bytes[..cut]), Some((0x0102_0304, groups(list))));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_routed_group_is_refused() {
+        let mut bytes = Vec::new();
+        emit_membership(&groups(&["239.1.1.1", "224.0.0.251"]), 1, &mut bytes);
+        assert_eq!(parse_membership(&bytes), None);
+        assert_eq!(parse_membership(&[3, 0, 0, 0, 1, 0xff, 0xff]), None);
+        let many: Vec<IpAddr> =
+            (0..MOST_GROUPS as u32 + 9).map(|number| (0xef01_0000 + number).to_be_bytes().into()).collect();
+        bytes.clear();
+        emit_membership(&many, 1, &mut bytes);
+        assert_eq!(parse_membership(&bytes).unwrap().1.len(), MOST_GROUPS);
+    }
+
+    #[test]
+    fn what_is_not_repeated_is_forgotten() {
+        let (wanted, start) = (Wanted::default(), Instant::now());
+        assert!(wanted.set(3, groups(&["239.1.1.1"]), start));
+        assert!(!wanted.set(3, groups(&["239.1.1.1"]), start));
+        assert!(wanted.set(4, groups(&["239.1.1.1", "239.1.1.2"]), start + Duration::from_secs(10)));
+        let who = |group: &str| {
+            let mut who = Vec::new();
+            wanted.each(group.parse().unwrap(), |peer| who.push(peer));
+            who
+        };
+        assert_eq!((who("239.1.1.1"), who("239.1.1.2"), who("239.1.1.3")), (vec![3, 4], vec![4], vec![]));
+        wanted.forget(None, start + FORGET);
+        assert_eq!(who("239.1.1.1"), [4]);
+        wanted.forget(Some(4), start + FORGET);
+        assert!(wanted.all().is_empty());
+    }
+}

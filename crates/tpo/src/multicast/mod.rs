@@ -1,0 +1,411 @@
+//! Multicast: one thread that knows which groups our LANs listen to and which ones the peers ask for, and sees to both.
+//!
+//! * Towards the peers it is a listener: what hosts of our LANs have joined (heard by packet sockets, [`igmp`], [`members`]), and what the configuration pins,
+//!   is asked for at every peer from which an `accept` lets it come, in one message for all listeners ([`groups`]).
+//! * Towards our LANs it is a router that asks who listens, and a member of what peers ask for: switches that look into IGMP then send it here.
+//! * In the kernel it keeps the sets of groups that are copied into the TUN device. Nobody asks: nothing is copied.
+//!
+//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask, [`crate::edge::multicast`] sends out what comes.
+//! Loops are impossible: what a peer brought is never given to a peer, only packets from where the kernel would send answers are taken, and each TPO takes
+//! one off the hop limit.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Token};
+use socket2::{Domain, InterfaceIndexOrAddress, SockFilter, Socket, Type};
+use tpo_engine::Prefix;
+use tracing::{debug, info, warn};
+
+use crate::edge::multicast::Lan;
+use crate::gate::Doorbell;
+use crate::intercept::lease::{GroupSets, RENEW_EVERY};
+use crate::lane::{self, Command};
+use crate::multicast::groups::{Joined, MOST_GROUPS, Wanted};
+use crate::multicast::igmp::is_routed;
+use crate::multicast::members::Members;
+use crate::sys;
+
+pub mod groups;
+pub mod igmp;
+pub mod members;
+
+/// How often interfaces, addresses and this host's own members are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Reports handled before anything else has its turn.
+const TURN: usize = 256;
+/// IGMP and MLD are far shorter; what is longer is read cut and not understood.
+const LONGEST: usize = 9_216;
+
+/// What the configuration says about it.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The LANs.
+    pub interfaces: Vec<String>,
+    /// Whether we ask who listens, where no router does.
+    pub asks: bool,
+    /// Groups that are taken from our LANs, and for which peers.
+    pub rules: Vec<(Prefix, Vec<usize>)>,
+    /// Groups that peers may bring: which peer, which groups, whether they are asked for even when nobody listens.
+    pub accepts: Vec<(usize, Prefix, bool)>,
+}
+
+impl Plan {
+    /// Whether this peer may ask us for groups at all.
+    pub fn may_ask(&self, peer: usize) -> bool {
+        self.rules.iter().any(|(_, peers)| peers.contains(&peer))
+    }
+
+    fn is_taken(&self, group: IpAddr, peer: usize) -> bool {
+        self.rules.iter().any(|(prefix, peers)| prefix.contains(group) && peers.contains(&peer))
+    }
+
+    fn is_accepted(&self, group: IpAddr, peer: usize) -> bool {
+        self.accepts.iter().any(|(from, prefix, _)| *from == peer && prefix.contains(group))
+    }
+}
+
+/// The running thread.
+pub struct Multicast {
+    ring: Box<dyn Fn() + Send>,
+    stopping: Arc<AtomicBool>,
+    lost: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Multicast {
+    /// Starts the thread.
+    pub fn start(
+        doorbell: Doorbell,
+        plan: Plan,
+        (wanted, joined): (Arc<Wanted>, Arc<Joined>),
+        lans: Arc<[Lan]>,
+        sets: GroupSets,
+        lanes: Vec<lane::Lane>,
+    ) -> io::Result<Multicast> {
+        let ring = Box::new(doorbell.ring());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let lost = Arc::new(AtomicBool::new(false));
+        let (stop, sets_lost) = (stopping.clone(), lost.clone());
+        let any = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        let thread = std::thread::Builder::new().name("multicast".into()).spawn(move || {
+            Loop {
+                doorbell,
+                members: Members::new(lans.len(), plan.asks),
+                snoops: lans.iter().map(|_| None).collect(),
+                told: lanes.iter().map(|_| Vec::new()).collect(),
+                shown: BTreeMap::new(),
+                taken: HashMap::new(),
+                sets,
+                sets_lost,
+                plan,
+                wanted,
+                joined,
+                lans,
+                lanes,
+                any,
+                stopping: stop,
+            }
+            .run();
+        })?;
+        Ok(Multicast { ring, stopping, lost, thread })
+    }
+
+    /// Whether the thread has ended by itself, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Somebody removed the sets of groups that it keeps.
+    pub fn has_lost_its_sets(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Ends the thread: our memberships end with it.
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        (self.ring)();
+        // One that panicked has said so already.
+        let _ = self.thread.join();
+    }
+}
+
+/// A packet socket on one LAN, and the number of the interface that it hears.
+struct Snoop {
+    socket: Socket,
+    index: u32,
+}
+
+struct Loop {
+    doorbell: Doorbell,
+    plan: Plan,
+    members: Members,
+    snoops: Vec<Option<Snoop>>,
+    /// What each lane was given last.
+    told: Vec<Vec<IpAddr>>,
+    /// What the lanes send out, and where.
+    shown: BTreeMap<IpAddr, Vec<usize>>,
+    /// Groups that peers ask for: the sockets by which we are a member on each LAN.
+    taken: HashMap<IpAddr, Vec<Socket>>,
+    sets: GroupSets,
+    sets_lost: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
+    joined: Arc<Joined>,
+    lans: Arc<[Lan]>,
+    lanes: Vec<lane::Lane>,
+    /// To ask about interfaces with.
+    any: Socket,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(16);
+        let (mut next_look, mut next_renewal) = (Instant::now(), Instant::now());
+        let mut queries = Vec::new();
+        while !self.stopping.load(Ordering::SeqCst) {
+            let now = Instant::now();
+            if now >= next_look {
+                self.look(now);
+                next_look = now + LOOK_EVERY;
+            }
+            self.members.turn(now, &mut queries);
+            for query in queries.drain(..) {
+                let packet = igmp::query(query.own, query.group, query.within);
+                let everybody: IpAddr = match query.own {
+                    IpAddr::V4(_) => Ipv4Addr::new(224, 0, 0, 1).into(),
+                    IpAddr::V6(_) => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+                };
+                if let Err(error) = self.lans[query.lan].send(&packet, query.group.unwrap_or(everybody)) {
+                    debug!(%error, lan = self.plan.interfaces[query.lan], "nobody can be asked for groups");
+                }
+            }
+            self.ask_peers();
+            if self.follow_peers(now) || now >= next_renewal {
+                self.renew_sets();
+                next_renewal = now + RENEW_EVERY;
+            }
+            let wait = next_look.min(next_renewal).saturating_duration_since(now);
+            if let Err(error) = self.doorbell.poll.poll(&mut events, Some(wait))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                warn!(%error, "multicast: cannot wait for reports; the thread ends");
+                return;
+            }
+            self.hear(Instant::now());
+        }
+    }
+
+    /// What hosts have said since.
+    fn hear(&mut self, now: Instant) {
+        let mut buffer = [0; LONGEST];
+        for (lan, snoop) in self.snoops.iter().enumerate() {
+            let Some(snoop) = snoop else { continue };
+            // A turn's rest is found at the next wake-up, half a second later at most.
+            for _ in 0..TURN {
+                let Ok(length) = (&snoop.socket).read(&mut buffer) else { break };
+                if let Some(heard) = igmp::read(&buffer[..length]) {
+                    self.members.hear(lan, heard, now);
+                }
+            }
+        }
+    }
+
+    /// Interfaces and addresses as they are now, and what this host itself listens to.
+    fn look(&mut self, now: Instant) {
+        self.wanted.forget(None, now);
+        let v6 = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+        let own = own_members();
+        for (lan, name) in self.plan.interfaces.iter().enumerate() {
+            let index = sys::interface_index(name).ok();
+            if self.snoops[lan].as_ref().map(|snoop| snoop.index) != index {
+                self.snoops[lan] = index.and_then(|index| self.snoop(lan, index));
+            }
+            let v4 = sys::interface_v4(&self.any, name).ok().map(IpAddr::from);
+            self.members.set_own(lan, [v4, link_local(&v6, name).map(IpAddr::from)], now);
+            for (_, group, users) in own.iter().filter(|(interface, group, _)| interface == name && is_routed(*group)) {
+                // One of them is our own, where peers ask for it.
+                if *users > u32::from(self.taken.contains_key(group)) {
+                    self.members.hear_own(lan, *group, now);
+                }
+            }
+        }
+    }
+
+    fn snoop(&self, lan: usize, index: u32) -> Option<Snoop> {
+        let name = &self.plan.interfaces[lan];
+        let opened = sys::open_packet_socket(index, &membership_filter()).and_then(|socket| {
+            let registry = self.doorbell.poll.registry();
+            registry.register(&mut SourceFd(&socket.as_raw_fd()), Token(1 + lan), Interest::READABLE)?;
+            Ok(Snoop { socket, index })
+        });
+        match opened {
+            Ok(snoop) => Some(snoop),
+            Err(error) => {
+                warn!(%error, lan = name, "multicast: cannot hear who listens to groups here");
+                None
+            }
+        }
+    }
+
+    /// Tells each lane what its peer shall be asked for.
+    fn ask_peers(&mut self) {
+        let mut groups = self.members.groups();
+        for (_, prefix, _) in self.plan.accepts.iter().filter(|(.., pinned)| *pinned) {
+            groups.insert(prefix.address, (0..self.lans.len()).collect());
+        }
+        for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
+            let wanted = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer));
+            let wanted: Vec<IpAddr> = wanted.take(MOST_GROUPS).collect();
+            if wanted != *told && lane.send(Command::Groups(wanted.clone())).is_ok() {
+                debug!(peer = %lane.name, groups = ?wanted, "groups are asked for");
+                *told = wanted;
+            }
+        }
+        if groups != self.shown {
+            self.joined.set(groups.clone());
+            self.shown = groups;
+        }
+    }
+
+    /// Becomes a member of what peers ask for, and no longer of what they do not. Whether something changed.
+    fn follow_peers(&mut self, now: Instant) -> bool {
+        self.wanted.forget(None, now);
+        let all = self.wanted.all();
+        let asked = all.iter().filter(|(group, peers)| peers.iter().any(|peer| self.plan.is_taken(**group, *peer)));
+        let asked: BTreeSet<IpAddr> = asked.map(|(group, _)| *group).take(MOST_GROUPS).collect();
+        let before = self.taken.len();
+        self.taken.retain(|group, _| asked.contains(group));
+        let mut changed = self.taken.len() != before;
+        for group in asked {
+            if self.taken.contains_key(&group) {
+                continue;
+            }
+            let sockets = self.plan.interfaces.iter().filter_map(|name| match join(name, group) {
+                Ok(socket) => Some(socket),
+                Err(error) => {
+                    warn!(%error, %group, lan = name, "multicast: cannot become a member");
+                    None
+                }
+            });
+            let sockets = sockets.collect();
+            info!(%group, "a peer asks for this group");
+            self.taken.insert(group, sockets);
+            changed = true;
+        }
+        changed
+    }
+
+    fn renew_sets(&mut self) {
+        let outcome = self.sets.renew(self.taken.keys().copied());
+        let lost = outcome.is_err();
+        let before = self.sets_lost.swap(lost, Ordering::Relaxed);
+        if let (Err(error), false) = (outcome, before) {
+            warn!(%error, "multicast: the kernel's sets of groups cannot be kept: nothing is taken from the LANs");
+        }
+    }
+}
+
+/// Makes this host a member, so that switches send the group here.
+fn join(interface: &str, group: IpAddr) -> io::Result<Socket> {
+    let index = sys::interface_index(interface)?;
+    match group {
+        IpAddr::V4(group) => {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+            socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?;
+            Ok(socket)
+        }
+        IpAddr::V6(group) => {
+            let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+            socket.join_multicast_v6(&group, index)?;
+            Ok(socket)
+        }
+    }
+}
+
+/// Lets IGMP, and ICMPv6 behind a header of options, through: `A` and the rest are of the classic packet filter's machine.
+fn membership_filter() -> [SockFilter; 12] {
+    const BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+    const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const END: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = SockFilter::new;
+    [
+        step(BYTE, 0, 0, 0),
+        step(AND, 0, 0, 0xf0),
+        step(IS, 0, 2, 0x40),
+        step(BYTE, 0, 0, 9),
+        step(IS, 6, 5, igmp::IGMP.into()),
+        step(IS, 0, 4, 0x60),
+        step(BYTE, 0, 0, 6),
+        step(IS, 0, 2, 0),
+        step(BYTE, 0, 0, 40),
+        step(IS, 1, 0, crate::packet::ICMP_V6.into()),
+        step(END, 0, 0, 0),
+        step(END, 0, 0, LONGEST as u32),
+    ]
+}
+
+/// The link-local address of an interface, in the kernel's list of addresses.
+fn link_local(list: &str, interface: &str) -> Option<Ipv6Addr> {
+    list.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let address = u128::from_str_radix(words.next()?, 16).ok()?;
+        (words.last()? == interface && address >> 112 == 0xfe80).then(|| Ipv6Addr::from(address))
+    })
+}
+
+/// What this host is a member of: interface, group, and how many members there are.
+fn own_members() -> Vec<(String, IpAddr, u32)> {
+    let v4 = std::fs::read_to_string("/proc/self/net/igmp").unwrap_or_default();
+    let v6 = std::fs::read_to_string("/proc/self/net/igmp6").unwrap_or_default();
+    let mut all = read_igmp_list(&v4);
+    all.extend(v6.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let group = Ipv6Addr::from(u128::from_str_radix(words.get(2)?, 16).ok()?);
+        Some((words[1].to_owned(), group.into(), words.get(3)?.parse().ok()?))
+    }));
+    all
+}
+
+fn read_igmp_list(text: &str) -> Vec<(String, IpAddr, u32)> {
+    let mut interface = "";
+    let mut all = Vec::new();
+    for line in text.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if !line.starts_with(char::is_whitespace) {
+            interface = words.get(1).copied().unwrap_or_default();
+        } else if let [group, users, ..] = words[..]
+            && let (Ok(group), Ok(users)) = (u32::from_str_radix(group, 16), users.parse())
+        {
+            // As it lies in memory, read as a number of this machine.
+            all.push((interface.to_owned(), Ipv4Addr::from(group.to_ne_bytes()).into(), users));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn the_kernels_lists_are_read() {
+        let list = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\
+                    1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n\
+                    2\tlan0      :     2      V3\n\t\t\t\t010101EF     2 0:00000000\t\t0\n";
+        let seen = read_igmp_list(list);
+        assert_eq!(seen[1], ("lan0".to_owned(), "239.1.1.1".parse().unwrap(), 2));
+        let list = "fd100001000000000000000000000001 02 40 00 80     lan0\nfe800000000000000000000000000007 02 40 20 80     lan0\n";
+        assert_eq!(link_local(list, "lan0"), Some("fe80::7".parse().unwrap()));
+        assert_eq!(link_local(list, "lan1"), None);
+    }
+}
