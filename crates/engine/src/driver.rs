@@ -264,6 +264,10 @@ impl Driver {
         &self.counters
     }
 
+    pub(crate) fn is_idle(&self) -> bool {
+        self.flows.is_empty() && self.exchanges.len() == 0
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         self.peer_credit.is_some()
     }

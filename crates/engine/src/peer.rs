@@ -65,7 +65,12 @@ impl Peer {
     /// what `source` reads; nothing is read that cannot be sent.
     pub fn poll_transmit(&mut self, source: &mut dyn Source, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
         self.pack(source, now);
-        self.mover.poll_transmit(out, now)
+        let leaving = self.mover.is_leaving();
+        let transmit = self.mover.poll_transmit(out, now);
+        if leaving {
+            self.take_from_mover(now);
+        }
+        transmit
     }
 
     /// The link could not send datagrams of this size.
@@ -161,6 +166,21 @@ impl Peer {
     /// What all flows of this peer and its mover hold now, to be shared out between peers by `set_budget`.
     pub fn memory(&self) -> usize {
         self.driver.held() + self.mover.memory()
+    }
+
+    /// Calls a peer that is called on demand; `is_connected` and an event tell when it has answered.
+    pub fn connect(&mut self, now: Instant) {
+        self.mover.connect(now);
+    }
+
+    /// Ends the session of a peer that is called on demand, with a goodbye. Only while nothing is carried: flows would be reset.
+    pub fn disconnect(&mut self) {
+        self.mover.disconnect();
+    }
+
+    /// Whether no flow lives, of any kind.
+    pub fn is_idle(&self) -> bool {
+        self.driver.is_idle()
     }
 
     /// Whether a session stands, be the peer silent or not: flows can be opened.

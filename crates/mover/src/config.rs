@@ -56,6 +56,8 @@ pub struct Config {
     pub seed: [u8; 32],
     /// Where to start the handshake; `None`: the peer calls us.
     pub endpoint: Option<SocketAddr>,
+    /// Call the peer only when [`Mover::connect`](crate::Mover::connect) asks for it.
+    pub on_demand: bool,
     /// Largest datagram in bytes of UDP payload; `None`: found from the path.
     pub segment: Option<u16>,
     /// Largest payload accepted by `send`, in bytes; at least 1,200 and at most [`Limits::MAX_PAYLOAD`].
@@ -89,6 +91,7 @@ impl Config {
             slot,
             seed,
             endpoint: None,
+            on_demand: false,
             segment: None,
             max_payload: 64 * 1024,
             initial_credit: 256 * 1024,

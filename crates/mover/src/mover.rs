@@ -1,7 +1,8 @@
 //! The data mover towards one peer: joins the handshake, the connection and the caller, and decides nothing else.
 //!
 //! Life: *connecting* (no connection; the handshake tries if it knows where) → *connected* (a [`Connection`]; it survives
-//! silence, new keys and new addresses) → *connecting* again when the peer is dead, has closed or is a new instance.
+//! silence, new keys and new addresses) → *connecting* again when the peer is dead, has closed or is a new instance. On demand: *at rest* in place of
+//! connecting, until somebody asks for a connection or the peer calls.
 //! Driven like every pure machine here: one input, then every poll, then the next input.
 
 use std::collections::VecDeque;
@@ -83,6 +84,10 @@ pub struct Mover {
     memory: usize,
     closing: bool,
     closed: bool,
+    /// A connection is asked for: the peer is called until it answers.
+    wanted: bool,
+    /// The connection ends with a goodbye, and we rest.
+    leaving: bool,
 }
 
 impl Mover {
@@ -109,6 +114,8 @@ impl Mover {
             memory: usize::MAX,
             closing: false,
             closed: false,
+            wanted: !config.on_demand,
+            leaving: false,
             config,
         };
         mover.connect_anew(now);
@@ -207,6 +214,14 @@ impl Mover {
             self.drop_connection(now);
             return Some(Transmit { to, segment_size });
         }
+        if std::mem::take(&mut self.leaving)
+            && let Some(connection) = self.connection.as_mut()
+        {
+            let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
+            let to = connection.remote();
+            self.die(Reason::Closed, now);
+            return Some(Transmit { to, segment_size });
+        }
         if let Some(to) = self.handshake.poll_transmit(out, now) {
             return Some(Transmit { to, segment_size: out.len() });
         }
@@ -240,7 +255,8 @@ impl Mover {
     /// not pack; a timeout comes when it is worth asking again.
     pub fn budget(&self, now: Instant) -> usize {
         let time = self.clock.read(now);
-        self.connection.as_ref().filter(|_| !self.closing).map_or(0, |connection| connection.sender.budget(time))
+        let open = !self.closing && !self.leaving;
+        self.connection.as_ref().filter(|_| open).map_or(0, |connection| connection.sender.budget(time))
     }
 
     /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three milliseconds, at most eight datagrams. On a slow
@@ -313,9 +329,34 @@ impl Mover {
         self.closing = true;
     }
 
+    /// A connection is needed: the peer is called until it answers. For a mover on demand; others call by themselves.
+    pub fn connect(&mut self, now: Instant) {
+        self.wanted = true;
+        if self.connection.is_none()
+            && !self.handshake.is_active()
+            && let Some(to) = self.config.endpoint
+        {
+            self.handshake.start(to, now);
+        }
+    }
+
+    /// The connection is no longer needed: a mover on demand says goodbye with the next `poll_transmit` and rests, which its event tells.
+    pub fn disconnect(&mut self) {
+        if self.config.on_demand && self.connection.is_some() {
+            self.leaving = true;
+        }
+    }
+
+    /// The goodbye of [`Mover::disconnect`] has not left yet.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
     /// Connected, and heard within `silent_after`.
     pub fn is_up(&self) -> bool {
-        !self.closing && self.connection.as_ref().is_some_and(|connection| !connection.liveness.is_silent())
+        !self.closing
+            && !self.leaving
+            && self.connection.as_ref().is_some_and(|connection| !connection.liveness.is_silent())
     }
 
     /// Smoothed round trip.
@@ -448,6 +489,8 @@ impl Mover {
     }
 
     fn die(&mut self, reason: Reason, now: Instant) {
+        self.wanted = !self.config.on_demand;
+        self.leaving = false;
         self.drop_connection(now);
         self.tell(Event::Dead(reason));
         self.connect_anew(now);
@@ -457,7 +500,7 @@ impl Mover {
     fn connect_anew(&mut self, now: Instant) {
         self.handshake.stop();
         self.set_params();
-        if let Some(to) = self.config.endpoint {
+        if let Some(to) = self.config.endpoint.filter(|_| self.wanted) {
             self.handshake.start(to, now);
         }
     }

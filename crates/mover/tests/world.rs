@@ -433,6 +433,48 @@ fn a_goodbye_ends_it_and_a_forged_refusal_does_not() {
     });
 }
 
+/// Nothing is on the wire until somebody asks, nor after the goodbye; either side may ask, both at once too, on any link.
+#[test]
+fn connections_on_demand_come_and_go() {
+    seeds("world", "connections_on_demand_come_and_go", 60, |seed| {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=20ms mtu=1500 loss={}%", dice.u64(0..15)));
+        setup.calls = [true, true];
+        setup.change = Box::new(|config, _| config.on_demand = true);
+        let mut pair = Pair::new(setup);
+        let (mut payloads, sent) =
+            ([0, 0], |pair: &Pair| [A, B].map(|side| pair.world.link(side, 1 - side).offered_packets));
+        for round in 0..4 {
+            let before = sent(&pair);
+            pair.world.run_for(secs(20.0));
+            assert_eq!(sent(&pair), before, "round {round}: at rest");
+            let sides = [vec![A], vec![B], vec![A, B]][dice.usize(0..3)].clone();
+            let now = pair.world.now();
+            for side in &sides {
+                pair.world.node_mut(*side).mover.connect(now);
+                pair.world.kick(*side);
+            }
+            pair.connect();
+            for side in [A, B] {
+                payloads[side] += dice.u64(1..40);
+                pair.world.node_mut(side).set_task(Task::payloads(payloads[side]));
+                pair.world.kick(side);
+            }
+            pair.finish(secs(60.0));
+            pair.world.run_for(secs(1.0));
+            // One that leaves takes the other along; the goodbye may be lost, then silence is believed.
+            let side = sides[0];
+            pair.world.node_mut(side).mover.disconnect();
+            pair.world.kick(side);
+            let down =
+                pair.world.run_until(|world| [A, B].iter().all(|side| !world.node(*side).mover.is_up()), secs(5.0));
+            assert!(down, "round {round}: both rest");
+            pair.world.run_for(secs(310.0));
+            assert!(pair.side(side).events.contains(&Event::Dead(Reason::Closed)));
+        }
+    });
+}
+
 #[test]
 fn silence_for_too_long_is_death_and_the_way_back_is_found() {
     seeds("world", "silence_for_too_long_is_death_and_the_way_back_is_found", 20, |seed| {

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::config::Checked;
 use crate::config::checked;
 use crate::control;
+use crate::demand::Demand;
 use crate::edge::exit::{Exit, Permit, SourceAddress};
 use crate::edge::multicast;
 use crate::edge::packets::{self, Packets};
@@ -135,6 +136,7 @@ impl Daemon {
                 }),
                 listener: listener.try_clone().context("share the listening socket")?,
                 memory: Memory::of_service(&peer.name),
+                demand: peer.on_demand.map(Demand::new),
                 on_change: Box::new(doorbell.ring()),
             };
             let (lane, thread) = lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
@@ -329,6 +331,7 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
     let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
     let mut mover = tpo_mover::Config::new(identity, peer.public_key, slot, crate::sys::random_seed()?);
     mover.endpoint = peer.endpoint;
+    mover.on_demand = peer.on_demand.is_some();
     mover.segment = checked.segment_size;
     mover.max_payload = checked.buffer_size.max(mover.max_payload);
     mover.rate = peer.rate;

@@ -93,7 +93,8 @@ impl Facts {
         let (engine, mover) = (&report.stats, &report.stats.mover);
         let up = self.lanes[slot].pulse.is_up();
         let state = match (up, report.connected, config.endpoint, report.remote) {
-            (true, ..) => PeerState::Up,
+            _ if report.rests => PeerState::Resting,
+            (true, ..) if report.connected => PeerState::Up,
             (_, true, ..) => PeerState::Silent,
             (_, _, None, None) => PeerState::Waiting,
             _ => PeerState::Connecting,
@@ -102,7 +103,7 @@ impl Facts {
         // The hint of a handshake is made of both keys, so one with another key dies in the router and never reaches the lane.
         let other_keys = self.router.hints.load(Ordering::Relaxed) > 0;
         let reason = match state {
-            PeerState::Up => None,
+            PeerState::Up | PeerState::Resting => None,
             _ if handshake.strangers > 0 => {
                 Some("datagrams with wrong keys arrive: compare the public keys at both ends".into())
             }

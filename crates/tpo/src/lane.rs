@@ -18,6 +18,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use tpo_engine::{Class, Event, FlowId, FlowInfo, FlowKey, Peer, Status};
 use tracing::{debug, info, warn};
 
+use crate::demand::{Demand, Turn};
 use crate::edge::exit::Exit;
 use crate::edge::packets::{self, Packets};
 use crate::edge::tcp::{Edges, Happened};
@@ -45,6 +46,8 @@ const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
+/// Connections that may wait for a peer that is called on demand.
+const MOST_HELD: usize = 1_024;
 /// Room for one batch of datagrams: what segmentation offload takes at once.
 const BATCH_BYTES: usize = 65_536;
 
@@ -91,6 +94,8 @@ pub struct Report {
     pub stats: tpo_engine::Stats,
     /// Whether a session stands, heard or not.
     pub connected: bool,
+    /// Called on demand, and nobody needs it.
+    pub rests: bool,
     /// Where the peer is, as far as known.
     pub remote: Option<SocketAddr>,
     /// Edges that live.
@@ -222,6 +227,8 @@ pub struct Start {
     pub listener: Link,
     /// Where the path is remembered.
     pub memory: Option<Memory>,
+    /// Called on demand: when, and how it is left again.
+    pub demand: Option<Demand>,
     /// Told whenever the peer comes up or goes down.
     pub on_change: Box<dyn Fn() + Send>,
 }
@@ -269,6 +276,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             unsent: None,
             counters: Counters::default(),
             closing: None,
+            demand: start.demand,
+            held: Vec::new(),
         }
         .run();
     })?;
@@ -306,6 +315,9 @@ struct Loop {
     unsent: Option<(SocketAddr, usize)>,
     counters: Counters,
     closing: Option<Instant>,
+    demand: Option<Demand>,
+    /// Connections that wait for a peer that was called on demand.
+    held: Vec<(TcpStream, FlowKey, Class)>,
 }
 
 impl Loop {
@@ -313,6 +325,7 @@ impl Loop {
         let mut events = Events::with_capacity(1_024);
         loop {
             let now = Instant::now();
+            self.follow_demand(now);
             if let Some(packets) = &mut self.packets {
                 packets.say_what_is_asked(&mut self.peer, now);
             }
@@ -423,6 +436,10 @@ impl Loop {
                 }
                 Ok(Command::Packets(batch)) => {
                     self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                    if batch.items.iter().any(|item| item.ruled.is_some()) {
+                        // These take their plain way; those after them will not.
+                        self.need(now);
+                    }
                     if let Some(packets) = &mut self.packets {
                         packets.send(&mut self.peer, &batch, now);
                     }
@@ -458,7 +475,41 @@ impl Loop {
         self.follow_engine(now);
     }
 
+    /// The peer is needed: one that is called on demand is called. Whether it is worth waiting for.
+    fn need(&mut self, now: Instant) -> bool {
+        let Some(demand) = self.demand.as_mut().filter(|_| !self.peer.is_connected()) else { return false };
+        if demand.need(now) {
+            debug!(peer = %self.name, "called on demand");
+            self.peer.connect(now);
+        }
+        demand.is_ready()
+    }
+
+    fn follow_demand(&mut self, now: Instant) {
+        let asks = self.packets.as_ref().is_some_and(Packets::asks_for_groups);
+        if asks {
+            self.need(now);
+        }
+        let (connected, idle) = (self.peer.is_connected(), self.peer.is_idle() && self.edges.len() == 0 && !asks);
+        let Some(demand) = &mut self.demand else { return };
+        match demand.turn(connected, idle, now) {
+            Turn::Stay => {}
+            Turn::Leave => self.peer.disconnect(),
+            Turn::GiveUp => {
+                warn!(peer = %self.name, waiting = self.held.len(), "called on demand, but it does not answer");
+                for (socket, ..) in self.held.drain(..) {
+                    self.counters.refused_not_connected += 1;
+                    reset_on_close(&socket);
+                }
+            }
+        }
+    }
+
     fn accepted(&mut self, socket: TcpStream, key: FlowKey, class: Class, now: Instant) {
+        if self.need(now) && self.held.len() < MOST_HELD {
+            self.held.push((socket, key, class));
+            return;
+        }
         let (client, server) = (key.source, key.destination);
         match self.peer.open(key, class, now) {
             Ok(flow) => {
@@ -545,13 +596,26 @@ impl Loop {
                     if let Some(packets) = self.packets.as_mut().filter(|_| fresh) {
                         packets.begin_anew(now);
                     }
+                    if let Some(demand) = &mut self.demand {
+                        demand.connected();
+                    }
+                    for (socket, key, class) in std::mem::take(&mut self.held) {
+                        self.accepted(socket, key, class, now);
+                    }
                 }
                 Event::Silent => {
                     warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule")
                 }
                 Event::Heard => info!(peer = %self.name, "peer heard again"),
                 Event::Dead => {
-                    warn!(peer = %self.name, edges = self.edges.len(), "peer gone: its flows are reset");
+                    let edges = self.edges.len();
+                    match &mut self.demand {
+                        Some(demand) => {
+                            demand.gone();
+                            info!(peer = %self.name, edges, "session over: called again when needed");
+                        }
+                        None => warn!(peer = %self.name, edges, "peer gone: its flows are reset"),
+                    }
                     if let Some(packets) = &mut self.packets {
                         packets.begin_anew(now);
                     }
@@ -717,7 +781,9 @@ impl Loop {
             self.remember(now);
         }
         self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
-        if self.pulse.beat(now, self.peer.is_up() && self.closing.is_none()) {
+        // At rest it can take what comes: that is what calls it.
+        let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
+        if self.pulse.beat(now, (self.peer.is_up() || ready) && self.closing.is_none()) {
             (self.on_change)();
         }
     }
@@ -749,6 +815,7 @@ impl Loop {
         Report {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),
+            rests: !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::rests),
             remote: self.peer.remote(),
             edges: self.edges.len(),
             counters,

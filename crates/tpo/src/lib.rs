@@ -18,6 +18,7 @@ pub mod packet;
 pub mod status;
 
 // The walk.
+pub mod demand;
 pub mod edge;
 pub mod gate;
 pub mod intercept;

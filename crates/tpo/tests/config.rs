@@ -179,7 +179,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 12 + 3 + 2 + 6 + 11 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 12 + 3 + 2 + 8 + 11 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {
@@ -410,6 +410,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
         "on_failure = \"closed\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"",
         ":8: error: [[rule]] on_failure: found a rule for multicast; would do: leave it out",
+    ),
+    (
+        "public_key",
+        "connect = \"on-demand\"\npublic_key",
+        ":6: error: [[peer]] connect: found \"on-demand\"; would do: an endpoint too",
     ),
     (
         "[[accept]]",

@@ -116,6 +116,8 @@ pub struct Peer {
     pub public_key: PublicKey,
     /// Where it listens; `None`: it calls us.
     pub endpoint: Option<SocketAddr>,
+    /// `connect = "on-demand"`: it is called when it is needed, and left when nothing was carried for so long (`disconnect_after`).
+    pub on_demand: Option<Duration>,
     /// What the link to it carries, bytes per second.
     pub rate: Option<u64>,
     /// Who decides how fast we send.
@@ -204,6 +206,8 @@ const OUTAGE: Duration = Duration::from_secs(300);
 const IDLES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_BOTH: Duration = Duration::from_secs(180);
+/// Between two requests of somebody who works; a handshake costs a round trip and some milliseconds of CPU time.
+const DISCONNECT_AFTER: Duration = Duration::from_secs(60);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
 /// Peers of one rule: each costs a look at its lease for each new connection.
@@ -391,6 +395,9 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
     let public_key =
         section.require("public_key", "what `tpo keygen` printed at the peer", value::public_key, findings);
     let endpoint = section.read("endpoint", value::socket_address, findings);
+    let connects = value::one_of(&[("always", false), ("on-demand", true)]);
+    let on_demand = section.read("connect", connects, findings).unwrap_or(false);
+    let after = section.read("disconnect_after", value::duration(IDLES), findings).unwrap_or(DISCONNECT_AFTER);
     let rate = section.read("rate", value::rate, findings);
     let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
     let loss_tolerance = section.read("loss_tolerance", value::share(LOSS_TOLERANCES), findings);
@@ -403,11 +410,16 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
             "a rate such as \"100mbit\": congestion = \"fixed\" sends at that rate",
         );
     }
+    if on_demand && endpoint.is_none() {
+        let would_do = "an endpoint too: who is called on demand must be known where";
+        findings.error(section.line_of("connect"), section.key("connect"), "found \"on-demand\"", would_do);
+    }
     section.finish(findings);
     let peer = name.clone().zip(public_key).map(|(name, public_key)| Peer {
         name,
         public_key,
         endpoint,
+        on_demand: on_demand.then_some(after),
         rate,
         congestion,
         loss_tolerance: loss_tolerance.unwrap_or(LOSS_TOLERANCE),

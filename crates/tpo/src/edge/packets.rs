@@ -198,6 +198,11 @@ impl Packets {
         self.out.counters
     }
 
+    /// Whether the peer is to be asked for any group.
+    pub fn asks_for_groups(&self) -> bool {
+        self.groups.as_ref().is_some_and(|own| !own.ask.is_empty())
+    }
+
     /// Groups that the peer asks us for.
     pub fn asked_here(&self) -> Vec<IpAddr> {
         self.groups.as_ref().map_or_else(Vec::new, |own| own.wanted.of(self.slot))

@@ -146,7 +146,7 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             }
             PeerState::Silent => "nothing has been heard from it; its flows wait",
             PeerState::Stuck => "the thread that serves it does not answer",
-            PeerState::Up => "it is just coming up",
+            PeerState::Up | PeerState::Resting => "it is just coming up",
         });
         let _ = writeln!(out, "{} is not up: {reason}", peer.name);
     }

@@ -142,6 +142,8 @@ pub enum PeerState {
     /// A handshake is under way.
     #[default]
     Connecting,
+    /// Called on demand, and nothing needs it now.
+    Resting,
     /// Connected and heard.
     Up,
     /// Connected, but nothing was heard for a while: flows wait.
@@ -249,6 +251,7 @@ impl PeerState {
         match self {
             PeerState::Waiting => "waiting",
             PeerState::Connecting => "connecting",
+            PeerState::Resting => "resting",
             PeerState::Up => "up",
             PeerState::Silent => "silent",
             PeerState::Stuck => "stuck",

@@ -9,7 +9,7 @@ use tpo_lab::Host;
 
 use crate::site::{Options, Pair, V4, V6, wait_for};
 
-const PORT: u16 = 5_300;
+pub(crate) const PORT: u16 = 5_300;
 /// Of experiments (RFC 3692).
 const OTHER: i32 = 253;
 
@@ -59,11 +59,11 @@ protocol = 253
 destination = "10.10.2.0/24"
 "#;
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options { sections: [RULES, ACCEPTS], ..Options::default() }
 }
 
-fn address(host: &str, port: u16) -> SocketAddr {
+pub(crate) fn address(host: &str, port: u16) -> SocketAddr {
     SocketAddr::new(host.parse().unwrap(), port)
 }
 
@@ -71,13 +71,13 @@ fn any(host: &str) -> &'static str {
     if host.contains(':') { "[::]:0" } else { "0.0.0.0:0" }
 }
 
-fn udp(pair: &Pair, host: Host, at: SocketAddr) -> UdpSocket {
+pub(crate) fn udp(pair: &Pair, host: Host, at: SocketAddr) -> UdpSocket {
     let socket = pair.lab.inside(host, || UdpSocket::bind(at)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket
 }
 
-fn echo(server: &UdpSocket) -> SocketAddr {
+pub(crate) fn echo(server: &UdpSocket) -> SocketAddr {
     let mut bytes = vec![0; 65_536];
     let (length, from) = server.recv_from(&mut bytes).expect("a datagram arrives");
     server.send_to(&bytes[..length], from).unwrap();
@@ -85,7 +85,7 @@ fn echo(server: &UdpSocket) -> SocketAddr {
 }
 
 /// Flows of this protocol that the daemon shows, with their bytes each way.
-fn flows(pair: &Pair, host: Host, protocol: u64) -> Vec<(u64, u64)> {
+pub(crate) fn flows(pair: &Pair, host: Host, protocol: u64) -> Vec<(u64, u64)> {
     let count =
         |flow: &serde_json::Value, key: &str| flow[key].as_u64().unwrap_or_else(|| panic!("no {key} in {flow}"));
     let flows = pair.flows(host);

@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) tpo: &'static str,
     /// More lines for `[intercept]` of both.
     pub(crate) intercept: &'static str,
+    /// More lines for the `[[peer]]` of both.
+    pub(crate) peer: &'static str,
     /// More lines for each `[[rule]]` of A.
     pub(crate) rule: &'static str,
     /// More lines for each `[[accept]]` of B.
@@ -47,6 +49,7 @@ impl Default for Options {
             wan: "rate=200mbit delay=20ms",
             tpo: "",
             intercept: "",
+            peer: "",
             rule: "",
             accept: "",
             endpoints: ["10.9.0.2:47800", "10.9.0.1:47800"],
@@ -100,8 +103,8 @@ impl Pair {
         ] {
             let mut text = format!(
                 "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\n{}\n\n[intercept]\n{}\n\n\
-                 [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\n",
-                options.tpo, options.intercept
+                 [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\n{}\n",
+                options.tpo, options.intercept, options.peer
             );
             if !endpoint.is_empty() {
                 let _ = writeln!(text, "endpoint = \"{endpoint}\"");
@@ -172,11 +175,13 @@ impl Pair {
         assert!(status.success(), "tpo run ended with {status}\n{}", self.logs());
     }
 
+    pub(crate) fn wait_up_at(&self, host: Host) {
+        let output = tpo().args(["status", "--wait-up", "15", "--config"]).arg(self.config(host)).output().unwrap();
+        assert!(output.status.success(), "not up: {}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
+    }
+
     pub(crate) fn wait_up(&self) {
-        for host in [Host::A, Host::B] {
-            let output = tpo().args(["status", "--wait-up", "15", "--config"]).arg(self.config(host)).output().unwrap();
-            assert!(output.status.success(), "not up: {}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
-        }
+        [Host::A, Host::B].into_iter().for_each(|host| self.wait_up_at(host));
         // Up is what the lane says; the lease follows within the gate's next turn.
         wait_for("the leases", || {
             [Host::A, Host::B].iter().all(|&host| self.status(host)["intercept"]["leases"][0]["held"] == true)
