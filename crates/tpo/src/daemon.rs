@@ -39,6 +39,7 @@ use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Router, Table};
 use crate::tap::{self, Opened, Tap};
+use crate::transit::Transit;
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);
@@ -124,6 +125,7 @@ impl Daemon {
             false => None,
         };
 
+        let transit = transit(checked).map(Arc::new);
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
         for (slot, peer) in checked.peers.iter().enumerate() {
@@ -132,8 +134,16 @@ impl Daemon {
                 engine: engine_config(checked, slot, identity.clone())?,
                 exit: exit(checked, slot),
                 packets: tun.clone().map(|tun| {
-                    Packets::new(tun, opened.clone(), slot, groups.as_ref().map(|groups| groups.of_lane(slot, &plan)))
+                    Packets::new(
+                        tun,
+                        opened.clone(),
+                        slot,
+                        groups.as_ref().map(|groups| groups.of_lane(slot, &plan)),
+                        transit.clone(),
+                    )
                 }),
+                slot,
+                transit: transit.clone(),
                 listener: listener.try_clone().context("share the listening socket")?,
                 memory: Memory::of_service(&peer.name),
                 demand: peer.on_demand.map(Demand::new),
@@ -142,6 +152,9 @@ impl Daemon {
             let (lane, thread) = lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
             lanes.push(lane);
             threads.push(thread);
+        }
+        if let Some(transit) = &transit {
+            transit.set_lanes(lanes.clone());
         }
         let keys = checked.peers.iter().map(|peer| peer.public_key);
         let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
@@ -299,6 +312,14 @@ impl MulticastParts {
         let emitter = multicast::Emitter::new(self.lans.clone(), self.joined.clone());
         packets::Groups::new(plan.may_ask(slot), self.wanted.clone(), emitter, Box::new(self.doorbell.ring()))
     }
+}
+
+/// The rules that are also for what peers bring; none: nothing goes on from peer to peer.
+fn transit(checked: &Checked) -> Option<Transit> {
+    let rules = || checked.rules.iter().filter(|rule| rule.enabled && rule.transit);
+    let fails_open = rules().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
+    let policy = Policy::new(rules().map(|rule| rule.matches.clone()).collect());
+    rules().next().map(|_| Transit::new(policy, fails_open, checked.groups.clone()))
 }
 
 fn multicast_plan(checked: &Checked) -> Plan {

@@ -4,6 +4,7 @@
 //! one input (a batch of datagrams, the ready edges, a command, a deadline), drains every poll of the engine, and sleeps until the next one.
 //! Other threads reach it only by bounded [`Command`]s; it tells them that it lives and whether its peer is up by its [`Pulse`].
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -26,7 +27,8 @@ use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
 use crate::sys::Timer;
-use crate::tap::Batch;
+use crate::tap::{Batch, WAITING_BYTES};
+use crate::transit::{Next, Onward, Transit};
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
 const COMMANDS: usize = 4_096;
@@ -69,6 +71,8 @@ pub enum Command {
     },
     /// Packets of the near side that are no TCP, some of which may be this peer's.
     Packets(Batch),
+    /// Datagrams that another peer has brought for this one.
+    Onward(Onward),
     /// The router heard a datagram for this lane at the listening socket.
     Datagram {
         /// Who sent it.
@@ -190,6 +194,18 @@ impl Lane {
         }
     }
 
+    /// Hands over what another peer has brought for this one; false when too much waits.
+    pub fn pass_on(&self, batch: Onward) -> bool {
+        let (bytes, waiting) = (batch.bytes.len(), &self.pulse.packets);
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
+        let taken = !full && self.send(Command::Onward(batch)).is_ok();
+        if !taken {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+
     /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
     pub fn report(&self) -> Receiver<Report> {
         let (sender, receiver) = sync_channel(1);
@@ -223,6 +239,10 @@ pub struct Start {
     pub exit: Exit,
     /// The edges of what is no TCP, if any of it is carried.
     pub packets: Option<Packets>,
+    /// This lane's number.
+    pub slot: usize,
+    /// Where some flows of the peer go on to another.
+    pub transit: Option<Arc<Transit>>,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
     pub listener: Link,
     /// Where the path is remembered.
@@ -257,6 +277,9 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             edges,
             exit: start.exit,
             packets: start.packets,
+            slot: start.slot,
+            transit: start.transit,
+            passing: HashMap::new(),
             listener: start.listener,
             link: None,
             link_to: None,
@@ -293,6 +316,10 @@ struct Loop {
     edges: Edges,
     exit: Exit,
     packets: Option<Packets>,
+    slot: usize,
+    transit: Option<Arc<Transit>>,
+    /// Streams of the peer that go on to another one.
+    passing: HashMap<FlowId, FlowKey>,
     listener: Link,
     link: Option<Link>,
     link_to: Option<SocketAddr>,
@@ -444,6 +471,13 @@ impl Loop {
                         packets.send(&mut self.peer, &batch, now);
                     }
                 }
+                Ok(Command::Onward(batch)) => {
+                    self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                    self.need(now);
+                    if let Some(packets) = &mut self.packets {
+                        packets.take_over(&mut self.peer, &batch, now);
+                    }
+                }
                 Ok(Command::Flows(to)) => {
                     // As for reports: nobody waits, nobody is told.
                     let _ = to.try_send(self.peer.flows().collect());
@@ -490,7 +524,7 @@ impl Loop {
         if asks {
             self.need(now);
         }
-        let (connected, idle) = (self.peer.is_connected(), self.peer.is_idle() && self.edges.len() == 0 && !asks);
+        let (connected, idle) = (self.peer.is_connected(), self.peer.is_idle() && self.edges.is_empty() && !asks);
         let Some(demand) = &mut self.demand else { return };
         match demand.turn(connected, idle, now) {
             Turn::Stay => {}
@@ -560,6 +594,7 @@ impl Loop {
     fn broken(&mut self, flow: FlowId, status: Status, now: Instant) {
         self.peer.reset(flow, status, now);
         self.edges.reset(flow);
+        self.forget(flow);
     }
 
     fn follow_timeouts(&mut self) {
@@ -632,34 +667,83 @@ impl Loop {
 
     /// The peer has opened a flow of packets.
     fn exchange(&mut self, flow: FlowId, key: FlowKey, now: Instant) {
-        match &mut self.packets {
-            Some(packets) if packets.is_question(&key) || self.exit.permits(&key) => packets.open(flow, key),
-            _ => {
-                self.counters.not_allowed += 1;
-                self.peer.reset(flow, Status::NotAllowed, now);
+        let permitted = self.exit.permits(&key);
+        let next = match &self.transit {
+            Some(transit) if permitted => transit.next(&key, self.slot),
+            _ => Next::Here,
+        };
+        let status = match (&mut self.packets, next) {
+            (Some(packets), Next::Here) if permitted || packets.is_question(&key) => {
+                if packets.open(flow, key, None) {
+                    return;
+                }
+                Status::NotAllowed
             }
+            (Some(packets), Next::Peer(peer, ruled)) if permitted => {
+                if packets.open(flow, key, Some((peer, ruled))) {
+                    return;
+                }
+                Status::NotAllowed
+            }
+            (_, Next::Refused(status)) => status,
+            _ => Status::NotAllowed,
+        };
+        if status == Status::NotAllowed {
+            self.counters.not_allowed += 1;
         }
+        self.peer.reset(flow, status, now);
     }
 
     fn forget(&mut self, flow: FlowId) {
         if let Some(packets) = &mut self.packets {
             packets.end(flow);
         }
+        if let (Some(key), Some(transit)) = (self.passing.remove(&flow), &self.transit) {
+            transit.end(&key);
+        }
+    }
+
+    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on.
+    fn way_out(&mut self, flow: FlowId, key: &FlowKey) -> Result<TcpStream, Status> {
+        let next = match &self.transit {
+            Some(transit) if self.exit.names(key) => (transit.next(key, self.slot), Some(transit)),
+            _ => (Next::Here, None),
+        };
+        let (to, ruled, transit) = match next {
+            (Next::Peer(to, ruled), Some(transit)) => (to, ruled, transit),
+            (Next::Refused(status), _) => return Err(status),
+            _ => return self.exit.connect(key),
+        };
+        let lane = transit.lane(to).ok_or(Status::GoingAway)?;
+        if !transit.begin(key) {
+            // It would go in circles.
+            return Err(Status::NotAllowed);
+        }
+        self.passing.insert(flow, *key);
+        let [near, far] = crate::transit::pair().map_err(|error| {
+            debug!(%error, "a flow cannot be handed on");
+            Status::NoResources
+        })?;
+        let accepted = Command::Accepted { socket: far, key: *key, class: ruled.class };
+        lane.send(accepted).map_err(|_| Status::NoResources)?;
+        Ok(near)
     }
 
     fn open(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
-        let socket = match self.exit.connect(key) {
+        let socket = match self.way_out(flow, key) {
             Ok(socket) => socket,
             Err(status) => {
                 if status == Status::NotAllowed {
                     self.counters.not_allowed += 1;
                 }
+                self.forget(flow);
                 self.peer.reset(flow, status, now);
                 return;
             }
         };
         if let Err(error) = self.edges.insert(flow, socket, true, key.source, key.destination) {
             debug!(%error, "no edge for the peer's flow");
+            self.forget(flow);
             self.peer.reset(flow, Status::NoResources, now);
         }
     }

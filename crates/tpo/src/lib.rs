@@ -27,5 +27,6 @@ pub mod link;
 pub mod multicast;
 pub mod router;
 pub mod tap;
+pub mod transit;
 
 pub mod sys;

@@ -284,6 +284,28 @@ pub fn pass(packet: &mut [u8]) -> bool {
     goes_on
 }
 
+/// Takes one off the hop limit of a packet in the form in which it crosses; false when it may go no further, or is no packet.
+pub fn pass_on(form: &mut [u8]) -> bool {
+    let hops_at = match form {
+        [PLAIN_UDP | LABELLED_UDP, _, _, _, ..] => 2,
+        [WHOLE, first, ..] if *first >> 4 == 4 && form.len() > IPV4 => 1 + 8,
+        [WHOLE, first, ..] if *first >> 4 == 6 && form.len() > IPV6 => 1 + 7,
+        _ => return false,
+    };
+    if form[hops_at] <= 1 {
+        return false;
+    }
+    form[hops_at] -= 1;
+    if hops_at == 9 {
+        let header = &mut form[1..];
+        let length = (usize::from(header[0] & 15) * 4).min(header.len());
+        header[10..12].copy_from_slice(&[0, 0]);
+        let check = Sum::default().add(&header[..length]).finish();
+        header[10..12].copy_from_slice(&check.to_be_bytes());
+    }
+    true
+}
+
 /// Gives a UDP packet, made by [`plain`], in pieces that a link of this MTU takes (RFC 791, RFC 8200 section 4.5): `number` tells them from those of
 /// other packets. A packet that fits is given as it is.
 pub fn cut(packet: &[u8], mtu: usize, number: u32, mut each: impl FnMut(&[u8])) {
@@ -449,6 +471,7 @@ pub fn fuzz(bytes: &[u8]) {
         assert_eq!((again.key, again.is_error, again.piece), (seen.key, seen.is_error, seen.piece));
         out.clear();
         unpack(second, &seen.key, 7, &mut out);
+        pass_on(&mut second.to_vec());
     }
 }
 
@@ -507,6 +530,27 @@ mod tests {
             assert_eq!((count, &whole[..]), (4, &packet[if v6 { 40 } else { 20 }..]));
             cut(&packet, packet.len(), 1, |piece| assert_eq!(piece, packet));
         }
+    }
+
+    #[test]
+    fn each_hop_takes_one_off_the_limit() {
+        for v6 in [false, true] {
+            let packet = udp(v6, b"on its way");
+            let mut plain = Vec::new();
+            pack(&packet, &look(&packet).unwrap(), &mut plain);
+            let whole = [&[WHOLE][..], &packet].concat();
+            for mut form in [plain, whole] {
+                for hops in (1..63).rev() {
+                    assert!(pass_on(&mut form));
+                    let mut out = Vec::new();
+                    assert!(unpack(&form, &key(v6), 9, &mut out));
+                    assert_eq!(out[if v6 { 7 } else { 8 }], hops);
+                    assert!(v6 || Sum::default().add(&out[..20]).finish() == 0, "the header's checksum is right");
+                }
+                assert!(!pass_on(&mut form), "the last hop");
+            }
+        }
+        assert!(!pass_on(&mut [0, 0x45]) && !pass_on(&mut []) && !pass_on(&mut [9, 9, 9, 9]));
     }
 
     #[test]

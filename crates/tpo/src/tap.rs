@@ -35,7 +35,7 @@ const LONGEST: usize = 65_535;
 const MANY: usize = 4;
 const MODERATION: Duration = Duration::from_micros(100);
 /// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What comes then is lost, as in any full queue.
-const WAITING_BYTES: usize = 8 << 20;
+pub(crate) const WAITING_BYTES: usize = 8 << 20;
 /// Cut packets whose later pieces may be under way.
 const FIRST_PIECES: usize = 256;
 
@@ -100,12 +100,19 @@ impl Opened {
     }
 
     fn contains(&self, key: &FlowKey) -> bool {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).contains_key(key)
+        self.by(key).is_some()
     }
 
-    fn find(&self, key: &FlowKey) -> Option<usize> {
+    /// The slot of the peer that has opened exactly this flow.
+    pub fn by(&self, key: &FlowKey) -> Option<usize> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(key).copied()
+    }
+
+    /// Whose an answer is, or an error about what a peer has brought.
+    fn find(&self, seen: &Seen) -> Option<usize> {
         let map = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        map.get(&key.turned()).or_else(|| map.get(key)).copied()
+        let answered = map.get(&seen.key.turned());
+        answered.or_else(|| map.get(&seen.key).filter(|_| seen.is_error)).copied()
     }
 }
 
@@ -196,7 +203,7 @@ impl GroupTable {
 
 impl Table {
     fn find(&self, seen: &Seen) -> Option<Whose> {
-        if let Some(slot) = self.opened.find(&seen.key) {
+        if let Some(slot) = self.opened.find(seen) {
             return Some((slot, None));
         }
         let ruled = |key: &FlowKey| {

@@ -137,6 +137,8 @@ pub struct Rule {
     pub group: Group,
     /// What becomes of new connections while the peer is not up.
     pub on_failure: OnFailure,
+    /// It is also for what peers bring.
+    pub transit: bool,
     /// A rule that is switched off is as if it were not there.
     pub enabled: bool,
     /// The line of its section.
@@ -470,6 +472,11 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         findings.error(line, section.key("delivery"), "a rule for TCP", "leave it out: TCP is always delivered whole");
     }
     let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
+    let transit = section.read("transit", value::boolean, findings).unwrap_or(false);
+    if transit && destination.is_some_and(|destination| destination.address.is_multicast()) {
+        let would_do = "a rule of its own at each sender's site: multicast does not go on from peer to peer";
+        findings.error(section.line_of("transit"), section.key("transit"), "found a rule for multicast", would_do);
+    }
     let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
     let line = section.line;
     check_families(&section, source, destination, findings);
@@ -503,7 +510,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         class,
         delivery: delivery.unwrap_or_default(),
     };
-    Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, enabled, line })
+    Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, transit, enabled, line })
 }
 
 /// Gives each rule the number of its group.

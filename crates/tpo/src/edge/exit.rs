@@ -71,6 +71,11 @@ impl Exit {
         key.protocol != TCP && !key.source.ip().is_multicast() && self.find(key).is_some()
     }
 
+    /// Whether any `[[accept]]` names this flow.
+    pub fn names(&self, key: &FlowKey) -> bool {
+        self.find(key).is_some()
+    }
+
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
         if key.source.is_ipv4() != key.destination.is_ipv4() {
             return None;

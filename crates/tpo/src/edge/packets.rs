@@ -1,7 +1,7 @@
 //! The edges of everything that is no TCP: one for each UDP flow and each ICMP exchange, which the engine keeps; here packets become its
 //! datagrams and datagrams become packets again, with their original addresses.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,10 +14,14 @@ use crate::intercept::tun::Tun;
 use crate::multicast::groups::{TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, VNET};
-use crate::tap::{Batch, Opened};
+use crate::tap::{Batch, Opened, Ruled};
+use crate::transit::{Onward, Transit};
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
 const MOST_BYTES: usize = 65_000;
+
+/// Flows from other peers that are remembered before those that are over are forgotten: twice as many as can live.
+const MOST_TAKEN_OVER: usize = 262_144;
 
 /// What became of packets in this lane.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,9 +47,21 @@ pub struct Packets {
     opened: Arc<Opened>,
     slot: usize,
     /// Flows that the peer has opened.
-    theirs: HashMap<FlowId, FlowKey>,
+    theirs: HashMap<FlowId, Theirs>,
     form: Vec<u8>,
     groups: Option<Groups>,
+    /// Where some of it goes on to another peer.
+    transit: Option<Arc<Transit>>,
+    onward: BTreeMap<usize, Onward>,
+    /// Flows that other peers have brought for this one, some of which may be over.
+    taken_over: HashSet<FlowKey>,
+}
+
+/// A flow that the peer has opened.
+struct Theirs {
+    key: FlowKey,
+    /// The peer to which it goes on.
+    next: Option<(usize, Ruled)>,
 }
 
 /// One lane's part in multicast.
@@ -188,9 +204,26 @@ impl Run {
 
 impl Packets {
     /// The edges of the lane in this slot.
-    pub fn new(tun: Arc<Tun>, opened: Arc<Opened>, slot: usize, groups: Option<Groups>) -> Packets {
+    pub fn new(
+        tun: Arc<Tun>,
+        opened: Arc<Opened>,
+        slot: usize,
+        groups: Option<Groups>,
+        transit: Option<Arc<Transit>>,
+    ) -> Packets {
         let out = Out { tun, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
-        Packets { out, run: Run::default(), opened, slot, theirs: HashMap::new(), form: Vec::new(), groups }
+        Packets {
+            out,
+            run: Run::default(),
+            opened,
+            slot,
+            theirs: HashMap::new(),
+            form: Vec::new(),
+            groups,
+            transit,
+            onward: BTreeMap::new(),
+            taken_over: HashSet::new(),
+        }
     }
 
     /// What happened so far.
@@ -295,8 +328,26 @@ impl Packets {
 
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
-        let Packets { out, run, groups, slot, .. } = self;
+        let Packets { out, run, groups, slot, opened, theirs, transit, onward, .. } = self;
         peer.take_datagrams(|arrived| {
+            if transit.is_some() {
+                let next = match arrived.is_reply {
+                    // The answer to what another peer has brought.
+                    true => opened.by(arrived.key).filter(|by| by != slot).map(|by| (by, None)),
+                    false => theirs.get(&arrived.flow).and_then(|flow| flow.next).map(|(to, ruled)| (to, Some(ruled))),
+                };
+                if let Some((to, ruled)) = next {
+                    let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
+                    let batch = onward.entry(to).or_default();
+                    let from = batch.bytes.len();
+                    batch.push(key, ruled, arrived.bytes);
+                    if packet::pass_on(&mut batch.bytes[from..]) {
+                        return;
+                    }
+                    // The kernel says so to its source.
+                    batch.take_back(from);
+                }
+            }
             if arrived.key.destination.ip().is_multicast() {
                 let counters = &mut out.counters;
                 match groups.as_mut() {
@@ -332,17 +383,60 @@ impl Packets {
             }
         });
         run.flush(out);
+        for (to, batch) in std::mem::take(&mut self.onward) {
+            let lane = self.transit.as_ref().and_then(|transit| transit.lane(to));
+            let packets = batch.items.len() as u64;
+            if packets > 0 && !lane.is_some_and(|lane| lane.pass_on(batch)) {
+                self.out.counters.dropped += packets;
+            }
+        }
     }
 
-    /// The peer has opened a flow: its answers are ours.
-    pub fn open(&mut self, flow: FlowId, key: FlowKey) {
+    /// Gives the engine what other peers have brought for this one.
+    pub fn take_over(&mut self, peer: &mut Peer, batch: &Onward, now: Instant) {
+        for (key, ruled, bytes) in &batch.items {
+            let bytes = &batch.bytes[bytes.clone()];
+            let treatment = ruled.map_or((Class::Normal, Delivery::Timely), |rule| (rule.class, rule.delivery));
+            let is_there = peer.has_exchange(key);
+            if ruled.is_some() && !self.taken_over.contains(key) {
+                if is_there {
+                    // Our own LAN has opened it: it has gone round and come back.
+                    self.out.counters.dropped += 1;
+                    continue;
+                }
+                if self.taken_over.len() >= MOST_TAKEN_OVER {
+                    self.taken_over.retain(|key| peer.has_exchange(key));
+                }
+                self.taken_over.insert(*key);
+            }
+            let belongs = ruled.is_some() || is_there;
+            if !belongs || !peer.is_up() || peer.send_datagram(key, treatment, bytes, now).is_err() {
+                // Its first leg is behind it: from here it takes its plain way, if its rule lets it.
+                match ruled {
+                    Some(rule) if rule.fails_open => {
+                        self.out.counters.let_go += 1;
+                        self.out.whole(bytes, key);
+                    }
+                    _ => self.out.counters.dropped += 1,
+                }
+            }
+        }
+    }
+
+    /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when another peer has brought it already, so that it
+    /// would go in circles.
+    pub fn open(&mut self, flow: FlowId, key: FlowKey, next: Option<(usize, Ruled)>) -> bool {
+        if self.transit.is_some() && self.opened.by(&key).is_some_and(|by| by != self.slot) {
+            return false;
+        }
         self.opened.insert(key, self.slot);
-        self.theirs.insert(flow, key);
+        self.theirs.insert(flow, Theirs { key, next });
+        true
     }
 
     /// A flow is over.
     pub fn end(&mut self, flow: FlowId) {
-        if let Some(key) = self.theirs.remove(&flow) {
+        if let Some(Theirs { key, .. }) = self.theirs.remove(&flow) {
             self.opened.remove(&key, self.slot);
         }
     }

@@ -259,7 +259,7 @@ pub fn reset_on_close<S: AsFd>(stream: &S) {
 ///
 /// Until somebody says otherwise its close is a reset: if the process dies, a connection must not look to the application as if it had
 /// come to its orderly end. The edge takes that back when the other side did end in order.
-fn lan_options(socket: &Socket) -> io::Result<()> {
+pub(crate) fn lan_options(socket: &Socket) -> io::Result<()> {
     socket.set_mark(MARK_OWN)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;

@@ -14,3 +14,4 @@ mod local;
 mod mesh;
 mod multicast;
 mod packets;
+mod transit;

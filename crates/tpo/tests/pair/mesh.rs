@@ -82,6 +82,13 @@ impl Mesh {
         self.daemons[site - 1] = Some(command.spawn().unwrap());
     }
 
+    /// SIGKILL, and gone.
+    pub(crate) fn kill(&mut self, site: usize) {
+        let mut child = self.daemons[site - 1].take().expect("the daemon was started");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     fn config(&self, site: usize) -> PathBuf {
         self.folder.join(format!("{site}.toml"))
     }
