@@ -135,6 +135,21 @@ pub(crate) const GATHER: Duration = Duration::from_millis(1);
 /// How fast they come is judged by about so long.
 pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
 
+/// A datagram that overtook others waits so long for them. Parity brings lost ones back later than that, and nobody waits for them.
+pub(crate) const HOLD: Duration = Duration::from_millis(1);
+
+/// Datagrams of one flow that wait so: a millisecond at 64,000 a second.
+pub(crate) const MOST_HELD_BACK: usize = 64;
+
+/// Flows in which some wait so. With the time above, and what a link brings in it, this bounds what they hold.
+pub(crate) const MOST_HOLDING: usize = 1_024;
+
+/// A datagram that comes so long after those behind it were given on is of no use any more: nor would it wait longer for the link.
+pub(crate) const LATEST: Duration = Duration::from_millis(300);
+
+/// Gaps in the numbers of a flow that are remembered, to know how late their datagrams are.
+pub(crate) const MOST_GAPS: usize = 64;
+
 /// Buffers of datagrams kept to be filled again.
 pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
 

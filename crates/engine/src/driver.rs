@@ -230,6 +230,10 @@ impl Driver {
                 held_bytes: state.incoming.held(),
                 credit_left: state.outgoing.credit_left(),
                 window_bytes: state.window.size(),
+                lost_in: 0,
+                datagrams_in: 0,
+                datagrams_out: 0,
+                wait: std::time::Duration::ZERO,
                 since: state.since,
                 moved: state.moved,
             })

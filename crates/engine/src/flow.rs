@@ -9,12 +9,14 @@ use std::{fmt, net::SocketAddr, time::Duration, time::Instant};
 
 mod exchange;
 mod incoming;
+mod order;
 mod outgoing;
 mod window;
 
 pub use exchange::Delivery;
 pub(crate) use exchange::Exchange;
 pub(crate) use incoming::{Chunk, Incoming};
+pub(crate) use order::Place;
 pub(crate) use outgoing::Outgoing;
 pub(crate) use window::{Climate, Memory, Window};
 
@@ -319,6 +321,14 @@ pub struct FlowInfo {
     pub credit_left: u64,
     /// The window granted to the far side at present.
     pub window_bytes: u64,
+    /// Of datagrams: how many of the far side's did not come, or came too late.
+    pub lost_in: u32,
+    /// Of datagrams: how many came.
+    pub datagrams_in: u32,
+    /// Of datagrams: how many were packed.
+    pub datagrams_out: u32,
+    /// Of datagrams: how long they wait here for the link, smoothed.
+    pub wait: Duration,
     /// When it was opened.
     pub since: Instant,
     /// When data last came or went, or was taken.

@@ -58,7 +58,8 @@ impl Peer {
     /// When `handle_timeout` wants to be called, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
         let gathered = self.driver.gathers_until().map(|at| (at, Timer::Pace));
-        self.mover.poll_timeout().into_iter().chain(gathered).min_by_key(|(at, _)| *at)
+        let held = self.driver.holds_until().map(|at| (at, Timer::Pace));
+        self.mover.poll_timeout().into_iter().chain(gathered).chain(held).min_by_key(|(at, _)| *at)
     }
 
     /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has budget, buffers are packed from

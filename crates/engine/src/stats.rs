@@ -62,6 +62,8 @@ pub struct Counters {
     pub datagrams_in: u64,
     /// Datagrams dropped because they had waited too long for the link.
     pub datagrams_stale: u64,
+    /// Datagrams of the far side dropped because they came too long after those behind them.
+    pub datagrams_late: u64,
     /// Datagrams dropped because too many waited.
     pub datagrams_full: u64,
     /// Flows of datagrams that were refused, of either side, because too many live.

@@ -233,6 +233,49 @@ fn a_timely_stream_arrives_whole_and_in_time() {
     }
 }
 
+/// What a network reorders by less than a millisecond arrives in order; by more, each waits for a millisecond at most.
+#[test]
+fn order_is_kept_within_a_millisecond() {
+    for (by, in_order) in [("900us", true), ("10ms", false)] {
+        let wan = format!("rate=100mbit delay=20ms mtu=1500 reorder=10% reorder_by={by}");
+        let mut world = world(13, &wan, Limits::default());
+        begin(&mut world, A, timely(500, Duration::from_micros(250), 3 * SECOND));
+        world.run_for(4 * SECOND);
+        let came = &world.node(B).came;
+        assert_eq!(came.len() as u64, world.node(A).sent);
+        let turned = came.windows(2).filter(|two| two[1].0 < two[0].0).count();
+        // The link is still being found out in the first second.
+        let longest =
+            came.iter().filter(|(number, _)| *number > 4_000).map(|(_, delay)| *delay).max().expect("some came");
+        println!("reordered by {by}: {turned} of {} out of order, the longest took {longest:?}", came.len());
+        assert_eq!(turned == 0, in_order, "{turned} of {}", came.len());
+        assert!(longest < if in_order { 24 * MS } else { 34 * MS }, "{longest:?}");
+    }
+}
+
+/// On a path so long that a repair comes too late to be of use, it is not given on; a flow that wants all of its datagrams gets them.
+#[test]
+fn what_is_too_late_is_dropped_unless_all_are_wanted() {
+    let run = |delivery| {
+        let mut world = world(15, "rate=50mbit delay=300ms mtu=1500 loss=5% burst=6", Limits::default());
+        begin(&mut world, A, Stream { delivery, ..timely(1_000, 2 * MS, 10 * SECOND) });
+        world.run_for(20 * SECOND);
+        let settled = world.node(B).came.iter().filter(|(number, _)| *number > 2_000);
+        let longest = settled.map(|(_, delay)| *delay).max().expect("some came");
+        let late = world.node(B).peer.stats().counters.datagrams_late;
+        let lost = world.node(B).peer.flows().map(|flow| u64::from(flow.lost_in)).sum::<u64>();
+        let stale = world.node(A).peer.stats().counters.datagrams_stale;
+        assert_eq!(world.node(B).came.len() as u64 + lost + stale, world.node(A).sent, "every one is known of");
+        (lost, late, longest)
+    };
+    let (lost, late, longest) = run(Delivery::Timely);
+    assert!(late > 0 && lost == late, "{lost} lost, {late} late");
+    assert!(longest < 700 * MS, "{longest:?}");
+    let (lost, late, longest) = run(Delivery::Reliable);
+    assert_eq!((lost, late), (0, 0));
+    assert!(longest > 900 * MS, "{longest:?}");
+}
+
 /// An exchange both ways lives longer than a question without an answer, and both sides forget it.
 #[test]
 fn a_flow_ends_when_it_rests() {

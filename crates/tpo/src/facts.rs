@@ -207,14 +207,20 @@ impl control::Facts for Facts {
 
     fn flows(&self) -> Vec<FlowReport> {
         let now = Instant::now();
-        let lanes = self.checked.peers.iter().zip(self.ask(Lane::flows));
+        let reports = self.ask(Lane::report);
+        let lanes = self.checked.peers.iter().zip(self.ask(Lane::flows)).zip(reports);
         lanes
-            .flat_map(|(peer, flows)| flows.unwrap_or_default().into_iter().map(|info| flow(&peer.name, &info, now)))
+            .flat_map(|((peer, flows), report)| {
+                let way = report.and_then(|report| report.stats.mover.rtt).map(|rtt| rtt / 2);
+                flows.unwrap_or_default().into_iter().map(move |info| flow(&peer.name, &info, way, now))
+            })
             .collect()
     }
 }
 
-fn flow(peer: &str, info: &FlowInfo, now: Instant) -> FlowReport {
+fn flow(peer: &str, info: &FlowInfo, way: Option<Duration>, now: Instant) -> FlowReport {
+    let packets = info.key.protocol != checked::TCP;
+    let (came, lost) = (f64::from(info.datagrams_in), f64::from(info.lost_in));
     FlowReport {
         id: info.flow.0,
         peer: peer.into(),
@@ -238,6 +244,10 @@ fn flow(peer: &str, info: &FlowInfo, now: Instant) -> FlowReport {
         .into(),
         sent: info.bytes_out,
         received: info.bytes_in,
+        packets_sent: packets.then(|| info.datagrams_out.into()),
+        packets_received: packets.then(|| info.datagrams_in.into()),
+        lost_percent: (packets && came + lost > 0.0).then(|| 100.0 * lost / (came + lost)),
+        delay_ms: way.map(|way| milliseconds(way + info.wait)),
         age: now.saturating_duration_since(info.since).as_secs_f64(),
         idle: now.saturating_duration_since(info.moved).as_secs_f64(),
         credit: info.credit_left,
@@ -274,7 +284,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("handshake limited", mover.handshake.limited),
         ("payloads malformed", report.stats.counters.malformed),
         ("messages late", report.stats.counters.late),
-        ("packets too late", report.stats.counters.datagrams_stale),
+        ("packets too late", report.stats.counters.datagrams_stale + report.stats.counters.datagrams_late),
         ("packets too many", report.stats.counters.datagrams_full + report.packets.dropped),
         ("packets foreign", report.packets.foreign),
         ("packets not taken by the kernel", report.packets.not_emitted),

@@ -20,10 +20,10 @@ use super::{
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, SendError, Status,
     config::{
-        ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES,
-        WAITING_FLOW_BYTES,
+        ENDS_SLACK, GATHER, GATHER_MEMORY, HOLD, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
+        WAITING_BYTES, WAITING_FLOW_BYTES,
     },
-    flow::{Delivery, Exchange},
+    flow::{Delivery, Exchange, Place},
     message::{self, Form, Function, Header},
 };
 
@@ -41,6 +41,9 @@ pub(crate) struct Exchanges {
     last: Option<(FlowKey, FlowId)>,
     waiting_bytes: usize,
     gathering: Gathering,
+    /// Flows in which some wait for those before them, and until when the first of them does.
+    holding: Vec<FlowId>,
+    holds_until: Option<Instant>,
     arrived: Vec<u8>,
     arrivals: Vec<(FlowId, Range<usize>)>,
     spare: Vec<Vec<u8>>,
@@ -125,9 +128,13 @@ impl Exchanges {
             finished_in: false,
             bytes_out: state.sent.bytes,
             bytes_in: state.received.bytes,
-            held_bytes: state.waiting_bytes,
+            held_bytes: state.waiting_bytes + state.order.held(),
             credit_left: 0,
             window_bytes: 0,
+            lost_in: state.order.lost,
+            datagrams_in: state.received.datagrams,
+            datagrams_out: state.sent.datagrams,
+            wait: state.wait,
             since: state.since,
             moved: state.moved,
         })
@@ -289,6 +296,7 @@ impl Driver {
             if !page.has_room(turn.flow, state.delivery.is_urgent(), header_length + length) {
                 return false;
             }
+            state.note_wait(now);
             let bytes = state.pop().expect("it was looked at");
             exchanges.waiting_bytes -= length;
             let header = Header {
@@ -328,12 +336,74 @@ impl Driver {
         }
         state.answered = true;
         state.moved = now;
+        let waits = state.delivery.keeps_order() && exchanges.holding.len() < MOST_HOLDING;
+        let Exchanges { by_number, holding, holds_until, arrived, arrivals, spare, .. } = exchanges;
+        let state = by_number.get_mut(&flow).expect("as before");
+        let mut give = |bytes: &[u8]| {
+            let from = arrived.len();
+            arrived.extend_from_slice(bytes);
+            arrivals.push((flow, from..from + bytes.len()));
+        };
+        if state.order.is_full_for(header.sequence) {
+            state.order.give_up_all();
+            while let Some(held) = state.order.pop_ready(now) {
+                give(&held);
+                recycle(spare, Some(held));
+            }
+        }
+        match state.order.place(header.sequence, waits, now) {
+            Place::Now => give(bytes),
+            Place::Hold => {
+                let mut copy = spare.pop().unwrap_or_default();
+                copy.clear();
+                copy.extend_from_slice(bytes);
+                state.order.hold(header.sequence, copy, now);
+                if !holding.contains(&flow) {
+                    holding.push(flow);
+                }
+                let until = now + HOLD;
+                *holds_until = Some(holds_until.map_or(until, |earlier| earlier.min(until)));
+            }
+            Place::Drop => {
+                self.counters.datagrams_late += 1;
+                return;
+            }
+        }
         state.received.add(bytes.len());
         self.counters.datagrams_in += 1;
         self.counters.bytes_in += bytes.len() as u64;
-        let from = exchanges.arrived.len();
-        exchanges.arrived.extend_from_slice(bytes);
-        exchanges.arrivals.push((flow, from..from + bytes.len()));
+        while let Some(held) = state.order.pop_ready(now) {
+            give(&held);
+            recycle(spare, Some(held));
+        }
+    }
+
+    /// Until when datagrams wait for those that they overtook.
+    pub(crate) fn holds_until(&self) -> Option<Instant> {
+        self.exchanges.holds_until
+    }
+
+    /// Gives on those that have waited long enough.
+    pub(super) fn end_holding(&mut self, now: Instant) {
+        let exchanges = &mut self.exchanges;
+        if exchanges.holds_until.is_none_or(|until| until > now) {
+            return;
+        }
+        exchanges.holds_until = None;
+        let Exchanges { by_number, holding, holds_until, arrived, arrivals, spare, .. } = exchanges;
+        holding.retain(|flow| {
+            let Some(state) = by_number.get_mut(flow) else { return false };
+            state.order.give_up(now);
+            while let Some(held) = state.order.pop_ready(now) {
+                let from = arrived.len();
+                arrived.extend_from_slice(&held);
+                arrivals.push((*flow, from..from + held.len()));
+                recycle(spare, Some(held));
+            }
+            let until = state.order.until();
+            *holds_until = [*holds_until, until].into_iter().flatten().min();
+            until.is_some()
+        });
     }
 
     fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {

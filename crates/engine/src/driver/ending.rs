@@ -87,11 +87,11 @@ impl Driver {
         }
     }
 
-    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest.
-    /// Called at the
-    /// mover's timeouts, which come several times a second.
+    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest; gives on
+    /// datagrams that have waited for those before them. Called at the mover's timeouts, which come several times a second, and when some wait.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.end_exchanges(now);
+        self.end_holding(now);
         while self.lingering.front().is_some_and(|first| first.until <= now) {
             let Some(Lingering { flow, delivered, .. }) = self.lingering.pop_front() else { break };
             let Some(state) = self.flows.get(&flow) else { continue };

@@ -5,6 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
+use super::order::Order;
 use crate::{Class, FlowKey, driver::Slot};
 
 /// How the datagrams of a flow are carried. The numbers are those on the wire.
@@ -46,6 +47,11 @@ impl Delivery {
             (Delivery::Timely | Delivery::Plain, Class::Normal) => Class::Interactive,
             (_, asked) => asked,
         }
+    }
+
+    /// Whether its datagrams are given on in order, as far as that takes a moment only.
+    pub(crate) fn keeps_order(self) -> bool {
+        self != Delivery::Reliable
     }
 
     /// Whether its buffers are protected and go before others.
@@ -95,6 +101,10 @@ pub(crate) struct Exchange {
     busy_since: Instant,
     pub(crate) sent: Count,
     pub(crate) received: Count,
+    /// Of what is received.
+    pub(crate) order: Order,
+    /// How long datagrams wait for the link, smoothed.
+    pub(crate) wait: Duration,
     pub(crate) since: Instant,
     /// When something last came or went.
     pub(crate) moved: Instant,
@@ -121,6 +131,8 @@ impl Exchange {
             busy_since: now,
             sent: Count::default(),
             received: Count::default(),
+            order: Order::default(),
+            wait: Duration::ZERO,
             since: now,
             moved: now,
         }
@@ -150,6 +162,13 @@ impl Exchange {
             self.waiting = VecDeque::new();
         }
         Some(bytes)
+    }
+
+    /// The oldest one is packed now.
+    pub(crate) fn note_wait(&mut self, now: Instant) {
+        if let Some(first) = self.waiting.front() {
+            self.wait = (self.wait * 7 + now.saturating_duration_since(first.since)) / 8;
+        }
     }
 
     /// Whether the oldest one has waited too long.

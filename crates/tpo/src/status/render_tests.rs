@@ -133,12 +133,23 @@ fn flows_are_one_line_each() {
         reason: Some("the far application\nreads slowly".into()),
         ..flow()
     };
+    let call = FlowReport {
+        id: 13,
+        protocol: 17,
+        packets_sent: Some(200),
+        packets_received: Some(199),
+        lost_percent: Some(0.5),
+        delay_ms: Some(41.26),
+        credit: 0,
+        ..flow()
+    };
     let golden = "\
-FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED    AGE  IDLE     CREDIT  HELD UP BY
-   3  lyon  tcp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB  1m 1s  0.0s  256.0 KiB
-  12  lyon  tcp    [fd10:1::2]:40123  [fd10:2::2]:80  us         open   normal  1.2 KiB   4.8 MiB  1m 1s  0.0s        0 B  the far application reads slowly
+FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED  PACKETS    LOST    DELAY    AGE  IDLE     CREDIT  HELD UP BY
+   3  lyon  tcp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB                            1m 1s  0.0s  256.0 KiB
+  12  lyon  tcp    [fd10:1::2]:40123  [fd10:2::2]:80  us         open   normal  1.2 KiB   4.8 MiB                            1m 1s  0.0s        0 B  the far application reads slowly
+  13  lyon  udp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB  200/199  0.50 %  41.3 ms  1m 1s  0.0s        0 B
 ";
-    assert_eq!(flows(&[flow(), slow]), golden);
+    assert_eq!(flows(&[flow(), slow, call]), golden);
     let plain = flows(&[flow()]);
     assert!(!plain.contains("HELD UP BY"), "an empty column is left out: {plain}");
     assert_eq!(flows(&[]), "no flows\n");

@@ -205,6 +205,14 @@ pub struct FlowReport {
     pub sent: u64,
     /// Application bytes received from the peer.
     pub received: u64,
+    /// What is no TCP: packets sent to the peer.
+    pub packets_sent: Option<u64>,
+    /// What is no TCP: packets received from the peer.
+    pub packets_received: Option<u64>,
+    /// What is no TCP: packets of the peer that did not come, or came too late to be of use, percent.
+    pub lost_percent: Option<f64>,
+    /// From here to the far application's LAN, as far as known: half a round trip between the TPOs, and what packets wait here for the link, ms.
+    pub delay_ms: Option<f64>,
     /// Seconds since it was opened.
     pub age: f64,
     /// Seconds since bytes last moved.

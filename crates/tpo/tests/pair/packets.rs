@@ -259,6 +259,85 @@ fn a_removed_way_into_the_device_is_found_and_restored() {
     }
 }
 
+/// What the sender asks of the network arrives with the packet, both ways.
+#[test]
+fn the_traffic_class_crosses() {
+    let pair = Pair::start(&options());
+    let server = udp(&pair, Host::Server, address(V4, PORT));
+    let client = udp(&pair, Host::Client, any(V4).parse().unwrap());
+    let hears = raw(&pair, Host::Server, false, 17);
+    let heard_back = raw(&pair, Host::Client, false, 17);
+    // Expedited forwarding (RFC 3246), with ECN(0) and without.
+    for class in [0xb8, 0xb8 | 2, 1] {
+        for socket in [&client, &server] {
+            socket2::SockRef::from(socket).set_tos_v4(class).unwrap();
+        }
+        client.send_to(b"which class?", address(V4, PORT)).unwrap();
+        echo(&server);
+        client.recv(&mut [0; 20]).expect("the answer arrives");
+        for (socket, from) in [(&hears, "10.10.1.2"), (&heard_back, V4)] {
+            let (packet, source) = receive(socket);
+            assert_eq!((u32::from(packet[1]), source.ip().to_string().as_str()), (class, from));
+        }
+    }
+}
+
+/// A far link takes only shorter packets: its router says so, and the client's kernel cuts them from then on.
+#[test]
+fn fragmentation_needed_is_told_to_the_client() {
+    let pair = Pair::start(&options());
+    let ip =
+        |host, arguments: &[&str]| assert!(pair.lab.command(host, "ip").args(arguments).status().unwrap().success());
+    ip(Host::B, &["link", "set", "lan0", "mtu", "1300"]);
+    ip(Host::Server, &["link", "set", "eth0", "mtu", "1300"]);
+    for host in [V4, V6] {
+        let server = udp(&pair, Host::Server, address(host, PORT));
+        let client = udp(&pair, Host::Client, any(host).parse().unwrap());
+        pair.lab.inside(Host::Client, || client.connect(address(host, PORT))).unwrap();
+        // The kernel's usual way: packets must not be cut, unless it knows better.
+        client.send(&[1; 1_400]).unwrap();
+        wait_for("the client's kernel to know", || {
+            // A packet too large for the path as it is known now is refused, or cut.
+            client.send(&[1; 1_400]).is_err() || server.recv(&mut [0; 2_000]).is_ok()
+        });
+        let route = pair.lab.command(Host::Client, "ip").args(["route", "get", host]).output().unwrap();
+        let route = String::from_utf8(route.stdout).unwrap();
+        assert!(route.contains("mtu 1300"), "{route}");
+        client.send(&[1; 1_400]).unwrap();
+        while echo(&server) != client.local_addr().unwrap() {}
+    }
+}
+
+/// Tunnels of others: GRE with packets inside. What `tpo flows` tells of it is true.
+#[test]
+fn gre_crosses_and_its_figures_are_told() {
+    let sections = [
+        "[[rule]]\nprotocol = 47\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"\npeer = \"b\"\n",
+        "[[accept]]\npeer = \"a\"\nprotocol = 47\ndestination = \"10.10.2.0/24\"\n",
+    ];
+    let pair = Pair::start(&Options { sections, ..Options::default() });
+    let (server, client) = (raw(&pair, Host::Server, false, 47), raw(&pair, Host::Client, false, 47));
+    // No flags, version 0, IPv4 inside (RFC 2784).
+    let tunnelled = |number: u16| {
+        let mut packet = vec![0, 0, 8, 0];
+        packet.extend(request(false, 9, number, &[7; 1_300]));
+        packet
+    };
+    for number in 0..200 {
+        let sent = tunnelled(number);
+        client.send_to(&sent, address(V4, 0)).unwrap();
+        let (packet, from) = receive(&server);
+        assert_eq!((&packet[20..], from.ip()), (&sent[..], "10.10.1.2".parse().unwrap()));
+        server.send_to(&sent, from).unwrap();
+        assert_eq!(receive(&client).0[20..], sent);
+    }
+    let seen = pair.flows(Host::A);
+    assert_eq!(seen.len(), 1, "all of it in one flow: {seen:?}");
+    let number = |key: &str| seen[0][key].as_f64().unwrap_or_else(|| panic!("no {key} in {seen:?}"));
+    assert_eq!((number("packets_sent"), number("packets_received"), number("lost_percent")), (200.0, 200.0, 0.0));
+    assert!((20.0..30.0).contains(&number("delay_ms")), "{seen:?}");
+}
+
 #[test]
 fn any_other_protocol_crosses_whole() {
     let pair = Pair::start(&options());

@@ -1,0 +1,226 @@
+//! The order of a flow of datagrams as it arrives. One that overtook others waits for them a moment; what comes too late is of no use any more.
+//!
+//! Numbers are those on the wire: 32 bits that count the datagrams of one direction.
+
+use std::{collections::VecDeque, time::Instant};
+
+use crate::config::{HOLD, LATEST, MOST_GAPS, MOST_HELD_BACK};
+
+/// A number further ahead than this is no reordering: whatever lies between is gone.
+const HORIZON: u32 = 1 << 16;
+
+/// What is to be done with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It is given on.
+    Now,
+    /// It waits for those before it.
+    Hold,
+    /// It is too late.
+    Drop,
+}
+
+/// Of one direction of a flow. Small while nothing is out of order.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    next: u32,
+    /// Datagrams that did not come, or came too late.
+    pub(crate) lost: u32,
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
+    /// Those that wait, the lowest number first, each with its time.
+    held: VecDeque<(u32, Instant, Vec<u8>)>,
+    /// Those up to this number wait no longer.
+    release: Option<u32>,
+    /// Numbers that were passed over: the first, how many, and when. Bounded, the oldest goes first.
+    gaps: VecDeque<(u32, u32, Instant)>,
+}
+
+impl Order {
+    /// Where a datagram with this number belongs. `waits`: whether order is worth a moment.
+    pub(crate) fn place(&mut self, number: u32, waits: bool, now: Instant) -> Place {
+        let ahead = number.wrapping_sub(self.next);
+        if ahead == 0 {
+            self.next = self.next.wrapping_add(1);
+            return Place::Now;
+        }
+        if ahead as i32 > 0 {
+            if waits && ahead < HORIZON {
+                return Place::Hold;
+            }
+            self.pass_over(number, now);
+            self.next = number.wrapping_add(1);
+            return Place::Now;
+        }
+        let gaps = self.rest.as_mut().map(|rest| &mut rest.gaps);
+        let gap = gaps.and_then(|gaps| gaps.iter().find(|(first, count, _)| number.wrapping_sub(*first) < *count));
+        match gap {
+            Some((.., at)) if waits && now.saturating_duration_since(*at) > LATEST => Place::Drop,
+            Some(_) => {
+                self.lost = self.lost.saturating_sub(1);
+                Place::Now
+            }
+            // So old that nobody remembers.
+            None if waits => Place::Drop,
+            None => Place::Now,
+        }
+    }
+
+    /// Before a datagram is placed: whether those that wait must go first, because they are too many or it is from far ahead.
+    pub(crate) fn is_full_for(&self, number: u32) -> bool {
+        let held = self.rest.as_ref().map_or(0, |rest| rest.held.len());
+        held >= MOST_HELD_BACK || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
+    }
+
+    /// Keeps one that waits.
+    pub(crate) fn hold(&mut self, number: u32, bytes: Vec<u8>, now: Instant) {
+        let rest = self.rest.get_or_insert_default();
+        let next = self.next;
+        let at = rest.held.partition_point(|(held, ..)| held.wrapping_sub(next) < number.wrapping_sub(next));
+        rest.held.insert(at, (number, now, bytes));
+    }
+
+    /// The next one of those that wait whose turn has come.
+    pub(crate) fn pop_ready(&mut self, now: Instant) -> Option<Vec<u8>> {
+        let rest = self.rest.as_mut()?;
+        let number = rest.held.front()?.0;
+        let released = rest.release.is_some_and(|release| release.wrapping_sub(number) < HORIZON);
+        if number != self.next && !released {
+            rest.release = None;
+            return None;
+        }
+        let (_, _, bytes) = rest.held.pop_front()?;
+        self.pass_over(number, now);
+        self.next = number.wrapping_add(1);
+        Some(bytes)
+    }
+
+    /// Until when the first of those that wait does.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.rest.as_ref()?.held.iter().map(|(_, since, _)| *since + HOLD).min()
+    }
+
+    /// Those that have waited long enough wait no longer, nor do those before them: the caller takes them.
+    pub(crate) fn give_up(&mut self, now: Instant) {
+        if let Some(rest) = &mut self.rest {
+            rest.release =
+                rest.held.iter().rev().find(|(_, since, _)| *since + HOLD <= now).map(|(number, ..)| *number);
+        }
+    }
+
+    /// Nobody waits any longer.
+    pub(crate) fn give_up_all(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.release = rest.held.back().map(|(number, ..)| *number);
+        }
+    }
+
+    fn pass_over(&mut self, number: u32, now: Instant) {
+        let count = number.wrapping_sub(self.next);
+        if count == 0 {
+            return;
+        }
+        self.lost = self.lost.saturating_add(count);
+        let gaps = &mut self.rest.get_or_insert_default().gaps;
+        if gaps.len() >= MOST_GAPS {
+            gaps.pop_front();
+        }
+        gaps.push_back((self.next, count, now));
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn held(&self) -> usize {
+        self.rest.as_ref().map_or(0, |rest| rest.held.iter().map(|(_, _, bytes)| bytes.len()).sum())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const TOO_LATE: Duration = LATEST.saturating_add(Duration::from_millis(1));
+
+    /// Gives numbers in this order, a tenth of a millisecond apart, and tells what came out.
+    fn run(numbers: &[u32]) -> Vec<u32> {
+        let (mut order, mut now, mut out) = (Order::default(), Instant::now(), Vec::new());
+        let name = |bytes: Vec<u8>| u32::from_be_bytes(bytes.try_into().unwrap());
+        for number in numbers {
+            now += Duration::from_micros(100);
+            while order.until().is_some_and(|until| until <= now) {
+                order.give_up(now);
+                while let Some(bytes) = order.pop_ready(now) {
+                    out.push(name(bytes));
+                }
+            }
+            match order.place(*number, true, now) {
+                Place::Now => out.push(*number),
+                Place::Hold => order.hold(*number, number.to_be_bytes().to_vec(), now),
+                Place::Drop => {}
+            }
+            while let Some(bytes) = order.pop_ready(now) {
+                out.push(name(bytes));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn what_overtook_waits_a_moment() {
+        assert_eq!(run(&[0, 2, 1, 3]), [0, 1, 2, 3]);
+        assert_eq!(run(&[3, 2, 1, 0, 4]), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_lost_one_stops_the_others_for_a_moment_only() {
+        let numbers: Vec<u32> = (0..40).filter(|number| *number != 5).collect();
+        assert_eq!(run(&numbers), numbers);
+        // It comes late, and is given on late.
+        let mut late = numbers.clone();
+        late.push(5);
+        assert_eq!(run(&late), late);
+    }
+
+    #[test]
+    fn far_too_late_is_too_late_and_counts_as_lost() {
+        let (mut order, now) = (Order::default(), Instant::now());
+        assert_eq!(order.place(0, true, now), Place::Now);
+        assert_eq!(order.place(2, true, now), Place::Hold);
+        order.hold(2, vec![2], now);
+        order.give_up(now + HOLD);
+        assert_eq!((order.pop_ready(now + HOLD), order.lost), (Some(vec![2]), 1));
+        assert_eq!(order.place(1, true, now + HOLD + TOO_LATE), Place::Drop);
+        assert_eq!(order.lost, 1);
+        assert_eq!(order.place(1, true, now + HOLD + LATEST), Place::Now);
+        assert_eq!(order.lost, 0);
+    }
+
+    #[test]
+    fn numbers_wrap_and_bounds_hold() {
+        let (mut order, now) = (Order { next: u32::MAX, ..Order::default() }, Instant::now());
+        assert_eq!(order.place(0, true, now), Place::Hold);
+        order.hold(0, vec![], now);
+        assert_eq!(order.place(u32::MAX, true, now), Place::Now);
+        assert_eq!(order.pop_ready(now), Some(vec![]));
+        for number in 0..10_000_u32 {
+            let number = 2 + 2 * number;
+            if order.is_full_for(number) {
+                order.give_up_all();
+                while order.pop_ready(now).is_some() {}
+            }
+            if order.place(number, true, now) == Place::Hold {
+                order.hold(number, vec![1], now);
+            }
+            while order.pop_ready(now).is_some() {}
+        }
+        assert!(order.held() <= MOST_HELD_BACK);
+        // A flow that keeps no order passes over gaps at once, and takes what is late.
+        let mut order = Order::default();
+        assert_eq!(order.place(9, false, now), Place::Now);
+        assert_eq!((order.place(3, false, now + TOO_LATE), order.lost), (Place::Now, 8));
+    }
+}
