@@ -138,6 +138,7 @@ impl Order {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests need some instant to begin with")]
 mod tests {
     use std::time::Duration;
 
