@@ -18,14 +18,15 @@ pub(crate) mod tests;
 
 pub use datagrams::Arrived;
 pub(crate) use datagrams::Exchanges;
-pub(crate) use pack::Room;
+pub(crate) use pack::{Packed, Room};
 pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
+    compress::{Compression, Expander, Proposal, Shrinker},
     config::{CONTROL_SLACK, MAX_REFUSALS, MIN_WINDOW, UNKNOWN_RTT},
     flow::{Behaviour, Climate, Flow, Memory, Window},
-    stats::Counters,
+    stats::{Counters, Squeezed},
 };
 use numbers::{Flows, Giver, Opened};
 
@@ -56,6 +57,10 @@ pub(crate) struct Driver {
     held_max: usize,
     /// Used payloads, to be given back to the mover after each input.
     spent: Vec<Vec<u8>>,
+    shrinker: Shrinker,
+    expander: Expander,
+    /// The peer sent something that cannot be: its session is of no use any more.
+    broken: bool,
     counters: Counters,
 }
 
@@ -72,6 +77,9 @@ enum Control {
         protocol: u8,
         status: Status,
     },
+    Dictionary(Proposal),
+    /// Whether the dictionary of this generation is there.
+    Holds(u8, bool),
 }
 
 #[derive(Debug)]
@@ -104,6 +112,9 @@ impl Driver {
             held: 0,
             held_max: 0,
             spent: Vec::new(),
+            shrinker: Shrinker::new(Compression { on: false, ..Compression::default() }),
+            expander: Expander::new(),
+            broken: false,
             counters: Counters::default(),
         }
     }
@@ -122,6 +133,32 @@ impl Driver {
     /// Tells the edges something about the peer.
     pub(crate) fn on_event(&mut self, event: Event) {
         self.events.push_back(event);
+    }
+
+    pub(crate) fn set_compression(&mut self, compression: Compression) {
+        self.shrinker = Shrinker::new(compression);
+    }
+
+    /// Compresses a packed buffer, if that pays; `rate`: what the link takes, bytes per second.
+    pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, rate: u64, now: Instant) {
+        self.shrinker.shrink(buffer, packed.flow, rate);
+        if let Some(proposal) = self.shrinker.propose(rate, now) {
+            self.queue_control(Control::Dictionary(proposal));
+        }
+    }
+
+    /// How many bytes of one flow come out of a byte of room in a buffer, as of late.
+    pub(crate) fn stretch(&self) -> f64 {
+        self.shrinker.stretch()
+    }
+
+    pub(crate) fn squeezed(&self) -> Squeezed {
+        self.shrinker.squeezed
+    }
+
+    /// Whether the peer has sent something that cannot be; told once.
+    pub(crate) fn take_broken(&mut self) -> bool {
+        std::mem::take(&mut self.broken)
     }
 
     pub(crate) fn set_rtt(&mut self, rtt: Option<Duration>) {
@@ -256,6 +293,11 @@ impl Driver {
         self.held
     }
 
+    /// Bytes that compression holds.
+    pub(crate) fn held_by_compression(&self) -> usize {
+        self.shrinker.held() + self.expander.held()
+    }
+
     pub(crate) fn held_max(&self) -> usize {
         self.held_max
     }
@@ -351,7 +393,7 @@ impl Driver {
                 Control::Accepted(flow) | Control::Credit(flow) => {
                     self.flows.contains_key(flow) || self.exchanges.contains(*flow)
                 }
-                Control::Reset { .. } => true,
+                Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
             });
         }
     }

@@ -74,6 +74,8 @@ pub(crate) enum PayloadError {
     Truncated,
     #[error("function type {0} of the routing header is unknown")]
     Routing(u8),
+    #[error("what was compressed cannot be taken apart")]
+    Compressed,
     #[error("bytes are left over after the last message")]
     LeftOver,
     #[error("message version {0}")]

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Class, Delivery, FlowId, FlowKey, Limits, Read, Source, Status,
+    Class, Compression, Delivery, FlowId, FlowKey, Limits, Read, Source, Status,
+    compress::{COMPRESSED, Expander, Proposal, Shrinker},
+    config::{MOST_HISTORY, MOST_RAW},
     driver::{Driver, Room},
     message,
 };
@@ -18,6 +20,54 @@ pub fn payload(bytes: &[u8]) {
         assert_eq!(parsed, header);
         assert_eq!(data.len(), header.length as usize);
         assert_eq!(length, header.header_length());
+    }
+}
+
+/// What was compressed, from a peer that says anything: payloads and proposals as they come from `bytes`. Half of them start from one that is good and
+/// is bent by the bytes, since few others get past the first look.
+pub fn expand(mut bytes: &[u8]) {
+    let mut shrinker = Shrinker::new(Compression::default());
+    let mut expander = Expander::new();
+    let mut number = 0;
+    while let [kind, a, b, rest @ ..] = bytes {
+        bytes = rest;
+        let length = (usize::from(*a) << 4 | usize::from(*b) >> 4).min(bytes.len());
+        let (taken, rest) = bytes.split_at(length);
+        bytes = rest;
+        match kind % 4 {
+            0 => drop(expander.expand(taken)),
+            1 => {
+                let mut good = vec![0; message::ROUTING];
+                good.extend_from_slice(&taken.repeat(1 + usize::from(*b)));
+                message::emit_routing(&mut good, 1);
+                let raw = good.clone();
+                shrinker.shrink(&mut good, Some(FlowId(1)), 100_000);
+                if good[0] == COMPRESSED {
+                    number += 1;
+                    // Without a dictionary, which only an answer would allow it to use.
+                    let came = expander.expand(&good).expect("what we compress we can take apart");
+                    assert!(came == raw || raw.len() > MOST_RAW);
+                }
+            }
+            2 => {
+                let mut bent = vec![0; message::ROUTING];
+                bent.extend_from_slice(&[7; 300]);
+                message::emit_routing(&mut bent, 1);
+                shrinker.shrink(&mut bent, Some(FlowId(2)), 100_000);
+                for (at, byte) in taken.chunks_exact(2).map(|two| (usize::from(two[0]), two[1])) {
+                    if let Some(place) = bent.get_mut(at) {
+                        *place ^= byte;
+                    }
+                }
+                drop(expander.expand(&bent));
+            }
+            _ => {
+                let proposal = Proposal { generation: *a, first: u32::from(*b), last: u32::from(*b) + number };
+                expander.on_proposal(proposal);
+                expander.poll_ready();
+            }
+        }
+        assert!(expander.held() <= MOST_HISTORY);
     }
 }
 

@@ -9,6 +9,7 @@
 //! order of calls. One owner drives a [`Peer`] with the verbs that the mover has too: `handle_…`, `poll_…`, `poll_timeout`.
 #![forbid(unsafe_code)]
 
+mod compress;
 mod config;
 mod driver;
 mod edge;
@@ -19,6 +20,7 @@ mod peer;
 mod policy;
 mod stats;
 
+pub use compress::{Compression, LEVELS};
 pub use config::{Config, Limits};
 pub use driver::Arrived;
 pub use edge::{Event, Read, Source};
@@ -26,7 +28,7 @@ pub use error::{OpenError, PrefixError, SendError};
 pub use flow::{Class, Delivery, FlowId, FlowInfo, FlowKey, Status};
 pub use peer::Peer;
 pub use policy::{Policy, Prefix, Rule};
-pub use stats::{Counters, Stats};
+pub use stats::{Counters, Squeezed, Stats};
 
 #[doc(hidden)]
 pub mod fuzzing;

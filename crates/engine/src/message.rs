@@ -23,6 +23,9 @@ const FULL_V6: usize = 56;
 const MESSAGES: u8 = 1;
 const VERSION: u8 = 1;
 const FIN: u8 = 1;
+/// Compression: the sender proposes a dictionary, the receiver answers.
+const DICTIONARY: u8 = 8;
+const HOLDS: u8 = 9;
 /// The first of the function types of datagrams, one for each delivery.
 const DATAGRAM: u8 = 5;
 
@@ -37,6 +40,10 @@ pub(crate) enum Function {
     Credit,
     /// The flow has ended in both directions; the sequence number tells how much data was sent before.
     Reset,
+    /// Make a dictionary: flow and sequence number are the numbers of its first and its last buffer, the protocol field its generation.
+    Dictionary,
+    /// The dictionary of the generation in the protocol field is there; or, with a status, cannot be.
+    Holds,
     /// One datagram; in full form it also opens the flow. The sequence number counts them.
     Datagram(Delivery),
 }
@@ -203,7 +210,9 @@ impl Header {
             Function::Data => !matches!(self.form, Form::Status(..)),
             Function::Datagram(_) => !self.fin && !matches!(self.form, Form::Status(..)),
             Function::Accepted | Function::Credit => self.length == 0 && !self.fin && self.form == Form::Short,
-            Function::Reset => self.length == 0 && !self.fin && matches!(self.form, Form::Status(..)),
+            Function::Reset | Function::Dictionary | Function::Holds => {
+                self.length == 0 && !self.fin && matches!(self.form, Form::Status(..))
+            }
         };
         if fits { Ok(()) } else { Err(PayloadError::Form) }
     }
@@ -216,6 +225,8 @@ impl Function {
             Function::Accepted => 2,
             Function::Credit => 3,
             Function::Reset => 4,
+            Function::Dictionary => DICTIONARY,
+            Function::Holds => HOLDS,
             Function::Datagram(delivery) => DATAGRAM + delivery as u8,
         }
     }
@@ -226,6 +237,8 @@ impl Function {
             2 => Ok(Function::Accepted),
             3 => Ok(Function::Credit),
             4 => Ok(Function::Reset),
+            DICTIONARY => Ok(Function::Dictionary),
+            HOLDS => Ok(Function::Holds),
             other => match other.checked_sub(DATAGRAM).and_then(Delivery::from_number) {
                 Some(delivery) => Ok(Function::Datagram(delivery)),
                 None => Err(PayloadError::Function(other)),
@@ -355,7 +368,8 @@ mod tests {
         check(1, 17, PayloadError::HeaderLength(17));
         check(1, 18, PayloadError::Form);
         check(1, 56, PayloadError::Truncated);
-        check(2, 9, PayloadError::Function(9));
+        check(2, 10, PayloadError::Function(10));
+        check(2, 8, PayloadError::Form);
         check(2, 3, PayloadError::Form);
         check(22, 4, PayloadError::Class(4));
     }

@@ -10,8 +10,12 @@ use tpo_mover::{Mover, Reason, Timer, Transmit};
 
 use crate::{
     Arrived, Class, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
+    config::SHRUNK,
     driver::{Driver, Room},
 };
+
+/// What gets through of a byte of room is worth larger buffers.
+const WORTH_STRETCHING: f64 = 1.3;
 
 /// One far TPO: all flows that go to it and come from it.
 pub struct Peer {
@@ -30,7 +34,8 @@ impl Peer {
         config.mover.initial_credit = config.limits.told_credit();
         let higher = config.mover.identity.public_key() > config.mover.peer_key;
         let max_payload = config.mover.max_payload;
-        let driver = Driver::new(config.limits, higher);
+        let mut driver = Driver::new(config.limits, higher);
+        driver.set_compression(config.compression);
         Peer {
             mover: Mover::new(config.mover, now),
             driver,
@@ -166,7 +171,7 @@ impl Peer {
 
     /// What all flows of this peer and its mover hold now, to be shared out between peers by `set_budget`.
     pub fn memory(&self) -> usize {
-        self.driver.held() + self.mover.memory()
+        self.driver.held() + self.driver.held_by_compression() + self.mover.memory()
     }
 
     /// Calls a peer that is called on demand; `is_connected` and an event tell when it has answered.
@@ -220,6 +225,7 @@ impl Peer {
             held_bytes_max: self.driver.held_max(),
             budget_bytes: self.driver.budget(),
             counters: *self.driver.counters(),
+            squeezed: self.driver.squeezed(),
         }
     }
 
@@ -251,6 +257,7 @@ impl Peer {
                 self.mover.give_spare(buffer);
                 return;
             };
+            self.driver.shrink(&mut buffer, packed, self.mover.rate(), now);
             if !self.send(buffer, packed.urgent, now) {
                 return;
             }
@@ -262,6 +269,10 @@ impl Peer {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
+        // What shrinks fills the datagrams that it is meant for, and shrinks the better the more of it there is.
+        let stretch = self.driver.stretch();
+        let shrunk = if stretch > WORTH_STRETCHING { self.mover.rate() as f64 * SHRUNK.as_secs_f64() } else { 0.0 };
+        let wanted = ((wanted as f64).max(shrunk) * stretch) as usize;
         Room { segment, urgent, largest: wanted.next_multiple_of(segment).min(most / segment * segment), most }
     }
 
@@ -283,6 +294,12 @@ impl Peer {
         }
         while let Some(payload) = self.mover.poll_payload() {
             self.driver.unpack(payload, now);
+        }
+        if self.driver.take_broken() {
+            self.mover.give_up(now);
+            while let Some(event) = self.mover.poll_event() {
+                self.on_mover_event(event);
+            }
         }
         self.give_back();
     }
@@ -314,6 +331,7 @@ impl Peer {
                 self.driver.on_dead(match reason {
                     Reason::Closed => Status::GoingAway,
                     Reason::Silence | Reason::Refused => Status::PeerRestarted,
+                    Reason::Broken => Status::Protocol,
                 });
             }
         }

@@ -19,6 +19,23 @@ pub struct Stats {
     pub budget_bytes: usize,
     /// What happened since the start.
     pub counters: Counters,
+    /// What compression did.
+    pub squeezed: Squeezed,
+}
+
+/// What compression did with buffers for the peer, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Squeezed {
+    /// Bytes of buffers before.
+    pub bytes_in: u64,
+    /// Bytes of buffers after.
+    pub bytes_out: u64,
+    /// Buffers that were sent as they were: too small, or they do not shrink, or the link is faster than compression.
+    pub raw: u64,
+    /// CPU time spent, nanoseconds, by the measured cost of each level.
+    pub cpu_ns: u64,
+    /// Dictionaries that the peer has made.
+    pub dictionaries: u64,
 }
 
 /// What happened since the start. None of these ever goes down.

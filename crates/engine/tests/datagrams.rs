@@ -138,8 +138,11 @@ impl Node for Site {
 }
 
 fn site(side: usize, seed: u64, limits: Limits, start: Instant, now: Instant) -> Site {
+    // What is sent here has no content to speak of: it would shrink to nothing.
+    let mut config = config(side, seed, limits, true);
+    config.compression.on = false;
     Site {
-        peer: Peer::new(config(side, seed, limits, true), now),
+        peer: Peer::new(config, now),
         start,
         streams: Vec::new(),
         sent: 0,

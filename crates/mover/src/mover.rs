@@ -65,6 +65,8 @@ pub enum Reason {
     Refused,
     /// It said goodbye.
     Closed,
+    /// It said what cannot be: see [`Mover::give_up`].
+    Broken,
 }
 
 /// The reliable, secret way to one peer.
@@ -350,6 +352,18 @@ impl Mover {
     /// The goodbye of [`Mover::disconnect`] has not left yet.
     pub fn is_leaving(&self) -> bool {
         self.leaving
+    }
+
+    /// The peer has sent what makes no sense above: the session is given up, as if the peer were dead, and connected anew.
+    pub fn give_up(&mut self, now: Instant) {
+        if self.connection.is_some() {
+            self.die(Reason::Broken, now);
+        }
+    }
+
+    /// What the link takes as far as known, bytes per second.
+    pub fn rate(&self) -> u64 {
+        self.connection.as_ref().map_or(0, |connection| connection.sender.rate())
     }
 
     /// Connected, and heard within `silent_after`.

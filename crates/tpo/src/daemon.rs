@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tpo_engine::{Policy, Prefix, Rule};
+use tpo_engine::{Compression, Policy, Prefix, Rule};
 use tpo_mover::Identity;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Checked;
 use crate::config::checked;
@@ -126,12 +126,19 @@ impl Daemon {
         };
 
         let transit = transit(checked).map(Arc::new);
+        // What a level costs is this machine's own.
+        let compression = Compression::measured(true, checked.compress_isolation, |work| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        });
+        debug!(costs_ns = ?compression.costs, "compression measured");
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
         for (slot, peer) in checked.peers.iter().enumerate() {
             let start = lane::Start {
                 name: peer.name.clone(),
-                engine: engine_config(checked, slot, identity.clone())?,
+                engine: engine_config(checked, slot, identity.clone(), compression)?,
                 exit: exit(checked, slot),
                 packets: tun.clone().map(|tun| {
                     Packets::new(
@@ -347,7 +354,12 @@ fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
     }
 }
 
-fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Result<tpo_engine::Config> {
+fn engine_config(
+    checked: &Checked,
+    slot: usize,
+    identity: Arc<Identity>,
+    compression: Compression,
+) -> Result<tpo_engine::Config> {
     let peer = &checked.peers[slot];
     let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
     let mut mover = tpo_mover::Config::new(identity, peer.public_key, slot, crate::sys::random_seed()?);
@@ -368,7 +380,8 @@ fn engine_config(checked: &Checked, slot: usize, identity: Arc<Identity>) -> Res
         // link whose ways differ it is too much or too little for a round trip, within bounds.
         limits.initial_credit = u32::try_from(rate / 100).unwrap_or(u32::MAX).clamp(limits.initial_credit, MOST_CREDIT);
     }
-    Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits })
+    let compression = Compression { on: peer.compress, ..compression };
+    Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits, compression })
 }
 
 fn exit(checked: &Checked, peer: usize) -> Exit {

@@ -17,8 +17,8 @@ use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
 use crate::router::Drops;
 use crate::status::{
-    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport,
-    PeerReport, PeerState, Reason, StatusReport,
+    CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
+    PassedReport, PeerReport, PeerState, Reason, StatusReport,
 };
 use crate::tap;
 
@@ -138,6 +138,18 @@ impl Facts {
             retransmissions: mover.segments_repaired,
             parity_sent: mover.parity_sent,
             rebuilt: mover.datagrams_rebuilt,
+            compression: {
+                let squeezed = &report.stats.squeezed;
+                let saved = squeezed.bytes_in.saturating_sub(squeezed.bytes_out) as f64;
+                CompressionReport {
+                    before: squeezed.bytes_in,
+                    after: squeezed.bytes_out,
+                    raw: squeezed.raw,
+                    cpu: squeezed.cpu_ns as f64 / 1e9,
+                    dictionaries: squeezed.dictionaries,
+                    saved: if mover.pacing_rate > 0 { saved / mover.pacing_rate as f64 } else { 0.0 },
+                }
+            },
             groups_asked_here: report.groups_asked_here.iter().map(IpAddr::to_string).collect(),
             groups_asked_there: report.groups_asked_there.iter().map(IpAddr::to_string).collect(),
             drops: drops(report),

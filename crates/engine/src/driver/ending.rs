@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Instant};
 use super::{Control, Driver, Lingering, Opened, hard_limit};
 use crate::{
     Event, FlowId, Status,
+    compress::Expander,
     config::{MAX_REFUSALS, RESET_LINGER},
     error::Breach,
     flow::{Ending, Flow},
@@ -130,6 +131,13 @@ impl Driver {
         self.lose_all(Status::PeerRestarted);
         self.forget_control();
         self.opened = Opened::new();
+        self.forget_compression();
+    }
+
+    /// Whoever answers next holds nothing of ours, nor we of theirs.
+    fn forget_compression(&mut self) {
+        self.shrinker.begin_anew();
+        self.expander = Expander::new();
     }
 
     /// The peer was given up. Whoever answers next counts as a new instance, to which nothing of before means anything.
@@ -137,6 +145,7 @@ impl Driver {
         self.peer_credit = None;
         self.lose_all(status);
         self.forget_control();
+        self.forget_compression();
         self.events.push_back(Event::Dead);
     }
 
@@ -145,6 +154,7 @@ impl Driver {
         self.peer_credit = None;
         self.lose_all(Status::GoingAway);
         self.forget_control();
+        self.forget_compression();
     }
 
     fn lose_all(&mut self, status: Status) {

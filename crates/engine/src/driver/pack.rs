@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::{Control, Driver, schedule::Turn};
 use crate::{
     FlowId, Read, Source, Status,
+    compress::Proposal,
     config::MIN_PIECE,
     flow::Flow,
     message::{self, Form, Function, Header, ROUTING},
@@ -32,6 +33,8 @@ pub(crate) struct Room {
 pub(crate) struct Packed {
     /// Somebody waits for it: it goes before others.
     pub(crate) urgent: bool,
+    /// Whose data it holds, if one flow's alone.
+    pub(crate) flow: Option<FlowId>,
 }
 
 /// Whose messages the buffer holds.
@@ -108,7 +111,11 @@ impl Page<'_> {
             return None;
         }
         message::emit_routing(self.buffer, self.messages);
-        Some(Packed { urgent: self.urgent })
+        let flow = match self.owner {
+            Owner::One(flow) => Some(flow),
+            Owner::Nobody | Owner::Many => None,
+        };
+        Some(Packed { urgent: self.urgent, flow })
     }
 }
 
@@ -177,6 +184,14 @@ impl Driver {
             Control::Reset { flow, sequence, protocol, status } => {
                 self.resets -= 1;
                 Some(Header { form: Form::Status(protocol, status), ..short(Function::Reset, flow, sequence) })
+            }
+            Control::Dictionary(Proposal { generation, first, last }) => Some(Header {
+                form: Form::Status(generation, Status::None),
+                ..short(Function::Dictionary, FlowId(first), last)
+            }),
+            Control::Holds(generation, holds) => {
+                let status = if holds { Status::None } else { Status::NoResources };
+                Some(Header { form: Form::Status(generation, status), ..short(Function::Holds, FlowId(0), 0) })
             }
         }
     }

@@ -5,9 +5,10 @@
 
 use std::time::Instant;
 
-use super::{Driver, numbers::Known};
+use super::{Control, Driver, numbers::Known};
 use crate::{
     Class, Event, FlowId, FlowKey, Status,
+    compress::{COMPRESSED, Proposal},
     error::Breach,
     flow::Chunk,
     message::{self, Form, Function, Header},
@@ -15,7 +16,19 @@ use crate::{
 
 impl Driver {
     /// Takes a payload of the peer.
-    pub(crate) fn unpack(&mut self, payload: Vec<u8>, now: Instant) {
+    pub(crate) fn unpack(&mut self, mut payload: Vec<u8>, now: Instant) {
+        if payload.first() == Some(&COMPRESSED) {
+            match self.expander.expand(&payload) {
+                Ok(raw) => self.spend(std::mem::replace(&mut payload, raw)),
+                Err(_) => {
+                    // What it held is lost for its flows, and they would wait for it for ever.
+                    self.counters.malformed += 1;
+                    self.broken = true;
+                    self.spend(payload);
+                    return;
+                }
+            }
+        }
         let Ok(messages) = message::parse_payload(&payload) else {
             self.counters.malformed += 1;
             self.spend(payload);
@@ -44,10 +57,27 @@ impl Driver {
             Some((header, data)) => self.on_message(&header, || Chunk::whole(payload, data), now),
             None => self.spend(payload),
         }
+        if let Some((generation, holds)) = self.expander.poll_ready() {
+            self.queue_control(Control::Holds(generation, holds));
+        }
+    }
+
+    /// A word between the two sides of compression.
+    fn on_compression(&mut self, header: &Header, now: Instant) {
+        let Form::Status(generation, status) = header.form else { return };
+        if header.function == Function::Holds {
+            self.shrinker.on_answer(generation, status == Status::None, self.rtt, now);
+        } else if !self.expander.on_proposal(Proposal { generation, first: header.flow.0, last: header.sequence }) {
+            self.queue_control(Control::Holds(generation, false));
+        }
     }
 
     fn on_message(&mut self, header: &Header, data: impl FnOnce() -> Chunk, now: Instant) {
         let flow = header.flow;
+        if matches!(header.function, Function::Dictionary | Function::Holds) {
+            self.on_compression(header, now);
+            return;
+        }
         if self.exchanges.contains(flow) {
             self.on_exchange_control(header, now);
             return;
@@ -63,7 +93,7 @@ impl Driver {
         match header.function {
             Function::Data => self.on_data(header, data(), now),
             Function::Credit => self.on_credit(flow, header.sequence),
-            Function::Accepted | Function::Reset | Function::Datagram(_) => {}
+            _ => {}
         }
     }
 

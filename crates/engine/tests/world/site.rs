@@ -47,11 +47,14 @@ pub struct Setup {
     /// Both sides know where the other is; else only the first does.
     pub both_call: bool,
     pub limits: Limits,
+    /// Whether buffers are compressed.
+    pub compresses: bool,
 }
 
 impl Setup {
     pub fn new(seed: u64) -> Setup {
-        Setup { seed, wan: [Profile::default(), Profile::default()], both_call: false, limits: Limits::default() }
+        let wan = [Profile::default(), Profile::default()];
+        Setup { seed, wan, both_call: false, limits: Limits::default(), compresses: true }
     }
 }
 
@@ -243,6 +246,7 @@ impl Pair {
 }
 
 fn site(setup: &Setup, side: usize, seed: u64, apps: Apps, now: Instant) -> Site {
-    let config = config(side, seed, setup.limits, side == A || setup.both_call);
+    let mut config = config(side, seed, setup.limits, side == A || setup.both_call);
+    config.compression.on = setup.compresses;
     Site { peer: Peer::new(config, now), apps, now }
 }

@@ -209,6 +209,11 @@ impl Sender {
         window.saturating_sub(in_flight).max(datagram)
     }
 
+    /// What is sent at most, bytes per second.
+    pub(crate) fn rate(&self) -> u64 {
+        self.controller.rate()
+    }
+
     /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that is few datagrams.
     pub(crate) fn worthwhile(&self) -> usize {
         let datagram = (self.mtu.current() + self.overhead) as u64;

@@ -44,6 +44,8 @@ pub struct Checked {
     pub idle: Duration,
     /// `idle_both`: the same when both have.
     pub idle_both: Duration,
+    /// `compress_isolation`: each buffer is compressed by itself, and none that holds several flows.
+    pub compress_isolation: bool,
     /// `log`: what to log, in the words of [`log`](crate::log).
     pub log: String,
     /// `log_format`.
@@ -122,6 +124,8 @@ pub struct Peer {
     pub rate: Option<u64>,
     /// Who decides how fast we send.
     pub congestion: Congestion,
+    /// `compress`: what is sent to it is compressed where that pays.
+    pub compress: bool,
     /// `loss_tolerance`: loss that counts as the path's own, as a share.
     pub loss_tolerance: f64,
     /// The line of its section.
@@ -277,6 +281,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     let outage = tpo.read("outage", value::duration(OUTAGES), findings).unwrap_or(OUTAGE);
     let idle = tpo.read("idle", value::duration(IDLES), findings).unwrap_or(IDLE);
     let idle_both = tpo.read("idle_both", value::duration(IDLES), findings).unwrap_or(IDLE_BOTH);
+    let compress_isolation = tpo.read("compress_isolation", value::boolean, findings).unwrap_or(false);
     let log = tpo.read("log", value::log_filter, findings).unwrap_or_else(|| "info".into());
     let formats = value::one_of(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
     let log_format = tpo.read("log_format", formats, findings).unwrap_or_default();
@@ -294,6 +299,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         outage,
         idle,
         idle_both,
+        compress_isolation,
         log,
         log_format,
         intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },
@@ -403,6 +409,8 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
     let rate = section.read("rate", value::rate, findings);
     let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
     let loss_tolerance = section.read("loss_tolerance", value::share(LOSS_TOLERANCES), findings);
+    let compress = value::one_of(&[("auto", true), ("off", false)]);
+    let compress = section.read("compress", compress, findings).unwrap_or(true);
     let line = section.line;
     if congestion == Congestion::Fixed && section.line_of("rate") == line {
         findings.error(
@@ -424,6 +432,7 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
         on_demand: on_demand.then_some(after),
         rate,
         congestion,
+        compress,
         loss_tolerance: loss_tolerance.unwrap_or(LOSS_TOLERANCE),
         line,
     });

@@ -7,6 +7,6 @@ pub mod report;
 
 pub use reason::Reason;
 pub use report::{
-    FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy, PassedReport,
-    PeerReport, PeerState, StatusReport,
+    CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
+    PassedReport, PeerReport, PeerState, StatusReport,
 };

@@ -174,6 +174,20 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
         }
         let _ = writeln!(out, "; {} since the start", plural(peer.flows_total, "flow"));
     }
+    let compression = &peer.compression;
+    if compression.after < compression.before {
+        let _ = writeln!(
+            out,
+            "{}: compressed {} to {} ({:.1} times), {} sent as they were, {:.2} s of CPU, saved {} of the link's time",
+            peer.name,
+            bytes(compression.before),
+            bytes(compression.after),
+            compression.before as f64 / compression.after.max(1) as f64,
+            plural(compression.raw, "buffer"),
+            compression.cpu,
+            span(compression.saved),
+        );
+    }
     for (what, groups) in [("asks us for", &peer.groups_asked_here), ("is asked for", &peer.groups_asked_there)] {
         if !groups.is_empty() {
             let more = if groups.len() > SHOWN_GROUPS { " ..." } else { "" };

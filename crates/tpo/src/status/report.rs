@@ -123,6 +123,8 @@ pub struct PeerReport {
     pub parity_sent: u64,
     /// Lost datagrams that were rebuilt here from the peer's parity.
     pub rebuilt: u64,
+    /// What compression did with what was sent to it.
+    pub compression: CompressionReport,
     /// Groups of multicast that it asks us for.
     pub groups_asked_here: Vec<String>,
     /// Groups of multicast that we ask it for, because somebody in our LANs listens.
@@ -131,6 +133,24 @@ pub struct PeerReport {
     pub drops: BTreeMap<String, u64>,
     /// How the session came about.
     pub handshake: HandshakeReport,
+}
+
+/// What compression did with what was sent to a peer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CompressionReport {
+    /// Bytes of buffers before.
+    pub before: u64,
+    /// Bytes of buffers after.
+    pub after: u64,
+    /// Buffers that were sent as they were: too small, or they do not shrink, or the link is faster than compression.
+    pub raw: u64,
+    /// CPU time spent, seconds, by the measured cost of each level.
+    pub cpu: f64,
+    /// Dictionaries made on the way.
+    pub dictionaries: u64,
+    /// What it saved on the link at its present rate, seconds.
+    pub saved: f64,
 }
 
 /// How far a peer is.

@@ -1,0 +1,155 @@
+//! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds, and nothing is held beyond them.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
+
+use zstd_safe::{DCtx, DDict};
+
+use super::{HEADER, MAGIC, Proposal};
+use crate::{
+    config::{DICTIONARY, MOST_HISTORY, MOST_RAW},
+    error::PayloadError,
+    message::ROUTING,
+};
+
+/// Dictionaries that buffers under way may refer to: the sender's present one, the one before and the next.
+const DICTIONARIES: usize = 3;
+
+/// Everything that was compressed by one peer is taken apart here.
+pub(crate) struct Expander {
+    context: DCtx<'static>,
+    history: BTreeMap<u32, Vec<u8>>,
+    history_bytes: usize,
+    /// The highest number that was forgotten.
+    forgotten: u32,
+    pending: Option<Proposal>,
+    dictionaries: VecDeque<(u8, DDict<'static>)>,
+    /// The frame with its first bytes.
+    frame: Vec<u8>,
+}
+
+impl fmt::Debug for Expander {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Expander").field("history_bytes", &self.history_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Expander {
+    pub(crate) fn new() -> Expander {
+        Expander {
+            context: DCtx::create(),
+            history: BTreeMap::new(),
+            history_bytes: 0,
+            forgotten: 0,
+            pending: None,
+            dictionaries: VecDeque::new(),
+            frame: Vec::new(),
+        }
+    }
+
+    /// The payload as it was before it was compressed.
+    pub(crate) fn expand(&mut self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
+        let word = |at: usize| u32::from_be_bytes([payload[at], payload[at + 1], payload[at + 2], payload[at + 3]]);
+        if payload.len() < HEADER || word(4) as usize != payload.len() - ROUTING {
+            return Err(PayloadError::Truncated);
+        }
+        let (generation, number, raw) = (payload[1], word(8), word(12) as usize);
+        if raw > MOST_RAW {
+            return Err(PayloadError::Compressed);
+        }
+        let Expander { context, frame, dictionaries, .. } = self;
+        frame.clear();
+        frame.extend_from_slice(&MAGIC);
+        frame.extend_from_slice(&payload[HEADER..]);
+        let mut out = vec![0; ROUTING + raw];
+        let written = match generation {
+            0 => context.decompress(&mut out[ROUTING..], frame),
+            _ => {
+                let found = dictionaries.iter().find(|(held, _)| *held == generation);
+                let (_, dictionary) = found.ok_or(PayloadError::Compressed)?;
+                context.decompress_using_ddict(&mut out[ROUTING..], frame, dictionary)
+            }
+        };
+        if written != Ok(raw) {
+            return Err(PayloadError::Compressed);
+        }
+        out[0] = 1;
+        out[2..4].copy_from_slice(&payload[2..4]);
+        out[4..8].copy_from_slice(&(raw as u32).to_be_bytes());
+        if number > 0 {
+            self.keep(number, &out[ROUTING..]);
+        }
+        Ok(out)
+    }
+
+    fn keep(&mut self, number: u32, bytes: &[u8]) {
+        self.history_bytes += bytes.len();
+        if let Some(old) = self.history.insert(number, bytes.to_vec()) {
+            self.history_bytes -= old.len();
+        }
+        // The oldest goes first, but not what the sender waits for.
+        let waited = self.pending.map_or(u32::MAX, |pending| pending.first);
+        while self.history_bytes > MOST_HISTORY {
+            let gone = match self.history.first_key_value() {
+                Some((oldest, _)) if *oldest < waited => *oldest,
+                // The newest, then: it is in no dictionary yet.
+                _ => match self.history.last_key_value() {
+                    Some((newest, _)) => *newest,
+                    None => break,
+                },
+            };
+            self.forgotten = self.forgotten.max(gone);
+            if let Some(old) = self.history.remove(&gone) {
+                self.history_bytes -= old.len();
+            }
+        }
+    }
+
+    /// The sender proposes a dictionary; false when it can never be made here.
+    pub(crate) fn on_proposal(&mut self, proposal: Proposal) -> bool {
+        let Proposal { generation, first, last } = proposal;
+        let count = last.wrapping_sub(first);
+        let sane = generation > 0 && first > 0 && last >= first && count < DICTIONARY as u32;
+        // One of them may have been forgotten; later ones will do.
+        let forgotten = first <= self.forgotten;
+        if !sane || forgotten || self.pending.is_some() {
+            return false;
+        }
+        self.pending = Some(proposal);
+        true
+    }
+
+    /// The dictionary that has become whole, if one has.
+    pub(crate) fn poll_ready(&mut self) -> Option<(u8, bool)> {
+        let Proposal { generation, first, last } = self.pending?;
+        let mut all = Vec::new();
+        let mut next = first;
+        for (number, bytes) in self.history.range(first..=last) {
+            if *number != next {
+                return None;
+            }
+            next = next.wrapping_add(1);
+            all.extend_from_slice(bytes);
+            if all.len() > DICTIONARY {
+                self.pending = None;
+                return Some((generation, false));
+            }
+        }
+        if next != last.wrapping_add(1) {
+            return None;
+        }
+        self.pending = None;
+        if self.dictionaries.len() == DICTIONARIES {
+            self.dictionaries.pop_front();
+        }
+        self.dictionaries.push_back((generation, DDict::create(&all)));
+        Some((generation, true))
+    }
+
+    /// Bytes held.
+    pub(crate) fn held(&self) -> usize {
+        self.history_bytes
+    }
+}
