@@ -114,6 +114,9 @@ struct BenchArgs {
     /// The acceptance grid, 64 links: one flow, tpo only, unless --ways or --only say otherwise
     #[arg(long, conflicts_with_all = ["link", "plain"])]
     grid: bool,
+    /// Real files, compressed and not, at 2, 20, 100 and 1,000 Mbit/s; some minutes
+    #[arg(long, conflicts_with_all = ["quick", "grid", "link", "plain", "ways", "only", "count", "warm_up", "requests", "peer_rate", "peer_config"])]
+    compression: bool,
     /// This link instead of the matrix, such as "rate=100mbit delay=50ms loss=1%"; may be repeated
     #[arg(long, value_name = "LINK", value_parser = parse_profile)]
     link: Vec<Profile>,
@@ -376,7 +379,10 @@ fn demo(cli: &Cli) -> Outcome {
 /// `tpo bench`.
 fn bench(cli: &Cli, arguments: &BenchArgs) -> Outcome {
     log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
-    crate::bench::run(&arguments.plan())?;
+    match arguments.compression {
+        true => crate::bench::compression::run(arguments.runs as usize, arguments.out.as_deref())?,
+        false => crate::bench::run(&arguments.plan())?,
+    }
     Ok(())
 }
 

@@ -211,3 +211,12 @@ fn memory_is_bounded_whatever_the_peer_sends() {
     expander.expand(&first).unwrap();
     assert_eq!(expander.poll_ready(), Some((1, true)), "what was waited for was kept");
 }
+
+#[test]
+fn bytes_of_any_kind_do_not_panic() {
+    for seed in 0..3_000 {
+        let mut dice = fastrand::Rng::with_seed(seed);
+        let bytes: Vec<u8> = (0..dice.usize(0..600)).map(|_| dice.u8(..)).collect();
+        crate::fuzzing::expand(&bytes);
+    }
+}

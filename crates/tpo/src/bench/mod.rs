@@ -4,6 +4,7 @@
 //! of `load.rs` and the readings of `probe.rs`), and gives a Markdown table, plots and every single result. A cell that fails is told in the
 //! table and spoils no other; a signal ends the run, and what was measured until then is kept.
 
+pub mod compression;
 mod datagrams;
 mod load;
 mod measure;

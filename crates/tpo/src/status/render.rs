@@ -175,7 +175,7 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
         let _ = writeln!(out, "; {} since the start", plural(peer.flows_total, "flow"));
     }
     let compression = &peer.compression;
-    if compression.after < compression.before {
+    if compression.after + compression.before / 100 < compression.before {
         let _ = writeln!(
             out,
             "{}: compressed {} to {} ({:.1} times), {} sent as they were, {:.2} s of CPU, saved {} of the link's time",
