@@ -183,6 +183,13 @@ pub(crate) const MOST_RAW: usize = tpo_mover::Limits::MAX_PAYLOAD;
 /// Bytes of a dictionary: documentation in buffers of 16 KiB shrinks to 0.245 of itself with 256 KiB, 0.237 with this, 0.233 with twice as much.
 pub(crate) const DICTIONARY: usize = 1 << 20;
 
+/// On links above this rate (bytes per second) dictionaries are smaller: buffers are large, and to make one of 1 MiB takes four milliseconds of the lane.
+pub(crate) const SMALL_DICTIONARY_ABOVE: u64 = 2_500_000;
+pub(crate) const SMALL_DICTIONARY: usize = 128 << 10;
+
+/// After so long without a buffer what compression holds is given back.
+pub(crate) const COMPRESSION_RESTS: Duration = Duration::from_secs(60);
+
 /// Bytes of buffers kept by the sender for the next dictionary.
 pub(crate) const HISTORY: usize = 3 << 19;
 

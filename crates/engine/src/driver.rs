@@ -23,7 +23,7 @@ pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
-    compress::{Compression, Expander, Proposal, Shrinker},
+    compress::{COMPRESSED, Compression, Expander, Proposal, Shrinker},
     config::{CONTROL_SLACK, MAX_REFUSALS, MIN_WINDOW, UNKNOWN_RTT},
     flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::{Counters, Squeezed},
@@ -59,6 +59,8 @@ pub(crate) struct Driver {
     spent: Vec<Vec<u8>>,
     shrinker: Shrinker,
     expander: Expander,
+    /// When compression had something to do last, if it holds anything.
+    compressed_at: Option<Instant>,
     /// The peer sent something that cannot be: its session is of no use any more.
     broken: bool,
     counters: Counters,
@@ -114,6 +116,7 @@ impl Driver {
             spent: Vec::new(),
             shrinker: Shrinker::new(Compression { on: false, ..Compression::default() }),
             expander: Expander::new(),
+            compressed_at: None,
             broken: false,
             counters: Counters::default(),
         }
@@ -142,6 +145,9 @@ impl Driver {
     /// Compresses a packed buffer, if that pays; `rate`: what the link takes, bytes per second.
     pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, rate: u64, now: Instant) {
         self.shrinker.shrink(buffer, packed.flow, rate);
+        if buffer[0] == COMPRESSED {
+            self.compressed_at = Some(now);
+        }
         if let Some(proposal) = self.shrinker.propose(rate, now) {
             self.queue_control(Control::Dictionary(proposal));
         }

@@ -247,10 +247,12 @@ impl Peer {
         self.driver.end_gathering(now);
         while self.driver.has_work() {
             let budget = self.mover.budget(now);
-            if budget == 0 {
-                return;
-            }
-            let room = self.room(budget.max(self.mover.worthwhile()));
+            let room = match budget {
+                // What waits in the mover would be overtaken.
+                0 if self.driver.has_urgent_work() && self.mover.takes_urgent(now) => self.one_segment(),
+                0 => return,
+                budget => self.room(budget.max(self.mover.worthwhile())),
+            };
             self.driver.set_segment(room.segment, room.urgent);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
@@ -264,16 +266,23 @@ impl Peer {
         }
     }
 
+    /// Room for one datagram.
+    fn one_segment(&self) -> Room {
+        let room = self.room(1);
+        Room { largest: room.segment, stretched: room.segment, ..room }
+    }
+
     /// Whole segments: as many as fill `wanted`, at least one, no more than both sides take.
     fn room(&self, wanted: usize) -> Room {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
+        let whole = |bytes: usize| bytes.next_multiple_of(segment).min(most / segment * segment);
         // What shrinks fills the datagrams that it is meant for, and shrinks the better the more of it there is.
         let stretch = self.driver.stretch();
         let shrunk = if stretch > WORTH_STRETCHING { self.mover.rate() as f64 * SHRUNK.as_secs_f64() } else { 0.0 };
-        let wanted = ((wanted as f64).max(shrunk) * stretch) as usize;
-        Room { segment, urgent, largest: wanted.next_multiple_of(segment).min(most / segment * segment), most }
+        let stretched = ((wanted as f64).max(shrunk) * stretch) as usize;
+        Room { segment, urgent, largest: whole(wanted), stretched: whole(stretched), most }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {

@@ -261,6 +261,13 @@ impl Mover {
         self.connection.as_ref().filter(|_| open).map_or(0, |connection| connection.sender.budget(time))
     }
 
+    /// Whether an urgent payload of one datagram could leave at once, though `budget` says that others wait: it overtakes them.
+    pub fn takes_urgent(&self, now: Instant) -> bool {
+        let time = self.clock.read(now);
+        let open = !self.closing && !self.leaving;
+        self.connection.as_ref().filter(|_| open).is_some_and(|connection| connection.sender.takes_urgent(time))
+    }
+
     /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three milliseconds, at most eight datagrams. On a slow
     /// link that is more than `budget`, and the rest waits here, behind whatever is urgent.
     pub fn worthwhile(&self) -> usize {

@@ -148,8 +148,16 @@ impl Expander {
         Some((generation, true))
     }
 
+    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may use them.
+    pub(crate) fn rest(&mut self) {
+        if let Some((newest, _)) = self.history.last_key_value() {
+            self.forgotten = self.forgotten.max(*newest);
+        }
+        (self.history, self.history_bytes, self.pending) = (BTreeMap::new(), 0, None);
+    }
+
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
-        self.history_bytes
+        self.history_bytes + self.dictionaries.iter().map(|(_, dictionary)| dictionary.sizeof()).sum::<usize>()
     }
 }

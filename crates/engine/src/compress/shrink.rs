@@ -15,7 +15,10 @@ use zstd_safe::{CCtx, CDict, compress_bound};
 use super::{COMPRESSED, Compression, HEADER, LEVELS, MAGIC};
 use crate::{
     FlowId,
-    config::{DICTIONARY, HISTORY, HISTORY_FIRST, HISTORY_FRESH, MOST_RATIOS, NO_DICTIONARY, SMALLEST},
+    config::{
+        DICTIONARY, HISTORY, HISTORY_FIRST, HISTORY_FRESH, MOST_RATIOS, NO_DICTIONARY, SMALL_DICTIONARY,
+        SMALL_DICTIONARY_ABOVE, SMALLEST,
+    },
     message::ROUTING,
     stats::Squeezed,
 };
@@ -46,12 +49,14 @@ struct Ratio {
     /// Bytes that are left alone.
     skip: usize,
     failures: u32,
+    /// One buffer has shrunk.
+    known: bool,
 }
 
 impl Default for Ratio {
     fn default() -> Ratio {
         // Unknown: worth a try on any link.
-        Ratio { ratio: HOPE, skip: 0, failures: 0 }
+        Ratio { ratio: HOPE, skip: 0, failures: 0, known: false }
     }
 }
 
@@ -129,6 +134,18 @@ impl Shrinker {
         1.0 / self.recent.clamp(0.05, 1.0)
     }
 
+    /// Whether this flow's buffers are known to shrink.
+    pub(crate) fn shrinks(&self, flow: FlowId) -> bool {
+        self.how.on && self.ratios.get(&flow).is_some_and(|ratio| ratio.known && ratio.failures == 0)
+    }
+
+    /// Nobody sends: the history and the dictionary are given back. The next buffers do without, until there is another.
+    pub(crate) fn rest(&mut self) {
+        (self.history, self.history_bytes, self.fresh) = (VecDeque::new(), 0, 0);
+        (self.dictionary, self.proposed) = (None, None);
+        self.ratios = HashMap::new();
+    }
+
     /// Compresses a packed buffer if that pays. `flow`: whose data it holds, if one flow's alone. `rate`: what the link takes, bytes per second.
     pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
         let raw = buffer.len() - ROUTING;
@@ -186,7 +203,7 @@ impl Shrinker {
             ratio.failures += 1;
             return false;
         }
-        ratio.failures = 0;
+        (ratio.failures, ratio.known) = (0, true);
         let number = if self.how.isolated { 0 } else { self.keep(&buffer[ROUTING..]) };
         // What zstd began with is written over.
         self.out[0] = COMPRESSED;
@@ -223,12 +240,13 @@ impl Shrinker {
         if self.fresh < enough || self.proposed.is_some() || self.rest_until.is_some_and(|until| now < until) {
             return None;
         }
+        let most = if rate > SMALL_DICTIONARY_ABOVE { SMALL_DICTIONARY } else { DICTIONARY };
         // The newest, as much as a dictionary holds; numbers without a gap.
         let (mut bytes, mut from) = (0, self.history.len());
         while from > 0 {
             let (number, older) = &self.history[from - 1];
             let follows = self.history.get(from).is_none_or(|(next, _)| number.wrapping_add(1) == *next);
-            if bytes + older.len() > DICTIONARY || !follows {
+            if bytes + older.len() > most || !follows {
                 break;
             }
             bytes += older.len();
@@ -260,7 +278,11 @@ impl Shrinker {
 
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
-        self.history_bytes + self.proposed.as_ref().map_or(0, |(_, bytes)| bytes.len())
+        let dictionary = self
+            .dictionary
+            .as_ref()
+            .map_or(0, |held| held.bytes.len() + held.made.iter().flatten().map(CDict::sizeof).sum::<usize>());
+        self.history_bytes + self.proposed.as_ref().map_or(0, |(_, bytes)| bytes.len()) + dictionary
     }
 }
 

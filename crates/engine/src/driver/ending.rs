@@ -6,7 +6,7 @@ use super::{Control, Driver, Lingering, Opened, hard_limit};
 use crate::{
     Event, FlowId, Status,
     compress::Expander,
-    config::{MAX_REFUSALS, RESET_LINGER},
+    config::{COMPRESSION_RESTS, MAX_REFUSALS, RESET_LINGER},
     error::Breach,
     flow::{Ending, Flow},
 };
@@ -93,6 +93,11 @@ impl Driver {
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.end_exchanges(now);
         self.end_holding(now);
+        if self.compressed_at.is_some_and(|at| now.saturating_duration_since(at) > COMPRESSION_RESTS) {
+            self.compressed_at = None;
+            self.shrinker.rest();
+            self.expander.rest();
+        }
         while self.lingering.front().is_some_and(|first| first.until <= now) {
             let Some(Lingering { flow, delivered, .. }) = self.lingering.pop_front() else { break };
             let Some(state) = self.flows.get(&flow) else { continue };

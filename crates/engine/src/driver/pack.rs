@@ -24,6 +24,8 @@ pub(crate) struct Room {
     pub(crate) urgent: usize,
     /// The largest buffer of one flow, `segment` at least.
     pub(crate) largest: usize,
+    /// The same of a flow that is known to shrink, `largest` at least.
+    pub(crate) stretched: usize,
     /// The largest buffer that both sides take, for a message that cannot be cut.
     pub(crate) most: usize,
 }
@@ -57,12 +59,16 @@ pub(super) struct Page<'a> {
 
 impl Page<'_> {
     /// How far a message of this flow may reach.
-    fn end_for(&self, flow: FlowId, urgent: bool) -> usize {
+    fn end_for(&self, flow: FlowId, urgent: bool, shrinks: bool) -> usize {
         if urgent || self.urgent {
             return self.room.urgent;
         }
         let own = self.owner == Owner::Nobody || self.owner == Owner::One(flow);
-        if own { self.room.largest } else { self.room.segment }
+        match (own, shrinks) {
+            (true, true) => self.room.stretched,
+            (true, false) => self.room.largest,
+            (false, _) => self.room.segment,
+        }
     }
 
     /// The place between two offsets, made if the buffer is shorter. A spare buffer was as long before, mostly: then nothing
@@ -95,7 +101,7 @@ impl Page<'_> {
 
     /// Whether a message of so many bytes, which cannot be cut, may be added. An empty buffer takes any: it then spans datagrams.
     pub(super) fn has_room(&self, flow: FlowId, urgent: bool, message: usize) -> bool {
-        self.used == ROUTING || self.used + message <= self.end_for(flow, urgent)
+        self.used == ROUTING || self.used + message <= self.end_for(flow, urgent, false)
     }
 
     /// Adds a message with its data.
@@ -125,6 +131,11 @@ impl Driver {
         !self.control.is_empty() || self.schedule.listed() > 0
     }
 
+    /// Whether packing would begin with something that somebody waits for.
+    pub(crate) fn has_urgent_work(&self) -> bool {
+        !self.control.is_empty() || self.schedule.has_urgent()
+    }
+
     /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything to send after all.
     pub(crate) fn pack(
         &mut self,
@@ -137,7 +148,8 @@ impl Driver {
             room.urgent >= 128
                 && room.segment >= room.urgent
                 && room.largest >= room.segment
-                && room.most >= room.largest,
+                && room.stretched >= room.largest
+                && room.most >= room.stretched,
             "no room for headers in {room:?}"
         );
         let mut page = Page { buffer, room, used: ROUTING, messages: 0, owner: Owner::Nobody, urgent: false };
@@ -203,7 +215,7 @@ impl Driver {
         };
         let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
         let urgent = state.class.is_urgent();
-        let end = page.end_for(turn.flow, urgent);
+        let end = page.end_for(turn.flow, urgent, self.shrinker.shrinks(turn.flow));
         let place = page.used + header_length;
         if page.used > ROUTING && place + MIN_PIECE > end {
             return false;

@@ -112,8 +112,13 @@ impl Pair {
         while self.drivers[side].has_work() && left > 0 {
             let mut buffer = vec![0xee; self.random.usize(0..3000)];
             let segments = left.min(65_536).div_ceil(self.segment).min(65_536 / self.segment).max(1);
-            let room =
-                Room { segment: self.segment, urgent: self.segment, largest: segments * self.segment, most: 65_536 };
+            let room = Room {
+                segment: self.segment,
+                urgent: self.segment,
+                largest: segments * self.segment,
+                stretched: segments * self.segment,
+                most: 65_536,
+            };
             let packed = self.drivers[side].pack(&mut self.apps[side].source(self.now), &mut buffer, room, self.now);
             self.drivers[side].check_invariants();
             if packed.is_none() {
@@ -267,7 +272,7 @@ fn sixteen_flows_get_the_same() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let flows: Vec<FlowId> = (0..16).map(|number| driver.open(key(0, number), Class::Bulk, now).unwrap()).collect();
-    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 };
     let mut buffer = Vec::new();
     let mut packed = 0;
     while packed < 32 << 20 {
@@ -288,7 +293,7 @@ fn a_new_flow_is_urgent_and_a_long_one_is_not() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let long = driver.open(key(0, 0), Class::Normal, now).unwrap();
-    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400, most: 65_536 };
+    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 };
     let mut buffer = Vec::new();
     let mut pack = |driver: &mut Driver| {
         let packed = driver.pack(&mut Always, &mut buffer, room, now).unwrap();
@@ -318,12 +323,22 @@ fn one_flow_alone_fills_the_largest_buffer() {
     driver.open(key(0, 0), Class::Bulk, now).unwrap();
     let mut buffer = Vec::new();
     driver
-        .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 }, now)
+        .pack(
+            &mut Always,
+            &mut buffer,
+            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 },
+            now,
+        )
         .unwrap();
     assert_eq!(buffer.len(), 46 * 1400);
     let urgent = driver.open(key(0, 1), Class::Interactive, now).unwrap();
     let packed = driver
-        .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 46 * 1400, most: 65_536 }, now)
+        .pack(
+            &mut Always,
+            &mut buffer,
+            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 },
+            now,
+        )
         .unwrap();
     assert!(packed.urgent && buffer.len() == 1400, "an interactive flow's buffers are one segment");
     assert_eq!(message::parse_payload(&buffer).unwrap().next().unwrap().0.flow, urgent);
@@ -344,7 +359,13 @@ fn idle_flows_are_never_looked_at() {
         (0..20_000).map(|number| driver.open(key(0, number % 50_000), Class::Normal, now).unwrap()).collect();
     let mut source = Counting(0);
     let mut buffer = Vec::new();
-    let room = Room { segment: 1400, urgent: 1400, largest: 65_536 / 1400 * 1400, most: 65_536 };
+    let room = Room {
+        segment: 1400,
+        urgent: 1400,
+        largest: 65_536 / 1400 * 1400,
+        stretched: 65_536 / 1400 * 1400,
+        most: 65_536,
+    };
     while driver.pack(&mut source, &mut buffer, room, now).is_some() {}
     source.0 = 0;
     driver.readable(flows[777], now);
@@ -417,7 +438,12 @@ fn a_breach_ends_its_flow_only() {
         driver.check_invariants();
         let mut buffer = Vec::new();
         driver
-            .pack(&mut Always, &mut buffer, Room { segment: 1400, urgent: 1400, largest: 1400, most: 65_536 }, now)
+            .pack(
+                &mut Always,
+                &mut buffer,
+                Room { segment: 1400, urgent: 1400, largest: 1400, stretched: 1400, most: 65_536 },
+                now,
+            )
             .unwrap();
         let (reset, _) = message::parse_payload(&buffer).unwrap().next().unwrap();
         assert_eq!((reset.function, reset.form), (Function::Reset, Form::Status(6, Status::Protocol)));
@@ -492,7 +518,7 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert_eq!(driver.counters().refusals_dropped as usize, 4 * MAX_REFUSALS - most);
     assert!(driver.control.len() <= 2 * most + CONTROL_SLACK);
     // What waited leaves, and the peer is served again.
-    let room = Room { segment: 1424, urgent: 1424, largest: 1424, most: 65_536 };
+    let room = Room { segment: 1424, urgent: 1424, largest: 1424, stretched: 1424, most: 65_536 };
     while driver.pack(&mut Silent, &mut Vec::new(), room, now).is_some() {}
     driver.check_invariants();
     assert!(driver.control.is_empty());
@@ -628,7 +654,7 @@ fn measure() {
         let mut receiver = Driver::new(Limits::default(), true);
         sender.on_connected(true, 256 << 10);
         receiver.on_connected(true, 256 << 10);
-        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424, most: 65_536 };
+        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424, stretched: 46 * 1424, most: 65_536 };
         let mut buffer = Vec::new();
         for _ in 0..idle {
             sender.open(key(0, 0), Class::Normal, start).unwrap();

@@ -188,6 +188,11 @@ impl Sender {
         budget
     }
 
+    /// Whether a datagram may leave now, and nothing urgent waits.
+    pub(crate) fn takes_urgent(&self, now: Nanos) -> bool {
+        self.allowance(now) > 0 && !self.queue.has_urgent() && self.queue.has_room(self.segment_payload())
+    }
+
     /// Wire bytes of data that may leave now.
     pub(crate) fn allowance(&self, now: Nanos) -> u64 {
         let room = self.window_room();

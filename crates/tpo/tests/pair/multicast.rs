@@ -1,6 +1,7 @@
 //! Multicast between sites: one copy for each site that listens, from the original source, and nothing for the others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, InterfaceIndexOrAddress, Socket, Type};
@@ -89,6 +90,13 @@ fn sender(sites: &Sites, v6: bool, hops: u32) -> UdpSocket {
     })
 }
 
+/// What does not shrink, so that bytes on the WAN can be counted.
+fn noise<const SIZE: usize>() -> [u8; SIZE] {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let mut dice = fastrand::Rng::with_seed(NEXT.fetch_add(1, Ordering::Relaxed));
+    std::array::from_fn(|_| dice.u8(..))
+}
+
 /// Everything that waits.
 fn drain(socket: &UdpSocket) -> usize {
     let mut bytes = [0; 2_000];
@@ -141,7 +149,7 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
         let hearing = (scope.spawn(move || hear(two)), scope.spawn(move || hear(three)));
         let start = Instant::now();
         for number in 0..COUNT {
-            let mut packet = [7; 1_200];
+            let mut packet: [u8; 1_200] = noise();
             packet[..4].copy_from_slice(&(number as u32).to_be_bytes());
             from.send_to(&packet, (group, PORT)).unwrap();
             std::thread::sleep(
@@ -169,7 +177,7 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     wait_for("the group to end at site 3", || {
         let before = bytes(3);
         for _ in 0..50 {
-            from.send_to(&[0; 1_200], (group, PORT)).unwrap();
+            from.send_to(&noise::<1_200>(), (group, PORT)).unwrap();
             std::thread::sleep(Duration::from_millis(5));
         }
         bytes(3) - before < 5_000
@@ -260,7 +268,7 @@ fn hop_limits_pins_and_foreign_groups_are_respected() {
     let send = |group: Ipv4Addr| {
         let before = [2, 3, 4].map(bytes);
         for _ in 0..100 {
-            from.send_to(&[0; 1_000], (group, PORT)).unwrap();
+            from.send_to(&noise::<1_000>(), (group, PORT)).unwrap();
             std::thread::sleep(Duration::from_millis(2));
         }
         std::thread::sleep(Duration::from_millis(100));
