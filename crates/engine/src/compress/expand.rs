@@ -1,7 +1,7 @@
 //! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds, and nothing is held beyond them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
 };
 
@@ -17,11 +17,17 @@ use crate::{
 /// Dictionaries that buffers under way may refer to: the sender's present one, the one before and the next.
 const DICTIONARIES: usize = 3;
 
+/// Buffers that have come before others whose numbers are lower: far more than the mover lets be under way. Without room no dictionary is made any more.
+const MOST_AHEAD: usize = 1 << 17;
+
 /// Everything that was compressed by one peer is taken apart here.
 pub(crate) struct Expander {
     context: DCtx<'static>,
     history: BTreeMap<u32, Vec<u8>>,
     history_bytes: usize,
+    /// Every buffer up to this number has come, and those behind it that have.
+    come: u32,
+    ahead: BTreeSet<u32>,
     /// The highest number that was forgotten.
     forgotten: u32,
     pending: Option<Proposal>,
@@ -42,6 +48,8 @@ impl Expander {
             context: DCtx::create(),
             history: BTreeMap::new(),
             history_bytes: 0,
+            come: 0,
+            ahead: BTreeSet::new(),
             forgotten: 0,
             pending: None,
             dictionaries: VecDeque::new(),
@@ -85,6 +93,13 @@ impl Expander {
     }
 
     fn keep(&mut self, number: u32, bytes: &[u8]) {
+        if self.ahead.len() < MOST_AHEAD {
+            self.ahead.insert(number);
+        }
+        while self.ahead.first() == Some(&self.come.wrapping_add(1)) {
+            self.come += 1;
+            self.ahead.pop_first();
+        }
         self.history_bytes += bytes.len();
         if let Some(old) = self.history.insert(number, bytes.to_vec()) {
             self.history_bytes -= old.len();
@@ -121,9 +136,13 @@ impl Expander {
         true
     }
 
-    /// The dictionary that has become whole, if one has.
+    /// The dictionary that has become whole, if one has. Not before every buffer up to its last has come: one that is still under way may refer to a
+    /// dictionary that this one replaces.
     pub(crate) fn poll_ready(&mut self) -> Option<(u8, bool)> {
         let Proposal { generation, first, last } = self.pending?;
+        if self.come < last {
+            return None;
+        }
         let mut all = Vec::new();
         let mut next = first;
         for (number, bytes) in self.history.range(first..=last) {

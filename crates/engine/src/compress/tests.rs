@@ -222,6 +222,7 @@ fn memory_is_bounded_whatever_the_peer_sends() {
         assert!(expander.held() <= crate::config::MOST_HISTORY + (16 << 20));
     }
     assert_eq!(expander.poll_ready(), None);
+    // Those in its range are here again, but not those before.
     expander.expand(&first).unwrap();
     assert_eq!(expander.poll_ready(), Some((1, true)), "what was waited for was kept");
 }
@@ -233,4 +234,40 @@ fn bytes_of_any_kind_do_not_panic() {
         let bytes: Vec<u8> = (0..dice.usize(0..600)).map(|_| dice.u8(..)).collect();
         crate::fuzzing::expand(&bytes);
     }
+}
+
+/// A buffer that is repaired for ever so long may still refer to an old dictionary: no new one is made until it has come.
+#[test]
+fn a_late_buffer_finds_its_dictionary() {
+    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let mut now = start();
+    let (mut late, mut made) = (None, 0);
+    for number in 0..600 {
+        let raw = buffer(&text(number, 6_000));
+        let mut sent = raw.clone();
+        // Faster than a small dictionary's bound: each is of the newest buffers alone.
+        shrinker.shrink(&mut sent, Some(FlowId(1)), 10_000_000);
+        if number == 60 {
+            assert_ne!(sent[1], 0, "it refers to a dictionary");
+            late = Some((sent, raw));
+            made = shrinker.squeezed.dictionaries;
+        } else {
+            assert_eq!(expander.expand(&sent).unwrap(), raw);
+        }
+        if number == 500 {
+            assert!(shrinker.squeezed.dictionaries <= made + 1, "{} since", shrinker.squeezed.dictionaries - made);
+            let (sent, raw) = late.take().unwrap();
+            assert_eq!(expander.expand(&sent).unwrap(), raw);
+        }
+        if let Some(proposal) = shrinker.propose(10_000_000, now)
+            && !expander.on_proposal(proposal)
+        {
+            shrinker.on_answer(proposal.generation, false, Duration::ZERO, now);
+        }
+        if let Some((generation, holds)) = expander.poll_ready() {
+            shrinker.on_answer(generation, holds, Duration::ZERO, now);
+        }
+        now += Duration::from_millis(20);
+    }
+    assert!(shrinker.squeezed.dictionaries > made + 1, "and then it goes on");
 }
