@@ -242,19 +242,19 @@ fn a_late_buffer_finds_its_dictionary() {
     let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
     let mut now = start();
     let (mut late, mut made) = (None, 0);
-    for number in 0..600 {
-        let raw = buffer(&text(number, 6_000));
+    for number in 0..300 {
+        let raw = buffer(&text(number, 60_000));
         let mut sent = raw.clone();
-        // Faster than a small dictionary's bound: each is of the newest buffers alone.
+        // So fast that a dictionary is of the two newest buffers alone.
         shrinker.shrink(&mut sent, Some(FlowId(1)), 10_000_000);
-        if number == 60 {
+        if number == 62 {
             assert_ne!(sent[1], 0, "it refers to a dictionary");
             late = Some((sent, raw));
             made = shrinker.squeezed.dictionaries;
         } else {
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
-        if number == 500 {
+        if number == 250 {
             assert!(shrinker.squeezed.dictionaries <= made + 1, "{} since", shrinker.squeezed.dictionaries - made);
             let (sent, raw) = late.take().unwrap();
             assert_eq!(expander.expand(&sent).unwrap(), raw);
