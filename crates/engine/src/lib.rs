@@ -20,7 +20,7 @@ mod peer;
 mod policy;
 mod stats;
 
-pub use compress::{Compression, LEVELS};
+pub use compress::Compression;
 pub use config::{Config, Limits};
 pub use driver::Arrived;
 pub use edge::{Event, Read, Source};

@@ -24,6 +24,6 @@ pub use lab::{Host, Lab, Wan, describe, remove};
 pub use link::{Cause, Delivery, Fate, Link, LinkStats};
 pub use ping::ping;
 pub use profile::{Change, NAMED, Profile, ProfileError};
-pub use sites::{Place, Sites, describe_sites, remove_sites, wan_address};
+pub use sites::{Place, Sites, describe_sites, wan_address};
 pub use sys::{set_congestion, set_receive_buffer, set_udp_gro, set_udp_segment};
 pub use world::{Node, Verdict, World};

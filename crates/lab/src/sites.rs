@@ -193,14 +193,6 @@ fn check_number(sites: usize) -> Result<()> {
     }
 }
 
-/// Removes what is left of a lab whose process was killed.
-pub fn remove_sites(name_prefix: &str, sites: usize) -> Result<()> {
-    check_prefix(name_prefix)?;
-    netns::permitted()?;
-    let each = (1..=sites).flat_map(|site| [format!("gw{site}"), format!("host{site}")]);
-    each.chain(["core".to_owned()]).try_for_each(|name| netns::remove(&format!("{name_prefix}-{name}")))
-}
-
 /// The topology with namespaces, interfaces and addresses, for people.
 pub fn describe_sites(name_prefix: &str, sites: usize) -> String {
     let mut text = String::from("host ---- gateway ==== WAN link ==== core, once for each site\n\n");

@@ -127,7 +127,7 @@ impl Daemon {
 
         let transit = transit(checked).map(Arc::new);
         // What a level costs is this machine's own.
-        let compression = Compression::measured(true, checked.compress_isolation, |work| {
+        let compression = Compression::measured(checked.compress_isolation, |work| {
             let start = Instant::now();
             work();
             start.elapsed()

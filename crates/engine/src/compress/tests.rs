@@ -87,15 +87,16 @@ fn small_buffers_gain_by_the_dictionary() {
     let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
     let mut now = start();
     let mut sizes = Vec::new();
-    for number in 0..200 {
+    let mut cross = |shrinker: &mut Shrinker, expander: &mut Expander, number: u64| {
         let raw = buffer(&text(number, 1_000));
         let mut sent = raw.clone();
         shrinker.shrink(&mut sent, Some(FlowId(number as u32)), SLOW);
         assert_eq!(expander.expand(&sent).unwrap(), raw);
-        sizes.push(sent.len());
-        agree(&mut shrinker, &mut expander, now);
+        agree(shrinker, expander, now);
         now += Duration::from_millis(20);
-    }
+        sent.len()
+    };
+    sizes.extend((0..200).map(|number| cross(&mut shrinker, &mut expander, number)));
     let (first, last) = (sizes[0], sizes[199]);
     assert!(last < first * 3 / 4 && last < 1_000 / 4, "{first} bytes at first, {last} with a dictionary");
     assert!(shrinker.squeezed.dictionaries >= 2, "{:?}", shrinker.squeezed);
@@ -104,15 +105,7 @@ fn small_buffers_gain_by_the_dictionary() {
     shrinker.rest();
     expander.rest();
     assert!(shrinker.held() < 1 << 20, "{}", shrinker.held());
-    for number in 200..400 {
-        let raw = buffer(&text(number, 1_000));
-        let mut sent = raw.clone();
-        shrinker.shrink(&mut sent, Some(FlowId(number as u32)), SLOW);
-        assert_eq!(expander.expand(&sent).unwrap(), raw);
-        sizes.push(sent.len());
-        agree(&mut shrinker, &mut expander, now);
-        now += Duration::from_millis(20);
-    }
+    sizes.extend((200..400).map(|number| cross(&mut shrinker, &mut expander, number)));
     assert!(sizes[200] > last && sizes[399] < first * 3 / 4, "{} {}", sizes[200], sizes[399]);
 }
 

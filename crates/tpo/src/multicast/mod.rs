@@ -220,7 +220,6 @@ impl Loop {
 
     /// Interfaces and addresses as they are now, and what this host itself listens to.
     fn look(&mut self, now: Instant) {
-        self.wanted.forget(None, now);
         let v6 = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
         let own = own_members();
         for (lan, name) in self.plan.interfaces.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tpo_lab::{Place, Profile, Sites, ping, wan_address};
 
-use crate::site::{ALONE, NUMBER, wait_for};
+use crate::site::{ALONE, NUMBER, take_down, tpo, wait_for};
 
 /// A TPO at every site's gateway.
 pub(crate) struct Mesh {
@@ -124,19 +124,9 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
-        }
-        for child in self.daemons.iter_mut().flatten() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let logs = if std::thread::panicking() { self.logs() } else { String::new() };
+        take_down(&mut self.daemons, &self.folder, &logs);
     }
-}
-
-fn tpo() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tpo"))
 }
 
 /// A rule for each protocol from this site to that one through that peer, and what is accepted from it.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -259,19 +259,23 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
-        }
-        for child in self.daemons.iter_mut().flatten() {
-            // A stopped one ends by SIGKILL too; one that is gone needs nothing.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let logs = if std::thread::panicking() { self.logs() } else { String::new() };
+        take_down(&mut self.daemons, &self.folder, &logs);
     }
 }
 
-fn tpo() -> Command {
+/// Ends the daemons and removes their files; a test that failed brings its logs, to be shown first.
+pub(crate) fn take_down(daemons: &mut [Option<Child>], folder: &Path, logs: &str) {
+    eprint!("{logs}");
+    for child in daemons.iter_mut().flatten() {
+        // A stopped one ends by SIGKILL too; one that is gone needs nothing.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+pub(crate) fn tpo() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tpo"))
 }
 
