@@ -96,6 +96,10 @@ pub(crate) const UNKNOWN_RTT: Duration = Duration::from_millis(100);
 /// delay somebody notices.
 pub(crate) const SPARSE: u32 = 64 << 10;
 
+/// On a slow link no more than it carries in so much time, but so many bytes at least: other answers wait for this one.
+pub(crate) const SPARSE_TIME: Duration = Duration::from_millis(100);
+pub(crate) const LEAST_SPARSE: u32 = 16 << 10;
+
 /// It becomes bulk when it has sent this much of late; between the two it is normal.
 pub(crate) const LONG: u32 = 1 << 20;
 
@@ -180,8 +184,12 @@ pub(crate) const SMALLEST: usize = 96;
 /// The largest buffer after decompression: what the mover takes at all.
 pub(crate) const MOST_RAW: usize = tpo_mover::Limits::MAX_PAYLOAD;
 
-/// Bytes of a dictionary: documentation in buffers of 16 KiB shrinks to 0.245 of itself with 256 KiB, 0.237 with this, 0.233 with twice as much.
-pub(crate) const DICTIONARY: usize = 1 << 20;
+/// Bytes of a dictionary, and of buffers kept by the sender for the next one: 4 MiB of documentation in buffers of 64 KiB at level 9 shrink to
+/// 0.215 of themselves with 1 MiB, 0.210 with twice as much, 0.205 with this.
+pub(crate) const DICTIONARY: usize = 4 << 20;
+
+/// Level 9 is for links below this rate (bytes per second).
+pub(crate) const FINEST_BELOW: u64 = 625_000;
 
 /// On links above this rate (bytes per second) dictionaries are smaller: buffers are large, and to make one of 1 MiB takes four milliseconds of the lane.
 pub(crate) const SMALL_DICTIONARY_ABOVE: u64 = 2_500_000;
@@ -190,14 +198,12 @@ pub(crate) const SMALL_DICTIONARY: usize = 128 << 10;
 /// After so long without a buffer what compression holds is given back.
 pub(crate) const COMPRESSION_RESTS: Duration = Duration::from_secs(60);
 
-/// Bytes of buffers kept by the sender for the next dictionary.
-pub(crate) const HISTORY: usize = 3 << 19;
-
 /// The first dictionary is made of so many bytes, as soon as they are there: short exchanges gain most.
 pub(crate) const HISTORY_FIRST: usize = 4 << 10;
 
-/// Later ones when so many new bytes are there.
+/// Later ones when as many new bytes are there as the last one has, or so many, but at least one part in so many of it.
 pub(crate) const HISTORY_FRESH: usize = 64 << 10;
+pub(crate) const HISTORY_SHARE: usize = 16;
 
 /// Bytes of buffers kept by the receiver: a proposal may wait for a repair while the sender goes on. Dictionaries come on top.
 pub(crate) const MOST_HISTORY: usize = 8 << 20;
@@ -206,7 +212,4 @@ pub(crate) const MOST_HISTORY: usize = 8 << 20;
 pub(crate) const NO_DICTIONARY: u64 = 50_000_000;
 
 /// A buffer of a flow that shrinks may take the link for so long: the larger, the better it shrinks. What somebody waits for overtakes it.
-pub(crate) const SHRUNK: Duration = Duration::from_millis(20);
-
-/// Flows whose compression is remembered.
-pub(crate) const MOST_RATIOS: usize = 4_096;
+pub(crate) const SHRUNK: Duration = Duration::from_millis(60);

@@ -22,9 +22,9 @@ pub(crate) use pack::{Packed, Room};
 pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
-    Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status,
-    compress::{COMPRESSED, Compression, Expander, Proposal, Shrinker},
-    config::{CONTROL_SLACK, MAX_REFUSALS, MIN_WINDOW, UNKNOWN_RTT},
+    Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status, Treatment,
+    compress::{COMPRESSED, Compress, Compression, Expander, Proposal, Made, Record, Shrinker, Work, Worked},
+    config::{CONTROL_SLACK, LEAST_SPARSE, MAX_REFUSALS, MIN_WINDOW, SPARSE, SPARSE_TIME, UNKNOWN_RTT},
     flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::{Counters, Squeezed},
 };
@@ -44,6 +44,8 @@ pub(crate) struct Driver {
     giver: Giver,
     opened: Opened,
     schedule: Schedule,
+    /// Up to so much of late somebody waits for a flow.
+    sparse: u32,
     /// What one datagram of the mover carries of what somebody waits for.
     segment: usize,
     control: VecDeque<Control>,
@@ -59,6 +61,11 @@ pub(crate) struct Driver {
     spent: Vec<Vec<u8>>,
     shrinker: Shrinker,
     expander: Expander,
+    /// Dictionaries to be made.
+    work: VecDeque<Work>,
+    /// Of buffers that hold messages of several flows.
+    together: Record,
+    squeezed: [Squeezed; Class::COUNT],
     /// When compression had something to do last, if it holds anything.
     compressed_at: Option<Instant>,
     /// The peer sent something that cannot be: its session is of no use any more.
@@ -106,6 +113,7 @@ impl Driver {
             giver: Giver::new(higher),
             opened: Opened::new(),
             schedule: Schedule::new(),
+            sparse: SPARSE,
             segment: 1_200,
             control: VecDeque::new(),
             resets: 0,
@@ -114,8 +122,11 @@ impl Driver {
             held: 0,
             held_max: 0,
             spent: Vec::new(),
-            shrinker: Shrinker::new(Compression { on: false, ..Compression::default() }),
+            shrinker: Shrinker::new(Compression { compress: Compress::Off, ..Compression::default() }),
             expander: Expander::new(),
+            work: VecDeque::new(),
+            together: Record::default(),
+            squeezed: [Squeezed::default(); Class::COUNT],
             compressed_at: None,
             broken: false,
             counters: Counters::default(),
@@ -144,12 +155,45 @@ impl Driver {
 
     /// Compresses a packed buffer, if that pays; `rate`: what the link takes, bytes per second.
     pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, rate: u64, now: Instant) {
-        self.shrinker.shrink(buffer, packed.flow, rate);
+        let Packed { flow, class, apart, .. } = packed;
+        let shrinker = &mut self.shrinker;
+        // The flow may have ended with what was read for it last.
+        let stream = flow.and_then(|flow| self.flows.get_mut(&flow));
+        let exchange = flow.and_then(|flow| self.exchanges.get_mut(flow));
+        let own = stream
+            .map(|state| (&state.asked, state.ours, &mut state.record))
+            .or(exchange.map(|state| (&state.asked, state.ours, &mut state.record)));
+        let squeezed = match own {
+            Some((asked, ours, record)) => {
+                let how = shrinker.how(asked, ours);
+                shrinker.shrink(buffer, (how, true), record.get_or_insert_with(Box::default), rate)
+            }
+            None => shrinker.shrink(buffer, (shrinker.how_together(apart), false), &mut self.together, rate),
+        };
+        self.squeezed[class as usize] += squeezed;
         if buffer[0] == COMPRESSED {
             self.compressed_at = Some(now);
         }
         if let Some(proposal) = self.shrinker.propose(rate, now) {
             self.queue_control(Control::Dictionary(proposal));
+            self.work.extend(self.shrinker.poll_work());
+        }
+    }
+
+    /// A dictionary to be made, on this thread or another.
+    pub(crate) fn poll_work(&mut self) -> Option<Work> {
+        self.work.pop_front()
+    }
+
+    /// It is made.
+    pub(crate) fn on_worked(&mut self, worked: Worked, now: Instant) {
+        match worked.0 {
+            Made::Shrink { serial, dictionary } => self.shrinker.on_made(serial, dictionary, now),
+            Made::Expand { serial, dictionary } => {
+                if let Some(generation) = self.expander.on_made(serial, dictionary) {
+                    self.queue_control(Control::Holds(generation, true));
+                }
+            }
         }
     }
 
@@ -158,8 +202,13 @@ impl Driver {
         self.shrinker.stretch()
     }
 
-    pub(crate) fn squeezed(&self) -> Squeezed {
-        self.shrinker.squeezed
+    pub(crate) fn squeezed(&self) -> [Squeezed; Class::COUNT] {
+        self.squeezed
+    }
+
+    /// Dictionaries that both sides have made.
+    pub(crate) fn dictionaries(&self) -> u64 {
+        self.shrinker.dictionaries
     }
 
     /// Whether the peer has sent something that cannot be; told once.
@@ -169,6 +218,12 @@ impl Driver {
 
     pub(crate) fn set_rtt(&mut self, rtt: Option<Duration>) {
         self.rtt = rtt.unwrap_or(UNKNOWN_RTT);
+    }
+
+    /// What the link takes, bytes per second.
+    pub(crate) fn set_rate(&mut self, rate: u64) {
+        let soon = u128::from(rate) * SPARSE_TIME.as_nanos() / 1_000_000_000;
+        self.sparse = (soon.min(SPARSE.into()) as u32).max(LEAST_SPARSE);
     }
 
     pub(crate) fn set_segment(&mut self, segment: usize, urgent: usize) {
@@ -183,7 +238,12 @@ impl Driver {
 
     // --- the edges --------------------------------------------------------------------------------------------------------
 
-    pub(crate) fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+    pub(crate) fn open(
+        &mut self,
+        key: FlowKey,
+        asked: impl Into<Treatment>,
+        now: Instant,
+    ) -> Result<FlowId, OpenError> {
         let peer_credit = self.peer_credit.ok_or(OpenError::NotConnected)?;
         if self.flows.len() >= self.limits.flows {
             return Err(OpenError::TooManyFlows { flows: self.limits.flows });
@@ -194,7 +254,7 @@ impl Driver {
         let (flows, exchanges) = (&self.flows, &self.exchanges);
         let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
         self.counters.opened_here += 1;
-        let slot = self.insert(flow, key, class, true, peer_credit, now);
+        let slot = self.insert(flow, key, asked.into(), true, peer_credit, now);
         // Even with nothing to read yet: the far side shall connect, perhaps the server speaks first.
         self.schedule.wake(slot);
         Ok(flow)
@@ -218,7 +278,7 @@ impl Driver {
     pub(crate) fn readable(&mut self, flow: FlowId, now: Instant) {
         let Some(state) = self.flows.get_mut(&flow) else { return };
         if state.may_send() && state.outgoing.credit_left() > 0 {
-            if state.behave(0, now) {
+            if state.behave(0, self.sparse, now) {
                 self.schedule.set_class(state.slot, state.class);
             }
             self.schedule.wake(state.slot);
@@ -276,7 +336,8 @@ impl Driver {
                 lost_in: 0,
                 datagrams_in: 0,
                 datagrams_out: 0,
-                wait: std::time::Duration::ZERO,
+                wait: Duration::ZERO,
+                squeezed: state.record.as_ref().map_or_else(Squeezed::default, |record| record.squeezed),
                 since: state.since,
                 moved: state.moved,
             })
@@ -326,11 +387,19 @@ impl Driver {
 
     // --- inside -----------------------------------------------------------------------------------------------------------
 
-    fn insert(&mut self, flow: FlowId, key: FlowKey, class: Class, ours: bool, credit: u32, now: Instant) -> Slot {
+    fn insert(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        asked: Treatment,
+        ours: bool,
+        credit: u32,
+        now: Instant,
+    ) -> Slot {
         let initial = u64::from(self.limits.initial_credit);
         let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
-        let slot = self.schedule.add(flow, Behaviour::first_class(class));
-        let state = Flow::new(key, class, slot, ours, credit, window, now);
+        let slot = self.schedule.add(flow, Behaviour::first_class(asked.class));
+        let state = Flow::new(key, asked, slot, ours, credit, window, now);
         self.flows.insert(flow, Box::new(state));
         slot
     }

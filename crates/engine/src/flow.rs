@@ -20,8 +20,12 @@ pub(crate) use order::Place;
 pub(crate) use outgoing::Outgoing;
 pub(crate) use window::{Climate, Memory, Window};
 
-use crate::config::{LONG, PAUSE, SPARSE, SPARSE_RATE_MS};
+use crate::compress::{Compress, Record};
+#[cfg(test)]
+use crate::config::SPARSE;
+use crate::config::{LONG, PAUSE, SPARSE_RATE_MS};
 use crate::driver::Slot;
+use crate::stats::Squeezed;
 
 /// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,7 +70,8 @@ pub enum Class {
 }
 
 impl Class {
-    pub(crate) const COUNT: usize = 4;
+    /// How many classes there are.
+    pub const COUNT: usize = 4;
 
     pub(crate) fn from_number(number: u8) -> Option<Class> {
         match number {
@@ -82,6 +87,23 @@ impl Class {
     /// one would wait for all of its segments.
     pub(crate) fn is_urgent(self) -> bool {
         self <= Class::Interactive
+    }
+}
+
+/// How a rule wants its flows to be treated. The far side is told when a flow opens, and treats its own direction so too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Treatment {
+    /// Beside others.
+    pub class: Class,
+    /// What is asked of compression; `None`: what is set for the peer.
+    pub compress: Option<Compress>,
+    /// Nothing of it is compressed together with other flows, or by what is known of them.
+    pub isolated: bool,
+}
+
+impl From<Class> for Treatment {
+    fn from(class: Class) -> Treatment {
+        Treatment { class, compress: None, isolated: false }
     }
 }
 
@@ -156,7 +178,9 @@ pub(crate) struct Ending {
 pub(crate) struct Flow {
     pub(crate) key: FlowKey,
     /// What its rule asks for.
-    pub(crate) asked: Class,
+    pub(crate) asked: Treatment,
+    /// What its buffers did when compressed, since the first that held its messages alone.
+    pub(crate) record: Option<Box<Record>>,
     /// How it is treated: what its rule asks for, or what its behaviour says.
     pub(crate) class: Class,
     pub(crate) behaviour: Behaviour,
@@ -187,7 +211,7 @@ pub(crate) struct Flow {
 impl Flow {
     pub(crate) fn new(
         key: FlowKey,
-        class: Class,
+        asked: Treatment,
         slot: Slot,
         ours: bool,
         credit: u32,
@@ -196,8 +220,9 @@ impl Flow {
     ) -> Flow {
         Flow {
             key,
-            asked: class,
-            class: Behaviour::first_class(class),
+            asked,
+            record: None,
+            class: Behaviour::first_class(asked.class),
             behaviour: Behaviour::default(),
             slot,
             ours,
@@ -217,8 +242,10 @@ impl Flow {
     }
 
     /// So many bytes were packed for the far side, or none and the application has something again. True if it is another class from now on.
-    pub(crate) fn behave(&mut self, bytes: usize, now: Instant) -> bool {
-        let class = self.behaviour.class(self.asked, bytes, now.saturating_duration_since(self.since));
+    /// `sparse`: up to so much of late somebody waits for it.
+    pub(crate) fn behave(&mut self, bytes: usize, sparse: u32, now: Instant) -> bool {
+        let life = now.saturating_duration_since(self.since);
+        let class = self.behaviour.class(self.asked.class, bytes, sparse, life);
         std::mem::replace(&mut self.class, class) != class
     }
 
@@ -275,7 +302,7 @@ impl Behaviour {
     }
 
     /// What the flow is, having sent so many bytes at this time of its `life`.
-    fn class(&mut self, asked: Class, bytes: usize, life: Duration) -> Class {
+    fn class(&mut self, asked: Class, bytes: usize, sparse: u32, life: Duration) -> Class {
         if asked != Class::Normal {
             return asked;
         }
@@ -283,7 +310,7 @@ impl Behaviour {
         let leaked = if u128::from(passed) >= PAUSE.as_millis() { u32::MAX } else { passed * SPARSE_RATE_MS };
         self.recent = self.recent.saturating_sub(leaked).saturating_add(bytes as u32).min(2 * LONG);
         match self.recent {
-            recent if recent <= SPARSE => Class::Interactive,
+            recent if recent <= sparse => Class::Interactive,
             recent if recent <= LONG => Class::Normal,
             _ => Class::Bulk,
         }
@@ -329,6 +356,8 @@ pub struct FlowInfo {
     pub datagrams_out: u32,
     /// Of datagrams: how long they wait here for the link, smoothed.
     pub wait: Duration,
+    /// What compression did with buffers that held its messages alone.
+    pub squeezed: Squeezed,
     /// When it was opened.
     pub since: Instant,
     /// When data last came or went, or was taken.
@@ -348,7 +377,7 @@ mod tests {
     #[test]
     fn behaviour_tells_what_a_flow_is() {
         let mut flow = Behaviour::default();
-        let class = |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, Duration::from_millis(at));
+        let class = |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, SPARSE, Duration::from_millis(at));
         assert_eq!(class(&mut flow, 0, 0), Class::Interactive, "new");
         assert_eq!(class(&mut flow, 64 << 10, 1), Class::Interactive);
         assert_eq!(class(&mut flow, 10_000, 2), Class::Normal);
@@ -367,7 +396,7 @@ mod tests {
             assert_eq!(class(&mut flow, 1_200, at), Class::Interactive, "at {at}");
         }
         for asked in [Class::Control, Class::Interactive, Class::Bulk] {
-            assert_eq!(flow.class(asked, 10 << 20, Duration::from_secs(4_000)), asked, "its rule says so");
+            assert_eq!(flow.class(asked, 10 << 20, SPARSE, Duration::from_secs(4_000)), asked, "its rule says so");
         }
     }
 

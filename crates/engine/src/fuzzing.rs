@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     Class, Compression, Delivery, FlowId, FlowKey, Limits, Read, Source, Status,
-    compress::{COMPRESSED, Expander, Proposal, Shrinker},
+    compress::{COMPRESSED, Compress, Expander, How, Made, Proposal, Record, Shrinker},
     config::MOST_HISTORY,
     driver::{Driver, Room},
     message,
@@ -29,6 +29,7 @@ pub fn expand(mut bytes: &[u8]) {
     let mut shrinker = Shrinker::new(Compression::default());
     let mut expander = Expander::new();
     let mut number = 0;
+    let (how, mut records) = (How { compress: Compress::Auto, isolated: false }, [Record::default(); 2]);
     while let [kind, a, b, rest @ ..] = bytes {
         bytes = rest;
         let length = (usize::from(*a) << 4 | usize::from(*b) >> 4).min(bytes.len());
@@ -41,7 +42,7 @@ pub fn expand(mut bytes: &[u8]) {
                 good.extend_from_slice(&taken.repeat(1 + usize::from(*b) % 32));
                 message::emit_routing(&mut good, 1);
                 let raw = good.clone();
-                shrinker.shrink(&mut good, Some(FlowId(1)), 100_000);
+                shrinker.shrink(&mut good, (how, true), &mut records[0], 100_000);
                 if good[0] == COMPRESSED {
                     number += 1;
                     // Without a dictionary, which only an answer would allow it to use.
@@ -53,7 +54,7 @@ pub fn expand(mut bytes: &[u8]) {
                 let mut bent = vec![0; message::ROUTING];
                 bent.extend_from_slice(&[7; 300]);
                 message::emit_routing(&mut bent, 1);
-                shrinker.shrink(&mut bent, Some(FlowId(2)), 100_000);
+                shrinker.shrink(&mut bent, (how, true), &mut records[1], 100_000);
                 for (at, byte) in taken.chunks_exact(2).map(|two| (usize::from(two[0]), two[1])) {
                     if let Some(place) = bent.get_mut(at) {
                         *place ^= byte;
@@ -64,7 +65,11 @@ pub fn expand(mut bytes: &[u8]) {
             _ => {
                 let proposal = Proposal { generation: *a, first: u32::from(*b), last: u32::from(*b) + number };
                 expander.on_proposal(proposal);
-                expander.poll_ready();
+                if let Some(Ok(work)) = expander.poll_ready()
+                    && let Made::Expand { serial, dictionary } = work.run().0
+                {
+                    expander.on_made(serial, dictionary);
+                }
             }
         }
         assert!(expander.held() <= MOST_HISTORY + (16 << 20));
@@ -87,6 +92,9 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
         let length = usize::from(u16::from_be_bytes([high & 0x0f, *low])).min(rest.len());
         near_side(&mut driver, high >> 4, now);
         driver.unpack(rest[..length].to_vec(), now);
+        while let Some(work) = driver.poll_work() {
+            driver.on_worked(work.run(), now);
+        }
         driver.check_invariants();
         bytes = &rest[length..];
         now += Duration::from_millis(u64::from(*low));
@@ -112,7 +120,7 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
         _ if choice & 4 == 0 => {
             let key = FlowKey { protocol: 17, ..*keys.get(usize::from(choice)).unwrap_or(&any) };
             // Lost or not, as datagrams are.
-            let _ = driver.send_datagram(&key, (Class::Normal, Delivery::Timely), &[7; 100], now);
+            let _ = driver.send_datagram(&key, (Class::Normal.into(), Delivery::Timely), &[7; 100], now);
             driver.take_datagrams(|arrived| assert!(arrived.bytes.len() < 4_096));
             driver.handle_timeout(now);
         }
@@ -172,7 +180,7 @@ mod tests {
             let length = if data || function == datagram { random.u32(0..200) } else { 0 };
             let key = crate::driver::tests::any_key(random.usize(0..4));
             let form = match function {
-                Function::Data | Function::Datagram(_) if random.bool() => Form::Full(key, crate::Class::Normal),
+                Function::Data | Function::Datagram(_) if random.bool() => Form::Full(key, crate::Class::Normal.into()),
                 Function::Reset => Form::Status(6, crate::Status::from_number(random.u8(0..10))),
                 _ => Form::Short,
             };

@@ -20,15 +20,15 @@ mod peer;
 mod policy;
 mod stats;
 
-pub use compress::Compression;
+pub use compress::{Compress, Compression, Work, Worked};
 pub use config::{Config, Limits};
 pub use driver::Arrived;
 pub use edge::{Event, Read, Source};
 pub use error::{OpenError, PrefixError, SendError};
-pub use flow::{Class, Delivery, FlowId, FlowInfo, FlowKey, Status};
+pub use flow::{Class, Delivery, FlowId, FlowInfo, FlowKey, Status, Treatment};
 pub use peer::Peer;
 pub use policy::{Policy, Prefix, Rule};
-pub use stats::{Counters, Squeezed, Stats};
+pub use stats::{AsItIs, Counters, Squeezed, Stats};
 
 #[doc(hidden)]
 pub mod fuzzing;

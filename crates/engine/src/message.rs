@@ -8,7 +8,7 @@ use std::{
     ops::Range,
 };
 
-use crate::{Class, Delivery, FlowId, FlowKey, Status, error::PayloadError};
+use crate::{Class, Compress, Delivery, FlowId, FlowKey, Status, Treatment, error::PayloadError};
 
 /// Length of the routing header.
 pub(crate) const ROUTING: usize = 8;
@@ -26,6 +26,10 @@ const FIN: u8 = 1;
 /// Compression: the sender proposes a dictionary, the receiver answers.
 const DICTIONARY: u8 = 8;
 const HOLDS: u8 = 9;
+/// What a flow's rule asks of compression, beside the levels 1 to 6.
+const COMPRESS_OFF: u8 = 7;
+const COMPRESS_AUTO: u8 = 8;
+const ISOLATED: u8 = 0x80;
 /// The first of the function types of datagrams, one for each delivery.
 const DATAGRAM: u8 = 5;
 
@@ -56,7 +60,7 @@ pub(crate) enum Form {
     /// Protocol and status.
     Status(u8, Status),
     /// Everything that the far side needs to connect.
-    Full(FlowKey, Class),
+    Full(FlowKey, Treatment),
 }
 
 /// One message header.
@@ -167,7 +171,7 @@ impl Header {
                 out[16] = *protocol;
                 out[17] = *status as u8;
             }
-            Form::Full(key, class) => emit_key(key, *class, out),
+            Form::Full(key, treatment) => emit_key(key, treatment, out),
         }
     }
 
@@ -247,13 +251,13 @@ impl Function {
     }
 }
 
-fn emit_key(key: &FlowKey, class: Class, out: &mut [u8]) {
+fn emit_key(key: &FlowKey, treatment: &Treatment, out: &mut [u8]) {
     out[16] = key.protocol;
     out[17] = Status::None as u8;
     out[18..20].copy_from_slice(&key.source.port().to_be_bytes());
     out[20..22].copy_from_slice(&key.destination.port().to_be_bytes());
-    out[22] = class as u8;
-    out[23] = 0;
+    out[22] = treatment.class as u8;
+    out[23] = compress_number(treatment.compress) | if treatment.isolated { ISOLATED } else { 0 };
     match (key.source.ip(), key.destination.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             out[24..28].copy_from_slice(&source.octets());
@@ -278,7 +282,27 @@ fn parse_key(bytes: &[u8], length: usize) -> Result<Form, PayloadError> {
         source: SocketAddr::new(source, u16_at(bytes, 18)),
         destination: SocketAddr::new(destination, u16_at(bytes, 20)),
     };
-    Ok(Form::Full(key, class))
+    let compress = compress_from(bytes[23] & !ISOLATED);
+    Ok(Form::Full(key, Treatment { class, compress, isolated: bytes[23] & ISOLATED != 0 }))
+}
+
+fn compress_number(compress: Option<Compress>) -> u8 {
+    match compress {
+        None => 0,
+        Some(Compress::Level(level)) => level,
+        Some(Compress::Off) => COMPRESS_OFF,
+        Some(Compress::Auto) => COMPRESS_AUTO,
+    }
+}
+
+/// An unknown number is a newer wish, without which everything still works.
+fn compress_from(number: u8) -> Option<Compress> {
+    match number {
+        1..=6 => Some(Compress::Level(number)),
+        COMPRESS_OFF => Some(Compress::Off),
+        COMPRESS_AUTO => Some(Compress::Auto),
+        _ => None,
+    }
 }
 
 /// A flow between the families does not happen; if it did, its IPv4 end would be written as a mapped address.
@@ -325,12 +349,12 @@ mod tests {
     fn each_form_round_trips() {
         let headers = [
             header(Function::Data, Form::Short, 9),
-            Header { fin: true, ..header(Function::Data, Form::Full(key(false), Class::Bulk), 9) },
-            header(Function::Data, Form::Full(key(true), Class::Interactive), 0),
+            Header { fin: true, ..header(Function::Data, Form::Full(key(false), Class::Bulk.into()), 9) },
+            header(Function::Data, Form::Full(key(true), Treatment { compress: Some(Compress::Level(3)), isolated: true, ..Class::Interactive.into() }), 0),
             header(Function::Accepted, Form::Short, 0),
             header(Function::Credit, Form::Short, 0),
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
-            header(Function::Datagram(Delivery::Plain), Form::Full(key(true), Class::Normal), 20),
+            header(Function::Datagram(Delivery::Plain), Form::Full(key(true), Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }), 20),
             header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),
         ];
         let lengths = [16, 32, 56, 16, 16, 18, 56, 16];
@@ -347,7 +371,7 @@ mod tests {
     #[test]
     fn full_ipv4_header_is_byte_for_byte_the_documented_one() {
         let mut bytes = [0; 32];
-        header(Function::Data, Form::Full(key(false), Class::Normal), 5).emit(&mut bytes);
+        header(Function::Data, Form::Full(key(false), Class::Normal.into()), 5).emit(&mut bytes);
         let expected = [
             1, 32, 1, 0, 0x80, 0, 0, 7, 0xfe, 0xed, 0xbe, 0xef, 0, 0, 0, 5, 6, 0, 0x9c, 0x40, 0, 80, 2, 0, 10, 1, 1, 2,
             10, 2, 2, 2,
@@ -358,7 +382,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut good = [0; 32];
-        header(Function::Data, Form::Full(key(false), Class::Normal), 0).emit(&mut good);
+        header(Function::Data, Form::Full(key(false), Class::Normal.into()), 0).emit(&mut good);
         let check = |at: usize, value: u8, error: PayloadError| {
             let mut bytes = good;
             bytes[at] = value;

@@ -9,7 +9,8 @@ use std::{io::IoSlice, net::SocketAddr, time::Instant};
 use tpo_mover::{Mover, Reason, Timer, Transmit};
 
 use crate::{
-    Arrived, Class, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
+    Arrived, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status, Treatment,
+    Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
 };
@@ -93,8 +94,13 @@ impl Peer {
     // --- the edge side ----------------------------------------------------------------------------------------------------
 
     /// The near application opened a connection. Its data may be read at once, up to the peer's initial credit.
-    pub fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
-        self.driver.open(key, class, now)
+    pub fn open(
+        &mut self,
+        key: FlowKey,
+        treatment: impl Into<Treatment>,
+        now: Instant,
+    ) -> Result<FlowId, OpenError> {
+        self.driver.open(key, treatment, now)
     }
 
     /// The far flow's destination has been connected: its bytes may be read and delivered.
@@ -108,18 +114,18 @@ impl Peer {
     }
 
     /// Takes a datagram that the near side sent, in a flow of its own or as an answer in one of the far side's, whatever its content is on a
-    /// wire. It is copied. `class` and `delivery` count when it opens its flow.
+    /// wire. It is copied. `treatment` and `delivery` count when it opens its flow.
     ///
     /// # Errors
     /// It is lost, and counted.
     pub fn send_datagram(
         &mut self,
         key: &FlowKey,
-        (class, delivery): (Class, Delivery),
+        (treatment, delivery): (impl Into<Treatment>, Delivery),
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), SendError> {
-        self.driver.send_datagram(key, (class, delivery), bytes, now)
+        self.driver.send_datagram(key, (treatment.into(), delivery), bytes, now)
     }
 
     /// Whether a flow of datagrams lives between these ends, whoever opened it.
@@ -130,6 +136,16 @@ impl Peer {
     /// Gives every datagram that arrived to `each`. To be called after each input, when the events have been polled.
     pub fn take_datagrams(&mut self, each: impl FnMut(&Arrived<'_>)) {
         self.driver.take_datagrams(each);
+    }
+
+    /// A dictionary of the compression engine to be made. Until [`on_worked`](Peer::on_worked) has the result, all goes on without it.
+    pub fn poll_work(&mut self) -> Option<Work> {
+        self.driver.poll_work()
+    }
+
+    /// Work that `poll_work` gave is done.
+    pub fn on_worked(&mut self, worked: Worked, now: Instant) {
+        self.driver.on_worked(worked, now);
     }
 
     /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
@@ -226,6 +242,7 @@ impl Peer {
             budget_bytes: self.driver.budget(),
             counters: *self.driver.counters(),
             squeezed: self.driver.squeezed(),
+            dictionaries: self.driver.dictionaries(),
         }
     }
 
@@ -254,6 +271,7 @@ impl Peer {
                 budget => self.room(budget.max(self.mover.worthwhile())),
             };
             self.driver.set_segment(room.segment, room.urgent);
+            self.driver.set_rate(self.mover.rate());
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.give_spare(buffer);

@@ -15,7 +15,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::{Class, Delivery, FlowKey, PrefixError};
+use crate::{Delivery, FlowKey, PrefixError, Treatment};
 
 /// A set of addresses that share their first bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ pub struct Rule {
     /// Through which peer: the program's number of it.
     pub peer: usize,
     /// How they are treated.
-    pub class: Class,
+    pub treatment: Treatment,
     /// How their datagrams are carried; means nothing to TCP.
     pub delivery: Delivery,
 }

@@ -1,5 +1,7 @@
 //! What the engine counts: plain numbers, for the program to render.
 
+use crate::Class;
+
 /// A peer's figures.
 #[derive(Debug, Clone)]
 pub struct Stats {
@@ -19,23 +21,66 @@ pub struct Stats {
     pub budget_bytes: usize,
     /// What happened since the start.
     pub counters: Counters,
-    /// What compression did.
-    pub squeezed: Squeezed,
+    /// What compression did, by the class of the most urgent message of each buffer.
+    pub squeezed: [Squeezed; Class::COUNT],
+    /// Dictionaries that both sides have made.
+    pub dictionaries: u64,
 }
 
-/// What compression did with buffers for the peer, since the start.
+impl Stats {
+    /// What compression did in all.
+    pub fn squeezed_in_all(&self) -> Squeezed {
+        let mut sum = Squeezed::default();
+        self.squeezed.iter().for_each(|class| sum += *class);
+        sum
+    }
+}
+
+/// What compression did with buffers, since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Squeezed {
     /// Bytes of buffers before.
     pub bytes_in: u64,
     /// Bytes of buffers after.
     pub bytes_out: u64,
-    /// Buffers that were sent as they were: too small, or they do not shrink, or the link is faster than compression.
-    pub raw: u64,
+    /// Buffers that were sent as they were, by the reason.
+    pub raw: [u64; AsItIs::COUNT],
     /// CPU time spent, nanoseconds, by the measured cost of each level.
     pub cpu_ns: u64,
-    /// Dictionaries that the peer has made.
-    pub dictionaries: u64,
+}
+
+impl std::ops::AddAssign for Squeezed {
+    fn add_assign(&mut self, other: Squeezed) {
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.cpu_ns += other.cpu_ns;
+        for (sum, more) in self.raw.iter_mut().zip(other.raw) {
+            *sum += more;
+        }
+    }
+}
+
+/// Why a buffer was sent as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AsItIs {
+    /// Compression is switched off for it.
+    Off,
+    /// It is so small that nothing could be gained.
+    Small,
+    /// What its flow sends does not shrink; tried again now and then.
+    Stubborn,
+    /// The link takes bytes faster than they could be compressed.
+    FastLink,
+    /// It holds messages of several flows, one of which does not share its compression.
+    Apart,
+}
+
+impl AsItIs {
+    /// How many reasons there are.
+    pub const COUNT: usize = 5;
+    /// All of them, by their number.
+    pub const ALL: [AsItIs; AsItIs::COUNT] =
+        [AsItIs::Off, AsItIs::Small, AsItIs::Stubborn, AsItIs::FastLink, AsItIs::Apart];
 }
 
 /// What happened since the start. None of these ever goes down.

@@ -140,7 +140,7 @@ impl Node for Site {
 fn site(side: usize, seed: u64, limits: Limits, start: Instant, now: Instant) -> Site {
     // What is sent here has no content to speak of: it would shrink to nothing.
     let mut config = config(side, seed, limits, true);
-    config.compression.on = false;
+    config.compression.compress = tpo_engine::Compress::Off;
     Site {
         peer: Peer::new(config, now),
         start,

@@ -166,7 +166,6 @@ pub(crate) struct Schedule {
     due: Option<Nanos>,
     /// When the highest number was received.
     highest_at: Nanos,
-    last_asking_at: Option<Nanos>,
     last_sent_at: Nanos,
     /// Bytes that may be spent on acknowledgements now; below zero they wait.
     budget: i64,
@@ -194,7 +193,6 @@ impl Schedule {
             news: false,
             due: None,
             highest_at: now,
-            last_asking_at: None,
             last_sent_at: now,
             budget: BUDGET_BURST,
             budget_at: now,
@@ -223,12 +221,11 @@ impl Schedule {
         self.waiting += 1;
         let interval = Schedule::interval(minimum_rtt);
         let interval = if self.missing { (interval / 2).max(SHORTEST_DELAY) } else { interval };
-        let after_idle = self.last_asking_at.is_none_or(|at| now > at + interval);
-        self.last_asking_at = Some(now);
         let many = if self.missing { DATAGRAMS_MISSING } else { DATAGRAMS };
-        if arrival.at_once || after_idle || self.waiting >= many {
+        if arrival.at_once || self.waiting >= many {
             self.make_due(now);
         } else {
+            // Also the first after a rest: an answer may come for it to ride on, or its parity.
             self.make_due(now + interval);
         }
     }
@@ -340,12 +337,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_acknowledged_together_and_a_lone_datagram_at_once() {
+    fn a_stream_is_acknowledged_together_and_a_lone_datagram_soon() {
         let mut schedule = Schedule::new(0);
         let rtt = Some(80 * MILLISECOND);
         let arrival = Arrival { asks: true, at_once: false, is_highest: true, gap: false };
         schedule.on_arrival(arrival, rtt, 1);
-        assert_eq!(schedule.deadline(0), Some(1), "the first after a rest");
+        assert_eq!(schedule.deadline(0), Some(1 + 10 * MILLISECOND), "the first after a rest");
         schedule.on_sent(60, 0, 1);
         for at in 2..200 {
             schedule.on_arrival(arrival, rtt, at);

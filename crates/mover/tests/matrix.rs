@@ -114,6 +114,8 @@ fn rows() -> Vec<Row> {
         // The smallest products, and the slowest link.
         Row::new(Cell::new(5.0, 10.0, 0.0), 15.0).at_least(0.90).dropping(0.02),
         Row::new(Cell::new(5.0, 100.0, 1.0), 15.0).at_least(0.97).dropping(0.02),
+        Row::new(Cell::new(2.0, 80.0, 0.1), 30.0).at_least(0.95).dropping(0.02),
+        Row::new(Cell::new(3.0, 150.0, 0.5), 30.0).at_least(0.95).dropping(0.02),
         Row::new(Cell::new(1.0, 800.0, 1.0), 30.0).at_least(0.96).dropping(0.02),
         // Twice what is tolerated, and no queue.
         Row::new(Cell::new(100.0, 100.0, 10.0), 15.0).at_least(0.85).dropping(0.02),
@@ -125,7 +127,7 @@ fn rows() -> Vec<Row> {
             .dropping(0.06),
         Row { warm: 10.0, ..Row::new(Cell::new(20.0, 50.0, 0.0).with("rate=1gbit police=20mbit"), 30.0) }
             .at_least(0.95)
-            .dropping(0.04),
+            .dropping(0.05),
         // Five seconds after the link became narrower or wider.
         Row { warm: 15.0, ..Row::new(Cell::new(20.0, 100.0, 0.0).after(100.0), 10.0) }.at_least(0.93),
         Row { warm: 15.0, ..Row::new(Cell::new(20.0, 100.0, 2.0).after(100.0), 10.0) }.at_least(0.93),

@@ -40,6 +40,7 @@ use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Router, Table};
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
+use crate::workshop::Workshop;
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);
@@ -133,6 +134,7 @@ impl Daemon {
             start.elapsed()
         });
         debug!(costs_ns = ?compression.costs, "compression measured");
+        let workshop = Workshop::start().context("start the workshop")?;
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
         for (slot, peer) in checked.peers.iter().enumerate() {
@@ -152,6 +154,7 @@ impl Daemon {
                 slot,
                 transit: transit.clone(),
                 listener: listener.try_clone().context("share the listening socket")?,
+                workshop: workshop.clone(),
                 memory: Memory::of_service(&peer.name),
                 demand: peer.on_demand.map(Demand::new),
                 on_change: Box::new(doorbell.ring()),
@@ -380,7 +383,7 @@ fn engine_config(
         // link whose ways differ it is too much or too little for a round trip, within bounds.
         limits.initial_credit = u32::try_from(rate / 100).unwrap_or(u32::MAX).clamp(limits.initial_credit, MOST_CREDIT);
     }
-    let compression = Compression { on: peer.compress, ..compression };
+    let compression = Compression { compress: peer.compress, ..compression };
     Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits, compression })
 }
 

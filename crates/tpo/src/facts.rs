@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use tpo_engine::{Class, FlowInfo};
+use tpo_engine::{AsItIs, Class, FlowInfo, Squeezed};
 
 use crate::config::{Checked, checked};
 use crate::control;
@@ -138,17 +138,15 @@ impl Facts {
             retransmissions: mover.segments_repaired,
             parity_sent: mover.parity_sent,
             rebuilt: mover.datagrams_rebuilt,
-            compression: {
-                let squeezed = &report.stats.squeezed;
-                let saved = squeezed.bytes_in.saturating_sub(squeezed.bytes_out) as f64;
-                CompressionReport {
-                    before: squeezed.bytes_in,
-                    after: squeezed.bytes_out,
-                    raw: squeezed.raw,
-                    cpu: squeezed.cpu_ns as f64 / 1e9,
-                    dictionaries: squeezed.dictionaries,
-                    saved: if mover.pacing_rate > 0 { saved / mover.pacing_rate as f64 } else { 0.0 },
-                }
+            compression: CompressionReport {
+                dictionaries: engine.dictionaries,
+                classes: CLASSES
+                    .into_iter()
+                    .map(|class| (class, &engine.squeezed[class as usize]))
+                    .filter(|(_, squeezed)| squeezed.bytes_in > 0)
+                    .map(|(class, squeezed)| (class_name(class).to_owned(), compression(squeezed, mover.pacing_rate)))
+                    .collect(),
+                ..compression(&engine.squeezed_in_all(), mover.pacing_rate)
             },
             groups_asked_here: report.groups_asked_here.iter().map(IpAddr::to_string).collect(),
             groups_asked_there: report.groups_asked_there.iter().map(IpAddr::to_string).collect(),
@@ -223,14 +221,15 @@ impl control::Facts for Facts {
         let lanes = self.checked.peers.iter().zip(self.ask(Lane::flows)).zip(reports);
         lanes
             .flat_map(|((peer, flows), report)| {
-                let way = report.and_then(|report| report.stats.mover.rtt).map(|rtt| rtt / 2);
-                flows.unwrap_or_default().into_iter().map(move |info| flow(&peer.name, &info, way, now))
+                let mover = report.as_ref().map(|report| &report.stats.mover);
+                let (way, rate) = (mover.and_then(|mover| mover.rtt).map(|rtt| rtt / 2), mover.map_or(0, |mover| mover.pacing_rate));
+                flows.unwrap_or_default().into_iter().map(move |info| flow(&peer.name, &info, (way, rate), now))
             })
             .collect()
     }
 }
 
-fn flow(peer: &str, info: &FlowInfo, way: Option<Duration>, now: Instant) -> FlowReport {
+fn flow(peer: &str, info: &FlowInfo, (way, rate): (Option<Duration>, u64), now: Instant) -> FlowReport {
     let packets = info.key.protocol != checked::TCP;
     let (came, lost) = (f64::from(info.datagrams_in), f64::from(info.lost_in));
     FlowReport {
@@ -247,24 +246,53 @@ fn flow(peer: &str, info: &FlowInfo, way: Option<Duration>, now: Instant) -> Flo
             (true, ..) => FlowState::Open,
             (false, ..) => FlowState::Opening,
         },
-        class: match info.class {
-            Class::Control => "control",
-            Class::Interactive => "interactive",
-            Class::Normal => "normal",
-            Class::Bulk => "bulk",
-        }
-        .into(),
+        class: class_name(info.class).into(),
         sent: info.bytes_out,
         received: info.bytes_in,
         packets_sent: packets.then(|| info.datagrams_out.into()),
         packets_received: packets.then(|| info.datagrams_in.into()),
         lost_percent: (packets && came + lost > 0.0).then(|| 100.0 * lost / (came + lost)),
+        compression: compression(&info.squeezed, rate),
         delay_ms: way.map(|way| milliseconds(way + info.wait)),
         age: now.saturating_duration_since(info.since).as_secs_f64(),
         idle: now.saturating_duration_since(info.moved).as_secs_f64(),
         credit: info.credit_left,
         waiting: info.held_bytes as u64,
         reason: hold_up(info),
+    }
+}
+
+const CLASSES: [Class; Class::COUNT] = [Class::Control, Class::Interactive, Class::Normal, Class::Bulk];
+
+fn class_name(class: Class) -> &'static str {
+    match class {
+        Class::Control => "control",
+        Class::Interactive => "interactive",
+        Class::Normal => "normal",
+        Class::Bulk => "bulk",
+    }
+}
+
+/// `rate`: what the link takes, bytes per second.
+fn compression(squeezed: &Squeezed, rate: u64) -> CompressionReport {
+    let saved = squeezed.bytes_in.saturating_sub(squeezed.bytes_out) as f64;
+    let why = AsItIs::ALL.map(|why| {
+        let name = match why {
+            AsItIs::Off => "off",
+            AsItIs::Small => "small",
+            AsItIs::Stubborn => "does not shrink",
+            AsItIs::FastLink => "fast link",
+            AsItIs::Apart => "kept apart",
+        };
+        (name, squeezed.raw[why as usize])
+    });
+    CompressionReport {
+        before: squeezed.bytes_in,
+        after: squeezed.bytes_out,
+        raw: kinds(why),
+        cpu: squeezed.cpu_ns as f64 / 1e9,
+        saved: if rate > 0 { saved / rate as f64 } else { 0.0 },
+        ..CompressionReport::default()
     }
 }
 

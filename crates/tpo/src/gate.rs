@@ -268,7 +268,7 @@ fn route((policy, groups): (&Policy, &[Group]), lanes: &[Lane], counters: &Count
         return;
     };
     let peer = groups[rule.peer].choose(&key, |peer| lanes[peer].pulse.is_up());
-    match lanes[peer].send(Command::Accepted { socket, key, class: rule.class }) {
+    match lanes[peer].send(Command::Accepted { socket, key, treatment: rule.treatment }) {
         Ok(()) => {
             counters.accepted.fetch_add(1, Ordering::Relaxed);
         }

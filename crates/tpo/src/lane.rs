@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Class, Event, FlowId, FlowInfo, FlowKey, Peer, Status};
+use tpo_engine::{Event, FlowId, FlowInfo, FlowKey, Peer, Status, Treatment, Worked};
 use tracing::{debug, info, warn};
 
 use crate::demand::{Demand, Turn};
@@ -29,6 +29,7 @@ use crate::memory::Memory;
 use crate::sys::Timer;
 use crate::tap::{Batch, WAITING_BYTES};
 use crate::transit::{Next, Onward, Transit};
+use crate::workshop::Workshop;
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
 const COMMANDS: usize = 4_096;
@@ -66,8 +67,8 @@ pub enum Command {
         socket: TcpStream,
         /// Who wants to reach whom.
         key: FlowKey,
-        /// The class that the rule asks for.
-        class: Class,
+        /// How the rule wants it to be treated.
+        treatment: Treatment,
     },
     /// Packets of the near side that are no TCP, some of which may be this peer's.
     Packets(Batch),
@@ -86,6 +87,8 @@ pub enum Command {
     Report(SyncSender<Report>),
     /// Somebody wants to see every flow.
     Flows(SyncSender<Vec<FlowInfo>>),
+    /// A dictionary of the compression engine has been made.
+    Worked(Worked),
     /// Groups of many that the peer shall be asked for from now on: all of them.
     Groups(Vec<IpAddr>),
     /// The memory that flows may hold in all has changed.
@@ -245,6 +248,8 @@ pub struct Start {
     pub transit: Option<Arc<Transit>>,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
     pub listener: Link,
+    /// Who makes dictionaries.
+    pub workshop: Workshop,
     /// Where the path is remembered.
     pub memory: Option<Memory>,
     /// Called on demand: when, and how it is left again.
@@ -266,6 +271,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     let lane =
         Lane { commands, waker, stopping: stopping.clone(), pulse: pulse.clone(), name: start.name.as_str().into() };
     let port = start.listener.local_addr()?.port();
+    let own = lane.clone();
     let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
         let now = Instant::now();
         Loop {
@@ -292,6 +298,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             stopping,
             pulse,
             memory: start.memory,
+            workshop: start.workshop,
+            own,
             remember_at: now + REMEMBER_EVERY,
             on_change: start.on_change,
             runs: Runs::new(),
@@ -334,6 +342,9 @@ struct Loop {
     stopping: Arc<AtomicBool>,
     pulse: Arc<Pulse>,
     memory: Option<Memory>,
+    workshop: Workshop,
+    /// The handle that comes back with what the workshop has made.
+    own: Lane,
     remember_at: Instant,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
@@ -344,7 +355,7 @@ struct Loop {
     closing: Option<Instant>,
     demand: Option<Demand>,
     /// Connections that wait for a peer that was called on demand.
-    held: Vec<(TcpStream, FlowKey, Class)>,
+    held: Vec<(TcpStream, FlowKey, Treatment)>,
 }
 
 impl Loop {
@@ -453,7 +464,7 @@ impl Loop {
         for _ in 0..COMMAND_TURN {
             let now = Instant::now();
             match self.inbox.try_recv() {
-                Ok(Command::Accepted { socket, key, class }) => self.accepted(socket, key, class, now),
+                Ok(Command::Accepted { socket, key, treatment }) => self.accepted(socket, key, treatment, now),
                 Ok(Command::Datagram { from, local, mut bytes }) => {
                     if local.is_some() {
                         self.local = local;
@@ -486,6 +497,7 @@ impl Loop {
                     // Nobody waits any more: then nobody is told.
                     let _ = to.try_send(self.report());
                 }
+                Ok(Command::Worked(worked)) => self.peer.on_worked(worked, now),
                 Ok(Command::Groups(groups)) => {
                     if let Some(packets) = &mut self.packets {
                         packets.ask(groups, now);
@@ -539,13 +551,13 @@ impl Loop {
         }
     }
 
-    fn accepted(&mut self, socket: TcpStream, key: FlowKey, class: Class, now: Instant) {
+    fn accepted(&mut self, socket: TcpStream, key: FlowKey, treatment: Treatment, now: Instant) {
         if self.need(now) && self.held.len() < MOST_HELD {
-            self.held.push((socket, key, class));
+            self.held.push((socket, key, treatment));
             return;
         }
         let (client, server) = (key.source, key.destination);
-        match self.peer.open(key, class, now) {
+        match self.peer.open(key, treatment, now) {
             Ok(flow) => {
                 if let Err(error) = self.edges.insert(flow, socket, false, client, server) {
                     debug!(%error, "no edge for an accepted connection");
@@ -634,8 +646,8 @@ impl Loop {
                     if let Some(demand) = &mut self.demand {
                         demand.connected();
                     }
-                    for (socket, key, class) in std::mem::take(&mut self.held) {
-                        self.accepted(socket, key, class, now);
+                    for (socket, key, treatment) in std::mem::take(&mut self.held) {
+                        self.accepted(socket, key, treatment, now);
                     }
                 }
                 Event::Silent => {
@@ -655,6 +667,12 @@ impl Loop {
                         packets.begin_anew(now);
                     }
                 }
+            }
+        }
+        while let Some(work) = self.peer.poll_work() {
+            if let Err(work) = self.workshop.send(work, &self.own) {
+                // Too many wait: better now than never.
+                self.peer.on_worked(work.run(), now);
             }
         }
         match &mut self.packets {
@@ -724,7 +742,7 @@ impl Loop {
             debug!(%error, "a flow cannot be handed on");
             Status::NoResources
         })?;
-        let accepted = Command::Accepted { socket: far, key: *key, class: ruled.class };
+        let accepted = Command::Accepted { socket: far, key: *key, treatment: ruled.treatment };
         lane.send(accepted).map_err(|_| Status::NoResources)?;
         Ok(near)
     }

@@ -28,5 +28,6 @@ pub mod multicast;
 pub mod router;
 pub mod tap;
 pub mod transit;
+pub mod workshop;
 
 pub mod sys;

@@ -65,6 +65,14 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
+/// The calling thread leaves the processors to whoever wants them more.
+pub fn yield_to_others() {
+    const NICE: libc::c_int = 10;
+    // SAFETY: plain numbers; 0 is the calling thread.
+    // Cannot fail: everybody may become nicer.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+}
+
 /// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up to them where not.
 pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
     for (forced, plain, bytes) in

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Class, Delivery, FlowKey, Policy};
+use tpo_engine::{Delivery, FlowKey, Policy, Treatment};
 use tracing::{debug, warn};
 
 use crate::group::Group;
@@ -42,8 +42,8 @@ const FIRST_PIECES: usize = 256;
 /// What a rule says of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Ruled {
-    /// The class that the rule asks for.
-    pub class: Class,
+    /// How the rule wants it to be treated.
+    pub treatment: Treatment,
     /// How it is carried.
     pub delivery: Delivery,
     /// It takes its plain way when the peer cannot have it.
@@ -191,7 +191,7 @@ impl GroupTable {
             return;
         };
         // The packet itself is on its way in its LAN whatever becomes of this copy.
-        let ruled = Ruled { class: rule.class, delivery: rule.delivery, fails_open: false };
+        let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: false };
         let peers = &self.groups[rule.peer].peers;
         self.wanted.each(seen.key.destination.ip(), |peer| {
             if peers.contains(&peer) {
@@ -208,7 +208,7 @@ impl Table {
         }
         let ruled = |key: &FlowKey| {
             let (number, rule) = self.policy.find_with_number(key)?;
-            let ruled = Ruled { class: rule.class, delivery: rule.delivery, fails_open: self.fails_open[number] };
+            let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: self.fails_open[number] };
             Some((self.groups[rule.peer].choose(key, |peer| self.lanes[peer].pulse.is_up()), ruled))
         };
         match ruled(&seen.key) {

@@ -92,7 +92,7 @@ impl Transit {
         match (peer == from, is_up(peer)) {
             // Back to where it came from: it is for somebody here.
             (true, _) if self.groups[rule.peer].peers.len() == 1 => Next::Here,
-            (false, true) => Next::Peer(peer, Ruled { class: rule.class, delivery: rule.delivery, fails_open }),
+            (false, true) => Next::Peer(peer, Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open }),
             _ if fails_open => Next::Here,
             _ => Next::Refused(Status::Unreachable),
         }

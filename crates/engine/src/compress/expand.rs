@@ -3,11 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    sync::Arc,
 };
 
 use zstd_safe::{DCtx, DDict};
 
-use super::{HEADER, MAGIC, Proposal};
+use super::{
+    HEADER, MAGIC, Proposal,
+    work::{Make, Work},
+};
 use crate::{
     config::{DICTIONARY, MOST_HISTORY, MOST_RAW},
     error::PayloadError,
@@ -23,7 +27,7 @@ const MOST_AHEAD: usize = 1 << 17;
 /// Everything that was compressed by one peer is taken apart here.
 pub(crate) struct Expander {
     context: DCtx<'static>,
-    history: BTreeMap<u32, Vec<u8>>,
+    history: BTreeMap<u32, Arc<[u8]>>,
     history_bytes: usize,
     /// Every buffer up to this number has come, and those behind it that have.
     come: u32,
@@ -31,6 +35,9 @@ pub(crate) struct Expander {
     /// The highest number that was forgotten.
     forgotten: u32,
     pending: Option<Proposal>,
+    /// The number of the work that makes it, while it is being made.
+    making: Option<u64>,
+    serial: u64,
     dictionaries: VecDeque<(u8, DDict<'static>)>,
     /// The frame with its first bytes.
     frame: Vec<u8>,
@@ -52,9 +59,16 @@ impl Expander {
             ahead: BTreeSet::new(),
             forgotten: 0,
             pending: None,
+            making: None,
+            serial: 0,
             dictionaries: VecDeque::new(),
             frame: Vec::new(),
         }
+    }
+
+    /// The peer is a new one: nothing of the one before is of use.
+    pub(crate) fn begin_anew(&mut self) {
+        *self = Expander { serial: self.serial, ..Expander::new() };
     }
 
     /// The payload as it was before it was compressed.
@@ -101,7 +115,7 @@ impl Expander {
             self.ahead.pop_first();
         }
         self.history_bytes += bytes.len();
-        if let Some(old) = self.history.insert(number, bytes.to_vec()) {
+        if let Some(old) = self.history.insert(number, bytes.into()) {
             self.history_bytes -= old.len();
         }
         // The oldest goes first, but not what the sender waits for.
@@ -136,43 +150,54 @@ impl Expander {
         true
     }
 
-    /// The dictionary that has become whole, if one has. Not before every buffer up to its last has come: one that is still under way may refer to a
-    /// dictionary that this one replaces.
-    pub(crate) fn poll_ready(&mut self) -> Option<(u8, bool)> {
+    /// The dictionary that has become whole, to be made. Not before every buffer up to its last has come: one that is still under way may refer to a
+    /// dictionary that this one replaces. Or the generation of one that can never be made here.
+    pub(crate) fn poll_ready(&mut self) -> Option<Result<Work, u8>> {
         let Proposal { generation, first, last } = self.pending?;
-        if self.come < last {
+        if self.making.is_some() || self.come < last {
             return None;
         }
-        let mut all = Vec::new();
-        let mut next = first;
-        for (number, bytes) in self.history.range(first..=last) {
+        let (mut parts, mut bytes, mut next) = (Vec::new(), 0, first);
+        for (number, part) in self.history.range(first..=last) {
             if *number != next {
                 return None;
             }
             next = next.wrapping_add(1);
-            all.extend_from_slice(bytes);
-            if all.len() > DICTIONARY {
+            bytes += part.len();
+            parts.push(part.clone());
+            if bytes > DICTIONARY {
                 self.pending = None;
-                return Some((generation, false));
+                return Some(Err(generation));
             }
         }
         if next != last.wrapping_add(1) {
             return None;
         }
-        self.pending = None;
+        self.serial += 1;
+        self.making = Some(self.serial);
+        Some(Ok(Work { make: Make::Expand { serial: self.serial }, parts }))
+    }
+
+    /// It is made: buffers may refer to it. The generation that the sender waits for.
+    pub(crate) fn on_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
+        self.making.take_if(|making| *making == serial)?;
+        let Proposal { generation, .. } = self.pending.take()?;
         if self.dictionaries.len() == DICTIONARIES {
             self.dictionaries.pop_front();
         }
-        self.dictionaries.push_back((generation, DDict::create(&all)));
-        Some((generation, true))
+        self.dictionaries.push_back((generation, dictionary));
+        Some(generation)
     }
 
-    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may use them.
+    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may use them; one that is being made is finished.
     pub(crate) fn rest(&mut self) {
         if let Some((newest, _)) = self.history.last_key_value() {
             self.forgotten = self.forgotten.max(*newest);
         }
-        (self.history, self.history_bytes, self.pending) = (BTreeMap::new(), 0, None);
+        (self.history, self.history_bytes) = (BTreeMap::new(), 0);
+        if self.making.is_none() {
+            self.pending = None;
+        }
     }
 
     /// Bytes held.

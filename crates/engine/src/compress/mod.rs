@@ -6,9 +6,12 @@
 
 mod expand;
 mod shrink;
+mod work;
 
 pub(crate) use expand::Expander;
-pub(crate) use shrink::{Proposal, Shrinker};
+pub(crate) use shrink::{How, Proposal, Record, Shrinker};
+pub(crate) use work::Made;
+pub use work::{Work, Worked};
 
 /// Function type of the routing header: messages, compressed.
 pub(crate) const COMPRESSED: u8 = 2;
@@ -17,24 +20,36 @@ pub(crate) const HEADER: usize = 16;
 /// The four bytes with which every zstd frame begins (RFC 8878 section 3.1.1); they are not sent.
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
+/// What is asked of compression, by a peer's or a rule's `compress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Compress {
+    /// Whatever is fastest at the moment.
+    #[default]
+    Auto,
+    /// Nothing is compressed.
+    Off,
+    /// This level of zstd, 1 to 6, for all that shrinks.
+    Level(u8),
+}
+
 /// How compression is used towards a peer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Compression {
-    /// Whether anything is compressed at all.
-    pub on: bool,
+    /// Of flows whose rule says nothing of it.
+    pub compress: Compress,
     /// Each buffer by itself, and none that holds messages of several flows: nothing can be learned about one flow from the size of another.
     pub isolated: bool,
-    /// What a byte costs on this machine at zstd's levels 1, 3 and 6, nanoseconds.
-    pub costs: [f64; 3],
+    /// What a byte costs on this machine at zstd's levels 1, 3, 6 and 9, nanoseconds.
+    pub costs: [f64; 4],
 }
 
-/// The levels of zstd that are used.
-const LEVELS: [i32; 3] = [1, 3, 6];
+/// The levels of zstd that `auto` chooses from.
+const LEVELS: [i32; 4] = [1, 3, 6, 9];
 
 impl Default for Compression {
     fn default() -> Compression {
         // As measured on one core of an EPYC, text in buffers of 16 KiB.
-        Compression { on: true, isolated: false, costs: [2.0, 2.6, 7.0] }
+        Compression { compress: Compress::Auto, isolated: false, costs: [2.0, 2.6, 7.0, 20.0] }
     }
 }
 
@@ -42,7 +57,7 @@ impl Compression {
     /// Measures what a byte costs here, with the given stopwatch, in some milliseconds.
     pub fn measured(isolated: bool, mut stopwatch: impl FnMut(&mut dyn FnMut()) -> std::time::Duration) -> Compression {
         let text = shrink::sample();
-        let mut costs = [0.0; 3];
+        let mut costs = [0.0; LEVELS.len()];
         for (level, cost) in LEVELS.iter().zip(&mut costs) {
             // The best of three: what else the machine does is not the level's cost.
             let mut best = f64::INFINITY;
@@ -52,7 +67,7 @@ impl Compression {
             }
             *cost = best;
         }
-        Compression { on: true, isolated, costs }
+        Compression { compress: Compress::Auto, isolated, costs }
     }
 }
 

@@ -5,22 +5,26 @@
 //! shrink is left alone for a while, twice as long each time.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use zstd_safe::{CCtx, CDict, compress_bound};
 
-use super::{COMPRESSED, Compression, HEADER, LEVELS, MAGIC};
+use super::{
+    COMPRESSED, Compress, Compression, HEADER, LEVELS, MAGIC,
+    work::{Make, Work},
+};
 use crate::{
-    FlowId,
+    Treatment,
     config::{
-        DICTIONARY, HISTORY, HISTORY_FIRST, HISTORY_FRESH, MOST_RATIOS, NO_DICTIONARY, SMALL_DICTIONARY,
+        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, NO_DICTIONARY, SMALL_DICTIONARY,
         SMALL_DICTIONARY_ABOVE, SMALLEST,
     },
     message::ROUTING,
-    stats::Squeezed,
+    stats::{AsItIs, Squeezed},
 };
 
 /// What packing and sending a byte costs besides, nanoseconds.
@@ -28,7 +32,7 @@ const OTHERWISE: f64 = 1.5;
 /// The level's cost counts this often: the core has more to do, and other lanes.
 const CAUTION: f64 = 2.0;
 /// Size after compression at each level, relative to the first (measured over text and binaries).
-const FINER: [f64; 3] = [1.0, 0.93, 0.86];
+const FINER: [f64; LEVELS.len()] = [1.0, 0.93, 0.86, 0.83];
 /// A buffer that does not lose at least this share of itself is sent as it is.
 const WORTH: f64 = 0.03;
 /// A flow whose buffer did not shrink is left alone for so many buffers of its size, doubled each time, up to so many bytes.
@@ -36,14 +40,20 @@ const BACK_OFF: usize = 4;
 const MOST_BACK_OFF: usize = 4 << 20;
 /// A buffer below this says nothing of its flow: most of it is headers.
 const TELLING: usize = 512;
+/// What somebody waits for is taken to shrink by so much less than it did.
+const CAREFUL: f64 = 0.75;
+/// And by no more than this.
+const MOST_STRETCH: f64 = 8.0;
 /// What is expected of a flow that nothing is known of, and of one that is tried again.
 const HOPE: f64 = 0.3;
-/// Between two dictionaries.
-const REST: Duration = Duration::from_millis(100);
+/// Between two dictionaries, beside the round trip in which they are agreed.
+const REST: Duration = Duration::from_millis(20);
+/// And for each byte of the last one: ten times what making it takes, so that a tenth of a core is spent on it at most.
+const REST_PER_BYTE: Duration = Duration::from_nanos(40);
 
 /// What a flow's recent buffers did.
 #[derive(Debug, Clone, Copy)]
-struct Ratio {
+pub(crate) struct Record {
     /// Size after compression, at the first level.
     ratio: f64,
     /// Bytes that are left alone.
@@ -51,20 +61,54 @@ struct Ratio {
     failures: u32,
     /// One buffer has shrunk.
     known: bool,
+    pub(crate) squeezed: Squeezed,
 }
 
-impl Default for Ratio {
-    fn default() -> Ratio {
+impl Default for Record {
+    fn default() -> Record {
         // Unknown: worth a try on any link.
-        Ratio { ratio: HOPE, skip: 0, failures: 0, known: false }
+        Record { ratio: HOPE, skip: 0, failures: 0, known: false, squeezed: Squeezed::default() }
+    }
+}
+
+impl Record {
+    /// How many bytes of the flow come out of one byte of room, if its buffers are known to shrink: carefully, since what somebody waits for shall
+    /// not need another datagram.
+    pub(crate) fn stretch(&self) -> Option<f64> {
+        (self.known && self.failures == 0).then(|| (CAREFUL / self.ratio).clamp(1.0, MOST_STRETCH))
+    }
+}
+
+/// How one buffer is to be compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct How {
+    pub(crate) compress: Compress,
+    /// It shares nothing with other buffers.
+    pub(crate) isolated: bool,
+}
+
+impl How {
+    /// Whether a buffer that holds this beside something else stays as it is.
+    pub(crate) fn keeps_apart(self) -> bool {
+        self.isolated || self.compress == Compress::Off
     }
 }
 
 /// A dictionary that the peer holds too.
 struct Dictionary {
     generation: u8,
-    bytes: Vec<u8>,
-    made: [Option<CDict<'static>>; 3],
+    level: i32,
+    made: CDict<'static>,
+}
+
+/// One that is being made, here and there.
+struct Coming {
+    generation: u8,
+    level: i32,
+    serial: u64,
+    bytes: usize,
+    held_there: bool,
+    made: Option<CDict<'static>>,
 }
 
 /// A dictionary that the peer is asked to make: from the buffers with these numbers, in this order.
@@ -79,21 +123,27 @@ pub(crate) struct Proposal {
 pub(crate) struct Shrinker {
     how: Compression,
     context: CCtx<'static>,
-    ratios: HashMap<FlowId, Ratio>,
     /// Of large buffers, smoothed.
     recent: f64,
-    history: VecDeque<(u32, Vec<u8>)>,
+    history: VecDeque<(u32, Arc<[u8]>)>,
     history_bytes: usize,
     /// Bytes in it that came since the last proposal.
     fresh: usize,
     /// Number of the next buffer; zero is for those that are not kept.
     next: u32,
+    /// The level that was chosen last, whatever the dictionary is made for.
+    wanted: i32,
     dictionary: Option<Dictionary>,
-    proposed: Option<(u8, Vec<u8>)>,
+    dictionary_bytes: usize,
+    coming: Option<Coming>,
+    work: Option<Work>,
     generation: u8,
+    serial: u64,
     rest_until: Option<Instant>,
     out: Vec<u8>,
-    pub(crate) squeezed: Squeezed,
+    pub(crate) dictionaries: u64,
+    /// What zstd holds when it holds nothing.
+    bare: usize,
 }
 
 impl fmt::Debug for Shrinker {
@@ -104,29 +154,47 @@ impl fmt::Debug for Shrinker {
 
 impl Shrinker {
     pub(crate) fn new(how: Compression) -> Shrinker {
+        let context = CCtx::create();
+        let bare = context.sizeof();
         Shrinker {
             how,
-            context: CCtx::create(),
-            ratios: HashMap::new(),
+            context,
             recent: 1.0,
             history: VecDeque::new(),
             history_bytes: 0,
             fresh: 0,
             next: 1,
+            wanted: LEVELS[0],
             dictionary: None,
-            proposed: None,
+            dictionary_bytes: 0,
+            coming: None,
+            work: None,
             generation: 0,
+            serial: 0,
             rest_until: None,
             out: Vec::new(),
-            squeezed: Squeezed::default(),
+            dictionaries: 0,
+            bare,
         }
     }
 
     /// The peer is a new one: it holds nothing of ours. Counters stay.
     pub(crate) fn begin_anew(&mut self) {
-        let squeezed = self.squeezed;
-        *self = Shrinker::new(self.how);
-        self.squeezed = squeezed;
+        let (serial, dictionaries) = (self.serial, self.dictionaries);
+        *self = Shrinker { serial, dictionaries, ..Shrinker::new(self.how) };
+    }
+
+    /// How a flow's buffers are compressed, by its rule and what is set for the peer. What the far side's rule asks for counts unless it is
+    /// switched off here.
+    pub(crate) fn how(&self, treatment: &Treatment, ours: bool) -> How {
+        let own = self.how.compress;
+        let asked = if own == Compress::Off && !ours { own } else { treatment.compress.unwrap_or(own) };
+        How { compress: asked, isolated: self.how.isolated || treatment.isolated }
+    }
+
+    /// How a buffer is compressed that holds messages of several flows, or of none. `apart`: one of them does not share.
+    pub(crate) fn how_together(&self, apart: bool) -> How {
+        How { compress: self.how.compress, isolated: self.how.isolated || apart }
     }
 
     /// How many bytes of a buffer of one flow come out of one byte of room, as of late.
@@ -134,77 +202,103 @@ impl Shrinker {
         1.0 / self.recent.clamp(0.05, 1.0)
     }
 
-    /// Whether this flow's buffers are known to shrink.
-    pub(crate) fn shrinks(&self, flow: FlowId) -> bool {
-        self.how.on && self.ratios.get(&flow).is_some_and(|ratio| ratio.known && ratio.failures == 0)
-    }
-
     /// Nobody sends: the history and the dictionary are given back. The next buffers do without, until there is another.
     pub(crate) fn rest(&mut self) {
         (self.history, self.history_bytes, self.fresh) = (VecDeque::new(), 0, 0);
-        (self.dictionary, self.proposed) = (None, None);
-        self.ratios = HashMap::new();
+        (self.dictionary, self.dictionary_bytes, self.coming, self.work) = (None, 0, None, None);
+        (self.context, self.out) = (CCtx::create(), Vec::new());
     }
 
-    /// Compresses a packed buffer if that pays. `flow`: whose data it holds, if one flow's alone. `rate`: what the link takes, bytes per second.
-    pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
+    /// Compresses a packed buffer if that pays, and counts it in the record of its flow. `alone`: it holds one flow's messages. `rate`: what the link
+    /// takes, bytes per second. Returns what it did.
+    pub(crate) fn shrink(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        (how, alone): (How, bool),
+        record: &mut Record,
+        rate: u64,
+    ) -> Squeezed {
         let raw = buffer.len() - ROUTING;
-        self.squeezed.bytes_in += raw as u64;
-        let shrunk = self.how.on && (flow.is_some() || !self.how.isolated) && self.try_shrink(buffer, flow, rate);
-        if !shrunk {
-            self.squeezed.raw += 1;
+        let done = if how.isolated && !alone {
+            Err((AsItIs::Apart, 0.0))
+        } else {
+            self.try_shrink(buffer, how, record, rate)
+        };
+        let after = buffer.len() - ROUTING;
+        let mut squeezed = Squeezed { bytes_in: raw as u64, bytes_out: after as u64, ..Squeezed::default() };
+        match done {
+            Ok(cost) => squeezed.cpu_ns = (raw as f64 * cost) as u64,
+            Err((why, cost)) => {
+                squeezed.cpu_ns = (raw as f64 * cost) as u64;
+                squeezed.raw[why as usize] = 1;
+            }
         }
-        self.squeezed.bytes_out += (buffer.len() - ROUTING) as u64;
-        if flow.is_some() {
-            let ratio = if shrunk { buffer.len() as f64 / (raw + ROUTING) as f64 } else { 1.0 };
+        if alone {
+            let ratio = if done.is_ok() { buffer.len() as f64 / (raw + ROUTING) as f64 } else { 1.0 };
             self.recent += (ratio - self.recent) / 8.0;
         }
+        record.squeezed += squeezed;
+        squeezed
     }
 
-    fn try_shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) -> bool {
+    /// What a byte cost, nanoseconds; if it is as it was, also why.
+    fn try_shrink(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        how: How,
+        record: &mut Record,
+        rate: u64,
+    ) -> Result<f64, (AsItIs, f64)> {
         let raw = buffer.len() - ROUTING;
+        if how.compress == Compress::Off {
+            return Err((AsItIs::Off, 0.0));
+        }
         if raw < SMALLEST {
-            return false;
+            return Err((AsItIs::Small, 0.0));
         }
-        if self.ratios.len() >= MOST_RATIOS {
-            self.ratios.clear();
+        if record.skip > 0 {
+            record.skip = record.skip.saturating_sub(raw);
+            return Err((AsItIs::Stubborn, 0.0));
         }
-        // Buffers of several flows are judged together.
-        let ratio = self.ratios.entry(flow.unwrap_or(FlowId(0))).or_default();
-        if ratio.skip > 0 {
-            ratio.skip = ratio.skip.saturating_sub(raw);
-            return false;
+        let again = record.failures > 0;
+        let expected = if again { HOPE } else { record.ratio };
+        let level = match how.compress {
+            Compress::Level(level) => i32::from(level),
+            _ => {
+                let chosen = choose(&self.how.costs, expected, rate).ok_or((AsItIs::FastLink, 0.0))?;
+                LEVELS[if again { 0 } else { chosen }]
+            }
+        };
+        if !again {
+            self.wanted = level;
         }
-        let again = ratio.failures > 0;
-        let expected = if again { HOPE } else { ratio.ratio };
-        let Some(level) = choose(&self.how.costs, expected, rate as f64) else { return false };
-        let level = if again { 0 } else { level };
         self.out.resize(HEADER + compress_bound(raw), 0);
         let (source, into) = (&buffer[ROUTING..], &mut self.out[HEADER - MAGIC.len()..]);
-        let generation = self.dictionary.as_ref().filter(|_| rate <= NO_DICTIONARY).map_or(0, |held| held.generation);
-        let written = match &mut self.dictionary {
-            Some(Dictionary { bytes, made, .. }) if generation > 0 => {
-                let made = made[level].get_or_insert_with(|| CDict::create(bytes, LEVELS[level]));
-                self.context.compress_using_cdict(into, source, made)
+        // It is made for one level, at which all that refers to it is compressed.
+        let fits = |held: &&Dictionary| how.compress == Compress::Auto || held.level == level;
+        let usable = rate <= NO_DICTIONARY && !how.isolated;
+        let (generation, level, written) = match self.dictionary.as_ref().filter(fits).filter(|_| usable) {
+            Some(held) => {
+                (held.generation, held.level, self.context.compress_using_cdict(into, source, &held.made))
             }
-            _ => self.context.compress(into, source, LEVELS[level]),
+            None => (0, level, self.context.compress(into, source, level)),
         };
+        let (cost, finer) = (between(&self.how.costs, level), between(&FINER, level));
         // There is room for whatever it may write; it fails for want of memory alone.
-        let Ok(written) = written else { return false };
-        self.squeezed.cpu_ns += (raw as f64 * self.how.costs[level]) as u64;
+        let Ok(written) = written else { return Err((AsItIs::Stubborn, cost)) };
         let total = HEADER - MAGIC.len() + written;
-        let now = total as f64 / buffer.len() as f64 / FINER[level];
-        ratio.ratio = if again { now } else { ratio.ratio + (now - ratio.ratio) / 4.0 };
+        let now = total as f64 / buffer.len() as f64 / finer;
+        record.ratio = if again { now } else { record.ratio + (now - record.ratio) / 4.0 };
         if total as f64 > (1.0 - WORTH) * buffer.len() as f64 {
             if raw < TELLING {
-                return false;
+                return Err((AsItIs::Small, cost));
             }
-            ratio.skip = ((BACK_OFF * raw) << ratio.failures.min(16)).min(MOST_BACK_OFF);
-            ratio.failures += 1;
-            return false;
+            record.skip = ((BACK_OFF * raw) << record.failures.min(16)).min(MOST_BACK_OFF);
+            record.failures += 1;
+            return Err((AsItIs::Stubborn, cost));
         }
-        (ratio.failures, ratio.known) = (0, true);
-        let number = if self.how.isolated { 0 } else { self.keep(&buffer[ROUTING..]) };
+        (record.failures, record.known) = (0, true);
+        let number = if how.isolated { 0 } else { self.keep(&buffer[ROUTING..]) };
         // What zstd began with is written over.
         self.out[0] = COMPRESSED;
         self.out[1] = generation;
@@ -214,7 +308,7 @@ impl Shrinker {
         self.out[12..16].copy_from_slice(&(raw as u32).to_be_bytes());
         self.out.truncate(total);
         std::mem::swap(buffer, &mut self.out);
-        true
+        Ok(cost)
     }
 
     /// Remembers a buffer that the peer will have too, and gives its number.
@@ -223,21 +317,24 @@ impl Shrinker {
         self.next = self.next.checked_add(1).unwrap_or(1);
         self.history_bytes += bytes.len();
         self.fresh += bytes.len();
-        self.history.push_back((number, bytes.to_vec()));
-        while self.history_bytes > HISTORY {
+        self.history.push_back((number, bytes.into()));
+        while self.history_bytes > DICTIONARY {
             let Some((_, old)) = self.history.pop_front() else { break };
             self.history_bytes -= old.len();
         }
         number
     }
 
-    /// A dictionary that the peer shall make, if it is time for one.
+    /// A dictionary that the peer shall make, if it is time for one. The same is made here meanwhile.
     pub(crate) fn propose(&mut self, rate: u64, now: Instant) -> Option<Proposal> {
         if rate > NO_DICTIONARY {
             return None;
         }
-        let enough = if self.dictionary.is_some() { HISTORY_FRESH } else { HISTORY_FIRST };
-        if self.fresh < enough || self.proposed.is_some() || self.rest_until.is_some_and(|until| now < until) {
+        let enough = match self.dictionary_bytes {
+            0 => HISTORY_FIRST,
+            bytes => HISTORY_FRESH.min(bytes).max(bytes / HISTORY_SHARE),
+        };
+        if self.fresh < enough || self.coming.is_some() || self.rest_until.is_some_and(|until| now < until) {
             return None;
         }
         let most = if rate > SMALL_DICTIONARY_ABOVE { SMALL_DICTIONARY } else { DICTIONARY };
@@ -253,44 +350,79 @@ impl Shrinker {
             from -= 1;
         }
         let (first, last) = (self.history.get(from)?.0, self.history.back()?.0);
-        let mut all = Vec::with_capacity(bytes);
-        self.history.iter().skip(from).for_each(|(_, bytes)| all.extend_from_slice(bytes));
+        let parts = self.history.iter().skip(from).map(|(_, bytes)| bytes.clone()).collect();
         // Zero is for buffers without one.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.serial += 1;
         self.fresh = 0;
-        self.proposed = Some((self.generation, all));
-        Some(Proposal { generation: self.generation, first, last })
+        let (generation, serial, level) = (self.generation, self.serial, self.wanted);
+        self.coming = Some(Coming { generation, level, serial, bytes, held_there: false, made: None });
+        self.work = Some(Work { make: Make::Shrink { serial, level }, parts });
+        Some(Proposal { generation, first, last })
+    }
+
+    /// A dictionary to be made.
+    pub(crate) fn poll_work(&mut self) -> Option<Work> {
+        self.work.take()
+    }
+
+    /// It is made.
+    pub(crate) fn on_made(&mut self, serial: u64, dictionary: CDict<'static>, now: Instant) {
+        if let Some(coming) = self.coming.as_mut().filter(|coming| coming.serial == serial) {
+            coming.made = Some(dictionary);
+            self.adopt(now);
+        }
     }
 
     /// The peer holds the dictionary, or cannot make it.
-    pub(crate) fn on_answer(&mut self, generation: u8, holds: bool, rtt: Duration, now: Instant) {
-        match self.proposed.take() {
-            Some((proposed, bytes)) if proposed == generation => {
-                self.rest_until = Some(now + REST.max(rtt * 2));
-                if holds {
-                    self.dictionary = Some(Dictionary { generation, bytes, made: [None, None, None] });
-                    self.squeezed.dictionaries += 1;
-                }
-            }
-            other => self.proposed = other,
+    pub(crate) fn on_answer(&mut self, generation: u8, holds: bool, now: Instant) {
+        let Some(coming) = self.coming.as_mut().filter(|coming| coming.generation == generation) else { return };
+        coming.held_there = true;
+        if holds {
+            self.adopt(now);
+        } else {
+            (self.coming, self.work) = (None, None);
+            self.rest_until = Some(now + REST);
         }
+    }
+
+    /// The one that comes is used from now on, if both sides have made it.
+    fn adopt(&mut self, now: Instant) {
+        let Some(Coming { generation, level, bytes, made: Some(made), .. }) =
+            self.coming.take_if(|coming| coming.held_there && coming.made.is_some())
+        else {
+            return;
+        };
+        self.rest_until = Some(now + REST.max(REST_PER_BYTE * bytes as u32));
+        self.dictionary = Some(Dictionary { generation, level, made });
+        self.dictionary_bytes = bytes;
+        self.dictionaries += 1;
     }
 
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
-        let dictionary = self
-            .dictionary
-            .as_ref()
-            .map_or(0, |held| held.bytes.len() + held.made.iter().flatten().map(CDict::sizeof).sum::<usize>());
-        self.history_bytes + self.proposed.as_ref().map_or(0, |(_, bytes)| bytes.len()) + dictionary
+        let made = self.coming.iter().filter_map(|coming| coming.made.as_ref());
+        let dictionaries = self.dictionary.iter().map(|held| &held.made).chain(made);
+        self.history_bytes + dictionaries.map(CDict::sizeof).sum::<usize>() + (self.context.sizeof() - self.bare)
     }
 }
 
-/// The level at which a byte gets through fastest; none: as it is. `ratio`: size after compression at the first level.
-fn choose(costs: &[f64; 3], ratio: f64, rate: f64) -> Option<usize> {
-    let speed = |ratio: f64, cost: f64| (rate / ratio).min(1e9 / (OTHERWISE + CAUTION * cost));
+/// What is known for the levels that are chosen from, for any level.
+fn between(known: &[f64; LEVELS.len()], level: i32) -> f64 {
+    let above = LEVELS.iter().position(|known| *known >= level).unwrap_or(LEVELS.len() - 1);
+    let below = above.saturating_sub(1);
+    let (from, to) = (f64::from(LEVELS[below]), f64::from(LEVELS[above]));
+    let share = if above == below { 1.0 } else { (f64::from(level) - from) / (to - from) };
+    known[below] + (known[above] - known[below]) * share
+}
+
+/// The level at which a byte gets through fastest, by its place among [`LEVELS`]; none: as it is. `ratio`: size after compression at the first level.
+fn choose(costs: &[f64; LEVELS.len()], ratio: f64, rate: u64) -> Option<usize> {
+    let speed = |ratio: f64, cost: f64| (rate as f64 / ratio).min(1e9 / (OTHERWISE + CAUTION * cost));
     let mut best = (speed(1.0, 0.0), None);
-    for level in 0..LEVELS.len() {
+    // The finest takes two milliseconds for a large buffer, in which nothing else leaves.
+    let levels = if rate > FINEST_BELOW { LEVELS.len() - 1 } else { LEVELS.len() };
+    for level in 0..levels {
         let speed = speed(if ratio < 1.0 { ratio * FINER[level] } else { ratio }, costs[level]);
         // A hundredth faster is not worth the CPU.
         if speed > best.0 * 1.01 {
@@ -327,11 +459,18 @@ mod tests {
     #[test]
     fn a_slow_link_deserves_the_best_level_and_a_fast_one_none() {
         let costs = Compression::default().costs;
-        let at = |mbit: f64, ratio| choose(&costs, ratio, mbit * 125_000.0);
-        assert_eq!(at(2.0, 0.3), Some(2));
-        assert_eq!(at(20.0, 0.3), Some(2));
-        assert!(at(1_000.0, 0.3).is_some_and(|level| level < 2), "{:?}", at(1_000.0, 0.3));
-        assert_eq!(at(10_000.0, 0.3), None);
-        assert_eq!(at(2.0, 1.1), None, "what does not shrink");
+        let at = |mbit: u64, ratio| choose(&costs, ratio, mbit * 125_000);
+        assert_eq!(at(2, 0.3), Some(3));
+        assert_eq!(at(20, 0.3), Some(2));
+        assert!(at(1_000, 0.3).is_some_and(|level| level < 2), "{:?}", at(1_000, 0.3));
+        assert_eq!(at(10_000, 0.3), None);
+        assert_eq!(at(2, 1.1), None, "what does not shrink");
+    }
+
+    #[test]
+    fn what_lies_between_the_levels_is_guessed() {
+        let costs = [2.0, 4.0, 7.0, 13.0];
+        let at = |level| between(&costs, level);
+        assert_eq!([1, 2, 3, 4, 6, 9].map(at), [2.0, 3.0, 4.0, 5.0, 7.0, 13.0]);
     }
 }

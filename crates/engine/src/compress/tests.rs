@@ -1,7 +1,51 @@
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use super::*;
-use crate::{FlowId, message};
+use crate::{Class, FlowId, Squeezed, Treatment, message, stats::AsItIs};
+
+/// A shrinker with what the driver keeps for it. Its dictionaries are made when `work` is called.
+struct Sender {
+    shrinker: Shrinker,
+    records: HashMap<Option<FlowId>, Record>,
+    squeezed: Squeezed,
+}
+
+impl Sender {
+    fn new(how: Compression) -> Sender {
+        Sender { shrinker: Shrinker::new(how), records: HashMap::new(), squeezed: Squeezed::default() }
+    }
+
+    fn shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
+        self.shrink_as(buffer, flow, Class::Normal.into(), rate);
+    }
+
+    fn shrink_as(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, treatment: Treatment, rate: u64) {
+        let own = self.shrinker.how(&treatment, true);
+        let how = if flow.is_some() { own } else { self.shrinker.how_together(own.keeps_apart()) };
+        let record = self.records.entry(flow).or_default();
+        self.squeezed += self.shrinker.shrink(buffer, (how, flow.is_some()), record, rate);
+    }
+
+    fn work(&mut self, now: Instant) {
+        if let Some(Made::Shrink { serial, dictionary }) = self.shrinker.poll_work().map(|work| work.run().0) {
+            self.shrinker.on_made(serial, dictionary, now);
+        }
+    }
+}
+
+/// What has become whole is made at once.
+fn poll_ready(expander: &mut Expander) -> Option<(u8, bool)> {
+    match expander.poll_ready()? {
+        Ok(work) => match work.run().0 {
+            Made::Expand { serial, dictionary } => Some((expander.on_made(serial, dictionary)?, true)),
+            Made::Shrink { .. } => unreachable!("an expander makes dictionaries to expand with"),
+        },
+        Err(generation) => Some((generation, false)),
+    }
+}
 
 /// A buffer with its routing header; its messages are opaque to compression.
 fn buffer(content: &[u8]) -> Vec<u8> {
@@ -43,7 +87,7 @@ const SLOW: u64 = 250_000;
 
 #[test]
 fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
-    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
     for (size, flow) in [(96, 1), (1_000, 1), (1_000, 2), (16_000, 3), (65_000, 3)] {
         let raw = buffer(&text(size as u64, size));
         let mut sent = raw.clone();
@@ -71,40 +115,41 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
 }
 
 /// Proposals and answers cross like any message: here at once.
-fn agree(shrinker: &mut Shrinker, expander: &mut Expander, now: Instant) {
-    if let Some(proposal) = shrinker.propose(SLOW, now)
+fn agree(shrinker: &mut Sender, expander: &mut Expander, rate: u64, now: Instant) {
+    if let Some(proposal) = shrinker.shrinker.propose(rate, now)
         && !expander.on_proposal(proposal)
     {
-        shrinker.on_answer(proposal.generation, false, Duration::ZERO, now);
+        shrinker.shrinker.on_answer(proposal.generation, false, now);
     }
-    if let Some((generation, holds)) = expander.poll_ready() {
-        shrinker.on_answer(generation, holds, Duration::ZERO, now);
+    shrinker.work(now);
+    if let Some((generation, holds)) = poll_ready(expander) {
+        shrinker.shrinker.on_answer(generation, holds, now);
     }
 }
 
 #[test]
 fn small_buffers_gain_by_the_dictionary() {
-    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
     let mut now = start();
     let mut sizes = Vec::new();
-    let mut cross = |shrinker: &mut Shrinker, expander: &mut Expander, number: u64| {
+    let mut cross = |shrinker: &mut Sender, expander: &mut Expander, number: u64| {
         let raw = buffer(&text(number, 1_000));
         let mut sent = raw.clone();
         shrinker.shrink(&mut sent, Some(FlowId(number as u32)), SLOW);
         assert_eq!(expander.expand(&sent).unwrap(), raw);
-        agree(shrinker, expander, now);
+        agree(shrinker, expander, SLOW, now);
         now += Duration::from_millis(20);
         sent.len()
     };
     sizes.extend((0..200).map(|number| cross(&mut shrinker, &mut expander, number)));
     let (first, last) = (sizes[0], sizes[199]);
     assert!(last < first * 3 / 4 && last < 1_000 / 4, "{first} bytes at first, {last} with a dictionary");
-    assert!(shrinker.squeezed.dictionaries >= 2, "{:?}", shrinker.squeezed);
-    assert!(shrinker.held() < 32 << 20 && expander.held() < 16 << 20);
+    assert!(shrinker.shrinker.dictionaries >= 2, "{:?}", shrinker.squeezed);
+    assert!(shrinker.shrinker.held() < 32 << 20 && expander.held() < 16 << 20);
     // At rest little is held, and afterwards it goes on without and with a dictionary.
-    shrinker.rest();
+    shrinker.shrinker.rest();
     expander.rest();
-    assert!(shrinker.held() < 1 << 20, "{}", shrinker.held());
+    assert!(shrinker.shrinker.held() < 1 << 20, "{}", shrinker.shrinker.held());
     sizes.extend((200..400).map(|number| cross(&mut shrinker, &mut expander, number)));
     assert!(sizes[200] > last && sizes[399] < first * 3 / 4, "{} {}", sizes[200], sizes[399]);
 }
@@ -114,7 +159,7 @@ fn small_buffers_gain_by_the_dictionary() {
 fn any_order_can_be_read() {
     for seed in 0..60 {
         let mut dice = fastrand::Rng::with_seed(seed);
-        let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+        let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
         let mut now = start();
         let mut under_way: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let (mut proposals, mut answers) = (Vec::new(), Vec::new());
@@ -124,7 +169,10 @@ fn any_order_can_be_read() {
             let mut sent = raw.clone();
             shrinker.shrink(&mut sent, Some(FlowId(dice.u32(1..5))), SLOW);
             under_way.push((sent, raw));
-            proposals.extend(shrinker.propose(SLOW, now));
+            proposals.extend(shrinker.shrinker.propose(SLOW, now));
+            if dice.u8(0..3) == 0 {
+                shrinker.work(now);
+            }
             // Repairs come much later.
             while under_way.len() > 30 || !under_way.is_empty() && dice.bool() {
                 let (sent, raw) = under_way.swap_remove(dice.usize(0..under_way.len()));
@@ -137,23 +185,23 @@ fn any_order_can_be_read() {
                         }
                     }
                 }
-                answers.extend(expander.poll_ready());
+                answers.extend(poll_ready(&mut expander));
                 if dice.bool() {
                     answers.drain(..).for_each(|(generation, holds)| {
-                        shrinker.on_answer(generation, holds, Duration::from_millis(10), now);
+                        shrinker.shrinker.on_answer(generation, holds, now);
                     });
                 }
             }
             now += Duration::from_millis(dice.u64(0..40));
         }
-        assert!(shrinker.squeezed.dictionaries > 0, "seed {seed}");
+        assert!(shrinker.shrinker.dictionaries > 0, "seed {seed}");
     }
 }
 
 /// Sizes that lie, frames that are bent, dictionaries that nobody made: refused, and nothing is held for them.
 #[test]
 fn what_is_bent_is_refused() {
-    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
     let raw = buffer(&text(1, 4_000));
     let mut good = raw.clone();
     shrinker.shrink(&mut good, Some(FlowId(1)), SLOW);
@@ -187,7 +235,7 @@ fn what_is_bent_is_refused() {
 #[test]
 fn isolated_buffers_know_nothing_of_each_other() {
     let how = Compression { isolated: true, ..Compression::default() };
-    let mut shrinker = Shrinker::new(how);
+    let mut shrinker = Sender::new(how);
     let mut mixed = buffer(&text(1, 1_000));
     shrinker.shrink(&mut mixed, None, SLOW);
     assert_eq!(mixed, buffer(&text(1, 1_000)), "several flows in one buffer");
@@ -196,14 +244,14 @@ fn isolated_buffers_know_nothing_of_each_other() {
         let mut sent = buffer(&text(7, 1_000));
         shrinker.shrink(&mut sent, Some(FlowId(number)), SLOW);
         sizes.push(sent.len());
-        assert_eq!(shrinker.propose(SLOW, start()), None);
+        assert_eq!(shrinker.shrinker.propose(SLOW, start()), None);
     }
     assert!(sizes.iter().all(|size| *size == sizes[0]), "the same content has the same size, whatever went before");
 }
 
 #[test]
 fn memory_is_bounded_whatever_the_peer_sends() {
-    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
     // Nothing below the first number comes for long.
     let mut first = buffer(&text(0, 30_000));
     shrinker.shrink(&mut first, Some(FlowId(1)), SLOW);
@@ -214,10 +262,10 @@ fn memory_is_bounded_whatever_the_peer_sends() {
         expander.expand(&sent).unwrap();
         assert!(expander.held() <= crate::config::MOST_HISTORY + (16 << 20));
     }
-    assert_eq!(expander.poll_ready(), None);
+    assert_eq!(poll_ready(&mut expander), None);
     // Those in its range are here again, but not those before.
     expander.expand(&first).unwrap();
-    assert_eq!(expander.poll_ready(), Some((1, true)), "what was waited for was kept");
+    assert_eq!(poll_ready(&mut expander), Some((1, true)), "what was waited for was kept");
 }
 
 #[test]
@@ -232,7 +280,7 @@ fn bytes_of_any_kind_do_not_panic() {
 /// A buffer that is repaired for ever so long may still refer to an old dictionary: no new one is made until it has come.
 #[test]
 fn a_late_buffer_finds_its_dictionary() {
-    let (mut shrinker, mut expander) = (Shrinker::new(Compression::default()), Expander::new());
+    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
     let mut now = start();
     let (mut late, mut made) = (None, 0);
     for number in 0..300 {
@@ -243,24 +291,100 @@ fn a_late_buffer_finds_its_dictionary() {
         if number == 62 {
             assert_ne!(sent[1], 0, "it refers to a dictionary");
             late = Some((sent, raw));
-            made = shrinker.squeezed.dictionaries;
+            made = shrinker.shrinker.dictionaries;
         } else {
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
         if number == 250 {
-            assert!(shrinker.squeezed.dictionaries <= made + 1, "{} since", shrinker.squeezed.dictionaries - made);
+            assert!(shrinker.shrinker.dictionaries <= made + 1, "{} since", shrinker.shrinker.dictionaries - made);
             let (sent, raw) = late.take().unwrap();
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
-        if let Some(proposal) = shrinker.propose(10_000_000, now)
-            && !expander.on_proposal(proposal)
-        {
-            shrinker.on_answer(proposal.generation, false, Duration::ZERO, now);
-        }
-        if let Some((generation, holds)) = expander.poll_ready() {
-            shrinker.on_answer(generation, holds, Duration::ZERO, now);
-        }
+        agree(&mut shrinker, &mut expander, 10_000_000, now);
         now += Duration::from_millis(20);
     }
-    assert!(shrinker.squeezed.dictionaries > made + 1, "and then it goes on");
+    assert!(shrinker.shrinker.dictionaries > made + 1, "and then it goes on");
+}
+
+/// What a rule says of its flows goes before what is set for the peer, and what is set for the peer before what the far side's rule says.
+#[test]
+fn rules_go_before_the_peer() {
+    let lines = text(3, 8_000);
+    let asked = |compress, isolated| Treatment { compress, isolated, ..Class::Normal.into() };
+    let size = |own: Compress, treatment: Treatment| {
+        let mut sender = Sender::new(Compression { compress: own, ..Compression::default() });
+        let mut sent = buffer(&lines);
+        sender.shrink_as(&mut sent, Some(FlowId(1)), treatment, SLOW);
+        let why = AsItIs::ALL.into_iter().find(|why| sender.squeezed.raw[*why as usize] > 0);
+        assert_eq!(why.is_some(), sent.len() == lines.len() + message::ROUTING);
+        (sent.len(), why)
+    };
+    let level = |level| Some(Compress::Level(level));
+    assert_eq!(size(Compress::Auto, asked(Some(Compress::Off), false)).1, Some(AsItIs::Off));
+    assert_eq!(size(Compress::Off, asked(None, false)).1, Some(AsItIs::Off));
+    assert_eq!(size(Compress::Off, asked(level(3), false)).1, None);
+    let [one, six] = [1, 6].map(|number| size(Compress::Auto, asked(level(number), false)).0);
+    assert!(six < one, "{six} bytes at level 6, {one} at level 1");
+    assert_eq!(size(Compress::Level(6), asked(None, false)).0, six);
+    let off = Shrinker::new(Compression { compress: Compress::Off, ..Compression::default() });
+    assert_eq!(off.how(&asked(level(6), false), false).compress, Compress::Off, "it is the far side's rule");
+
+    // Beside another flow's messages, what keeps apart leaves the buffer as it is.
+    let mut sender = Sender::new(Compression::default());
+    for (treatment, stays) in
+        [(asked(None, false), false), (asked(None, true), true), (asked(Some(Compress::Off), false), true)]
+    {
+        let mut sent = buffer(&lines);
+        sender.shrink_as(&mut sent, None, treatment, SLOW);
+        assert_eq!(sent[0] != COMPRESSED, stays, "{treatment:?}");
+    }
+    assert_eq!(sender.squeezed.raw[AsItIs::Apart as usize], 2);
+
+    // One flow's rule isolates it: others have a dictionary, and it none.
+    let (mut sender, mut expander, mut now) = (Sender::new(Compression::default()), Expander::new(), start());
+    for number in 0..100 {
+        let mut sent = buffer(&text(number, 2_000));
+        sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
+        expander.expand(&sent).unwrap();
+        agree(&mut sender, &mut expander, SLOW, now);
+        now += Duration::from_millis(50);
+    }
+    for (isolated, generation) in [(false, true), (true, false)] {
+        let mut sent = buffer(&text(7, 2_000));
+        sender.shrink_as(&mut sent, Some(FlowId(2)), asked(None, isolated), SLOW);
+        assert_eq!((sent[0], sent[1] != 0, sent[8..12] != [0; 4]), (COMPRESSED, generation, generation));
+    }
+}
+
+/// A new session begins while a dictionary of the old one is still being made.
+#[test]
+fn what_is_made_too_late_is_nobodys() {
+    let (mut sender, mut expander, now) = (Sender::new(Compression::default()), Expander::new(), start());
+    for turn in 0..2 {
+        let mut proposals = Vec::new();
+        for number in 0..10 {
+            let mut sent = buffer(&text(number, 2_000));
+            sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
+            expander.expand(&sent).unwrap();
+            proposals.extend(sender.shrinker.propose(SLOW, now));
+        }
+        assert_eq!(proposals.len(), 1);
+        let here = sender.shrinker.poll_work().expect("it is made here too").run();
+        assert!(expander.on_proposal(proposals[0]));
+        let Some(Ok(there)) = expander.poll_ready() else { panic!("all of it has come") };
+        assert!(expander.poll_ready().is_none(), "it is being made");
+        if turn == 0 {
+            sender.shrinker.begin_anew();
+            expander.begin_anew();
+        }
+        let (Made::Shrink { serial, dictionary }, Made::Expand { serial: other, dictionary: made }) =
+            (here.0, there.run().0)
+        else {
+            panic!("each makes its own")
+        };
+        sender.shrinker.on_made(serial, dictionary, now);
+        sender.shrinker.on_answer(proposals[0].generation, true, now);
+        assert_eq!(expander.on_made(other, made).is_some(), turn == 1);
+        assert_eq!(sender.shrinker.dictionaries, turn);
+    }
 }

@@ -14,11 +14,11 @@ use std::{
 use super::{
     Control, Driver,
     numbers::{Known, NumberHasher},
-    pack::Page,
+    pack::{Page, Whose},
     schedule::Turn,
 };
 use crate::{
-    Class, Event, FlowId, FlowInfo, FlowKey, SendError, Status,
+    Event, FlowId, FlowInfo, FlowKey, SendError, Squeezed, Status, Treatment,
     config::{
         ENDS_SLACK, GATHER, GATHER_MEMORY, HOLD, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
         WAITING_BYTES, WAITING_FLOW_BYTES,
@@ -94,6 +94,10 @@ impl Exchanges {
         self.by_number.contains_key(&flow)
     }
 
+    pub(crate) fn get_mut(&mut self, flow: FlowId) -> Option<&mut Exchange> {
+        self.by_number.get_mut(&flow).map(Box::as_mut)
+    }
+
     /// The flow between these ends, whoever opened it.
     fn find(&self, key: &FlowKey) -> Option<FlowId> {
         if let Some((_, flow)) = self.last.filter(|(last, _)| last == key) {
@@ -135,6 +139,7 @@ impl Exchanges {
             datagrams_in: state.received.datagrams,
             datagrams_out: state.sent.datagrams,
             wait: state.wait,
+            squeezed: state.record.as_ref().map_or_else(Squeezed::default, |record| record.squeezed),
             since: state.since,
             moved: state.moved,
         })
@@ -159,7 +164,7 @@ impl Driver {
     pub(crate) fn send_datagram(
         &mut self,
         key: &FlowKey,
-        treatment: (Class, Delivery),
+        treatment: (Treatment, Delivery),
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), SendError> {
@@ -248,7 +253,7 @@ impl Driver {
     fn open_exchange(
         &mut self,
         key: &FlowKey,
-        treatment: (Class, Delivery),
+        treatment: (Treatment, Delivery),
         now: Instant,
     ) -> Result<FlowId, SendError> {
         if self.exchanges.len() >= self.limits.exchanges {
@@ -262,9 +267,9 @@ impl Driver {
         Ok(flow)
     }
 
-    fn insert_exchange(&mut self, flow: FlowId, key: FlowKey, treatment: (Class, Delivery), ours: bool, now: Instant) {
+    fn insert_exchange(&mut self, flow: FlowId, key: FlowKey, treatment: (Treatment, Delivery), ours: bool, now: Instant) {
         let (asked, delivery) = treatment;
-        let slot = self.schedule.add(flow, delivery.class(asked));
+        let slot = self.schedule.add(flow, delivery.class(asked.class));
         let state = Exchange::new(key, treatment, slot, ours, now);
         self.exchanges.by_number.insert(flow, Box::new(state));
         self.exchanges.by_key.insert(key, flow);
@@ -307,7 +312,9 @@ impl Driver {
                 length: length as u32,
                 form: if state.answered { Form::Short } else { Form::Full(state.key, state.asked) },
             };
-            page.add_with(&header, &bytes, turn.flow, state.delivery.is_urgent());
+            let apart = self.shrinker.how(&state.asked, state.ours).keeps_apart();
+            let (urgent, class) = (state.delivery.is_urgent(), state.class());
+            page.add_with(&header, &bytes, Whose { flow: turn.flow, urgent, class, apart });
             state.sent.add(length);
             recycle(&mut exchanges.spare, Some(bytes));
             self.counters.datagrams_out += 1;
@@ -408,7 +415,7 @@ impl Driver {
 
     fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {
         let flow = header.flow;
-        let (Form::Full(key, class), false) = (header.form, self.giver.is_ours(flow)) else {
+        let (Form::Full(key, asked), false) = (header.form, self.giver.is_ours(flow)) else {
             // It is over here. Whoever goes on sending opens another.
             self.counters.late += 1;
             self.refuse(flow, 0, Status::TimedOut);
@@ -438,7 +445,7 @@ impl Driver {
             self.end_exchange(old);
         }
         self.counters.opened_there += 1;
-        self.insert_exchange(flow, key, (class, delivery), false, now);
+        self.insert_exchange(flow, key, (asked, delivery), false, now);
         self.queue_control(Control::Accepted(flow));
         self.events.push_back(Event::Exchange { flow, key });
         true

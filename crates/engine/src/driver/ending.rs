@@ -5,7 +5,6 @@ use std::{collections::VecDeque, time::Instant};
 use super::{Control, Driver, Lingering, Opened, hard_limit};
 use crate::{
     Event, FlowId, Status,
-    compress::Expander,
     config::{COMPRESSION_RESTS, MAX_REFUSALS, RESET_LINGER},
     error::Breach,
     flow::{Ending, Flow},
@@ -142,7 +141,8 @@ impl Driver {
     /// Whoever answers next holds nothing of ours, nor we of theirs.
     fn forget_compression(&mut self) {
         self.shrinker.begin_anew();
-        self.expander = Expander::new();
+        self.expander.begin_anew();
+        self.work.clear();
     }
 
     /// The peer was given up. Whoever answers next counts as a new instance, to which nothing of before means anything.

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use super::{Control, Driver, schedule::Turn};
 use crate::{
-    FlowId, Read, Source, Status,
-    compress::Proposal,
+    Class, FlowId, Read, Source, Status,
+    compress::{Compress, Proposal},
     config::MIN_PIECE,
     flow::Flow,
     message::{self, Form, Function, Header, ROUTING},
@@ -37,6 +37,10 @@ pub(crate) struct Packed {
     pub(crate) urgent: bool,
     /// Whose data it holds, if one flow's alone.
     pub(crate) flow: Option<FlowId>,
+    /// Of its most urgent message.
+    pub(crate) class: Class,
+    /// It holds something that does not share its compression.
+    pub(crate) apart: bool,
 }
 
 /// Whose messages the buffer holds.
@@ -55,18 +59,29 @@ pub(super) struct Page<'a> {
     messages: u16,
     owner: Owner,
     urgent: bool,
+    class: Class,
+    apart: bool,
+}
+
+/// Whose message is added to a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whose {
+    pub(super) flow: FlowId,
+    pub(super) urgent: bool,
+    pub(super) class: Class,
+    /// It does not share its compression.
+    pub(super) apart: bool,
 }
 
 impl Page<'_> {
-    /// How far a message of this flow may reach.
-    fn end_for(&self, flow: FlowId, urgent: bool, shrinks: bool) -> usize {
-        if urgent || self.urgent {
-            return self.room.urgent;
-        }
+    /// How far a message of this flow may reach. `stretch`: how many of its bytes come out of one byte of room, if they are known to shrink.
+    fn end_for(&self, flow: FlowId, urgent: bool, stretch: Option<f64>) -> usize {
         let own = self.owner == Owner::Nobody || self.owner == Owner::One(flow);
-        match (own, shrinks) {
-            (true, true) => self.room.stretched,
-            (true, false) => self.room.largest,
+        match (own, stretch) {
+            (true, Some(stretch)) if urgent => ((self.room.urgent as f64 * stretch) as usize).min(self.room.most),
+            _ if urgent || self.urgent => self.room.urgent,
+            (true, Some(_)) => self.room.stretched,
+            (true, None) => self.room.largest,
             (false, _) => self.room.segment,
         }
     }
@@ -80,13 +95,16 @@ impl Page<'_> {
         &mut self.buffer[from..to]
     }
 
-    /// Writes a header at the end; its data is in its place already.
-    fn add(&mut self, header: &Header, owner: Owner, urgent: bool) {
+    /// Writes a header at the end; its data is in its place already. Nobody's: a control message.
+    fn add(&mut self, header: &Header, whose: Option<Whose>) {
         let (from, to) = (self.used, self.used + header.header_length());
         header.emit(self.place(from, to));
         self.used = to + header.length as usize;
         self.messages += 1;
-        self.urgent |= urgent;
+        self.urgent |= whose.is_none_or(|whose| whose.urgent);
+        self.class = self.class.min(whose.map_or(Class::Control, |whose| whose.class));
+        self.apart |= whose.is_some_and(|whose| whose.apart);
+        let owner = whose.map_or(Owner::Many, |whose| Owner::One(whose.flow));
         self.owner = match self.owner {
             Owner::Nobody => owner,
             same if same == owner => same,
@@ -101,14 +119,14 @@ impl Page<'_> {
 
     /// Whether a message of so many bytes, which cannot be cut, may be added. An empty buffer takes any: it then spans datagrams.
     pub(super) fn has_room(&self, flow: FlowId, urgent: bool, message: usize) -> bool {
-        self.used == ROUTING || self.used + message <= self.end_for(flow, urgent, false)
+        self.used == ROUTING || self.used + message <= self.end_for(flow, urgent, None)
     }
 
     /// Adds a message with its data.
-    pub(super) fn add_with(&mut self, header: &Header, bytes: &[u8], flow: FlowId, urgent: bool) {
+    pub(super) fn add_with(&mut self, header: &Header, bytes: &[u8], whose: Whose) {
         let from = self.used + header.header_length();
         self.place(from, from + bytes.len()).copy_from_slice(bytes);
-        self.add(header, Owner::One(flow), urgent);
+        self.add(header, Some(whose));
     }
 
     fn finish(self) -> Option<Packed> {
@@ -121,7 +139,7 @@ impl Page<'_> {
             Owner::One(flow) => Some(flow),
             Owner::Nobody | Owner::Many => None,
         };
-        Some(Packed { urgent: self.urgent, flow })
+        Some(Packed { urgent: self.urgent, flow, class: self.class, apart: self.apart })
     }
 }
 
@@ -152,7 +170,16 @@ impl Driver {
                 && room.most >= room.stretched,
             "no room for headers in {room:?}"
         );
-        let mut page = Page { buffer, room, used: ROUTING, messages: 0, owner: Owner::Nobody, urgent: false };
+        let mut page = Page {
+            buffer,
+            room,
+            used: ROUTING,
+            messages: 0,
+            owner: Owner::Nobody,
+            urgent: false,
+            class: Class::Bulk,
+            apart: false,
+        };
         page.place(0, ROUTING);
         self.pack_control(&mut page);
         while let Some(turn) = self.schedule.next() {
@@ -174,7 +201,7 @@ impl Driver {
             let header = self.control_header(*control);
             self.control.pop_front();
             if let Some(header) = header {
-                page.add(&header, Owner::Many, true);
+                page.add(&header, None);
             }
         }
     }
@@ -215,7 +242,9 @@ impl Driver {
         };
         let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
         let urgent = state.class.is_urgent();
-        let end = page.end_for(turn.flow, urgent, self.shrinker.shrinks(turn.flow));
+        let how = self.shrinker.how(&state.asked, state.ours);
+        let record = state.record.as_ref().filter(|_| how.compress != Compress::Off);
+        let end = page.end_for(turn.flow, urgent, record.and_then(|record| record.stretch()));
         let place = page.used + header_length;
         if page.used > ROUTING && place + MIN_PIECE > end {
             return false;
@@ -243,13 +272,13 @@ impl Driver {
             }
         };
         let header = data_header(turn.flow, state, length, fin);
-        page.add(&header, Owner::One(turn.flow), urgent);
+        page.add(&header, Some(Whose { flow: turn.flow, urgent, class: state.class, apart: how.keeps_apart() }));
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);
         self.counters.bytes_out += length as u64;
         self.schedule.on_served(turn.slot, header_length + length);
-        if state.behave(length, now) {
+        if state.behave(length, self.sparse, now) {
             self.schedule.set_class(turn.slot, state.class);
         }
         if fin {

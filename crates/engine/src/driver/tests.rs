@@ -54,7 +54,7 @@ pub(crate) fn any_key(number: usize) -> FlowKey {
 pub(crate) fn any_flow(schedule: &mut Schedule) -> Flow {
     let now = crate::clock();
     let slot = schedule.add(FlowId(0), Class::Normal);
-    Flow::new(key(0, 0), Class::Normal, slot, true, 0, Window::new(0, 0, now), now)
+    Flow::new(key(0, 0), Class::Normal.into(), slot, true, 0, Window::new(0, 0, now), now)
 }
 
 /// Two drivers and what is on its way between them.
@@ -389,7 +389,7 @@ fn events(driver: &mut Driver) -> Vec<Event> {
 const FAR: u32 = 1 << 31;
 
 fn full() -> Form {
-    Form::Full(key(1, 0), Class::Normal)
+    Form::Full(key(1, 0), Class::Normal.into())
 }
 
 #[test]
@@ -423,7 +423,7 @@ fn a_breach_ends_its_flow_only() {
         message(Function::Data, FAR, 1, Form::Short, b"x"),
         message(Function::Data, FAR, credit, Form::Short, b"x"),
         message(Function::Data, FAR, 0xffff_0000, Form::Short, b"x"),
-        message(Function::Data, FAR, 3, Form::Full(key(1, 7), Class::Normal), b"x"),
+        message(Function::Data, FAR, 3, Form::Full(key(1, 7), Class::Normal.into()), b"x"),
         message(Function::Reset, FAR, 2, Form::Status(6, Status::Reset), b""),
         message(Function::Reset, FAR, credit + 1, Form::Status(6, Status::Reset), b""),
     ];

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Control, Driver, numbers::Known};
 use crate::{
-    Class, Event, FlowId, FlowKey, Status,
+    Event, FlowId, FlowKey, Status, Treatment,
     compress::{COMPRESSED, Proposal},
     error::Breach,
     flow::Chunk,
@@ -58,8 +58,10 @@ impl Driver {
             Some((header, data)) => self.on_message(&header, || Chunk::whole(payload, data), now),
             None => self.spend(payload),
         }
-        if let Some((generation, holds)) = self.expander.poll_ready() {
-            self.queue_control(Control::Holds(generation, holds));
+        match self.expander.poll_ready() {
+            Some(Ok(work)) => self.work.push_back(work),
+            Some(Err(generation)) => self.queue_control(Control::Holds(generation, false)),
+            None => {}
         }
     }
 
@@ -67,7 +69,7 @@ impl Driver {
     fn on_compression(&mut self, header: &Header, now: Instant) {
         let Form::Status(generation, status) = header.form else { return };
         if header.function == Function::Holds {
-            self.shrinker.on_answer(generation, status == Status::None, self.rtt, now);
+            self.shrinker.on_answer(generation, status == Status::None, now);
         } else if !self.expander.on_proposal(Proposal { generation, first: header.flow.0, last: header.sequence }) {
             self.queue_control(Control::Holds(generation, false));
         }
@@ -102,7 +104,7 @@ impl Driver {
     fn on_unknown(&mut self, header: &Header, now: Instant) -> bool {
         let theirs = !self.giver.is_ours(header.flow);
         match (header.function, header.form) {
-            (Function::Data, Form::Full(key, class)) if theirs => self.open_from_far_side(header.flow, key, class, now),
+            (Function::Data, Form::Full(key, asked)) if theirs => self.open_from_far_side(header.flow, key, asked, now),
             (Function::Reset, _) if theirs => {
                 // It may have overtaken the messages that open the flow: they must not do so any more.
                 self.opened.note(header.flow);
@@ -116,7 +118,7 @@ impl Driver {
         }
     }
 
-    fn open_from_far_side(&mut self, flow: FlowId, key: FlowKey, class: Class, now: Instant) -> bool {
+    fn open_from_far_side(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, now: Instant) -> bool {
         match self.opened.note(flow) {
             Known::New => {}
             Known::Used => {
@@ -137,8 +139,8 @@ impl Driver {
             }
         };
         self.counters.opened_there += 1;
-        self.insert(flow, key, class, false, credit, now);
-        self.events.push_back(Event::Open { flow, key, class });
+        self.insert(flow, key, asked, false, credit, now);
+        self.events.push_back(Event::Open { flow, key, class: asked.class });
         true
     }
 

@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
 use super::order::Order;
-use crate::{Class, FlowKey, driver::Slot};
+use crate::{Class, FlowKey, Treatment, compress::Record, driver::Slot};
 
 /// How the datagrams of a flow are carried. The numbers are those on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -86,7 +86,9 @@ impl Count {
 pub(crate) struct Exchange {
     pub(crate) key: FlowKey,
     /// What its rule asks for.
-    pub(crate) asked: Class,
+    pub(crate) asked: Treatment,
+    /// What its buffers did when compressed, since the first that held its messages alone.
+    pub(crate) record: Option<Box<Record>>,
     pub(crate) delivery: Delivery,
     pub(crate) slot: Slot,
     /// Opened by the near side.
@@ -113,7 +115,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     pub(crate) fn new(
         key: FlowKey,
-        (asked, delivery): (Class, Delivery),
+        (asked, delivery): (Treatment, Delivery),
         slot: Slot,
         ours: bool,
         now: Instant,
@@ -121,6 +123,7 @@ impl Exchange {
         Exchange {
             key,
             asked,
+            record: None,
             delivery,
             slot,
             ours,
@@ -139,7 +142,7 @@ impl Exchange {
     }
 
     pub(crate) fn class(&self) -> Class {
-        self.delivery.class(self.asked)
+        self.delivery.class(self.asked.class)
     }
 
     /// Whether something has gone each way.

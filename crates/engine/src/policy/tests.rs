@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::Class;
 
 fn rule(source: &str, destination: &str, destination_ports: RangeInclusive<u16>) -> Rule {
     Rule {
@@ -12,7 +13,7 @@ fn rule(source: &str, destination: &str, destination_ports: RangeInclusive<u16>)
         destination: destination.parse().unwrap(),
         destination_ports,
         peer: 0,
-        class: Class::Normal,
+        treatment: Class::Normal.into(),
         delivery: Delivery::Timely,
     }
 }
@@ -90,7 +91,7 @@ fn rules(random: &mut fastrand::Rng, taste: &Taste) -> Vec<Rule> {
             destination: prefix(random, taste),
             destination_ports: ports(random, taste),
             peer,
-            class: Class::Normal,
+            treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         })
         .collect()

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tpo_engine::{Class, Event, FlowId, FlowKey, Limits, OpenError, Peer, Status};
+use tpo_engine::{Class, Compress, Event, FlowId, FlowKey, Limits, OpenError, Peer, Status};
 use tpo_lab::{Node, Profile, World};
 
 use crate::apps::{Apps, End, Engine, Script, check_ends};
@@ -125,7 +125,11 @@ impl Node for Site {
     }
 
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
-        let transmit = self.peer.poll_transmit(&mut self.apps.source(now), out, now)?;
+        let transmit = self.peer.poll_transmit(&mut self.apps.source(now), out, now);
+        while let Some(work) = self.peer.poll_work() {
+            self.peer.on_worked(work.run(), now);
+        }
+        let transmit = transmit?;
         Some((transmit.to, transmit.segment_size))
     }
 
@@ -247,6 +251,6 @@ impl Pair {
 
 fn site(setup: &Setup, side: usize, seed: u64, apps: Apps, now: Instant) -> Site {
     let mut config = config(side, seed, setup.limits, side == A || setup.both_call);
-    config.compression.on = setup.compresses;
+    config.compression.compress = if setup.compresses { Compress::Auto } else { Compress::Off };
     Site { peer: Peer::new(config, now), apps, now }
 }

@@ -423,8 +423,10 @@ impl Bbr {
         self.up_rtt = (self.up_rtt + measured) / 2;
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
-        self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2;
-        self.begins_to_queue = self.smoothed > base + minimum / 80 + MILLISECOND;
+        // On a slow link a datagram that waits for the one before it is no queue yet.
+        let one = (self.few() / STANDING_DATAGRAMS).saturating_sub(2 * MILLISECOND);
+        self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2 + one;
+        self.begins_to_queue = self.smoothed > base + minimum / 80 + MILLISECOND + one;
         self.deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
         if measured <= self.standing_above(minimum) {
             (self.quiet_at, self.quiet_bandwidth) = (now, self.bandwidth());
@@ -505,7 +507,8 @@ impl Bbr {
     }
 
     fn on_startup_round(&mut self, round: &Round, minimum: Nanos) {
-        if !round.full || round.delivered < PLATEAU_DATAGRAMS * self.datagram {
+        let stands = self.stands(round, minimum);
+        if !round.full || (round.delivered < PLATEAU_DATAGRAMS * self.datagram && !stands) {
             return;
         }
         let bandwidth = self.bandwidth();
@@ -514,7 +517,7 @@ impl Bbr {
             self.plateau_rounds = 0;
         } else {
             // A queue that stood for the whole round is all the proof that is needed.
-            self.plateau_rounds += if self.stands(round, minimum) { PLATEAU_ROUNDS_QUEUED } else { 1 };
+            self.plateau_rounds += if stands { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }
 
@@ -572,6 +575,8 @@ impl Bbr {
     }
 
     fn after_drain(&mut self, minimum: Nanos, now: Nanos) {
+        // What stood so far was start-up's.
+        self.watch.forgive(now);
         if self.floor.is_due(self.smoothed, now) {
             self.measuring_floor = true;
             self.enter(Phase::Down, now);

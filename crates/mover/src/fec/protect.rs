@@ -34,8 +34,11 @@ const SHARE: u64 = 16;
 const SHARE_SATURATED: u64 = 20;
 /// Parity that is always allowed, bytes per second, so that a few messages are protected on any link.
 const ALWAYS: u64 = 32_000;
-/// Parity that may leave at once after a rest: an answer of 64 kB, protected.
+/// Parity that may leave at once after a rest: an answer of 64 kB, protected. On a slow link not more than it carries in [`BUDGET_TIME`]: there the
+/// rest of the answer would wait for parity longer than it is likely to wait for a repair.
 const MOST_BUDGET: i64 = 24_000;
+const LEAST_BUDGET: i64 = 3_000;
+const BUDGET_TIME: Nanos = 20 * MILLISECOND;
 /// Numbers between two datagrams of a block at most: the wire has one byte.
 const MOST_GAP: u64 = 255;
 
@@ -134,8 +137,8 @@ impl Protector {
 
     // --- datagrams in, rows out ------------------------------------------------------------------------------------------
 
-    /// Wire bytes left: parity earns its share of them.
-    pub(crate) fn on_sent(&mut self, bytes: u64, saturated: bool, now: Nanos) {
+    /// Wire bytes left: parity earns its share of them. `rate`: what may leave, bytes per second.
+    pub(crate) fn on_sent(&mut self, bytes: u64, saturated: bool, rate: u64, now: Nanos) {
         let elapsed = now.saturating_sub(self.budget_at).min(SECOND);
         self.budget_at = now;
         let earned = bytes / if saturated { SHARE_SATURATED } else { SHARE } + ALWAYS * elapsed / SECOND;
@@ -143,7 +146,8 @@ impl Protector {
             // Too little time to count: it counts the next time.
             self.budget_at -= elapsed;
         }
-        self.budget = (self.budget + earned as i64).min(MOST_BUDGET);
+        let most = (u128::from(rate) * u128::from(BUDGET_TIME) / u128::from(SECOND)) as i64;
+        self.budget = (self.budget + earned as i64).min(most.clamp(LEAST_BUDGET, MOST_BUDGET));
     }
 
     /// A protected datagram leaves with these plain bytes, [`super::RESERVE`] shorter than the longest.
@@ -299,7 +303,7 @@ mod tests {
         let mut now = 0;
         for number in 0..20_000 {
             now += MILLISECOND;
-            protector.on_sent(1_000, true, now);
+            protector.on_sent(1_000, true, 12_500_000, now);
             protector.add(number, &plain, None, now);
             while protector.has_row(now) {
                 protector.emit(&mut Vec::new(), 1_500);

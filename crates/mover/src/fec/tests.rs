@@ -82,7 +82,7 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
         for _ in 0..dice.usize(1..=MOST_SHARDS) {
             number += dice.u64(1..20);
             let plain = datagram(&mut dice);
-            protector.on_sent(20_000, false, 0);
+            protector.on_sent(20_000, false, 12_500_000, 0);
             protector.add(number, &plain, None, 0);
             if dice.f64() >= loss {
                 bitmap.insert(number);

@@ -388,7 +388,7 @@ impl Sender {
     /// So many wire bytes of a batch left.
     pub(crate) fn on_batch(&mut self, bytes: u64, now: Nanos) {
         self.pacer.on_sent(bytes, now);
-        self.fec.on_sent(bytes, self.queue.waiting() > 0, now);
+        self.fec.on_sent(bytes, self.queue.waiting() > 0, self.controller.rate(), now);
     }
 
     /// Acknowledgements and pings took the last numbers of the span while its oldest datagram's fate is still open: it counts

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tpo_engine::{Class, Delivery, Prefix};
+use tpo_engine::{Class, Compress, Delivery, Prefix, Treatment};
 use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
@@ -124,8 +124,8 @@ pub struct Peer {
     pub rate: Option<u64>,
     /// Who decides how fast we send.
     pub congestion: Congestion,
-    /// `compress`: what is sent to it is compressed where that pays.
-    pub compress: bool,
+    /// `compress`: what is done with what is sent to it, unless a rule says otherwise.
+    pub compress: Compress,
     /// `loss_tolerance`: loss that counts as the path's own, as a share.
     pub loss_tolerance: f64,
     /// The line of its section.
@@ -409,8 +409,7 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
     let rate = section.read("rate", value::rate, findings);
     let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
     let loss_tolerance = section.read("loss_tolerance", value::share(LOSS_TOLERANCES), findings);
-    let compress = value::one_of(&[("auto", true), ("off", false)]);
-    let compress = section.read("compress", compress, findings).unwrap_or(true);
+    let compress = section.read("compress", value::compress, findings).unwrap_or_default();
     let line = section.line;
     if congestion == Congestion::Fixed && section.line_of("rate") == line {
         findings.error(
@@ -475,6 +474,8 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
     let named = section.require("peer", &peers.names(), |written| peers.find_some(written), findings);
     let spread = section.read("spread", value::boolean, findings).unwrap_or(false);
     let class = section.read("class", value::one_of(CLASSES), findings).unwrap_or(Class::Normal);
+    let compress = section.read("compress", value::compress_or_peer, findings).unwrap_or_default();
+    let isolated = section.read("compress_isolation", value::boolean, findings).unwrap_or(false);
     let delivery = section.read("delivery", value::one_of(DELIVERIES), findings);
     if delivery.is_some() && protocol == Some(TCP) {
         let line = section.line_of("delivery");
@@ -516,7 +517,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         destination_ports,
         // Numbered when all rules are known.
         peer: 0,
-        class,
+        treatment: Treatment { class, compress, isolated },
         delivery: delivery.unwrap_or_default(),
     };
     Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, transit, enabled, line })

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use tpo_engine::Prefix;
+use tpo_engine::{Compress, Prefix};
 use tpo_mover::PublicKey;
 
 use super::file::{Written, quoted};
@@ -41,6 +41,24 @@ pub fn one_of<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(&Writte
         };
         let words = || choices.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
         found.map(|(_, value)| *value).ok_or_else(words)
+    }
+}
+
+/// What is asked of compression: "auto", "off", or a level of zstd.
+pub fn compress(written: &Written<'_>) -> Result<Compress, String> {
+    match written {
+        Written::Text("auto") => Ok(Compress::Auto),
+        Written::Text("off") => Ok(Compress::Off),
+        Written::Integer(level @ 1..=6) => Ok(Compress::Level(*level as u8)),
+        _ => Err("\"auto\", \"off\", or a level from 1 to 6".into()),
+    }
+}
+
+/// The same of a rule, which may leave it to the peer.
+pub fn compress_or_peer(written: &Written<'_>) -> Result<Option<Compress>, String> {
+    match written {
+        Written::Text("peer") => Ok(None),
+        other => compress(other).map(Some).map_err(|would_do| format!("\"peer\", {would_do}")),
     }
 }
 

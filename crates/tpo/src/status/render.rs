@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::Reason;
-use super::report::{FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, StatusReport};
+use super::report::{CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, StatusReport};
 
 /// Widest column: addresses fit, a long text does not push everything else off the screen.
 const WIDEST: usize = 60;
@@ -48,6 +48,7 @@ pub fn flows(flows: &[FlowReport]) -> String {
         ("SENT", Right),
         ("RECEIVED", Right),
         ("PACKETS", Right),
+        ("SHRUNK", Right),
         ("LOST", Right),
         ("DELAY", Right),
         ("AGE", Right),
@@ -75,6 +76,7 @@ pub fn flows(flows: &[FlowReport]) -> String {
                 (Some(sent), Some(received)) => format!("{sent}/{received}"),
                 _ => String::new(),
             },
+            shrinks(&flow.compression),
             flow.lost_percent.map_or_else(String::new, |lost| format!("{lost:.2} %")),
             flow.delay_ms.map_or_else(String::new, |ms| format!("{ms:.1} ms")),
             span(flow.age),
@@ -175,18 +177,25 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
         let _ = writeln!(out, "; {} since the start", plural(peer.flows_total, "flow"));
     }
     let compression = &peer.compression;
-    if compression.after + compression.before / 100 < compression.before {
-        let _ = writeln!(
+    if compression.before > 0 {
+        let _ = write!(
             out,
-            "{}: compressed {} to {} ({:.1} times), {} sent as they were, {:.2} s of CPU, saved {} of the link's time",
+            "{}: compressed {} to {} ({:.1} times), {:.2} s of CPU, saved {} of the link's time",
             peer.name,
             bytes(compression.before),
             bytes(compression.after),
-            compression.before as f64 / compression.after.max(1) as f64,
-            plural(compression.raw, "buffer"),
+            times(compression),
             compression.cpu,
             span(compression.saved),
         );
+        if compression.classes.len() > 1 {
+            let each = |(class, own): (&String, &CompressionReport)| format!("{class} {:.1} times", times(own));
+            let _ = write!(out, "; {}", compression.classes.iter().map(each).collect::<Vec<_>>().join(", "));
+        }
+        if let Some(raw) = counts(&compression.raw) {
+            let _ = write!(out, "; buffers sent as they were: {raw}");
+        }
+        out.push('\n');
     }
     for (what, groups) in [("asks us for", &peer.groups_asked_here), ("is asked for", &peer.groups_asked_there)] {
         if !groups.is_empty() {
@@ -199,6 +208,21 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
     if handshake.completed + handshake.failed > 0 {
         let completed = plural(handshake.completed, "handshake");
         let _ = writeln!(out, "{}: {completed}, {} failed", peer.name, handshake.failed);
+    }
+}
+
+/// How many bytes became one.
+fn times(compression: &CompressionReport) -> f64 {
+    compression.before as f64 / compression.after.max(1) as f64
+}
+
+/// What compression does for a flow, or why nothing.
+fn shrinks(compression: &CompressionReport) -> String {
+    let most = compression.raw.iter().max_by_key(|(_, count)| **count);
+    match most {
+        _ if compression.before == 0 => String::new(),
+        Some((why, _)) if times(compression) < 1.01 => why.clone(),
+        _ => format!("{:.1}x", times(compression)),
     }
 }
 

@@ -27,10 +27,15 @@ fn lyon() -> PeerReport {
         compression: CompressionReport {
             before: 4 << 20,
             after: 1 << 20,
-            raw: 1,
+            raw: [("small".to_owned(), 1)].into(),
             cpu: 0.031,
             dictionaries: 8,
             saved: 12.6,
+            classes: [("bulk", 4 << 20, 1 << 19), ("interactive", 1_000, 900)]
+                .map(|(class, before, after)| {
+                    (class.to_owned(), CompressionReport { before, after, ..CompressionReport::default() })
+                })
+                .into(),
         },
         drops: [("replayed".to_owned(), 3), ("truncated".to_owned(), 0), ("wrong tag".to_owned(), 1)].into(),
         handshake: HandshakeReport { completed: 2, failed: 1 },
@@ -77,7 +82,7 @@ PEER  STATE    ENDPOINT              RTT     LEAST  LOSS SO FAR     MAY SEND    
 lyon  up       192.0.2.7:47800  100.4 ms  100.1 ms       1.02 %  93.0 Mbit/s  91.2 Mbit/s    1.1 MiB     1452     12  1.2 GiB  40.1 MiB
 oslo  waiting  -                       -         -            -            -            -        0 B        -      0      0 B       0 B
 lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, 1200 parity sent, 31 lost ones rebuilt, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
-lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 1 buffer sent as they were, 0.03 s of CPU, saved 12.6s of the link's time
+lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 0.03 s of CPU, saved 12.6s of the link's time; bulk 8.0 times, interactive 1.1 times; buffers sent as they were: 1 small
 lyon: 2 handshakes, 1 failed
 oslo is not up: it has no endpoint here, so it must call us, and it has not called yet
 
@@ -152,13 +157,20 @@ fn flows_are_one_line_each() {
         credit: 0,
         ..flow()
     };
+    let shrunk = CompressionReport { before: 900, after: 200, ..CompressionReport::default() };
+    let first = FlowReport { compression: shrunk, ..flow() };
+    let stubborn = [("small".to_owned(), 3), ("does not shrink".to_owned(), 50)].into();
+    let slow = FlowReport {
+        compression: CompressionReport { before: 9_000, after: 9_000, raw: stubborn, ..CompressionReport::default() },
+        ..slow
+    };
     let golden = "\
-FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED  PACKETS    LOST    DELAY    AGE  IDLE     CREDIT  HELD UP BY
-   3  lyon  tcp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB                            1m 1s  0.0s  256.0 KiB
-  12  lyon  tcp    [fd10:1::2]:40123  [fd10:2::2]:80  us         open   normal  1.2 KiB   4.8 MiB                            1m 1s  0.0s        0 B  the far application reads slowly
-  13  lyon  udp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB  200/199  0.50 %  41.3 ms  1m 1s  0.0s        0 B
+FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED  PACKETS           SHRUNK    LOST    DELAY    AGE  IDLE     CREDIT  HELD UP BY
+   3  lyon  tcp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB                      4.5x                   1m 1s  0.0s  256.0 KiB
+  12  lyon  tcp    [fd10:1::2]:40123  [fd10:2::2]:80  us         open   normal  1.2 KiB   4.8 MiB           does not shrink                   1m 1s  0.0s        0 B  the far application reads slowly
+  13  lyon  udp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB  200/199                   0.50 %  41.3 ms  1m 1s  0.0s        0 B
 ";
-    assert_eq!(flows(&[flow(), slow, call]), golden);
+    assert_eq!(flows(&[first, slow, call]), golden);
     let plain = flows(&[flow()]);
     assert!(!plain.contains("HELD UP BY"), "an empty column is left out: {plain}");
     assert_eq!(flows(&[]), "no flows\n");

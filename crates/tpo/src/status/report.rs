@@ -135,7 +135,7 @@ pub struct PeerReport {
     pub handshake: HandshakeReport,
 }
 
-/// What compression did with what was sent to a peer.
+/// What compression did with what was sent to a peer, or by a flow.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CompressionReport {
@@ -143,14 +143,16 @@ pub struct CompressionReport {
     pub before: u64,
     /// Bytes of buffers after.
     pub after: u64,
-    /// Buffers that were sent as they were: too small, or they do not shrink, or the link is faster than compression.
-    pub raw: u64,
+    /// Buffers that were sent as they were, by reason; reasons that never came up are left out.
+    pub raw: BTreeMap<String, u64>,
     /// CPU time spent, seconds, by the measured cost of each level.
     pub cpu: f64,
     /// Dictionaries made on the way.
     pub dictionaries: u64,
     /// What it saved on the link at its present rate, seconds.
     pub saved: f64,
+    /// Of a peer: the same for each class that sent anything.
+    pub classes: BTreeMap<String, CompressionReport>,
 }
 
 /// How far a peer is.
@@ -231,6 +233,8 @@ pub struct FlowReport {
     pub packets_received: Option<u64>,
     /// What is no TCP: packets of the peer that did not come, or came too late to be of use, percent.
     pub lost_percent: Option<f64>,
+    /// What compression did with what it sent, in buffers of its own.
+    pub compression: CompressionReport,
     /// From here to the far application's LAN, as far as known: half a round trip between the TPOs, and what packets wait here for the link, ms.
     pub delay_ms: Option<f64>,
     /// Seconds since it was opened.
