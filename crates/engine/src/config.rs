@@ -145,6 +145,9 @@ pub(crate) const WAITING_BYTES: usize = 16 << 20;
 /// Small datagrams wait so long for others to share their headers with, if enough come: the most that is ever spent on that.
 pub(crate) const GATHER: Duration = Duration::from_millis(1);
 
+/// That a flow was accepted waits so long for an answer, which says it too.
+pub(crate) const UNSAID: Duration = Duration::from_millis(2);
+
 /// How fast they come is judged by about so long.
 pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
 

@@ -23,8 +23,8 @@ pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status, Treatment,
-    compress::{COMPRESSED, Compress, Compression, Expander, Proposal, Made, Record, Shrinker, Work, Worked},
-    config::{CONTROL_SLACK, LEAST_SPARSE, MAX_REFUSALS, MIN_WINDOW, SPARSE, SPARSE_TIME, UNKNOWN_RTT},
+    compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
+    config::{CONTROL_SLACK, LEAST_SPARSE, MAX_REFUSALS, MIN_WINDOW, SPARSE, SPARSE_TIME, UNKNOWN_RTT, UNSAID},
     flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::{Counters, Squeezed},
 };
@@ -51,6 +51,9 @@ pub(crate) struct Driver {
     control: VecDeque<Control>,
     /// Resets among them.
     resets: usize,
+    /// Flows that were accepted, of which the far side shall know soon: any answer says it too.
+    unsaid: Vec<FlowId>,
+    unsaid_until: Option<Instant>,
     events: VecDeque<Event>,
     /// Flows whose far side has reset them and whose data is still being delivered, by when to look after them.
     lingering: VecDeque<Lingering>,
@@ -117,6 +120,8 @@ impl Driver {
             segment: 1_200,
             control: VecDeque::new(),
             resets: 0,
+            unsaid: Vec::new(),
+            unsaid_until: None,
             events: VecDeque::new(),
             lingering: VecDeque::new(),
             held: 0,
@@ -267,7 +272,7 @@ impl Driver {
         }
         state.accepted = true;
         let (may_send, slot) = (state.may_send(), state.slot);
-        self.queue_control(Control::Accepted(flow));
+        self.unsaid.push(flow);
         if may_send {
             self.schedule.wake(slot);
         }
@@ -387,15 +392,7 @@ impl Driver {
 
     // --- inside -----------------------------------------------------------------------------------------------------------
 
-    fn insert(
-        &mut self,
-        flow: FlowId,
-        key: FlowKey,
-        asked: Treatment,
-        ours: bool,
-        credit: u32,
-        now: Instant,
-    ) -> Slot {
+    fn insert(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, ours: bool, credit: u32, now: Instant) -> Slot {
         let initial = u64::from(self.limits.initial_credit);
         let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
         let slot = self.schedule.add(flow, Behaviour::first_class(asked.class));
@@ -473,8 +470,34 @@ impl Driver {
         }
     }
 
+    /// When what waits a moment for company must go.
+    pub(crate) fn gathers_until(&self) -> Option<Instant> {
+        self.exchanges.gathers_until().into_iter().chain(self.unsaid_until).min()
+    }
+
+    /// Lets it go when it is time.
+    pub(crate) fn end_gathering(&mut self, now: Instant) {
+        self.end_gathering_datagrams(now);
+        if !self.unsaid.is_empty() && *self.unsaid_until.get_or_insert(now + UNSAID) <= now {
+            self.say();
+        }
+    }
+
+    /// What is unsaid is said with the next buffer.
+    fn say(&mut self) {
+        self.unsaid_until = None;
+        for flow in std::mem::take(&mut self.unsaid) {
+            // What it has sent says that it was accepted.
+            let said = self.flows.get(&flow).is_none_or(|state| state.outgoing.next() > 0 || state.outgoing.fin());
+            if !said || self.exchanges.contains(flow) {
+                self.queue_control(Control::Accepted(flow));
+            }
+        }
+    }
+
     fn forget_control(&mut self) {
         self.control = VecDeque::new();
+        (self.unsaid, self.unsaid_until) = (Vec::new(), None);
         self.resets = 0;
     }
 

@@ -377,7 +377,8 @@ mod tests {
     #[test]
     fn behaviour_tells_what_a_flow_is() {
         let mut flow = Behaviour::default();
-        let class = |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, SPARSE, Duration::from_millis(at));
+        let class =
+            |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, SPARSE, Duration::from_millis(at));
         assert_eq!(class(&mut flow, 0, 0), Class::Interactive, "new");
         assert_eq!(class(&mut flow, 64 << 10, 1), Class::Interactive);
         assert_eq!(class(&mut flow, 10_000, 2), Class::Normal);

@@ -350,11 +350,22 @@ mod tests {
         let headers = [
             header(Function::Data, Form::Short, 9),
             Header { fin: true, ..header(Function::Data, Form::Full(key(false), Class::Bulk.into()), 9) },
-            header(Function::Data, Form::Full(key(true), Treatment { compress: Some(Compress::Level(3)), isolated: true, ..Class::Interactive.into() }), 0),
+            header(
+                Function::Data,
+                Form::Full(
+                    key(true),
+                    Treatment { compress: Some(Compress::Level(3)), isolated: true, ..Class::Interactive.into() },
+                ),
+                0,
+            ),
             header(Function::Accepted, Form::Short, 0),
             header(Function::Credit, Form::Short, 0),
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
-            header(Function::Datagram(Delivery::Plain), Form::Full(key(true), Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }), 20),
+            header(
+                Function::Datagram(Delivery::Plain),
+                Form::Full(key(true), Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }),
+                20,
+            ),
             header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),
         ];
         let lengths = [16, 32, 56, 16, 16, 18, 56, 16];

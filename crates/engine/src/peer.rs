@@ -9,8 +9,8 @@ use std::{io::IoSlice, net::SocketAddr, time::Instant};
 use tpo_mover::{Mover, Reason, Timer, Transmit};
 
 use crate::{
-    Arrived, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status, Treatment,
-    Work, Worked,
+    Arrived, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
+    Treatment, Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
 };
@@ -94,12 +94,7 @@ impl Peer {
     // --- the edge side ----------------------------------------------------------------------------------------------------
 
     /// The near application opened a connection. Its data may be read at once, up to the peer's initial credit.
-    pub fn open(
-        &mut self,
-        key: FlowKey,
-        treatment: impl Into<Treatment>,
-        now: Instant,
-    ) -> Result<FlowId, OpenError> {
+    pub fn open(&mut self, key: FlowKey, treatment: impl Into<Treatment>, now: Instant) -> Result<FlowId, OpenError> {
         self.driver.open(key, treatment, now)
     }
 

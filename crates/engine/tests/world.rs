@@ -156,6 +156,38 @@ fn a_restart_resets_flows_and_new_ones_run() {
     });
 }
 
+/// Slow links that lose, repeat, reorder and bend what they carry, and a restart in the middle, while dictionaries are agreed, made and forgotten:
+/// nothing is ever delivered wrong, and afterwards it goes on.
+#[test]
+fn compression_survives_restarts_and_bent_bits() {
+    let dictionaries = std::cell::Cell::new(0);
+    seeds("compression_survives_restarts_and_bent_bits", 300, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let mut link =
+            || Profile { rate: Some([2_000_000, 10_000_000][random.usize(0..2)]), corrupt: 0.02, ..random_wan(random) };
+        let setup = Setup { wan: [link(), link()], both_call: true, ..Setup::new(seed) };
+        let mut flows = || (0..3).map(|_| Script::random(random, 300_000)).collect::<Vec<_>>();
+        let both = [flows(), flows()];
+        let mut pair = Pair::new(setup, both);
+        assert!(pair.run_until(|pair| [A, B].iter().all(|side| pair.sessions(*side) > 0), 30 * SECOND));
+        pair.world.run_for(Duration::from_millis(random.u64(600..4_000)));
+        let made = |pair: &Pair| [A, B].map(|side| pair.peer(side).stats().dictionaries).iter().sum::<u64>();
+        dictionaries.set(dictionaries.get() + made(&pair));
+        let side = random.usize(0..2);
+        let sessions = pair.sessions(1 - side);
+        pair.restart(side, seed ^ 0xbeef);
+        let found = |pair: &Pair| pair.sessions(1 - side) > sessions && pair.sessions(side) > 0;
+        assert!(pair.run_until(found, 30 * SECOND), "the restart was not found");
+        pair.world.run_for(2 * SECOND);
+        for opener in [A, B] {
+            pair.add(opener, Script::new(Plan::bytes(random.u64(1..200_000)), Plan::bytes(random.u64(1..200_000))));
+        }
+        pair.run_to_the_end(90 * SECOND);
+        dictionaries.set(dictionaries.get() + made(&pair));
+    });
+    assert!(dictionaries.get() > 0, "no dictionary was ever made");
+}
+
 fn random_size(seed: u64) -> u64 {
     (seed * 7919) % 2_000_000
 }

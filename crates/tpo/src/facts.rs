@@ -222,7 +222,8 @@ impl control::Facts for Facts {
         lanes
             .flat_map(|((peer, flows), report)| {
                 let mover = report.as_ref().map(|report| &report.stats.mover);
-                let (way, rate) = (mover.and_then(|mover| mover.rtt).map(|rtt| rtt / 2), mover.map_or(0, |mover| mover.pacing_rate));
+                let (way, rate) =
+                    (mover.and_then(|mover| mover.rtt).map(|rtt| rtt / 2), mover.map_or(0, |mover| mover.pacing_rate));
                 flows.unwrap_or_default().into_iter().map(move |info| flow(&peer.name, &info, (way, rate), now))
             })
             .collect()

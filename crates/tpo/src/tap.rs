@@ -208,7 +208,8 @@ impl Table {
         }
         let ruled = |key: &FlowKey| {
             let (number, rule) = self.policy.find_with_number(key)?;
-            let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: self.fails_open[number] };
+            let ruled =
+                Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: self.fails_open[number] };
             Some((self.groups[rule.peer].choose(key, |peer| self.lanes[peer].pulse.is_up()), ruled))
         };
         match ruled(&seen.key) {

@@ -219,11 +219,8 @@ impl Shrinker {
         rate: u64,
     ) -> Squeezed {
         let raw = buffer.len() - ROUTING;
-        let done = if how.isolated && !alone {
-            Err((AsItIs::Apart, 0.0))
-        } else {
-            self.try_shrink(buffer, how, record, rate)
-        };
+        let done =
+            if how.isolated && !alone { Err((AsItIs::Apart, 0.0)) } else { self.try_shrink(buffer, how, record, rate) };
         let after = buffer.len() - ROUTING;
         let mut squeezed = Squeezed { bytes_in: raw as u64, bytes_out: after as u64, ..Squeezed::default() };
         match done {
@@ -278,9 +275,7 @@ impl Shrinker {
         let fits = |held: &&Dictionary| how.compress == Compress::Auto || held.level == level;
         let usable = rate <= NO_DICTIONARY && !how.isolated;
         let (generation, level, written) = match self.dictionary.as_ref().filter(fits).filter(|_| usable) {
-            Some(held) => {
-                (held.generation, held.level, self.context.compress_using_cdict(into, source, &held.made))
-            }
+            Some(held) => (held.generation, held.level, self.context.compress_using_cdict(into, source, &held.made)),
             None => (0, level, self.context.compress(into, source, level)),
         };
         let (cost, finer) = (between(&self.how.costs, level), between(&FINER, level));

@@ -94,6 +94,11 @@ impl Exchanges {
         self.by_number.contains_key(&flow)
     }
 
+    /// When gathered datagrams have waited for others long enough.
+    pub(crate) fn gathers_until(&self) -> Option<Instant> {
+        self.gathering.until
+    }
+
     pub(crate) fn get_mut(&mut self, flow: FlowId) -> Option<&mut Exchange> {
         self.by_number.get_mut(&flow).map(Box::as_mut)
     }
@@ -223,13 +228,8 @@ impl Driver {
         }
     }
 
-    /// When gathered datagrams have waited for others long enough.
-    pub(crate) fn gathers_until(&self) -> Option<Instant> {
-        self.exchanges.gathering.until
-    }
-
     /// Lets gathered datagrams take their turns when it is time.
-    pub(crate) fn end_gathering(&mut self, now: Instant) {
+    pub(super) fn end_gathering_datagrams(&mut self, now: Instant) {
         if self.exchanges.gathering.until.is_some_and(|until| until <= now) {
             self.let_go_gathered();
         }
@@ -267,7 +267,14 @@ impl Driver {
         Ok(flow)
     }
 
-    fn insert_exchange(&mut self, flow: FlowId, key: FlowKey, treatment: (Treatment, Delivery), ours: bool, now: Instant) {
+    fn insert_exchange(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        treatment: (Treatment, Delivery),
+        ours: bool,
+        now: Instant,
+    ) {
         let (asked, delivery) = treatment;
         let slot = self.schedule.add(flow, delivery.class(asked.class));
         let state = Exchange::new(key, treatment, slot, ours, now);
@@ -446,7 +453,7 @@ impl Driver {
         }
         self.counters.opened_there += 1;
         self.insert_exchange(flow, key, (asked, delivery), false, now);
-        self.queue_control(Control::Accepted(flow));
+        self.unsaid.push(flow);
         self.events.push_back(Event::Exchange { flow, key });
         true
     }

@@ -187,6 +187,10 @@ impl Driver {
                 break;
             }
         }
+        if page.messages > 0 && !self.unsaid.is_empty() {
+            self.say();
+            self.pack_control(&mut page);
+        }
         self.counters.messages_out += u64::from(page.messages);
         let packed = page.finish();
         self.counters.buffers_out += u64::from(packed.is_some());
@@ -272,6 +276,8 @@ impl Driver {
             }
         };
         let header = data_header(turn.flow, state, length, fin);
+        // Nobody waits for the second end.
+        let urgent = urgent && !(fin && state.incoming.fin_known());
         page.add(&header, Some(Whose { flow: turn.flow, urgent, class: state.class, apart: how.keeps_apart() }));
         state.open_sent = true;
         state.moved = now;

@@ -8,7 +8,8 @@ use std::{
 
 use super::{Driver, Room, Schedule};
 use crate::{
-    Class, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status,
+    AsItIs, Class, Compress, Compression, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status, Treatment,
+    compress::COMPRESSED,
     config::{CONTROL_SLACK, MAX_REFUSALS},
     flow::{Flow, Window},
     message::{self, Form, Function, Header},
@@ -698,5 +699,51 @@ struct Silent;
 impl Source for Silent {
     fn read(&mut self, _flow: FlowId, _into: &mut [u8]) -> Read {
         Read::Blocked
+    }
+}
+
+/// A source of text that never ends.
+struct Text;
+
+impl Source for Text {
+    fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+        into.iter_mut().zip(b"All work and no play. ".iter().cycle()).for_each(|(to, from)| *to = *from);
+        Read::Bytes(into.len())
+    }
+}
+
+/// What a rule asks of compression counts in both directions, and other flows are as they were.
+#[test]
+fn what_a_rule_asks_crosses_with_its_flow() {
+    let now = crate::clock();
+    let room = Room { segment: 1_400, urgent: 1_400, largest: 1_400, stretched: 1_400, most: 65_536 };
+    let asked = [
+        (Treatment::from(Class::Normal), None),
+        (Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }, Some(AsItIs::Off)),
+        (Treatment { compress: Some(Compress::Level(2)), isolated: true, ..Class::Bulk.into() }, None),
+    ];
+    for (asked, why) in asked {
+        let mut drivers = [Driver::new(Limits::default(), false), Driver::new(Limits::default(), true)];
+        for driver in &mut drivers {
+            driver.on_connected(true, 100_000);
+            driver.set_compression(Compression::default());
+        }
+        let flow = drivers[0].open(key(0, 0), asked, now).unwrap();
+        for side in 0..2 {
+            drivers[side].readable(flow, now);
+            let mut buffer = Vec::new();
+            let packed = drivers[side].pack(&mut Text, &mut buffer, room, now).unwrap();
+            drivers[side].shrink(&mut buffer, packed, 1_000_000, now);
+            let squeezed = drivers[side].flows().next().unwrap().squeezed;
+            let found = AsItIs::ALL.into_iter().find(|why| squeezed.raw[*why as usize] > 0);
+            assert_eq!((found, squeezed.bytes_in > 0), (why, true), "side {side}, {asked:?}");
+            assert_eq!(squeezed.bytes_out < squeezed.bytes_in, why.is_none());
+            // Nothing of an isolated flow is kept for a dictionary.
+            let kept = buffer[0] == COMPRESSED && buffer[8..12] != [0; 4];
+            assert_eq!(kept, why.is_none() && !asked.isolated, "side {side}, {asked:?}");
+            drivers[1 - side].unpack(buffer, now);
+            assert_eq!(drivers[1 - side].flows[&flow].asked, asked);
+            drivers[1].accept(flow);
+        }
     }
 }

@@ -21,11 +21,15 @@ use crate::sys::process_cpu_seconds;
 const LINKS: [(u32, usize); 4] = [(2, 4 << 20), (20, 16 << 20), (100, 48 << 20), (1_000, 96 << 20)];
 /// A transfer that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
-const SETTINGS: [&str; 2] = ["off", "auto"];
+/// What `compress` is set to, as it is written: with the fixed levels `auto` must keep up.
+const SETTINGS: [&str; 5] = ["\"off\"", "\"auto\"", "1", "3", "6"];
+/// From this setting on only files that shrink are sent.
+const LEVELS_FROM: usize = 2;
 
 /// One kind of file.
 struct Corpus {
     name: &'static str,
+    shrinks: bool,
     bytes: Vec<u8>,
 }
 
@@ -45,7 +49,7 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
     let ending = Ending::watch()?;
     let corpora = corpora()?;
     let mut text = String::from(
-        "| link | files | MiB | off, s | auto, s | times faster | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| link | files | MiB | off, s | auto, s | level 1, s | 3, s | 6, s | auto: times faster than off | than the best level | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (mbit, most) in LINKS {
         let link = format!("rate={mbit}mbit delay=40ms loss=0.1% mtu=1500");
@@ -53,10 +57,11 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
         // By setting, by kind, each run.
         let mut took = vec![vec![Vec::new(); corpora.len()]; SETTINGS.len()];
         for run in 0..runs {
-            for (setting, took) in SETTINGS.iter().zip(&mut took) {
+            for (number, (setting, took)) in SETTINGS.iter().zip(&mut took).enumerate() {
                 eprintln!("{mbit} Mbit/s, compress = {setting}, run {}", run + 1);
-                for (one, took) in measure(&profile, setting, &corpora, most, &ending)?.into_iter().zip(took) {
-                    took.push(one);
+                let files = (&corpora[..], number < LEVELS_FROM);
+                for (one, took) in measure(&profile, setting, files, most, &ending)?.into_iter().zip(took) {
+                    took.extend(one);
                 }
             }
         }
@@ -65,9 +70,20 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
                 median(took[setting][at].iter().map(of).collect()).expect("there is one run at least")
             };
             let (off, auto) = (middle(0, |took| took.seconds), middle(1, |took| took.seconds));
+            let levels: Vec<f64> = (LEVELS_FROM..SETTINGS.len())
+                .filter(|_| corpus.shrinks)
+                .map(|level| middle(level, |took| took.seconds))
+                .collect();
+            let best = levels.iter().copied().reduce(f64::min);
+            let mut fixed = String::new();
+            for at in 0..SETTINGS.len() - LEVELS_FROM {
+                let _ =
+                    write!(fixed, "{} | ", levels.get(at).map_or_else(|| "-".into(), |level| format!("{level:.2}")));
+            }
+            let than_best = best.map_or_else(|| "-".into(), |best| format!("{:.2}", best / auto));
             let _ = writeln!(
                 text,
-                "| {mbit} Mbit/s, 80 ms, 0.1 % | {} | {:.1} | {off:.2} | {auto:.2} | {:.2} | {:.2} | {:.2} | {:.2} |",
+                "| {mbit} Mbit/s, 80 ms, 0.1 % | {} | {:.1} | {off:.2} | {auto:.2} | {fixed}{:.2} | {than_best} | {:.2} | {:.2} | {:.2} |",
                 corpus.name,
                 corpus.bytes.len().min(most) as f64 / f64::from(1 << 20),
                 off / auto,
@@ -89,11 +105,18 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-fn measure(profile: &Profile, setting: &str, corpora: &[Corpus], most: usize, ending: &Ending) -> Result<Vec<Took>> {
+/// Sends the files, or only those that shrink; `None` stands for the others.
+fn measure(
+    profile: &Profile,
+    setting: &str,
+    (corpora, all_of_them): (&[Corpus], bool),
+    most: usize,
+    ending: &Ending,
+) -> Result<Vec<Option<Took>>> {
     let prefix = format!("tpocomp{}", std::process::id());
     let scratch = Scratch::new(&prefix)?;
     let lab = Lab::up(&prefix, Wan::symmetric(profile.clone()))?;
-    let pair = Pair::start(&lab, &scratch.folder, &format!("compress = \"{setting}\""), &["\"tcp\""])?;
+    let pair = Pair::start(&lab, &scratch.folder, &format!("compress = {setting}"), &["\"tcp\""], None)?;
     let listener = lab.inside(Host::Server, || TcpListener::bind("10.10.2.2:8080"))?;
     // The path is found out by a transfer that counts for nothing, whose bytes do not shrink.
     transfer(&lab, &listener, &noise(100 + most / 8))?;
@@ -101,12 +124,17 @@ fn measure(profile: &Profile, setting: &str, corpora: &[Corpus], most: usize, en
     let mut all = Vec::new();
     for corpus in corpora {
         ending.check()?;
+        if !corpus.shrinks && !all_of_them {
+            all.push(None);
+            continue;
+        }
         let bytes = &corpus.bytes[..corpus.bytes.len().min(most)];
         let (wire, before) = (lab.stats().1.offered_bytes, cpu()?);
         let seconds = transfer(&lab, &listener, bytes).with_context(|| format!("{} do not arrive", corpus.name))?;
         // Acknowledgements and parity are behind it.
         std::thread::sleep(Duration::from_millis(300));
-        all.push(Took { seconds, wire: (lab.stats().1.offered_bytes - wire) as f64, cpu: cpu()? - before });
+        let wire = (lab.stats().1.offered_bytes - wire) as f64;
+        all.push(Some(Took { seconds, wire, cpu: cpu()? - before }));
     }
     drop(listener);
     pair.stop()?;
@@ -140,14 +168,18 @@ fn transfer(lab: &Lab, listener: &TcpListener, bytes: &[u8]) -> Result<f64> {
 fn corpora() -> Result<Vec<Corpus>> {
     let most = LINKS.iter().map(|(_, most)| *most).max().unwrap_or_default();
     let all = [
-        ("documentation", gather(&["/usr/share/doc"], most, |path| !is_compressed(path))),
-        ("source", gather(&["/usr/include", "/usr/share/perl", "/usr/lib/python3", "/usr/lib/gcc"], most, is_source)),
-        ("programs", gather(&["/usr/bin", "/usr/lib"], most, is_program)),
-        ("database dump", dump(most / 4)),
-        ("compressed files", gather(&["/usr/share"], most, is_compressed)),
-        ("random", noise(most / 4)),
+        ("documentation", true, gather(&["/usr/share/doc"], most, |path| !is_compressed(path))),
+        (
+            "source",
+            true,
+            gather(&["/usr/include", "/usr/share/perl", "/usr/lib/python3", "/usr/lib/gcc"], most, is_source),
+        ),
+        ("programs", true, gather(&["/usr/bin", "/usr/lib"], most, is_program)),
+        ("database dump", true, dump(most / 4)),
+        ("compressed files", false, gather(&["/usr/share"], most, is_compressed)),
+        ("random", false, noise(most / 4)),
     ];
-    let all: Vec<Corpus> = all.into_iter().map(|(name, bytes)| Corpus { name, bytes }).collect();
+    let all: Vec<Corpus> = all.into_iter().map(|(name, shrinks, bytes)| Corpus { name, shrinks, bytes }).collect();
     for corpus in &all {
         ensure!(corpus.bytes.len() >= 1 << 20, "this machine has less than 1 MiB of {}", corpus.name);
     }

@@ -63,7 +63,7 @@ pub(super) fn cell(
         Way::Cubic | Way::Bbr => Middle::Nothing,
         Way::Relay => Middle::Relay(Relays::start(&lab)?),
         Way::Tpo => {
-            Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\"", "\"udp\""])?)
+            Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\"", "\"udp\""], None)?)
         }
     };
     let bench = Bench {

@@ -1,6 +1,6 @@
-//! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how they arrive; and a ping.
+//! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how they arrive; a ping; and a group of multicast.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +17,13 @@ const EVERY: Duration = Duration::from_millis(10);
 /// What has not arrived by then is lost to a call.
 const TOO_LATE: Duration = Duration::from_millis(400);
 const PINGS: u16 = 10;
+/// What the client says to many.
+pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 7, 7);
+const GROUP_PORT: u16 = 5_006;
+/// Both TPOs are routers on the way.
+const HOPS: u32 = 8;
+/// A membership has come to the far site by then.
+const JOINED: Duration = Duration::from_secs(5);
 
 /// How it went.
 pub struct Call {
@@ -66,4 +73,40 @@ pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
     times.sort_by(f64::total_cmp);
     ensure!(!times.is_empty(), "no echo request was answered");
     Ok(times[times.len() / 2])
+}
+
+/// The same datagrams to a group that the server's host has joined: how many do not arrive in time, in percent.
+pub fn multicast(lab: &Lab, ending: &Ending) -> Result<f64> {
+    let (IpAddr::V4(own), IpAddr::V4(there)) = (Host::Client.v4("eth0"), Host::Server.v4("eth0")) else {
+        unreachable!("IPv4 addresses were asked for")
+    };
+    let listen = || -> Result<UdpSocket> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, GROUP_PORT))?;
+        socket.join_multicast_v4(&GROUP, &there)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(socket)
+    };
+    let speak = || -> Result<UdpSocket> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        socket.set_multicast_if_v4(&own)?;
+        socket.set_multicast_ttl_v4(HOPS)?;
+        let socket: UdpSocket = socket.into();
+        socket.connect((GROUP, GROUP_PORT))?;
+        Ok(socket)
+    };
+    let server = lab.inside(Host::Server, listen).context("join the group at the server")?;
+    let client = lab.inside(Host::Client, speak).context("make a socket for the group")?;
+    let start = Instant::now();
+    loop {
+        ending.check()?;
+        ensure!(start.elapsed() < JOINED, "nothing sent to {GROUP} has reached the far site in {JOINED:?}");
+        client.send(&[0xff; 4]).context("send to the group")?;
+        if server.recv(&mut [0; 4]).is_ok() {
+            break;
+        }
+    }
+    let talk = Steady { size: BYTES, every: EVERY, count: DATAGRAMS, last: TOO_LATE };
+    let delays = talk.send((&client, &server), ending, |_| ())?;
+    let in_time = delays.into_iter().flatten().filter(|delay| *delay <= TOO_LATE).count();
+    Ok(100.0 * (DATAGRAMS - in_time) as f64 / DATAGRAMS as f64)
 }

@@ -50,6 +50,8 @@ struct Column {
     parallel_cut: bool,
     call: Call,
     ping_ms: f64,
+    /// Of a group of multicast, which the plain network does not carry.
+    group_lost_percent: Option<f64>,
 }
 
 /// One way across, while it is measured.
@@ -91,9 +93,16 @@ pub fn run() -> Result<()> {
         Ok(_) => columns.push(way("direct, BBR", BBR_PORT, true)?),
         Err(error) => println!("this kernel has no BBR to compare with: {error:#}"),
     }
-    let pair = Pair::start(&lab, &scratch.folder, "", &["\"tcp\"", "\"udp\"", "\"icmp\""])?;
+    let pair = Pair::start(&lab, &scratch.folder, "", &["\"tcp\"", "\"udp\"", "\"icmp\""], Some(call::GROUP))?;
     println!("\nboth TPOs run, and are connected");
-    columns.push(way("through tpo", CUBIC_PORT, false)?);
+    let mut through = way("through tpo", CUBIC_PORT, false)?;
+    let lost = call::multicast(&lab, &ending)?;
+    println!(
+        "  the same to {}, which the server's host has joined (multicast): {lost:.2} % lost or too late",
+        call::GROUP
+    );
+    through.group_lost_percent = Some(lost);
+    columns.push(through);
     println!("\n{}", table(&columns));
     println!("what TPO A says of itself (tpo status):\n{}", pair.status()?);
     println!("every byte that arrived was compared. Removing what was made.");
@@ -118,6 +127,9 @@ fn table(columns: &[Column]) -> String {
     row("8 downloads at once, Mbit/s together", &|column| cut(column.parallel_mbit, column.parallel_cut));
     row("a call (UDP), datagrams lost or too late, %", &|column| format!("{:.2}", column.call.lost_percent));
     row("a call, one way p99, ms", &|column| format!("{:.0}", column.call.p99_ms));
+    row("a group (multicast), lost or too late, %", &|column| {
+        column.group_lost_percent.map_or_else(|| "not carried".into(), |lost| format!("{lost:.2}"))
+    });
     row("ping, ms", &|column| format!("{:.0}", column.ping_ms));
     out
 }
@@ -142,6 +154,7 @@ impl Way<'_> {
             parallel_cut,
             call,
             ping_ms,
+            group_lost_percent: None,
         })
     }
 

@@ -1,5 +1,6 @@
 //! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for the demo and the bench.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -20,7 +21,14 @@ pub struct Pair {
 impl Pair {
     /// Makes keys and configurations in `folder`, starts both daemons and waits until they are connected. `peer` is more text for each
     /// `[[peer]]`; `protocols` are what the rules name, as it is written there.
-    pub fn start(lab: &Lab, folder: &Path, peer_settings: &str, protocols: &[&str]) -> Result<Pair> {
+    /// `group`: of multicast, which A's LAN may send to and B's LAN may hear.
+    pub fn start(
+        lab: &Lab,
+        folder: &Path,
+        peer_settings: &str,
+        protocols: &[&str],
+        group: Option<Ipv4Addr>,
+    ) -> Result<Pair> {
         let program = std::env::current_exe().context("find this program")?;
         let key = |site: &str| -> Result<String> {
             let output =
@@ -44,11 +52,20 @@ impl Pair {
                     )
                 })
                 .collect();
+            let many = group.map_or_else(String::new, |group| {
+                let section = match host {
+                    Host::A => format!("[[rule]]\nprotocol = \"udp\"\nsource = \"{here}\"\n"),
+                    _ => "[[accept]]\nprotocol = \"udp\"\n".into(),
+                };
+                format!(
+                    "{section}destination = \"{group}\"\npeer = \"{peer}\"\n\n[multicast]\ninterfaces = [\"lan0\"]\n"
+                )
+            });
             std::fs::write(
                 &config,
                 format!(
                     "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\nlog = \"warn\"\n\n\
-                     [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n{peer_settings}\n{sections}"
+                     [[peer]]\nname = \"{peer}\"\npublic_key = \"{peer_key}\"\nendpoint = \"{endpoint}:47800\"\n{peer_settings}\n{sections}{many}"
                 ),
             )?;
             let child = lab

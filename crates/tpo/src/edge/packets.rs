@@ -250,7 +250,8 @@ impl Packets {
     pub fn send(&mut self, peer: &mut Peer, batch: &Batch, now: Instant) {
         for item in &batch.items {
             let packet = &batch.bytes[item.bytes.clone()];
-            let treatment = item.ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
+            let treatment =
+                item.ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
             if item.ruled.is_none() && !peer.has_exchange(&item.seen.key) {
                 self.out.counters.no_flow += 1;
                 self.let_go(packet);
@@ -396,7 +397,8 @@ impl Packets {
     pub fn take_over(&mut self, peer: &mut Peer, batch: &Onward, now: Instant) {
         for (key, ruled, bytes) in &batch.items {
             let bytes = &batch.bytes[bytes.clone()];
-            let treatment = ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
+            let treatment =
+                ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
             let is_there = peer.has_exchange(key);
             if ruled.is_some() && !self.taken_over.contains(key) {
                 if is_there {

@@ -173,6 +173,7 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     let back = bytes(1) - back;
     assert!(back < ideal / 10, "only acknowledgements come back: {back} bytes");
     // The last member leaves.
+    let left = Instant::now();
     drop(three);
     wait_for("the group to end at site 3", || {
         let before = bytes(3);
@@ -182,6 +183,9 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
         }
         bytes(3) - before < 5_000
     });
+    let took = left.elapsed();
+    println!("nothing goes to site 3 any more {took:?} after its last member left");
+    assert!(took < Duration::from_secs(5), "{took:?}");
     wait_heard(&from, group, &[&two]);
 }
 
