@@ -471,6 +471,16 @@ fn connections_on_demand_come_and_go() {
             assert!(down, "round {round}: both rest");
             pair.world.run_for(secs(310.0));
             assert!(pair.side(side).events.contains(&Event::Dead(Reason::Closed)));
+            // Whom no goodbye has reached calls once more, to see whether the peer has restarted; whoever needs nobody leaves again.
+            for _ in 0..3 {
+                for side in [A, B] {
+                    if pair.side(side).mover.is_up() {
+                        pair.world.node_mut(side).mover.disconnect();
+                        pair.world.kick(side);
+                        pair.world.run_for(secs(310.0));
+                    }
+                }
+            }
         }
     });
 }
