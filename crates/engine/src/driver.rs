@@ -272,7 +272,7 @@ impl Driver {
         }
         state.accepted = true;
         let (may_send, slot) = (state.may_send(), state.slot);
-        self.unsaid.push(flow);
+        self.leave_unsaid(flow);
         if may_send {
             self.schedule.wake(slot);
         }
@@ -483,6 +483,15 @@ impl Driver {
         }
     }
 
+    /// The far side need not hear at once that the flow was accepted.
+    fn leave_unsaid(&mut self, flow: FlowId) {
+        if self.unsaid.len() >= CONTROL_SLACK {
+            // The link takes nothing: that queue knows which of them have ended meanwhile.
+            self.say();
+        }
+        self.unsaid.push(flow);
+    }
+
     /// What is unsaid is said with the next buffer.
     fn say(&mut self) {
         self.unsaid_until = None;
@@ -536,6 +545,7 @@ impl Driver {
         assert!(resets <= self.limits.flows + MAX_REFUSALS);
         let flows = self.limits.flows + self.limits.exchanges;
         assert!(self.control.len() <= 2 * (2 * flows + resets) + CONTROL_SLACK);
+        assert!(self.unsaid.len() <= CONTROL_SLACK);
     }
 }
 

@@ -453,7 +453,7 @@ impl Driver {
         }
         self.counters.opened_there += 1;
         self.insert_exchange(flow, key, (asked, delivery), false, now);
-        self.unsaid.push(flow);
+        self.leave_unsaid(flow);
         self.events.push_back(Event::Exchange { flow, key });
         true
     }

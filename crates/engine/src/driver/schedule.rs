@@ -268,13 +268,13 @@ impl Schedule {
         self.listed -= 1;
     }
 
-    /// Whether the flow will be served without a further `wake`.
     /// Whether somebody waits for a flow that is listed.
     pub(crate) fn has_urgent(&self) -> bool {
         let urgent = &self.classes[..=Class::Interactive as usize];
         urgent.iter().any(|lists| lists.new.head != NIL || lists.old.head != NIL)
     }
 
+    /// Whether the flow will be served without a further `wake`.
     pub(crate) fn is_ready(&self, slot: Slot) -> bool {
         let entry = &self.entries[slot.0 as usize];
         entry.ready && entry.place != Place::Nowhere
