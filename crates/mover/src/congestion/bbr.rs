@@ -31,9 +31,11 @@ const UP_GAIN_MOST: u64 = 4_000;
 /// It pushes others aside when it gets less than so much of what it asked for, in thousandths: about a fourteenth of the path is taken.
 const UP_PUSHED: u64 = 930;
 const DOWN_GAIN: u64 = 750;
+/// When no queue is seen.
+const DOWN_QUIET_GAIN: u64 = 900;
 /// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
 /// so that no queue and no loss is ours.
-const FLOOR_GAIN: u64 = 900;
+const FLOOR_GAIN: u64 = 950;
 /// Cruising leaves a fifth of a percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 998;
 const CRUISE_CAREFUL_GAIN: u64 = 985;
@@ -62,12 +64,14 @@ const DEEP_CUT_PERCENT: u64 = 40;
 const STANDING_DATAGRAMS: u64 = 3;
 /// Loss is judged over so many datagrams or a round, whichever is more.
 const CALM_DATAGRAMS: u64 = 400;
+/// A policer takes fewer neighbours than this from the two datagrams of a slow link's quantum.
+const POLICED_RUN_DATAGRAMS: u64 = 3;
 /// Time between two attempts to go up: 2 s and up to 1 s of chance, or 8 rounds.
 const CRUISE: Nanos = 2 * SECOND;
 const CRUISE_ROUNDS: u64 = 8;
 /// The queue that an up makes before it is noticed: a twenty-fifth of the round trip, within these.
 const UP_QUEUE: Nanos = 4 * MILLISECOND;
-const UP_QUEUE_MOST: Nanos = 10 * MILLISECOND;
+const UP_QUEUE_MOST: Nanos = 5 * MILLISECOND;
 /// An up ends after so many rounds without a queue: the path has grown by more than this cycle can find out.
 const UP_ROUNDS: u32 = 12;
 /// Beside others, who make room for whoever asks: it may not go on for long.
@@ -75,7 +79,7 @@ const COMPETING_ROUNDS: u32 = 2;
 /// Beside others an up is fast for two round trips, so that a sample sees all of it, but on a long path no longer than this.
 const COMPETING_UP: Nanos = 100 * MILLISECOND;
 /// Below so many datagrams in a round, up takes the whole round.
-const SHORT_ROUND_DATAGRAMS: u64 = 200;
+const SHORT_ROUND_DATAGRAMS: u64 = 100;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
 const PROBE_RTT_EVERY: Nanos = 10 * SECOND;
 /// But not before two attempts to go up on a long path, after each of which it is looked for more cheaply.
@@ -113,6 +117,8 @@ struct Round {
     rtt_least: Nanos,
     delivered: u64,
     lost: u64,
+    /// Of neighbouring losses.
+    runs: u64,
 }
 
 /// Rounds outside of an attempt to go up.
@@ -196,6 +202,8 @@ pub(crate) struct Bbr {
     probe_rtt_at: Nanos,
     halved_until_round: u64,
     rate: u64,
+    /// When the fast part of an up is over, whatever is acknowledged meanwhile, and the rate from then on.
+    slows: Option<(Nanos, u64)>,
     window: u64,
 }
 
@@ -255,6 +263,7 @@ impl Bbr {
             probe_rtt_at: now,
             halved_until_round: 0,
             rate: initial_rate(cap, datagram),
+            slows: None,
             window: INITIAL_DATAGRAMS * datagram,
         }
     }
@@ -296,9 +305,18 @@ impl Bbr {
         self.halved_until_round = self.rounds + 2;
     }
 
+    /// Time passed. True if the rate changed.
+    pub(super) fn on_time(&mut self, now: Nanos) -> bool {
+        let Some((_, rate)) = self.slows.filter(|(at, _)| now >= *at) else {
+            return false;
+        };
+        (self.rate, self.slows) = (rate, None);
+        true
+    }
+
     pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
         self.datagram = news.datagram;
-        self.floor.on_lost(news.lost);
+        self.round.runs += self.floor.on_lost(news.lost);
         self.round.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
         let Some(minimum) = news.rtt.minimum() else {
             return;
@@ -551,7 +569,9 @@ impl Bbr {
             self.short = Some(round.best_rate.max(bandwidth * 7 / 10).min(bandwidth));
             let rate = rate_of(round.delivered, now - round.since);
             let queued = self.stood || self.queued;
-            let seen = Lossy { delivered: round.delivered, lost: round.lost, rate, queued, round: self.rounds };
+            let longest_run = (self.rate / 2_000).max(POLICED_RUN_DATAGRAMS * self.datagram);
+            let &Round { delivered, lost, runs, .. } = round;
+            let seen = Lossy { delivered, lost, runs, longest_run, rate, queued, round: self.rounds };
             if self.policer.on_lossy_round(&seen, minimum, now) {
                 self.calm = Calm::default();
             }
@@ -730,7 +750,7 @@ impl Bbr {
                 (FLOOR_GAIN as f64 * (1.0 - self.floor.ratio())) as u64
             }
             Phase::Down if self.queued => DOWN_GAIN,
-            Phase::Down => FLOOR_GAIN,
+            Phase::Down => DOWN_QUIET_GAIN,
             Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise if self.begins_to_queue => CRUISE_CAREFUL_GAIN,
@@ -738,22 +758,8 @@ impl Bbr {
         }
     }
 
-    fn set_rate_and_window(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
-        let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
-        let bandwidth = self.bandwidth();
-        let mut rate = if self.phase == Phase::Startup {
-            let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
-            let known = bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, smoothed));
-            known * STARTUP_GAIN / 1_000
-        } else {
-            // Each round of up is fast for its own time only.
-            let fast = now.saturating_sub(self.phase_at) < self.up_time;
-            if self.competing && self.phase == Phase::Up && fast {
-                (self.up_base * self.up_gain / 1_000).max(bandwidth)
-            } else {
-                bandwidth * self.gain(fast) / 1_000
-            }
-        };
+    /// The rate that the model asks for, within what is allowed.
+    fn bounded(&self, mut rate: u64, news: &News<'_>) -> u64 {
         if let Some((bandwidth, _)) = self.resuming {
             // No more than was remembered until that is proved.
             rate = rate.min(bandwidth * 100 / RESUME_PERCENT);
@@ -761,8 +767,27 @@ impl Bbr {
         if self.rounds < self.halved_until_round {
             rate = rate * HALF_GAIN / 1_000;
         }
+        let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
         rate = rate.max(rate_of(least, news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND)));
-        self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
+        self.cap.map_or(rate, |cap| rate.min(cap))
+    }
+
+    fn set_rate_and_window(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+        let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
+        let bandwidth = self.bandwidth();
+        // Each round of up is fast for its own time only.
+        let slows = Some(self.phase_at + self.up_time).filter(|at| self.phase == Phase::Up && now < *at);
+        let rate = if self.phase == Phase::Startup {
+            let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
+            let known = bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, smoothed));
+            known * STARTUP_GAIN / 1_000
+        } else if self.competing && slows.is_some() {
+            (self.up_base * self.up_gain / 1_000).max(bandwidth)
+        } else {
+            bandwidth * self.gain(slows.is_some()) / 1_000
+        };
+        self.rate = self.bounded(rate, news);
+        self.slows = slows.map(|at| (at, self.bounded(bandwidth * self.gain(false) / 1_000, news)));
 
         // Acknowledgements are held back, and lost datagrams count until their loss is known: twice the product and some.
         let held_back = 2 * bytes_in(bandwidth, Schedule::interval(Some(minimum)))

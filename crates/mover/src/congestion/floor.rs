@@ -55,11 +55,14 @@ impl Floor {
         Floor { tolerance, ..Floor::default() }
     }
 
-    pub(super) fn on_lost(&mut self, lost: &[Lost]) {
+    /// How many runs of neighbouring losses began with these.
+    pub(super) fn on_lost(&mut self, lost: &[Lost]) -> u64 {
+        let mut begun = 0;
         for loss in lost {
             self.losses += 1.0;
             if loss.number != self.last_lost + 1 {
                 self.runs += 1.0;
+                begun += 1;
             }
             self.last_lost = loss.number;
             self.recent_lost += loss.bytes as f64;
@@ -71,6 +74,7 @@ impl Floor {
             self.losses /= 2.0;
             self.runs /= 2.0;
         }
+        begun
     }
 
     /// So many bytes were acknowledged, the newest of them sent at `sent`. If that ends a measurement: the ratio believed before it.
@@ -169,6 +173,17 @@ impl Floor {
         if self.measured > 0 { self.ratio() } else { self.tolerance }
     }
 
+    /// The variance of one datagram's loss, and how many datagrams tell of it: a measurement of few is itself a matter of chance
+    /// (its ratio by Agresti and Coull, "Approximate is better than exact", 1998: none lost of a hundred does not mean that none ever is).
+    fn spread(&self) -> (f64, f64) {
+        if self.measured == 0 {
+            return (self.tolerance * (1.0 - self.tolerance), f64::INFINITY);
+        }
+        let measured = (self.acked_sum + self.lost_sum) / DATAGRAM + 4.0;
+        let ratio = (self.lost_sum / DATAGRAM + 2.0) / measured;
+        (ratio * (1.0 - ratio), measured)
+    }
+
     /// How much more than independent losses these vary: twice the mean run, less one.
     fn burstiness(&self) -> f64 {
         if self.losses < 20.0 { 1.0 } else { (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0) }
@@ -188,6 +203,7 @@ pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued
     let (lost, count) = (lost as f64 / datagram as f64, total as f64 / datagram as f64);
     let ratio = floor.tolerated();
     let deviations = if queued { 3.0 } else { 4.0 };
-    let chance = deviations * (count * ratio * (1.0 - ratio) * floor.burstiness()).sqrt();
+    let (spread, measured) = floor.spread();
+    let chance = deviations * (count * spread * (1.0 + count / measured) * floor.burstiness()).sqrt();
     lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
 }

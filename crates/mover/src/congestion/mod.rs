@@ -80,6 +80,14 @@ impl Controller {
         }
     }
 
+    /// Time passed, and data leaves. True if the rate changed.
+    pub(crate) fn on_time(&mut self, now: Nanos) -> bool {
+        match self {
+            Controller::Auto(bbr) => bbr.on_time(now),
+            Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
+        }
+    }
+
     /// The peer was silent for several probes and is heard again: the path may have changed.
     pub(crate) fn on_outage_end(&mut self, now: Nanos) {
         match self {

@@ -1,7 +1,8 @@
 //! A policer on the path: it drops what comes faster than its rate, and nothing ever waits.
 //!
 //! Loss in proportion to what we send, without any queue, is its work if as much gets through in two probing cycles (in the manner of
-//! BBRv1). What gets through is then kept to for a while. If that does not help, it is the path that loses.
+//! BBRv1). What gets through is then kept to for a while. If that does not help, it is the path that loses. It takes something of each
+//! quantum that we send: a loss of many neighbours is a burst on the path.
 
 use crate::timer::{Nanos, SECOND};
 
@@ -12,6 +13,8 @@ const SUSPICIOUS_PERCENT: u64 = 8;
 /// For so long, and so many round trips, what was found is believed.
 const BELIEVED: Nanos = 10 * SECOND;
 const BELIEVED_ROUNDS: u64 = 48;
+/// Suspicions further apart than so many cycles do not belong together: a policer takes its toll in each, a burst of losses comes by chance.
+const TOGETHER: u64 = 2;
 /// After so many rounds it must have helped.
 const HELPS_AFTER: u64 = 2;
 /// After a false suspicion there is none for so long.
@@ -21,6 +24,9 @@ const REST: Nanos = 60 * SECOND;
 pub(super) struct Lossy {
     pub(super) delivered: u64,
     pub(super) lost: u64,
+    /// Of neighbours that were lost, and how many bytes a run of them has at most if a policer did it: half of a quantum.
+    pub(super) runs: u64,
+    pub(super) longest_run: u64,
     /// Bytes per second that got through.
     pub(super) rate: u64,
     /// A queue stood: then it is no policer's loss.
@@ -61,7 +67,7 @@ impl Policer {
     pub(super) fn on_cycle(&mut self) -> Option<u64> {
         self.cycles += 1;
         let rate = self.found.take()?.rate;
-        self.leftover = Some((rate, 0));
+        self.leftover = Some((rate, self.cycles - 1));
         Some(rate)
     }
 
@@ -74,12 +80,13 @@ impl Policer {
             return false;
         }
         let much = seen.lost * 100 >= SUSPICIOUS_PERCENT * (seen.lost + seen.delivered);
-        if seen.queued || now < self.rests_until || !much {
+        let burst = seen.lost > seen.runs * seen.longest_run;
+        if seen.queued || now < self.rests_until || !much || burst {
             return false;
         }
         match self.leftover {
             Some((_, cycle)) if cycle == self.cycles => false,
-            Some((last, _)) if seen.rate.abs_diff(last) <= last / ALIKE => {
+            Some((last, cycle)) if self.cycles - cycle <= TOGETHER && seen.rate.abs_diff(last) <= last / ALIKE => {
                 let until = (now + BELIEVED).max(now + BELIEVED_ROUNDS * minimum);
                 let rate = seen.rate.midpoint(last);
                 self.found = Some(Found { rate, until, helps_after: seen.round + HELPS_AFTER });

@@ -388,6 +388,9 @@ impl Sender {
     /// So many wire bytes of a batch left.
     pub(crate) fn on_batch(&mut self, bytes: u64, now: Nanos) {
         self.pacer.on_sent(bytes, now);
+        if self.controller.on_time(now) {
+            self.set_pace(now);
+        }
         self.fec.on_sent(bytes, self.queue.waiting() > 0, self.controller.rate(), now);
     }
 
