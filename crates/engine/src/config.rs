@@ -154,8 +154,15 @@ pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
 /// A datagram that overtook others waits so long for them. Parity brings lost ones back later than that, and nobody waits for them.
 pub(crate) const HOLD: Duration = Duration::from_millis(1);
 
+/// Unless its rule asks for order: then it waits for what parity brings back, which takes up to so long. A sender that takes a gap of
+/// three datagrams for a loss (QUIC, RFC 9002, section 6.1.1) would slow down for each of them otherwise.
+pub(crate) const HOLD_IN_ORDER: Duration = Duration::from_millis(12);
+
 /// Datagrams of one flow that wait so: a millisecond at 64,000 a second.
 pub(crate) const MOST_HELD_BACK: usize = 64;
+
+/// The same of a flow in order: twelve milliseconds at a gigabit.
+pub(crate) const MOST_HELD_IN_ORDER: usize = 1_024;
 
 /// Flows in which some wait so. With the time above, and what a link brings in it, this bounds what they hold.
 pub(crate) const MOST_HOLDING: usize = 1_024;

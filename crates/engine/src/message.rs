@@ -30,6 +30,7 @@ const HOLDS: u8 = 9;
 const COMPRESS_OFF: u8 = 7;
 const COMPRESS_AUTO: u8 = 8;
 const ISOLATED: u8 = 0x80;
+const IN_ORDER: u8 = 0x40;
 /// The first of the function types of datagrams, one for each delivery.
 const DATAGRAM: u8 = 5;
 
@@ -257,7 +258,9 @@ fn emit_key(key: &FlowKey, treatment: &Treatment, out: &mut [u8]) {
     out[18..20].copy_from_slice(&key.source.port().to_be_bytes());
     out[20..22].copy_from_slice(&key.destination.port().to_be_bytes());
     out[22] = treatment.class as u8;
-    out[23] = compress_number(treatment.compress) | if treatment.isolated { ISOLATED } else { 0 };
+    let isolated = if treatment.isolated { ISOLATED } else { 0 };
+    let in_order = if treatment.in_order { IN_ORDER } else { 0 };
+    out[23] = compress_number(treatment.compress) | isolated | in_order;
     match (key.source.ip(), key.destination.ip()) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             out[24..28].copy_from_slice(&source.octets());
@@ -282,8 +285,13 @@ fn parse_key(bytes: &[u8], length: usize) -> Result<Form, PayloadError> {
         source: SocketAddr::new(source, u16_at(bytes, 18)),
         destination: SocketAddr::new(destination, u16_at(bytes, 20)),
     };
-    let compress = compress_from(bytes[23] & !ISOLATED);
-    Ok(Form::Full(key, Treatment { class, compress, isolated: bytes[23] & ISOLATED != 0 }))
+    let treatment = Treatment {
+        class,
+        compress: compress_from(bytes[23] & !(ISOLATED | IN_ORDER)),
+        isolated: bytes[23] & ISOLATED != 0,
+        in_order: bytes[23] & IN_ORDER != 0,
+    };
+    Ok(Form::Full(key, treatment))
 }
 
 fn compress_number(compress: Option<Compress>) -> u8 {
@@ -363,7 +371,10 @@ mod tests {
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
             header(
                 Function::Datagram(Delivery::Plain),
-                Form::Full(key(true), Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }),
+                Form::Full(
+                    key(true),
+                    Treatment { compress: Some(Compress::Off), in_order: true, ..Class::Normal.into() },
+                ),
                 20,
             ),
             header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),

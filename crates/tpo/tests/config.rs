@@ -179,7 +179,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 13 + 3 + 2 + 9 + 14 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 13 + 3 + 2 + 9 + 15 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {
@@ -324,6 +324,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "protocol = \"tcp\"",
         "protocol = \"tcp\"\ndelivery = \"timely\"",
         ":9: error: [[rule]] delivery: a rule for TCP; would do: leave it out",
+    ),
+    (
+        "protocol = \"tcp\"",
+        "protocol = \"udp\"\ndelivery = \"reliable\"\nkeep_order = true",
+        ":10: error: [[rule]] keep_order: delivery = \"reliable\"; would do: timely or plain",
     ),
     ("protocol = \"tcp\"", "", ":7: error: [[rule]] protocol: missing; would do: \"tcp\""),
     (

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     Event, FlowId, FlowInfo, FlowKey, SendError, Squeezed, Status, Treatment,
     config::{
-        ENDS_SLACK, GATHER, GATHER_MEMORY, HOLD, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
-        WAITING_BYTES, WAITING_FLOW_BYTES,
+        ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES,
+        WAITING_FLOW_BYTES,
     },
     flow::{Delivery, Exchange, Place},
     message::{self, Form, Function, Header},
@@ -375,7 +375,7 @@ impl Driver {
                 if !holding.contains(&flow) {
                     holding.push(flow);
                 }
-                let until = now + HOLD;
+                let until = now + state.order.patience();
                 *holds_until = Some(holds_until.map_or(until, |earlier| earlier.min(until)));
             }
             Place::Drop => {

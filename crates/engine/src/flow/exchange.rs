@@ -134,7 +134,7 @@ impl Exchange {
             busy_since: now,
             sent: Count::default(),
             received: Count::default(),
-            order: Order::default(),
+            order: Order::new(asked.in_order),
             wait: Duration::ZERO,
             since: now,
             moved: now,

@@ -2,9 +2,12 @@
 //!
 //! Numbers are those on the wire: 32 bits that count the datagrams of one direction.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use crate::config::{HOLD, LATEST, MOST_GAPS, MOST_HELD_BACK};
+use crate::config::{HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER};
 
 /// A number further ahead than this is no reordering: whatever lies between is gone.
 const HORIZON: u32 = 1 << 16;
@@ -24,6 +27,8 @@ pub(crate) enum Place {
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     next: u32,
+    /// It is worth the time that parity takes.
+    strict: bool,
     /// Datagrams that did not come, or came too late.
     pub(crate) lost: u32,
     rest: Option<Box<Rest>>,
@@ -40,6 +45,16 @@ struct Rest {
 }
 
 impl Order {
+    /// `strict`: see `Treatment::in_order`.
+    pub(crate) fn new(strict: bool) -> Order {
+        Order { strict, ..Order::default() }
+    }
+
+    /// How long one waits for those before it.
+    pub(crate) fn patience(&self) -> Duration {
+        if self.strict { HOLD_IN_ORDER } else { HOLD }
+    }
+
     /// Where a datagram with this number belongs. `waits`: whether order is worth a moment.
     pub(crate) fn place(&mut self, number: u32, waits: bool, now: Instant) -> Place {
         let ahead = number.wrapping_sub(self.next);
@@ -72,7 +87,8 @@ impl Order {
     /// Before a datagram is placed: whether those that wait must go first, because they are too many or it is from far ahead.
     pub(crate) fn is_full_for(&self, number: u32) -> bool {
         let held = self.rest.as_ref().map_or(0, |rest| rest.held.len());
-        held >= MOST_HELD_BACK || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
+        let most = if self.strict { MOST_HELD_IN_ORDER } else { MOST_HELD_BACK };
+        held >= most || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
     }
 
     /// Keeps one that waits.
@@ -100,14 +116,16 @@ impl Order {
 
     /// Until when the first of those that wait does.
     pub(crate) fn until(&self) -> Option<Instant> {
-        self.rest.as_ref()?.held.iter().map(|(_, since, _)| *since + HOLD).min()
+        let patience = self.patience();
+        self.rest.as_ref()?.held.iter().map(|(_, since, _)| *since + patience).min()
     }
 
     /// Those that have waited long enough wait no longer, nor do those before them: the caller takes them.
     pub(crate) fn give_up(&mut self, now: Instant) {
+        let patience = self.patience();
         if let Some(rest) = &mut self.rest {
             rest.release =
-                rest.held.iter().rev().find(|(_, since, _)| *since + HOLD <= now).map(|(number, ..)| *number);
+                rest.held.iter().rev().find(|(_, since, _)| *since + patience <= now).map(|(number, ..)| *number);
         }
     }
 
@@ -184,6 +202,21 @@ mod tests {
         let mut late = numbers.clone();
         late.push(5);
         assert_eq!(run(&late), late);
+    }
+
+    #[test]
+    fn who_wants_order_waits_for_what_parity_brings_back() {
+        let (mut order, now) = (Order::new(true), Instant::now());
+        for number in 1..200_u8 {
+            assert!(!order.is_full_for(number.into()));
+            assert_eq!(order.place(number.into(), true, now), Place::Hold);
+            order.hold(number.into(), vec![number], now);
+        }
+        order.give_up(now + HOLD_IN_ORDER - Duration::from_millis(1));
+        assert_eq!(order.pop_ready(now), None);
+        assert_eq!(order.place(0, true, now), Place::Now);
+        assert!((1..200).all(|number| order.pop_ready(now) == Some(vec![number])));
+        assert_eq!(order.lost, 0);
     }
 
     #[test]

@@ -481,6 +481,18 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         let line = section.line_of("delivery");
         findings.error(line, section.key("delivery"), "a rule for TCP", "leave it out: TCP is always delivered whole");
     }
+    let in_order = section.read("keep_order", value::boolean, findings).unwrap_or(false);
+    if in_order && (protocol == Some(TCP) || delivery == Some(Delivery::Reliable)) {
+        let (found, would_do) = if protocol == Some(TCP) {
+            ("a rule for TCP", "leave it out: TCP is always delivered in order")
+        } else {
+            (
+                "delivery = \"reliable\"",
+                "timely or plain: what is sent again comes a round trip later, and nobody waits for that",
+            )
+        };
+        findings.error(section.line_of("keep_order"), section.key("keep_order"), found, would_do);
+    }
     let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
     let transit = section.read("transit", value::boolean, findings).unwrap_or(false);
     if transit && destination.is_some_and(|destination| destination.address.is_multicast()) {
@@ -517,7 +529,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         destination_ports,
         // Numbered when all rules are known.
         peer: 0,
-        treatment: Treatment { class, compress, isolated },
+        treatment: Treatment { class, compress, isolated, in_order },
         delivery: delivery.unwrap_or_default(),
     };
     Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, transit, enabled, line })

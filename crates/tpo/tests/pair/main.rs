@@ -14,4 +14,5 @@ mod local;
 mod mesh;
 mod multicast;
 mod packets;
+mod quic;
 mod transit;
