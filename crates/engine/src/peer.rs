@@ -225,6 +225,11 @@ impl Peer {
         self.driver.flows()
     }
 
+    /// Flows of datagrams that are open.
+    pub fn exchanges(&self) -> usize {
+        self.driver.exchange_count()
+    }
+
     /// Counters and gauges.
     pub fn stats(&self) -> Stats {
         Stats {

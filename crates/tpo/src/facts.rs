@@ -176,7 +176,7 @@ impl Facts {
             ),
             (
                 Reason::FlowLimit,
-                lanes(|report| report.counters.refused_no_room)
+                lanes(|report| report.counters.refused_no_room + report.packets.too_many)
                     + gate(&self.gate.lane_full)
                     + tap(|counters| &counters.lane_full),
             ),

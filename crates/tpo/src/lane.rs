@@ -26,7 +26,7 @@ use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
-use crate::sys::Timer;
+use crate::sys::{self, Timer};
 use crate::tap::{Batch, WAITING_BYTES};
 use crate::transit::{Next, Onward, Transit};
 use crate::workshop::Workshop;
@@ -45,6 +45,8 @@ const TRANSMIT_TURN: usize = 16;
 const LINK_RETRY: Duration = Duration::from_millis(500);
 /// While the peer is silent, at this interval.
 const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
+/// When so many flows have been there and most of them are gone, what they took goes back to the system.
+const MANY_EXCHANGES: usize = 8_192;
 /// The path is written down this often: a daemon that is killed knows nearly as much afterwards as one that ended.
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
@@ -301,6 +303,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             workshop: start.workshop,
             own,
             remember_at: now + REMEMBER_EVERY,
+            most_exchanges: 0,
             on_change: start.on_change,
             runs: Runs::new(),
             batch: Vec::with_capacity(BATCH_BYTES),
@@ -346,6 +349,8 @@ struct Loop {
     /// The handle that comes back with what the workshop has made.
     own: Lane,
     remember_at: Instant,
+    /// Flows of datagrams at most, since memory was given back last.
+    most_exchanges: usize,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
     batch: Vec<u8>,
@@ -881,6 +886,12 @@ impl Loop {
     fn show_pulse(&mut self, now: Instant) {
         if now >= self.remember_at {
             self.remember(now);
+        }
+        let exchanges = self.peer.exchanges();
+        self.most_exchanges = self.most_exchanges.max(exchanges);
+        if self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64 {
+            self.most_exchanges = exchanges;
+            sys::give_back_memory();
         }
         self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
         // At rest it can take what comes: that is what calls it.

@@ -73,6 +73,15 @@ pub fn yield_to_others() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
+/// What is free in the allocator goes back to the system. Takes some milliseconds of a process that has much.
+pub fn give_back_memory() {
+    // SAFETY: takes a plain number and touches only what is free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up to them where not.
 pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
     for (forced, plain, bytes) in

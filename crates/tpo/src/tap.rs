@@ -81,6 +81,14 @@ impl Batch {
     }
 }
 
+/// The room that a flood took is given back when few are left.
+pub fn shed<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
+    const KEPT: usize = 4_096;
+    if map.capacity() > KEPT.max(8 * map.len()) {
+        map.shrink_to(2 * map.len());
+    }
+}
+
 /// Which lane's peer has opened a flow, for the packets that come back.
 #[derive(Debug, Default)]
 pub struct Opened(RwLock<HashMap<FlowKey, usize>>);
@@ -96,6 +104,7 @@ impl Opened {
         let mut map = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if map.get(key) == Some(&slot) {
             map.remove(key);
+            shed(&mut map);
         }
     }
 

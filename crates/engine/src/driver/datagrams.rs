@@ -27,6 +27,9 @@ use crate::{
     message::{self, Form, Function, Header},
 };
 
+/// Tables for so many flows are kept.
+const ROOM_LEFT: usize = 4_096;
+
 type ByNumber = HashMap<FlowId, Box<Exchange>, BuildHasherDefault<NumberHasher>>;
 
 /// All flows of datagrams of a peer. Boxed, so that growth moves pointers only.
@@ -119,9 +122,14 @@ impl Exchanges {
             self.by_key.remove(&state.key);
         }
         self.waiting_bytes -= state.waiting_bytes;
-        if self.by_number.is_empty() {
-            // A flood leaves no memory behind.
+        // A flood leaves no memory behind.
+        let left = self.by_number.len();
+        if left == 0 {
             (self.by_number, self.by_key, self.ends) = Default::default();
+        } else if self.by_number.capacity() > ROOM_LEFT.max(8 * left) {
+            self.by_number.shrink_to(2 * left);
+            self.by_key.shrink_to(2 * left);
+            self.ends.shrink_to(2 * left);
         }
         Some(state)
     }

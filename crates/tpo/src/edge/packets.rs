@@ -14,7 +14,7 @@ use crate::intercept::tun::Tun;
 use crate::multicast::groups::{TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, VNET};
-use crate::tap::{Batch, Opened, Ruled};
+use crate::tap::{Batch, Opened, Ruled, shed};
 use crate::transit::{Onward, Transit};
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
@@ -28,6 +28,8 @@ const MOST_TAKEN_OVER: usize = 262_144;
 pub struct Counters {
     /// Sent on their plain way: no session with the peer, or it refused the flow.
     pub let_go: u64,
+    /// Sent on their plain way because there is no room for another flow.
+    pub too_many: u64,
     /// Sent on their plain way because no flow was there that they belong to.
     pub no_flow: u64,
     /// Lost for lack of room, or because their rule fails closed.
@@ -267,13 +269,14 @@ impl Packets {
             match taken {
                 Ok(()) => {}
                 Err(SendError::Full) => self.out.counters.dropped += 1,
-                Err(SendError::NotConnected | SendError::Refused | SendError::TooManyFlows) => {
-                    if item.ruled.is_some_and(|rule| !rule.fails_open) {
-                        self.out.counters.dropped += 1;
-                    } else {
-                        self.out.counters.let_go += 1;
-                        self.let_go(packet);
-                    }
+                Err(_) if item.ruled.is_some_and(|rule| !rule.fails_open) => self.out.counters.dropped += 1,
+                Err(SendError::TooManyFlows) => {
+                    self.out.counters.too_many += 1;
+                    self.let_go(packet);
+                }
+                Err(SendError::NotConnected | SendError::Refused) => {
+                    self.out.counters.let_go += 1;
+                    self.let_go(packet);
                 }
             }
         }
@@ -440,6 +443,7 @@ impl Packets {
     pub fn end(&mut self, flow: FlowId) {
         if let Some(Theirs { key, .. }) = self.theirs.remove(&flow) {
             self.opened.remove(&key, self.slot);
+            shed(&mut self.theirs);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use crate::site::{Options, Pair, V4, V6, wait_for};
+use crate::site::{Options, Pair, V4, V6, exchange, wait_for};
 
 pub(crate) const PORT: u16 = 5_300;
 /// Of experiments (RFC 3692).
@@ -358,13 +358,11 @@ fn any_other_protocol_crosses_whole() {
 /// Many short flows, as a resolver has them: all are answered, and nothing is left of them afterwards. `TPO_FLOWS` asks for more.
 #[test]
 fn many_short_flows_leave_nothing_behind() {
+    // That many have a question under way.
+    const TOGETHER: u32 = 200;
     let pair = Pair::start(&Options { tpo: "idle = \"2s\"\nidle_both = \"2s\"", ..options() });
     let flows_wanted: u32 = std::env::var("TPO_FLOWS").map_or(8_000, |count| count.parse().expect("a number"));
-    let memory = |host| {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", pair.process(host))).unwrap();
-        let line = text.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
+    let memory = |host| memory(&pair, host);
     let before = [Host::A, Host::B].map(memory);
     let server = udp(&pair, Host::Server, address(V4, PORT));
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -379,9 +377,10 @@ fn many_short_flows_leave_nothing_behind() {
             }
         });
         let mut answered = 0;
-        for _ in 0..flows_wanted.div_ceil(50) {
+        for _ in 0..flows_wanted.div_ceil(TOGETHER) {
             // A port of its own each.
-            let clients: Vec<UdpSocket> = (0..50).map(|_| udp(&pair, Host::Client, any(V4).parse().unwrap())).collect();
+            let clients: Vec<UdpSocket> =
+                (0..TOGETHER).map(|_| udp(&pair, Host::Client, any(V4).parse().unwrap())).collect();
             for client in &clients {
                 client.send_to(b"where is it?", address(V4, PORT)).unwrap();
             }
@@ -397,6 +396,94 @@ fn many_short_flows_leave_nothing_behind() {
     let after = [Host::A, Host::B].map(memory);
     println!("kB before, with {flows_wanted} flows, after: {before:?} {most:?} {after:?}");
     assert!(after.iter().zip(before).all(|(after, before)| *after < before + 30_000), "{before:?} {most:?} {after:?}");
+}
+
+/// A packet of IPv4 and UDP from whomever it says.
+fn spoofed(from: std::net::SocketAddrV4, to: std::net::SocketAddrV4) -> Vec<u8> {
+    let payload = b"nobody";
+    let mut packet = vec![0; 28];
+    packet[0] = 0x45;
+    (packet[8], packet[9]) = (64, 17);
+    packet[12..16].copy_from_slice(&from.ip().octets());
+    packet[16..20].copy_from_slice(&to.ip().octets());
+    packet[20..22].copy_from_slice(&from.port().to_be_bytes());
+    packet[22..24].copy_from_slice(&to.port().to_be_bytes());
+    // No checksum (RFC 768); the kernel fills in the header's length, number and checksum.
+    packet[24..26].copy_from_slice(&(8 + payload.len() as u16).to_be_bytes());
+    packet.extend(payload);
+    packet
+}
+
+/// Resident memory of a daemon, kB.
+fn memory(pair: &Pair, host: Host) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", pair.process(host))).unwrap();
+    let line = text.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// More sources than there is room for, none of which exists: whoever was there before goes on, and memory has a bound.
+#[test]
+fn a_flood_of_spoofed_sources_does_not_touch_who_was_there() {
+    const SOURCES: u32 = 180_000;
+    // Without the dictionaries, which are not the flows'.
+    let pair = Pair::start(&Options { tpo: "idle = \"20s\"", peer: "compress = \"off\"", ..options() });
+    let listener = pair.listen(V4);
+    let (tcp, far) = pair.joined(&listener);
+    let server = udp(&pair, Host::Server, address(V4, PORT));
+    // Hears the flood and says nothing.
+    let _deaf = udp(&pair, Host::Server, address(V4, PORT + 1));
+    let client = udp(&pair, Host::Client, any(V4).parse().unwrap());
+    pair.lab.inside(Host::Client, || client.connect(address(V4, PORT))).unwrap();
+    let asks = |count: &mut u32| {
+        client.send(b"still there?").unwrap();
+        echo(&server);
+        client.recv(&mut [0; 20]).expect("the answer arrives");
+        *count += 1;
+    };
+    let mut answered = 0;
+    asks(&mut answered);
+    let before = [Host::A, Host::B].map(|host| memory(&pair, host));
+    let raw =
+        pair.lab.inside(Host::Client, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))).unwrap();
+    let to = std::net::SocketAddrV4::new(V4.parse().unwrap(), PORT + 1);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let most = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..SOURCES {
+                // 10.10.1.3 to 10.10.1.250, a thousand ports each.
+                let host = std::net::Ipv4Addr::new(10, 10, 1, 3 + (number % 248) as u8);
+                let from = std::net::SocketAddrV4::new(host, 2_000 + (number / 248) as u16);
+                // A full queue of the device is the flood's loss.
+                let _ = raw.send_to(&spoofed(from, to), &SocketAddr::from(to).into());
+                if number % 100 == 0 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            asks(&mut answered);
+            exchange(&tcp, &far, 9, 2_000);
+        }
+        [Host::A, Host::B].map(|host| memory(&pair, host))
+    });
+    let refused = pair.status(Host::A)["peers"][0]["drops"]["packet flows refused"].as_u64().unwrap_or(0);
+    let passed = pair.status(Host::A)["passed"].to_string();
+    assert!(passed.contains("flow limit"), "{passed}");
+    println!("{answered} answered, {refused} refused, kB before and with it: {before:?} {most:?}");
+    assert!(answered > 50 && refused > 10_000, "{answered} answered, {refused} refused");
+    assert!(most.iter().zip(before).all(|(most, before)| *most < before + 150_000), "{before:?} {most:?}");
+    let start = Instant::now();
+    let after = loop {
+        std::thread::sleep(Duration::from_secs(1));
+        asks(&mut answered);
+        let after = [Host::A, Host::B].map(|host| memory(&pair, host));
+        if after.iter().zip(before).all(|(after, before)| *after < before + 40_000) {
+            break after;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "memory is not given back: {before:?} {most:?} {after:?}");
+    };
+    println!("kB {:?} afterwards: {after:?}", start.elapsed());
 }
 
 /// Both daemons are killed in the middle of an exchange: it goes on over the plain way, and through the pair when they are there again.
