@@ -338,6 +338,36 @@ fn gre_crosses_and_its_figures_are_told() {
     assert!((20.0..30.0).contains(&number("delay_ms")), "{seen:?}");
 }
 
+/// An association of SCTP, which this kernel may not know: whole packets with its own addresses, ports and all.
+#[test]
+fn sctp_crosses_whole() {
+    let sections = [
+        "[[rule]]\nprotocol = 132\nsource = \"any\"\ndestination = \"any\"\npeer = \"b\"\n",
+        "[[accept]]\npeer = \"a\"\nprotocol = 132\ndestination = \"any\"\n",
+    ];
+    let pair = Pair::start(&Options { sections, ..Options::default() });
+    for (host, v6) in [(V4, false), (V6, true)] {
+        let (server, client) = (raw(&pair, Host::Server, v6, 132), raw(&pair, Host::Client, v6, 132));
+        // Ports, tag, a checksum that nobody on the way looks at; then one chunk: INIT, INIT ACK, DATA (RFC 9260, section 3).
+        for (kind, length) in [(1_u8, 20_u16), (2, 300), (0, 1_300)] {
+            let mut sent = [2_905_u16.to_be_bytes(), 36_412_u16.to_be_bytes()].concat();
+            sent.extend([7, 7, 7, kind, 1, 2, 3, 4, kind, 0]);
+            sent.extend(length.to_be_bytes());
+            sent.resize(12 + usize::from(length), kind);
+            let ours = if v6 { "fd10:1::2" } else { "10.10.1.2" };
+            for (from, source, to, destination) in [(&client, ours, &server, host), (&server, host, &client, ours)] {
+                from.send_to(&sent, address(destination, 0)).unwrap();
+                let (packet, seen) = receive(to);
+                assert_eq!(packet[if v6 { 0 } else { 20 }..], sent);
+                assert_eq!(seen.ip().to_string(), source);
+            }
+        }
+    }
+    let seen = flows(&pair, Host::A, 132);
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    assert!(seen.iter().all(|(sent, received)| *sent > 1_600 && sent == received), "{seen:?}");
+}
+
 #[test]
 fn any_other_protocol_crosses_whole() {
     let pair = Pair::start(&options());
