@@ -238,6 +238,31 @@ fn a_timely_stream_arrives_whole_and_in_time() {
     }
 }
 
+/// Two of a hundred are lost: `reliable` brings every one, `plain` and `timely` nearly, and who is protected hardly waits.
+#[test]
+fn each_delivery_keeps_its_word() {
+    for (delivery, least, longest) in
+        [(Delivery::Timely, 0.999, 10 * MS), (Delivery::Plain, 0.999, 110 * MS), (Delivery::Reliable, 1.0, 110 * MS)]
+    {
+        let mut world = world(19, "rate=100mbit delay=40ms mtu=1500 loss=2%", Limits::default());
+        begin(&mut world, A, Stream { delivery, ..timely(1_200, Duration::from_micros(480), 12 * SECOND) });
+        world.run_for(4 * SECOND);
+        let (before, first) = (world.link(A, B), world.node(A).sent);
+        world.run_for(8 * SECOND);
+        let after = world.link(A, B);
+        world.run_for(2 * SECOND);
+        let sent = world.node(A).sent - first;
+        let came: Vec<_> = world.node(B).came.iter().filter(|(number, _)| *number >= first).collect();
+        let mut late: Vec<Duration> = came.iter().map(|(_, delay)| delay.saturating_sub(40 * MS)).collect();
+        late.sort();
+        let (p50, p99) = (late[late.len() / 2], late[late.len() * 99 / 100]);
+        let share = came.len() as f64 / sent as f64;
+        let wire = (after.offered_bytes - before.offered_bytes) as f64 / (sent as f64 * 1_228.0);
+        println!("{delivery:?}: {:.3} % arrive, {p50:?} p99 {p99:?} late, wire {wire:.3}", share * 100.0);
+        assert!(share >= least && p99 <= longest, "{delivery:?}: {share}, {p99:?}");
+    }
+}
+
 /// What a network reorders by less than a millisecond arrives in order; by more, each waits for a millisecond at most.
 #[test]
 fn order_is_kept_within_a_millisecond() {

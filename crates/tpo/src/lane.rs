@@ -883,16 +883,21 @@ impl Loop {
         }
     }
 
-    fn show_pulse(&mut self, now: Instant) {
-        if now >= self.remember_at {
-            self.remember(now);
-        }
+    /// After a flood: earlier it would be for nothing, because those that are left lie on the same pages.
+    fn give_back(&mut self) {
         let exchanges = self.peer.exchanges();
         self.most_exchanges = self.most_exchanges.max(exchanges);
         if self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64 {
             self.most_exchanges = exchanges;
             sys::give_back_memory();
         }
+    }
+
+    fn show_pulse(&mut self, now: Instant) {
+        if now >= self.remember_at {
+            self.remember(now);
+        }
+        self.give_back();
         self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
         // At rest it can take what comes: that is what calls it.
         let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
