@@ -189,6 +189,36 @@ fn timely(size: usize, every: Duration, time: Duration) -> Stream {
     Stream { key: key(2), delivery: Delivery::Timely, in_order: false, size, every, until: time }
 }
 
+/// What became of a stream over 40 ms: the share that arrived, how late, and wire bytes for each byte of its packets.
+struct Seen {
+    share: f64,
+    p50: Duration,
+    p99: Duration,
+    wire: f64,
+}
+
+/// Of the next eight seconds' datagrams, each of `size` bytes.
+fn eight_seconds(world: &mut World<Site>, size: usize) -> Seen {
+    let (before, first) = (world.link(A, B), world.node(A).sent);
+    world.run_for(8 * SECOND);
+    let after = world.link(A, B);
+    world.run_for(SECOND);
+    let sent = world.node(A).sent - first;
+    let came: Vec<_> = world.node(B).came.iter().filter(|(number, _)| *number >= first).collect();
+    let mut late: Vec<Duration> = came.iter().map(|(_, delay)| delay.saturating_sub(40 * MS)).collect();
+    late.sort();
+    let mut numbers: Vec<u64> = came.iter().map(|(number, _)| *number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), came.len(), "each comes once");
+    Seen {
+        share: came.len() as f64 / sent as f64,
+        p50: late[late.len() / 2],
+        p99: late[late.len() * 99 / 100],
+        wire: (after.offered_bytes - before.offered_bytes) as f64 / (sent as f64 * (size + 28) as f64),
+    }
+}
+
 /// 20 Mbit/s in small and in large datagrams, with loss by chance and in bursts, alone and beside a transfer that fills the link.
 #[test]
 fn a_timely_stream_arrives_whole_and_in_time() {
@@ -208,18 +238,7 @@ fn a_timely_stream_arrives_whole_and_in_time() {
                 // The path learns what it carries in the first two seconds.
                 begin(&mut world, A, timely(size, every, 10 * SECOND));
                 world.run_for(2 * SECOND);
-                let (before, first) = (world.link(A, B), world.node(A).sent);
-                world.run_for(8 * SECOND);
-                let after = world.link(A, B);
-                world.run_for(SECOND);
-                let sent = world.node(A).sent - first;
-                let came: Vec<_> = world.node(B).came.iter().filter(|(number, _)| *number >= first).collect();
-                let mut late: Vec<Duration> = came.iter().map(|(_, delay)| delay.saturating_sub(40 * MS)).collect();
-                late.sort();
-                let (p50, p99) = (late[late.len() / 2], late[late.len() * 99 / 100]);
-                let share = came.len() as f64 / sent as f64;
-                let plain = sent as f64 * (size + 28) as f64;
-                let wire = (after.offered_bytes - before.offered_bytes) as f64 / plain;
+                let Seen { share, p50, p99, wire } = eight_seconds(&mut world, size);
                 println!(
                     "{loss:16} {size:5} bytes, beside a transfer {beside:5}: {:.3} % arrive, {p50:?} p99 {p99:?} late, wire {wire:.3}",
                     share * 100.0
@@ -229,10 +248,6 @@ fn a_timely_stream_arrives_whole_and_in_time() {
                 let (longest, dearest) = if loss.contains("burst") { (200 * MS, 1.17) } else { (10 * MS, 1.15) };
                 assert!(p99 <= longest, "{loss} {size} {beside}: {p99:?}");
                 assert!(beside || wire <= dearest, "{loss} {size}: {wire}");
-                let mut numbers: Vec<u64> = came.iter().map(|(number, _)| *number).collect();
-                numbers.sort_unstable();
-                numbers.dedup();
-                assert_eq!(numbers.len(), came.len(), "each comes once");
             }
         }
     }
@@ -247,17 +262,7 @@ fn each_delivery_keeps_its_word() {
         let mut world = world(19, "rate=100mbit delay=40ms mtu=1500 loss=2%", Limits::default());
         begin(&mut world, A, Stream { delivery, ..timely(1_200, Duration::from_micros(480), 12 * SECOND) });
         world.run_for(4 * SECOND);
-        let (before, first) = (world.link(A, B), world.node(A).sent);
-        world.run_for(8 * SECOND);
-        let after = world.link(A, B);
-        world.run_for(2 * SECOND);
-        let sent = world.node(A).sent - first;
-        let came: Vec<_> = world.node(B).came.iter().filter(|(number, _)| *number >= first).collect();
-        let mut late: Vec<Duration> = came.iter().map(|(_, delay)| delay.saturating_sub(40 * MS)).collect();
-        late.sort();
-        let (p50, p99) = (late[late.len() / 2], late[late.len() * 99 / 100]);
-        let share = came.len() as f64 / sent as f64;
-        let wire = (after.offered_bytes - before.offered_bytes) as f64 / (sent as f64 * 1_228.0);
+        let Seen { share, p50, p99, wire } = eight_seconds(&mut world, 1_200);
         println!("{delivery:?}: {:.3} % arrive, {p50:?} p99 {p99:?} late, wire {wire:.3}", share * 100.0);
         assert!(share >= least && p99 <= longest, "{delivery:?}: {share}, {p99:?}");
     }

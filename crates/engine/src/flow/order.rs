@@ -27,8 +27,8 @@ pub(crate) enum Place {
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     next: u32,
-    /// It is worth the time that parity takes.
-    strict: bool,
+    /// `Treatment::in_order`: it is worth the time that parity takes.
+    in_order: bool,
     /// Datagrams that did not come, or came too late.
     pub(crate) lost: u32,
     rest: Option<Box<Rest>>,
@@ -45,14 +45,14 @@ struct Rest {
 }
 
 impl Order {
-    /// `strict`: see `Treatment::in_order`.
-    pub(crate) fn new(strict: bool) -> Order {
-        Order { strict, ..Order::default() }
+    /// `in_order`: see `Treatment`.
+    pub(crate) fn new(in_order: bool) -> Order {
+        Order { in_order, ..Order::default() }
     }
 
     /// How long one waits for those before it.
     pub(crate) fn patience(&self) -> Duration {
-        if self.strict { HOLD_IN_ORDER } else { HOLD }
+        if self.in_order { HOLD_IN_ORDER } else { HOLD }
     }
 
     /// Where a datagram with this number belongs. `waits`: whether order is worth a moment.
@@ -87,7 +87,7 @@ impl Order {
     /// Before a datagram is placed: whether those that wait must go first, because they are too many or it is from far ahead.
     pub(crate) fn is_full_for(&self, number: u32) -> bool {
         let held = self.rest.as_ref().map_or(0, |rest| rest.held.len());
-        let most = if self.strict { MOST_HELD_IN_ORDER } else { MOST_HELD_BACK };
+        let most = if self.in_order { MOST_HELD_IN_ORDER } else { MOST_HELD_BACK };
         held >= most || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
     }
 
