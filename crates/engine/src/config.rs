@@ -111,8 +111,11 @@ pub(crate) const SPARSE_RATE_MS: u32 = 64;
 pub(crate) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Bytes that a flow may send before the next flow of its class has its turn: eleven full datagrams. Larger ones cost less
-/// per byte, smaller ones less waiting for the neighbours; 16 KiB is 1.3 ms of a 100 Mbit/s link.
+/// per byte, smaller ones less waiting for the neighbours; 16 KiB is 1.3 ms of a 100 Mbit/s link. Faster ones have as much as they carry in
+/// [`TURN_TIME`], up to a batch.
 pub(crate) const QUANTUM: usize = 16 << 10;
+pub(crate) const MOST_QUANTUM: usize = 64 << 10;
+pub(crate) const TURN_TIME: Duration = Duration::from_micros(1_250);
 
 /// Bytes of a class for each unit of its weight and round.
 pub(crate) const CLASS_UNIT: usize = 8 << 10;
@@ -179,6 +182,9 @@ pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
 /// Entries of ended flows of datagrams that may wait for their time: below it nobody looks for them.
 pub(crate) const ENDS_SLACK: usize = 4_096;
 
+/// Two flows of datagrams between the same ends, one opened by each side within so long, are one.
+pub(crate) const CROSSING: Duration = Duration::from_secs(10);
+
 /// A flow of datagrams that the far side refused is not tried again for so long.
 pub(crate) const REFUSED_FOR: Duration = Duration::from_secs(10);
 
@@ -201,12 +207,18 @@ pub(crate) const DICTIONARY: usize = 4 << 20;
 /// Level 9 is for links below this rate (bytes per second).
 pub(crate) const FINEST_BELOW: u64 = 625_000;
 
-/// On links above this rate (bytes per second) dictionaries are smaller: buffers are large, and to make one of 1 MiB takes four milliseconds of the lane.
+/// On links above this rate (bytes per second) dictionaries are smaller: buffers are large, and to make one of 1 MiB takes four milliseconds of a core.
 pub(crate) const SMALL_DICTIONARY_ABOVE: u64 = 2_500_000;
 pub(crate) const SMALL_DICTIONARY: usize = 128 << 10;
 
+/// Flows that may be over are looked at so often at most.
+pub(crate) const LOOK_AFTER: Duration = Duration::from_millis(200);
+
 /// After so long without a buffer what compression holds is given back.
 pub(crate) const COMPRESSION_RESTS: Duration = Duration::from_secs(60);
+/// And after so long the peer's dictionaries: the peer uses none any more that it has not used for [`COMPRESSION_RESTS`], and the rest is time for what
+/// was under way. While the peer is silent this time stands still, because what is under way then may come whenever the silence ends.
+pub(crate) const DICTIONARIES_REST: Duration = Duration::from_secs(120);
 
 /// The first dictionary is made of so many bytes, as soon as they are there: short exchanges gain most.
 pub(crate) const HISTORY_FIRST: usize = 4 << 10;

@@ -24,7 +24,10 @@ pub(crate) use schedule::{Schedule, Slot};
 use crate::{
     Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status, Treatment,
     compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
-    config::{CONTROL_SLACK, LEAST_SPARSE, MAX_REFUSALS, MIN_WINDOW, SPARSE, SPARSE_TIME, UNKNOWN_RTT, UNSAID},
+    config::{
+        COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, LEAST_SPARSE, LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW,
+        MOST_QUANTUM, QUANTUM, SPARSE, SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
+    },
     flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::{Counters, Squeezed},
 };
@@ -46,6 +49,8 @@ pub(crate) struct Driver {
     schedule: Schedule,
     /// Up to so much of late somebody waits for a flow.
     sparse: u32,
+    /// Bytes of a flow's turn.
+    turn: usize,
     /// What one datagram of the mover carries of what somebody waits for.
     segment: usize,
     control: VecDeque<Control>,
@@ -69,11 +74,35 @@ pub(crate) struct Driver {
     /// Of buffers that hold messages of several flows.
     together: Record,
     squeezed: [Squeezed; Class::COUNT],
-    /// When compression had something to do last, if it holds anything.
-    compressed_at: Option<Instant>,
+    compressed: Option<Compressed>,
+    /// Nothing is heard of the peer.
+    silent: bool,
+    /// When flows that may be over, and the like, were looked at last.
+    looked_after: Option<Instant>,
     /// The peer sent something that cannot be: its session is of no use any more.
     broken: bool,
     counters: Counters,
+}
+
+/// Compression holds something.
+#[derive(Debug, Clone, Copy)]
+struct Compressed {
+    /// The last compressed buffer of either direction.
+    at: Instant,
+    /// From then on, at the earliest from `at`, the peer was never silent; none: it is.
+    heard_since: Option<Instant>,
+    /// All is given back but for the peer's dictionaries.
+    rests: bool,
+}
+
+impl Compressed {
+    /// When more may be given back. The sender's part is over whether or not the other side is heard, since that one may hear well, and counts on it.
+    fn due(&self) -> Option<Instant> {
+        match self.rests {
+            false => Some(self.at + COMPRESSION_RESTS),
+            true => self.heard_since.map(|since| since + DICTIONARIES_REST),
+        }
+    }
 }
 
 /// A message that goes before all data.
@@ -117,6 +146,7 @@ impl Driver {
             opened: Opened::new(),
             schedule: Schedule::new(),
             sparse: SPARSE,
+            turn: QUANTUM,
             segment: 1_200,
             control: VecDeque::new(),
             resets: 0,
@@ -132,7 +162,9 @@ impl Driver {
             work: VecDeque::new(),
             together: Record::default(),
             squeezed: [Squeezed::default(); Class::COUNT],
-            compressed_at: None,
+            compressed: None,
+            silent: false,
+            looked_after: None,
             broken: false,
             counters: Counters::default(),
         }
@@ -146,12 +178,25 @@ impl Driver {
             self.on_restarted();
         }
         self.peer_credit = Some(peer_credit);
+        self.silent &= !fresh;
         self.events.push_back(Event::Connected { fresh });
     }
 
-    /// Tells the edges something about the peer.
-    pub(crate) fn on_event(&mut self, event: Event) {
-        self.events.push_back(event);
+    /// Nothing is heard of the peer, or something again.
+    pub(crate) fn on_silence(&mut self, silent: bool, now: Instant) {
+        self.silent = silent;
+        if let Some(compressed) = &mut self.compressed {
+            compressed.heard_since = (!silent).then_some(now);
+        }
+        self.events.push_back(if silent { Event::Silent } else { Event::Heard });
+    }
+
+    /// When flows that may be over, and the like, are to be looked at: a few times a second at most, since there may be many.
+    pub(crate) fn looks_after_at(&self) -> Option<Instant> {
+        let lingering = self.lingering.front().map(|first| first.until);
+        let compressed = self.compressed.and_then(|compressed| compressed.due());
+        let first = [self.exchanges.ends_at(), lingering, compressed].into_iter().flatten().min()?;
+        Some(self.looked_after.map_or(first, |last| first.max(last + LOOK_AFTER)))
     }
 
     pub(crate) fn set_compression(&mut self, compression: Compression) {
@@ -177,7 +222,7 @@ impl Driver {
         };
         self.squeezed[class as usize] += squeezed;
         if buffer[0] == COMPRESSED {
-            self.compressed_at = Some(now);
+            self.on_compressed(now);
         }
         if let Some(proposal) = self.shrinker.propose(rate, now) {
             self.queue_control(Control::Dictionary(proposal));
@@ -227,12 +272,14 @@ impl Driver {
 
     /// What the link takes, bytes per second.
     pub(crate) fn set_rate(&mut self, rate: u64) {
-        let soon = u128::from(rate) * SPARSE_TIME.as_nanos() / 1_000_000_000;
-        self.sparse = (soon.min(SPARSE.into()) as u32).max(LEAST_SPARSE);
+        let within = |time: Duration| u128::from(rate) * time.as_nanos() / 1_000_000_000;
+        self.sparse = (within(SPARSE_TIME).min(SPARSE.into()) as u32).max(LEAST_SPARSE);
+        self.turn = (within(TURN_TIME).min(MOST_QUANTUM as u128) as usize).max(QUANTUM);
     }
 
     pub(crate) fn set_segment(&mut self, segment: usize, urgent: usize) {
-        self.schedule.set_segment(segment);
+        // A turn is never smaller than one segment, whatever the path's MTU.
+        self.schedule.set_quantum(self.turn.max(segment));
         self.segment = urgent;
     }
 
@@ -376,6 +423,12 @@ impl Driver {
 
     pub(crate) fn budget(&self) -> usize {
         self.budget
+    }
+
+    /// A compressed buffer leaves, or has come.
+    fn on_compressed(&mut self, now: Instant) {
+        let heard_since = if self.silent { None } else { Some(now) };
+        self.compressed = Some(Compressed { at: now, heard_since, rests: false });
     }
 
     pub(crate) fn counters(&self) -> &Counters {

@@ -6,7 +6,7 @@
 
 use std::{io::IoSlice, net::SocketAddr, time::Instant};
 
-use tpo_mover::{Mover, Reason, Timer, Transmit};
+use tpo_mover::{Mover, Reason, Transmit};
 
 use crate::{
     Arrived, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
@@ -61,11 +61,11 @@ impl Peer {
         self.take_from_mover(now);
     }
 
-    /// When `handle_timeout` wants to be called, and why.
-    pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        let gathered = self.driver.gathers_until().map(|at| (at, Timer::Pace));
-        let held = self.driver.holds_until().map(|at| (at, Timer::Pace));
-        self.mover.poll_timeout().into_iter().chain(gathered).chain(held).min_by_key(|(at, _)| *at)
+    /// When `handle_timeout` wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let own = [self.driver.gathers_until(), self.driver.holds_until(), self.driver.looks_after_at()];
+        let mover = self.mover.poll_timeout().map(|(at, _)| at);
+        own.into_iter().flatten().chain(mover).min()
     }
 
     /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has budget, buffers are packed from
@@ -270,8 +270,8 @@ impl Peer {
                 0 => return,
                 budget => self.room(budget.max(self.mover.worthwhile())),
             };
-            self.driver.set_segment(room.segment, room.urgent);
             self.driver.set_rate(self.mover.rate());
+            self.driver.set_segment(room.segment, room.urgent);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.give_spare(buffer);
@@ -317,7 +317,7 @@ impl Peer {
     fn take_from_mover(&mut self, now: Instant) {
         self.driver.set_rtt(self.mover.rtt());
         while let Some(event) = self.mover.poll_event() {
-            self.on_mover_event(event);
+            self.on_mover_event(event, now);
         }
         while let Some(payload) = self.mover.poll_payload() {
             self.driver.unpack(payload, now);
@@ -325,7 +325,7 @@ impl Peer {
         if self.driver.take_broken() {
             self.mover.give_up(now);
             while let Some(event) = self.mover.poll_event() {
-                self.on_mover_event(event);
+                self.on_mover_event(event, now);
             }
         }
         self.give_back();
@@ -338,7 +338,7 @@ impl Peer {
         }
     }
 
-    fn on_mover_event(&mut self, event: tpo_mover::Event) {
+    fn on_mover_event(&mut self, event: tpo_mover::Event, now: Instant) {
         match event {
             tpo_mover::Event::Connected { fresh, initial_credit, max_payload } => {
                 self.max_payload = max_payload;
@@ -351,8 +351,8 @@ impl Peer {
                 self.refused = None;
                 self.driver.on_restarted();
             }
-            tpo_mover::Event::Silent => self.driver.on_event(Event::Silent),
-            tpo_mover::Event::Heard => self.driver.on_event(Event::Heard),
+            tpo_mover::Event::Silent => self.driver.on_silence(true, now),
+            tpo_mover::Event::Heard => self.driver.on_silence(false, now),
             tpo_mover::Event::Dead(reason) => {
                 self.refused = None;
                 self.driver.on_dead(match reason {

@@ -268,6 +268,41 @@ fn compression_multiplies_a_slow_link() {
     assert!(compressed * 20 < plain * 19, "{compressed} of {plain}");
 }
 
+/// Flows with pauses about as long as those after which compression gives back what it holds, over anything and through silences: whatever was given back
+/// at one side and not yet at the other, everything is read, and in the end nothing is held.
+#[test]
+fn compression_rests_and_goes_on() {
+    let made = std::cell::Cell::new(0);
+    seeds("compression_rests_and_goes_on", 150, |seed| {
+        let random = &mut fastrand::Rng::with_seed(seed);
+        let mut links = [random_wan(random), random_wan(random)];
+        let mut start = SECOND;
+        let mut flows = [vec![], vec![]];
+        for _ in 0..8 {
+            let script = Script { start, ..Script::new(Plan::bytes(random.u64(2_000..60_000)), Plan::bytes(20_000)) };
+            flows[random.usize(0..2)].push(script);
+            let pause = [1_000, 59_000, 60_000, 61_000, 90_000, 119_000, 120_000, 121_000, 150_000][random.usize(0..9)];
+            start += Duration::from_millis(pause + random.u64(0..1_000));
+            // What left just before a silence comes after it, and so does what was sent in it.
+            if random.u8(0..4) == 0 {
+                let silence = (start - Duration::from_millis(random.u64(0..1_500)), SECOND * random.u32(1..40));
+                links.iter_mut().for_each(|link| link.outages.push(silence));
+            }
+        }
+        let mut pair = Pair::new(Setup { wan: links, ..Setup::new(seed) }, flows);
+        pair.run_to_the_end(start + 120 * SECOND);
+        assert!(!pair.apps(A).peer_events.contains(&Event::Dead));
+        // The links that make silences of their own have done so.
+        for (from, to) in [(A, B), (B, A)] {
+            pair.world.set(from, to, wan("rate=10mbit delay=20ms"));
+        }
+        pair.world.run_for(200 * SECOND);
+        assert_eq!([A, B].map(|side| pair.peer(side).memory()), [0, 0], "nothing is held for ever");
+        made.set(made.get() + pair.peer(A).stats().dictionaries);
+    });
+    assert!(made.get() > 0, "none of the worlds made a dictionary");
+}
+
 /// The same seed gives the same run, event for event.
 #[test]
 fn the_same_seed_is_the_same_world() {

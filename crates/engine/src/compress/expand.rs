@@ -189,7 +189,7 @@ impl Expander {
         Some(generation)
     }
 
-    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may use them; one that is being made is finished.
+    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may still use them; one that is being made is finished.
     pub(crate) fn rest(&mut self) {
         if let Some((newest, _)) = self.history.last_key_value() {
             self.forgotten = self.forgotten.max(*newest);
@@ -198,6 +198,12 @@ impl Expander {
         if self.making.is_none() {
             self.pending = None;
         }
+    }
+
+    /// The sender uses no dictionary any more that it has made so far.
+    pub(crate) fn forget(&mut self) {
+        self.dictionaries.clear();
+        (self.context, self.frame) = (DCtx::create(), Vec::new());
     }
 
     /// Bytes held.

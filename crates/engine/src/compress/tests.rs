@@ -150,6 +150,9 @@ fn small_buffers_gain_by_the_dictionary() {
     shrinker.shrinker.rest();
     expander.rest();
     assert!(shrinker.shrinker.held() < 1 << 20, "{}", shrinker.shrinker.held());
+    assert!(expander.held() > 0, "what is under way may refer to the last dictionaries");
+    expander.forget();
+    assert_eq!(expander.held(), 0);
     sizes.extend((200..400).map(|number| cross(&mut shrinker, &mut expander, number)));
     assert!(sizes[200] > last && sizes[399] < first * 3 / 4, "{} {}", sizes[200], sizes[399]);
 }

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     Event, FlowId, FlowInfo, FlowKey, SendError, Squeezed, Status, Treatment,
     config::{
-        ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES,
-        WAITING_FLOW_BYTES,
+        CROSSING, ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
+        WAITING_BYTES, WAITING_FLOW_BYTES,
     },
     flow::{Delivery, Exchange, Place},
     message::{self, Form, Function, Header},
@@ -95,6 +95,11 @@ impl Exchanges {
 
     pub(crate) fn contains(&self, flow: FlowId) -> bool {
         self.by_number.contains_key(&flow)
+    }
+
+    /// When the first flow may be over.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        self.ends.peek().map(|Reverse((at, _))| *at)
     }
 
     /// When gathered datagrams have waited for others long enough.
@@ -347,8 +352,18 @@ impl Driver {
     /// A datagram of the far side.
     pub(super) fn on_datagram(&mut self, header: &Header, delivery: Delivery, bytes: &[u8], now: Instant) {
         let flow = header.flow;
-        if !self.exchanges.contains(flow) && !self.open_exchange_from_far_side(header, delivery, now) {
-            return;
+        if !self.exchanges.contains(flow) {
+            if let Some(own) = self.crossed_by(header, now) {
+                let Exchanges { arrived, arrivals, .. } = &mut self.exchanges;
+                let from = arrived.len();
+                arrived.extend_from_slice(bytes);
+                arrivals.push((own, from..from + bytes.len()));
+                self.counters.datagrams_in += 1;
+                return;
+            }
+            if !self.open_exchange_from_far_side(header, delivery, now) {
+                return;
+            }
         }
         let exchanges = &mut self.exchanges;
         let state = exchanges.by_number.get_mut(&flow).expect("it is here, or was opened just now");
@@ -428,6 +443,16 @@ impl Driver {
         });
     }
 
+    /// Our own flow between the same ends, in the same direction, if both sides have opened one at the same time: the one with the lower number stays, at both
+    /// sides, and what still comes in the other one is taken as if it came in this.
+    fn crossed_by(&self, header: &Header, now: Instant) -> Option<FlowId> {
+        let Form::Full(key, _) = header.form else { return None };
+        let own = self.exchanges.by_key.get(&key).copied()?;
+        let state = self.exchanges.by_number.get(&own)?;
+        let is_new = now.saturating_duration_since(state.since) < CROSSING;
+        (state.ours && is_new && own < header.flow && !self.giver.is_ours(header.flow)).then_some(own)
+    }
+
     fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {
         let flow = header.flow;
         let (Form::Full(key, asked), false) = (header.form, self.giver.is_ours(flow)) else {
@@ -456,7 +481,7 @@ impl Driver {
             }
         }
         if let Some(old) = self.exchanges.by_key.get(&key).copied() {
-            // The far side has forgotten the older one, or both sides opened it: the newer one is what is used.
+            // The far side has forgotten the older one, or both sides opened it and the far side's stays.
             self.end_exchange(old);
         }
         self.counters.opened_there += 1;

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Instant};
 use super::{Control, Driver, Lingering, Opened, hard_limit};
 use crate::{
     Event, FlowId, Status,
-    config::{COMPRESSION_RESTS, MAX_REFUSALS, RESET_LINGER},
+    config::{MAX_REFUSALS, RESET_LINGER},
     error::Breach,
     flow::{Ending, Flow},
 };
@@ -87,16 +87,30 @@ impl Driver {
         }
     }
 
-    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest; gives on
-    /// datagrams that have waited for those before them. Called at the mover's timeouts, which come several times a second, and when some wait.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        self.end_exchanges(now);
-        self.end_holding(now);
-        if self.compressed_at.is_some_and(|at| now.saturating_duration_since(at) > COMPRESSION_RESTS) {
-            self.compressed_at = None;
+    /// Gives back what compression holds when it has had nothing to do for a while.
+    fn rest_compression(&mut self, now: Instant) {
+        let Some(compressed) =
+            self.compressed.as_mut().filter(|compressed| compressed.due().is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        if compressed.rests {
+            self.compressed = None;
+            self.expander.forget();
+        } else {
+            compressed.rests = true;
             self.shrinker.rest();
             self.expander.rest();
         }
+    }
+
+    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest; gives on
+    /// datagrams that have waited for those before them; lets compression rest.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.looked_after = Some(now);
+        self.end_exchanges(now);
+        self.end_holding(now);
+        self.rest_compression(now);
         while self.lingering.front().is_some_and(|first| first.until <= now) {
             let Some(Lingering { flow, delivered, .. }) = self.lingering.pop_front() else { break };
             let Some(state) = self.flows.get(&flow) else { continue };
@@ -143,6 +157,7 @@ impl Driver {
         self.shrinker.begin_anew();
         self.expander.begin_anew();
         self.work.clear();
+        self.compressed = None;
     }
 
     /// The peer was given up. Whoever answers next counts as a new instance, to which nothing of before means anything.

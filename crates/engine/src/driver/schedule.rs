@@ -94,9 +94,9 @@ impl Schedule {
         Schedule { entries: Vec::new(), free: Vec::new(), classes, listed: 0, quantum: QUANTUM as i32 }
     }
 
-    /// A turn is never smaller than one segment, whatever the path's MTU.
-    pub(crate) fn set_segment(&mut self, segment: usize) {
-        self.quantum = QUANTUM.max(segment) as i32;
+    /// Bytes of a turn, from the next one on.
+    pub(crate) fn set_quantum(&mut self, quantum: usize) {
+        self.quantum = quantum as i32;
     }
 
     pub(crate) fn add(&mut self, flow: FlowId, class: Class) -> Slot {

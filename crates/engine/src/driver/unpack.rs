@@ -18,7 +18,7 @@ impl Driver {
     /// Takes a payload of the peer.
     pub(crate) fn unpack(&mut self, mut payload: Vec<u8>, now: Instant) {
         if payload.first() == Some(&COMPRESSED) {
-            self.compressed_at = Some(now);
+            self.on_compressed(now);
             match self.expander.expand(&payload) {
                 Ok(raw) => self.spend(std::mem::replace(&mut payload, raw)),
                 Err(_) => {

@@ -114,14 +114,13 @@ impl Node for Site {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if self.peer.poll_timeout().is_some_and(|(at, _)| at <= now) {
+        if self.peer.poll_timeout().is_some_and(|at| at <= now) {
             self.peer.handle_timeout(now);
         }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let peer = self.peer.poll_timeout().map(|(at, _)| at);
-        peer.into_iter().chain(self.apps.next_turn(self.peer.is_connected(), self.now)).min()
+        self.peer.poll_timeout().into_iter().chain(self.apps.next_turn(self.peer.is_connected(), self.now)).min()
     }
 
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
