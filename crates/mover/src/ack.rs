@@ -142,6 +142,8 @@ impl Iterator for Words<'_> {
 
 /// The longest that an acknowledgement is held back.
 pub(crate) const LONGEST_DELAY: Nanos = 25 * MILLISECOND;
+/// The same of parity, which nobody sends again: the wire's field for the delay holds 1,048 ms.
+const LONGEST_PATIENCE: Nanos = SECOND;
 const SHORTEST_DELAY: Nanos = MILLISECOND;
 /// A gap that is a real loss is told a bit later than a gap that is only reordering would close.
 const GAP_DELAY_SHIFT: u32 = 5;
@@ -180,6 +182,8 @@ pub(crate) struct Arrival {
     pub(crate) asks: bool,
     /// It asks for an answer at once.
     pub(crate) at_once: bool,
+    /// It holds parity and would like to be acknowledged with whatever leaves next.
+    pub(crate) patient: bool,
     /// It has the highest number so far.
     pub(crate) is_highest: bool,
     /// Numbers just below it are missing.
@@ -205,6 +209,11 @@ impl Schedule {
         minimum_rtt.map_or(SHORTEST_DELAY, |rtt| (rtt / 8).clamp(SHORTEST_DELAY, LONGEST_DELAY))
     }
 
+    /// How long the acknowledgement of parity is held back: whoever answers the answer to what it protects has done so by then, and it rides on that.
+    pub(crate) fn patience(minimum_rtt: Option<Nanos>) -> Nanos {
+        minimum_rtt.map_or(LONGEST_DELAY, |rtt| (rtt + rtt / 2).clamp(LONGEST_DELAY, LONGEST_PATIENCE))
+    }
+
     pub(crate) fn on_arrival(&mut self, arrival: Arrival, minimum_rtt: Option<Nanos>, now: Nanos) {
         self.news = true;
         if arrival.is_highest {
@@ -214,6 +223,9 @@ impl Schedule {
             self.missing = true;
             let soon = minimum_rtt.map_or(0, |rtt| rtt >> GAP_DELAY_SHIFT).clamp(SHORTEST_DELAY, LONGEST_DELAY);
             self.make_due(now + soon);
+        }
+        if arrival.patient {
+            self.make_due(now + Schedule::patience(minimum_rtt));
         }
         if !arrival.asks {
             return;
@@ -247,7 +259,7 @@ impl Schedule {
     /// May one ride on a datagram that leaves now? Not on each: what it would say is news only after a while. On `urgent` data, which it
     /// may push into a second datagram, only if the peer asked for it.
     pub(crate) fn may_ride(&self, urgent: bool, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
-        let news = if urgent { self.waiting > 0 } else { self.news };
+        let news = if urgent { self.due.is_some() } else { self.news };
         self.due.is_some_and(|due| due <= now) || (news && now >= self.last_sent_at + Schedule::interval(minimum_rtt))
     }
 
@@ -340,7 +352,7 @@ mod tests {
     fn a_stream_is_acknowledged_together_and_a_lone_datagram_soon() {
         let mut schedule = Schedule::new(0);
         let rtt = Some(80 * MILLISECOND);
-        let arrival = Arrival { asks: true, at_once: false, is_highest: true, gap: false };
+        let arrival = Arrival { asks: true, at_once: false, patient: false, is_highest: true, gap: false };
         schedule.on_arrival(arrival, rtt, 1);
         assert_eq!(schedule.deadline(0), Some(1 + 10 * MILLISECOND), "the first after a rest");
         schedule.on_sent(60, 0, 1);
@@ -355,7 +367,7 @@ mod tests {
     #[test]
     fn many_acknowledgements_wait_for_their_budget() {
         let mut schedule = Schedule::new(0);
-        let arrival = Arrival { asks: true, at_once: true, is_highest: true, gap: false };
+        let arrival = Arrival { asks: true, at_once: true, patient: false, is_highest: true, gap: false };
         let mut sent = 0;
         for now in (0..SECOND).step_by(MICROSECOND as usize * 100) {
             schedule.on_arrival(arrival, None, now);

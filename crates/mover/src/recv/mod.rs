@@ -21,6 +21,7 @@ const METER_TIME: Nanos = 100 * MILLISECOND;
 pub(crate) struct Wishes {
     pub(crate) asks: bool,
     pub(crate) at_once: bool,
+    pub(crate) patient: bool,
     /// Parity over it may come.
     pub(crate) protected: bool,
     /// A segment had to be refused: the datagram must come again.
@@ -106,6 +107,7 @@ impl Receiver {
         let arrival = Arrival {
             asks: wishes.asks,
             at_once: wishes.at_once,
+            patient: wishes.patient,
             is_highest: highest.is_none_or(|highest| number > highest),
             gap: highest.is_some_and(|highest| number > highest + 1),
         };
@@ -114,7 +116,7 @@ impl Receiver {
 
     /// Parity over datagrams came in datagram `number`.
     pub(crate) fn handle_parity(&mut self, parity: &Parity<'_>, number: u64, wishes: &mut Wishes) {
-        wishes.asks = true;
+        wishes.patient = true;
         let first = seq::recover(number, parity.first);
         self.rebuilder.on_parity(parity, first, number, &self.bitmap, &mut self.rebuilt);
     }

@@ -44,6 +44,16 @@ pub(crate) struct Record {
     pub(crate) probe: bool,
     /// The receiver may rebuild it: its acknowledgement may come later than those around it.
     pub(crate) protected: bool,
+    /// Parity alone: its acknowledgement waits for company.
+    patient: bool,
+}
+
+/// What is special of a datagram.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Marks {
+    pub(crate) probe: bool,
+    pub(crate) protected: bool,
+    pub(crate) patient: bool,
 }
 
 #[cfg(test)]
@@ -65,6 +75,7 @@ impl Record {
             app_limited,
             probe,
             protected,
+            patient: false,
         }
     }
 }
@@ -96,6 +107,8 @@ pub(crate) struct Flight {
     /// All before this are decided.
     cursor: u64,
     flying: usize,
+    /// Those of them that are patient.
+    patient: usize,
     in_flight: u64,
     delivered: u64,
     delivered_at: Nanos,
@@ -115,6 +128,7 @@ impl Flight {
             open: vec![0; WORDS as usize].into_boxed_slice(),
             cursor: first,
             flying: 0,
+            patient: 0,
             in_flight: 0,
             delivered: 0,
             delivered_at: 0,
@@ -150,6 +164,11 @@ impl Flight {
         self.flying
     }
 
+    /// Nothing is on its way but what may be acknowledged late.
+    pub(crate) fn is_patient(&self) -> bool {
+        self.flying == self.patient
+    }
+
     /// Wire bytes delivered so far.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered
@@ -175,7 +194,8 @@ impl Flight {
     }
 
     /// A datagram with the number `next()` left, carrying the last `segments` added. `bytes` is 0 for one that asks for nothing.
-    pub(crate) fn push(&mut self, bytes: usize, segments: usize, (probe, protected): (bool, bool), now: Nanos) {
+    pub(crate) fn push(&mut self, bytes: usize, segments: usize, marks: Marks, now: Nanos) {
+        let Marks { probe, protected, patient } = marks;
         let asks = bytes > 0;
         if asks && self.flying == 0 {
             // After a rest the samples must not count the rest.
@@ -196,9 +216,11 @@ impl Flight {
             app_limited: self.app_limited.is_some(),
             probe,
             protected,
+            patient,
         });
         if asks {
             self.flying += 1;
+            self.patient += usize::from(patient);
             self.in_flight += bytes as u64;
             self.sent += bytes as u64;
             self.open[index(number)] |= 1 << (number % 64);
@@ -230,6 +252,7 @@ impl Flight {
         match before.fate {
             Fate::Flying => {
                 self.flying -= 1;
+                self.patient -= usize::from(before.patient);
                 self.in_flight -= bytes;
             }
             Fate::Lost => self.lost -= bytes,
@@ -264,6 +287,7 @@ impl Flight {
         debug_assert_eq!(record.fate, Fate::Flying);
         record.fate = Fate::Lost;
         self.flying -= 1;
+        self.patient -= usize::from(record.patient);
         self.in_flight -= u64::from(record.bytes);
         self.lost += u64::from(record.bytes);
         *record
@@ -311,6 +335,7 @@ impl Flight {
     pub(crate) fn check_sums(&self) {
         let flying = || self.records.iter().filter(|record| record.fate == Fate::Flying);
         assert_eq!(self.flying, flying().count());
+        assert_eq!(self.patient, flying().filter(|record| record.patient).count());
         assert_eq!(self.in_flight, flying().map(|record| u64::from(record.bytes)).sum::<u64>());
         assert_eq!(self.segments.len(), self.records.iter().map(|record| usize::from(record.segments)).sum::<usize>());
         assert!(self.records.iter().take((self.cursor - self.base) as usize).all(|record| record.fate != Fate::Flying));
@@ -342,7 +367,7 @@ mod tests {
                     for _ in 0..segments {
                         flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
                     }
-                    flight.push(if segments > 0 { 1_500 } else { 0 }, segments, (false, false), now);
+                    flight.push(if segments > 0 { 1_500 } else { 0 }, segments, Marks::default(), now);
                 } else {
                     let number = flight.floor() + dice.u64(0..flight.span().min(200));
                     let record = *flight.get(number).unwrap();
@@ -373,7 +398,7 @@ mod tests {
             if now < 200 {
                 for half in 0..2 {
                     flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
-                    flight.push(1_000, 1, (false, false), now * millisecond + half * millisecond / 2);
+                    flight.push(1_000, 1, Marks::default(), now * millisecond + half * millisecond / 2);
                 }
             }
             if now >= 50 {

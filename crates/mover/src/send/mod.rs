@@ -10,7 +10,7 @@ pub(crate) mod queue;
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use self::flight::{Fate, Flight, Record};
+use self::flight::{Fate, Flight, Marks, Record};
 use self::loss::Loss;
 use self::queue::Queue;
 use crate::ack::{Schedule, Words};
@@ -377,11 +377,11 @@ impl Sender {
             self.ping_due = false;
             self.loss.on_asked(now);
         }
-        let probe = matches!(load, Load::Size(_));
+        let marks = Marks { probe: matches!(load, Load::Size(_)), protected, patient: load == Load::Parity };
         if self.flight.span() >= self.flight_span {
             self.make_span(now);
         }
-        self.flight.push(if asks { bytes } else { 0 }, segments, (probe, protected), now);
+        self.flight.push(if asks { bytes } else { 0 }, segments, marks, now);
         bytes as u64
     }
 
@@ -590,8 +590,8 @@ impl Sender {
     }
 
     fn probe_deadline(&self) -> Option<Nanos> {
-        (self.flight.flying() > 0 && self.probes_due == 0)
-            .then(|| self.loss.probe_deadline(&self.rtt, self.peer_delay()))
+        let delay = if self.flight.is_patient() { Schedule::patience(self.rtt.minimum()) } else { self.peer_delay() };
+        (self.flight.flying() > 0 && self.probes_due == 0).then(|| self.loss.probe_deadline(&self.rtt, delay))
     }
 
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
