@@ -39,7 +39,7 @@ pub struct Sites {
 }
 
 /// Each site has a thread for its link, and a number in its addresses.
-const MOST: usize = 64;
+const MOST: usize = 128;
 
 impl Place {
     /// The IPv4 address in the site's LAN: `10.10.<site>.1` is the gateway, `10.10.<site>.2` the host.
@@ -170,14 +170,15 @@ fn address(core: &Namespace, gateway: &Namespace, host: &Namespace, site: u64, p
     if v6 {
         let _ = write!(
             at_core,
-            "addr add fd10:9{site:02}::fe/64 dev {port} nodad\nroute add fd10:{site}::/64 via fd10:9{site:02}::1\n"
+            "addr add fd10:9{site:02}::fe/64 dev {port} nodad\nroute add fd10:{site:x}::/64 via fd10:9{site:02}::1\n"
         );
         let _ = write!(
             at_gateway,
-            "addr add fd10:9{site:02}::1/64 dev wan0 nodad\naddr add fd10:{site}::1/64 dev lan0 nodad\n\
+            "addr add fd10:9{site:02}::1/64 dev wan0 nodad\naddr add fd10:{site:x}::1/64 dev lan0 nodad\n\
              route add default via fd10:9{site:02}::fe\n"
         );
-        let _ = write!(at_host, "addr add fd10:{site}::2/64 dev eth0 nodad\nroute add default via fd10:{site}::1\n");
+        let _ =
+            write!(at_host, "addr add fd10:{site:x}::2/64 dev eth0 nodad\nroute add default via fd10:{site:x}::1\n");
     }
     core.ip(at_core)?;
     gateway.ip(at_gateway)?;

@@ -121,12 +121,12 @@ impl Daemon {
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let plan = multicast_plan(checked);
-        let mut groups = match tun.is_some() && !plan.interfaces.is_empty() {
+        let mut groups = match tun.is_some() && plan.is_used() {
             true => Some(MulticastParts::open(&plan).context("multicast")?),
             false => None,
         };
 
-        let transit = transit(checked).map(Arc::new);
+        let transit = transit(checked, groups.as_ref().map(|parts| &parts.wanted)).map(Arc::new);
         // What a level costs is this machine's own.
         let compression = Compression::measured(checked.compress_isolation, |work| {
             let start = Instant::now();
@@ -174,13 +174,7 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
-            let rules = enabled().filter(|rule| rule.matches.destination.address.is_multicast());
-            let of_many = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
-            let groups_of_many = groups.as_ref().map(|parts| tap::GroupTable {
-                policy: of_many,
-                groups: checked.groups.clone(),
-                wanted: parts.wanted.clone(),
-            });
+            let groups_of_many = groups.as_ref().map(|parts| group_table(checked, |_| true, &parts.wanted));
             let groups = checked.groups.clone();
             let lanes = lanes.clone();
             Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes, groups_of_many })
@@ -325,20 +319,32 @@ impl MulticastParts {
 }
 
 /// The rules that are also for what peers bring; none: nothing goes on from peer to peer.
-fn transit(checked: &Checked) -> Option<Transit> {
-    let rules = || checked.rules.iter().filter(|rule| rule.enabled && rule.transit);
-    let fails_open = rules().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
-    let policy = Policy::new(rules().map(|rule| rule.matches.clone()).collect());
-    rules().next().map(|_| Transit::new(policy, fails_open, checked.groups.clone()))
+fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
+    let mut rules = checked.rules.iter().filter(|rule| rule.enabled && rule.transit).peekable();
+    rules.peek()?;
+    let to_one: Vec<&checked::Rule> = rules.filter(|rule| !rule.is_for_many()).collect();
+    let fails_open = to_one.iter().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
+    let policy = Policy::new(to_one.iter().map(|rule| rule.matches.clone()).collect());
+    let to_many = wanted.map(|wanted| group_table(checked, |rule| rule.transit, wanted));
+    Some(Transit::new(policy, fails_open, checked.groups.clone(), to_many))
+}
+
+/// Those of the rules for groups of many, and who asks.
+fn group_table(checked: &Checked, which: impl Fn(&checked::Rule) -> bool, wanted: &Arc<Wanted>) -> tap::GroupTable {
+    let rules = checked.rules.iter().filter(|rule| rule.enabled && rule.is_for_many() && which(rule));
+    let policy = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
+    tap::GroupTable { policy, groups: checked.groups.clone(), wanted: wanted.clone() }
 }
 
 fn multicast_plan(checked: &Checked) -> Plan {
-    let rules = checked.rules.iter().filter(|rule| rule.enabled && rule.matches.destination.address.is_multicast());
+    let rules = || checked.rules.iter().filter(|rule| rule.enabled && rule.is_for_many());
     let accepts = checked.accepts.iter().filter(|accept| accept.destination.address.is_multicast());
+    let what_for_whom = |rule: &checked::Rule| (rule.matches.destination, rule.group.peers.clone());
     Plan {
         interfaces: checked.multicast.interfaces.clone(),
         asks: checked.multicast.querier,
-        rules: rules.map(|rule| (rule.matches.destination, rule.group.peers.clone())).collect(),
+        rules: rules().map(what_for_whom).collect(),
+        passes: rules().filter(|rule| rule.transit).map(what_for_whom).collect(),
         accepts: accepts.map(|accept| (accept.peer, accept.destination, accept.pinned)).collect(),
     }
 }
@@ -404,12 +410,7 @@ fn exit(checked: &Checked, peer: usize) -> Exit {
 /// The look-up table as the kernel's side of interception wants it.
 pub fn table(checked: &Checked) -> intercept::Table {
     intercept::Table {
-        rules: checked
-            .rules
-            .iter()
-            .filter(|rule| !rule.matches.destination.address.is_multicast())
-            .flat_map(rule_specs)
-            .collect(),
+        rules: checked.rules.iter().filter(|rule| !rule.is_for_many()).flat_map(rule_specs).collect(),
         mode: match checked.intercept.mode {
             checked::Mode::Tproxy => intercept::Mode::Tproxy,
             checked::Mode::Redirect => intercept::Mode::Redirect,

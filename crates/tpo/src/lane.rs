@@ -47,6 +47,9 @@ const LINK_RETRY: Duration = Duration::from_millis(500);
 const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
 /// When so many flows have been there and most of them are gone, what they took goes back to the system.
 const MANY_EXCHANGES: usize = 8_192;
+/// The same when so many bytes were held and half of them are not any more, at this interval at most: a large window fills and empties all the time.
+const MUCH_MEMORY: usize = 8 << 20;
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
 /// The path is written down this often: a daemon that is killed knows nearly as much afterwards as one that ended.
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
@@ -91,8 +94,8 @@ pub enum Command {
     Flows(SyncSender<Vec<FlowInfo>>),
     /// A dictionary of the compression engine has been made.
     Worked(Worked),
-    /// Groups of many that the peer shall be asked for from now on: all of them.
-    Groups(Vec<IpAddr>),
+    /// Groups of many that the peer shall be asked for from now on: all of them, by [`For`](crate::multicast::groups::For).
+    Groups([Vec<IpAddr>; 2]),
     /// The memory that flows may hold in all has changed.
     Budget(usize),
 }
@@ -304,6 +307,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             own,
             remember_at: now + REMEMBER_EVERY,
             most_exchanges: 0,
+            most_memory: 0,
+            gave_back: now,
             on_change: start.on_change,
             runs: Runs::new(),
             batch: Vec::with_capacity(BATCH_BYTES),
@@ -351,6 +356,9 @@ struct Loop {
     remember_at: Instant,
     /// Flows of datagrams at most, since memory was given back last.
     most_exchanges: usize,
+    /// Bytes held at most, likewise, and when memory was given back last.
+    most_memory: usize,
+    gave_back: Instant,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
     batch: Vec<u8>,
@@ -616,7 +624,7 @@ impl Loop {
 
     fn follow_timeouts(&mut self) {
         let now = Instant::now();
-        if self.peer.poll_timeout().is_some_and(|(when, _)| when <= now) {
+        if self.peer.poll_timeout().is_some_and(|when| when <= now) {
             self.peer.handle_timeout(now);
         }
         // While nothing is heard, the way out may have changed without an error that says so.
@@ -883,12 +891,15 @@ impl Loop {
         }
     }
 
-    /// After a flood: earlier it would be for nothing, because those that are left lie on the same pages.
-    fn give_back(&mut self) {
+    /// After a flood, or when compression has come to rest: earlier it would be for nothing, because those that are left lie on the same pages.
+    fn give_back(&mut self, memory: usize, now: Instant) {
         let exchanges = self.peer.exchanges();
         self.most_exchanges = self.most_exchanges.max(exchanges);
-        if self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64 {
-            self.most_exchanges = exchanges;
+        self.most_memory = self.most_memory.max(memory);
+        let flood_is_over = self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64;
+        let much_is_free = self.most_memory > MUCH_MEMORY && memory < self.most_memory / 2;
+        if flood_is_over || (much_is_free && now >= self.gave_back + GIVE_BACK_EVERY) {
+            (self.most_exchanges, self.most_memory, self.gave_back) = (exchanges, memory, now);
             sys::give_back_memory();
         }
     }
@@ -897,8 +908,9 @@ impl Loop {
         if now >= self.remember_at {
             self.remember(now);
         }
-        self.give_back();
-        self.pulse.memory.store(self.peer.memory(), Ordering::Relaxed);
+        let memory = self.peer.memory();
+        self.give_back(memory, now);
+        self.pulse.memory.store(memory, Ordering::Relaxed);
         // At rest it can take what comes: that is what calls it.
         let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
         if self.pulse.beat(now, (self.peer.is_up() || ready) && self.closing.is_none()) {
@@ -912,7 +924,7 @@ impl Loop {
         if let Some(until) = self.closing {
             limit = limit.min(until.saturating_duration_since(now));
         }
-        let Some((when, _)) = self.peer.poll_timeout() else { return limit };
+        let Some(when) = self.peer.poll_timeout() else { return limit };
         let wait = when.saturating_duration_since(now);
         if wait.is_zero() {
             // With no room in the socket nothing that is due can leave: its writable event wakes us, not the clock.

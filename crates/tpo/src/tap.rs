@@ -21,7 +21,7 @@ use tracing::{debug, warn};
 use crate::group::Group;
 use crate::intercept::tun::Tun;
 use crate::lane::{Command, Lane};
-use crate::multicast::groups::Wanted;
+use crate::multicast::groups::{For, Wanted};
 use crate::packet::{self, Seen};
 
 const TUN: Token = Token(0);
@@ -194,17 +194,15 @@ pub struct GroupTable {
 }
 
 impl GroupTable {
-    /// Every lane whose peer asks for this packet. One that a peer has brought is for none of them.
-    fn each(&self, seen: &Seen, opened: &Opened, mut each: impl FnMut(usize, Ruled)) {
-        let Some(rule) = self.policy.find(&seen.key).filter(|_| seen.opens && !opened.contains(&seen.key)) else {
-            return;
-        };
+    /// Every lane whose peer asks for this flow and gets it by a rule, and for whom it asks.
+    pub fn each(&self, key: &FlowKey, mut each: impl FnMut(usize, For, Ruled)) {
+        let Some(rule) = self.policy.find(key) else { return };
         // The packet itself is on its way in its LAN whatever becomes of this copy.
         let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: false };
         let peers = &self.groups[rule.peer].peers;
-        self.wanted.each(seen.key.destination.ip(), |peer| {
+        self.wanted.each(key.destination.ip(), |peer, whom| {
             if peers.contains(&peer) {
-                each(peer, ruled);
+                each(peer, whom, ruled);
             }
         });
     }
@@ -309,8 +307,12 @@ fn read(
         bytes += packet.len();
         if let Some(seen) = seen.as_ref().filter(|seen| seen.key.destination.ip().is_multicast()) {
             // Or the kernel's own, about the device: nobody's.
-            if let Some(groups) = &table.groups_of_many {
-                groups.each(seen, &table.opened, |slot, ruled| batches[slot].push(seen.clone(), Some(ruled), packet));
+            if let Some(groups) = &table.groups_of_many
+                && seen.opens
+                // What a peer has brought does not come from our LANs.
+                && !table.opened.contains(&seen.key)
+            {
+                groups.each(&seen.key, |slot, _, ruled| batches[slot].push(seen.clone(), Some(ruled), packet));
             }
             continue;
         }

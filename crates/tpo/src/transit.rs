@@ -2,7 +2,8 @@
 //!
 //! Each leg is a pair of its own: a lost datagram is repaired on the leg that lost it, and each leg has its own credit. Streams of the two lanes are
 //! joined by a connection of this host with itself, so that back-pressure, half-closed ends and resets mean what they always mean; datagrams are handed over
-//! as they cross. No flow goes in circles: none goes back to the peer that brought it, and one that is here already is not taken again.
+//! as they cross. No flow goes in circles: none goes back to the peer that brought it, and one that is here already is not taken again. What is sent to groups goes
+//! on to those peers that ask for it for themselves, so that it passes one hub and no second one.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,7 +17,8 @@ use tpo_engine::{FlowKey, Policy, Status};
 use crate::group::Group;
 use crate::intercept::tcp::lan_options;
 use crate::lane::Lane;
-use crate::tap::Ruled;
+use crate::multicast::groups::For;
+use crate::tap::{GroupTable, Ruled};
 
 /// Datagrams on their way from one lane to another, in the form in which they cross.
 #[derive(Debug, Default)]
@@ -59,6 +61,8 @@ pub struct Transit {
     /// In the order of the policy's rules.
     fails_open: Vec<bool>,
     groups: Vec<Group>,
+    /// The rules whose destinations are groups of many.
+    to_many: Option<GroupTable>,
     /// Known when all have started.
     lanes: OnceLock<Vec<Lane>>,
     /// Streams that pass.
@@ -66,9 +70,9 @@ pub struct Transit {
 }
 
 impl Transit {
-    /// The rules for transit alone, whether each fails open, and what their numbers of peers mean.
-    pub fn new(policy: Policy, fails_open: Vec<bool>, groups: Vec<Group>) -> Transit {
-        Transit { policy, fails_open, groups, lanes: OnceLock::new(), passing: Mutex::default() }
+    /// The rules for transit alone, whether each fails open, and what their numbers of peers mean; those for groups of many apart.
+    pub fn new(policy: Policy, fails_open: Vec<bool>, groups: Vec<Group>, to_many: Option<GroupTable>) -> Transit {
+        Transit { policy, fails_open, groups, to_many, lanes: OnceLock::new(), passing: Mutex::default() }
     }
 
     /// All lanes, by slot. Until then nothing passes.
@@ -82,8 +86,11 @@ impl Transit {
         self.lanes.get()?.get(slot)
     }
 
-    /// Where a flow goes that the peer in this slot has opened.
+    /// Where a flow goes that the peer in this slot has opened; one for many is dealt with [here](Transit::each) in any case.
     pub fn next(&self, key: &FlowKey, from: usize) -> Next {
+        if key.destination.ip().is_multicast() {
+            return Next::Here;
+        }
         let Some((number, rule)) = self.policy.find_with_number(key) else { return Next::Here };
         let Some(lanes) = self.lanes.get() else { return Next::Refused(Status::GoingAway) };
         let is_up = |peer: usize| peer != from && lanes[peer].pulse.is_up();
@@ -96,6 +103,16 @@ impl Transit {
             _ if fails_open => Next::Here,
             _ => Next::Refused(Status::Unreachable),
         }
+    }
+
+    /// To whom a flow for many goes on that the peer in this slot has brought.
+    pub fn each(&self, key: &FlowKey, from: usize, mut each: impl FnMut(usize, Ruled)) {
+        let Some(to_many) = &self.to_many else { return };
+        to_many.each(key, |peer, whom, ruled| {
+            if peer != from && whom == For::Itself {
+                each(peer, ruled);
+            }
+        });
     }
 
     /// A stream begins to pass; false when it is here already, and would go in circles.
@@ -146,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_stream_passes_once() {
-        let transit = Transit::new(Policy::new(Vec::new()), Vec::new(), Vec::new());
+        let transit = Transit::new(Policy::new(Vec::new()), Vec::new(), Vec::new(), None);
         let key = FlowKey {
             protocol: 6,
             source: "10.1.1.1:1000".parse().unwrap(),

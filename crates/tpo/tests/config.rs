@@ -52,6 +52,18 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((checked.accepts[0].protocol, checked.accepts[0].source_address), (6, SourceAddress::Client));
 }
 
+/// What goes on from peer to peer needs no LAN: a hub may stand where nobody listens.
+#[test]
+fn a_hub_for_groups_needs_no_lan() {
+    let hub = base().replace(
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
+        "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"\ntransit = true",
+    ) + "protocol = \"udp\"\n[[accept]]\npeer = \"lyon\"\nprotocol = \"udp\"\ndestination = \"239.1.0.0/16\"\n";
+    let (checked, _) = good(&hub);
+    assert!(checked.rules[0].transit && checked.rules[0].is_for_many());
+    assert!(check(&hub.replace("transit = true", "transit = false")).is_err());
+}
+
 #[test]
 fn what_is_given_arrives() {
     let text = format!(

@@ -149,6 +149,13 @@ pub struct Rule {
     pub line: usize,
 }
 
+impl Rule {
+    /// Its destinations are groups of multicast.
+    pub fn is_for_many(&self) -> bool {
+        self.matches.destination.address.is_multicast()
+    }
+}
+
 /// What becomes of new connections of a rule while its peer is not up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
@@ -495,10 +502,6 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
     }
     let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
     let transit = section.read("transit", value::boolean, findings).unwrap_or(false);
-    if transit && destination.is_some_and(|destination| destination.address.is_multicast()) {
-        let would_do = "a rule of its own at each sender's site: multicast does not go on from peer to peer";
-        findings.error(section.line_of("transit"), section.key("transit"), "found a rule for multicast", would_do);
-    }
     let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
     let line = section.line;
     check_families(&section, source, destination, findings);
@@ -695,8 +698,12 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
             );
         }
     }
-    let in_rules = checked.rules.iter().filter(|rule| rule.enabled).map(|rule| (rule.line, rule.matches.destination));
-    let mut all = in_rules.chain(checked.accepts.iter().map(|accept| (accept.line, accept.destination)));
+    // A hub needs no LAN for what goes on from peer to peer.
+    let is_hub = checked.rules.iter().any(|rule| rule.enabled && rule.transit && rule.is_for_many());
+    let in_rules = checked.rules.iter().filter(|rule| rule.enabled && !rule.transit);
+    let in_rules = in_rules.map(|rule| (rule.line, rule.matches.destination));
+    let in_accepts = checked.accepts.iter().filter(|_| !is_hub).map(|accept| (accept.line, accept.destination));
+    let mut all = in_rules.chain(in_accepts);
     if checked.multicast.interfaces.is_empty()
         && let Some((line, group)) = all.find(|(_, destination)| destination.address.is_multicast())
     {

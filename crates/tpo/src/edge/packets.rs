@@ -11,7 +11,7 @@ use tracing::debug;
 
 use crate::edge::multicast::Emitter;
 use crate::intercept::tun::Tun;
-use crate::multicast::groups::{TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
+use crate::multicast::groups::{For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, VNET};
 use crate::tap::{Batch, Opened, Ruled, shed};
@@ -76,28 +76,46 @@ pub struct Groups {
     pub on_change: Box<dyn Fn() + Send>,
     /// Where what the peer brings goes out.
     pub emitter: Emitter,
-    /// What we ask the peer for, and the number of the next message that says so.
-    ask: Vec<IpAddr>,
+    /// What we ask the peer for, by [`For`], and the number of the last message that said so.
+    ask: [Ask; 2],
     number: u32,
     /// When it is said again; none: there is nothing to say.
     say_at: Option<Instant>,
-    /// The flow and the number of what the peer said last.
-    said: Option<(FlowId, u32)>,
+    /// The flow and the number of what the peer said last, by [`For`].
+    said: [Option<(FlowId, u32)>; 2],
+}
+
+/// What we ask a peer for.
+#[derive(Default)]
+struct Ask {
+    groups: Vec<IpAddr>,
+    /// The peer may believe that we want something.
+    believed: bool,
 }
 
 impl Groups {
     /// Nothing is asked for yet.
     pub fn new(may_ask: bool, wanted: Arc<Wanted>, emitter: Emitter, on_change: Box<dyn Fn() + Send>) -> Groups {
-        Groups { may_ask, wanted, on_change, emitter, ask: Vec::new(), number: 0, say_at: None, said: None }
+        Groups {
+            may_ask,
+            wanted,
+            on_change,
+            emitter,
+            ask: Default::default(),
+            number: 0,
+            say_at: None,
+            said: [None; 2],
+        }
     }
 
     /// The peer says what it wants. An older word than the last one is passed over: they may overtake each other.
     fn hear(&mut self, flow: FlowId, bytes: &[u8], slot: usize, now: Instant) -> bool {
-        let Some((number, groups)) = parse_membership(bytes) else { return false };
+        let Some((whom, number, groups)) = parse_membership(bytes) else { return false };
+        let said = &mut self.said[whom as usize];
         let is_older = |(last, before): (FlowId, u32)| last == flow && (number.wrapping_sub(before) as i32) <= 0;
-        if !self.said.is_some_and(is_older) {
-            self.said = Some((flow, number));
-            if self.wanted.set(slot, groups, now) {
+        if !said.is_some_and(is_older) {
+            *said = Some((flow, number));
+            if self.wanted.set(slot, whom, groups, now) {
                 (self.on_change)();
             }
         }
@@ -204,6 +222,10 @@ impl Run {
     }
 }
 
+fn is_for_many(key: &FlowKey) -> bool {
+    key.destination.ip().is_multicast()
+}
+
 impl Packets {
     /// The edges of the lane in this slot.
     pub fn new(
@@ -235,7 +257,7 @@ impl Packets {
 
     /// Whether the peer is to be asked for any group.
     pub fn asks_for_groups(&self) -> bool {
-        self.groups.as_ref().is_some_and(|own| !own.ask.is_empty())
+        self.groups.as_ref().is_some_and(|own| own.ask.iter().any(|ask| !ask.groups.is_empty()))
     }
 
     /// Groups that the peer asks us for.
@@ -245,7 +267,8 @@ impl Packets {
 
     /// Groups that we ask the peer for.
     pub fn asked_there(&self) -> Vec<IpAddr> {
-        self.groups.as_ref().map_or_else(Vec::new, |own| own.ask.clone())
+        let asked = self.groups.iter().flat_map(|own| &own.ask);
+        asked.flat_map(|ask| ask.groups.iter().copied()).collect()
     }
 
     /// Gives packets of the near side to the engine. Those that it cannot have take their plain way, if their rule lets them.
@@ -289,10 +312,12 @@ impl Packets {
         }
     }
 
-    /// What the peer shall be asked for from now on.
-    pub fn ask(&mut self, groups: Vec<IpAddr>, now: Instant) {
+    /// What the peer shall be asked for from now on, by [`For`].
+    pub fn ask(&mut self, groups: [Vec<IpAddr>; 2], now: Instant) {
         if let Some(own) = &mut self.groups {
-            own.ask = groups;
+            for (ask, groups) in own.ask.iter_mut().zip(groups) {
+                ask.groups = groups;
+            }
             own.say_at = Some(now);
         }
     }
@@ -303,23 +328,28 @@ impl Packets {
         if !peer.is_up() {
             return;
         }
-        self.form.clear();
-        own.number = own.number.wrapping_add(1);
-        emit_membership(&own.ask, own.number, &mut self.form);
-        let treatment = (Class::Normal, Delivery::Timely);
-        let said = peer.send_datagram(&membership_key(), treatment, &self.form, now);
-        own.say_at = match said {
-            Ok(()) if own.ask.is_empty() => None,
-            // One that does not want to hear it is asked again too: its configuration may change.
-            _ => Some(now + TELL_EVERY),
-        };
+        for (ask, whom) in own.ask.iter_mut().zip(For::BOTH) {
+            if ask.groups.is_empty() && !ask.believed {
+                continue;
+            }
+            self.form.clear();
+            own.number = own.number.wrapping_add(1);
+            emit_membership(whom, &ask.groups, own.number, &mut self.form);
+            // That nothing is wanted any more is said once.
+            let treatment = (Class::Normal, Delivery::Reliable);
+            let said = peer.send_datagram(&membership_key(), treatment, &self.form, now);
+            ask.believed = !ask.groups.is_empty() || said.is_err();
+        }
+        // One that does not want to hear it is asked again too: its configuration may change.
+        own.say_at = own.ask.iter().any(|ask| ask.believed).then_some(now + TELL_EVERY);
     }
 
     /// The peer has begun anew: it knows nothing of what was asked, and asks for nothing.
     pub fn begin_anew(&mut self, now: Instant) {
         if let Some(own) = &mut self.groups {
-            own.say_at = (!own.ask.is_empty()).then_some(now);
-            own.said = None;
+            own.ask.iter_mut().for_each(|ask| ask.believed = false);
+            own.say_at = Some(now);
+            own.said = [None; 2];
             own.wanted.forget(Some(self.slot), now);
             (own.on_change)();
         }
@@ -333,8 +363,19 @@ impl Packets {
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
         let Packets { out, run, groups, slot, opened, theirs, transit, onward, .. } = self;
+        let mut pass_on = |to: usize, key: FlowKey, ruled: Option<Ruled>, bytes: &[u8]| {
+            let batch = onward.entry(to).or_default();
+            let from = batch.bytes.len();
+            batch.push(key, ruled, bytes);
+            let goes_on = packet::pass_on(&mut batch.bytes[from..]);
+            if !goes_on {
+                batch.take_back(from);
+            }
+            goes_on
+        };
         peer.take_datagrams(|arrived| {
-            if transit.is_some() {
+            let is_for_many = is_for_many(arrived.key);
+            if transit.is_some() && !is_for_many {
                 let next = match arrived.is_reply {
                     // The answer to what another peer has brought.
                     true => opened.by(arrived.key).filter(|by| by != slot).map(|by| (by, None)),
@@ -342,25 +383,27 @@ impl Packets {
                 };
                 if let Some((to, ruled)) = next {
                     let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
-                    let batch = onward.entry(to).or_default();
-                    let from = batch.bytes.len();
-                    batch.push(key, ruled, arrived.bytes);
-                    if packet::pass_on(&mut batch.bytes[from..]) {
+                    if pass_on(to, key, ruled, arrived.bytes) {
                         return;
                     }
                     // The kernel says so to its source.
-                    batch.take_back(from);
                 }
             }
-            if arrived.key.destination.ip().is_multicast() {
+            if is_for_many {
                 let counters = &mut out.counters;
                 match groups.as_mut() {
-                    Some(own) if arrived.key.protocol == IGMP && !arrived.is_reply => {
-                        if !own.hear(arrived.flow, arrived.bytes, *slot, now) {
+                    // Both sides ask in the flow of this name, whoever opened it.
+                    Some(own) if arrived.key.protocol == IGMP => {
+                        if !own.may_ask || !own.hear(arrived.flow, arrived.bytes, *slot, now) {
                             counters.foreign += 1;
                         }
                     }
                     Some(own) if arrived.key.protocol == packet::UDP && !arrived.is_reply => {
+                        if let Some(transit) = transit {
+                            transit.each(arrived.key, *slot, |to, ruled| {
+                                pass_on(to, *arrived.key, Some(ruled), arrived.bytes);
+                            });
+                        }
                         let emitted = own.emitter.emit(arrived.key, arrived.bytes);
                         counters.emitted += emitted.sent;
                         counters.not_emitted += emitted.not_sent;
@@ -429,12 +472,16 @@ impl Packets {
     }
 
     /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when another peer has brought it already, so that it
-    /// would go in circles.
+    /// would go in circles; and what is sent to many comes by one way while it comes, or our LANs would hear it twice.
     pub fn open(&mut self, flow: FlowId, key: FlowKey, next: Option<(usize, Ruled)>) -> bool {
-        if self.transit.is_some() && self.opened.by(&key).is_some_and(|by| by != self.slot) {
-            return false;
+        // Every peer has a flow of this name.
+        if key != membership_key() {
+            let comes_one_way = self.transit.is_some() || is_for_many(&key);
+            if comes_one_way && self.opened.by(&key).is_some_and(|by| by != self.slot) {
+                return false;
+            }
+            self.opened.insert(key, self.slot);
         }
-        self.opened.insert(key, self.slot);
         self.theirs.insert(flow, Theirs { key, next });
         true
     }

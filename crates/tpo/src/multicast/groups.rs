@@ -17,6 +17,22 @@ const FORGET: Duration = Duration::from_secs(45);
 
 /// First byte of the message (docs/wire.md, section 5).
 const MEMBERSHIP: u8 = 3;
+const MEMBERSHIP_OF_OTHERS: u8 = 4;
+
+/// For whom groups are asked. What a hub asks for others is served from the peer's own LANs and never asked on: two hubs that want a group for each other would
+/// want it for ever.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum For {
+    /// Listeners in the asker's own LANs.
+    Itself = 0,
+    /// Peers of the asker, which is their hub.
+    Others = 1,
+}
+
+impl For {
+    /// Both, in the order of their numbers.
+    pub const BOTH: [For; 2] = [For::Itself, For::Others];
+}
 
 /// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts report.
 pub fn membership_key() -> FlowKey {
@@ -25,11 +41,14 @@ pub fn membership_key() -> FlowKey {
     FlowKey { protocol: IGMP, source: SocketAddr::new(any, 0), destination: SocketAddr::new(reports, 0) }
 }
 
-/// Appends the message that names all wanted groups; `number` counts up with each.
-pub fn emit_membership(groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
+/// Appends the message that names all groups wanted for these; `number` counts up with each.
+pub fn emit_membership(whom: For, groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
     let groups = &groups[..groups.len().min(MOST_GROUPS)];
     let v4 = groups.iter().filter(|group| group.is_ipv4()).count() as u16;
-    out.push(MEMBERSHIP);
+    out.push(match whom {
+        For::Itself => MEMBERSHIP,
+        For::Others => MEMBERSHIP_OF_OTHERS,
+    });
     out.extend(number.to_be_bytes());
     out.extend(v4.to_be_bytes());
     for family in [false, true] {
@@ -42,9 +61,14 @@ pub fn emit_membership(groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads it: its number and the groups.
-pub fn parse_membership(bytes: &[u8]) -> Option<(u32, Vec<IpAddr>)> {
-    let (&[MEMBERSHIP, a, b, c, d, high, low], rest) = bytes.split_first_chunk()? else { return None };
+/// Reads it: for whom, its number and the groups.
+pub fn parse_membership(bytes: &[u8]) -> Option<(For, u32, Vec<IpAddr>)> {
+    let (&[kind, a, b, c, d, high, low], rest) = bytes.split_first_chunk()?;
+    let whom = match kind {
+        MEMBERSHIP => For::Itself,
+        MEMBERSHIP_OF_OTHERS => For::Others,
+        _ => return None,
+    };
     let v4 = usize::from(u16::from_be_bytes([high, low])) * 4;
     let (v4, v6) = (rest.get(..v4)?, rest.get(v4..)?);
     let (four, []) = v4.as_chunks::<4>() else { return None };
@@ -54,7 +78,7 @@ pub fn parse_membership(bytes: &[u8]) -> Option<(u32, Vec<IpAddr>)> {
     }
     let groups = four.iter().map(|group| IpAddr::from(*group)).chain(six.iter().map(|group| IpAddr::from(*group)));
     let groups: Vec<IpAddr> = groups.collect();
-    groups.iter().all(|group| is_routed(*group)).then_some((u32::from_be_bytes([a, b, c, d]), groups))
+    groups.iter().all(|group| is_routed(*group)).then_some((whom, u32::from_be_bytes([a, b, c, d]), groups))
 }
 
 /// What the peers ask us for.
@@ -63,18 +87,19 @@ pub struct Wanted(RwLock<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    by_peer: BTreeMap<usize, (Vec<IpAddr>, Instant)>,
-    by_group: HashMap<IpAddr, Vec<usize>>,
+    by_peer: BTreeMap<(usize, For), (Vec<IpAddr>, Instant)>,
+    /// Each peer once: what it asks for itself says more.
+    by_group: HashMap<IpAddr, Vec<(usize, For)>>,
 }
 
 impl State {
     fn arrange(&mut self) {
         self.by_group.clear();
-        for (peer, (groups, _)) in &self.by_peer {
+        for (&(peer, whom), (groups, _)) in &self.by_peer {
             for group in groups {
                 let peers = self.by_group.entry(*group).or_default();
-                if peers.last() != Some(peer) {
-                    peers.push(*peer);
+                if peers.last().is_none_or(|(last, _)| *last != peer) {
+                    peers.push((peer, whom));
                 }
             }
         }
@@ -82,11 +107,11 @@ impl State {
 }
 
 impl Wanted {
-    /// All that this peer asks for. Whether that is something new.
-    pub fn set(&self, peer: usize, groups: Vec<IpAddr>, now: Instant) -> bool {
+    /// All that this peer asks for, for these. Whether that is something new.
+    pub fn set(&self, peer: usize, whom: For, groups: Vec<IpAddr>, now: Instant) -> bool {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let before = state.by_peer.insert(peer, (groups, now));
-        let changed = state.by_peer[&peer].0 != before.map_or_else(Vec::new, |(groups, _)| groups);
+        let before = state.by_peer.insert((peer, whom), (groups, now));
+        let changed = state.by_peer[&(peer, whom)].0 != before.map_or_else(Vec::new, |(groups, _)| groups);
         if changed {
             state.arrange();
         }
@@ -97,26 +122,27 @@ impl Wanted {
     pub fn forget(&self, gone: Option<usize>, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let before = state.by_peer.len();
-        state.by_peer.retain(|peer, (_, at)| now.saturating_duration_since(*at) < FORGET && gone != Some(*peer));
+        state.by_peer.retain(|(peer, _), (_, at)| now.saturating_duration_since(*at) < FORGET && gone != Some(*peer));
         if state.by_peer.len() != before {
             state.arrange();
         }
     }
 
-    /// Who asks for this group.
-    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize)) {
+    /// Who asks for this group, and for whom.
+    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize, For)) {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        state.by_group.get(&group).into_iter().flatten().for_each(|peer| each(*peer));
+        state.by_group.get(&group).into_iter().flatten().for_each(|(peer, whom)| each(*peer, *whom));
     }
 
     /// All that this peer asks for.
     pub fn of(&self, peer: usize) -> Vec<IpAddr> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        state.by_peer.get(&peer).map_or_else(Vec::new, |(groups, _)| groups.clone())
+        let own = For::BOTH.iter().filter_map(|whom| state.by_peer.get(&(peer, *whom)));
+        own.flat_map(|(groups, _)| groups.iter().copied()).collect()
     }
 
-    /// Every group that somebody asks for, and who.
-    pub fn all(&self) -> BTreeMap<IpAddr, Vec<usize>> {
+    /// Every group that somebody asks for, who, and for whom.
+    pub fn all(&self) -> BTreeMap<IpAddr, Vec<(usize, For)>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state.by_group.iter().map(|(group, peers)| (*group, peers.clone())).collect()
     }
@@ -142,9 +168,9 @@ impl Joined {
 /// Entry for the fuzz target: what is understood is written again as the same.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
-    if let Some((number, groups)) = parse_membership(bytes) {
+    if let Some((whom, number, groups)) = parse_membership(bytes) {
         let mut again = Vec::new();
-        emit_membership(&groups, number, &mut again);
+        emit_membership(whom, &groups, number, &mut again);
         assert_eq!(again, bytes);
     }
     // What any host of a LAN may send.
@@ -166,11 +192,13 @@ mod tests {
     #[test]
     fn a_membership_crosses() {
         for list in [&[][..], &["239.1.1.1"], &["ff05::1"], &["239.1.1.1", "239.1.1.2", "ff0e::7"]] {
-            let mut bytes = Vec::new();
-            emit_membership(&groups(list), 0x0102_0304, &mut bytes);
-            assert_eq!(parse_membership(&bytes), Some((0x0102_0304, groups(list))));
-            for cut in 0..bytes.len() {
-                assert_ne!(parse_membership(&bytes[..cut]), Some((0x0102_0304, groups(list))));
+            for whom in For::BOTH {
+                let mut bytes = Vec::new();
+                emit_membership(whom, &groups(list), 0x0102_0304, &mut bytes);
+                assert_eq!(parse_membership(&bytes), Some((whom, 0x0102_0304, groups(list))));
+                for cut in 0..bytes.len() {
+                    assert_ne!(parse_membership(&bytes[..cut]), Some((whom, 0x0102_0304, groups(list))));
+                }
             }
         }
     }
@@ -178,30 +206,35 @@ mod tests {
     #[test]
     fn what_is_no_routed_group_is_refused() {
         let mut bytes = Vec::new();
-        emit_membership(&groups(&["239.1.1.1", "224.0.0.251"]), 1, &mut bytes);
+        emit_membership(For::Itself, &groups(&["239.1.1.1", "224.0.0.251"]), 1, &mut bytes);
         assert_eq!(parse_membership(&bytes), None);
         assert_eq!(parse_membership(&[3, 0, 0, 0, 1, 0xff, 0xff]), None);
+        assert_eq!(parse_membership(&[5, 0, 0, 0, 1, 0, 0]), None, "another message");
         let many: Vec<IpAddr> =
             (0..MOST_GROUPS as u32 + 9).map(|number| (0xef01_0000 + number).to_be_bytes().into()).collect();
         bytes.clear();
-        emit_membership(&many, 1, &mut bytes);
-        assert_eq!(parse_membership(&bytes).unwrap().1.len(), MOST_GROUPS);
+        emit_membership(For::Others, &many, 1, &mut bytes);
+        assert_eq!(parse_membership(&bytes).unwrap().2.len(), MOST_GROUPS);
     }
 
     #[test]
     fn what_is_not_repeated_is_forgotten() {
         let (wanted, start) = (Wanted::default(), Instant::now());
-        assert!(wanted.set(3, groups(&["239.1.1.1"]), start));
-        assert!(!wanted.set(3, groups(&["239.1.1.1"]), start));
-        assert!(wanted.set(4, groups(&["239.1.1.1", "239.1.1.2"]), start + Duration::from_secs(10)));
+        assert!(wanted.set(3, For::Itself, groups(&["239.1.1.1"]), start));
+        assert!(!wanted.set(3, For::Itself, groups(&["239.1.1.1"]), start));
+        let later = start + Duration::from_secs(10);
+        assert!(wanted.set(4, For::Others, groups(&["239.1.1.1", "239.1.1.2"]), later));
+        assert!(wanted.set(4, For::Itself, groups(&["239.1.1.1"]), later));
         let who = |group: &str| {
             let mut who = Vec::new();
-            wanted.each(group.parse().unwrap(), |peer| who.push(peer));
+            wanted.each(group.parse().unwrap(), |peer, whom| who.push((peer, whom)));
             who
         };
-        assert_eq!((who("239.1.1.1"), who("239.1.1.2"), who("239.1.1.3")), (vec![3, 4], vec![4], vec![]));
+        assert_eq!(who("239.1.1.1"), [(3, For::Itself), (4, For::Itself)], "each peer once");
+        assert_eq!(who("239.1.1.2"), [(4, For::Others)]);
+        assert_eq!(who("239.1.1.3"), []);
         wanted.forget(None, start + FORGET);
-        assert_eq!(who("239.1.1.1"), [4]);
+        assert_eq!(who("239.1.1.1"), [(4, For::Itself)]);
         wanted.forget(Some(4), start + FORGET);
         assert!(wanted.all().is_empty());
     }

@@ -5,9 +5,12 @@
 //! * Towards our LANs it is a router that asks who listens, and a member of what peers ask for: switches that look into IGMP then send it here.
 //! * In the kernel it keeps the sets of groups that are copied into the TUN device. Nobody asks: nothing is copied.
 //!
-//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask, [`crate::edge::multicast`] sends out what comes.
-//! Loops are impossible: what a peer brought is never given to a peer, only packets from where the kernel would send answers are taken, and each TPO takes
-//! one off the hop limit.
+//! * For its peers it is a hub, where a rule with `transit` says so: what one of them wants for itself is asked for at the others.
+//!
+//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask, [`crate::edge::multicast`] sends out what comes, and
+//! [`crate::transit`] hands on what a hub's peers want.
+//! Loops are impossible: what a peer brought is never taken from a LAN, and goes on only to peers that want it for themselves; a flow comes from one peer at a
+//! time; only packets from where the kernel would send answers are taken, and each TPO takes one off the hop limit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
@@ -28,7 +31,7 @@ use crate::edge::multicast::Lan;
 use crate::gate::Doorbell;
 use crate::intercept::lease::{GroupSets, RENEW_EVERY};
 use crate::lane::{self, Command};
-use crate::multicast::groups::{Joined, MOST_GROUPS, Wanted};
+use crate::multicast::groups::{For, Joined, MOST_GROUPS, Wanted};
 use crate::multicast::igmp::is_routed;
 use crate::multicast::members::Members;
 use crate::sys;
@@ -53,11 +56,18 @@ pub struct Plan {
     pub asks: bool,
     /// Groups that are taken from our LANs, and for which peers.
     pub rules: Vec<(Prefix, Vec<usize>)>,
+    /// Groups that go on from peer to peer, and to which.
+    pub passes: Vec<(Prefix, Vec<usize>)>,
     /// Groups that peers may bring: which peer, which groups, whether they are asked for even when nobody listens.
     pub accepts: Vec<(usize, Prefix, bool)>,
 }
 
 impl Plan {
+    /// Whether there is anything to do.
+    pub fn is_used(&self) -> bool {
+        !self.interfaces.is_empty() || !self.passes.is_empty()
+    }
+
     /// Whether this peer may ask us for groups at all.
     pub fn may_ask(&self, peer: usize) -> bool {
         self.rules.iter().any(|(_, peers)| peers.contains(&peer))
@@ -65,6 +75,13 @@ impl Plan {
 
     fn is_taken(&self, group: IpAddr, peer: usize) -> bool {
         self.rules.iter().any(|(prefix, peers)| prefix.contains(group) && peers.contains(&peer))
+    }
+
+    /// Whether one of these wants it for itself, other than `peer`, and is to get it from here.
+    fn is_passed(&self, group: IpAddr, askers: &[(usize, For)], peer: usize) -> bool {
+        let passes =
+            |to: usize| self.passes.iter().any(|(prefix, peers)| prefix.contains(group) && peers.contains(&to));
+        askers.iter().any(|(asker, whom)| *whom == For::Itself && *asker != peer && passes(*asker))
     }
 
     fn is_accepted(&self, group: IpAddr, peer: usize) -> bool {
@@ -100,7 +117,7 @@ impl Multicast {
                 doorbell,
                 members: Members::new(lans.len(), plan.asks),
                 snoops: lans.iter().map(|_| None).collect(),
-                told: lanes.iter().map(|_| Vec::new()).collect(),
+                told: lanes.iter().map(|_| Default::default()).collect(),
                 shown: BTreeMap::new(),
                 taken: HashMap::new(),
                 sets,
@@ -149,7 +166,7 @@ struct Loop {
     members: Members,
     snoops: Vec<Option<Snoop>>,
     /// What each lane was given last.
-    told: Vec<Vec<IpAddr>>,
+    told: Vec<[Vec<IpAddr>; 2]>,
     /// What the lanes send out, and where.
     shown: BTreeMap<IpAddr, Vec<usize>>,
     /// Groups that peers ask for: the sockets by which we are a member on each LAN.
@@ -260,9 +277,17 @@ impl Loop {
         for (_, prefix, _) in self.plan.accepts.iter().filter(|(.., pinned)| *pinned) {
             groups.insert(prefix.address, (0..self.lans.len()).collect());
         }
+        let asked = if self.plan.passes.is_empty() { BTreeMap::new() } else { self.wanted.all() };
         for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
-            let wanted = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer));
-            let wanted: Vec<IpAddr> = wanted.take(MOST_GROUPS).collect();
+            let own = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer));
+            let for_others = asked.iter().filter(|(group, askers)| {
+                let passed = !groups.contains_key(group) && self.plan.is_passed(**group, askers, peer);
+                passed && self.plan.is_accepted(**group, peer)
+            });
+            let wanted = [
+                own.take(MOST_GROUPS).collect::<Vec<IpAddr>>(),
+                for_others.map(|(group, _)| *group).take(MOST_GROUPS).collect(),
+            ];
             if wanted != *told && lane.send(Command::Groups(wanted.clone())).is_ok() {
                 debug!(peer = %lane.name, groups = ?wanted, "groups are asked for");
                 *told = wanted;
@@ -278,7 +303,8 @@ impl Loop {
     fn follow_peers(&mut self, now: Instant) -> bool {
         self.wanted.forget(None, now);
         let all = self.wanted.all();
-        let asked = all.iter().filter(|(group, peers)| peers.iter().any(|peer| self.plan.is_taken(**group, *peer)));
+        let asked =
+            all.iter().filter(|(group, peers)| peers.iter().any(|(peer, _)| self.plan.is_taken(**group, *peer)));
         let asked: BTreeSet<IpAddr> = asked.map(|(group, _)| *group).take(MOST_GROUPS).collect();
         let before = self.taken.len();
         self.taken.retain(|group, _| asked.contains(group));
@@ -303,6 +329,9 @@ impl Loop {
     }
 
     fn renew_sets(&mut self) {
+        if self.lans.is_empty() {
+            return;
+        }
         let outcome = self.sets.renew(self.taken.keys().copied());
         let lost = outcome.is_err();
         let before = self.sets_lost.swap(lost, Ordering::Relaxed);

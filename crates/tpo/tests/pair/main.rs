@@ -6,6 +6,7 @@
 mod site;
 
 mod carry;
+mod compress;
 mod demand;
 mod ends;
 mod failure;

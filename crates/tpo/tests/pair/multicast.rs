@@ -189,6 +189,190 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     wait_heard(&from, group, &[&two]);
 }
 
+/// A hundred sites listen to one: each gets everything once, and what comes back is a small part of what goes out.
+#[test]
+fn a_hundred_sites_hear_one_sender() {
+    const SITES: usize = 101;
+    const COUNT: usize = 500;
+    let mesh = Mesh::start(&Plan {
+        link: "rate=200mbit delay=10ms loss=0.5%",
+        sites: SITES,
+        joined: |one, other| one == 1 || other == 1,
+        peer: |_, _| String::new(),
+        calls: |_, peer| peer == 1,
+        sections: |site| {
+            let lan = "[multicast]\ninterfaces = [\"lan0\"]\n\n";
+            if site > 1 {
+                return format!("{lan}[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n");
+            }
+            let peers: Vec<String> = (2..=SITES).map(|peer| format!("\"s{peer}\"")).collect();
+            let from = "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"";
+            format!("{lan}[[rule]]\n{from}\npeer = [{}]\n", peers.join(", "))
+        },
+    });
+    mesh.wait_up();
+    let sites = &mesh.sites;
+    let from = sender(sites, false, 8);
+    let listeners: Vec<UdpSocket> = (2..=SITES).map(|site| listen(sites, site, V4.into())).collect();
+    // There are many to look at, and what has come waits there.
+    listeners.iter().for_each(|socket| socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap());
+    wait_heard(&from, V4.into(), &listeners.iter().collect::<Vec<_>>());
+    let before = sites.stats(1);
+    let start = Instant::now();
+    for number in 0..COUNT {
+        let mut packet: [u8; 1_000] = noise();
+        packet[..4].copy_from_slice(&(number as u32).to_be_bytes());
+        from.send_to(&packet, (V4, PORT)).unwrap();
+        let next = start + Duration::from_millis(20) * (number as u32 + 1);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    let (away, back) = sites.stats(1);
+    let (away, back) = (away.offered_bytes - before.0.offered_bytes, back.offered_bytes - before.1.offered_bytes);
+    let arrived: Vec<usize> = listeners
+        .iter()
+        .map(|socket| {
+            let mut seen = vec![false; COUNT];
+            let mut bytes = [0; 2_000];
+            while let Ok((_, source)) = socket.recv_from(&mut bytes) {
+                assert_eq!(source, from.local_addr().unwrap(), "the original source");
+                let number = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize;
+                assert!(!std::mem::replace(&mut seen[number], true), "once each");
+            }
+            seen.iter().filter(|seen| **seen).count()
+        })
+        .collect();
+    let (all, least) = (arrived.iter().sum::<usize>(), arrived.iter().min().unwrap());
+    println!(
+        "{all} of {} arrive, at least {least} of {COUNT} at each; {away} bytes leave, {back} come back",
+        COUNT * listeners.len()
+    );
+    assert!(all * 1_000 >= COUNT * listeners.len() * 999, "{all}: {arrived:?}");
+    // A packet each 20 ms is a lone one: most have a copy that is due a little later.
+    assert!(
+        away < (COUNT * listeners.len() * 1_028 * 2) as u64,
+        "once to each, with headers, repairs and parity: {away}"
+    );
+    assert!(back < away / 10, "{back} bytes of feedback for {away}");
+}
+
+/// Sites 1, 3 and 4, which know only the hub; it has no LAN that takes part.
+fn star() -> Mesh {
+    const HUB: usize = 2;
+    Mesh::start(&Plan {
+        link: "rate=50mbit delay=5ms",
+        sites: 4,
+        joined: |one, other| one == HUB || other == HUB,
+        peer: |_, _| String::new(),
+        calls: |_, peer| peer == HUB,
+        sections: |site| {
+            match site {
+            HUB => "[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n\n\
+                    [[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\npeer = [\"s3\", \"s4\"]\n\
+                    transit = true\n"
+                .into(),
+            1 => "[multicast]\ninterfaces = [\"lan0\"]\n\n\
+                  [[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\npeer = \"s2\"\n"
+                .into(),
+            _ => "[multicast]\ninterfaces = [\"lan0\"]\n\n\
+                  [[accept]]\npeer = \"s2\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n"
+                .into(),
+        }
+        },
+    })
+}
+
+/// What the daemon at this site is asked for by its peers.
+fn asked_of(mesh: &Mesh, site: usize) -> usize {
+    let status = mesh.ask(site, "status");
+    let peers = status["peers"].as_array().unwrap();
+    peers.iter().map(|peer| peer["groups_asked_here"].as_array().unwrap().len()).sum()
+}
+
+#[test]
+fn a_group_passes_the_hub_to_those_who_listen() {
+    let mesh = star();
+    mesh.wait_up();
+    let sites = &mesh.sites;
+    let from = sender(sites, false, 8);
+    let listener = listen(sites, 3, V4.into());
+    wait_heard(&from, V4.into(), &[&listener]);
+    let bytes = |site: usize| sites.stats(site).1.offered_bytes;
+    let (sent, before) = (sites.stats(1).0.offered_bytes, [2, 3, 4].map(bytes));
+    const COUNT: usize = 200;
+    for number in 0..COUNT {
+        let mut packet: [u8; 1_000] = noise();
+        packet[..8].copy_from_slice(&(number as u64).to_be_bytes());
+        from.send_to(&packet, (V4, PORT)).unwrap();
+        let (length, source) = listener.recv_from(&mut [0; 2_000]).expect("it arrives, and none before it twice");
+        assert_eq!((length, source), (1_000, from.local_addr().unwrap()), "the original source");
+    }
+    assert_eq!(drain(&listener), 0, "once each");
+    let ideal = (COUNT * 1_028) as u64;
+    let (sent, after) = (sites.stats(1).0.offered_bytes - sent, [2, 3, 4].map(bytes));
+    let came: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    println!("of {ideal} bytes in the LAN {sent} leave site 1, to the hub and to sites 3 and 4 come {came:?}");
+    // With what protects single messages against loss.
+    assert!(sent < ideal * 5 / 2 && came[1] < ideal * 5 / 2, "one copy on each leg: {sent} and {came:?}");
+    assert!(came[2] < 20_000, "nobody listens at site 4: {came:?}");
+    // The hub is a hop like the two at the ends.
+    for (hops, arrives) in [(3, false), (4, true)] {
+        from.set_multicast_ttl_v4(hops).unwrap();
+        from.send_to(b"how far?", (V4, PORT)).unwrap();
+        assert_eq!(listener.recv(&mut [0; 100]).is_ok(), arrives, "a hop limit of {hops}");
+    }
+    from.set_multicast_ttl_v4(8).unwrap();
+    let left = Instant::now();
+    drop(listener);
+    wait_for("nobody to ask any more", || asked_of(&mesh, 1) + asked_of(&mesh, 2) == 0);
+    println!("site 1 is not asked any more {:?} after the last member left", left.elapsed());
+    assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
+    // A site that comes later is served too, and the others are as before.
+    let later = listen(sites, 4, V4.into());
+    wait_heard(&from, V4.into(), &[&later]);
+}
+
+/// Three hubs, each of both others: each site hears once what two ways could bring, and nobody asks for ever on behalf of somebody else.
+#[test]
+fn hubs_in_a_ring_bring_nothing_twice() {
+    let mesh = Mesh::start(&Plan {
+        link: "rate=50mbit delay=5ms",
+        sites: 3,
+        joined: |_, _| true,
+        peer: |_, _| String::new(),
+        calls: |_, _| true,
+        sections: |site| {
+            let others = [site % 3 + 1, (site + 1) % 3 + 1];
+            let accepts = others.map(|other| {
+                format!("[[accept]]\npeer = \"s{other}\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n\n")
+            });
+            format!(
+                "[multicast]\ninterfaces = [\"lan0\"]\n\n[[rule]]\nprotocol = \"udp\"\nsource = \"10.10.0.0/16\"\n\
+                 destination = \"239.0.0.0/8\"\npeer = [\"s{}\", \"s{}\"]\ntransit = true\n\n{}",
+                others[0],
+                others[1],
+                accepts.concat()
+            )
+        },
+    });
+    mesh.wait_up();
+    let sites = &mesh.sites;
+    let from = sender(sites, false, 16);
+    let listeners = [2, 3].map(|site| listen(sites, site, V4.into()));
+    wait_heard(&from, V4.into(), &[&listeners[0], &listeners[1]]);
+    for _ in 0..100 {
+        from.send_to(&noise::<1_000>(), (V4, PORT)).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(listeners.each_ref().map(drain), [100, 100], "once each");
+    // One listener is left, then none: nothing is asked for any more.
+    let [two, three] = listeners;
+    drop(two);
+    wait_heard(&from, V4.into(), &[&three]);
+    drop(three);
+    wait_for("nobody to ask any more", || (1..=3).all(|site| asked_of(&mesh, site) == 0));
+}
+
 #[test]
 fn a_group_of_ipv6_and_long_packets_cross() {
     let mesh = mesh("rate=50mbit delay=5ms");
