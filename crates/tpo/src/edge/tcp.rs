@@ -32,8 +32,6 @@ struct Edge {
     write_blocked: bool,
     /// The driver has been told of bytes to read, and has not found the end of them yet.
     readable: bool,
-    /// The application has finished or gone: no event will tell again.
-    read_closed: bool,
     /// Not watched for bytes to read: there were more before the last were read, which is all that such events would tell.
     parked: bool,
     /// The far application has finished and everything before that is written.
@@ -121,9 +119,7 @@ impl Edges {
             socket,
             connecting,
             write_blocked: connecting,
-            // What may be there already is nobody's news.
-            readable: true,
-            read_closed: false,
+            readable: false,
             parked: false,
             finished: false,
             client,
@@ -171,7 +167,6 @@ impl Edges {
             edge.parked = self.registry.reregister(&mut edge.socket, event.token(), Interest::WRITABLE).is_ok();
         }
         edge.readable |= readable;
-        edge.read_closed |= event.is_read_closed();
         Happened::Ready { flow, readable, writable }
     }
 
@@ -262,26 +257,22 @@ impl Edges {
 impl Source for Edges {
     fn read(&mut self, flow: FlowId, into: &mut [u8]) -> Read {
         let Some(edge) = self.edge_mut(flow) else { return Read::Blocked };
-        if edge.connecting || !edge.readable {
+        if edge.connecting {
             return Read::Blocked;
         }
-        let read = loop {
-            match edge.socket.read(into) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
-        let read = match read {
-            Ok(0) => return Read::End,
-            // There was no more, and what comes is news; but an end that was there already is told by the next read alone.
-            Ok(n) if n == into.len() || edge.read_closed => return Read::Bytes(n),
-            Ok(n) => Read::Bytes(n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Read::Blocked,
-            Err(error) => return Read::Failed(status_of(&error)),
-        };
-        match self.on_drained(flow) {
-            Ok(()) => read,
-            Err(error) => Read::Failed(status_of(&error)),
+        loop {
+            return match edge.socket.read(into) {
+                Ok(0) => Read::End,
+                // Even when it is less than was asked for it is read again: an end that follows at once then goes with it, and connections that
+                // are short cost a datagram less.
+                Ok(n) => Read::Bytes(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.on_drained(flow) {
+                    Ok(()) => Read::Blocked,
+                    Err(error) => Read::Failed(status_of(&error)),
+                },
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => Read::Failed(status_of(&error)),
+            };
         }
     }
 }
