@@ -18,8 +18,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// The usual buffer: one GSO send, and no more than 5 ms of a 100 Mbit/s link.
-    pub const BUFFER_SIZE: usize = 64 * 1024;
+    /// The usual buffer: what shrinks does so the better the more of it there is (4 MiB of documentation at level 9: 0.207 of themselves, 0.216 with half of
+    /// this), and what does not is cut to what the link takes at a time anyway.
+    pub const BUFFER_SIZE: usize = 128 * 1024;
 
     /// The usual buffer and limits over this mover.
     pub fn new(mover: tpo_mover::Config) -> Config {
@@ -234,4 +235,4 @@ pub(crate) const MOST_HISTORY: usize = 8 << 20;
 pub(crate) const NO_DICTIONARY: u64 = 50_000_000;
 
 /// A buffer of a flow that shrinks may take the link for so long: the larger, the better it shrinks. What somebody waits for overtakes it.
-pub(crate) const SHRUNK: Duration = Duration::from_millis(60);
+pub(crate) const SHRUNK: Duration = Duration::from_millis(120);

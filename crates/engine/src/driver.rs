@@ -123,6 +123,13 @@ enum Control {
     Holds(u8, bool),
 }
 
+impl Control {
+    /// Somebody waits for it. Not for dictionaries: what would be protected by parity, and kept short for it, is the data beside them.
+    fn is_urgent(&self) -> bool {
+        !matches!(self, Control::Dictionary(_) | Control::Holds(..))
+    }
+}
+
 #[derive(Debug)]
 struct Lingering {
     until: Instant,

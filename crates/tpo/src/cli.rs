@@ -135,7 +135,7 @@ struct BenchArgs {
     /// How long each transfer is counted [default: 10; with --quick 2; with --grid 15]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     count: Option<Duration>,
-    /// How long each transfer runs before it is counted, beside five round trips [default: 3; with --quick 1]
+    /// How long each transfer runs before it is counted, beside five round trips, fifteen with --grid [default: 3; with --quick 1]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     warm_up: Option<Duration>,
     /// How many requests on new connections [default: 300; with --quick 100]
@@ -186,6 +186,8 @@ impl BenchArgs {
             measures: if self.only.is_empty() { measures } else { self.only.clone() },
             runs: self.runs as usize,
             warm_up: self.warm_up.unwrap_or(seconds(3, 1, 3)),
+            // With loss start-up takes a dozen of them.
+            rounds: if self.grid { 15 } else { 5 },
             count: self.count.unwrap_or(seconds(10, 2, 15)),
             requests: self.requests.unwrap_or(if self.quick { 100 } else { 300 }) as usize,
             jobs: self.jobs as usize,

@@ -95,21 +95,34 @@ impl Page<'_> {
         &mut self.buffer[from..to]
     }
 
-    /// Writes a header at the end; its data is in its place already. Nobody's: a control message.
-    fn add(&mut self, header: &Header, whose: Option<Whose>) {
+    /// Writes a header at the end; its data is in its place already.
+    fn write(&mut self, header: &Header) {
         let (from, to) = (self.used, self.used + header.header_length());
         header.emit(self.place(from, to));
         self.used = to + header.length as usize;
         self.messages += 1;
-        self.urgent |= whose.is_none_or(|whose| whose.urgent);
-        self.class = self.class.min(whose.map_or(Class::Control, |whose| whose.class));
-        self.apart |= whose.is_some_and(|whose| whose.apart);
-        let owner = whose.map_or(Owner::Many, |whose| Owner::One(whose.flow));
+    }
+
+    /// Adds a message of a flow, whose data is in its place already.
+    fn add(&mut self, header: &Header, whose: Whose) {
+        self.write(header);
+        self.urgent |= whose.urgent;
+        self.class = self.class.min(whose.class);
+        self.apart |= whose.apart;
+        let owner = Owner::One(whose.flow);
         self.owner = match self.owner {
             Owner::Nobody => owner,
             same if same == owner => same,
             _ => Owner::Many,
         };
+    }
+
+    /// Adds a control message. One for which nobody waits changes nothing of the buffer that it rides in.
+    fn add_control(&mut self, header: &Header, urgent: bool) {
+        self.write(header);
+        if urgent {
+            (self.urgent, self.class, self.owner) = (true, Class::Control, Owner::Many);
+        }
     }
 
     /// Whether no buffer could ever hold a message of so many bytes.
@@ -126,7 +139,7 @@ impl Page<'_> {
     pub(super) fn add_with(&mut self, header: &Header, bytes: &[u8], whose: Whose) {
         let from = self.used + header.header_length();
         self.place(from, from + bytes.len()).copy_from_slice(bytes);
-        self.add(header, Some(whose));
+        self.add(header, whose);
     }
 
     fn finish(self) -> Option<Packed> {
@@ -151,7 +164,7 @@ impl Driver {
 
     /// Whether packing would begin with something that somebody waits for.
     pub(crate) fn has_urgent_work(&self) -> bool {
-        !self.control.is_empty() || self.schedule.has_urgent()
+        self.control.iter().any(Control::is_urgent) || self.schedule.has_urgent()
     }
 
     /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything to send after all.
@@ -202,10 +215,11 @@ impl Driver {
             if page.used + message::STATUS > page.room.urgent {
                 break;
             }
+            let urgent = control.is_urgent();
             let header = self.control_header(*control);
             self.control.pop_front();
             if let Some(header) = header {
-                page.add(&header, None);
+                page.add_control(&header, urgent);
             }
         }
     }
@@ -278,7 +292,7 @@ impl Driver {
         let header = data_header(turn.flow, state, length, fin);
         // Nobody waits for the second end.
         let urgent = urgent && !(fin && state.incoming.fin_known());
-        page.add(&header, Some(Whose { flow: turn.flow, urgent, class: state.class, apart: how.keeps_apart() }));
+        page.add(&header, Whose { flow: turn.flow, urgent, class: state.class, apart: how.keeps_apart() });
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);

@@ -15,6 +15,7 @@ use tpo_lab::{Host, Lab, Profile, Wan};
 use super::stats::median;
 use crate::demo::ending::Ending;
 use crate::demo::pair::{Pair, Scratch};
+use crate::intercept::install::check_tools;
 use crate::sys::process_cpu_seconds;
 
 /// Links: rate in Mbit/s, and how much of each kind of file crosses it.
@@ -46,6 +47,7 @@ struct Took {
 /// # Errors
 /// When a transfer fails or a byte is wrong, or a signal asks for the end.
 pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
+    check_tools()?;
     let ending = Ending::watch()?;
     let corpora = corpora()?;
     let mut text = String::from(

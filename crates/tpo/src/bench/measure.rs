@@ -119,7 +119,7 @@ impl Bench<'_> {
     }
 
     fn transfer(&self, direction: Direction, flows: usize) -> Result<(load::Bulk, Reading, f64)> {
-        let warm_up = self.plan.warm_up + self.link.rtt() * 5;
+        let warm_up = self.plan.warm_up + self.link.rtt() * self.plan.rounds;
         let (bulk, reading) = load::bulk(self.site, direction, flows, warm_up, || {
             probe::read(self.site.lab, &self.processes, direction, self.plan.count, self.site.ending)
         })?;
@@ -195,7 +195,7 @@ impl Bench<'_> {
     }
 
     fn echo(&self, figures: &mut Figures) -> Result<()> {
-        let warm_up = self.plan.warm_up + self.link.rtt() * 5;
+        let warm_up = self.plan.warm_up + self.link.rtt() * self.plan.rounds;
         // Each connection echoes once in a round trip: without some hundreds of them a p99 says nothing.
         let time = self.plan.count.max(self.link.rtt() * 50);
         let echoes = || load::echoes(self.site, ECHOING, time);

@@ -29,6 +29,7 @@ pub use relay::{End, serve};
 use report::{Figures, Record};
 
 use crate::demo::ending::Ending;
+use crate::intercept::install::check_tools;
 
 /// One way across one link, once.
 #[derive(Clone, Copy)]
@@ -57,6 +58,7 @@ struct Run<'a> {
 /// # Errors
 /// When the folder cannot be written, a cell fails, or a signal asks for the end.
 pub fn run(plan: &Plan) -> Result<()> {
+    check_tools()?;
     let ending = Ending::watch()?;
     let results = plan.out.as_deref().map(open_results).transpose()?;
     // Runs outermost: a slow minute of the machine does not meet all runs of one cell.
@@ -162,11 +164,12 @@ impl Run<'_> {
 fn conditions(plan: &Plan) -> String {
     let seconds = |time: Duration| time.as_secs_f64();
     format!(
-        "Bulk counted for {} s after {} s and five round trips; medians of {} run(s); {} cell(s) at a time; requests: {}; rate {}. \
+        "Bulk counted for {} s after {} s and {} round trips; medians of {} run(s); {} cell(s) at a time; requests: {}; rate {}. \
          Queue of the link: one bandwidth-delay product, drop-tail; loss in both directions. CPU: both processes in the middle; idle: of the \
          whole machine, which also carries the load and the emulated link, while bulk was counted (near 0: the CPU was the limit).\n",
         seconds(plan.count),
         seconds(plan.warm_up),
+        plan.rounds,
         plan.runs,
         plan.jobs.max(1),
         plan.requests,

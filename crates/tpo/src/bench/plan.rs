@@ -151,8 +151,10 @@ pub struct Plan {
     pub measures: Vec<Measure>,
     /// How often each is measured; the table has the medians.
     pub runs: usize,
-    /// Before bulk is counted: start-up is not what is measured. Five round trips come on top.
+    /// Before bulk is counted: start-up is not what is measured.
     pub warm_up: Duration,
+    /// So many round trips come on top.
+    pub rounds: u32,
     /// How long bulk is counted.
     pub count: Duration,
     /// How many requests on new connections.

@@ -206,7 +206,7 @@ const CONTROL: &str = "/run/tpo.sock";
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
 const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
-const BUFFER_SIZE: usize = 65_536;
+const BUFFER_SIZE: usize = 131_072;
 /// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
 const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=16_356;
 /// Memory of all flows: one peer with a long fat link needs some 16 MiB to work at all.

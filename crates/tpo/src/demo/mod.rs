@@ -23,6 +23,8 @@ use ending::Ending;
 use http::{Server, verify};
 use pair::{Pair, Scratch};
 
+use crate::intercept::install::check_tools;
+
 /// The large download.
 const LARGE: usize = 50_000_000;
 /// Direct downloads that take longer are cut off here and judged by what arrived: plain CUBIC would need minutes.
@@ -70,6 +72,7 @@ struct Way<'a> {
 /// # Errors
 /// When something is missing (root, `ip`, `nft`, `curl`), a byte is wrong, a transfer through the TPOs does not end, or a signal asks for the end.
 pub fn run() -> Result<()> {
+    check_tools()?;
     let ending = Ending::watch()?;
     let prefix = format!("tpodemo{}", std::process::id());
     let scratch = Scratch::new(&prefix)?;
