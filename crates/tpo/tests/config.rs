@@ -35,7 +35,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(checked.private_key_file, Path::new("/etc/tpo/paris.key"));
     assert_eq!(checked.listen.to_string(), "[::]:47800");
     assert_eq!(checked.control, Path::new("/run/tpo.sock"));
-    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (65_536, None, 512 << 20));
+    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, None, 512 << 20));
     assert_eq!(checked.outage, Duration::from_secs(300));
     assert_eq!((checked.log.as_str(), checked.log_format), ("info", LogFormat::Human));
     assert_eq!(
