@@ -49,8 +49,6 @@ pub(crate) struct Driver {
     schedule: Schedule,
     /// Up to so much of late somebody waits for a flow.
     sparse: u32,
-    /// Bytes of a flow's turn.
-    turn: usize,
     /// What one datagram of the mover carries of what somebody waits for.
     segment: usize,
     control: VecDeque<Control>,
@@ -153,7 +151,6 @@ impl Driver {
             opened: Opened::new(),
             schedule: Schedule::new(),
             sparse: SPARSE,
-            turn: QUANTUM,
             segment: 1_200,
             control: VecDeque::new(),
             resets: 0,
@@ -277,16 +274,13 @@ impl Driver {
         self.rtt = rtt.unwrap_or(UNKNOWN_RTT);
     }
 
-    /// What the link takes, bytes per second.
-    pub(crate) fn set_rate(&mut self, rate: u64) {
+    /// What the link takes, bytes per second, and one datagram, bytes; `urgent`: one whose parity must fit into another.
+    pub(crate) fn set_path(&mut self, rate: u64, segment: usize, urgent: usize) {
         let within = |time: Duration| u128::from(rate) * time.as_nanos() / 1_000_000_000;
         self.sparse = (within(SPARSE_TIME).min(SPARSE.into()) as u32).max(LEAST_SPARSE);
-        self.turn = (within(TURN_TIME).min(MOST_QUANTUM as u128) as usize).max(QUANTUM);
-    }
-
-    pub(crate) fn set_segment(&mut self, segment: usize, urgent: usize) {
-        // A turn is never smaller than one segment, whatever the path's MTU.
-        self.schedule.set_quantum(self.turn.max(segment));
+        let turn = within(TURN_TIME).min(MOST_QUANTUM as u128) as usize;
+        // Never smaller than one segment, whatever the path's MTU.
+        self.schedule.set_quantum(turn.max(QUANTUM).max(segment));
         self.segment = urgent;
     }
 

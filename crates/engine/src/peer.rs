@@ -270,8 +270,7 @@ impl Peer {
                 0 => return,
                 budget => self.room(budget.max(self.mover.worthwhile())),
             };
-            self.driver.set_rate(self.mover.rate());
-            self.driver.set_segment(room.segment, room.urgent);
+            self.driver.set_path(self.mover.rate(), room.segment, room.urgent);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.give_spare(buffer);

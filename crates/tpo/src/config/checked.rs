@@ -206,7 +206,6 @@ const CONTROL: &str = "/run/tpo.sock";
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
 const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
-const BUFFER_SIZE: usize = 131_072;
 /// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
 const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=16_356;
 /// Memory of all flows: one peer with a long fat link needs some 16 MiB to work at all.
@@ -281,8 +280,9 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     );
     let listen = tpo.read("listen", value::socket_address, findings).unwrap_or(LISTEN);
     let control = tpo.read("control", control_path(path), findings).unwrap_or_else(|| beside(path, CONTROL));
-    let buffer_size =
-        tpo.read("buffer_size", value::size(BUFFER_SIZES), findings).map_or(BUFFER_SIZE, |bytes| bytes as usize);
+    let buffer_size = tpo
+        .read("buffer_size", value::size(BUFFER_SIZES), findings)
+        .map_or(tpo_engine::Config::BUFFER_SIZE, |bytes| bytes as usize);
     let segment_size = tpo.read("segment_size", value::segment_size(SEGMENT_SIZES), findings).flatten();
     let memory = tpo.read("memory", value::size(MEMORIES), findings).unwrap_or(MEMORY);
     let outage = tpo.read("outage", value::duration(OUTAGES), findings).unwrap_or(OUTAGE);
