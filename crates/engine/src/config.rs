@@ -205,6 +205,9 @@ pub(crate) const MOST_RAW: usize = tpo_mover::Limits::MAX_PAYLOAD;
 /// 0.215 of themselves with 1 MiB, 0.210 with twice as much, 0.205 with this.
 pub(crate) const DICTIONARY: usize = 4 << 20;
 
+/// Dictionaries that are asked for at a time: with one alone each is a round trip older when the next is proposed. The receiver keeps one more.
+pub(crate) const PROPOSED: usize = 2;
+
 /// Level 9 is for links below this rate (bytes per second).
 pub(crate) const FINEST_BELOW: u64 = 625_000;
 
@@ -226,7 +229,7 @@ pub(crate) const HISTORY_FIRST: usize = 4 << 10;
 
 /// Later ones when as many new bytes are there as the last one has, or so many, but at least one part in so many of it.
 pub(crate) const HISTORY_FRESH: usize = 64 << 10;
-pub(crate) const HISTORY_SHARE: usize = 16;
+pub(crate) const HISTORY_SHARE: usize = 32;
 
 /// Bytes of buffers kept by the receiver: a proposal may wait for a repair while the sender goes on. Dictionaries come on top.
 pub(crate) const MOST_HISTORY: usize = 8 << 20;

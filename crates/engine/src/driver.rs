@@ -51,6 +51,8 @@ pub(crate) struct Driver {
     sparse: u32,
     /// What one datagram of the mover carries of what somebody waits for.
     segment: usize,
+    /// What the link takes, bytes per second.
+    rate: u64,
     control: VecDeque<Control>,
     /// Resets among them.
     resets: usize,
@@ -152,6 +154,7 @@ impl Driver {
             schedule: Schedule::new(),
             sparse: SPARSE,
             segment: 1_200,
+            rate: 0,
             control: VecDeque::new(),
             resets: 0,
             unsaid: Vec::new(),
@@ -207,8 +210,8 @@ impl Driver {
         self.shrinker = Shrinker::new(compression);
     }
 
-    /// Compresses a packed buffer, if that pays; `rate`: what the link takes, bytes per second.
-    pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, rate: u64, now: Instant) {
+    /// Compresses a packed buffer, if that pays.
+    pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, now: Instant) {
         let Packed { flow, class, apart, .. } = packed;
         let shrinker = &mut self.shrinker;
         // The flow may have ended with what was read for it last.
@@ -220,18 +223,15 @@ impl Driver {
         let squeezed = match own {
             Some((asked, ours, record)) => {
                 let how = shrinker.how(asked, ours);
-                shrinker.shrink(buffer, (how, true), record.get_or_insert_with(Box::default), rate)
+                shrinker.shrink(buffer, (how, true), record.get_or_insert_with(Box::default), self.rate)
             }
-            None => shrinker.shrink(buffer, (shrinker.how_together(apart), false), &mut self.together, rate),
+            None => shrinker.shrink(buffer, (shrinker.how_together(apart), false), &mut self.together, self.rate),
         };
         self.squeezed[class as usize] += squeezed;
         if buffer[0] == COMPRESSED {
             self.on_compressed(now);
         }
-        if let Some(proposal) = self.shrinker.propose(rate, now) {
-            self.queue_control(Control::Dictionary(proposal));
-            self.work.extend(self.shrinker.poll_work());
-        }
+        self.work.extend(self.shrinker.poll_work());
     }
 
     /// A dictionary to be made, on this thread or another.
@@ -240,20 +240,16 @@ impl Driver {
     }
 
     /// It is made.
-    pub(crate) fn on_worked(&mut self, worked: Worked, now: Instant) {
+    pub(crate) fn on_worked(&mut self, worked: Worked) {
         match worked.0 {
-            Made::Shrink { serial, dictionary } => self.shrinker.on_made(serial, dictionary, now),
+            Made::Shrink { serial, dictionary } => self.shrinker.on_made(serial, dictionary),
             Made::Expand { serial, dictionary } => {
                 if let Some(generation) = self.expander.on_made(serial, dictionary) {
                     self.queue_control(Control::Holds(generation, true));
                 }
+                self.make_next();
             }
         }
-    }
-
-    /// How many bytes of one flow come out of a byte of room in a buffer, as of late.
-    pub(crate) fn stretch(&self) -> f64 {
-        self.shrinker.stretch()
     }
 
     pub(crate) fn squeezed(&self) -> [Squeezed; Class::COUNT] {
@@ -281,7 +277,7 @@ impl Driver {
         let turn = within(TURN_TIME).min(MOST_QUANTUM as u128) as usize;
         // Never smaller than one segment, whatever the path's MTU.
         self.schedule.set_quantum(turn.max(QUANTUM).max(segment));
-        self.segment = urgent;
+        (self.segment, self.rate) = (urgent, rate);
     }
 
     /// What the flows of this peer may hold from now on.

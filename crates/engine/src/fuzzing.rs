@@ -93,7 +93,7 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
         near_side(&mut driver, high >> 4, now);
         driver.unpack(rest[..length].to_vec(), now);
         while let Some(work) = driver.poll_work() {
-            driver.on_worked(work.run(), now);
+            driver.on_worked(work.run());
         }
         driver.check_invariants();
         bytes = &rest[length..];
@@ -129,7 +129,7 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
             driver.pack(
                 &mut Short,
                 &mut Vec::new(),
-                Room { segment: 500, urgent: 458, largest: 1000, stretched: 1000, most: 1200 },
+                Room { segment: 500, urgent: 458, largest: 1000, shrunk: 0, most: 1200 },
                 now,
             );
         }

@@ -15,9 +15,6 @@ use crate::{
     driver::{Driver, Room},
 };
 
-/// What gets through of a byte of room is worth larger buffers.
-const WORTH_STRETCHING: f64 = 1.3;
-
 /// One far TPO: all flows that go to it and come from it.
 pub struct Peer {
     mover: Mover,
@@ -139,8 +136,8 @@ impl Peer {
     }
 
     /// Work that `poll_work` gave is done.
-    pub fn on_worked(&mut self, worked: Worked, now: Instant) {
-        self.driver.on_worked(worked, now);
+    pub fn on_worked(&mut self, worked: Worked) {
+        self.driver.on_worked(worked);
     }
 
     /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
@@ -276,7 +273,7 @@ impl Peer {
                 self.mover.give_spare(buffer);
                 return;
             };
-            self.driver.shrink(&mut buffer, packed, self.mover.rate(), now);
+            self.driver.shrink(&mut buffer, packed, now);
             if !self.send(buffer, packed.urgent, now) {
                 return;
             }
@@ -286,7 +283,7 @@ impl Peer {
     /// Room for one datagram.
     fn one_segment(&self) -> Room {
         let room = self.room(1);
-        Room { largest: room.segment, stretched: room.segment, ..room }
+        Room { largest: room.segment, shrunk: 0, ..room }
     }
 
     /// Whole segments: as many as fill `wanted`, at least one, no more than both sides take.
@@ -295,11 +292,8 @@ impl Peer {
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
         let whole = |bytes: usize| bytes.next_multiple_of(segment).min(most / segment * segment);
-        // What shrinks fills the datagrams that it is meant for, and shrinks the better the more of it there is.
-        let stretch = self.driver.stretch();
-        let shrunk = if stretch > WORTH_STRETCHING { self.mover.rate() as f64 * SHRUNK.as_secs_f64() } else { 0.0 };
-        let stretched = ((wanted as f64).max(shrunk) * stretch) as usize;
-        Room { segment, urgent, largest: whole(wanted), stretched: whole(stretched), most }
+        let shrunk = (self.mover.rate() as f64 * SHRUNK.as_secs_f64()) as usize;
+        Room { segment, urgent, largest: whole(wanted), shrunk: shrunk.max(wanted), most }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {

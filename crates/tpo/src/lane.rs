@@ -510,7 +510,7 @@ impl Loop {
                     // Nobody waits any more: then nobody is told.
                     let _ = to.try_send(self.report());
                 }
-                Ok(Command::Worked(worked)) => self.peer.on_worked(worked, now),
+                Ok(Command::Worked(worked)) => self.peer.on_worked(worked),
                 Ok(Command::Groups(groups)) => {
                     if let Some(packets) = &mut self.packets {
                         packets.ask(groups, now);
@@ -685,7 +685,7 @@ impl Loop {
         while let Some(work) = self.peer.poll_work() {
             if let Err(work) = self.workshop.send(work, &self.own) {
                 // Too many wait: better now than never.
-                self.peer.on_worked(work.run(), now);
+                self.peer.on_worked(work.run());
             }
         }
         match &mut self.packets {

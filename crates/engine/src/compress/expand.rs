@@ -1,7 +1,7 @@
 //! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds, and nothing is held beyond them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
 };
@@ -13,13 +13,14 @@ use super::{
     work::{Make, Work},
 };
 use crate::{
-    config::{DICTIONARY, MOST_HISTORY, MOST_RAW},
+    config::{DICTIONARY, MOST_HISTORY, MOST_RAW, PROPOSED},
     error::PayloadError,
     message::ROUTING,
 };
 
-/// Dictionaries that buffers under way may refer to: the sender's present one, the one before and the next.
-const DICTIONARIES: usize = 3;
+/// Dictionaries that buffers under way may refer to. Before one is made every buffer up to its last has come, and those that left later refer to the one
+/// that the sender used when it proposed this one, or to a newer one: at most [`PROPOSED`] before it.
+const DICTIONARIES: usize = PROPOSED + 1;
 
 /// Buffers that have come before others whose numbers are lower: far more than the mover lets be under way. Without room no dictionary is made any more.
 const MOST_AHEAD: usize = 1 << 17;
@@ -34,11 +35,13 @@ pub(crate) struct Expander {
     ahead: BTreeSet<u32>,
     /// The highest number that was forgotten.
     forgotten: u32,
-    pending: Option<Proposal>,
-    /// The number of the work that makes it, while it is being made.
-    making: Option<u64>,
+    /// Proposals, in any order, as they came.
+    pending: Vec<Proposal>,
+    /// The number of the work by which one is being made.
+    making: Option<(u64, Proposal)>,
     serial: u64,
-    dictionaries: VecDeque<(u8, DDict<'static>)>,
+    /// In the order of their last buffers.
+    dictionaries: Vec<(Proposal, DDict<'static>)>,
     /// The frame with its first bytes.
     frame: Vec<u8>,
 }
@@ -58,10 +61,10 @@ impl Expander {
             come: 0,
             ahead: BTreeSet::new(),
             forgotten: 0,
-            pending: None,
+            pending: Vec::new(),
             making: None,
             serial: 0,
-            dictionaries: VecDeque::new(),
+            dictionaries: Vec::new(),
             frame: Vec::new(),
         }
     }
@@ -89,7 +92,7 @@ impl Expander {
         let written = match generation {
             0 => context.decompress(&mut out[ROUTING..], frame),
             _ => {
-                let found = dictionaries.iter().find(|(held, _)| *held == generation);
+                let found = dictionaries.iter().find(|(held, _)| held.generation == generation);
                 let (_, dictionary) = found.ok_or(PayloadError::Compressed)?;
                 context.decompress_using_ddict(&mut out[ROUTING..], frame, dictionary)
             }
@@ -119,7 +122,7 @@ impl Expander {
             self.history_bytes -= old.len();
         }
         // The oldest goes first, but not what the sender waits for.
-        let waited = self.pending.map_or(u32::MAX, |pending| pending.first);
+        let waited = self.pending.iter().map(|pending| pending.first).min().unwrap_or(u32::MAX);
         while self.history_bytes > MOST_HISTORY {
             let gone = match self.history.first_key_value() {
                 Some((oldest, _)) if *oldest < waited => *oldest,
@@ -143,50 +146,43 @@ impl Expander {
         let sane = generation > 0 && first > 0 && last >= first && count < DICTIONARY as u32;
         // One of them may have been forgotten; later ones will do.
         let forgotten = first <= self.forgotten;
-        if !sane || forgotten || self.pending.is_some() {
+        if !sane || forgotten || self.pending.len() + usize::from(self.making.is_some()) == PROPOSED {
             return false;
         }
-        self.pending = Some(proposal);
+        self.pending.push(proposal);
         true
     }
 
     /// The dictionary that has become whole, to be made. Not before every buffer up to its last has come: one that is still under way may refer to a
     /// dictionary that this one replaces. Or the generation of one that can never be made here.
     pub(crate) fn poll_ready(&mut self) -> Option<Result<Work, u8>> {
-        let Proposal { generation, first, last } = self.pending?;
-        if self.making.is_some() || self.come < last {
+        if self.making.is_some() {
             return None;
         }
-        let (mut parts, mut bytes, mut next) = (Vec::new(), 0, first);
-        for (number, part) in self.history.range(first..=last) {
-            if *number != next {
-                return None;
-            }
-            next = next.wrapping_add(1);
-            bytes += part.len();
-            parts.push(part.clone());
-            if bytes > DICTIONARY {
-                self.pending = None;
-                return Some(Err(generation));
-            }
-        }
-        if next != last.wrapping_add(1) {
-            return None;
+        let at = self.pending.iter().position(|pending| pending.last <= self.come)?;
+        let proposal = self.pending.swap_remove(at);
+        let Proposal { generation, first, last } = proposal;
+        let parts: Vec<Arc<[u8]>> = self.history.range(first..=last).map(|(_, part)| part.clone()).collect();
+        let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+        // Of those that came one may have been forgotten for want of room.
+        if bytes > DICTIONARY || parts.len() as u32 != last - first + 1 {
+            return Some(Err(generation));
         }
         self.serial += 1;
-        self.making = Some(self.serial);
+        self.making = Some((self.serial, proposal));
         Some(Ok(Work { make: Make::Expand { serial: self.serial }, parts }))
     }
 
     /// It is made: buffers may refer to it. The generation that the sender waits for.
     pub(crate) fn on_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
-        self.making.take_if(|making| *making == serial)?;
-        let Proposal { generation, .. } = self.pending.take()?;
-        if self.dictionaries.len() == DICTIONARIES {
-            self.dictionaries.pop_front();
+        let (_, proposal) = self.making.take_if(|(making, _)| *making == serial)?;
+        // A proposal that comes late is older than what has been made since.
+        let at = self.dictionaries.partition_point(|(held, _)| held.last <= proposal.last);
+        self.dictionaries.insert(at, (proposal, dictionary));
+        if self.dictionaries.len() > DICTIONARIES {
+            self.dictionaries.remove(0);
         }
-        self.dictionaries.push_back((generation, dictionary));
-        Some(generation)
+        Some(proposal.generation)
     }
 
     /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may still use them; one that is being made is finished.
@@ -195,9 +191,7 @@ impl Expander {
             self.forgotten = self.forgotten.max(*newest);
         }
         (self.history, self.history_bytes) = (BTreeMap::new(), 0);
-        if self.making.is_none() {
-            self.pending = None;
-        }
+        self.pending.clear();
     }
 
     /// The sender uses no dictionary any more that it has made so far.

@@ -20,8 +20,8 @@ use super::{
 use crate::{
     Treatment,
     config::{
-        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, NO_DICTIONARY, SMALL_DICTIONARY,
-        SMALL_DICTIONARY_ABOVE, SMALLEST,
+        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, MOST_RAW, NO_DICTIONARY, PROPOSED,
+        SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
     },
     message::ROUTING,
     stats::{AsItIs, Squeezed},
@@ -40,10 +40,11 @@ const BACK_OFF: usize = 4;
 const MOST_BACK_OFF: usize = 4 << 20;
 /// A buffer below this says nothing of its flow: most of it is headers.
 const TELLING: usize = 512;
-/// What somebody waits for is taken to shrink by so much less than it did.
+/// What somebody waits for is taken to shrink by so much less than it did, and by no more than this.
 const CAREFUL: f64 = 0.75;
-/// And by no more than this.
-const MOST_STRETCH: f64 = 8.0;
+const MOST_CAREFUL: f64 = 8.0;
+/// No other is taken to shrink by more.
+const MOST_STRETCH: f64 = 20.0;
 /// What is expected of a flow that nothing is known of, and of one that is tried again.
 const HOPE: f64 = 0.3;
 /// Between two dictionaries, beside the round trip in which they are agreed.
@@ -71,14 +72,6 @@ impl Default for Record {
     }
 }
 
-impl Record {
-    /// How many bytes of the flow come out of one byte of room, if its buffers are known to shrink: carefully, since what somebody waits for shall
-    /// not need another datagram.
-    pub(crate) fn stretch(&self) -> Option<f64> {
-        (self.known && self.failures == 0).then(|| (CAREFUL / self.ratio).clamp(1.0, MOST_STRETCH))
-    }
-}
-
 /// How one buffer is to be compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct How {
@@ -103,15 +96,16 @@ struct Dictionary {
 
 /// One that is being made, here and there.
 struct Coming {
-    generation: u8,
+    proposal: Proposal,
     level: i32,
     serial: u64,
-    bytes: usize,
+    /// None before its last buffer is packed.
+    bytes: Option<usize>,
     held_there: bool,
     made: Option<CDict<'static>>,
 }
 
-/// A dictionary that the peer is asked to make: from the buffers with these numbers, in this order.
+/// A dictionary that the peer is asked to make: from the buffers with these numbers, in this order. The last one may be yet to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Proposal {
     pub(crate) generation: u8,
@@ -123,20 +117,21 @@ pub(crate) struct Proposal {
 pub(crate) struct Shrinker {
     how: Compression,
     context: CCtx<'static>,
-    /// Of large buffers, smoothed.
-    recent: f64,
     history: VecDeque<(u32, Arc<[u8]>)>,
     history_bytes: usize,
-    /// Bytes in it that came since the last proposal.
+    /// Bytes in it behind the last buffer of the last proposal.
     fresh: usize,
+    /// Of the last buffer that was kept.
+    newest_bytes: usize,
     /// Number of the next buffer; zero is for those that are not kept.
     next: u32,
     /// The level that was chosen last, whatever the dictionary is made for.
     wanted: i32,
     dictionary: Option<Dictionary>,
+    /// Of the last one that was asked for.
     dictionary_bytes: usize,
-    coming: Option<Coming>,
-    work: Option<Work>,
+    /// In the order of their proposals.
+    coming: VecDeque<Coming>,
     generation: u8,
     serial: u64,
     rest_until: Option<Instant>,
@@ -159,16 +154,15 @@ impl Shrinker {
         Shrinker {
             how,
             context,
-            recent: 1.0,
             history: VecDeque::new(),
             history_bytes: 0,
             fresh: 0,
+            newest_bytes: 0,
             next: 1,
             wanted: LEVELS[0],
             dictionary: None,
             dictionary_bytes: 0,
-            coming: None,
-            work: None,
+            coming: VecDeque::new(),
             generation: 0,
             serial: 0,
             rest_until: None,
@@ -197,15 +191,18 @@ impl Shrinker {
         How { compress: self.how.compress, isolated: self.how.isolated || apart }
     }
 
-    /// How many bytes of a buffer of one flow come out of one byte of room, as of late.
-    pub(crate) fn stretch(&self) -> f64 {
-        1.0 / self.recent.clamp(0.05, 1.0)
+    /// How many bytes of the flow with this record come out of one byte of room, if its buffers are known to shrink. Of what somebody waits for carefully:
+    /// it shall not need another datagram.
+    pub(crate) fn stretch(&self, record: &Record, urgent: bool) -> Option<f64> {
+        let (caution, most) = if urgent { (CAREFUL, MOST_CAREFUL) } else { (1.0, MOST_STRETCH) };
+        let ratio = record.ratio * between(&FINER, self.wanted);
+        (record.known && record.failures == 0).then(|| (caution / ratio).clamp(1.0, most))
     }
 
     /// Nobody sends: the history and the dictionary are given back. The next buffers do without, until there is another.
     pub(crate) fn rest(&mut self) {
-        (self.history, self.history_bytes, self.fresh) = (VecDeque::new(), 0, 0);
-        (self.dictionary, self.dictionary_bytes, self.coming, self.work) = (None, 0, None, None);
+        (self.history, self.history_bytes, self.fresh, self.newest_bytes) = (VecDeque::new(), 0, 0, 0);
+        (self.dictionary, self.dictionary_bytes, self.coming) = (None, 0, VecDeque::new());
         (self.context, self.out) = (CCtx::create(), Vec::new());
     }
 
@@ -229,10 +226,6 @@ impl Shrinker {
                 squeezed.cpu_ns = (raw as f64 * cost) as u64;
                 squeezed.raw[why as usize] = 1;
             }
-        }
-        if alone {
-            let ratio = if done.is_ok() { buffer.len() as f64 / (raw + ROUTING) as f64 } else { 1.0 };
-            self.recent += (ratio - self.recent) / 8.0;
         }
         record.squeezed += squeezed;
         squeezed
@@ -312,6 +305,7 @@ impl Shrinker {
         self.next = self.next.checked_add(1).unwrap_or(1);
         self.history_bytes += bytes.len();
         self.fresh += bytes.len();
+        self.newest_bytes = bytes.len();
         self.history.push_back((number, bytes.into()));
         while self.history_bytes > DICTIONARY {
             let Some((_, old)) = self.history.pop_front() else { break };
@@ -320,77 +314,82 @@ impl Shrinker {
         number
     }
 
-    /// A dictionary that the peer shall make, if it is time for one. The same is made here meanwhile.
+    /// A dictionary that the peer shall make, if it is time for one: of the newest buffers and the next one, with which the proposal leaves, so that it is
+    /// no older than it must be. The same is made here meanwhile. `rate`: what the link takes, bytes per second.
     pub(crate) fn propose(&mut self, rate: u64, now: Instant) -> Option<Proposal> {
-        if rate > NO_DICTIONARY {
+        if rate > NO_DICTIONARY || self.rest_until.is_some_and(|until| now < until) {
             return None;
         }
         let enough = match self.dictionary_bytes {
             0 => HISTORY_FIRST,
             bytes => HISTORY_FRESH.min(bytes).max(bytes / HISTORY_SHARE),
         };
-        if self.fresh < enough || self.coming.is_some() || self.rest_until.is_some_and(|until| now < until) {
+        let full = self.coming.len() == PROPOSED || self.coming.back().is_some_and(|coming| coming.bytes.is_none());
+        if full || self.fresh + self.newest_bytes < enough {
             return None;
         }
         let most = if rate > SMALL_DICTIONARY_ABOVE { SMALL_DICTIONARY } else { DICTIONARY };
-        // The newest, as much as a dictionary holds; numbers without a gap.
-        let (mut bytes, mut from) = (0, self.history.len());
-        while from > 0 {
-            let (number, older) = &self.history[from - 1];
-            let follows = self.history.get(from).is_none_or(|(next, _)| number.wrapping_add(1) == *next);
-            if bytes + older.len() > most || !follows {
+        let most = most.saturating_sub(self.newest_bytes).min(DICTIONARY - MOST_RAW);
+        // As much as a dictionary holds; numbers without a gap.
+        let (mut bytes, mut first) = (0, self.next);
+        for (number, older) in self.history.iter().rev() {
+            if bytes + older.len() > most || number.checked_add(1) != Some(first) {
                 break;
             }
             bytes += older.len();
-            from -= 1;
+            first = *number;
         }
-        let (first, last) = (self.history.get(from)?.0, self.history.back()?.0);
-        let parts = self.history.iter().skip(from).map(|(_, bytes)| bytes.clone()).collect();
         // Zero is for buffers without one.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         self.serial += 1;
         self.fresh = 0;
-        let (generation, serial, level) = (self.generation, self.serial, self.wanted);
-        self.coming = Some(Coming { generation, level, serial, bytes, held_there: false, made: None });
-        self.work = Some(Work { make: Make::Shrink { serial, level }, parts });
-        Some(Proposal { generation, first, last })
+        self.dictionary_bytes = bytes + self.newest_bytes;
+        self.rest_until = Some(now + REST.max(REST_PER_BYTE * self.dictionary_bytes as u32));
+        let proposal = Proposal { generation: self.generation, first, last: self.next };
+        let coming =
+            Coming { proposal, level: self.wanted, serial: self.serial, bytes: None, held_there: false, made: None };
+        self.coming.push_back(coming);
+        Some(proposal)
     }
 
-    /// A dictionary to be made.
+    /// A dictionary to be made: the last of its buffers is there.
     pub(crate) fn poll_work(&mut self) -> Option<Work> {
-        self.work.take()
+        let Coming { proposal: Proposal { first, last, .. }, level, serial, bytes, .. } = self.coming.back_mut()?;
+        if bytes.is_some() || self.history.back().is_none_or(|(newest, _)| newest < last) {
+            return None;
+        }
+        let within = self.history.iter().filter(|(number, _)| (*first..=*last).contains(number));
+        let parts: Vec<Arc<[u8]>> = within.map(|(_, bytes)| bytes.clone()).collect();
+        *bytes = Some(parts.iter().map(|part| part.len()).sum());
+        Some(Work { make: Make::Shrink { serial: *serial, level: *level }, parts })
     }
 
     /// It is made.
-    pub(crate) fn on_made(&mut self, serial: u64, dictionary: CDict<'static>, now: Instant) {
-        if let Some(coming) = self.coming.as_mut().filter(|coming| coming.serial == serial) {
+    pub(crate) fn on_made(&mut self, serial: u64, dictionary: CDict<'static>) {
+        if let Some(coming) = self.coming.iter_mut().find(|coming| coming.serial == serial) {
             coming.made = Some(dictionary);
-            self.adopt(now);
+            self.adopt();
         }
     }
 
     /// The peer holds the dictionary, or cannot make it.
-    pub(crate) fn on_answer(&mut self, generation: u8, holds: bool, now: Instant) {
-        let Some(coming) = self.coming.as_mut().filter(|coming| coming.generation == generation) else { return };
-        coming.held_there = true;
+    pub(crate) fn on_answer(&mut self, generation: u8, holds: bool) {
+        let found = self.coming.iter().position(|coming| coming.proposal.generation == generation);
+        let Some(at) = found else { return };
         if holds {
-            self.adopt(now);
+            self.coming[at].held_there = true;
+            self.adopt();
         } else {
-            (self.coming, self.work) = (None, None);
-            self.rest_until = Some(now + REST);
+            self.coming.remove(at);
         }
     }
 
-    /// The one that comes is used from now on, if both sides have made it.
-    fn adopt(&mut self, now: Instant) {
-        let Some(Coming { generation, level, bytes, made: Some(made), .. }) =
-            self.coming.take_if(|coming| coming.held_there && coming.made.is_some())
-        else {
-            return;
-        };
-        self.rest_until = Some(now + REST.max(REST_PER_BYTE * bytes as u32));
-        self.dictionary = Some(Dictionary { generation, level, made });
-        self.dictionary_bytes = bytes;
+    /// The newest that both sides have made is used from now on.
+    fn adopt(&mut self) {
+        let found = self.coming.iter().rposition(|coming| coming.held_there && coming.made.is_some());
+        let Some(newest) = found.and_then(|at| self.coming.drain(..=at).next_back()) else { return };
+        let Coming { proposal, level, made: Some(made), .. } = newest else { return };
+        self.dictionary = Some(Dictionary { generation: proposal.generation, level, made });
         self.dictionaries += 1;
     }
 

@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::*;
-use crate::{Class, FlowId, Squeezed, Treatment, message, stats::AsItIs};
+use crate::{Class, FlowId, Squeezed, Treatment, config::PROPOSED, message, stats::AsItIs};
 
 /// A shrinker with what the driver keeps for it. Its dictionaries are made when `work` is called.
 struct Sender {
@@ -29,9 +29,9 @@ impl Sender {
         self.squeezed += self.shrinker.shrink(buffer, (how, flow.is_some()), record, rate);
     }
 
-    fn work(&mut self, now: Instant) {
+    fn work(&mut self) {
         if let Some(Made::Shrink { serial, dictionary }) = self.shrinker.poll_work().map(|work| work.run().0) {
-            self.shrinker.on_made(serial, dictionary, now);
+            self.shrinker.on_made(serial, dictionary);
         }
     }
 }
@@ -114,16 +114,16 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
     assert_eq!(small, buffer(b"hello"));
 }
 
-/// Proposals and answers cross like any message: here at once.
+/// Proposals and answers cross like any message: here at once. What is proposed counts the next buffer in.
 fn agree(shrinker: &mut Sender, expander: &mut Expander, rate: u64, now: Instant) {
+    shrinker.work();
+    while let Some((generation, holds)) = poll_ready(expander) {
+        shrinker.shrinker.on_answer(generation, holds);
+    }
     if let Some(proposal) = shrinker.shrinker.propose(rate, now)
         && !expander.on_proposal(proposal)
     {
-        shrinker.shrinker.on_answer(proposal.generation, false, now);
-    }
-    shrinker.work(now);
-    if let Some((generation, holds)) = poll_ready(expander) {
-        shrinker.shrinker.on_answer(generation, holds, now);
+        shrinker.shrinker.on_answer(proposal.generation, false);
     }
 }
 
@@ -170,11 +170,11 @@ fn any_order_can_be_read() {
             let content = if dice.u8(0..6) == 0 { noise(number, 2_000) } else { text(number, dice.usize(100..6_000)) };
             let raw = buffer(&content);
             let mut sent = raw.clone();
+            proposals.extend(shrinker.shrinker.propose(SLOW, now));
             shrinker.shrink(&mut sent, Some(FlowId(dice.u32(1..5))), SLOW);
             under_way.push((sent, raw));
-            proposals.extend(shrinker.shrinker.propose(SLOW, now));
             if dice.u8(0..3) == 0 {
-                shrinker.work(now);
+                shrinker.work();
             }
             // Repairs come much later.
             while under_way.len() > 30 || !under_way.is_empty() && dice.bool() {
@@ -191,7 +191,7 @@ fn any_order_can_be_read() {
                 answers.extend(poll_ready(&mut expander));
                 if dice.bool() {
                     answers.drain(..).for_each(|(generation, holds)| {
-                        shrinker.shrinker.on_answer(generation, holds, now);
+                        shrinker.shrinker.on_answer(generation, holds);
                     });
                 }
             }
@@ -280,6 +280,47 @@ fn bytes_of_any_kind_do_not_panic() {
     }
 }
 
+/// Proposals overtake each other: one that comes late does not push out what has been made since.
+#[test]
+fn a_late_proposal_replaces_nothing_newer() {
+    let (mut sender, mut expander, mut now) = (Sender::new(Compression::default()), Expander::new(), start());
+    let mut late = None;
+    let cross = |sender: &mut Sender, expander: &mut Expander| {
+        let raw = buffer(&text(1, 3_000));
+        let mut sent = raw.clone();
+        sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
+        assert_eq!(expander.expand(&sent).unwrap(), raw);
+        sender.work();
+        sent[1]
+    };
+    for generation in 1..=5 {
+        let proposal = loop {
+            now += Duration::from_millis(30);
+            let found = sender.shrinker.propose(SLOW, now);
+            cross(&mut sender, &mut expander);
+            if let Some(found) = found {
+                break found;
+            }
+        };
+        assert_eq!(proposal.generation, generation);
+        if generation == 2 {
+            late = Some(proposal);
+            continue;
+        }
+        assert!(expander.on_proposal(proposal));
+        assert_eq!(poll_ready(&mut expander), Some((generation, true)));
+        if generation == 4 {
+            assert!(expander.on_proposal(late.take().unwrap()));
+            assert_eq!(poll_ready(&mut expander), Some((2, true)));
+        }
+        // The answers to the last two are under way.
+        if generation < 4 {
+            sender.shrinker.on_answer(generation, true);
+        }
+    }
+    assert_eq!(cross(&mut sender, &mut expander), 3, "the dictionary that is in use");
+}
+
 /// A buffer that is repaired for ever so long may still refer to an old dictionary: no new one is made until it has come.
 #[test]
 fn a_late_buffer_finds_its_dictionary() {
@@ -299,14 +340,15 @@ fn a_late_buffer_finds_its_dictionary() {
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
         if number == 250 {
-            assert!(shrinker.shrinker.dictionaries <= made + 1, "{} since", shrinker.shrinker.dictionaries - made);
+            let since = shrinker.shrinker.dictionaries - made;
+            assert!(since <= PROPOSED as u64, "{since} since");
             let (sent, raw) = late.take().unwrap();
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
         agree(&mut shrinker, &mut expander, 10_000_000, now);
         now += Duration::from_millis(20);
     }
-    assert!(shrinker.shrinker.dictionaries > made + 1, "and then it goes on");
+    assert!(shrinker.shrinker.dictionaries > made + PROPOSED as u64, "and then it goes on");
 }
 
 /// What a rule says of its flows goes before what is set for the peer, and what is set for the peer before what the far side's rule says.
@@ -366,10 +408,10 @@ fn what_is_made_too_late_is_nobodys() {
     for turn in 0..2 {
         let mut proposals = Vec::new();
         for number in 0..10 {
+            proposals.extend(sender.shrinker.propose(SLOW, now));
             let mut sent = buffer(&text(number, 2_000));
             sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
             expander.expand(&sent).unwrap();
-            proposals.extend(sender.shrinker.propose(SLOW, now));
         }
         assert_eq!(proposals.len(), 1);
         let here = sender.shrinker.poll_work().expect("it is made here too").run();
@@ -385,8 +427,8 @@ fn what_is_made_too_late_is_nobodys() {
         else {
             panic!("each makes its own")
         };
-        sender.shrinker.on_made(serial, dictionary, now);
-        sender.shrinker.on_answer(proposals[0].generation, true, now);
+        sender.shrinker.on_made(serial, dictionary);
+        sender.shrinker.on_answer(proposals[0].generation, true);
         assert_eq!(expander.on_made(other, made).is_some(), turn == 1);
         assert_eq!(sender.shrinker.dictionaries, turn);
     }

@@ -15,6 +15,9 @@ use crate::{
     message::{self, Form, Function, Header, ROUTING},
 };
 
+/// What gets through of a byte of room is worth larger buffers.
+const WORTH_STRETCHING: f64 = 1.3;
+
 /// How large the buffer may become.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
@@ -24,10 +27,22 @@ pub(crate) struct Room {
     pub(crate) urgent: usize,
     /// The largest buffer of one flow, `segment` at least.
     pub(crate) largest: usize,
-    /// The same of a flow that is known to shrink, `largest` at least.
-    pub(crate) stretched: usize,
+    /// What a buffer of one flow may take on the link if it shrinks; zero: it is no larger than others.
+    pub(crate) shrunk: usize,
     /// The largest buffer that both sides take, for a message that cannot be cut.
     pub(crate) most: usize,
+}
+
+impl Room {
+    /// The largest buffer of a flow of which so many bytes come out of one: it fills the datagrams that it is meant for, and shrinks the better the more
+    /// of it there is.
+    fn stretched(&self, stretch: f64) -> usize {
+        if stretch < WORTH_STRETCHING {
+            return self.largest;
+        }
+        let bytes = ((self.shrunk as f64 * stretch) as usize).next_multiple_of(self.segment);
+        bytes.min(self.most / self.segment * self.segment).max(self.largest)
+    }
 }
 
 /// What the buffer is.
@@ -80,7 +95,7 @@ impl Page<'_> {
         match (own, stretch) {
             (true, Some(stretch)) if urgent => ((self.room.urgent as f64 * stretch) as usize).min(self.room.most),
             _ if urgent || self.urgent => self.room.urgent,
-            (true, Some(_)) => self.room.stretched,
+            (true, Some(stretch)) => self.room.stretched(stretch),
             (true, None) => self.room.largest,
             (false, _) => self.room.segment,
         }
@@ -179,8 +194,7 @@ impl Driver {
             room.urgent >= 128
                 && room.segment >= room.urgent
                 && room.largest >= room.segment
-                && room.stretched >= room.largest
-                && room.most >= room.stretched,
+                && room.most >= room.largest,
             "no room for headers in {room:?}"
         );
         let mut page = Page {
@@ -194,6 +208,12 @@ impl Driver {
             apart: false,
         };
         page.place(0, ROUTING);
+        // A proposal needs a buffer to ride in.
+        if self.schedule.listed() > 0
+            && let Some(proposal) = self.shrinker.propose(self.rate, now)
+        {
+            self.queue_control(Control::Dictionary(proposal));
+        }
         self.pack_control(&mut page);
         while let Some(turn) = self.schedule.next() {
             if !self.pack_turn(turn, source, &mut page, now) {
@@ -262,7 +282,7 @@ impl Driver {
         let urgent = state.class.is_urgent();
         let how = self.shrinker.how(&state.asked, state.ours);
         let record = state.record.as_ref().filter(|_| how.compress != Compress::Off);
-        let end = page.end_for(turn.flow, urgent, record.and_then(|record| record.stretch()));
+        let end = page.end_for(turn.flow, urgent, record.and_then(|record| self.shrinker.stretch(record, urgent)));
         let place = page.used + header_length;
         if page.used > ROUTING && place + MIN_PIECE > end {
             return false;

@@ -117,7 +117,7 @@ impl Pair {
                 segment: self.segment,
                 urgent: self.segment,
                 largest: segments * self.segment,
-                stretched: segments * self.segment,
+                shrunk: 0,
                 most: 65_536,
             };
             let packed = self.drivers[side].pack(&mut self.apps[side].source(self.now), &mut buffer, room, self.now);
@@ -273,7 +273,7 @@ fn sixteen_flows_get_the_same() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let flows: Vec<FlowId> = (0..16).map(|number| driver.open(key(0, number), Class::Bulk, now).unwrap()).collect();
-    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 };
+    let room = Room { segment: 1400, urgent: 1400, largest: 46 * 1400, shrunk: 0, most: 65_536 };
     let mut buffer = Vec::new();
     let mut packed = 0;
     while packed < 32 << 20 {
@@ -294,7 +294,7 @@ fn a_new_flow_is_urgent_and_a_long_one_is_not() {
     let now = crate::clock();
     let mut driver = connected(Limits::default());
     let long = driver.open(key(0, 0), Class::Normal, now).unwrap();
-    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 };
+    let room = Room { segment: 1400, urgent: 1350, largest: 46 * 1400, shrunk: 0, most: 65_536 };
     let mut buffer = Vec::new();
     let mut pack = |driver: &mut Driver| {
         let packed = driver.pack(&mut Always, &mut buffer, room, now).unwrap();
@@ -327,7 +327,7 @@ fn one_flow_alone_fills_the_largest_buffer() {
         .pack(
             &mut Always,
             &mut buffer,
-            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 },
+            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, shrunk: 0, most: 65_536 },
             now,
         )
         .unwrap();
@@ -337,7 +337,7 @@ fn one_flow_alone_fills_the_largest_buffer() {
         .pack(
             &mut Always,
             &mut buffer,
-            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, stretched: 46 * 1400, most: 65_536 },
+            Room { segment: 1400, urgent: 1400, largest: 46 * 1400, shrunk: 0, most: 65_536 },
             now,
         )
         .unwrap();
@@ -360,13 +360,7 @@ fn idle_flows_are_never_looked_at() {
         (0..20_000).map(|number| driver.open(key(0, number % 50_000), Class::Normal, now).unwrap()).collect();
     let mut source = Counting(0);
     let mut buffer = Vec::new();
-    let room = Room {
-        segment: 1400,
-        urgent: 1400,
-        largest: 65_536 / 1400 * 1400,
-        stretched: 65_536 / 1400 * 1400,
-        most: 65_536,
-    };
+    let room = Room { segment: 1400, urgent: 1400, largest: 65_536 / 1400 * 1400, shrunk: 0, most: 65_536 };
     while driver.pack(&mut source, &mut buffer, room, now).is_some() {}
     source.0 = 0;
     driver.readable(flows[777], now);
@@ -442,7 +436,7 @@ fn a_breach_ends_its_flow_only() {
             .pack(
                 &mut Always,
                 &mut buffer,
-                Room { segment: 1400, urgent: 1400, largest: 1400, stretched: 1400, most: 65_536 },
+                Room { segment: 1400, urgent: 1400, largest: 1400, shrunk: 0, most: 65_536 },
                 now,
             )
             .unwrap();
@@ -519,7 +513,7 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert_eq!(driver.counters().refusals_dropped as usize, 4 * MAX_REFUSALS - most);
     assert!(driver.control.len() <= 2 * most + CONTROL_SLACK);
     // What waited leaves, and the peer is served again.
-    let room = Room { segment: 1424, urgent: 1424, largest: 1424, stretched: 1424, most: 65_536 };
+    let room = Room { segment: 1424, urgent: 1424, largest: 1424, shrunk: 0, most: 65_536 };
     while driver.pack(&mut Silent, &mut Vec::new(), room, now).is_some() {}
     driver.check_invariants();
     assert!(driver.control.is_empty());
@@ -655,7 +649,7 @@ fn measure() {
         let mut receiver = Driver::new(Limits::default(), true);
         sender.on_connected(true, 256 << 10);
         receiver.on_connected(true, 256 << 10);
-        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424, stretched: 46 * 1424, most: 65_536 };
+        let room = Room { segment: 1424, urgent: 1424, largest: 46 * 1424, shrunk: 0, most: 65_536 };
         let mut buffer = Vec::new();
         for _ in 0..idle {
             sender.open(key(0, 0), Class::Normal, start).unwrap();
@@ -716,7 +710,7 @@ impl Source for Text {
 #[test]
 fn what_a_rule_asks_crosses_with_its_flow() {
     let now = crate::clock();
-    let room = Room { segment: 1_400, urgent: 1_400, largest: 1_400, stretched: 1_400, most: 65_536 };
+    let room = Room { segment: 1_400, urgent: 1_400, largest: 1_400, shrunk: 0, most: 65_536 };
     let asked = [
         (Treatment::from(Class::Normal), None),
         (Treatment { compress: Some(Compress::Off), ..Class::Normal.into() }, Some(AsItIs::Off)),
@@ -727,13 +721,14 @@ fn what_a_rule_asks_crosses_with_its_flow() {
         for driver in &mut drivers {
             driver.on_connected(true, 100_000);
             driver.set_compression(Compression::default());
+            driver.set_path(1_000_000, 1_400, 1_400);
         }
         let flow = drivers[0].open(key(0, 0), asked, now).unwrap();
         for side in 0..2 {
             drivers[side].readable(flow, now);
             let mut buffer = Vec::new();
             let packed = drivers[side].pack(&mut Text, &mut buffer, room, now).unwrap();
-            drivers[side].shrink(&mut buffer, packed, 1_000_000, now);
+            drivers[side].shrink(&mut buffer, packed, now);
             let squeezed = drivers[side].flows().next().unwrap().squeezed;
             let found = AsItIs::ALL.into_iter().find(|why| squeezed.raw[*why as usize] > 0);
             assert_eq!((found, squeezed.bytes_in > 0), (why, true), "side {side}, {asked:?}");

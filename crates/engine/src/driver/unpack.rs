@@ -58,6 +58,11 @@ impl Driver {
             Some((header, data)) => self.on_message(&header, || Chunk::whole(payload, data), now),
             None => self.spend(payload),
         }
+        self.make_next();
+    }
+
+    /// Gives out the dictionary that the peer waits for, if all of it is here.
+    pub(super) fn make_next(&mut self) {
         match self.expander.poll_ready() {
             Some(Ok(work)) => self.work.push_back(work),
             Some(Err(generation)) => self.queue_control(Control::Holds(generation, false)),
@@ -66,10 +71,10 @@ impl Driver {
     }
 
     /// A word between the two sides of compression.
-    fn on_compression(&mut self, header: &Header, now: Instant) {
+    fn on_compression(&mut self, header: &Header) {
         let Form::Status(generation, status) = header.form else { return };
         if header.function == Function::Holds {
-            self.shrinker.on_answer(generation, status == Status::None, now);
+            self.shrinker.on_answer(generation, status == Status::None);
         } else if !self.expander.on_proposal(Proposal { generation, first: header.flow.0, last: header.sequence }) {
             self.queue_control(Control::Holds(generation, false));
         }
@@ -78,7 +83,7 @@ impl Driver {
     fn on_message(&mut self, header: &Header, data: impl FnOnce() -> Chunk, now: Instant) {
         let flow = header.flow;
         if matches!(header.function, Function::Dictionary | Function::Holds) {
-            self.on_compression(header, now);
+            self.on_compression(header);
             return;
         }
         if self.exchanges.contains(flow) {

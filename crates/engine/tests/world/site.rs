@@ -126,7 +126,7 @@ impl Node for Site {
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
         let transmit = self.peer.poll_transmit(&mut self.apps.source(now), out, now);
         while let Some(work) = self.peer.poll_work() {
-            self.peer.on_worked(work.run(), now);
+            self.peer.on_worked(work.run());
         }
         let transmit = transmit?;
         Some((transmit.to, transmit.segment_size))
