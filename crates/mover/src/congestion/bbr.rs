@@ -53,6 +53,16 @@ const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 const PLATEAU_ROUNDS: u32 = 8;
 /// A round with fewer datagrams proves nothing.
 const PLATEAU_DATAGRAMS: u64 = 30;
+/// A queue that stands for so many samples and this part of a round trip, twice in a row, ends startup: to wait for a whole round fills it further.
+const GLANCE_SAMPLES: u64 = 2;
+const GLANCE_PART: u64 = 8;
+const GLANCES: u32 = 2;
+/// Unless more came through than three such parts before.
+const GLANCE_GROWTH_PERCENT: u64 = 112;
+/// Where a product of the path is less, the queue is soon full and soon empty.
+const GLANCE_PRODUCT: u64 = 100;
+/// In the first rounds what was delivered in the last one says less of what the next may carry: datagrams come in one burst in each.
+const EARLY_ROUNDS: u64 = 6;
 /// Loss in each of two rounds that ends startup when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
 /// While a queue of more than half a round trip stands: the path has shrunk.
@@ -121,6 +131,20 @@ struct Round {
     runs: u64,
 }
 
+/// A part of a round, to see at once that a queue stands.
+#[derive(Default)]
+struct Glance {
+    since: Nanos,
+    /// Before it, in all.
+    delivered: u64,
+    least: Nanos,
+    count: u64,
+    /// Of the last three, bytes per second.
+    rates: [u64; 3],
+    /// So many in a row saw one.
+    stood: u32,
+}
+
 /// Rounds outside of an attempt to go up.
 #[derive(Default)]
 struct Calm {
@@ -162,6 +186,7 @@ pub(crate) struct Bbr {
     heavy_rounds: u32,
     floor: Floor,
     measuring_floor: bool,
+    glance: Glance,
     /// What was delivered and lost since loss was judged last.
     calm: Calm,
     /// How long this up keeps its gain, and whether its first round is over.
@@ -236,6 +261,7 @@ impl Bbr {
             heavy_rounds: 0,
             floor: Floor::new(tolerance),
             measuring_floor: false,
+            glance: Glance { since: now, least: Nanos::MAX, ..Glance::default() },
             calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
@@ -322,7 +348,7 @@ impl Bbr {
             return;
         };
         if let Some(measured) = news.measured {
-            self.on_rtt(measured, minimum, now);
+            self.on_rtt(measured, news.delivered, minimum, now);
         }
         if news.acked > 0 {
             self.on_acked(news, minimum, now);
@@ -433,7 +459,8 @@ impl Bbr {
         }
     }
 
-    fn on_rtt(&mut self, measured: Nanos, minimum: Nanos, now: Nanos) {
+    fn on_rtt(&mut self, measured: Nanos, delivered: u64, minimum: Nanos, now: Nanos) {
+        self.glance(measured, delivered, minimum, now);
         self.round.rtt_sum += u128::from(measured);
         self.round.rtt_count += 1;
         self.round.rtt_least = self.round.rtt_least.min(measured);
@@ -539,10 +566,29 @@ impl Bbr {
         }
     }
 
+    /// Half of what is a queue that stands, over a shorter time, in which no more came through than before: beside others, it would.
+    fn glance(&mut self, measured: Nanos, delivered: u64, minimum: Nanos, now: Nanos) {
+        let above = self.standing_above(minimum) - minimum / 16;
+        let tells = self.product(minimum) >= GLANCE_PRODUCT * self.datagram;
+        let glance = &mut self.glance;
+        glance.count += 1;
+        glance.least = glance.least.min(measured);
+        if glance.count >= GLANCE_SAMPLES && now >= glance.since + minimum / GLANCE_PART {
+            let [oldest, older, newer] = glance.rates;
+            let rate = rate_of(delivered - glance.delivered, now - glance.since);
+            let grew = rate * 100 > oldest * GLANCE_GROWTH_PERCENT;
+            let stood = if tells && glance.least > above && !grew { glance.stood + 1 } else { 0 };
+            *glance = Glance { since: now, delivered, least: Nanos::MAX, count: 0, rates: [older, newer, rate], stood };
+        }
+    }
+
     fn startup_is_over(&self) -> bool {
         let enough = if self.queued || self.heavy_rounds > 0 { PLATEAU_ROUNDS_QUEUED } else { PLATEAU_ROUNDS };
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap);
-        self.plateau_rounds >= enough || at_cap || (self.heavy_rounds >= 2 && self.queued)
+        self.plateau_rounds >= enough
+            || self.glance.stood >= GLANCES
+            || at_cap
+            || (self.heavy_rounds >= 2 && self.queued)
     }
 
     /// Is there more loss than the floor explains? Short rounds are judged together: of many small looks some would see too much by chance.
@@ -687,8 +733,8 @@ impl Bbr {
             self.end_cycle(now);
             return;
         }
-        // What the fast part did shows a round trip after its end.
-        let shown = elapsed > minimum + self.up_time + Schedule::interval(Some(minimum));
+        // What the fast part did shows a round trip after its end and the queue that it made, and more than one acknowledgement tells it.
+        let shown = elapsed > minimum + self.up_time * 5 / 4 + 3 * Schedule::interval(Some(minimum));
         if !round_ended || !told || !shown {
             return;
         }
@@ -780,7 +826,8 @@ impl Bbr {
         let rate = if self.phase == Phase::Startup {
             let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
             let known = bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, smoothed));
-            known * STARTUP_GAIN / 1_000
+            // When a queue seems to stand, nothing is added to it until that is sure.
+            if self.glance.stood > 0 { known } else { known * STARTUP_GAIN / 1_000 }
         } else if self.competing && slows.is_some() {
             (self.up_base * self.up_gain / 1_000).max(bandwidth)
         } else {
@@ -800,7 +847,9 @@ impl Bbr {
                 if lost_round {
                     self.window
                 } else {
-                    grown.min((2 * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
+                    let early = self.rounds < EARLY_ROUNDS && !self.begins_to_queue;
+                    let products = if early { 3 } else { 2 };
+                    grown.min((products * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
                 }
             }
             Phase::ProbeRtt => product / 2 + held_back,

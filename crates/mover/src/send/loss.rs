@@ -62,7 +62,8 @@ impl Loss {
         if was_lost {
             self.spurious += 1;
             let lateness = now.saturating_sub(sent).saturating_sub(rtt.patient());
-            let longest = rtt.smoothed().unwrap_or(SECOND);
+            // A detour of one round trip comes back a little later than that.
+            let longest = rtt.smoothed().unwrap_or(SECOND) * 5 / 4;
             self.window = self.window(rtt).max(lateness + lateness / 10).min(longest.max(SMALLEST_WINDOW));
         }
         self.probes_sent = 0;
@@ -189,6 +190,17 @@ mod tests {
             loss.on_news(&rtt, now);
         }
         assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
+    }
+
+    #[test]
+    fn a_detour_of_a_round_trip_is_learned() {
+        let (mut loss, rtt) = (Loss::default(), rtt());
+        let window = |loss: &mut Loss, came| {
+            loss.on_acked(5, &record(0, Fate::Lost, false), &rtt, came);
+            loss.window(&rtt)
+        };
+        assert_eq!(window(&mut loss, 163 * MILLISECOND), 83 * MILLISECOND * 11 / 10);
+        assert_eq!(window(&mut loss, SECOND), 100 * MILLISECOND, "and nothing later than a quarter more");
     }
 
     #[test]
