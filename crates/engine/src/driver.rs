@@ -397,6 +397,10 @@ impl Driver {
         self.flows.len() + self.exchanges.len()
     }
 
+    pub(crate) fn stream_count(&self) -> usize {
+        self.flows.len()
+    }
+
     pub(crate) fn exchange_count(&self) -> usize {
         self.exchanges.len()
     }

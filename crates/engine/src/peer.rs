@@ -259,6 +259,7 @@ impl Peer {
             return;
         }
         self.driver.end_gathering(now);
+        self.mover.set_flows(self.driver.stream_count(), now);
         while self.driver.has_work() {
             let budget = self.mover.budget(now);
             let room = match budget {

@@ -261,6 +261,14 @@ impl Mover {
         self.connection.as_ref().filter(|_| open).map_or(0, |connection| connection.sender.budget(time))
     }
 
+    /// So many streams are carried: before anything is known of the path they begin like as many connections.
+    pub fn set_flows(&mut self, flows: usize, now: Instant) {
+        let time = self.clock.read(now);
+        if let Some(connection) = &mut self.connection {
+            connection.sender.set_flows(flows, time);
+        }
+    }
+
     /// Whether an urgent payload of one datagram could leave at once, though `budget` says that others wait: it overtakes them.
     pub fn takes_urgent(&self, now: Instant) -> bool {
         let time = self.clock.read(now);

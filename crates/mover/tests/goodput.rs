@@ -172,3 +172,25 @@ fn an_outage_passes() {
         }
     }
 }
+
+/// What begins on a path of which nothing is known: one connection's worth, or that of sixteen, within the first round trip; and the path is found as soon.
+#[test]
+fn many_streams_begin_like_as_many_connections() {
+    for (flows, sent) in [(1, 24..40), (16, 140..170)] {
+        let mut setup = Setup::new(5, "rate=100mbit delay=50ms mtu=1500 queue=1250000");
+        setup.a = Task { flows, ..Task::bulk() };
+        let mut pair = Pair::new(setup);
+        assert!(pair.world.run_until(|world| world.node(A).mover.is_up(), secs(5.0)));
+        let before = pair.world.link(A, B).offered_packets;
+        pair.world.run_for(secs(0.098));
+        let first = pair.world.link(A, B).offered_packets - before;
+        println!("{flows} streams: {first} datagrams in the first round trip");
+        assert!(sent.contains(&first), "{flows} streams: {first}");
+        pair.world.run_for(secs(2.0));
+        let link = pair.world.link(A, B);
+        let dropped = link.dropped_queue as f64 / link.offered_packets as f64;
+        println!("{flows} streams: {dropped:.4} dropped in the first two seconds");
+        assert!(dropped < 0.025, "{flows} streams: {dropped}");
+        assert!(pair.stats(A).bandwidth as f64 > 0.9 * 12.5e6, "{flows} streams: {:?}", pair.stats(A));
+    }
+}

@@ -16,7 +16,10 @@ use std::time::Duration;
 use super::crowd::{Crowd, Watch};
 use super::floor::{Floor, excess};
 use super::policer::{Lossy, Policer};
-use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
+use super::{
+    FLOW_DATAGRAMS, INITIAL_DATAGRAMS, INITIAL_SPREAD, MOST_INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS,
+    bytes_in, initial_rate, rate_of,
+};
 use crate::ack::Schedule;
 use crate::config::Path;
 use crate::send::flight::Sample;
@@ -171,6 +174,9 @@ pub(crate) struct Bbr {
     unproved: bool,
     dice: fastrand::Rng,
     datagram: u64,
+    /// Datagrams that may be on their way before anything is known of the path; and so many have been delivered.
+    initial: u64,
+    begun: bool,
     phase: Phase,
     phase_at: Nanos,
     /// Best delivery rate of the previous and of this probing cycle.
@@ -248,6 +254,8 @@ impl Bbr {
             unproved: false,
             dice: fastrand::Rng::with_seed(seed),
             datagram,
+            initial: INITIAL_DATAGRAMS,
+            begun: false,
             phase: Phase::Startup,
             phase_at: now,
             best: [0; 2],
@@ -331,6 +339,24 @@ impl Bbr {
         self.halved_until_round = self.rounds + 2;
     }
 
+    /// So many streams are carried: before anything is known of the path each may begin like a connection of its own. True if the rate changed.
+    pub(super) fn on_flows(&mut self, flows: u64) -> bool {
+        let initial = (flows * FLOW_DATAGRAMS).min(MOST_INITIAL_DATAGRAMS);
+        let knows = self.begun || self.phase != Phase::Startup || self.cap.is_some() || self.resuming.is_some();
+        if knows || initial <= self.initial {
+            return false;
+        }
+        self.initial = initial;
+        self.window = self.window.max(initial * self.datagram);
+        self.rate = self.rate.max(self.first_rate());
+        true
+    }
+
+    /// At which many streams begin, so that the last one's first answer waits no longer than its end could notice.
+    fn first_rate(&self) -> u64 {
+        if self.initial > INITIAL_DATAGRAMS { rate_of(self.initial * self.datagram, INITIAL_SPREAD) } else { 0 }
+    }
+
     /// Time passed. True if the rate changed.
     pub(super) fn on_time(&mut self, now: Nanos) -> bool {
         let Some((_, rate)) = self.slows.filter(|(at, _)| now >= *at) else {
@@ -342,6 +368,9 @@ impl Bbr {
 
     pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
         self.datagram = news.datagram;
+        if news.delivered >= self.initial * self.datagram {
+            (self.begun, self.initial) = (true, INITIAL_DATAGRAMS);
+        }
         self.round.runs += self.floor.on_lost(news.lost);
         self.round.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
         let Some(minimum) = news.rtt.minimum() else {
@@ -825,9 +854,10 @@ impl Bbr {
         let slows = Some(self.phase_at + self.up_time).filter(|at| self.phase == Phase::Up && now < *at);
         let rate = if self.phase == Phase::Startup {
             let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
-            let known = bandwidth.max(rate_of(INITIAL_DATAGRAMS * self.datagram, smoothed));
+            let known = bandwidth.max(rate_of(self.initial * self.datagram, smoothed));
             // When a queue seems to stand, nothing is added to it until that is sure.
-            if self.glance.stood > 0 { known } else { known * STARTUP_GAIN / 1_000 }
+            let rate = if self.glance.stood > 0 { known } else { known * STARTUP_GAIN / 1_000 };
+            rate.max(self.first_rate())
         } else if self.competing && slows.is_some() {
             (self.up_base * self.up_gain / 1_000).max(bandwidth)
         } else {
@@ -849,7 +879,7 @@ impl Bbr {
                 } else {
                     let early = self.rounds < EARLY_ROUNDS && !self.begins_to_queue;
                     let products = if early { 3 } else { 2 };
-                    grown.min((products * product + held_back).max(INITIAL_DATAGRAMS * self.datagram))
+                    grown.min((products * product + held_back).max(self.initial * self.datagram))
                 }
             }
             Phase::ProbeRtt => product / 2 + held_back,

@@ -18,6 +18,9 @@ use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Datagrams that may leave before anything is known of the path.
 const INITIAL_DATAGRAMS: u64 = 32;
+/// And for each stream, up to so many: what its end's own TCP would begin with (RFC 6928), but not in one burst.
+const FLOW_DATAGRAMS: u64 = 10;
+const MOST_INITIAL_DATAGRAMS: u64 = 160;
 /// They are spread over so much time: a burst for a short path, and not long for a long one.
 const INITIAL_SPREAD: Nanos = 20 * MILLISECOND;
 /// The window never falls below so many datagrams: fewer cannot keep acknowledgements coming.
@@ -84,6 +87,14 @@ impl Controller {
     pub(crate) fn on_time(&mut self, now: Nanos) -> bool {
         match self {
             Controller::Auto(bbr) => bbr.on_time(now),
+            Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
+        }
+    }
+
+    /// So many streams are carried. True if the rate changed.
+    pub(crate) fn on_flows(&mut self, flows: usize) -> bool {
+        match self {
+            Controller::Auto(bbr) => bbr.on_flows(flows as u64),
             Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
         }
     }

@@ -219,6 +219,13 @@ impl Sender {
         self.controller.rate()
     }
 
+    /// So many streams are carried.
+    pub(crate) fn set_flows(&mut self, flows: usize, now: Nanos) {
+        if self.controller.on_flows(flows) {
+            self.set_pace(now);
+        }
+    }
+
     /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that is few datagrams.
     pub(crate) fn worthwhile(&self) -> usize {
         let datagram = (self.mtu.current() + self.overhead) as u64;

@@ -36,11 +36,21 @@ pub(crate) struct Task {
     pub(crate) whole_datagrams: bool,
     /// Beside the rest: a message of so many urgent payloads, one datagram each, per so much time.
     pub(crate) messages: Option<(usize, Duration)>,
+    /// Streams that all this is said to belong to.
+    pub(crate) flows: usize,
 }
 
 impl Default for Task {
     fn default() -> Task {
-        Task { payloads: 0, sizes: 13..=20_000, urgent: 10, every: None, whole_datagrams: false, messages: None }
+        Task {
+            payloads: 0,
+            sizes: 13..=20_000,
+            urgent: 10,
+            every: None,
+            whole_datagrams: false,
+            messages: None,
+            flows: 1,
+        }
     }
 }
 
@@ -91,6 +101,7 @@ pub(crate) struct Side {
 
 impl Side {
     fn write(&mut self, now: Instant) {
+        self.mover.set_flows(self.task.flows, now);
         self.write_message(now);
         let mut turns = 0;
         while !self.stopped && self.sent < self.task.payloads && self.mover.is_up() {
