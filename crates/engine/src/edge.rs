@@ -1,6 +1,6 @@
 //! The engine as the edges see it: where the packet driver reads, and what it tells.
 
-use crate::{Class, FlowId, FlowKey, Status};
+use crate::{FlowId, FlowKey, Status, Treatment};
 
 /// Where the packet driver reads: the edges, seen by the engine.
 pub trait Source {
@@ -44,8 +44,8 @@ pub enum Event {
         flow: FlowId,
         /// Its addresses.
         key: FlowKey,
-        /// How it should be treated.
-        class: Class,
+        /// How the far side's rule wants it to be treated.
+        asked: Treatment,
     },
     /// The far side opened a flow of datagrams, which [`Peer::take_datagrams`](crate::Peer::take_datagrams) gives from now on unless it is
     /// [reset](crate::Peer::reset). Its end is told by `Closed` or `Reset`.
@@ -54,6 +54,8 @@ pub enum Event {
         flow: FlowId,
         /// Its addresses.
         key: FlowKey,
+        /// How the far side's rule wants it to be treated.
+        asked: Treatment,
     },
     /// There is something to deliver where there was nothing. Comes again after each time that all was taken.
     Deliver {

@@ -103,6 +103,20 @@ pub struct Treatment {
     pub in_order: bool,
 }
 
+impl Treatment {
+    /// On the next leg of a flow that another peer brought with the wishes `before`: what this rule leaves open is as they say, and what was to be kept
+    /// apart stays apart.
+    #[must_use]
+    pub fn after(self, before: &Treatment) -> Treatment {
+        Treatment {
+            class: if self.class == Class::Normal { before.class } else { self.class },
+            compress: self.compress.or(before.compress),
+            isolated: self.isolated || before.isolated,
+            in_order: self.in_order || before.in_order,
+        }
+    }
+}
+
 impl From<Class> for Treatment {
     fn from(class: Class) -> Treatment {
         Treatment { class, compress: None, isolated: false, in_order: false }
@@ -401,6 +415,18 @@ mod tests {
         for asked in [Class::Control, Class::Interactive, Class::Bulk] {
             assert_eq!(flow.class(asked, 10 << 20, SPARSE, Duration::from_secs(4_000)), asked, "its rule says so");
         }
+    }
+
+    #[test]
+    fn a_hub_keeps_what_the_first_rule_wants() {
+        let open = Treatment::from(Class::Normal);
+        let wishes = Treatment { class: Class::Bulk, compress: Some(Compress::Off), isolated: true, in_order: true };
+        assert_eq!(open.after(&wishes), wishes);
+        assert_eq!(open.after(&open), open);
+        let own = Treatment { compress: Some(Compress::Level(3)), ..Class::Interactive.into() };
+        let both = own.after(&wishes);
+        assert_eq!((both.class, both.compress), (own.class, own.compress), "its own word goes before");
+        assert!(both.isolated && both.in_order, "what was kept apart stays apart");
     }
 
     #[test]

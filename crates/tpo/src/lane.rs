@@ -6,30 +6,35 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Event, FlowId, FlowInfo, FlowKey, Peer, Status, Treatment, Worked};
+use tpo_engine::{Event, FlowId, FlowKey, Peer, Status, Treatment};
 use tracing::{debug, info, warn};
 
 use crate::demand::{Demand, Turn};
 use crate::edge::exit::Exit;
-use crate::edge::packets::{self, Packets};
+use crate::edge::packets::Packets;
 use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
 use crate::sys::{self, Timer};
-use crate::tap::{Batch, WAITING_BYTES};
-use crate::transit::{Next, Onward, Transit};
+use crate::transit::{Next, Transit};
 use crate::workshop::Workshop;
+
+mod handle;
+mod voice;
+
+pub use handle::{Command, Counters, Lane, Pulse, Report};
+use voice::Voice;
 
 /// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
 const COMMANDS: usize = 4_096;
@@ -41,10 +46,6 @@ const RECEIVE_TURN: usize = 4;
 const COMMAND_TURN: usize = 256;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
-/// A socket of the lane's own is made anew at most this often.
-const LINK_RETRY: Duration = Duration::from_millis(500);
-/// While the peer is silent, at this interval.
-const LINK_SILENT_RETRY: Duration = Duration::from_secs(5);
 /// When so many flows have been there and most of them are gone, what they took goes back to the system.
 const MANY_EXCHANGES: usize = 8_192;
 /// The same when so many bytes were held and half of them are not any more, at this interval at most: a large window fills and empties all the time.
@@ -56,186 +57,11 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 const CLOSING: Duration = Duration::from_millis(250);
 /// Connections that may wait for a peer that is called on demand.
 const MOST_HELD: usize = 1_024;
-/// Room for one batch of datagrams: what segmentation offload takes at once.
-const BATCH_BYTES: usize = 65_536;
 
 // Edges use tokens with a 32-bit index below a generation of 31 bits; these lie above all of them.
 const LINK: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 const WAKE: Token = Token(usize::MAX - 2);
-
-/// What other threads ask of a lane.
-pub enum Command {
-    /// The interceptor accepted a connection that a rule gives to this peer.
-    Accepted {
-        /// The near application's connection.
-        socket: TcpStream,
-        /// Who wants to reach whom.
-        key: FlowKey,
-        /// How the rule wants it to be treated.
-        treatment: Treatment,
-    },
-    /// Packets of the near side that are no TCP, some of which may be this peer's.
-    Packets(Batch),
-    /// Datagrams that another peer has brought for this one.
-    Onward(Onward),
-    /// The router heard a datagram for this lane at the listening socket.
-    Datagram {
-        /// Who sent it.
-        from: SocketAddr,
-        /// At which of our addresses it arrived.
-        local: Option<IpAddr>,
-        /// The datagram.
-        bytes: Vec<u8>,
-    },
-    /// Somebody wants to know how it goes.
-    Report(SyncSender<Report>),
-    /// Somebody wants to see every flow.
-    Flows(SyncSender<Vec<FlowInfo>>),
-    /// A dictionary of the compression engine has been made.
-    Worked(Worked),
-    /// Groups of many that the peer shall be asked for from now on: all of them, by [`For`](crate::multicast::groups::For).
-    Groups([Vec<IpAddr>; 2]),
-    /// The memory that flows may hold in all has changed.
-    Budget(usize),
-}
-
-/// What a lane knows of itself.
-pub struct Report {
-    /// The engine's figures.
-    pub stats: tpo_engine::Stats,
-    /// Whether a session stands, heard or not.
-    pub connected: bool,
-    /// Called on demand, and nobody needs it.
-    pub rests: bool,
-    /// Where the peer is, as far as known.
-    pub remote: Option<SocketAddr>,
-    /// Edges that live.
-    pub edges: usize,
-    /// Counters of the lane itself.
-    pub counters: Counters,
-    /// Of packets that are no TCP.
-    pub packets: packets::Counters,
-    /// Groups of multicast that the peer asks for.
-    pub groups_asked_here: Vec<IpAddr>,
-    /// Groups of multicast that the peer is asked for.
-    pub groups_asked_there: Vec<IpAddr>,
-}
-
-/// What happened at the lane's own doors.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Connections that could not become flows because the peer was down when they arrived here.
-    pub refused_not_connected: u64,
-    /// The same for lack of room.
-    pub refused_no_room: u64,
-    /// Flows of the peer that no `accept` permits.
-    pub not_allowed: u64,
-    /// Batches that the kernel refused.
-    pub send_failures: u64,
-    /// Packets that the kernel dropped because the lane's socket was full.
-    pub buffer_full: u64,
-}
-
-/// Life signs of a lane, read by the interceptor's lease.
-#[derive(Debug)]
-pub struct Pulse {
-    start: Instant,
-    beat_ms: AtomicU64,
-    up: AtomicBool,
-    /// Bytes that the lane's flows hold, for the budget in all.
-    pub memory: AtomicUsize,
-    /// Bytes of packets that wait for the lane.
-    pub packets: AtomicUsize,
-}
-
-impl Pulse {
-    fn new() -> Pulse {
-        Pulse {
-            start: Instant::now(),
-            beat_ms: AtomicU64::new(0),
-            up: AtomicBool::new(false),
-            memory: AtomicUsize::new(0),
-            packets: AtomicUsize::new(0),
-        }
-    }
-
-    fn beat(&self, now: Instant, up: bool) -> bool {
-        self.beat_ms.store(now.duration_since(self.start).as_millis() as u64, Ordering::Relaxed);
-        self.up.swap(up, Ordering::Relaxed) != up
-    }
-
-    /// Whether the loop turned within `limit`.
-    pub fn is_alive(&self, now: Instant, limit: Duration) -> bool {
-        let beat = self.start + Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
-        now.saturating_duration_since(beat) < limit
-    }
-
-    /// Whether the peer answers.
-    pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
-    }
-}
-
-/// The handle that other threads hold.
-#[derive(Clone)]
-pub struct Lane {
-    commands: SyncSender<Command>,
-    waker: Arc<Waker>,
-    stopping: Arc<AtomicBool>,
-    /// Life signs.
-    pub pulse: Arc<Pulse>,
-    /// The peer's name in the configuration.
-    pub name: Arc<str>,
-}
-
-impl Lane {
-    /// Hands over a command; gives it back when too many wait, or the lane has ended.
-    pub fn send(&self, command: Command) -> Result<(), Command> {
-        match self.commands.try_send(command) {
-            Ok(()) => {
-                // Waking can fail only when the lane has ended, which its next command will show.
-                let _ = self.waker.wake();
-                Ok(())
-            }
-            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
-        }
-    }
-
-    /// Hands over what another peer has brought for this one; false when too much waits.
-    pub fn pass_on(&self, batch: Onward) -> bool {
-        let (bytes, waiting) = (batch.bytes.len(), &self.pulse.packets);
-        waiting.fetch_add(bytes, Ordering::Relaxed);
-        let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
-        let taken = !full && self.send(Command::Onward(batch)).is_ok();
-        if !taken {
-            waiting.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        taken
-    }
-
-    /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
-    pub fn report(&self) -> Receiver<Report> {
-        let (sender, receiver) = sync_channel(1);
-        // A lane that takes no more commands does not answer, and the caller has a deadline.
-        let _ = self.send(Command::Report(sender));
-        receiver
-    }
-
-    /// Asks for every flow, likewise.
-    pub fn flows(&self) -> Receiver<Vec<FlowInfo>> {
-        let (sender, receiver) = sync_channel(1);
-        let _ = self.send(Command::Flows(sender));
-        receiver
-    }
-
-    /// Reset all flows, say goodbye, end. Heard even by a lane whose commands are full.
-    pub fn close(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        // A lane that cannot be woken has ended.
-        let _ = self.waker.wake();
-    }
-}
 
 /// What a lane starts with.
 pub struct Start {
@@ -275,7 +101,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     let stopping = Arc::new(AtomicBool::new(false));
     let lane =
         Lane { commands, waker, stopping: stopping.clone(), pulse: pulse.clone(), name: start.name.as_str().into() };
-    let port = start.listener.local_addr()?.port();
+    let voice = Voice::new(start.name.clone(), start.listener, poll.registry().try_clone()?, LINK)?;
     let own = lane.clone();
     let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
         let now = Instant::now();
@@ -291,13 +117,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             slot: start.slot,
             transit: start.transit,
             passing: HashMap::new(),
-            listener: start.listener,
-            link: None,
-            link_to: None,
-            link_blocked: false,
-            link_tried: None,
-            port,
-            local: None,
+            voice,
             inbox,
             waiting: false,
             stopping,
@@ -311,8 +131,6 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             gave_back: now,
             on_change: start.on_change,
             runs: Runs::new(),
-            batch: Vec::with_capacity(BATCH_BYTES),
-            unsent: None,
             counters: Counters::default(),
             closing: None,
             demand: start.demand,
@@ -336,14 +154,7 @@ struct Loop {
     transit: Option<Arc<Transit>>,
     /// Streams of the peer that go on to another one.
     passing: HashMap<FlowId, FlowKey>,
-    listener: Link,
-    link: Option<Link>,
-    link_to: Option<SocketAddr>,
-    link_blocked: bool,
-    /// When the socket was last made, or could not be.
-    link_tried: Option<Instant>,
-    port: u16,
-    local: Option<IpAddr>,
+    voice: Voice,
     inbox: Receiver<Command>,
     /// More commands wait than one turn takes.
     waiting: bool,
@@ -361,9 +172,6 @@ struct Loop {
     gave_back: Instant,
     on_change: Box<dyn Fn() + Send>,
     runs: Runs,
-    batch: Vec<u8>,
-    /// A batch that the kernel had no room for: where to, and the size of its datagrams. Its bytes are still in `batch`.
-    unsent: Option<(SocketAddr, usize)>,
     counters: Counters,
     closing: Option<Instant>,
     demand: Option<Demand>,
@@ -402,9 +210,8 @@ impl Loop {
                 match event.token() {
                     LINK => {
                         heard |= event.is_readable() || event.is_error();
-                        if event.is_writable() && self.link_blocked {
-                            self.link_blocked = false;
-                            self.watch_link();
+                        if event.is_writable() {
+                            self.voice.has_room();
                         }
                     }
                     // Not read: arming it anew makes the next expiry a new edge.
@@ -434,14 +241,8 @@ impl Loop {
     /// Takes datagrams from the connected socket until it is empty or the turn is over.
     fn receive(&mut self) {
         let mut turns = 0;
-        while let Some(link) = &self.link {
-            if turns == RECEIVE_TURN {
-                // The poll is edge triggered: what is left would never be announced again.
-                self.watch_link();
-                return;
-            }
-            turns += 1;
-            match link.receive(&mut self.runs) {
+        while let Some(received) = self.voice.receive(&mut self.runs) {
+            match received {
                 Ok(0) => return,
                 Ok(received) => {
                     let now = Instant::now();
@@ -457,16 +258,11 @@ impl Loop {
                 // An ICMP error about something that we sent; what waits behind it is still to be received.
                 Err(error) => debug!(peer = %self.name, %error, "receive failed"),
             }
-        }
-    }
-
-    /// Says what the socket is watched for, which reports its state again. For room only when there was none: the kernel announces each
-    /// datagram that has left.
-    fn watch_link(&mut self) {
-        if let Some(link) = &self.link {
-            let interest = if self.link_blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            if let Err(error) = self.poll.registry().reregister(&mut SourceFd(&link.as_raw_fd()), LINK, interest) {
-                warn!(peer = %self.name, %error, "the link's socket cannot be watched");
+            turns += 1;
+            if turns == RECEIVE_TURN {
+                // The poll is edge triggered: what is left would never be announced again.
+                self.voice.watch();
+                return;
             }
         }
     }
@@ -479,8 +275,8 @@ impl Loop {
             match self.inbox.try_recv() {
                 Ok(Command::Accepted { socket, key, treatment }) => self.accepted(socket, key, treatment, now),
                 Ok(Command::Datagram { from, local, mut bytes }) => {
-                    if local.is_some() {
-                        self.local = local;
+                    if let Some(local) = local {
+                        self.voice.called_at(local);
                     }
                     self.peer.handle_datagram(from, &mut bytes, now);
                     self.follow_engine(now);
@@ -627,9 +423,8 @@ impl Loop {
         if self.peer.poll_timeout().is_some_and(|when| when <= now) {
             self.peer.handle_timeout(now);
         }
-        // While nothing is heard, the way out may have changed without an error that says so.
-        if !self.peer.is_up() && self.link_tried.is_some_and(|tried| now >= tried + LINK_SILENT_RETRY) {
-            self.renew_link(now);
+        if !self.peer.is_up() {
+            self.voice.is_silent(now);
         }
     }
 
@@ -638,8 +433,8 @@ impl Loop {
         while let Some(event) = self.peer.poll_event() {
             match event {
                 Event::Deliver { flow } => self.deliver(flow, now),
-                Event::Open { flow, key, .. } => self.open(flow, &key, now),
-                Event::Exchange { flow, key } => self.exchange(flow, key, now),
+                Event::Open { flow, key, asked } => self.open(flow, &key, &asked, now),
+                Event::Exchange { flow, key, asked } => self.exchange(flow, key, asked, now),
                 Event::Finish { flow } => self.edges.finish(flow),
                 Event::Closed { flow } => {
                     self.edges.close(flow);
@@ -693,11 +488,13 @@ impl Loop {
             // Its flows were refused just now; what came with the first datagram goes too.
             None => self.peer.take_datagrams(|_| ()),
         }
-        self.follow_remote(now);
+        if let Some(remote) = self.peer.remote() {
+            self.voice.follow(remote, now);
+        }
     }
 
     /// The peer has opened a flow of packets.
-    fn exchange(&mut self, flow: FlowId, key: FlowKey, now: Instant) {
+    fn exchange(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, now: Instant) {
         let permitted = self.exit.permits(&key);
         let next = match &self.transit {
             Some(transit) if permitted => transit.next(&key, self.slot),
@@ -705,13 +502,13 @@ impl Loop {
         };
         let status = match (&mut self.packets, next) {
             (Some(packets), Next::Here) if permitted || packets.is_question(&key) => {
-                if packets.open(flow, key, None) {
+                if packets.open(flow, (key, asked), None) {
                     return;
                 }
                 Status::NotAllowed
             }
             (Some(packets), Next::Peer(peer, ruled)) if permitted => {
-                if packets.open(flow, key, Some((peer, ruled))) {
+                if packets.open(flow, (key, asked), Some((peer, ruled))) {
                     return;
                 }
                 Status::NotAllowed
@@ -735,7 +532,7 @@ impl Loop {
     }
 
     /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on.
-    fn way_out(&mut self, flow: FlowId, key: &FlowKey) -> Result<TcpStream, Status> {
+    fn way_out(&mut self, flow: FlowId, key: &FlowKey, asked: &Treatment) -> Result<TcpStream, Status> {
         let next = match &self.transit {
             Some(transit) if self.exit.names(key) => (transit.next(key, self.slot), Some(transit)),
             _ => (Next::Here, None),
@@ -755,13 +552,13 @@ impl Loop {
             debug!(%error, "a flow cannot be handed on");
             Status::NoResources
         })?;
-        let accepted = Command::Accepted { socket: far, key: *key, treatment: ruled.treatment };
+        let accepted = Command::Accepted { socket: far, key: *key, treatment: ruled.treatment.after(asked) };
         lane.send(accepted).map_err(|_| Status::NoResources)?;
         Ok(near)
     }
 
-    fn open(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
-        let socket = match self.way_out(flow, key) {
+    fn open(&mut self, flow: FlowId, key: &FlowKey, asked: &Treatment, now: Instant) {
+        let socket = match self.way_out(flow, key, asked) {
             Ok(socket) => socket,
             Err(status) => {
                 if status == Status::NotAllowed {
@@ -779,69 +576,19 @@ impl Loop {
         }
     }
 
-    /// A connected socket keeps the source address that it began with. When that has gone, or leads nowhere any more, a new one finds
-    /// today's; until then the listening socket speaks, which is bound to none.
-    fn renew_link(&mut self, now: Instant) {
-        if self.link_tried.is_some_and(|tried| now < tried + LINK_RETRY) {
-            return;
-        }
-        if let Some(old) = self.link.take() {
-            // Dropped right after; a descriptor that is closed leaves the poll by itself.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
-        }
-        self.link_to = None;
-        self.link_blocked = false;
-        self.unsent = None;
-        self.local = None;
-    }
-
-    /// Keeps a socket connected to where the peer is now.
-    fn follow_remote(&mut self, now: Instant) {
-        let Some(remote) = self.peer.remote() else { return };
-        if self.link_to == Some(remote)
-            || self.link_tried.is_some_and(|tried| self.link.is_none() && now < tried + LINK_RETRY)
-        {
-            return;
-        }
-        self.link_tried = Some(now);
-        // The address at which the peer called us may be gone by now.
-        let link =
-            match Link::connect(self.port, self.local, remote).or_else(|_| Link::connect(self.port, None, remote)) {
-                Ok(link) => link,
-                Err(error) => {
-                    // The listening socket goes on speaking for this lane, and hearing through the router.
-                    debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
-                    return;
-                }
-            };
-        if let Some(old) = &self.link {
-            self.counters.buffer_full += old.dropped();
-            // Dropped right after; a descriptor that is closed leaves the poll by itself.
-            let _ = self.poll.registry().deregister(&mut SourceFd(&old.as_raw_fd()));
-        }
-        self.link = Some(link);
-        self.link_to = Some(remote);
-        self.link_blocked = false;
-        let link = self.link.as_ref().expect("set in the line before the last");
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE) {
-            warn!(peer = %self.name, %error, "the link's socket cannot be watched");
-            self.link = None;
-        }
-    }
-
     /// Sends what may be sent; true when there is more than one turn's worth.
     fn transmit(&mut self, now: Instant) -> bool {
-        if self.link_blocked {
+        if self.voice.is_blocked() {
             return false;
         }
-        if let Some((to, segment)) = self.unsent.take()
+        if let Some((to, segment)) = self.voice.take_unsent()
             && !self.send(to, segment, now)
         {
             return false;
         }
         for _ in 0..TRANSMIT_TURN {
-            self.batch.clear();
-            let transmit = self.peer.poll_transmit(&mut self.edges, &mut self.batch, now);
+            self.voice.batch.clear();
+            let transmit = self.peer.poll_transmit(&mut self.edges, &mut self.voice.batch, now);
             // Reading an edge may have found its end, whether or not something is sent.
             self.follow_engine(now);
             let Some(transmit) = transmit else { return false };
@@ -854,29 +601,11 @@ impl Loop {
 
     /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for later.
     fn send(&mut self, to: SocketAddr, segment: usize, now: Instant) -> bool {
-        // Who called us at one of our addresses is answered from there.
-        let (link, source) = match &self.link {
-            Some(link) if self.link_to == Some(to) => (link, None),
-            _ => (&self.listener, self.local),
-        };
-        match link.send(to, source, &self.batch, segment) {
-            Sent::All => {}
-            Sent::Blocked => {
-                // Only the lane's own socket is watched for room; elsewhere the batch is lost like any datagram.
-                if self.link.is_some() && self.link_to == Some(to) {
-                    self.unsent = Some((to, segment));
-                    self.link_blocked = true;
-                    self.watch_link();
-                    return false;
-                }
-                self.counters.send_failures += 1;
-            }
-            Sent::TooLarge => self.peer.on_too_large(segment.min(self.batch.len()), now),
+        match self.voice.send(to, segment, now) {
+            Sent::Blocked => return false,
+            Sent::All | Sent::Failed => {}
+            Sent::TooLarge => self.peer.on_too_large(segment.min(self.voice.batch.len()), now),
             Sent::Refused => self.peer.on_refused(now),
-            Sent::Failed => {
-                self.counters.send_failures += 1;
-                self.renew_link(now);
-            }
         }
         true
     }
@@ -928,7 +657,7 @@ impl Loop {
         let wait = when.saturating_duration_since(now);
         if wait.is_zero() {
             // With no room in the socket nothing that is due can leave: its writable event wakes us, not the clock.
-            return if self.link_blocked { Duration::from_millis(1) } else { Duration::ZERO };
+            return if self.voice.is_blocked() { Duration::from_millis(1) } else { Duration::ZERO };
         }
         if wait < limit && self.armed.is_none_or(|armed| armed > when || armed <= now) {
             match self.timer.arm(wait) {
@@ -941,7 +670,7 @@ impl Loop {
 
     fn report(&self) -> Report {
         let mut counters = self.counters;
-        counters.buffer_full += self.link.as_ref().map_or(0, Link::dropped);
+        (counters.send_failures, counters.buffer_full) = (self.voice.failures, self.voice.dropped());
         Report {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),

@@ -145,7 +145,7 @@ impl Driver {
         };
         self.counters.opened_there += 1;
         self.insert(flow, key, asked, false, credit, now);
-        self.events.push_back(Event::Open { flow, key, class: asked.class });
+        self.events.push_back(Event::Open { flow, key, asked });
         true
     }
 

@@ -311,10 +311,10 @@ impl Apps {
         match event {
             Event::Exchange { .. } => panic!("nobody sends datagrams here"),
             Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => self.peer_events.push(event),
-            Event::Open { flow, key, class } => {
+            Event::Open { flow, key, asked } => {
                 let (opener, number) = whose(&key);
                 let script = &self.others[&number];
-                assert_eq!(class, script.class);
+                assert_eq!(asked.class, script.class);
                 assert_eq!(opener, 1 - side);
                 let (plan, connect, refuse) = (script.acceptor.clone(), script.connect, script.refuse);
                 self.begin(flow, opener, number, plan, now);

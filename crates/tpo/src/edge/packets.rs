@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tpo_engine::{Class, Delivery, FlowId, FlowKey, Peer, SendError};
+use tpo_engine::{Class, Delivery, FlowId, FlowKey, Peer, SendError, Treatment};
 use tracing::debug;
 
 use crate::edge::multicast::Emitter;
@@ -62,6 +62,8 @@ pub struct Packets {
 /// A flow that the peer has opened.
 struct Theirs {
     key: FlowKey,
+    /// How its first rule wants it to be treated.
+    asked: Treatment,
     /// The peer to which it goes on.
     next: Option<(usize, Ruled)>,
 }
@@ -363,7 +365,10 @@ impl Packets {
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
         let Packets { out, run, groups, slot, opened, theirs, transit, onward, .. } = self;
-        let mut pass_on = |to: usize, key: FlowKey, ruled: Option<Ruled>, bytes: &[u8]| {
+        let mut pass_on = |to: usize, key: FlowKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
+            if let (Some(ruled), Some(theirs)) = (&mut ruled, theirs.get(&flow)) {
+                ruled.treatment = ruled.treatment.after(&theirs.asked);
+            }
             let batch = onward.entry(to).or_default();
             let from = batch.bytes.len();
             batch.push(key, ruled, bytes);
@@ -383,7 +388,7 @@ impl Packets {
                 };
                 if let Some((to, ruled)) = next {
                     let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
-                    if pass_on(to, key, ruled, arrived.bytes) {
+                    if pass_on(to, key, arrived.flow, ruled, arrived.bytes) {
                         return;
                     }
                     // The kernel says so to its source.
@@ -401,7 +406,7 @@ impl Packets {
                     Some(own) if arrived.key.protocol == packet::UDP && !arrived.is_reply => {
                         if let Some(transit) = transit {
                             transit.each(arrived.key, *slot, |to, ruled| {
-                                pass_on(to, *arrived.key, Some(ruled), arrived.bytes);
+                                pass_on(to, *arrived.key, arrived.flow, Some(ruled), arrived.bytes);
                             });
                         }
                         let emitted = own.emitter.emit(arrived.key, arrived.bytes);
@@ -473,7 +478,7 @@ impl Packets {
 
     /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when another peer has brought it already, so that it
     /// would go in circles; and what is sent to many comes by one way while it comes, or our LANs would hear it twice.
-    pub fn open(&mut self, flow: FlowId, key: FlowKey, next: Option<(usize, Ruled)>) -> bool {
+    pub fn open(&mut self, flow: FlowId, (key, asked): (FlowKey, Treatment), next: Option<(usize, Ruled)>) -> bool {
         // Every peer has a flow of this name.
         if key != membership_key() {
             let comes_one_way = self.transit.is_some() || is_for_many(&key);
@@ -482,7 +487,7 @@ impl Packets {
             }
             self.opened.insert(key, self.slot);
         }
-        self.theirs.insert(flow, Theirs { key, next });
+        self.theirs.insert(flow, Theirs { key, asked, next });
         true
     }
 

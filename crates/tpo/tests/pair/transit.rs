@@ -13,30 +13,39 @@ const HUB: usize = 2;
 
 /// Sites 1 and 3, and between them the hub. What goes in circles has a network of its own.
 fn star() -> Mesh {
+    star_of(|site| sections(site, ""))
+}
+
+fn star_of(sections: fn(usize) -> String) -> Mesh {
     Mesh::start(&Plan {
         link: "rate=100mbit delay=10ms",
         sites: 3,
         joined: |one, other| one == HUB || other == HUB,
         peer: |_, _| String::new(),
         calls: |_, peer| peer == HUB,
-        sections: |site| match site {
-            HUB => {
-                let legs = [(1, 3), (3, 1)].map(|(from, to)| {
-                    let own = rules_and_accepts(HUB, to, to);
-                    let through = ["\"tcp\"", "\"udp\"", "\"icmp\""].map(|protocol| {
-                        format!(
-                            "[[rule]]\nprotocol = {protocol}\nsource = \"10.10.{from}.0/24\"\ndestination = \"10.10.{to}.0/24\"\npeer = \"s{to}\"\n\
-                             transit = true\non_failure = \"closed\"\n\n\
-                             [[accept]]\npeer = \"s{from}\"\nprotocol = {protocol}\nsource = \"10.10.{from}.0/24\"\ndestination = \"10.10.{to}.0/24\"\n\n"
-                        )
-                    });
-                    own + &through.concat()
-                });
-                legs.concat()
-            }
-            _ => rules_and_accepts(site, HUB, HUB) + &rules_and_accepts(site, 4 - site, HUB),
-        },
+        sections,
     })
+}
+
+/// `wish`: lines of the rules by which sites 1 and 3 reach each other, at these sites.
+fn sections(site: usize, wish: &str) -> String {
+    if site != HUB {
+        let through = rules_and_accepts(site, 4 - site, HUB);
+        let through = through.replace("\n\n[[accept]]", &format!("\n{wish}\n[[accept]]"));
+        return rules_and_accepts(site, HUB, HUB) + &through;
+    }
+    let legs = [(1, 3), (3, 1)].map(|(from, to)| {
+        let own = rules_and_accepts(HUB, to, to);
+        let through = ["\"tcp\"", "\"udp\"", "\"icmp\""].map(|protocol| {
+            format!(
+                "[[rule]]\nprotocol = {protocol}\nsource = \"10.10.{from}.0/24\"\ndestination = \"10.10.{to}.0/24\"\npeer = \"s{to}\"\n\
+                 transit = true\non_failure = \"closed\"\n\n\
+                 [[accept]]\npeer = \"s{from}\"\nprotocol = {protocol}\nsource = \"10.10.{from}.0/24\"\ndestination = \"10.10.{to}.0/24\"\n\n"
+            )
+        });
+        own + &through.concat()
+    });
+    legs.concat()
 }
 
 fn listen(mesh: &Mesh, site: usize) -> TcpListener {
@@ -104,6 +113,47 @@ fn streams_pass_the_hub_with_their_addresses_and_their_ends() {
         let mut refused = connect(&mesh, from, address);
         assert_eq!(refused.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         wait_for("the flows to end at the hub", || at_hub(&mesh, 6).is_empty());
+    }
+}
+
+/// Bytes that shrink leave the hub as they are when the first rule says so, and shrunk when it says nothing.
+#[test]
+fn what_the_first_rule_wants_counts_behind_the_hub() {
+    const BYTES: usize = 400_000;
+    const OFF: fn(usize) -> String = |site| sections(site, "compress = \"off\"\n");
+    for (wish, mesh, shrinks) in [("nothing", star as fn() -> Mesh, true), ("off", || star_of(OFF), false)] {
+        let mesh = mesh();
+        mesh.wait_up();
+        let text: Vec<u8> = b"what is said again and again shrinks; ".iter().copied().cycle().take(BYTES).collect();
+        let behind = || mesh.sites.stats(3).1.offered_bytes;
+        let listener = listen(&mesh, 3);
+        let mut client = connect(&mesh, 1, listener.local_addr().unwrap());
+        let (mut server, _) = accept(&listener);
+        let before = behind();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                client.write_all(&text).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+            });
+            let mut came = Vec::new();
+            server.read_to_end(&mut came).unwrap();
+            assert!(came == text, "every byte, in order");
+        });
+        let stream = behind() - before;
+        let [server, client] = [(3, PORT), (1, 0)].map(|(site, port)| {
+            mesh.sites.inside(Place::Host(site), || UdpSocket::bind((Place::Host(site).v4(), port)).unwrap())
+        });
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let before = behind();
+        for datagram in text.chunks_exact(1_000) {
+            client.send_to(datagram, server.local_addr().unwrap()).unwrap();
+            assert_eq!(server.recv(&mut [0; 2_000]).unwrap(), 1_000);
+        }
+        let datagrams = behind() - before;
+        println!("{wish}: of {BYTES} bytes each, {stream} as a stream and {datagrams} as datagrams");
+        for bytes in [stream, datagrams] {
+            assert_eq!(bytes < BYTES as u64 * 3 / 4, shrinks, "{wish}: {stream} and {datagrams}");
+        }
     }
 }
 

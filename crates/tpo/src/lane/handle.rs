@@ -1,0 +1,188 @@
+//! What other threads have of a lane: a handle that takes [`Command`]s, and its [`Pulse`].
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use mio::Waker;
+use tpo_engine::{FlowInfo, FlowKey, Treatment, Worked};
+
+use crate::edge::packets;
+use crate::tap::{Batch, WAITING_BYTES};
+use crate::transit::Onward;
+
+/// What other threads ask of a lane.
+pub enum Command {
+    /// The interceptor accepted a connection that a rule gives to this peer.
+    Accepted {
+        /// The near application's connection.
+        socket: TcpStream,
+        /// Who wants to reach whom.
+        key: FlowKey,
+        /// How the rule wants it to be treated.
+        treatment: Treatment,
+    },
+    /// Packets of the near side that are no TCP, some of which may be this peer's.
+    Packets(Batch),
+    /// Datagrams that another peer has brought for this one.
+    Onward(Onward),
+    /// The router heard a datagram for this lane at the listening socket.
+    Datagram {
+        /// Who sent it.
+        from: SocketAddr,
+        /// At which of our addresses it arrived.
+        local: Option<IpAddr>,
+        /// The datagram.
+        bytes: Vec<u8>,
+    },
+    /// Somebody wants to know how it goes.
+    Report(SyncSender<Report>),
+    /// Somebody wants to see every flow.
+    Flows(SyncSender<Vec<FlowInfo>>),
+    /// A dictionary of the compression engine has been made.
+    Worked(Worked),
+    /// Groups of many that the peer shall be asked for from now on: all of them, by [`For`](crate::multicast::groups::For).
+    Groups([Vec<IpAddr>; 2]),
+    /// The memory that flows may hold in all has changed.
+    Budget(usize),
+}
+
+/// What a lane knows of itself.
+pub struct Report {
+    /// The engine's figures.
+    pub stats: tpo_engine::Stats,
+    /// Whether a session stands, heard or not.
+    pub connected: bool,
+    /// Called on demand, and nobody needs it.
+    pub rests: bool,
+    /// Where the peer is, as far as known.
+    pub remote: Option<SocketAddr>,
+    /// Edges that live.
+    pub edges: usize,
+    /// Counters of the lane itself.
+    pub counters: Counters,
+    /// Of packets that are no TCP.
+    pub packets: packets::Counters,
+    /// Groups of multicast that the peer asks for.
+    pub groups_asked_here: Vec<IpAddr>,
+    /// Groups of multicast that the peer is asked for.
+    pub groups_asked_there: Vec<IpAddr>,
+}
+
+/// What happened at the lane's own doors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Connections that could not become flows because the peer was down when they arrived here.
+    pub refused_not_connected: u64,
+    /// The same for lack of room.
+    pub refused_no_room: u64,
+    /// Flows of the peer that no `accept` permits.
+    pub not_allowed: u64,
+    /// Batches that the kernel refused.
+    pub send_failures: u64,
+    /// Packets that the kernel dropped because the lane's socket was full.
+    pub buffer_full: u64,
+}
+
+/// Life signs of a lane, read by the interceptor's lease.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    beat_ms: AtomicU64,
+    up: AtomicBool,
+    /// Bytes that the lane's flows hold, for the budget in all.
+    pub memory: AtomicUsize,
+    /// Bytes of packets that wait for the lane.
+    pub packets: AtomicUsize,
+}
+
+impl Pulse {
+    pub(super) fn new() -> Pulse {
+        Pulse {
+            start: Instant::now(),
+            beat_ms: AtomicU64::new(0),
+            up: AtomicBool::new(false),
+            memory: AtomicUsize::new(0),
+            packets: AtomicUsize::new(0),
+        }
+    }
+
+    /// Shows that the loop turns; true when the peer has come up or gone down.
+    pub(super) fn beat(&self, now: Instant, up: bool) -> bool {
+        self.beat_ms.store(now.duration_since(self.start).as_millis() as u64, Ordering::Relaxed);
+        self.up.swap(up, Ordering::Relaxed) != up
+    }
+
+    /// Whether the loop turned within `limit`.
+    pub fn is_alive(&self, now: Instant, limit: Duration) -> bool {
+        let beat = self.start + Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
+        now.saturating_duration_since(beat) < limit
+    }
+
+    /// Whether the peer answers.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Relaxed)
+    }
+}
+
+/// The handle that other threads hold.
+#[derive(Clone)]
+pub struct Lane {
+    pub(super) commands: SyncSender<Command>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) stopping: Arc<AtomicBool>,
+    /// Life signs.
+    pub pulse: Arc<Pulse>,
+    /// The peer's name in the configuration.
+    pub name: Arc<str>,
+}
+
+impl Lane {
+    /// Hands over a command; gives it back when too many wait, or the lane has ended.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                // Waking can fail only when the lane has ended, which its next command will show.
+                let _ = self.waker.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
+        }
+    }
+
+    /// Hands over what another peer has brought for this one; false when too much waits.
+    pub fn pass_on(&self, batch: Onward) -> bool {
+        let (bytes, waiting) = (batch.bytes.len(), &self.pulse.packets);
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
+        let taken = !full && self.send(Command::Onward(batch)).is_ok();
+        if !taken {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
+    pub fn report(&self) -> Receiver<Report> {
+        let (sender, receiver) = sync_channel(1);
+        // A lane that takes no more commands does not answer, and the caller has a deadline.
+        let _ = self.send(Command::Report(sender));
+        receiver
+    }
+
+    /// Asks for every flow, likewise.
+    pub fn flows(&self) -> Receiver<Vec<FlowInfo>> {
+        let (sender, receiver) = sync_channel(1);
+        let _ = self.send(Command::Flows(sender));
+        receiver
+    }
+
+    /// Reset all flows, say goodbye, end. Heard even by a lane whose commands are full.
+    pub fn close(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // A lane that cannot be woken has ended.
+        let _ = self.waker.wake();
+    }
+}
