@@ -75,6 +75,13 @@ impl Namespace {
         Ok(())
     }
 
+    /// How many ports of bridges inside forward.
+    pub(crate) fn bridge_ports_forwarding(&self) -> Result<usize> {
+        let output = Command::new("bridge").args(["-n", &self.name, "link", "show"]).output();
+        let output = output.context("`bridge` cannot be run: install iproute2")?;
+        Ok(String::from_utf8_lossy(&output.stdout).matches("state forwarding").count())
+    }
+
     /// Writes kernel settings, each a path below /proc/sys and a value. Those that this kernel does not have are left out
     /// (a kernel without IPv6 has none of its).
     pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<()> {

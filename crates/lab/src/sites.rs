@@ -11,8 +11,9 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::{FORWARDING, SETTINGS, TUN_QUEUE, check_prefix};
 use crate::link::LinkStats;
@@ -20,6 +21,9 @@ use crate::netns::{self, Namespace};
 use crate::profile::Profile;
 use crate::tun::Tun;
 use crate::wan::Carrier;
+
+/// A switch that does not forward after so long never will.
+const SWITCH_READY: Duration = Duration::from_secs(5);
 
 /// A machine of one site. Sites are numbered from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -99,6 +103,33 @@ impl Sites {
             lab.sites.push((gateway, host));
         }
         Ok(lab)
+    }
+
+    /// Makes the LANs of two sites one: a switch at each host, with a cable between them. Everybody keeps the address that he has.
+    pub fn join_lans(&self, one: usize, other: usize) -> Result<()> {
+        let [(_, first), (_, second)] = [one, other].map(|site| &self.sites[site - 1]);
+        first.ip(&format!("link add cable type veth peer name cable netns {}\n", second.name()))?;
+        for (site, host) in [(one, first), (other, second)] {
+            // The switch has the name by which everybody knows the host's interface.
+            host.ip(&format!(
+                "link set eth0 down\nlink set eth0 name port\naddr flush dev port\n\
+                 link add eth0 type bridge forward_delay 0 mcast_snooping 0\n\
+                 link set port master eth0\nlink set cable master eth0\nlink set port up\nlink set cable up\nlink set eth0 up\n\
+                 addr add 10.10.{site}.2/24 dev eth0\nroute add default via 10.10.{site}.1\nlink show dev eth0\n"
+            ))?;
+        }
+        for site in [one, other] {
+            self.sites[site - 1].0.ip("link show dev lan0\n")?;
+        }
+        // The kernel looks at the state of links when it comes to it.
+        let start = Instant::now();
+        for host in [first, second] {
+            while host.bridge_ports_forwarding()? < 2 {
+                ensure!(start.elapsed() < SWITCH_READY, "the switches of the joined LANs do not forward");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
 
     /// A command that will run inside the machine's namespace. What is started is the caller's to end.

@@ -35,6 +35,7 @@ use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
 use crate::memory::Memory;
 use crate::multicast::groups::{Joined, Wanted};
+use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Router, Table};
@@ -313,7 +314,7 @@ impl MulticastParts {
     }
 
     fn of_lane(&self, slot: usize, plan: &Plan) -> packets::Groups {
-        let emitter = multicast::Emitter::new(self.lans.clone(), self.joined.clone());
+        let emitter = multicast::Emitter::new(slot, self.lans.clone(), self.joined.clone());
         packets::Groups::new(plan.may_ask(slot), self.wanted.clone(), emitter, Box::new(self.doorbell.ring()))
     }
 }
@@ -346,6 +347,7 @@ fn multicast_plan(checked: &Checked) -> Plan {
         rules: rules().map(what_for_whom).collect(),
         passes: rules().filter(|rule| rule.transit).map(what_for_whom).collect(),
         accepts: accepts.map(|accept| (accept.peer, accept.destination, accept.pinned)).collect(),
+        sites: checked.peers.iter().map(|peer| site(peer.public_key.as_bytes())).collect(),
     }
 }
 

@@ -55,6 +55,7 @@ impl Lan {
 
 /// What one lane's peer brings.
 pub struct Emitter {
+    peer: usize,
     lans: Arc<[Lan]>,
     joined: Arc<Joined>,
     packet: Vec<u8>,
@@ -73,14 +74,14 @@ pub struct Emitted {
 }
 
 impl Emitter {
-    /// For these LANs, as the groups are listened to there.
-    pub fn new(lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
-        Emitter { lans, joined, packet: Vec::new(), number: 0 }
+    /// For what this peer brings to these LANs, as the groups are listened to there.
+    pub fn new(peer: usize, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
+        Emitter { peer, lans, joined, packet: Vec::new(), number: 0 }
     }
 
     /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a hop.
     pub fn emit(&mut self, key: &FlowKey, bytes: &[u8]) -> Emitted {
-        let Emitter { lans, joined, packet, number } = self;
+        let Emitter { peer, lans, joined, packet, number } = self;
         let mut emitted = Emitted::default();
         *number = number.wrapping_add(1);
         packet.clear();
@@ -94,7 +95,7 @@ impl Emitter {
         }
         let group = key.destination.ip();
         let may_be_cut = packet::as_plain(bytes).is_some();
-        joined.each(group, |lan| {
+        joined.each(group, *peer, |lan| {
             let lan = &lans[lan];
             let outcome = match lan.send(packet, group) {
                 Err(error) if may_be_cut && error.raw_os_error() == Some(libc::EMSGSIZE) => {

@@ -1,13 +1,14 @@
 //! Who wants which group: what peers ask us for, what we may ask them for, and the message in which they are asked.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tpo_engine::FlowKey;
 
 use super::igmp::{self, IGMP, is_routed};
+use super::neighbours;
 
 /// Groups that one peer may ask for.
 pub const MOST_GROUPS: usize = 1_024;
@@ -148,20 +149,37 @@ impl Wanted {
     }
 }
 
-/// On which of our LANs each group is listened to: where what comes from peers goes out.
+/// On which of our LANs each group is listened to, and which LANs are left to another TPO for what a peer brings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    /// LANs by group.
+    pub groups: BTreeMap<IpAddr, Vec<usize>>,
+    /// LAN and peer.
+    pub left: BTreeSet<(usize, usize)>,
+}
+
+impl Listeners {
+    /// The LANs to which we bring what this peer sends to the group.
+    pub fn lans(&self, group: IpAddr, peer: usize) -> impl Iterator<Item = usize> {
+        let lans = self.groups.get(&group).into_iter().flatten().copied();
+        lans.filter(move |lan| !self.left.contains(&(*lan, peer)))
+    }
+}
+
+/// Where what comes from peers goes out.
 #[derive(Debug, Default)]
-pub struct Joined(RwLock<BTreeMap<IpAddr, Vec<usize>>>);
+pub struct Joined(RwLock<Listeners>);
 
 impl Joined {
     /// As it is now.
-    pub fn set(&self, groups: BTreeMap<IpAddr, Vec<usize>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = groups;
+    pub fn set(&self, listeners: Listeners) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
-    /// The LANs of this group.
-    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize)) {
-        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        groups.get(&group).into_iter().flatten().for_each(|lan| each(*lan));
+    /// The LANs to which we bring what this peer sends to the group.
+    pub fn each(&self, group: IpAddr, peer: usize, each: impl FnMut(usize)) {
+        let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        listeners.lans(group, peer).for_each(each);
     }
 }
 
@@ -172,6 +190,10 @@ pub fn fuzz(bytes: &[u8]) {
         let mut again = Vec::new();
         emit_membership(whom, &groups, number, &mut again);
         assert_eq!(again, bytes);
+    }
+    if let Some(sites) = neighbours::parse(bytes) {
+        let own = Ipv4Addr::LOCALHOST;
+        assert_eq!(igmp::read(&neighbours::emit(own, &sites)), Some(igmp::Heard::Serves { from: own, sites }));
     }
     // What any host of a LAN may send.
     for heard in [igmp::read(bytes), igmp::read_body(false, bytes), igmp::read_body(true, bytes)] {

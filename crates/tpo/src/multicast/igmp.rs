@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::multicast::neighbours::{self, Site};
 use crate::packet::{ICMP_V6, Sum};
 
 /// IANA's number of IGMP.
@@ -31,6 +32,13 @@ pub enum Heard {
         joined: Vec<IpAddr>,
         /// Groups that a member has left; others may be there.
         left: Vec<IpAddr>,
+    },
+    /// Another TPO tells from which sites it can bring groups.
+    Serves {
+        /// Which one.
+        from: Ipv4Addr,
+        /// The sites.
+        sites: Vec<Site>,
     },
 }
 
@@ -86,6 +94,7 @@ fn read_igmp(body: &[u8], from: Ipv4Addr) -> Option<Heard> {
         0x12 | 0x16 => Heard::Members { joined: routed(group(4)?), left: Vec::new() },
         0x17 => Heard::Members { joined: Vec::new(), left: routed(group(4)?) },
         0x22 => records(body, 4, |bytes| Some(IpAddr::from(*bytes.first_chunk::<4>()?)))?,
+        neighbours::KIND => Heard::Serves { from, sites: neighbours::parse(body)? },
         _ => return None,
     })
 }
@@ -133,6 +142,21 @@ fn records(body: &[u8], address: usize, read: impl Fn(&[u8]) -> Option<IpAddr>) 
     Some(Heard::Members { joined, left })
 }
 
+/// A message as a whole IPv4 packet, with its checksum and the option "router alert" (RFC 2113).
+pub(super) fn packet_v4(own: Ipv4Addr, to: Ipv4Addr, mut body: Vec<u8>) -> Vec<u8> {
+    let total = (24 + body.len()) as u16;
+    let mut packet = vec![0x46, 0xc0, (total >> 8) as u8, total as u8, 0, 0, 0, 0, 1, IGMP, 0, 0];
+    packet.extend(own.octets());
+    packet.extend(to.octets());
+    packet.extend([0x94, 4, 0, 0]);
+    let check = Sum::default().add(&packet).finish().to_be_bytes();
+    packet[10..12].copy_from_slice(&check);
+    let check = Sum::default().add(&body).finish().to_be_bytes();
+    body[2..4].copy_from_slice(&check);
+    packet.extend(body);
+    packet
+}
+
 /// A router's question, as a whole IP packet: who listens to this group, or to any. `within`: hosts answer in this time.
 pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
     match own {
@@ -142,21 +166,12 @@ pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
                 _ => Ipv4Addr::UNSPECIFIED,
             };
             let to = if group.is_unspecified() { Ipv4Addr::new(224, 0, 0, 1) } else { group };
-            // With the option "router alert" (RFC 2113).
-            let mut packet = vec![0x46, 0xc0, 0, 36, 0, 0, 0, 0, 1, IGMP, 0, 0];
-            packet.extend(own.octets());
-            packet.extend(to.octets());
-            packet.extend([0x94, 4, 0, 0]);
-            let check = Sum::default().add(&packet).finish().to_be_bytes();
-            packet[10..12].copy_from_slice(&check);
             // Tenths of a second; above 127 they would be written otherwise.
             let tenths = (within.as_millis() / 100).min(127) as u8;
-            packet.extend([0x11, tenths, 0, 0]);
-            packet.extend(group.octets());
-            packet.extend([ROBUSTNESS, QUERY_INTERVAL, 0, 0]);
-            let check = Sum::default().add(&packet[24..]).finish().to_be_bytes();
-            packet[26..28].copy_from_slice(&check);
-            packet
+            let mut body = vec![0x11, tenths, 0, 0];
+            body.extend(group.octets());
+            body.extend([ROBUSTNESS, QUERY_INTERVAL, 0, 0]);
+            packet_v4(own, to, body)
         }
         IpAddr::V6(own) => {
             let group = match group {

@@ -4,7 +4,7 @@
 //! Who asks is elected among the routers of a LAN: the one with the lowest address. Where there is none but us, we ask.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::igmp::Heard;
@@ -88,6 +88,14 @@ impl Members {
         }
     }
 
+    /// Our IPv4 address on a LAN.
+    pub fn own_v4(&self, lan: usize) -> Option<Ipv4Addr> {
+        match self.lans[lan].asking[0].own {
+            Some(IpAddr::V4(own)) => Some(own),
+            _ => None,
+        }
+    }
+
     /// Somebody of the LAN said something.
     pub fn hear(&mut self, lan: usize, heard: Heard, now: Instant) {
         let place = &mut self.lans[lan];
@@ -99,6 +107,8 @@ impl Members {
                     asking.other = Some(now + OTHER);
                 }
             }
+            // Of neighbours, who are no members.
+            Heard::Serves { .. } => {}
             Heard::Members { joined, left } => {
                 for group in joined {
                     self.listens(lan, group, now + LISTENS);

@@ -31,14 +31,16 @@ use crate::edge::multicast::Lan;
 use crate::gate::Doorbell;
 use crate::intercept::lease::{GroupSets, RENEW_EVERY};
 use crate::lane::{self, Command};
-use crate::multicast::groups::{For, Joined, MOST_GROUPS, Wanted};
-use crate::multicast::igmp::is_routed;
+use crate::multicast::groups::{For, Joined, Listeners, MOST_GROUPS, Wanted};
+use crate::multicast::igmp::{Heard, is_routed};
 use crate::multicast::members::Members;
+use crate::multicast::neighbours::{Neighbours, Site};
 use crate::sys;
 
 pub mod groups;
 pub mod igmp;
 pub mod members;
+pub mod neighbours;
 
 /// How often interfaces, addresses and this host's own members are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -60,6 +62,8 @@ pub struct Plan {
     pub passes: Vec<(Prefix, Vec<usize>)>,
     /// Groups that peers may bring: which peer, which groups, whether they are asked for even when nobody listens.
     pub accepts: Vec<(usize, Prefix, bool)>,
+    /// The peers' names for other TPOs of a LAN.
+    pub sites: Vec<Site>,
 }
 
 impl Plan {
@@ -116,9 +120,10 @@ impl Multicast {
             Loop {
                 doorbell,
                 members: Members::new(lans.len(), plan.asks),
+                neighbours: Neighbours::new(lans.len()),
                 snoops: lans.iter().map(|_| None).collect(),
                 told: lanes.iter().map(|_| Default::default()).collect(),
-                shown: BTreeMap::new(),
+                shown: Listeners::default(),
                 taken: HashMap::new(),
                 sets,
                 sets_lost,
@@ -164,11 +169,12 @@ struct Loop {
     doorbell: Doorbell,
     plan: Plan,
     members: Members,
+    neighbours: Neighbours,
     snoops: Vec<Option<Snoop>>,
     /// What each lane was given last.
     told: Vec<[Vec<IpAddr>; 2]>,
     /// What the lanes send out, and where.
-    shown: BTreeMap<IpAddr, Vec<usize>>,
+    shown: Listeners,
     /// Groups that peers ask for: the sockets by which we are a member on each LAN.
     taken: HashMap<IpAddr, Vec<Socket>>,
     sets: GroupSets,
@@ -185,7 +191,7 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         let mut events = Events::with_capacity(16);
-        let (mut next_look, mut next_renewal) = (Instant::now(), Instant::now());
+        let (mut next_look, mut next_tell, mut next_renewal) = (Instant::now(), Instant::now(), Instant::now());
         let mut queries = Vec::new();
         while !self.stopping.load(Ordering::SeqCst) {
             let now = Instant::now();
@@ -193,6 +199,11 @@ impl Loop {
                 self.look(now);
                 next_look = now + LOOK_EVERY;
             }
+            if now >= next_tell {
+                self.tell_neighbours();
+                next_tell = now + neighbours::TELL_EVERY;
+            }
+            self.neighbours.turn(now);
             self.members.turn(now, &mut queries);
             for query in queries.drain(..) {
                 let packet = igmp::query(query.own, query.group, query.within);
@@ -209,7 +220,7 @@ impl Loop {
                 self.renew_sets();
                 next_renewal = now + RENEW_EVERY;
             }
-            let wait = next_look.min(next_renewal).saturating_duration_since(now);
+            let wait = next_look.min(next_tell).min(next_renewal).saturating_duration_since(now);
             if let Err(error) = self.doorbell.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -228,8 +239,12 @@ impl Loop {
             // A turn's rest is found at the next wake-up, half a second later at most.
             for _ in 0..TURN {
                 let Ok(length) = (&snoop.socket).read(&mut buffer) else { break };
-                if let Some(heard) = igmp::read(&buffer[..length]) {
-                    self.members.hear(lan, heard, now);
+                match igmp::read(&buffer[..length]) {
+                    Some(Heard::Serves { from, sites }) if Some(from) != self.members.own_v4(lan) => {
+                        self.neighbours.hear(lan, from, sites, now);
+                    }
+                    Some(heard) => self.members.hear(lan, heard, now),
+                    None => {}
                 }
             }
         }
@@ -271,15 +286,48 @@ impl Loop {
         }
     }
 
+    /// Says on each LAN from which sites we can bring groups.
+    fn tell_neighbours(&mut self) {
+        if self.plan.accepts.is_empty() {
+            return;
+        }
+        let brings = |peer: &usize| {
+            let may = self.plan.accepts.iter().any(|(from, ..)| from == peer);
+            may && self.lanes[*peer].pulse.is_up()
+        };
+        let sites: Vec<Site> = (0..self.lanes.len()).filter(brings).map(|peer| self.plan.sites[peer]).collect();
+        for (lan, sender) in self.lans.iter().enumerate() {
+            let Some(own) = self.members.own_v4(lan) else { continue };
+            if let Err(error) = sender.send(&neighbours::emit(own, &sites), neighbours::ROUTERS.into()) {
+                debug!(%error, lan = self.plan.interfaces[lan], "other TPOs cannot be told what we bring");
+            }
+        }
+    }
+
+    /// LANs, with the peer, to which another TPO brings what comes from there.
+    fn left_to_others(&self) -> BTreeSet<(usize, usize)> {
+        let mut left = BTreeSet::new();
+        for lan in 0..self.lans.len() {
+            let Some(own) = self.members.own_v4(lan) else { continue };
+            let theirs = self.plan.sites.iter().enumerate();
+            left.extend(theirs.filter(|(_, site)| self.neighbours.brings(lan, own, site)).map(|(peer, _)| (lan, peer)));
+        }
+        left
+    }
+
     /// Tells each lane what its peer shall be asked for.
     fn ask_peers(&mut self) {
         let mut groups = self.members.groups();
         for (_, prefix, _) in self.plan.accepts.iter().filter(|(.., pinned)| *pinned) {
             groups.insert(prefix.address, (0..self.lans.len()).collect());
         }
+        let listeners = Listeners { groups, left: self.left_to_others() };
+        let Listeners { groups, .. } = &listeners;
         let asked = if self.plan.passes.is_empty() { BTreeMap::new() } else { self.wanted.all() };
         for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
-            let own = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer));
+            // Without LANs of our own what the configuration pins is for peers.
+            let is_ours = |group: &IpAddr| self.lans.is_empty() || listeners.lans(*group, peer).next().is_some();
+            let own = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer) && is_ours(group));
             let for_others = asked.iter().filter(|(group, askers)| {
                 let passed = !groups.contains_key(group) && self.plan.is_passed(**group, askers, peer);
                 passed && self.plan.is_accepted(**group, peer)
@@ -293,9 +341,13 @@ impl Loop {
                 *told = wanted;
             }
         }
-        if groups != self.shown {
-            self.joined.set(groups.clone());
-            self.shown = groups;
+        if listeners.left != self.shown.left {
+            let of = |(lan, peer): &(usize, usize)| (&self.plan.interfaces[*lan], &self.lanes[*peer].name);
+            info!(left = ?listeners.left.iter().map(of).collect::<Vec<_>>(), "LANs to which another TPO brings a peer's groups");
+        }
+        if listeners != self.shown {
+            self.joined.set(listeners.clone());
+            self.shown = listeners;
         }
     }
 

@@ -189,6 +189,46 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     wait_heard(&from, group, &[&two]);
 }
 
+/// Two boxes in one LAN of listeners, both with the sender's site as a peer: each packet comes once, and when the box that brings it is gone the other does.
+#[test]
+fn two_tpos_of_one_lan_bring_a_group_once() {
+    let mut mesh = mesh("rate=50mbit delay=5ms");
+    mesh.wait_up();
+    mesh.sites.join_lans(2, 3).unwrap();
+    let group = IpAddr::from(V4);
+    let from = sender(&mesh.sites, false, 8);
+    let listeners = [2, 3].map(|site| listen(&mesh.sites, site, group));
+    wait_heard(&from, group, &listeners.each_ref());
+    // Which of them brings it is settled within some seconds.
+    let asked = |mesh: &Mesh, site: usize| mesh.ask(site, "status")["peers"][0]["groups_asked_there"].to_string();
+    wait_for("one of the two to leave it to the other", || {
+        asked(&mesh, 2).contains("239.1.1.1") && !asked(&mesh, 3).contains("239.1.1.1")
+    });
+    let stream = |count: usize| {
+        for _ in 0..count {
+            from.send_to(&noise::<1_000>(), (group, PORT)).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        listeners.each_ref().map(drain)
+    };
+    // What was under way when it was settled.
+    stream(1);
+    assert_eq!(stream(200), [200, 200], "once each");
+    mesh.kill(2);
+    let start = Instant::now();
+    wait_for("the other one to bring it", || stream(10) == [10, 10]);
+    println!("{:?} after the end of one the other brings it", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    mesh.run(2);
+    mesh.wait_up();
+    wait_for("the first one to bring it again", || {
+        asked(&mesh, 2).contains("239.1.1.1") && !asked(&mesh, 3).contains("239.1.1.1")
+    });
+    stream(1);
+    assert_eq!(stream(200), [200, 200], "once each");
+}
+
 /// A hundred sites listen to one: each gets everything once, and what comes back is a small part of what goes out.
 #[test]
 fn a_hundred_sites_hear_one_sender() {

@@ -1,0 +1,134 @@
+//! Other TPOs in the same LAN: two boxes of one site, of which one brings each group. Pure: told what was heard and what time it is.
+//!
+//! Each says once a second from which sites it can bring groups, in an IGMP message of a type for experiments (RFC 3228; docs/wire.md, section 5). Of those that name
+//! the same site the one with the lowest address on that LAN goes on, the others leave the LAN to it. One that falls silent, or whose
+//! peer does, is followed within some seconds.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use super::igmp;
+
+/// How often it is said.
+pub const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Who has said nothing for so long is not there any more.
+const FORGET: Duration = Duration::from_millis(3_500);
+/// Type of the message.
+pub const KIND: u8 = 0xf0;
+/// To tell it from other people's experiments.
+const MAGIC: [u8; 4] = *b"tpo1";
+/// All routers of a LAN.
+pub const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 2);
+/// Sites that one may name: a packet's worth.
+const MOST_SITES: usize = 128;
+/// Neighbours of one LAN: whoever invents more is not heard.
+const MOST_NEIGHBOURS: usize = 64;
+
+/// A site by its name between two TPOs: the beginning of its public key.
+pub type Site = [u8; 8];
+
+/// The name of the site with this public key.
+pub fn site(key: &[u8; 32]) -> Site {
+    *key.first_chunk().expect("eight of thirty-two")
+}
+
+/// What a TPO says, as a whole IP packet.
+pub fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
+    let mut body = vec![KIND, 0, 0, 0];
+    body.extend(MAGIC);
+    body.extend(sites.iter().take(MOST_SITES).flatten());
+    igmp::packet_v4(own, ROUTERS, body)
+}
+
+/// Reads what stands behind the IP header.
+pub fn parse(body: &[u8]) -> Option<Vec<Site>> {
+    let (head, sites) = body.split_first_chunk::<8>()?;
+    let (sites, []) = sites.as_chunks::<8>() else { return None };
+    let is_ours = head[0] == KIND && head[1] == 0 && head[4..] == MAGIC && sites.len() <= MOST_SITES;
+    is_ours.then(|| sites.to_vec())
+}
+
+/// Of all LANs.
+#[derive(Debug)]
+pub struct Neighbours(Vec<HashMap<Ipv4Addr, (Vec<Site>, Instant)>>);
+
+impl Neighbours {
+    /// So many LANs.
+    pub fn new(lans: usize) -> Neighbours {
+        Neighbours((0..lans).map(|_| HashMap::new()).collect())
+    }
+
+    /// One of them said this.
+    pub fn hear(&mut self, lan: usize, from: Ipv4Addr, sites: Vec<Site>, now: Instant) {
+        let lan = &mut self.0[lan];
+        if lan.len() < MOST_NEIGHBOURS || lan.contains_key(&from) {
+            lan.insert(from, (sites, now));
+        }
+    }
+
+    /// Forgets who is not there any more.
+    pub fn turn(&mut self, now: Instant) {
+        for lan in &mut self.0 {
+            lan.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < FORGET);
+        }
+    }
+
+    /// Whether another one brings to this LAN what comes from this site, instead of us at this address.
+    pub fn brings(&self, lan: usize, own: Ipv4Addr, site: &Site) -> bool {
+        self.0[lan].iter().any(|(from, (sites, _))| *from < own && sites.contains(site))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::igmp::{Heard, read};
+    use super::*;
+
+    const ONE: Site = *b"site one";
+    const TWO: Site = *b"site two";
+
+    #[test]
+    fn what_is_said_is_understood() {
+        for sites in [&[][..], &[ONE], &[ONE, TWO]] {
+            let own = Ipv4Addr::new(10, 1, 1, 5);
+            let packet = emit(own, sites);
+            assert_eq!(read(&packet), Some(Heard::Serves { from: own, sites: sites.to_vec() }));
+            for cut in 0..packet.len() {
+                assert_eq!(read(&packet[..cut]), None);
+            }
+        }
+        assert_eq!(parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'2']), None, "somebody else's");
+        assert_eq!(parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'1', 7]), None, "half a site");
+    }
+
+    #[test]
+    fn the_lowest_address_brings_while_it_says_so() {
+        let (mut neighbours, start) = (Neighbours::new(2), Instant::now());
+        let address = |last: u8| Ipv4Addr::new(10, 1, 1, last);
+        neighbours.hear(0, address(2), vec![ONE], start);
+        assert!(neighbours.brings(0, address(3), &ONE), "the lower one");
+        assert!(!neighbours.brings(0, address(1), &ONE), "we are lower");
+        assert!(!neighbours.brings(0, address(2), &ONE), "our own word");
+        assert!(!neighbours.brings(0, address(3), &TWO), "another site");
+        assert!(!neighbours.brings(1, address(3), &ONE), "another LAN");
+        // Its peer is gone.
+        neighbours.hear(0, address(2), vec![], start);
+        assert!(!neighbours.brings(0, address(3), &ONE));
+        neighbours.hear(0, address(2), vec![ONE], start);
+        neighbours.turn(start + FORGET / 2);
+        assert!(neighbours.brings(0, address(3), &ONE));
+        neighbours.turn(start + FORGET);
+        assert!(!neighbours.brings(0, address(3), &ONE), "it is silent");
+    }
+
+    #[test]
+    fn neighbours_are_bounded() {
+        let (mut neighbours, now) = (Neighbours::new(1), Instant::now());
+        for number in 0..1_000_u32 {
+            neighbours.hear(0, Ipv4Addr::from(0x0a00_0000 + number), vec![ONE], now);
+        }
+        assert_eq!(neighbours.0[0].len(), MOST_NEIGHBOURS);
+        assert!(emit(Ipv4Addr::LOCALHOST, &[ONE; 1_000]).len() < 1_200);
+    }
+}
