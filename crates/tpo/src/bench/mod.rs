@@ -5,6 +5,7 @@
 //! table and spoils no other; a signal ends the run, and what was measured until then is kept.
 
 pub mod compression;
+mod corpora;
 mod datagrams;
 mod load;
 mod measure;
