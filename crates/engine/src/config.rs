@@ -152,6 +152,10 @@ pub(crate) const GATHER: Duration = Duration::from_millis(1);
 /// That a flow was accepted waits so long for an answer, which says it too.
 pub(crate) const UNSAID: Duration = Duration::from_millis(2);
 
+/// A new flow waits so long for its first bytes, which open it too: a client that speaks first has them on their way when it is told that it is
+/// connected. Who waits for the server to speak first waits so much longer.
+pub(crate) const OPENING: Duration = Duration::from_micros(500);
+
 /// How fast they come is judged by about so long.
 pub(crate) const GATHER_MEMORY: Duration = Duration::from_millis(8);
 

@@ -56,7 +56,8 @@ pub(crate) struct Driver {
     control: VecDeque<Control>,
     /// Resets among them.
     resets: usize,
-    /// Flows that were accepted, of which the far side shall know soon: any answer says it too.
+    /// Flows of which the far side shall know soon that they were accepted, have ended on both sides, or are there: the first bytes say the first and the last,
+    /// and any buffer takes all of them along.
     unsaid: Vec<FlowId>,
     unsaid_until: Option<Instant>,
     events: VecDeque<Event>,
@@ -111,6 +112,8 @@ enum Control {
     Accepted(FlowId),
     /// The amount is filled in when it is packed.
     Credit(FlowId),
+    /// Of a flow that the far side has ended before.
+    End(FlowId),
     /// The flow is gone already: this is all that is left of it.
     Reset {
         flow: FlowId,
@@ -124,9 +127,9 @@ enum Control {
 }
 
 impl Control {
-    /// Somebody waits for it. Not for dictionaries: what would be protected by parity, and kept short for it, is the data beside them.
+    /// Somebody waits for it. Not for second ends, and not for dictionaries: what would be protected by parity, and kept short for it, is the data beside them.
     fn is_urgent(&self) -> bool {
-        !matches!(self, Control::Dictionary(_) | Control::Holds(..))
+        !matches!(self, Control::Dictionary(_) | Control::Holds(..) | Control::End(_))
     }
 }
 
@@ -316,7 +319,7 @@ impl Driver {
         }
         state.accepted = true;
         let (may_send, slot) = (state.may_send(), state.slot);
-        self.leave_unsaid(flow);
+        self.leave_unsaid(flow, None);
         if may_send {
             self.schedule.wake(slot);
         }
@@ -516,7 +519,7 @@ impl Driver {
         let flows = self.flows.len() + self.exchanges.len();
         if self.control.len() > 2 * (2 * flows + self.resets) + CONTROL_SLACK {
             self.control.retain(|control| match control {
-                Control::Accepted(flow) | Control::Credit(flow) => {
+                Control::Accepted(flow) | Control::Credit(flow) | Control::End(flow) => {
                     self.flows.contains_key(flow) || self.exchanges.contains(*flow)
                 }
                 Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
@@ -537,23 +540,29 @@ impl Driver {
         }
     }
 
-    /// The far side need not hear at once that the flow was accepted.
-    fn leave_unsaid(&mut self, flow: FlowId) {
+    /// The far side need not hear at once that the flow was accepted, has its second end, or is there at all before its first bytes are. At this time at
+    /// the latest, or within [`UNSAID`].
+    fn leave_unsaid(&mut self, flow: FlowId, until: Option<Instant>) {
         if self.unsaid.len() >= CONTROL_SLACK {
             // The link takes nothing: that queue knows which of them have ended meanwhile.
             self.say();
         }
         self.unsaid.push(flow);
+        self.unsaid_until = self.unsaid_until.into_iter().chain(until).min();
     }
 
     /// What is unsaid is said with the next buffer.
     fn say(&mut self) {
         self.unsaid_until = None;
         for flow in std::mem::take(&mut self.unsaid) {
-            // What it has sent says that it was accepted.
-            let said = self.flows.get(&flow).is_none_or(|state| state.outgoing.next() > 0 || state.outgoing.fin());
-            if !said || self.exchanges.contains(flow) {
-                self.queue_control(Control::Accepted(flow));
+            match self.flows.get(&flow) {
+                Some(state) if state.end_due => self.queue_control(Control::End(flow)),
+                Some(state) if state.must_open() && state.may_send() => self.schedule.wake(state.slot),
+                // Its first bytes have opened it, and what a flow has sent says that it was accepted.
+                Some(state) if state.ours || state.outgoing.next() > 0 || state.outgoing.fin() => {}
+                Some(_) => self.queue_control(Control::Accepted(flow)),
+                None if self.exchanges.contains(flow) => self.queue_control(Control::Accepted(flow)),
+                None => {}
             }
         }
     }

@@ -70,17 +70,13 @@ pub enum Class {
 }
 
 impl Class {
+    /// In the order of their numbers.
+    pub const ALL: [Class; 4] = [Class::Control, Class::Interactive, Class::Normal, Class::Bulk];
     /// How many classes there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = Class::ALL.len();
 
     pub(crate) fn from_number(number: u8) -> Option<Class> {
-        match number {
-            0 => Some(Class::Control),
-            1 => Some(Class::Interactive),
-            2 => Some(Class::Normal),
-            3 => Some(Class::Bulk),
-            _ => None,
-        }
+        Class::ALL.get(usize::from(number)).copied()
     }
 
     /// Whether somebody waits for its buffers: they go before others and are never larger than a segment, because a larger
@@ -215,6 +211,8 @@ pub(crate) struct Flow {
     pub(crate) told_finish: bool,
     /// A credit message is in the control queue.
     pub(crate) credit_due: bool,
+    /// Its application has ended, of which the far side, which has ended too, shall know soon.
+    pub(crate) end_due: bool,
     pub(crate) outgoing: Outgoing,
     pub(crate) incoming: Incoming,
     pub(crate) window: Window,
@@ -248,6 +246,7 @@ impl Flow {
             told_deliver: false,
             told_finish: false,
             credit_due: false,
+            end_due: false,
             outgoing: Outgoing::new(u64::from(credit)),
             incoming: Incoming::default(),
             window,
@@ -272,7 +271,7 @@ impl Flow {
 
     /// Whether its application may be read: it is connected, has not ended, and nobody has reset the flow.
     pub(crate) fn may_send(&self) -> bool {
-        self.accepted && self.ending.is_none() && !self.outgoing.fin()
+        self.accepted && self.ending.is_none() && !self.end_due && !self.outgoing.fin()
     }
 
     /// Whether the far side has yet to learn of the flow.

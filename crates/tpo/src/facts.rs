@@ -140,7 +140,7 @@ impl Facts {
             rebuilt: mover.datagrams_rebuilt,
             compression: CompressionReport {
                 dictionaries: engine.dictionaries,
-                classes: CLASSES
+                classes: Class::ALL
                     .into_iter()
                     .map(|class| (class, &engine.squeezed[class as usize]))
                     .filter(|(_, squeezed)| squeezed.bytes_in > 0)
@@ -150,6 +150,7 @@ impl Facts {
             },
             groups_asked_here: report.groups_asked_here.iter().map(IpAddr::to_string).collect(),
             groups_asked_there: report.groups_asked_there.iter().map(IpAddr::to_string).collect(),
+            lans_left: report.lans_left.clone(),
             drops: drops(report),
             handshake: HandshakeReport {
                 completed: handshake.established,
@@ -262,8 +263,6 @@ fn flow(peer: &str, info: &FlowInfo, (way, rate): (Option<Duration>, u64), now: 
         reason: hold_up(info),
     }
 }
-
-const CLASSES: [Class; Class::COUNT] = [Class::Control, Class::Interactive, Class::Normal, Class::Bulk];
 
 fn class_name(class: Class) -> &'static str {
     match class {

@@ -681,6 +681,7 @@ impl Loop {
             packets: self.packets.as_ref().map_or_else(Default::default, Packets::counters),
             groups_asked_here: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_here),
             groups_asked_there: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_there),
+            lans_left: self.packets.as_ref().map_or_else(Vec::new, Packets::lans_left),
         }
     }
 

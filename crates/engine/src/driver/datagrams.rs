@@ -486,7 +486,7 @@ impl Driver {
         }
         self.counters.opened_there += 1;
         self.insert_exchange(flow, key, (asked, delivery), false, now);
-        self.leave_unsaid(flow);
+        self.leave_unsaid(flow, None);
         self.events.push_back(Event::Exchange { flow, key, asked });
         true
     }

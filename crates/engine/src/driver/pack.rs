@@ -10,7 +10,7 @@ use super::{Control, Driver, schedule::Turn};
 use crate::{
     Class, FlowId, Read, Source, Status,
     compress::{Compress, Proposal},
-    config::MIN_PIECE,
+    config::{CONTROL_SLACK, MIN_PIECE, OPENING, UNSAID},
     flow::Flow,
     message::{self, Form, Function, Header, ROUTING},
 };
@@ -236,10 +236,14 @@ impl Driver {
                 break;
             }
             let urgent = control.is_urgent();
-            let header = self.control_header(*control);
+            let control = *control;
+            let header = self.control_header(control);
             self.control.pop_front();
             if let Some(header) = header {
                 page.add_control(&header, urgent);
+                if matches!(control, Control::End(_)) {
+                    page.owner = Owner::Many;
+                }
             }
         }
     }
@@ -257,6 +261,14 @@ impl Driver {
                 let state = self.flows.get_mut(&flow)?;
                 state.credit_due = false;
                 Some(short(Function::Credit, flow, state.window.granted() as u32))
+            }
+            Control::End(flow) => {
+                let state =
+                    self.flows.get_mut(&flow).filter(|state| !state.outgoing.fin() && state.ending.is_none())?;
+                let header = data_header(flow, state, 0, true);
+                state.outgoing.on_end();
+                self.tell(flow);
+                Some(header)
             }
             Control::Reset { flow, sequence, protocol, status } => {
                 self.resets -= 1;
@@ -289,10 +301,18 @@ impl Driver {
         }
         let ask = ask(turn.allowance, place, end, page.room.segment, state.outgoing.credit_left());
         let read = if ask == 0 { Read::Blocked } else { source.read(turn.flow, page.place(place, place + ask)) };
+        // Beside something else it goes at once; and what waits has a bound.
+        let may_wait = page.messages == 0 && self.unsaid.len() < CONTROL_SLACK;
         let (length, fin) = match read {
             Read::Bytes(n) => {
                 assert!(n > 0 && n <= ask, "a source read {n} bytes where {ask} were asked for");
                 (n, false)
+            }
+            Read::Blocked if state.must_open() && may_wait && now < state.since + OPENING => {
+                let until = state.since + OPENING;
+                self.schedule.sleep(turn.slot);
+                self.leave_unsaid(turn.flow, Some(until));
+                return true;
             }
             Read::Blocked if state.must_open() => (0, false),
             Read::Blocked => {
@@ -301,6 +321,13 @@ impl Driver {
                     state.rest(now);
                 }
                 self.schedule.sleep(turn.slot);
+                return true;
+            }
+            Read::End if may_wait && state.answered && state.incoming.fin_known() => {
+                // Nobody waits for the second end: it rides with what is sent next.
+                state.end_due = true;
+                self.schedule.stop(turn.slot);
+                self.leave_unsaid(turn.flow, Some(now + UNSAID));
                 return true;
             }
             Read::End => (0, true),

@@ -110,6 +110,7 @@ impl Pair {
 
     fn pack(&mut self, side: usize) {
         let mut left = self.rate;
+        self.drivers[side].end_gathering(self.now);
         while self.drivers[side].has_work() && left > 0 {
             let mut buffer = vec![0xee; self.random.usize(0..3000)];
             let segments = left.min(65_536).div_ceil(self.segment).min(65_536 / self.segment).max(1);

@@ -193,6 +193,8 @@ pub(crate) struct Bbr {
     floor: Floor,
     measuring_floor: bool,
     glance: Glance,
+    /// When start-up ended, if it did by filling the queue.
+    filled_at: Option<Nanos>,
     /// What was delivered and lost since loss was judged last.
     calm: Calm,
     /// How long this up keeps its gain, and whether its first round is over.
@@ -270,6 +272,7 @@ impl Bbr {
             floor: Floor::new(tolerance),
             measuring_floor: false,
             glance: Glance { since: now, least: Nanos::MAX, ..Glance::default() },
+            filled_at: None,
             calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
@@ -355,6 +358,14 @@ impl Bbr {
     /// At which many streams begin, so that the last one's first answer waits no longer than its end could notice.
     fn first_rate(&self) -> u64 {
         if self.initial > INITIAL_DATAGRAMS { rate_of(self.initial * self.datagram, INITIAL_SPREAD) } else { 0 }
+    }
+
+    /// Whether what was sent then and is lost went over the brim of the queue that start-up made.
+    pub(super) fn is_own(&self, sent: Nanos) -> bool {
+        match self.phase {
+            Phase::Startup => self.queued,
+            _ => self.filled_at.is_some_and(|at| sent <= at),
+        }
     }
 
     /// Time passed. True if the rate changed.
@@ -725,7 +736,10 @@ impl Bbr {
         let drained = news.in_flight <= self.product(minimum) + held_back;
         let elapsed = now.saturating_sub(self.phase_at);
         match self.phase {
-            Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
+            Phase::Startup if self.startup_is_over() => {
+                self.filled_at = self.queued.then_some(now);
+                self.enter(Phase::Drain, now);
+            }
             Phase::Startup => {}
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}

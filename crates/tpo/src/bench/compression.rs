@@ -3,7 +3,7 @@
 //! Each file crosses on a connection of its own, and every byte that arrives is compared.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write as _};
+use std::io::{ErrorKind, Read, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,17 +24,20 @@ const LINKS: [(u32, usize); 4] = [(2, 4 << 20), (20, 16 << 20), (100, 48 << 20),
 /// Up to this rate the files that shrink cross without TPOs, too: the kernel's TCP does not fill faster ones with this loss, however long one waits.
 const DIRECT_UP_TO: u32 = 2;
 /// Time in which the path is found out, if the link is full from the beginning.
-const WARM_UP: Duration = Duration::from_secs(2);
-/// A transfer that takes longer has failed.
+const WARM_UP: Duration = Duration::from_secs(3);
+/// How often a wait looks whether it shall end.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A transfer in which nothing moves for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What `compress` is set to, as it is written: with the fixed levels `auto` must keep up.
 const SETTINGS: [&str; 5] = ["\"off\"", "\"auto\"", "1", "3", "6"];
 /// From this setting on only files that shrink are sent.
 const LEVELS_FROM: usize = 2;
 
-/// Requests, each with its answer, and the link that they cross.
+/// Requests, each with its answer.
 const EXCHANGES: usize = 300;
-const EXCHANGE_LINK: &str = "rate=20mbit delay=10ms loss=0.1% mtu=1500";
+/// Their loss on a link of 20 Mbit/s and 20 ms: where there is some, each of such messages has a copy, compressed or not.
+const EXCHANGE_LOSSES: [&str; 2] = ["0 %", "0.1 %"];
 
 /// What one transfer took.
 #[derive(Clone, Copy)]
@@ -82,56 +85,45 @@ impl Bed {
         up.offered_bytes + down.offered_bytes
     }
 
-    /// A connection's two ends, the client's first.
-    fn connect(&self) -> Result<(TcpStream, TcpStream)> {
+    /// The client's end of a new connection.
+    fn call(&self) -> Result<TcpStream> {
         let to = self.listener.local_addr()?;
         let client = self.lab.inside(Host::Client, || TcpStream::connect(to)).context("connect")?;
-        let (server, _) = self.listener.accept()?;
-        for end in [&client, &server] {
-            end.set_nodelay(true)?;
-            end.set_read_timeout(Some(PATIENCE))?;
-            end.set_write_timeout(Some(PATIENCE))?;
-        }
-        Ok((client, server))
+        prepare(client)
     }
 
-    /// The path is found out by a transfer that counts for nothing, whose bytes do not shrink: as much as the link carries in [`WARM_UP`].
-    fn find_path(&self, profile: &Profile) -> Result<()> {
+    /// The server's end.
+    fn accept(&self) -> Result<TcpStream> {
+        let (server, _) = self.listener.accept().context("accept")?;
+        prepare(server)
+    }
+
+    /// The path is found out by transfers that count for nothing, whose bytes do not shrink: as much as the link carries in [`WARM_UP`].
+    fn find_path(&self, profile: &Profile, upwards_too: bool, ending: &Ending) -> Result<()> {
         let rate = profile.rate.unwrap_or_default() as f64 / 8.0;
-        self.transfer(&noise((rate * WARM_UP.as_secs_f64()) as usize)).map(drop)
+        let bytes = noise((rate * WARM_UP.as_secs_f64()) as usize);
+        self.transfer(&bytes, ending)?;
+        if upwards_too {
+            let (client, server) = (self.call()?, self.accept()?);
+            carry(client, server, &bytes, ending)?;
+        }
+        Ok(())
     }
 
     /// Seconds from the client's call to the last byte.
-    fn transfer(&self, bytes: &[u8]) -> Result<f64> {
+    fn transfer(&self, bytes: &[u8], ending: &Ending) -> Result<f64> {
         let start = Instant::now();
-        let (mut client, mut server) = self.connect()?;
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                // What fails here is missing at the other end.
-                let _ = server.write_all(bytes).and_then(|()| server.shutdown(Shutdown::Write));
-            });
-            let (mut at, mut chunk) = (0, vec![0; 256 << 10]);
-            while at < bytes.len() {
-                let length = client.read(&mut chunk)?;
-                ensure!(length > 0, "the connection ends after {at} bytes");
-                ensure!(bytes.get(at..at + length) == Some(&chunk[..length]), "a byte is wrong after {at}");
-                at += length;
-            }
-            Ok(start.elapsed().as_secs_f64())
-        })
+        let (client, server) = (self.call()?, self.accept()?);
+        carry(server, client, bytes, ending)?;
+        Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Requests and answers of some kilobyte of JSON over HTTP, one after the other: all on one connection, or each on a new one.
+    /// Requests and answers of some kilobyte of JSON over HTTP, one after the other: all on one connection, or each on a new one, which the server ends.
     fn exchanges(&self, one_connection: bool, ending: &Ending) -> Result<()> {
         let mut random = Random(if one_connection { 3 } else { 5 });
+        let connection = if one_connection { "keep-alive" } else { "close" };
         let mut kept = None;
         for number in 0..EXCHANGES {
-            ending.check()?;
-            let (client, server) = match kept.take() {
-                Some(connection) => connection,
-                None => self.connect()?,
-            };
-            let connection = if one_connection { "keep-alive" } else { "close" };
             let body = order(number, &mut random);
             let request = format!(
                 "POST /api/v2/orders HTTP/1.1\r\nHost: erp.example.com\r\nUser-Agent: orders/2.28.1\r\nAccept-Encoding: gzip, deflate\r\n\
@@ -146,15 +138,75 @@ impl Bed {
                 number % 60,
                 body.len()
             );
-            for (mut from, mut to, text) in [(&client, &server, request), (&server, &client, answer)] {
-                from.write_all(text.as_bytes())?;
-                let mut arrived = vec![0; text.len()];
-                to.read_exact(&mut arrived).with_context(|| format!("message {number} does not arrive"))?;
-                ensure!(arrived == text.as_bytes(), "message {number} is wrong");
+            let (mut client, server) = match kept.take() {
+                Some((client, server)) => (client, Some(server)),
+                None => (self.call()?, None),
+            };
+            client.write_all(request.as_bytes())?;
+            // The request is on its way before anybody knows whether the server accepts.
+            let mut server = server.map_or_else(|| self.accept(), Ok)?;
+            expect(&mut server, &request, ending)?;
+            server.write_all(answer.as_bytes())?;
+            if one_connection {
+                expect(&mut client, &answer, ending)?;
+                kept = Some((client, server));
+            } else {
+                drop(server);
+                expect(&mut client, &answer, ending)?;
+                ensure!(read(&mut client, &mut [0], ending)? == 0, "something comes behind the answer");
             }
-            kept = one_connection.then_some((client, server));
         }
         Ok(())
+    }
+}
+
+/// Every byte from one end to the other.
+fn carry(mut from: TcpStream, mut to: TcpStream, bytes: &[u8], ending: &Ending) -> Result<()> {
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // What fails here is missing at the other end.
+            let _ = from.write_all(bytes).and_then(|()| from.shutdown(Shutdown::Write));
+        });
+        let (mut at, mut chunk) = (0, vec![0; 256 << 10]);
+        while at < bytes.len() {
+            let length = read(&mut to, &mut chunk, ending)?;
+            ensure!(length > 0, "the connection ends after {at} bytes");
+            ensure!(bytes.get(at..at + length) == Some(&chunk[..length]), "a byte is wrong after {at}");
+            at += length;
+        }
+        Ok(())
+    })
+}
+
+/// Reads this text.
+fn expect(from: &mut impl Read, text: &str, ending: &Ending) -> Result<()> {
+    let mut arrived = vec![0; text.len()];
+    let mut at = 0;
+    while at < arrived.len() {
+        let length = read(from, &mut arrived[at..], ending)?;
+        ensure!(length > 0, "the connection ends within a message");
+        at += length;
+    }
+    ensure!(arrived == text.as_bytes(), "a message is wrong");
+    Ok(())
+}
+
+fn prepare(end: TcpStream) -> Result<TcpStream> {
+    end.set_nodelay(true)?;
+    end.set_read_timeout(Some(LOOK_EVERY))?;
+    end.set_write_timeout(Some(PATIENCE))?;
+    Ok(end)
+}
+
+/// Waits for bytes, but not longer than until somebody asks for the end.
+fn read(from: &mut impl Read, into: &mut [u8], ending: &Ending) -> Result<usize> {
+    let start = Instant::now();
+    loop {
+        match from.read(into) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => ending.check()?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && start.elapsed() < PATIENCE => ending.check()?,
+            other => return Ok(other?),
+        }
     }
 }
 
@@ -166,47 +218,57 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
     check_tools()?;
     let ending = Ending::watch()?;
     let mut text = messages(runs, &ending)?;
-    text.push('\n');
-    text.push_str(&files(runs, &ending)?);
+    println!("{text}");
+    let mut rest = files(runs, &ending)?;
     let _ = writeln!(
-        text,
+        rest,
         "\nMedians of {runs} run(s). CPU: both TPOs. The rate is found out by the TPOs; each kind of file once on each link. Direct: the kernel's CUBIC without TPOs.\n\
-         Messages: {EXCHANGES} requests with their answers over HTTP, {EXCHANGE_LINK}; bytes of both directions of the WAN."
+         Messages: {EXCHANGES} requests with their answers over HTTP; bytes of both directions of the WAN."
     );
+    print!("{rest}");
+    let _ = write!(text, "\n{rest}");
     if let Some(folder) = out {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         std::fs::write(folder.join("compression.md"), &text)?;
     }
-    print!("{text}");
     Ok(())
 }
 
 /// The table of the requests and answers.
 fn messages(runs: usize, ending: &Ending) -> Result<String> {
-    let profile: Profile = EXCHANGE_LINK.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
     let mut text = String::from(
-        "| requests and answers in JSON | off, kB | auto, kB | WAN bytes, times fewer |\n|---|--:|--:|--:|\n",
+        "| link | requests and answers in JSON | off, kB | auto, kB | WAN bytes, times fewer |\n|---|---|--:|--:|--:|\n",
     );
-    // By setting, then by connection: one, or new ones.
-    let mut wire: [[Vec<f64>; 2]; 2] = Default::default();
-    for run in 0..runs {
-        for (setting, wire) in SETTINGS.iter().zip(&mut wire) {
-            eprintln!("requests and answers, compress = {setting}, run {}", run + 1);
-            let bed = Bed::new(&profile, Some(setting))?;
-            bed.find_path(&profile)?;
-            for (one_connection, wire) in [true, false].into_iter().zip(wire) {
-                let before = bed.both_ways();
-                bed.exchanges(one_connection, ending)?;
-                // Endings and acknowledgements are behind them.
-                ending.sleep(Duration::from_millis(500))?;
-                wire.push((bed.both_ways() - before) as f64);
+    for loss in EXCHANGE_LOSSES {
+        let link = format!("rate=20mbit delay=10ms loss={} mtu=1500", loss.replace(' ', ""));
+        let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+        // By setting, then by connection: one, or new ones.
+        let mut wire: [[Vec<f64>; 2]; 2] = Default::default();
+        for run in 0..runs {
+            for (setting, wire) in SETTINGS.iter().zip(&mut wire) {
+                eprintln!("requests and answers, {loss}, compress = {setting}, run {}", run + 1);
+                let bed = Bed::new(&profile, Some(setting))?;
+                bed.find_path(&profile, true, ending)?;
+                for (one_connection, wire) in [true, false].into_iter().zip(wire) {
+                    let before = bed.both_ways();
+                    bed.exchanges(one_connection, ending)?;
+                    // Endings and acknowledgements are behind them.
+                    ending.sleep(Duration::from_millis(500))?;
+                    wire.push((bed.both_ways() - before) as f64);
+                }
+                bed.stop()?;
             }
-            bed.stop()?;
         }
-    }
-    for (at, name) in ["on one connection", "on a new connection each"].into_iter().enumerate() {
-        let [off, auto] = [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
-        let _ = writeln!(text, "| {name} | {:.0} | {:.0} | {:.2} |", off / 1e3, auto / 1e3, off / auto);
+        for (at, name) in ["on one connection", "on a new connection each"].into_iter().enumerate() {
+            let [off, auto] = [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
+            let _ = writeln!(
+                text,
+                "| 20 Mbit/s, 20 ms, {loss} | {name} | {:.0} | {:.0} | {:.2} |",
+                off / 1e3,
+                auto / 1e3,
+                off / auto
+            );
+        }
     }
     Ok(text)
 }
@@ -283,7 +345,7 @@ fn measure(
     ending: &Ending,
 ) -> Result<Vec<Option<Took>>> {
     let bed = Bed::new(profile, setting)?;
-    bed.find_path(profile)?;
+    bed.find_path(profile, false, ending)?;
     let mut all = Vec::new();
     for corpus in corpora {
         ending.check()?;
@@ -293,7 +355,7 @@ fn measure(
         }
         let bytes = &corpus.bytes[..corpus.bytes.len().min(most)];
         let (wire, before) = (bed.lab.stats().1.offered_bytes, bed.cpu()?);
-        let seconds = bed.transfer(bytes).with_context(|| format!("{} do not arrive", corpus.name))?;
+        let seconds = bed.transfer(bytes, ending).with_context(|| format!("{} do not arrive", corpus.name))?;
         // Acknowledgements and parity are behind it.
         ending.sleep(Duration::from_millis(300))?;
         let wire = (bed.lab.stats().1.offered_bytes - wire) as f64;

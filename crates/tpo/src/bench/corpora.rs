@@ -138,7 +138,7 @@ const GOODS: [&str; 8] = [
     "Paint white 10 l",
 ];
 
-/// An order as programs send it to each other: some 900 bytes of JSON, in which names repeat and numbers do not.
+/// An order as programs send it to each other: a kilobyte of JSON, in which names repeat and numbers do not.
 pub(super) fn order(number: usize, random: &mut Random) -> String {
     let mut pick = |among: usize| random.below(among as u64) as usize;
     let (first, last) = (FIRST_NAMES[pick(12)], LAST_NAMES[pick(10)]);
@@ -156,7 +156,7 @@ pub(super) fn order(number: usize, random: &mut Random) -> String {
         ["open", "paid", "shipped", "cancelled"][pick(4)],
     );
     let mut cents = 0;
-    for item in 0..5 {
+    for item in 0..7 {
         let (quantity, price) = (pick(40) + 1, pick(30_000) + 100);
         cents += quantity * price;
         let comma = if item == 0 { "" } else { ", " };
@@ -173,4 +173,18 @@ pub(super) fn order(number: usize, random: &mut Random) -> String {
     }
     let _ = write!(text, "], \"total\": {}.{:02}, \"trace\": \"{:016x}\"}}", cents / 100, cents % 100, random.next());
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_has_a_kilobyte() {
+        let mut random = Random(3);
+        let lengths: Vec<usize> = (0..300).map(|number| order(number, &mut random).len()).collect();
+        let mean = lengths.iter().sum::<usize>() / lengths.len();
+        assert!((960..1_088).contains(&mean), "{mean} bytes");
+        assert!(order(1, &mut random) != order(1, &mut random), "no two are the same");
+    }
 }

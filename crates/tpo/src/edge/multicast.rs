@@ -79,6 +79,12 @@ impl Emitter {
         Emitter { peer, lans, joined, packet: Vec::new(), number: 0 }
     }
 
+    /// LANs to which another TPO brings what this peer sends.
+    pub fn lans_left(&self) -> Vec<String> {
+        let left = self.joined.left(self.peer);
+        left.into_iter().filter_map(|lan| self.lans.get(lan)).map(|lan| lan.name.clone()).collect()
+    }
+
     /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a hop.
     pub fn emit(&mut self, key: &FlowKey, bytes: &[u8]) -> Emitted {
         let Emitter { peer, lans, joined, packet, number } = self;

@@ -273,6 +273,11 @@ impl Packets {
         asked.flat_map(|ask| ask.groups.iter().copied()).collect()
     }
 
+    /// LANs to which another TPO brings the peer's groups.
+    pub fn lans_left(&self) -> Vec<String> {
+        self.groups.as_ref().map_or_else(Vec::new, |own| own.emitter.lans_left())
+    }
+
     /// Gives packets of the near side to the engine. Those that it cannot have take their plain way, if their rule lets them.
     pub fn send(&mut self, peer: &mut Peer, batch: &Batch, now: Instant) {
         for item in &batch.items {

@@ -69,6 +69,8 @@ pub struct Report {
     pub groups_asked_here: Vec<IpAddr>,
     /// Groups of multicast that the peer is asked for.
     pub groups_asked_there: Vec<IpAddr>,
+    /// LANs to which another TPO brings the peer's groups.
+    pub lans_left: Vec<String>,
 }
 
 /// What happened at the lane's own doors.

@@ -176,6 +176,12 @@ impl Joined {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
+    /// The LANs to which another TPO brings what this peer sends.
+    pub fn left(&self, peer: usize) -> Vec<usize> {
+        let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        listeners.left.iter().filter(|(_, of)| *of == peer).map(|(lan, _)| *lan).collect()
+    }
+
     /// The LANs to which we bring what this peer sends to the group.
     pub fn each(&self, group: IpAddr, peer: usize, each: impl FnMut(usize)) {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);

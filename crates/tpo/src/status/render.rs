@@ -204,6 +204,9 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             let _ = writeln!(out, "{} {what} {}: {shown}{more}", peer.name, plural(groups.len() as u64, "group"));
         }
     }
+    if !peer.lans_left.is_empty() {
+        let _ = writeln!(out, "{}: its groups come to {} by another TPO there", peer.name, peer.lans_left.join(" "));
+    }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
         let completed = plural(handshake.completed, "handshake");

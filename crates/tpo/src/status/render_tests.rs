@@ -38,6 +38,8 @@ fn lyon() -> PeerReport {
                 .into(),
         },
         drops: [("replayed".to_owned(), 3), ("truncated".to_owned(), 0), ("wrong tag".to_owned(), 1)].into(),
+        groups_asked_there: vec!["239.1.1.1".into(), "ff05::1".into()],
+        lans_left: vec!["lan1".into()],
         handshake: HandshakeReport { completed: 2, failed: 1 },
         ..peer("lyon", PeerState::Up)
     }
@@ -83,6 +85,8 @@ lyon  up       192.0.2.7:47800  100.4 ms  100.1 ms       1.02 %  93.0 Mbit/s  91
 oslo  waiting  -                       -         -            -            -            -        0 B        -      0      0 B       0 B
 lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, 1200 parity sent, 31 lost ones rebuilt, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
 lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 0.03 s of CPU, saved 12.6s of the link's time; bulk 8.0 times, interactive 1.1 times; buffers sent as they were: 1 small
+lyon is asked for 2 groups: 239.1.1.1 ff05::1
+lyon: its groups come to lan1 by another TPO there
 lyon: 2 handshakes, 1 failed
 oslo is not up: it has no endpoint here, so it must call us, and it has not called yet
 

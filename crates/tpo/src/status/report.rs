@@ -129,6 +129,8 @@ pub struct PeerReport {
     pub groups_asked_here: Vec<String>,
     /// Groups of multicast that we ask it for, because somebody in our LANs listens.
     pub groups_asked_there: Vec<String>,
+    /// LANs of ours to which another TPO brings the peer's groups.
+    pub lans_left: Vec<String>,
     /// Datagrams dropped, by kind; kinds that never came up are left out.
     pub drops: BTreeMap<String, u64>,
     /// How the session came about.

@@ -212,6 +212,8 @@ fn two_tpos_of_one_lan_bring_a_group_once() {
         std::thread::sleep(Duration::from_millis(300));
         listeners.each_ref().map(drain)
     };
+    let left = |site: usize| mesh.ask(site, "status")["peers"][0]["lans_left"].to_string();
+    assert_eq!((left(2), left(3)), ("[]".into(), r#"["lan0"]"#.into()), "status says so");
     // What was under way when it was settled.
     stream(1);
     assert_eq!(stream(200), [200, 200], "once each");
