@@ -253,12 +253,13 @@ impl Peer {
 
     /// Packs and hands over while the mover can send at once and somebody has something.
     fn pack(&mut self, source: &mut dyn Source, now: Instant) {
+        // In any case: what is due would be due again and again.
+        self.driver.end_gathering(now);
         if let Some((payload, urgent)) = self.refused.take()
             && !self.send(payload, urgent, now)
         {
             return;
         }
-        self.driver.end_gathering(now);
         self.mover.set_flows(self.driver.stream_count(), now);
         while self.driver.has_work() {
             let budget = self.mover.budget(now);

@@ -195,6 +195,8 @@ pub(crate) struct Bbr {
     glance: Glance,
     /// When start-up ended, if it did by filling the queue.
     filled_at: Option<Nanos>,
+    /// A queue stands that is more than chance.
+    fills: bool,
     /// What was delivered and lost since loss was judged last.
     calm: Calm,
     /// How long this up keeps its gain, and whether its first round is over.
@@ -273,6 +275,7 @@ impl Bbr {
             measuring_floor: false,
             glance: Glance { since: now, least: Nanos::MAX, ..Glance::default() },
             filled_at: None,
+            fills: false,
             calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
@@ -363,7 +366,7 @@ impl Bbr {
     /// Whether what was sent then and is lost went over the brim of the queue that start-up made.
     pub(super) fn is_own(&self, sent: Nanos) -> bool {
         match self.phase {
-            Phase::Startup => self.queued,
+            Phase::Startup => self.fills,
             _ => self.filled_at.is_some_and(|at| sent <= at),
         }
     }
@@ -511,6 +514,7 @@ impl Bbr {
         // On a slow link a datagram that waits for the one before it is no queue yet.
         let one = (self.few() / STANDING_DATAGRAMS).saturating_sub(2 * MILLISECOND);
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2 + one;
+        self.fills = self.smoothed > self.standing_above(minimum);
         self.begins_to_queue = self.smoothed > base + minimum / 80 + MILLISECOND + one;
         self.deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
         if measured <= self.standing_above(minimum) {
