@@ -193,10 +193,6 @@ pub(crate) struct Bbr {
     floor: Floor,
     measuring_floor: bool,
     glance: Glance,
-    /// When start-up ended, if it did by filling the queue.
-    filled_at: Option<Nanos>,
-    /// A queue stands that is more than chance.
-    fills: bool,
     /// What was delivered and lost since loss was judged last.
     calm: Calm,
     /// How long this up keeps its gain, and whether its first round is over.
@@ -274,8 +270,6 @@ impl Bbr {
             floor: Floor::new(tolerance),
             measuring_floor: false,
             glance: Glance { since: now, least: Nanos::MAX, ..Glance::default() },
-            filled_at: None,
-            fills: false,
             calm: Calm::default(),
             up_time: 0,
             up_rounds: 0,
@@ -361,14 +355,6 @@ impl Bbr {
     /// At which many streams begin, so that the last one's first answer waits no longer than its end could notice.
     fn first_rate(&self) -> u64 {
         if self.initial > INITIAL_DATAGRAMS { rate_of(self.initial * self.datagram, INITIAL_SPREAD) } else { 0 }
-    }
-
-    /// Whether what was sent then and is lost went over the brim of the queue that start-up made.
-    pub(super) fn is_own(&self, sent: Nanos) -> bool {
-        match self.phase {
-            Phase::Startup => self.fills,
-            _ => self.filled_at.is_some_and(|at| sent <= at),
-        }
     }
 
     /// Time passed. True if the rate changed.
@@ -514,7 +500,6 @@ impl Bbr {
         // On a slow link a datagram that waits for the one before it is no queue yet.
         let one = (self.few() / STANDING_DATAGRAMS).saturating_sub(2 * MILLISECOND);
         self.queued = self.smoothed > base + minimum / 40 + 3 * MILLISECOND / 2 + one;
-        self.fills = self.smoothed > self.standing_above(minimum);
         self.begins_to_queue = self.smoothed > base + minimum / 80 + MILLISECOND + one;
         self.deep = self.smoothed.min(measured) > base + minimum / 2 + 10 * MILLISECOND;
         if measured <= self.standing_above(minimum) {
@@ -740,10 +725,7 @@ impl Bbr {
         let drained = news.in_flight <= self.product(minimum) + held_back;
         let elapsed = now.saturating_sub(self.phase_at);
         match self.phase {
-            Phase::Startup if self.startup_is_over() => {
-                self.filled_at = self.queued.then_some(now);
-                self.enter(Phase::Drain, now);
-            }
+            Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
             Phase::Startup => {}
             Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
             Phase::Drain => {}

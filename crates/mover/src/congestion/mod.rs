@@ -139,14 +139,6 @@ impl Controller {
         }
     }
 
-    /// Whether start-up's own queue is to blame for this loss.
-    pub(crate) fn is_own(&self, lost: &Lost) -> bool {
-        match self {
-            Controller::Auto(bbr) => bbr.is_own(lost.sent),
-            Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
-        }
-    }
-
     /// A short name of what it is doing, for people.
     pub(crate) fn phase(&self) -> &'static str {
         match self {

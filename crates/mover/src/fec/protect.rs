@@ -100,8 +100,8 @@ impl Protector {
 
     // --- what is known of the path ---------------------------------------------------------------------------------------
 
-    /// So many datagrams arrived, and these did not, by no fault of ours.
-    pub(crate) fn on_news<'a>(&mut self, delivered: u64, lost: impl IntoIterator<Item = &'a Lost>) {
+    /// So many datagrams arrived, and these did not.
+    pub(crate) fn on_news(&mut self, delivered: u64, lost: &[Lost]) {
         self.delivered += delivered as f64;
         for loss in lost {
             self.lost += 1.0;

@@ -453,7 +453,7 @@ impl Sender {
             let counted = self.loss.spurious() - were_spurious;
             self.count_rebuilt(ack.rebuilt, newest.sent, told.datagrams - counted);
         }
-        self.tell_parity(told.datagrams);
+        self.fec.on_news(told.datagrams, &self.lost);
         self.tell_controller(told.acked, measured, sample, now);
         self.retire(now);
         Ok(())
@@ -547,12 +547,6 @@ impl Sender {
         size > mtu::BASE
     }
 
-    /// What start-up pushed over the brim of a queue says nothing of the path's loss.
-    fn tell_parity(&mut self, delivered: u64) {
-        let controller = &self.controller;
-        self.fec.on_news(delivered, self.lost.iter().filter(|lost| !controller.is_own(lost)));
-    }
-
     fn tell_controller(&mut self, acked: u64, measured: Option<Nanos>, sample: Option<flight::Sample>, now: Nanos) {
         let news = News {
             rtt: &self.rtt,
@@ -628,7 +622,7 @@ impl Sender {
         if self.loss.deadline().is_some_and(|due| due <= now) {
             let large_lost = self.detect_losses(now);
             self.mtu.on_news(large_lost, false, false, now);
-            self.tell_parity(0);
+            self.fec.on_news(0, &self.lost);
             self.tell_controller(0, None, None, now);
             self.retire(now);
         }
