@@ -149,7 +149,7 @@ pub(crate) const WAITING_BYTES: usize = 16 << 20;
 /// Small datagrams wait so long for others to share their headers with, if enough come: the most that is ever spent on that.
 pub(crate) const GATHER: Duration = Duration::from_millis(1);
 
-/// That a flow was accepted waits so long for an answer, which says it too.
+/// That a flow was accepted waits so long for an answer, which says it too; the second end of one, for anything to ride on.
 pub(crate) const UNSAID: Duration = Duration::from_millis(2);
 
 /// A new flow waits so long for its first bytes, which open it too: a client that speaks first has them on their way when it is told that it is

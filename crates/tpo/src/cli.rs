@@ -114,7 +114,7 @@ struct BenchArgs {
     /// The acceptance grid, 64 links: one flow, tpo only, unless --ways or --only say otherwise
     #[arg(long, conflicts_with_all = ["link", "plain"])]
     grid: bool,
-    /// Real files, compressed and not, at 2, 20, 100 and 1,000 Mbit/s; some minutes
+    /// Real files at 2, 20, 100 and 1,000 Mbit/s, and messages in JSON, compressed and not; some minutes
     #[arg(long, conflicts_with_all = ["quick", "grid", "link", "plain", "ways", "only", "count", "warm_up", "requests", "peer_rate", "peer_config"])]
     compression: bool,
     /// This link instead of the matrix, such as "rate=100mbit delay=50ms loss=1%"; may be repeated

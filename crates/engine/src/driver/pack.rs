@@ -132,11 +132,13 @@ impl Page<'_> {
         };
     }
 
-    /// Adds a control message. One for which nobody waits changes nothing of the buffer that it rides in.
+    /// Adds a control message. One for which nobody waits changes nothing of the buffer that it rides in, but an end is another flow's.
     fn add_control(&mut self, header: &Header, urgent: bool) {
         self.write(header);
         if urgent {
             (self.urgent, self.class, self.owner) = (true, Class::Control, Owner::Many);
+        } else if header.fin {
+            self.owner = Owner::Many;
         }
     }
 
@@ -236,14 +238,10 @@ impl Driver {
                 break;
             }
             let urgent = control.is_urgent();
-            let control = *control;
-            let header = self.control_header(control);
+            let header = self.control_header(*control);
             self.control.pop_front();
             if let Some(header) = header {
                 page.add_control(&header, urgent);
-                if matches!(control, Control::End(_)) {
-                    page.owner = Owner::Many;
-                }
             }
         }
     }

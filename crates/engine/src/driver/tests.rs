@@ -10,7 +10,7 @@ use super::{Driver, Room, Schedule};
 use crate::{
     AsItIs, Class, Compress, Compression, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status, Treatment,
     compress::COMPRESSED,
-    config::{CONTROL_SLACK, MAX_REFUSALS},
+    config::{CONTROL_SLACK, MAX_REFUSALS, OPENING, UNSAID},
     flow::{Flow, Window},
     message::{self, Form, Function, Header},
 };
@@ -522,6 +522,68 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert_eq!(driver.flow_count(), 1);
 }
 
+/// The messages of the next buffer, of a source that says this whenever it is read; none: there is no buffer.
+fn packed(driver: &mut Driver, source: &mut dyn Source, now: Instant) -> Option<u8> {
+    let room = Room { segment: 1424, urgent: 1424, largest: 1424, shrunk: 0, most: 65_536 };
+    let mut buffer = Vec::new();
+    driver.end_gathering(now);
+    let packed = driver.pack(source, &mut buffer, room, now).map(|_| buffer[3]);
+    driver.check_invariants();
+    packed
+}
+
+#[test]
+fn an_opening_waits_for_its_first_bytes() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let [speaks, rides] = [0, 1].map(|number| driver.open(key(0, number), Class::Interactive, now).unwrap());
+    driver.readable(speaks, now);
+    assert_eq!(packed(&mut driver, &mut Silent, now), None, "its first bytes are on their way, mostly");
+    assert_eq!(driver.gathers_until(), Some(now + OPENING));
+    driver.readable(speaks, now);
+    assert_eq!(packed(&mut driver, &mut Text, now), Some(1), "they open it");
+    driver.reset(speaks, Status::Reset);
+    assert_eq!(packed(&mut driver, &mut Silent, now), Some(2), "its reset, which takes the other one's opening along");
+    assert!(!driver.flows[&rides].must_open());
+    driver.open(key(0, 2), Class::Interactive, now).unwrap();
+    assert_eq!(packed(&mut driver, &mut Silent, now), None);
+    assert_eq!(packed(&mut driver, &mut Silent, now + OPENING), Some(1), "there are none: it is opened without");
+    assert_eq!(driver.gathers_until(), None);
+}
+
+#[test]
+fn a_second_end_waits_for_company_and_no_first_one_does() {
+    let now = crate::clock();
+    for company in [true, false] {
+        let mut driver = connected(Limits::default());
+        let flow = FlowId(FAR);
+        let mut far_end = message(Function::Data, FAR, 0, full(), b"abc");
+        far_end[message::ROUTING + 3] |= 1;
+        driver.unpack(far_end, now);
+        driver.accept(flow);
+        driver.delivered(flow, 3, now);
+        driver.readable(flow, now);
+        assert_eq!(packed(&mut driver, &mut Ended, now), None, "nobody waits for it");
+        let later = match company {
+            true => {
+                let other = driver.open(key(0, 0), Class::Interactive, now).unwrap();
+                driver.readable(other, now);
+                assert_eq!(packed(&mut driver, &mut Text, now), Some(1), "a whole buffer has no room for it");
+                assert_eq!(driver.flow_count(), 2);
+                now
+            }
+            false => now + UNSAID,
+        };
+        assert_eq!(packed(&mut driver, &mut Silent, later), Some(1));
+        assert_eq!(driver.flow_count(), usize::from(company), "it is over");
+    }
+    let mut driver = connected(Limits::default());
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    driver.accept(FlowId(FAR));
+    driver.readable(FlowId(FAR), now);
+    assert_eq!(packed(&mut driver, &mut Ended, now), Some(1), "the far side may wait for a first end");
+}
+
 #[test]
 fn data_then_the_reset() {
     let now = crate::clock();
@@ -694,6 +756,15 @@ struct Silent;
 impl Source for Silent {
     fn read(&mut self, _flow: FlowId, _into: &mut [u8]) -> Read {
         Read::Blocked
+    }
+}
+
+/// All of them have ended.
+struct Ended;
+
+impl Source for Ended {
+    fn read(&mut self, _flow: FlowId, _into: &mut [u8]) -> Read {
+        Read::End
     }
 }
 

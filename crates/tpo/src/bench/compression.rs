@@ -13,6 +13,7 @@ use socket2::SockRef;
 use tpo_lab::{Host, Lab, Profile, Wan};
 
 use super::corpora::{Corpus, Random, corpora, noise, order};
+use super::load::{LOOK_EVERY, PATIENCE, accept};
 use super::stats::median;
 use crate::demo::ending::Ending;
 use crate::demo::pair::{Pair, Scratch};
@@ -25,10 +26,6 @@ const LINKS: [(u32, usize); 4] = [(2, 4 << 20), (20, 16 << 20), (100, 48 << 20),
 const DIRECT_UP_TO: u32 = 2;
 /// Time in which the path is found out, if the link is full from the beginning.
 const WARM_UP: Duration = Duration::from_secs(3);
-/// How often a wait looks whether it shall end.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// A transfer in which nothing moves for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// What `compress` is set to, as it is written: with the fixed levels `auto` must keep up.
 const SETTINGS: [&str; 5] = ["\"off\"", "\"auto\"", "1", "3", "6"];
 /// From this setting on only files that shrink are sent.
@@ -66,7 +63,9 @@ impl Bed {
             .map(|setting| Pair::start(&lab, &scratch.folder, &format!("compress = {setting}"), &["\"tcp\""], None))
             .transpose()?;
         let listener = lab.inside(Host::Server, || TcpListener::bind("10.10.2.2:8080"))?;
-        SockRef::from(&listener).set_tcp_congestion(b"cubic").context("use cubic")?;
+        let socket = SockRef::from(&listener);
+        socket.set_tcp_congestion(b"cubic").context("use cubic")?;
+        socket.set_read_timeout(Some(LOOK_EVERY))?;
         Ok(Bed { pair, listener, lab, _scratch: scratch })
     }
 
@@ -93,9 +92,8 @@ impl Bed {
     }
 
     /// The server's end.
-    fn accept(&self) -> Result<TcpStream> {
-        let (server, _) = self.listener.accept().context("accept")?;
-        prepare(server)
+    fn accept(&self, ending: &Ending) -> Result<TcpStream> {
+        prepare(accept(&self.listener, ending)?)
     }
 
     /// The path is found out by transfers that count for nothing, whose bytes do not shrink: as much as the link carries in [`WARM_UP`].
@@ -104,7 +102,7 @@ impl Bed {
         let bytes = noise((rate * WARM_UP.as_secs_f64()) as usize);
         self.transfer(&bytes, ending)?;
         if upwards_too {
-            let (client, server) = (self.call()?, self.accept()?);
+            let (client, server) = (self.call()?, self.accept(ending)?);
             carry(client, server, &bytes, ending)?;
         }
         Ok(())
@@ -113,7 +111,7 @@ impl Bed {
     /// Seconds from the client's call to the last byte.
     fn transfer(&self, bytes: &[u8], ending: &Ending) -> Result<f64> {
         let start = Instant::now();
-        let (client, server) = (self.call()?, self.accept()?);
+        let (client, server) = (self.call()?, self.accept(ending)?);
         carry(server, client, bytes, ending)?;
         Ok(start.elapsed().as_secs_f64())
     }
@@ -144,7 +142,7 @@ impl Bed {
             };
             client.write_all(request.as_bytes())?;
             // The request is on its way before anybody knows whether the server accepts.
-            let mut server = server.map_or_else(|| self.accept(), Ok)?;
+            let mut server = server.map_or_else(|| self.accept(ending), Ok)?;
             expect(&mut server, &request, ending)?;
             server.write_all(answer.as_bytes())?;
             if one_connection {

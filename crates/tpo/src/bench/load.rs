@@ -28,9 +28,9 @@ const ECHO: usize = 64;
 const ECHOES_APART: Duration = Duration::from_millis(13);
 
 /// How long a connection, or a part of one, may take before the bench gives up: beyond five SYN of the kernel.
-const PATIENCE: Duration = Duration::from_secs(40);
+pub(super) const PATIENCE: Duration = Duration::from_secs(40);
 /// How often those who wait for others look whether they shall end.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often the course of a bulk transfer is noted.
 const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 
@@ -114,7 +114,7 @@ impl Site<'_> {
     }
 }
 
-fn accept(listener: &TcpListener, ending: &Ending) -> Result<TcpStream> {
+pub(super) fn accept(listener: &TcpListener, ending: &Ending) -> Result<TcpStream> {
     let start = Instant::now();
     loop {
         ending.check()?;

@@ -240,9 +240,7 @@ impl Loop {
             for _ in 0..TURN {
                 let Ok(length) = (&snoop.socket).read(&mut buffer) else { break };
                 match igmp::read(&buffer[..length]) {
-                    Some(Heard::Serves { from, sites }) if Some(from) != self.members.own_v4(lan) => {
-                        self.neighbours.hear(lan, from, sites, now);
-                    }
+                    Some(Heard::Serves { from, sites }) => self.neighbours.hear(lan, from, sites, now),
                     Some(heard) => self.members.hear(lan, heard, now),
                     None => {}
                 }
@@ -326,10 +324,14 @@ impl Loop {
         let asked = if self.plan.passes.is_empty() { BTreeMap::new() } else { self.wanted.all() };
         for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
             // Without LANs of our own what the configuration pins is for peers.
-            let is_ours = |group: &IpAddr| self.lans.is_empty() || listeners.lans(*group, peer).next().is_some();
+            let is_ours = |group: &IpAddr| {
+                let listens = self.lans.is_empty() || listeners.lans(*group, peer).next().is_some();
+                groups.contains_key(group) && listens
+            };
             let own = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer) && is_ours(group));
+            // What another TPO brings to our LANs may still be for a peer.
             let for_others = asked.iter().filter(|(group, askers)| {
-                let passed = !groups.contains_key(group) && self.plan.is_passed(**group, askers, peer);
+                let passed = !is_ours(group) && self.plan.is_passed(**group, askers, peer);
                 passed && self.plan.is_accepted(**group, peer)
             });
             let wanted = [
