@@ -244,7 +244,8 @@ impl Connection {
         let number = self.sender.next_number();
         // A parity row is as long as the longest datagram: nothing rides on it.
         let urgent = load == Load::Data && self.sender.has_urgent();
-        let rides = load != Load::Parity && self.receiver.may_ride(urgent, self.sender.rtt().minimum(), now);
+        let may_ride = self.sender.tells_floor() || self.receiver.may_ride(urgent, self.sender.rtt().minimum(), now);
+        let rides = load != Load::Parity && may_ride;
         if load == Load::Ack || rides {
             let room = match load {
                 Load::Ack | Load::Ping => end - out.len() - packet::PING,
@@ -252,7 +253,7 @@ impl Connection {
                     (size / RIDING_SHARE).min(end - out.len())
                 }
             };
-            let own = (number, self.sender.floor());
+            let own = (number, self.sender.tell_floor());
             self.receiver.emit_ack(out, room, own, self.return_rate(), now);
         }
         let filled = self.sender.fill(out, end, load);

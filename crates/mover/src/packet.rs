@@ -74,7 +74,7 @@ pub(crate) struct Parity<'a> {
     pub(crate) row: u8,
     /// The low half of the first datagram's number.
     pub(crate) first: u32,
-    /// From each datagram's number to the next.
+    /// From each datagram's number to the next, as `fec::gaps` says it.
     pub(crate) gaps: &'a [u8],
     pub(crate) bytes: &'a [u8],
 }

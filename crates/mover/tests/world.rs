@@ -5,6 +5,7 @@ mod pair;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pair::{A, B, Pair, Setup, Task, profile, secs, seeds};
 use tpo_lab::Verdict;
@@ -90,6 +91,22 @@ fn nine_of_ten_acknowledgements_lost() {
         // Every acknowledgement tells everything, so hardly a datagram is sent twice for want of one.
         let twice = b.segments_duplicate as f64 / b.datagrams_received as f64;
         assert!(twice < 0.25, "seed {seed}: {twice} {a:?} {b:?}");
+    });
+}
+
+/// Who only receives learns from acknowledgements of its own, which it has no cause for, what is decided: without that it repeats all that was ever lost.
+#[test]
+fn acknowledgements_of_one_way_traffic_stay_short() {
+    seeds("world", "acknowledgements_of_one_way_traffic_stay_short", 10, |seed| {
+        let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=2% mtu=1500");
+        let every = Some(Duration::from_micros(480));
+        setup.a = Task { sizes: 1_200..=1_200, urgent: 100, every, ..Task::payloads(25_000) };
+        let pair = scenario(setup);
+        let (a, b) = (pair.stats(A), pair.stats(B));
+        let length = b.bytes_sent / b.datagrams_sent;
+        assert!(length < 150, "seed {seed}: {length} bytes each, {b:?}");
+        assert!(b.acks_sent > 12 * 50, "seed {seed}: {} in twelve seconds", b.acks_sent);
+        assert!(a.acks_sent < b.acks_sent / 3, "seed {seed}: {} of {}", a.acks_sent, b.acks_sent);
     });
 }
 

@@ -5,9 +5,9 @@
 #![allow(unsafe_code)] // Vector instructions, each behind a test of the processor; nothing else of this crate needs it.
 
 /// Shards of a block at most.
-pub(crate) const MOST_SHARDS: usize = 32;
+pub(crate) const MOST_SHARDS: usize = 64;
 /// Parity rows of a block at most.
-pub(crate) const MOST_ROWS: usize = 8;
+pub(crate) const MOST_ROWS: usize = 16;
 
 const EXP: [u8; 510] = exponents();
 const LOG: [u8; 256] = logarithms();

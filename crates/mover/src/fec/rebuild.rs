@@ -5,13 +5,13 @@
 
 use std::collections::VecDeque;
 
-use super::SHARD_PREFIX;
 use super::field::{self, MOST_ROWS, MOST_SHARDS};
+use super::{SHARD_PREFIX, gaps};
 use crate::packet::Parity;
 use crate::recv::bitmap::Bitmap;
 
-/// Protected datagrams that are kept: four full blocks.
-const KEPT: usize = 4 * MOST_SHARDS;
+/// Protected datagrams that are kept: two full blocks.
+const KEPT: usize = 2 * MOST_SHARDS;
 /// Blocks whose rows are kept.
 const BLOCKS: usize = 16;
 
@@ -68,20 +68,12 @@ impl Rebuilder {
         rebuilt: &mut Vec<Rebuilt>,
     ) {
         self.counters.rows += 1;
-        let mut numbers = Vec::with_capacity(parity.gaps.len() + 1);
-        numbers.push(first);
-        for gap in parity.gaps {
-            numbers.push(numbers[numbers.len() - 1] + u64::from(*gap));
-        }
-        let sound = parity.gaps.iter().all(|gap| *gap > 0)
-            && numbers.len() <= MOST_SHARDS
-            && usize::from(parity.row) < MOST_ROWS
-            && parity.bytes.len() > SHARD_PREFIX
-            && numbers[numbers.len() - 1] < number;
-        if !sound {
+        let sound = usize::from(parity.row) < MOST_ROWS && parity.bytes.len() > SHARD_PREFIX;
+        let numbers = gaps::numbers(first, parity.gaps).filter(|numbers| sound && numbers[numbers.len() - 1] < number);
+        let Some(numbers) = numbers else {
             self.counters.wrong += 1;
             return;
-        }
+        };
         if numbers.iter().all(|number| !received.is_new(*number)) {
             return;
         }

@@ -80,7 +80,7 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
         let mut number = dice.u64(0..1 << 40);
         let mut sent = Vec::new();
         for _ in 0..dice.usize(1..=MOST_SHARDS) {
-            number += dice.u64(1..20);
+            number += if dice.u8(0..8) == 0 { dice.u64(1..20) } else { 1 };
             let plain = datagram(&mut dice);
             protector.on_sent(20_000, false, 12_500_000, 0);
             protector.add(number, &plain, None, 0);

@@ -20,7 +20,7 @@ const CLEAN_ROUNDS: u64 = 16;
 /// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways may ask once per second for ever.
 const LONGEST_PROBE_TIME: Nanos = SECOND;
 /// So much later a protected datagram may come back from its parity: the parity's shift, and its way through both hosts.
-const REBUILD_TIME: Nanos = protect::SHIFT + 4 * MILLISECOND;
+const REBUILD_TIME: Nanos = 2 * protect::SHIFT + 4 * MILLISECOND;
 /// Datagrams that a probe consists of.
 pub(crate) const PROBES: u32 = 2;
 

@@ -39,6 +39,8 @@ const WORTHWHILE_DATAGRAMS: u64 = 8;
 /// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
 /// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
+/// Flags of acknowledgements that are longer than so many bytes tell of more than one round trip's losses, or of what is long decided.
+const LONG_WORDS: usize = 40;
 
 /// What the next datagram is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +116,9 @@ pub(crate) struct Sender {
     lost_probe_bytes: u64,
     /// What the peer said last of the datagrams that it has rebuilt.
     rebuilt: u32,
+    /// The floor that the peer was told last, and whether its acknowledgements show that a newer one would shorten them.
+    told_floor: u64,
+    tells_floor: bool,
 }
 
 impl Sender {
@@ -143,6 +148,8 @@ impl Sender {
             lost_datagrams: 0,
             lost_probe_bytes: 0,
             rebuilt: 0,
+            told_floor: first,
+            tells_floor: false,
         }
     }
 
@@ -295,8 +302,16 @@ impl Sender {
         self.flight.next()
     }
 
-    pub(crate) fn floor(&self) -> u64 {
-        self.flight.floor()
+    /// The floor, which the peer is told now.
+    pub(crate) fn tell_floor(&mut self) -> u64 {
+        self.told_floor = self.flight.floor();
+        self.tells_floor = false;
+        self.told_floor
+    }
+
+    /// The peer repeats what is long decided: it has to be told the floor, if nothing else gives cause to.
+    pub(crate) fn tells_floor(&self) -> bool {
+        self.tells_floor
     }
 
     /// The largest datagram for this load.
@@ -427,6 +442,7 @@ impl Sender {
         }
         let was_outage = self.loss.is_outage();
         let were_spurious = self.loss.spurious();
+        self.tells_floor |= ack.words.len() > LONG_WORDS && self.flight.floor() / 64 > self.told_floor / 64;
         let told = self.take_words(ack, highest, now)?;
         let mut measured = None;
         if let Some((number, record)) = &told.newest {

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use socket2::SockRef;
 use tpo_lab::{Host, Lab};
 
+use super::corpora::noise;
 use crate::demo::ending::Ending;
 
 /// Bytes of one write and one read; large enough that the load costs little beside what it measures.
@@ -351,18 +352,4 @@ fn request(to: SocketAddr, answer: usize, congestion: &str) -> io::Result<(Durat
     let first = start.elapsed();
     connection.read_exact(&mut vec![0; answer - 1])?;
     Ok((first, start.elapsed()))
-}
-
-/// Bytes that no compressor makes smaller.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut out = Vec::with_capacity(bytes + 8);
-    while out.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(bytes);
-    out
 }

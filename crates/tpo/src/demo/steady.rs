@@ -56,7 +56,7 @@ impl Steady {
                 delays
             });
             let mut send = || -> Result<()> {
-                let mut bytes = vec![7; self.size];
+                let (mut bytes, mut random) = (vec![0; self.size], fastrand::Rng::with_seed(7));
                 for number in 0..self.count {
                     // Sleeping takes 0.1 ms at least: what is due by then leaves together.
                     while start.elapsed() < due(number) {
@@ -64,6 +64,8 @@ impl Steady {
                         ending.check()?;
                     }
                     before(number);
+                    // As sound, pictures and what is encrypted: it does not shrink.
+                    random.fill(&mut bytes);
                     bytes[..4].copy_from_slice(&(number as u32).to_be_bytes());
                     client.send(&bytes).context("send a datagram")?;
                 }

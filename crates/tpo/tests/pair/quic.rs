@@ -13,6 +13,8 @@ use crate::packets::{address, flows, udp};
 use crate::site::{Options, Pair, V4, V6};
 
 const PORT: u16 = 443;
+/// Connections of which the middle one counts.
+const IN_ORDER: usize = 7;
 
 /// IPv6 gets late what comes back from parity; in IPv4 the others wait for that.
 const RULES: &str = r#"
@@ -93,7 +95,7 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
     roots.add(certificate.clone()).expect("a root");
     let trusts = ClientConfig::with_root_certificates(Arc::new(roots)).expect("a client's configuration");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let mut took = Vec::new();
+    let mut middle = Vec::new();
     runtime.block_on(async {
         for (host, any, count) in [(V4, "0.0.0.0:0", 1), (V6, "[::]:0", 2)] {
             let serves = ServerConfig::with_single_cert(vec![certificate.clone()], key.clone_key().into())
@@ -102,18 +104,27 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
             tokio::spawn(serve(server));
             let client = endpoint(&pair, Host::Client, any.parse().unwrap(), None);
             let port = client.local_addr().unwrap().port();
-            let connecting =
-                client.connect_with(trusts.clone(), address(host, PORT), "server").expect("a server's name");
-            let connection = connecting.await.expect("a handshake");
             let own = SocketAddr::new(if host == V4 { "10.10.1.2" } else { "fd10:1::2" }.parse().unwrap(), port);
-            // Chance decides how many bursts take parity along: the best of three.
-            let mut best = Duration::MAX;
-            for _ in 0..3 {
-                let start = Instant::now();
+            let connect = async || {
+                let server = address(host, PORT);
+                client
+                    .connect_with(trusts.clone(), server, "server")
+                    .expect("a server's name")
+                    .await
+                    .expect("a handshake")
+            };
+            // A loss in the first round trips holds a connection back for seconds, and chance decides which: each has its own.
+            let mut took = Vec::new();
+            for _ in 0..if host == V4 { IN_ORDER } else { 1 } {
+                let (connection, start) = (connect().await, Instant::now());
                 assert_eq!(ask(&connection, 1).await, own.to_string(), "the server sees the client");
-                best = best.min(start.elapsed());
+                took.push(start.elapsed());
             }
-            took.push(best);
+            println!("2 MiB, {}: {took:?}", if host == V4 { "in order" } else { "as they come" });
+            took.sort_unstable();
+            middle.push(took[took.len() / 2]);
+            let connection = connect().await;
+            assert_eq!(ask(&connection, 1).await, own.to_string(), "the server sees the client");
             let seen = flows(&pair, Host::A, 17);
             assert_eq!(seen.len(), count, "one flow for each connection: {seen:?}");
             assert!(seen.iter().all(|(sent, received)| *sent > 30_000 && *received > 2_000_000), "{seen:?}");
@@ -133,7 +144,6 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
             pair.wait_up();
         }
     });
-    println!("2 MiB in order and as they come: {took:?}");
-    // 0.6 and, mostly, 4 s.
-    assert!(took[0] < Duration::from_secs(2), "{took:?}");
+    // 0.6 s and, mostly, 2 to 5.
+    assert!(middle[0] < Duration::from_millis(1_500), "{middle:?}");
 }
