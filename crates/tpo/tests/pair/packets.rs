@@ -394,6 +394,7 @@ fn many_short_flows_leave_nothing_behind() {
     let flows_wanted: u32 = std::env::var("TPO_FLOWS").map_or(8_000, |count| count.parse().expect("a number"));
     let memory = |host| memory(&pair, host);
     let before = [Host::A, Host::B].map(memory);
+    let mut early = before;
     let server = udp(&pair, Host::Server, address(V4, PORT));
     let stop = std::sync::atomic::AtomicBool::new(false);
     let most = std::thread::scope(|scope| {
@@ -407,7 +408,11 @@ fn many_short_flows_leave_nothing_behind() {
             }
         });
         let mut answered = 0;
-        for _ in 0..flows_wanted.div_ceil(TOGETHER) {
+        let rounds = flows_wanted.div_ceil(TOGETHER);
+        for round in 0..rounds {
+            if round == rounds / 10 {
+                early = [Host::A, Host::B].map(memory);
+            }
             // A port of its own each.
             let clients: Vec<UdpSocket> =
                 (0..TOGETHER).map(|_| udp(&pair, Host::Client, any(V4).parse().unwrap())).collect();
@@ -430,8 +435,10 @@ fn many_short_flows_leave_nothing_behind() {
         // What compression has learned is given back after one minute without a buffer, and after another one at the other side.
         std::thread::sleep(Duration::from_secs(190));
         let rested = [Host::A, Host::B].map(memory);
-        println!("kB three minutes later: {rested:?}");
-        assert!(rested.iter().zip(before).all(|(rested, before)| *rested < before + 10_000), "{before:?} {rested:?}");
+        println!("kB after a tenth of them {early:?}, three minutes after the last {rested:?}");
+        // Buffers that were used once stay, however few flows there were; twenty bytes of each flow would be too much.
+        let least = u64::from(flows_wanted) / 50;
+        assert!(rested.iter().zip(early).all(|(rested, early)| *rested < early + least), "{early:?} {rested:?}");
     }
 }
 
