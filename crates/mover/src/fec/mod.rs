@@ -6,8 +6,7 @@
 //! nobody sends it again, but the acknowledgement tells how many were rebuilt, because they are losses all the same (RFC 9265).
 //!
 //! `protect` is the sender's side with its policy, `rebuild` the receiver's, `field` the arithmetic, `gaps` how a row
-//! names its datagrams. Bulk is not protected: for
-//! throughput, repairs are optimal.
+//! names its datagrams. Bulk is not protected: for throughput, repairs are optimal.
 
 pub(crate) mod field;
 mod gaps;
