@@ -242,14 +242,14 @@ impl Connection {
         let end = start + size - TAG;
         out.extend_from_slice(&[0; HEADER]);
         let number = self.sender.next_number();
-        // A parity row is as long as the longest datagram: nothing rides on it.
+        // A parity row is as long as the longest datagram, and so may the last one be that leaves again: nothing rides on them.
         let urgent = load == Load::Data && self.sender.has_urgent();
         let may_ride = self.sender.tells_floor() || self.receiver.may_ride(urgent, self.sender.rtt().minimum(), now);
-        let rides = load != Load::Parity && may_ride;
+        let rides = !matches!(load, Load::Parity | Load::Tail) && may_ride;
         if load == Load::Ack || rides {
             let room = match load {
                 Load::Ack | Load::Ping => end - out.len() - packet::PING,
-                Load::Data | Load::Parity | Load::Probe { .. } | Load::Size(_) => {
+                Load::Data | Load::Parity | Load::Tail | Load::Probe { .. } | Load::Size(_) => {
                     (size / RIDING_SHARE).min(end - out.len())
                 }
             };

@@ -29,7 +29,8 @@ fn a_clean_link() {
         for side in [A, B] {
             let stats = pair.stats(side);
             assert_eq!((stats.datagrams_lost, stats.segments_repaired), (0, 0), "{stats:?}");
-            assert_eq!((stats.segments_duplicate, stats.datagrams_forged), (0, 0), "{stats:?}");
+            // What left last may leave once more, while nobody knows that the link is clean.
+            assert!(stats.segments_duplicate <= 2 && stats.datagrams_forged == 0, "{stats:?}");
         }
     });
 }

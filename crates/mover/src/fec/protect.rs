@@ -19,8 +19,9 @@ pub(crate) const SHIFT: Nanos = 4 * MILLISECOND;
 const STREAM_EVERY: Nanos = MILLISECOND;
 /// Below this round trip a repair comes soon enough.
 const SHORTEST_ROUND_TRIP: Nanos = 15 * MILLISECOND;
-/// A block fails with at most this probability.
+/// A block fails with at most this probability, and one that has ended with this while the budget is below a half: the first row is worth most.
 const FAILS: f64 = 1e-3;
+const FAILS_IN_NEED: f64 = 3e-2;
 /// Below this loss, by its upper bound, nothing is protected.
 const NEGLIGIBLE: f64 = 5e-4;
 /// Believed of a path that nobody has measured yet: one of a hundred lost, and no more weight than half of that, so that a clean path is known as
@@ -41,6 +42,8 @@ const AROUND_ROW: usize = 80;
 /// 5 % when bulk waits for what parity takes. What is short is protected from [`MOST_BUDGET`].
 const SHARE: u64 = 16;
 const SHARE_SATURATED: u64 = 20;
+/// Beside it, while nothing else waits, for blocks that have ended: a short answer cannot wait for its share as a stream can. Together 15 %.
+const SHARE_ENDED: u64 = 12;
 /// And where losses come in bursts of this mean: they take more than rows bring back, and what is repaired counts as well.
 const SHARE_IN_BURSTS: u64 = 24;
 const LONG_BURSTS: f64 = 3.0;
@@ -84,6 +87,9 @@ pub(crate) struct Protector {
     known: f64,
     clean: f64,
     budget: i64,
+    /// What only blocks that have ended may use.
+    for_ended: i64,
+    most_budget: i64,
     budget_at: Nanos,
     pub(crate) counters: Counters,
 }
@@ -115,6 +121,8 @@ impl Protector {
             known: 0.0,
             clean: 0.0,
             budget: MOST_BUDGET,
+            for_ended: 0,
+            most_budget: MOST_BUDGET,
             budget_at: now,
             counters: Counters::default(),
         }
@@ -193,13 +201,17 @@ impl Protector {
             self.budget_at -= elapsed;
         }
         let most = (u128::from(rate) * u128::from(BUDGET_TIME) / u128::from(SECOND)) as i64;
-        self.budget = (self.budget + earned as i64).min(most.clamp(LEAST_BUDGET, MOST_BUDGET));
+        self.most_budget = most.clamp(LEAST_BUDGET, MOST_BUDGET);
+        self.budget = (self.budget + earned as i64).min(self.most_budget);
+        if !saturated {
+            self.for_ended = (self.for_ended + (bytes / SHARE_ENDED) as i64).min(self.most_budget);
+        }
     }
 
     /// A protected datagram leaves with these plain bytes, [`super::RESERVE`] shorter than the longest.
     pub(crate) fn add(&mut self, number: u64, plain: &[u8], round_trip: Option<Nanos>, now: Nanos) {
         if self.numbers.last().is_some_and(|last| !gaps::push(&mut self.gaps, number - last)) {
-            self.close();
+            self.close(false);
         }
         if self.numbers.is_empty() {
             let shift = round_trip.map_or(SHIFT, |round_trip| SHIFT.min(round_trip / 8));
@@ -217,18 +229,21 @@ impl Protector {
         self.numbers.push(number);
         self.counters.protected += 1;
         if self.numbers.len() == MOST_SHARDS {
-            self.close();
+            self.close(false);
         }
     }
 
-    /// Closes the open block: its rows wait to leave.
-    fn close(&mut self) {
+    /// Closes the open block: its rows wait to leave. `ended`: nothing has followed it for a while.
+    fn close(&mut self, ended: bool) {
         let shards = self.numbers.len();
         let length = self.shards[..shards].iter().map(Vec::len).max().unwrap_or(0);
-        let wanted = self.wanted();
-        let rows = wanted.min(self.affordable());
+        let wanted = self.wanted(ended);
+        let rows = wanted.min(self.affordable(ended));
         self.counters.unaffordable += (wanted - rows) as u64;
-        self.budget -= (rows * (length + AROUND_ROW)) as i64;
+        let bytes = (rows * (length + AROUND_ROW)) as i64;
+        let own = if self.may_use_more(ended) { bytes.min(self.for_ended) } else { 0 };
+        self.for_ended -= own;
+        self.budget -= bytes - own;
         for row in 0..rows {
             let mut bytes = self.spare.pop().unwrap_or_default();
             bytes.clear();
@@ -248,17 +263,34 @@ impl Protector {
     }
 
     /// Rows that the open block should have.
-    fn wanted(&self) -> usize {
+    fn wanted(&self, ended: bool) -> usize {
         let shards = self.numbers.len();
         // Copies of a lone datagram leave together: a burst takes both or none.
         let burst = if shards > 1 { self.burst().min(MOST_BURST) } else { 1.0 };
-        ((rows_for(shards, self.loss(), FAILS) as f64 * burst).round() as usize).min(MOST_ROWS)
+        let in_need = self.may_use_more(ended) && self.budget + self.for_ended < self.most_budget / 2;
+        let fails = if in_need { FAILS_IN_NEED } else { FAILS };
+        ((rows_for(shards, self.loss(), fails) as f64 * burst).round() as usize).min(MOST_ROWS)
     }
 
     /// Rows of the open block that can be paid for.
-    fn affordable(&self) -> usize {
+    fn affordable(&self, ended: bool) -> usize {
         let length = self.shards[..self.numbers.len()].iter().map(Vec::len).max().unwrap_or(0);
-        usize::try_from(self.budget).unwrap_or(0) / (length + AROUND_ROW)
+        let more = if self.may_use_more(ended) { self.for_ended } else { 0 };
+        usize::try_from(self.budget + more).unwrap_or(0) / (length + AROUND_ROW)
+    }
+
+    /// A block of several datagrams that has ended. Lone ones in a row are a stream of its own, whose copies have their bound.
+    fn may_use_more(&self, ended: bool) -> bool {
+        ended && self.numbers.len() > 1
+    }
+
+    /// Takes so many wire bytes of a copy from what parity may cost, if there are as many.
+    pub(crate) fn pays(&mut self, bytes: u64) -> bool {
+        let pays = self.budget >= bytes as i64;
+        if pays {
+            self.budget -= bytes as i64;
+        }
+        pays
     }
 
     /// When a row may leave; may lie in the past.
@@ -273,12 +305,13 @@ impl Protector {
     pub(crate) fn has_row(&mut self, now: Nanos) -> bool {
         if !self.numbers.is_empty() && now >= self.due {
             // A stream whose parity is not paid for yet goes on with the same block. What has ended is better off with the rows that it can have.
-            let goes_on = now <= self.added + STREAM_EVERY;
-            let can_wait = |affordable| affordable == 0 || goes_on && affordable < self.wanted();
-            if now < self.latest && can_wait(self.affordable()) {
+            let ended = now > self.added + STREAM_EVERY;
+            let affordable = self.affordable(ended);
+            let can_wait = affordable == 0 || !ended && affordable < self.wanted(ended);
+            if now < self.latest && can_wait {
                 self.due = (now + STREAM_EVERY).min(self.latest);
             } else {
-                self.close();
+                self.close(ended);
             }
         }
         !self.rows.is_empty()
@@ -338,6 +371,40 @@ mod tests {
         assert_eq!(rows_for(32, 0.02, 1e-3), 4);
         assert_eq!(rows_for(32, 0.3, 1e-3), MOST_ROWS);
         assert_eq!(rows_for(0, 0.3, 1e-3), 0);
+    }
+
+    #[test]
+    fn short_answers_share_the_budget_and_streams_do_not_take_theirs() {
+        let (round_trip, mut now) = (Some(100 * MILLISECOND), 0);
+        let mut answers = |protector: &mut Protector, ended: bool| {
+            let mut rows = Vec::new();
+            for answer in 0..300 {
+                let before = protector.counters.rows;
+                for at in 0..8 {
+                    protector.on_sent(1_500, false, 12_500_000, now);
+                    protector.add(answer * 9 + at, &[7; 1_400], round_trip, now);
+                }
+                let look = now + 2 * SHIFT + if ended { 0 } else { STREAM_EVERY / 2 };
+                if !ended {
+                    protector.on_sent(1_500, false, 12_500_000, look);
+                    protector.add(answer * 9 + 8, &[7; 1_400], round_trip, look);
+                }
+                while protector.has_row(look) {
+                    protector.emit(&mut Vec::new(), 2_000);
+                }
+                rows.push(protector.counters.rows - before);
+                now += 9 * MILLISECOND;
+            }
+            rows
+        };
+        let mut protector = Protector::new(0);
+        protector.on_news(980, &[]);
+        protector.on_news(0, &(0..20).map(|at| Lost { number: at * 50, sent: 0, bytes: 1_500 }).collect::<Vec<_>>());
+        let rows = answers(&mut protector, true);
+        assert!(rows.iter().all(|rows| *rows >= 1), "a row each: {rows:?}");
+        assert!(rows.iter().sum::<u64>() < 450);
+        let rows = answers(&mut protector, false);
+        assert!(rows.iter().sum::<u64>() < 250, "what goes on has the share of a stream: {rows:?}");
     }
 
     #[test]

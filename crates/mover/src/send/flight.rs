@@ -48,6 +48,13 @@ pub(crate) struct Record {
     patient: bool,
 }
 
+impl Record {
+    /// How many segments it carried.
+    pub(crate) fn segments(&self) -> usize {
+        usize::from(self.segments)
+    }
+}
+
 /// What is special of a datagram.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Marks {

@@ -6,6 +6,7 @@
 pub(crate) mod flight;
 pub(crate) mod loss;
 pub(crate) mod queue;
+mod tail;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use std::net::SocketAddr;
 use self::flight::{Fate, Flight, Marks, Record};
 use self::loss::Loss;
 use self::queue::Queue;
+use self::tail::Tail;
 use crate::ack::{Schedule, Words};
 use crate::config::{Config, Limits, Path};
 use crate::congestion::{Controller, Lost, News};
@@ -57,6 +59,8 @@ pub(crate) enum Load {
     Ack,
     /// A parity row over protected datagrams.
     Parity,
+    /// What the last datagram of a burst carried, once more.
+    Tail,
 }
 
 /// Why an acknowledgement was not taken.
@@ -99,6 +103,7 @@ pub(crate) struct Sender {
     pacer: Pacer,
     mtu: Mtu,
     fec: Protector,
+    tail: Tail,
     /// Bytes of IP and UDP headers in front of each datagram.
     overhead: usize,
     flight_span: u64,
@@ -136,6 +141,7 @@ impl Sender {
             controller,
             mtu,
             fec: Protector::new(now),
+            tail: Tail::default(),
             overhead,
             flight_span: config.limits.flight_span,
             probes_due: 0,
@@ -285,6 +291,9 @@ impl Sender {
                 return Some(Load::Data);
             }
         }
+        if self.tail_due().is_some_and(|due| due <= now) && self.allowance(now) > 0 {
+            return Some(Load::Tail);
+        }
         if self.rtt.smoothed().is_some()
             && !self.loss.is_outage()
             && let Some(size) = self.mtu.poll_probe(now)
@@ -317,7 +326,7 @@ impl Sender {
     /// The largest datagram for this load.
     pub(crate) fn size_for(&self, load: Load) -> usize {
         match load {
-            Load::Data | Load::Parity | Load::Probe { small: false } => self.mtu.current(),
+            Load::Data | Load::Parity | Load::Tail | Load::Probe { small: false } => self.mtu.current(),
             Load::Size(size) => size,
             Load::Probe { small: true } | Load::Ping | Load::Ack => self.mtu.safe(),
         }
@@ -340,6 +349,10 @@ impl Sender {
                 if segments == 0 {
                     segments = self.fill_oldest(out, end, physical);
                 }
+            }
+            Load::Tail => {
+                segments = self.fill_tail(out, end, physical);
+                return Filled { segments, asks: segments > 0, protected: false };
             }
             Load::Size(_) | Load::Ping => packet::emit_ping(out),
         }
@@ -376,6 +389,24 @@ impl Sender {
         self.fec.add(number, plain, self.rtt.minimum(), now);
     }
 
+    /// A datagram that was acknowledged, or that counts as lost, needs no copy.
+    fn fill_tail(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
+        let Some((number, bytes)) = self.tail.take() else { return 0 };
+        let Some(&record) = self.flight.get(number).filter(|record| record.fate == Fate::Flying) else { return 0 };
+        if !self.fec.pays(bytes) {
+            return 0;
+        }
+        let mut copies = 0;
+        for at in 0..record.segments() {
+            let segment = self.flight.segments(&record).nth(at).expect("it has as many");
+            if let Some(copy) = self.queue.emit_copy(out, end - out.len(), physical, segment) {
+                self.flight.add_segment(copy);
+                copies += 1;
+            }
+        }
+        copies
+    }
+
     fn fill_oldest(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
         let Some(segment) = self.queue.emit_oldest(out, end - out.len(), physical, self.probed) else {
             packet::emit_ping(out);
@@ -392,8 +423,9 @@ impl Sender {
         let bytes = size + self.overhead;
         match load {
             Load::Probe { .. } => self.probes_due -= 1,
-            Load::Ping | Load::Size(_) => self.flight.on_app_limited(),
-            Load::Data | Load::Ack | Load::Parity => {}
+            Load::Ping | Load::Size(_) | Load::Tail => self.flight.on_app_limited(),
+            Load::Data => self.note_tail(bytes, filled, now),
+            Load::Ack | Load::Parity => {}
         }
         if asks {
             self.ping_due = false;
@@ -405,6 +437,22 @@ impl Sender {
         }
         self.flight.push(if asks { bytes } else { 0 }, segments, marks, now);
         bytes as u64
+    }
+
+    /// A datagram with payloads left: it may be the last one for a while.
+    fn note_tail(&mut self, bytes: usize, filled: Filled, now: Nanos) {
+        self.tail.clear();
+        let ends = filled.segments > 0 && !filled.protected && self.queue.waiting() == 0;
+        let round_trip = self.rtt.minimum();
+        if let Some(round_trip) = round_trip.filter(|_| ends && self.fec.is_on(round_trip)) {
+            self.tail.set(self.flight.next(), bytes as u64, round_trip, now);
+        }
+    }
+
+    /// When the last datagram is due to leave once more: never while anything else waits, and not before who waits for the pacer has had a chance.
+    fn tail_due(&self) -> Option<Nanos> {
+        let due = self.tail.due(self.window_limited_at.get()).filter(|_| self.queue.waiting() == 0)?;
+        Some(due.max(self.pacer.release() + tail::CHANCE))
     }
 
     /// So many wire bytes of a batch left.
@@ -623,7 +671,7 @@ impl Sender {
         if (self.queue.waiting() > 0 || self.refused.get()) && self.window_room() > 0 {
             earliest.consider(Some(self.pacer.release()), Timer::Pace);
         }
-        if let Some(due) = self.fec.due().filter(|_| self.window_room() > 0) {
+        for due in [self.fec.due(), self.tail_due()].into_iter().flatten().filter(|_| self.window_room() > 0) {
             earliest.consider(Some(due.max(self.pacer.release())), Timer::Parity);
         }
         if self.rtt.smoothed().is_some() && !self.loss.is_outage() {

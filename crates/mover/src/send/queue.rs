@@ -224,6 +224,17 @@ impl Queue {
         Some(segment)
     }
 
+    /// Appends what is not acknowledged of a segment that left before, if it fits: beside its original, whose fate decides.
+    pub(crate) fn emit_copy(&self, out: &mut Vec<u8>, room: usize, physical: u64, segment: Segment) -> Option<Segment> {
+        let (offset, length) = self.missing(&segment)?;
+        let copy = Segment { offset, length, kind: Kind::Copy, ..segment };
+        if usize::from(length) + DATA_HEADER > room {
+            return None;
+        }
+        self.emit(out, copy, physical, true);
+        Some(copy)
+    }
+
     fn unacked_after(&self, (logical, offset): (u64, u32)) -> Option<Segment> {
         let first = logical.saturating_sub(self.base) as usize;
         (first..self.payloads.len()).find_map(|index| {
