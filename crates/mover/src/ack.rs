@@ -145,6 +145,8 @@ pub(crate) const LONGEST_DELAY: Nanos = 25 * MILLISECOND;
 /// The same of parity, which nobody sends again: the wire's field for the delay holds 1,048 ms.
 const LONGEST_PATIENCE: Nanos = SECOND;
 const SHORTEST_DELAY: Nanos = MILLISECOND;
+/// So many times later what asks for nothing is acknowledged, by what leaves anyhow: the peer's own floor follows it.
+const UNASKED: u64 = 8;
 /// A gap that is a real loss is told a bit later than a gap that is only reordering would close.
 const GAP_DELAY_SHIFT: u32 = 5;
 /// Datagrams that are acknowledged together at most.
@@ -246,6 +248,11 @@ impl Schedule {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
+    /// Datagrams are missing that were not when the last acknowledgement left.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.missing
+    }
+
     /// When an acknowledgement must leave even without data to ride on.
     pub(crate) fn deadline(&self, return_rate: u64) -> Option<Nanos> {
         let due = self.due?;
@@ -256,11 +263,14 @@ impl Schedule {
         Some(due.max(self.budget_at + self.budget.unsigned_abs() * SECOND / rate + MICROSECOND))
     }
 
-    /// May one ride on a datagram that leaves now? Not on each: what it would say is news only after a while. On `urgent` data, which it
-    /// may push into a second datagram, only if the peer asked for it.
+    /// May one ride on a datagram that leaves now? Not on each: what it would say is news only after a while, and what nobody waits for only
+    /// after a round trip. On `urgent` data, which it may push into a second datagram, only if the peer asked for it.
     pub(crate) fn may_ride(&self, urgent: bool, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
-        let news = if urgent { self.due.is_some() } else { self.news };
-        self.due.is_some_and(|due| due <= now) || (news && now >= self.last_sent_at + Schedule::interval(minimum_rtt))
+        let interval = Schedule::interval(minimum_rtt);
+        match self.due {
+            Some(due) => due <= now || now >= self.last_sent_at + interval,
+            None => self.news && !urgent && now >= self.last_sent_at + UNASKED * interval,
+        }
     }
 
     /// How long the acknowledgement of the highest number was held back.
@@ -362,6 +372,21 @@ mod tests {
         }
         schedule.on_arrival(Arrival { at_once: true, ..arrival }, rtt, 300);
         assert_eq!(schedule.deadline(0), Some(300));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_rides_once_in_a_round_trip() {
+        let rtt = Some(80 * MILLISECOND);
+        let arrival = Arrival { asks: false, at_once: false, patient: false, is_highest: true, gap: false };
+        let mut schedule = Schedule::new(0);
+        schedule.on_arrival(arrival, rtt, 1);
+        assert_eq!(schedule.deadline(0), None);
+        assert!(!schedule.may_ride(false, rtt, 79 * MILLISECOND));
+        assert!(schedule.may_ride(false, rtt, 80 * MILLISECOND) && !schedule.may_ride(true, rtt, 80 * MILLISECOND));
+        schedule.on_arrival(Arrival { asks: true, ..arrival }, rtt, 2);
+        assert!(schedule.may_ride(true, rtt, 10 * MILLISECOND), "what asks, after an eighth");
+        schedule.on_sent(60, 0, 10 * MILLISECOND);
+        assert!(!schedule.may_ride(false, rtt, SECOND), "nothing came since");
     }
 
     #[test]

@@ -23,6 +23,8 @@ const RIDING_SHARE: usize = 3;
 const CLOSE_COPIES: usize = 3;
 /// Without a configured rate: what the return path carries at least, as a share of what comes in.
 const RETURN_SHARE: u64 = 16;
+/// And while datagrams are missing: acknowledgements are lost as well, and the window is not to wait for them.
+const RETURN_SHARE_MISSING: u64 = 8;
 
 /// What a received datagram changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,7 +100,8 @@ impl Connection {
 
     /// Bytes per second that the way back surely carries: what acknowledgements may take a share of.
     fn return_rate(&self) -> u64 {
-        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.arrival_rate() / RETURN_SHARE))
+        let share = if self.receiver.is_missing() { RETURN_SHARE_MISSING } else { RETURN_SHARE };
+        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.arrival_rate() / share))
     }
 
     // --- in --------------------------------------------------------------------------------------------------------------

@@ -207,6 +207,11 @@ impl Receiver {
         self.arrival_rate
     }
 
+    /// Datagrams are missing that were not when the last acknowledgement left.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.schedule.is_missing()
+    }
+
     pub(crate) fn report(&self, stats: &mut Stats) {
         stats.reassembly_bytes = self.assembler.held() as u64;
         stats.reassembly_bytes_max = stats.reassembly_bytes_max.max(self.assembler.max_held() as u64);

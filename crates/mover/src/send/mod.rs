@@ -42,7 +42,7 @@ const WORTHWHILE_DATAGRAMS: u64 = 8;
 /// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
 /// Flags of acknowledgements that are longer than so many bytes tell of more than one round trip's losses, or of what is long decided.
-const LONG_WORDS: usize = 40;
+const LONG_WORDS: usize = 16;
 
 /// What the next datagram is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
