@@ -1,4 +1,5 @@
-//! The sending half: payloads (`queue`), datagrams on their way (`flight`), what is lost (`loss`), and how fast it goes.
+//! The sending half: payloads (`queue`), datagrams on their way (`flight`), what is lost (`loss`), the end of a
+//! burst (`tail`), and how fast it goes.
 //!
 //! `connection.rs` hands in payloads and the peer's acknowledgements, and fills datagrams from here. Nothing here knows of
 //! sessions, addresses or the receiving half.
