@@ -342,7 +342,7 @@ impl Bbr {
         self.round.delivered += news.acked;
         let mut round_ended = false;
         if let Some(sample) = news.sample {
-            if let Some(believed) = self.floor.on_acked(news.acked, sample.sent) {
+            if let Some(believed) = self.floor.on_acked(news.acked, sample.sent, news.decided) {
                 self.take_back(believed);
             }
             let long_enough = now >= self.round.since + SHORTEST_ROUND;

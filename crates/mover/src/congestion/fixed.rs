@@ -96,6 +96,7 @@ mod tests {
                 in_flight: 0,
                 delivered: 0,
                 sample: None,
+                decided: now,
                 datagram: 1_500,
             };
             fixed.on_news(&news, now);

@@ -77,8 +77,9 @@ impl Floor {
         begun
     }
 
-    /// So many bytes were acknowledged, the newest of them sent at `sent`. If that ends a measurement: the ratio believed before it.
-    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos) -> Option<f64> {
+    /// So many bytes were acknowledged, the newest of them sent at `sent`; what left before `decided` is known to have arrived or to be lost. If that
+    /// ends a measurement: the ratio believed before it.
+    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos, decided: Nanos) -> Option<f64> {
         self.recent_acked += bytes as f64;
         if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * DATAGRAM {
             self.recent_acked /= 2.0;
@@ -87,9 +88,10 @@ impl Floor {
         if self.measures(sent) {
             self.acked += bytes;
         }
-        // A quarter of the measured time later its losses are known too.
+        // A quarter of the measured time later its losses are known too, but for a path that reorders: without them the floor would be too low.
         if let (Some(since), Some(until)) = (self.since, self.until)
             && sent > until + (until - since) / 4
+            && decided >= until
         {
             let believed = self.ratio();
             self.conclude();
@@ -206,4 +208,24 @@ pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued
     let (spread, measured) = floor.spread();
     let chance = deviations * (count * spread * (1.0 + count / measured) * floor.burstiness()).sqrt();
     lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measurement_waits_for_the_fate_of_all_that_it_counts() {
+        let mut floor = Floor::new(0.05);
+        floor.start(0);
+        assert!(!floor.is_done(SECOND, 1_500, SECOND / 2));
+        assert_eq!(floor.on_acked(95 * 1_500, SECOND / 2, 0), None);
+        assert_eq!(floor.on_acked(95 * 1_500, SECOND - 1, 0), None);
+        assert!(floor.is_done(SECOND, 1_500, SECOND));
+        let late = SECOND * 3 / 2;
+        assert_eq!(floor.on_acked(1_500, late, SECOND / 2), None, "half of the losses is not known yet");
+        floor.on_lost(&[Lost { number: 7, sent: SECOND / 3, bytes: 10 * 1_500 }]);
+        assert!(floor.on_acked(1_500, late, late).is_some());
+        assert!((floor.ratio() - 0.05).abs() < 1e-9, "{}", floor.ratio());
+    }
 }

@@ -39,6 +39,8 @@ pub(crate) struct News<'a> {
     /// Bytes delivered since the beginning.
     pub(crate) delivered: u64,
     pub(crate) sample: Option<Sample>,
+    /// What became of all datagrams that left before this is known.
+    pub(crate) decided: Nanos,
     /// Wire bytes of a full datagram now.
     pub(crate) datagram: u64,
 }

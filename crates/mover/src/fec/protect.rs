@@ -42,11 +42,11 @@ const AROUND_ROW: usize = 80;
 /// 5 % when bulk waits for what parity takes. What is short is protected from [`MOST_BUDGET`].
 const SHARE: u64 = 16;
 const SHARE_SATURATED: u64 = 20;
-/// Beside it, while nothing else waits, for blocks that have ended: a short answer cannot wait for its share as a stream can. Together 15 %.
-const SHARE_ENDED: u64 = 12;
 /// And where losses come in bursts of this mean: they take more than rows bring back, and what is repaired counts as well.
 const SHARE_IN_BURSTS: u64 = 24;
 const LONG_BURSTS: f64 = 3.0;
+/// Beside [`SHARE`], while nothing else waits, for blocks that have ended: a short answer cannot wait for its share as a stream can. Together 15 %.
+const SHARE_ENDED: u64 = 12;
 /// Parity that is always allowed, bytes per second, so that a few messages are protected on any link.
 const ALWAYS: u64 = 32_000;
 /// Parity that may leave at once after a rest: an answer of 64 kB, protected. On a slow link not more than it carries in [`BUDGET_TIME`]: there the
@@ -284,11 +284,13 @@ impl Protector {
         ended && self.numbers.len() > 1
     }
 
-    /// Takes so many wire bytes of a copy from what parity may cost, if there are as many.
+    /// Takes so many wire bytes of a copy from what parity may cost, if there are as many. It counts as a row over one datagram.
     pub(crate) fn pays(&mut self, bytes: u64) -> bool {
         let pays = self.budget >= bytes as i64;
         if pays {
             self.budget -= bytes as i64;
+            self.counters.rows += 1;
+            self.counters.row_bytes += bytes;
         }
         pays
     }

@@ -15,8 +15,10 @@ const THRESHOLD: u64 = 3;
 /// The window starts at an eighth of the shortest round trip.
 const START_SHIFT: u32 = 3;
 const SMALLEST_WINDOW: Nanos = MILLISECOND;
-/// Round trips without reordering after which the window shrinks by an eighth, and the threshold is trusted again.
+/// Round trips without reordering after which the window shrinks by a half, and the threshold is trusted again.
 const CLEAN_ROUNDS: u64 = 16;
+/// So many false losses of protected datagrams are no matter of late parity.
+const MANY_REBUILT: u32 = 8;
 /// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways may ask once per second for ever.
 const LONGEST_PROBE_TIME: Nanos = SECOND;
 /// So much later a protected datagram may come back from its parity: the parity's shift, and its way through both hosts.
@@ -37,6 +39,8 @@ pub(crate) struct Loss {
     /// When the oldest undecided datagram becomes lost; found by the last look.
     due: Option<Nanos>,
     spurious: u64,
+    /// False losses of protected datagrams, since the window was last as it begins.
+    rebuilt_late: u32,
 }
 
 impl Loss {
@@ -54,19 +58,24 @@ impl Loss {
     /// A datagram was acknowledged; its record as it was before.
     pub(crate) fn on_acked(&mut self, number: u64, record: &Record, rtt: &Rtt, now: Nanos) {
         let (sent, was_lost) = (record.sent, record.fate == Fate::Lost);
-        // One that was rebuilt is late without having been overtaken.
-        let late = !record.protected && self.largest_acked.is_some_and(|largest| number < largest);
-        if late || was_lost {
+        self.spurious += u64::from(was_lost);
+        self.probes_sent = 0;
+        if record.protected {
+            // One that was rebuilt is late without having been overtaken, however late its parity was. Only many show that the path reorders.
+            self.rebuilt_late += u32::from(was_lost);
+            if self.rebuilt_late < MANY_REBUILT || !was_lost {
+                return;
+            }
+        }
+        if was_lost || self.largest_acked.is_some_and(|largest| number < largest) {
             self.reordered_at = Some(now);
         }
         if was_lost {
-            self.spurious += 1;
             let lateness = now.saturating_sub(sent).saturating_sub(rtt.patient());
             // A detour of one round trip comes back a little later than that.
             let longest = rtt.smoothed().unwrap_or(SECOND) * 5 / 4;
             self.window = self.window(rtt).max(lateness + lateness / 10).min(longest.max(SMALLEST_WINDOW));
         }
-        self.probes_sent = 0;
     }
 
     /// The newest datagram of an acknowledgement, after all of it was noted: among those of one acknowledgement there is no order.
@@ -78,10 +87,10 @@ impl Loss {
     pub(crate) fn on_news(&mut self, rtt: &Rtt, now: Nanos) {
         let clean = CLEAN_ROUNDS * rtt.smoothed().unwrap_or(SECOND);
         if self.reordered_at.is_some_and(|at| now > at + clean) {
-            self.window -= self.window / 8;
+            self.window /= 2;
             let smallest = self.window <= (rtt.minimum().unwrap_or(0) >> START_SHIFT).max(SMALLEST_WINDOW);
             if smallest {
-                (self.window, self.reordered_at) = (0, None);
+                (self.window, self.reordered_at, self.rebuilt_late) = (0, None, 0);
             } else {
                 self.reordered_at = Some(now);
             }
@@ -190,6 +199,16 @@ mod tests {
             loss.on_news(&rtt, now);
         }
         assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
+    }
+
+    #[test]
+    fn parity_that_comes_late_is_no_reordering_unless_it_is_often() {
+        let (mut loss, rtt) = (Loss::default(), rtt());
+        for late in 1..=MANY_REBUILT {
+            loss.on_acked(5, &record(0, Fate::Lost, true), &rtt, 120 * MILLISECOND);
+            let widened = loss.window(&rtt) > 10 * MILLISECOND;
+            assert_eq!((loss.spurious(), widened), (u64::from(late), late == MANY_REBUILT));
+        }
     }
 
     #[test]

@@ -613,6 +613,7 @@ impl Sender {
     }
 
     fn tell_controller(&mut self, acked: u64, measured: Option<Nanos>, sample: Option<flight::Sample>, now: Nanos) {
+        let undecided = self.flight.get(self.flight.cursor());
         let news = News {
             rtt: &self.rtt,
             measured,
@@ -621,6 +622,7 @@ impl Sender {
             in_flight: self.flight.in_flight(),
             delivered: self.flight.delivered(),
             sample,
+            decided: undecided.map_or(now, |record| record.sent),
             datagram: (self.mtu.current() + self.overhead) as u64,
         };
         self.controller.on_news(&news, now);
