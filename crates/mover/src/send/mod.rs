@@ -42,7 +42,8 @@ const WORTHWHILE_DATAGRAMS: u64 = 8;
 /// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
 /// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
-/// Flags of acknowledgements that are longer than so many bytes tell of more than one round trip's losses, or of what is long decided.
+/// Flags of acknowledgements that are longer than so many bytes, a word of losses and some, may tell of what is long decided: they eat the budget that the next
+/// acknowledgement has to wait for.
 const LONG_WORDS: usize = 16;
 
 /// What the next datagram is for.
