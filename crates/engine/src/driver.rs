@@ -22,7 +22,7 @@ pub(crate) use pack::{Packed, Room};
 pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
-    Class, Event, FlowId, FlowInfo, FlowKey, Limits, OpenError, Status, Treatment,
+    Class, Event, FlowId, FlowInfo, Limits, OpenError, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
     config::{
         COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, LEAST_SPARSE, LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW,
@@ -292,7 +292,7 @@ impl Driver {
 
     pub(crate) fn open(
         &mut self,
-        key: FlowKey,
+        key: StreamKey,
         asked: impl Into<Treatment>,
         now: Instant,
     ) -> Result<FlowId, OpenError> {
@@ -374,7 +374,7 @@ impl Driver {
             .iter()
             .map(|(flow, state)| FlowInfo {
                 flow: *flow,
-                key: state.key,
+                key: *state.key,
                 class: state.class,
                 opened_here: state.ours,
                 connected: state.accepted && state.answered,
@@ -449,7 +449,15 @@ impl Driver {
 
     // --- inside -----------------------------------------------------------------------------------------------------------
 
-    fn insert(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, ours: bool, credit: u32, now: Instant) -> Slot {
+    fn insert(
+        &mut self,
+        flow: FlowId,
+        key: StreamKey,
+        asked: Treatment,
+        ours: bool,
+        credit: u32,
+        now: Instant,
+    ) -> Slot {
         let initial = u64::from(self.limits.initial_credit);
         let window = Window::new(initial, MIN_WINDOW.min(self.limits.largest_window()), now);
         let slot = self.schedule.add(flow, Behaviour::first_class(asked.class));

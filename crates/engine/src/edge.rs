@@ -1,6 +1,6 @@
 //! The engine as the edges see it: where the packet driver reads, and what it tells.
 
-use crate::{FlowId, FlowKey, Status, Treatment};
+use crate::{FlowId, PacketKey, Status, StreamKey, Treatment};
 
 /// Where the packet driver reads: the edges, seen by the engine.
 pub trait Source {
@@ -43,7 +43,7 @@ pub enum Event {
         /// Its number.
         flow: FlowId,
         /// Its addresses.
-        key: FlowKey,
+        key: StreamKey,
         /// How the far side's rule wants it to be treated.
         asked: Treatment,
     },
@@ -53,7 +53,7 @@ pub enum Event {
         /// Its number.
         flow: FlowId,
         /// Its addresses.
-        key: FlowKey,
+        key: PacketKey,
         /// How the far side's rule wants it to be treated.
         asked: Treatment,
     },

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::KeyError;
+
 /// Why a flow could not be opened. The application's connection should go some other way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OpenError {
@@ -88,6 +90,8 @@ pub(crate) enum PayloadError {
     Class(u8),
     #[error("header form does not fit the function type")]
     Form,
+    #[error("no key of a flow: {0}")]
+    Key(KeyError),
 }
 
 /// How a flow's far side broke the rules of the flow.

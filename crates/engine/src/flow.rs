@@ -5,7 +5,7 @@
 //! machines: [`Outgoing`] knows what may be sent, [`Incoming`] puts arriving data in order, [`Window`] decides how much the
 //! far side may send. The driver owns the flows and routes between them, the schedule and the control messages.
 
-use std::{fmt, net::SocketAddr, time::Duration, time::Instant};
+use std::{fmt, time::Duration, time::Instant};
 
 mod exchange;
 mod incoming;
@@ -25,6 +25,7 @@ use crate::compress::{Compress, Record};
 use crate::config::SPARSE;
 use crate::config::{LONG, PAUSE, SPARSE_RATE_MS};
 use crate::driver::Slot;
+use crate::key::{FlowKey, StreamKey};
 use crate::stats::Squeezed;
 
 /// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key opened it.
@@ -34,24 +35,6 @@ pub struct FlowId(pub u32);
 impl fmt::Display for FlowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", self.0)
-    }
-}
-
-/// The original addressing of a flow, kept from end to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FlowKey {
-    /// IANA protocol number: 6 is TCP. Protocols without ports have 0 there, or what tells their flows apart: ICMP's echo its identifier.
-    pub protocol: u8,
-    /// The application that opened the flow.
-    pub source: SocketAddr,
-    /// Whom it wants to reach.
-    pub destination: SocketAddr,
-}
-
-impl FlowKey {
-    /// As the other end sees it.
-    pub fn turned(&self) -> FlowKey {
-        FlowKey { protocol: self.protocol, source: self.destination, destination: self.source }
     }
 }
 
@@ -188,7 +171,7 @@ pub(crate) struct Ending {
 /// Everything kept for one flow. An idle one has no heap memory beside this.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    pub(crate) key: FlowKey,
+    pub(crate) key: StreamKey,
     /// What its rule asks for.
     pub(crate) asked: Treatment,
     /// What its buffers did when compressed, since the first that held its messages alone.
@@ -224,7 +207,7 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub(crate) fn new(
-        key: FlowKey,
+        key: StreamKey,
         asked: Treatment,
         slot: Slot,
         ours: bool,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    Class, Compression, Delivery, FlowId, FlowKey, Limits, Read, Source, Status,
+    Class, Compression, Delivery, FlowId, Limits, PacketKey, Read, Source, Status, StreamKey,
     compress::{COMPRESSED, Compress, Expander, How, Made, Proposal, Record, Shrinker},
     config::MOST_HISTORY,
     driver::{Driver, Room},
@@ -85,7 +85,7 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
     let mut now = now;
     for number in 0..2 {
         let source = ([10, 0, 0, number], 4000).into();
-        let key = FlowKey { protocol: 6, source, destination: ([10, 9, 9, 9], 80).into() };
+        let key = StreamKey::new(source, ([10, 9, 9, 9], 80).into()).expect("two addresses of IPv4");
         driver.open(key, Class::Normal, now).expect("the limits leave room for two flows");
     }
     while let [high, low, rest @ ..] = bytes {
@@ -103,8 +103,8 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
 }
 
 fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
-    let any = FlowKey { protocol: 17, source: ([10, 0, 0, 1], 53).into(), destination: ([10, 9, 9, 9], 53).into() };
-    let keys: Vec<FlowKey> = driver.flows().map(|info| info.key).collect();
+    let any = (([10, 0, 0, 1], 53).into(), ([10, 9, 9, 9], 53).into());
+    let ends: Vec<_> = driver.flows().map(|info| (info.key.source, info.key.destination)).collect();
     let mut flows: Vec<FlowId> = driver.flows().map(|info| info.flow).collect();
     flows.sort_unstable();
     let flow = flows.get(usize::from(choice) / 4 % flows.len().max(1)).copied().unwrap_or(FlowId(0));
@@ -118,7 +118,8 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
         }
         2 => driver.reset(flow, Status::Reset),
         _ if choice & 4 == 0 => {
-            let key = FlowKey { protocol: 17, ..*keys.get(usize::from(choice)).unwrap_or(&any) };
+            let (source, destination) = *ends.get(usize::from(choice)).unwrap_or(&any);
+            let key = PacketKey::new(17, source, destination).expect("the ends of another flow");
             // Lost or not, as datagrams are.
             let _ = driver.send_datagram(&key, (Class::Normal.into(), Delivery::Timely), &[7; 100], now);
             driver.take_datagrams(|arrived| assert!(arrived.bytes.len() < 4_096));
@@ -180,7 +181,11 @@ mod tests {
             let length = if data || function == datagram { random.u32(0..200) } else { 0 };
             let key = crate::driver::tests::any_key(random.usize(0..4));
             let form = match function {
-                Function::Data | Function::Datagram(_) if random.bool() => Form::Full(key, crate::Class::Normal.into()),
+                Function::Data if random.bool() => Form::Stream(key, crate::Class::Normal.into()),
+                Function::Datagram(_) if random.bool() => {
+                    let key = crate::PacketKey::new(17, key.source, key.destination).unwrap();
+                    Form::Packets(key, crate::Class::Normal.into())
+                }
                 Function::Reset => Form::Status(6, crate::Status::from_number(random.u8(0..10))),
                 _ => Form::Short,
             };

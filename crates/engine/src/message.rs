@@ -8,7 +8,10 @@ use std::{
     ops::Range,
 };
 
-use crate::{Class, Compress, Delivery, FlowId, FlowKey, Status, Treatment, error::PayloadError};
+use crate::{
+    Class, Compress, Delivery, FlowId, FlowKey, KeyError, PacketKey, Status, StreamKey, Treatment, error::PayloadError,
+    key::TCP,
+};
 
 /// Length of the routing header.
 pub(crate) const ROUTING: usize = 8;
@@ -60,8 +63,10 @@ pub(crate) enum Form {
     Short,
     /// Protocol and status.
     Status(u8, Status),
-    /// Everything that the far side needs to connect.
-    Full(FlowKey, Treatment),
+    /// Everything that the far side needs to connect a stream.
+    Stream(StreamKey, Treatment),
+    /// Everything that it needs to know of a flow of packets.
+    Packets(PacketKey, Treatment),
 }
 
 /// One message header.
@@ -151,7 +156,8 @@ impl Header {
         match &self.form {
             Form::Short => SHORT,
             Form::Status(..) => STATUS,
-            Form::Full(key, _) => full_length(key),
+            Form::Stream(key, _) => full_length(key),
+            Form::Packets(key, _) => full_length(key),
         }
     }
 
@@ -172,7 +178,8 @@ impl Header {
                 out[16] = *protocol;
                 out[17] = *status as u8;
             }
-            Form::Full(key, treatment) => emit_key(key, treatment, out),
+            Form::Stream(key, treatment) => emit_key(key, treatment, out),
+            Form::Packets(key, treatment) => emit_key(key, treatment, out),
         }
     }
 
@@ -195,7 +202,7 @@ impl Header {
         let form = match length {
             SHORT => Form::Short,
             STATUS => Form::Status(bytes[16], Status::from_number(bytes[17])),
-            _ => parse_key(bytes, length)?,
+            _ => parse_key(bytes, length, function)?,
         };
         let header = Header {
             function,
@@ -212,8 +219,8 @@ impl Header {
     /// Data and datagrams come short or full; a reset has its status; only those two have data.
     fn check_form(&self) -> Result<(), PayloadError> {
         let fits = match self.function {
-            Function::Data => !matches!(self.form, Form::Status(..)),
-            Function::Datagram(_) => !self.fin && !matches!(self.form, Form::Status(..)),
+            Function::Data => matches!(self.form, Form::Short | Form::Stream(..)),
+            Function::Datagram(_) => !self.fin && matches!(self.form, Form::Short | Form::Packets(..)),
             Function::Accepted | Function::Credit => self.length == 0 && !self.fin && self.form == Form::Short,
             Function::Reset | Function::Dictionary | Function::Holds => {
                 self.length == 0 && !self.fin && matches!(self.form, Form::Status(..))
@@ -266,32 +273,42 @@ fn emit_key(key: &FlowKey, treatment: &Treatment, out: &mut [u8]) {
             out[24..28].copy_from_slice(&source.octets());
             out[28..32].copy_from_slice(&destination.octets());
         }
-        (source, destination) => {
-            out[24..40].copy_from_slice(&as_v6(source).octets());
-            out[40..56].copy_from_slice(&as_v6(destination).octets());
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            out[24..40].copy_from_slice(&source.octets());
+            out[40..56].copy_from_slice(&destination.octets());
         }
+        _ => unreachable!("a key has one family"),
     }
 }
 
-fn parse_key(bytes: &[u8], length: usize) -> Result<Form, PayloadError> {
+/// Which key it is follows from the function: the protocol must be one of its own, and the
+/// addresses in their one form.
+fn parse_key(bytes: &[u8], length: usize, function: Function) -> Result<Form, PayloadError> {
     let class = Class::from_number(bytes[22]).ok_or(PayloadError::Class(bytes[22]))?;
     let (source, destination): (IpAddr, IpAddr) = if length == FULL_V4 {
         (v4_at(bytes, 24).into(), v4_at(bytes, 28).into())
     } else {
         (v6_at(bytes, 24).into(), v6_at(bytes, 40).into())
     };
-    let key = FlowKey {
-        protocol: bytes[16],
-        source: SocketAddr::new(source, u16_at(bytes, 18)),
-        destination: SocketAddr::new(destination, u16_at(bytes, 20)),
-    };
+    let (source, destination) =
+        (SocketAddr::new(source, u16_at(bytes, 18)), SocketAddr::new(destination, u16_at(bytes, 20)));
     let treatment = Treatment {
         class,
         compress: compress_from(bytes[23] & !(ISOLATED | IN_ORDER)),
         isolated: bytes[23] & ISOLATED != 0,
         in_order: bytes[23] & IN_ORDER != 0,
     };
-    Ok(Form::Full(key, treatment))
+    match function {
+        Function::Data if bytes[16] != TCP => Err(KeyError::Protocol(bytes[16])),
+        Function::Data => StreamKey::new(source, destination).map(|key| Form::Stream(key, treatment)),
+        Function::Datagram(_) => {
+            PacketKey::new(bytes[16], source, destination).map(|key| Form::Packets(key, treatment))
+        }
+        Function::Accepted | Function::Credit | Function::Reset | Function::Dictionary | Function::Holds => {
+            return Err(PayloadError::Form);
+        }
+    }
+    .map_err(PayloadError::Key)
 }
 
 fn compress_number(compress: Option<Compress>) -> u8 {
@@ -310,14 +327,6 @@ fn compress_from(number: u8) -> Option<Compress> {
         COMPRESS_OFF => Some(Compress::Off),
         COMPRESS_AUTO => Some(Compress::Auto),
         _ => None,
-    }
-}
-
-/// A flow between the families does not happen; if it did, its IPv4 end would be written as a mapped address.
-fn as_v6(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
     }
 }
 
@@ -343,10 +352,14 @@ fn v6_at(bytes: &[u8], at: usize) -> Ipv6Addr {
 mod tests {
     use super::*;
 
-    fn key(v6: bool) -> FlowKey {
+    fn key(v6: bool) -> StreamKey {
         let (source, destination) =
             if v6 { ("[fd10:1::2]:40000", "[fd10:2::2]:80") } else { ("10.1.1.2:40000", "10.2.2.2:80") };
-        FlowKey { protocol: 6, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+        StreamKey::new(source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+    }
+
+    fn packets(v6: bool) -> PacketKey {
+        PacketKey::new(17, key(v6).source, key(v6).destination).unwrap()
     }
 
     fn header(function: Function, form: Form, length: u32) -> Header {
@@ -357,10 +370,10 @@ mod tests {
     fn each_form_round_trips() {
         let headers = [
             header(Function::Data, Form::Short, 9),
-            Header { fin: true, ..header(Function::Data, Form::Full(key(false), Class::Bulk.into()), 9) },
+            Header { fin: true, ..header(Function::Data, Form::Stream(key(false), Class::Bulk.into()), 9) },
             header(
                 Function::Data,
-                Form::Full(
+                Form::Stream(
                     key(true),
                     Treatment { compress: Some(Compress::Level(3)), isolated: true, ..Class::Interactive.into() },
                 ),
@@ -371,8 +384,8 @@ mod tests {
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
             header(
                 Function::Datagram(Delivery::Plain),
-                Form::Full(
-                    key(true),
+                Form::Packets(
+                    packets(true),
                     Treatment { compress: Some(Compress::Off), in_order: true, ..Class::Normal.into() },
                 ),
                 20,
@@ -393,7 +406,7 @@ mod tests {
     #[test]
     fn full_ipv4_header_is_byte_for_byte_the_documented_one() {
         let mut bytes = [0; 32];
-        header(Function::Data, Form::Full(key(false), Class::Normal.into()), 5).emit(&mut bytes);
+        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 5).emit(&mut bytes);
         let expected = [
             1, 32, 1, 0, 0x80, 0, 0, 7, 0xfe, 0xed, 0xbe, 0xef, 0, 0, 0, 5, 6, 0, 0x9c, 0x40, 0, 80, 2, 0, 10, 1, 1, 2,
             10, 2, 2, 2,
@@ -404,7 +417,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut good = [0; 32];
-        header(Function::Data, Form::Full(key(false), Class::Normal.into()), 0).emit(&mut good);
+        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 0).emit(&mut good);
         let check = |at: usize, value: u8, error: PayloadError| {
             let mut bytes = good;
             bytes[at] = value;
@@ -418,6 +431,43 @@ mod tests {
         check(2, 8, PayloadError::Form);
         check(2, 3, PayloadError::Form);
         check(22, 4, PayloadError::Class(4));
+    }
+
+    /// A stream is TCP whatever number stands there, a datagram is anything else, and both have
+    /// their addresses in the usual form.
+    #[test]
+    fn no_protocol_becomes_another_by_its_function() {
+        let mut stream = [0; 32];
+        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 0).emit(&mut stream);
+        let datagram = Function::Datagram(Delivery::Timely);
+        for protocol in 0..=255 {
+            stream[2] = Function::Data.number();
+            stream[16] = protocol;
+            let parsed = Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Stream(..)));
+            assert_eq!(
+                parsed,
+                if protocol == 6 { Ok(true) } else { Err(PayloadError::Key(KeyError::Protocol(protocol))) }
+            );
+            stream[2] = datagram.number();
+            let parsed = Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Packets(..)));
+            match [0, 6, 43, 44, 58, 60].contains(&protocol) {
+                true => assert_eq!(parsed, Err(PayloadError::Key(KeyError::Protocol(protocol)))),
+                false => assert_eq!(parsed, Ok(true)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_mapped_address_is_no_address() {
+        let mut good = [0; 56];
+        header(Function::Data, Form::Stream(key(true), Class::Normal.into()), 0).emit(&mut good);
+        for at in [24, 40] {
+            for form in ["::ffff:127.0.0.1", "::ffff:10.2.2.2", "::127.0.0.1"] {
+                let mut bytes = good;
+                bytes[at..at + 16].copy_from_slice(&form.parse::<Ipv6Addr>().unwrap().octets());
+                assert_eq!(Header::parse(&bytes), Err(PayloadError::Key(KeyError::Form)), "{form}");
+            }
+        }
     }
 
     #[test]

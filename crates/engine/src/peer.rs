@@ -9,8 +9,8 @@ use std::{io::IoSlice, net::SocketAddr, time::Instant};
 use tpo_mover::{Mover, Reason, Transmit};
 
 use crate::{
-    Arrived, Config, Delivery, Event, FlowId, FlowInfo, FlowKey, OpenError, SendError, Source, Stats, Status,
-    Treatment, Work, Worked,
+    Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source, Stats, Status,
+    StreamKey, Treatment, Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
 };
@@ -91,7 +91,7 @@ impl Peer {
     // --- the edge side ----------------------------------------------------------------------------------------------------
 
     /// The near application opened a connection. Its data may be read at once, up to the peer's initial credit.
-    pub fn open(&mut self, key: FlowKey, treatment: impl Into<Treatment>, now: Instant) -> Result<FlowId, OpenError> {
+    pub fn open(&mut self, key: StreamKey, treatment: impl Into<Treatment>, now: Instant) -> Result<FlowId, OpenError> {
         self.driver.open(key, treatment, now)
     }
 
@@ -105,23 +105,25 @@ impl Peer {
         self.driver.readable(flow, now);
     }
 
-    /// Takes a datagram that the near side sent, in a flow of its own or as an answer in one of the far side's, whatever its content is on a
-    /// wire. It is copied. `treatment` and `delivery` count when it opens its flow.
+    /// Takes a datagram that the near side sent, in a flow of its own or as an answer in one of the
+    /// far side's, whatever its content is on a wire. It is copied. `treatment` and `delivery`
+    /// count when it opens its flow. Gives the number of the flow that it has opened, if it has;
+    /// the end of that is told by `Closed` or `Reset`.
     ///
     /// # Errors
     /// It is lost, and counted.
     pub fn send_datagram(
         &mut self,
-        key: &FlowKey,
+        key: &PacketKey,
         (treatment, delivery): (impl Into<Treatment>, Delivery),
         bytes: &[u8],
         now: Instant,
-    ) -> Result<(), SendError> {
+    ) -> Result<Option<FlowId>, SendError> {
         self.driver.send_datagram(key, (treatment.into(), delivery), bytes, now)
     }
 
     /// Whether a flow of datagrams lives between these ends, whoever opened it.
-    pub fn has_exchange(&self, key: &FlowKey) -> bool {
+    pub fn has_exchange(&self, key: &PacketKey) -> bool {
         self.driver.has_exchange(key)
     }
 

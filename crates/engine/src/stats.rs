@@ -110,6 +110,11 @@ pub struct Counters {
     pub late: u64,
     /// Payloads that could not be read.
     pub malformed: u64,
+    /// Those among them with a stream that is not TCP, or with packets that are or have no protocol
+    /// of packets.
+    pub wrong_protocols: u64,
+    /// Those among them with an IPv4 address in a form of IPv6, or with addresses of two families.
+    pub wrong_addresses: u64,
     /// Buffers packed and given to the mover.
     pub buffers_out: u64,
     /// Buffers taken apart.

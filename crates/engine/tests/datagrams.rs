@@ -6,7 +6,9 @@ mod who;
 
 use std::{io::IoSlice, net::SocketAddr, time::Duration, time::Instant};
 
-use tpo_engine::{Class, Delivery, Event, FlowId, FlowKey, Limits, Peer, Read, SendError, Source, Status, Treatment};
+use tpo_engine::{
+    Class, Delivery, Event, FlowId, Limits, PacketKey, Peer, Read, SendError, Source, Status, StreamKey, Treatment,
+};
 use tpo_lab::{Node, Profile, World};
 use who::{A, B, address, config};
 
@@ -17,7 +19,7 @@ const UDP: u8 = 17;
 /// A stream of datagrams: each begins with its number and the time at which it was sent.
 #[derive(Clone, Copy)]
 struct Stream {
-    key: FlowKey,
+    key: PacketKey,
     delivery: Delivery,
     in_order: bool,
     size: usize,
@@ -113,7 +115,7 @@ impl Node for Site {
                 bytes[8..16].copy_from_slice(&(next.as_nanos() as u64).to_be_bytes());
                 let treatment = Treatment { in_order: stream.in_order, ..Class::Normal.into() };
                 match self.peer.send_datagram(&stream.key, (treatment, stream.delivery), &bytes, now) {
-                    Ok(()) => self.sent += 1,
+                    Ok(_) => self.sent += 1,
                     Err(error) => self.refused.push(error),
                 }
                 *number += 1;
@@ -173,9 +175,9 @@ fn world(seed: u64, wan: &str, limits: Limits) -> World<Site> {
     world
 }
 
-fn key(number: u32) -> FlowKey {
+fn key(number: u32) -> PacketKey {
     let source = (std::net::Ipv4Addr::from(0x0a0a_0100 + number), 4_000).into();
-    FlowKey { protocol: UDP, source, destination: ([10, 10, 2, 2], 53).into() }
+    PacketKey::new(UDP, source, ([10, 10, 2, 2], 53).into()).unwrap()
 }
 
 fn begin(world: &mut World<Site>, side: usize, stream: Stream) {
@@ -228,7 +230,7 @@ fn a_timely_stream_arrives_whole_and_in_time() {
                 let mut world = world(3, &format!("rate=100mbit delay=40ms mtu=1500 {loss}"), Limits::default());
                 if beside {
                     let now = world.now();
-                    let tcp = FlowKey { protocol: 6, ..key(9) };
+                    let tcp = StreamKey::new(key(9).source, key(9).destination).unwrap();
                     let peer = &mut world.node_mut(A).peer;
                     let flow = peer.open(tcp, Class::Normal, now).expect("room for a flow");
                     peer.readable(flow, now);

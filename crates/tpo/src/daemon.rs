@@ -21,13 +21,14 @@ use crate::config::Checked;
 use crate::config::checked;
 use crate::control;
 use crate::demand::Demand;
-use crate::edge::exit::{Exit, Permit, SourceAddress};
+use crate::edge::exit::{Claims, Exit, Permit, SourceAddress};
 use crate::edge::multicast;
 use crate::edge::packets::{self, Packets};
 use crate::facts::Facts;
 use crate::gate::{Doorbell, Gate};
 use crate::intercept::install::{self, Installed};
 use crate::intercept::lease::{GroupSets, Lease};
+use crate::intercept::own::{Following, Own};
 use crate::intercept::rules::Ports;
 use crate::intercept::tcp::Listeners;
 use crate::intercept::{self, RuleSpec, findings};
@@ -101,6 +102,7 @@ struct Daemon {
     table: intercept::Table,
     ports: Ports,
     control: control::Server,
+    following: Following,
 }
 
 impl Daemon {
@@ -118,7 +120,8 @@ impl Daemon {
         let ports = listeners.ports();
         let installed = install::install(&table, ports).context("install the interception rules")?;
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
-        let (tun, opened) = (installed.tun(), Arc::new(Opened::default()));
+        let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
+        let (own, following) = Following::start().context("learn this host's own addresses")?;
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let plan = multicast_plan(checked);
@@ -136,16 +139,20 @@ impl Daemon {
         });
         debug!(costs_ns = ?compression.costs, "compression measured");
         let workshop = Workshop::start().context("start the workshop")?;
+        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
+        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
+        let claims = Arc::new(Claims { policy: policy(), groups: checked.groups.clone() });
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
         for (slot, peer) in checked.peers.iter().enumerate() {
             let start = lane::Start {
                 name: peer.name.clone(),
                 engine: engine_config(checked, slot, identity.clone(), compression)?,
-                exit: exit(checked, slot),
+                exit: exit(checked, slot, own.clone(), claims.clone()),
                 packets: tun.clone().map(|tun| {
                     Packets::new(
                         tun,
+                        own.clone(),
                         opened.clone(),
                         slot,
                         groups.as_ref().map(|groups| groups.of_lane(slot, &plan)),
@@ -171,8 +178,6 @@ impl Daemon {
         let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
             .context("start the router")?;
 
-        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
-        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
             let groups_of_many = groups.as_ref().map(|parts| group_table(checked, |_| true, &parts.wanted));
@@ -205,6 +210,7 @@ impl Daemon {
             table,
             ports,
             control,
+            following,
         })
     }
 
@@ -256,6 +262,7 @@ impl Daemon {
             .map(|(lane, _)| format!("lane {}", lane.name))
             .chain(self.gate.has_ended().then(|| "gate".into()))
             .chain(self.router.has_ended().then(|| "router".into()))
+            .chain(self.following.has_ended().then(|| "addresses".into()))
             .chain(self.tap.as_ref().is_some_and(Tap::has_ended).then(|| "tap".into()))
             .chain(self.multicast.as_ref().is_some_and(Multicast::has_ended).then(|| "multicast".into()))
             .next()
@@ -281,6 +288,7 @@ impl Daemon {
             }
         }
         self.router.stop();
+        self.following.stop();
         if let Some(multicast) = self.multicast {
             multicast.stop();
         }
@@ -395,10 +403,10 @@ fn engine_config(
     Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits, compression })
 }
 
-fn exit(checked: &Checked, peer: usize) -> Exit {
+fn exit(checked: &Checked, peer: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
     let permits = checked.accepts.iter().filter(|accept| accept.peer == peer).map(|accept| Permit {
         protocol: accept.protocol,
-        source: accept.source,
+        sources: accept.sources.clone(),
         destination: accept.destination,
         destination_ports: accept.destination_ports.clone(),
         source_address: match accept.source_address {
@@ -406,7 +414,7 @@ fn exit(checked: &Checked, peer: usize) -> Exit {
             checked::SourceAddress::Tpo => SourceAddress::Tpo,
         },
     });
-    Exit { permits: permits.collect() }
+    Exit::new(permits.collect(), peer, own, claims)
 }
 
 /// The look-up table as the kernel's side of interception wants it.

@@ -10,10 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{FlowKey, Policy};
+use tpo_engine::{Policy, StreamKey};
 use tracing::{debug, error, info, warn};
 
-use crate::config::checked::TCP;
 use crate::group::Group;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
@@ -260,8 +259,8 @@ impl Loop {
 /// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is).
 fn route((policy, groups): (&Policy, &[Group]), lanes: &[Lane], counters: &Counters, accepted: Accepted) {
     let Accepted { stream: socket, client, destination } = accepted;
-    let key = FlowKey { protocol: TCP, source: client, destination };
-    let Some(rule) = policy.find(&key) else {
+    let key = StreamKey::new(client, destination);
+    let Some((key, rule)) = key.ok().and_then(|key| Some((key, policy.find(&key)?))) else {
         debug!(%client, %destination, "a connection that no rule names reached the gate");
         counters.not_intercepted.fetch_add(1, Ordering::Relaxed);
         reset_on_close(&socket);

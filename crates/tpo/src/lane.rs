@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Event, FlowId, FlowKey, Peer, Status, Treatment};
+use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment};
 use tracing::{debug, info, warn};
 
 use crate::demand::{Demand, Turn};
@@ -153,7 +153,7 @@ struct Loop {
     slot: usize,
     transit: Option<Arc<Transit>>,
     /// Streams of the peer that go on to another one.
-    passing: HashMap<FlowId, FlowKey>,
+    passing: HashMap<FlowId, StreamKey>,
     voice: Voice,
     inbox: Receiver<Command>,
     /// More commands wait than one turn takes.
@@ -176,7 +176,7 @@ struct Loop {
     closing: Option<Instant>,
     demand: Option<Demand>,
     /// Connections that wait for a peer that was called on demand.
-    held: Vec<(TcpStream, FlowKey, Treatment)>,
+    held: Vec<(TcpStream, StreamKey, Treatment)>,
 }
 
 impl Loop {
@@ -186,6 +186,7 @@ impl Loop {
             let now = Instant::now();
             self.follow_demand(now);
             if let Some(packets) = &mut self.packets {
+                self.counters.not_allowed += packets.follow_addresses(&mut self.peer, &self.exit, now);
                 packets.say_what_is_asked(&mut self.peer, now);
             }
             let busy = self.transmit(now);
@@ -360,7 +361,7 @@ impl Loop {
         }
     }
 
-    fn accepted(&mut self, socket: TcpStream, key: FlowKey, treatment: Treatment, now: Instant) {
+    fn accepted(&mut self, socket: TcpStream, key: StreamKey, treatment: Treatment, now: Instant) {
         if self.need(now) && self.held.len() < MOST_HELD {
             self.held.push((socket, key, treatment));
             return;
@@ -448,6 +449,7 @@ impl Loop {
                 Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
                 Event::Connected { fresh } => {
                     info!(peer = %self.name, fresh, remote = ?self.peer.remote(), "peer connected");
+                    self.set_heard(true);
                     if let Some(packets) = self.packets.as_mut().filter(|_| fresh) {
                         packets.begin_anew(now);
                     }
@@ -459,10 +461,15 @@ impl Loop {
                     }
                 }
                 Event::Silent => {
-                    warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule")
+                    warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule");
+                    self.set_heard(false);
                 }
-                Event::Heard => info!(peer = %self.name, "peer heard again"),
+                Event::Heard => {
+                    info!(peer = %self.name, "peer heard again");
+                    self.set_heard(true);
+                }
                 Event::Dead => {
+                    self.set_heard(false);
                     let edges = self.edges.len();
                     match &mut self.demand {
                         Some(demand) => {
@@ -493,8 +500,14 @@ impl Loop {
         }
     }
 
+    fn set_heard(&self, heard: bool) {
+        if let Some(packets) = &self.packets {
+            packets.set_heard(heard);
+        }
+    }
+
     /// The peer has opened a flow of packets.
-    fn exchange(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, now: Instant) {
+    fn exchange(&mut self, flow: FlowId, key: PacketKey, asked: Treatment, now: Instant) {
         let permitted = self.exit.permits(&key);
         let next = match &self.transit {
             Some(transit) if permitted => transit.next(&key, self.slot),
@@ -532,7 +545,7 @@ impl Loop {
     }
 
     /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on.
-    fn way_out(&mut self, flow: FlowId, key: &FlowKey, asked: &Treatment) -> Result<TcpStream, Status> {
+    fn way_out(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment) -> Result<TcpStream, Status> {
         let next = match &self.transit {
             Some(transit) if self.exit.names(key) => (transit.next(key, self.slot), Some(transit)),
             _ => (Next::Here, None),
@@ -557,7 +570,7 @@ impl Loop {
         Ok(near)
     }
 
-    fn open(&mut self, flow: FlowId, key: &FlowKey, asked: &Treatment, now: Instant) {
+    fn open(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment, now: Instant) {
         let socket = match self.way_out(flow, key, asked) {
             Ok(socket) => socket,
             Err(status) => {

@@ -3,6 +3,7 @@
 //! The binary `tpo` only calls [`cli::main`]; tests and fuzz targets reach the rooms through this library.
 //! The modules follow the walk of a byte where they are part of it; what a person touches comes first.
 
+pub mod address;
 pub mod bench;
 pub mod cli;
 pub mod config;

@@ -6,13 +6,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
-use tpo_engine::FlowKey;
+use tpo_engine::PacketKey;
+
+use crate::address::{any_form, is_special};
 
 /// IANA's numbers.
 pub const ICMP: u8 = 1;
 /// Of UDP.
 pub const UDP: u8 = 17;
-/// Of ICMP for IPv6; inside a [`FlowKey`] it is [`ICMP`] too, the addresses tell the family.
+/// Of ICMP for IPv6; inside a [`PacketKey`] it is [`ICMP`] too, the addresses tell the family.
 pub const ICMP_V6: u8 = 58;
 
 const WHOLE: u8 = 0;
@@ -36,7 +38,7 @@ const VNET_GSO_UDP: u8 = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// The flow of which it is, seen from its source. Of an ICMP error: the flow of the packet that it is about.
-    pub key: FlowKey,
+    pub key: PacketKey,
     /// It tells the source of another packet of the flow that it did not arrive.
     pub is_error: bool,
     /// It opens an exchange: an echo request, or a protocol whose packets are all alike.
@@ -75,56 +77,86 @@ pub struct Head {
     pub label: u32,
 }
 
-/// Reads an IP packet; `None` when it is none, or is cut short.
+/// Why what a peer has sent is not given on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is of another flow than it says, or no packet at all.
+    Foreign,
+    /// ICMP that is neither an echo nor an error about a packet: what tells hosts and routers how
+    /// to behave stays in its network.
+    Icmp,
+}
+
+/// Reads an IP packet; `None` when it is none that is carried, or is cut short.
 pub fn look(packet: &[u8]) -> Option<Seen> {
-    let outer = header(packet)?;
-    let body = packet.get(outer.body.clone())?;
+    see(packet).ok()
+}
+
+fn see(packet: &[u8]) -> Result<Seen, Refused> {
+    const NONE: Refused = Refused::Foreign;
+    let outer = header(packet).ok_or(NONE)?;
+    let body = packet.get(outer.body.clone()).ok_or(NONE)?;
     let piece = outer.piece;
-    let seen = |ports: (u16, u16), opens| Seen { key: outer.key(ports), is_error: false, opens, piece, plain: None };
+    let seen = |ports: (u16, u16), opens| {
+        let key = outer.key(ports).ok_or(NONE)?;
+        Ok(Seen { key, is_error: false, opens, piece, plain: None })
+    };
     if piece.is_some_and(|piece| !piece.is_first) {
-        return Some(seen((0, 0), false));
+        return seen((0, 0), false);
     }
     match outer.protocol {
         UDP => {
-            let ports = ports(body)?;
-            let whole = usize::from(u16_at(body, 4)?) == body.len() && outer.is_simple;
+            let ports = ports(body).ok_or(NONE)?;
+            let whole = u16_at(body, 4).map(usize::from) == Some(body.len()) && outer.is_simple;
             let from = outer.body.start + UDP_HEADER;
             let Header { class, hops, flags, label, .. } = outer;
             let head = Head { class, hops, flags, label };
             let plain = whole.then_some(Plain { head, payload: from..packet.len() });
-            Some(Seen { plain, ..seen(ports, true) })
+            Ok(Seen { plain, ..seen(ports, true)? })
         }
         ICMP | ICMP_V6 => {
             let v6 = outer.source.is_ipv6();
-            let kind = *body.first()?;
-            let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
-            if kind == request || kind == reply {
-                let id = u16_at(body, 4)?;
-                return Some(seen((id, id), kind == request));
+            let kind = *body.first().ok_or(NONE)?;
+            if let Some(is_request) = echo(kind, v6) {
+                let id = u16_at(body, 4).ok_or(NONE)?;
+                return seen((id, id), is_request);
             }
+            // Unreachable, packet too big, time exceeded, a bad header.
             let is_error = if v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
             if !is_error {
-                return Some(seen((0, 0), false));
+                return Err(Refused::Icmp);
             }
-            let about = body.get(8..)?;
-            let inner = header(about)?;
-            let rest = about.get(inner.body.start..)?;
-            let ports = match inner.protocol {
-                UDP => (u16_at(rest, 0)?, u16_at(rest, 2)?),
-                ICMP | ICMP_V6 => (u16_at(rest, 4)?, u16_at(rest, 4)?),
-                _ => (0, 0),
-            };
-            // It goes to the source of what it is about.
-            (inner.source == outer.destination).then(|| Seen {
-                key: inner.key(ports),
-                is_error: true,
-                opens: false,
-                piece,
-                plain: None,
-            })
+            let key = body.get(8..).and_then(quoted).ok_or(NONE)?;
+            // It goes to the source of what it is about, from whichever router on the way.
+            let from_router = !any_form(outer.source, is_special);
+            match key.source.ip() == outer.destination && !outer.destination.is_multicast() && from_router {
+                true => Ok(Seen { key, is_error: true, opens: false, piece, plain: None }),
+                false => Err(NONE),
+            }
         }
-        _ => Some(seen((0, 0), true)),
+        _ => seen((0, 0), true),
     }
+}
+
+/// The flow of the packet that an ICMP error quotes, seen from that packet's source.
+fn quoted(about: &[u8]) -> Option<PacketKey> {
+    let inner = header(about)?;
+    let rest = about.get(inner.body.start..)?;
+    let ports = match inner.protocol {
+        UDP => (u16_at(rest, 0)?, u16_at(rest, 2)?),
+        ICMP | ICMP_V6 => {
+            echo(*rest.first()?, inner.source.is_ipv6())?;
+            (u16_at(rest, 4)?, u16_at(rest, 4)?)
+        }
+        _ => (0, 0),
+    };
+    inner.key(ports)
+}
+
+/// Whether a kind of ICMP is an echo request, or its reply.
+fn echo(kind: u8, v6: bool) -> Option<bool> {
+    let (request, reply) = if v6 { (128, 129) } else { (8, 0) };
+    (kind == request || kind == reply).then_some(kind == request)
 }
 
 /// Appends the form in which the packet crosses.
@@ -161,7 +193,7 @@ pub fn as_plain(bytes: &[u8]) -> Option<(Head, &[u8])> {
 /// [`MOST_TOGETHER`] of them. Appends the header for `payloads` bytes of them, to be followed by these; gives what the kernel must be told.
 /// `None` when they are too long together.
 pub fn together(
-    key: &FlowKey,
+    key: &PacketKey,
     head: Head,
     (size, payloads): (usize, usize),
     number: u16,
@@ -183,36 +215,45 @@ pub fn together(
 }
 
 /// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that sent it. `number` tells it from others where
-/// it may be cut. False when it is no packet of that flow; then `out` is as it was.
-pub fn unpack(bytes: &[u8], key: &FlowKey, number: u16, out: &mut Vec<u8>) -> bool {
+/// it may be cut. Gives the router from which it comes, if it is an ICMP error.
+///
+/// # Errors
+/// When it is no packet of that flow; then `out` is as it was.
+pub fn unpack(bytes: &[u8], key: &PacketKey, number: u16, out: &mut Vec<u8>) -> Result<Option<IpAddr>, Refused> {
     match bytes.split_first() {
         Some((&(PLAIN_UDP | LABELLED_UDP), _)) if key.protocol == UDP => {
-            as_plain(bytes).is_some_and(|(head, payload)| plain(key, head, payload, number, out))
+            let is_one = as_plain(bytes).is_some_and(|(head, payload)| plain(key, head, payload, number, out));
+            if is_one { Ok(None) } else { Err(Refused::Foreign) }
         }
-        Some((&WHOLE, packet)) if belongs(packet, key) => {
+        Some((&WHOLE, packet)) => {
+            let router = belongs(packet, key)?;
             out.extend_from_slice(packet);
-            true
+            Ok(router)
         }
-        _ => false,
+        _ => Err(Refused::Foreign),
     }
 }
 
-fn belongs(packet: &[u8], key: &FlowKey) -> bool {
-    let Some(seen) = look(packet) else { return false };
-    match seen.is_error {
-        // From whichever router on the way.
+fn belongs(packet: &[u8], key: &PacketKey) -> Result<Option<IpAddr>, Refused> {
+    let seen = see(packet)?;
+    let is_of_flow = match seen.is_error {
         true => seen.key == key.turned(),
         false if seen.piece.is_some_and(|piece| !piece.is_first) => {
             // Its ports are in the first one.
-            let ends = |key: &FlowKey| (key.protocol, key.source.ip(), key.destination.ip());
+            let ends = |key: &PacketKey| (key.protocol, key.source.ip(), key.destination.ip());
             ends(&seen.key) == ends(key)
         }
         false => seen.key == *key,
+    };
+    match is_of_flow {
+        true if seen.is_error => Ok(header(packet).map(|outer| outer.source)),
+        true => Ok(None),
+        false => Err(Refused::Foreign),
     }
 }
 
 /// Appends an ordinary UDP packet; false when it would be too long.
-pub fn plain(key: &FlowKey, head: Head, payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
+pub fn plain(key: &PacketKey, head: Head, payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
     let Some(sum) = plain_header(key, head, payload.len(), number, out) else { return false };
     let udp = out.len() - UDP_HEADER;
     out.extend_from_slice(payload);
@@ -227,7 +268,7 @@ pub fn plain(key: &FlowKey, head: Head, payload: &[u8], number: u16, out: &mut V
 
 /// Appends the headers in front of a payload of this length, without the UDP checksum; gives the sum of the pseudo header for it.
 fn plain_header(
-    key: &FlowKey,
+    key: &PacketKey,
     Head { class, hops, flags, label }: Head,
     payload: usize,
     number: u16,
@@ -356,12 +397,14 @@ struct Header {
 }
 
 impl Header {
-    fn key(&self, (from, to): (u16, u16)) -> FlowKey {
-        FlowKey {
-            protocol: if self.protocol == ICMP_V6 { ICMP } else { self.protocol },
-            source: SocketAddr::new(self.source, from),
-            destination: SocketAddr::new(self.destination, to),
-        }
+    /// `None` for what is no flow of packets, such as TCP, and for the ICMP of the other family.
+    fn key(&self, (from, to): (u16, u16)) -> Option<PacketKey> {
+        let protocol = match (self.protocol, self.source.is_ipv6()) {
+            (ICMP_V6, true) => ICMP,
+            (ICMP, true) => return None,
+            (protocol, _) => protocol,
+        };
+        PacketKey::new(protocol, SocketAddr::new(self.source, from), SocketAddr::new(self.destination, to)).ok()
     }
 }
 
@@ -371,7 +414,7 @@ fn header(packet: &[u8]) -> Option<Header> {
         4 => {
             let length = usize::from(packet[0] & 15) * 4;
             let total = usize::from(u16_at(packet, 2)?);
-            if length < IPV4 || total < length || packet.len() < IPV4 {
+            if length < IPV4 || total < length || packet.len() < IPV4 || is_source_routed(packet.get(IPV4..length)?) {
                 return None;
             }
             let fragment = u16_at(packet, 6)?;
@@ -423,6 +466,25 @@ fn header(packet: &[u8]) -> Option<Header> {
     }
 }
 
+/// Whether options of IPv4 name other hosts by which the packet shall go (RFC 791): its destination
+/// would not be the last.
+fn is_source_routed(mut options: &[u8]) -> bool {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    loop {
+        match options {
+            [] | [END, ..] => return false,
+            [NOTHING, rest @ ..] => options = rest,
+            [LOOSE | STRICT, ..] => return true,
+            [_, length, ..] if *length >= 2 => options = options.get(usize::from(*length)..).unwrap_or_default(),
+            // No way to tell what follows.
+            _ => return true,
+        }
+    }
+}
+
 fn ports(body: &[u8]) -> Option<(u16, u16)> {
     (body.len() >= UDP_HEADER).then_some((u16_at(body, 0)?, u16_at(body, 2)?))
 }
@@ -466,11 +528,13 @@ pub fn fuzz(bytes: &[u8]) {
         let (mut crossed, mut out) = (Vec::new(), Vec::new());
         pack(packet, &seen, &mut crossed);
         let key = if seen.is_error { seen.key.turned() } else { seen.key };
-        assert!(unpack(&crossed, &key, 7, &mut out), "what we pack belongs to its flow");
+        assert!(unpack(&crossed, &key, 7, &mut out).is_ok(), "what we pack belongs to its flow");
         let again = look(&out).expect("what we write can be read");
         assert_eq!((again.key, again.is_error, again.piece), (seen.key, seen.is_error, seen.piece));
         out.clear();
-        unpack(second, &seen.key, 7, &mut out);
+        if unpack(second, &seen.key, 7, &mut out).is_err() {
+            assert!(out.is_empty());
+        }
         pass_on(&mut second.to_vec());
     }
 }
@@ -479,10 +543,10 @@ pub fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn key(v6: bool) -> FlowKey {
+    fn key(v6: bool) -> PacketKey {
         let (source, destination) =
             if v6 { ("[fd10:1::2]:4000", "[fd10:2::2]:53") } else { ("10.1.1.2:4000", "10.2.2.2:53") };
-        FlowKey { protocol: UDP, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+        PacketKey::new(UDP, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
     }
 
     fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
@@ -503,9 +567,10 @@ mod tests {
                 pack(&packet, &seen, &mut crossed);
                 assert_eq!(crossed.len(), 4 + payload.len());
                 let mut out = Vec::new();
-                assert!(unpack(&crossed, &key(v6), 1, &mut out));
+                assert_eq!(unpack(&crossed, &key(v6), 1, &mut out), Ok(None));
                 assert_eq!(out, packet);
-                assert!(!unpack(&crossed, &FlowKey { protocol: 47, ..key(v6) }, 1, &mut out));
+                let gre = PacketKey::new(47, key(v6).source, key(v6).destination).unwrap();
+                assert_eq!(unpack(&crossed, &gre, 1, &mut out), Err(Refused::Foreign));
             }
         }
     }
@@ -543,7 +608,7 @@ mod tests {
                 for hops in (1..63).rev() {
                     assert!(pass_on(&mut form));
                     let mut out = Vec::new();
-                    assert!(unpack(&form, &key(v6), 9, &mut out));
+                    assert_eq!(unpack(&form, &key(v6), 9, &mut out), Ok(None));
                     assert_eq!(out[if v6 { 7 } else { 8 }], hops);
                     assert!(v6 || Sum::default().add(&out[..20]).finish() == 0, "the header's checksum is right");
                 }
@@ -561,7 +626,7 @@ mod tests {
         pack(&packet, &look(&packet).unwrap(), &mut crossed);
         assert_eq!(crossed, [2, 2, 9, 1, 0xf, 0x12, 0x34, b'x']);
         let mut out = Vec::new();
-        assert!(unpack(&crossed, &key(true), 1, &mut out));
+        assert_eq!(unpack(&crossed, &key(true), 1, &mut out), Ok(None));
         assert_eq!(out, packet);
     }
 
@@ -627,8 +692,10 @@ mod tests {
             assert_eq!((seen.key, seen.is_error, seen.opens), (key(v6), true, false));
             let (mut crossed, mut out) = (Vec::new(), Vec::new());
             pack(&packet, &seen, &mut crossed);
-            assert!(unpack(&crossed, &key(v6).turned(), 1, &mut out), "it comes from the far side of the flow");
-            assert!(!unpack(&crossed, &key(v6), 1, &mut out));
+            let router: IpAddr = if v6 { key(v6).source.ip() } else { [10, 2, 2, 1].into() };
+            let turned = unpack(&crossed, &key(v6).turned(), 1, &mut out);
+            assert_eq!(turned, Ok(Some(router)), "it comes from the far side of the flow");
+            assert_eq!(unpack(&crossed, &key(v6), 1, &mut out), Err(Refused::Foreign));
             assert_eq!(out, packet);
             // To somebody else than it is about.
             let at = if v6 { 39 } else { 19 };
@@ -642,9 +709,101 @@ mod tests {
         let mut crossed = vec![WHOLE];
         crossed.extend(udp(false, b"x"));
         let mut out = Vec::new();
-        let other = FlowKey { source: "10.1.1.3:4000".parse().unwrap(), ..key(false) };
-        assert!(!unpack(&crossed, &other, 1, &mut out) && out.is_empty());
-        assert!(unpack(&crossed, &key(false), 1, &mut out));
+        let other = PacketKey::new(UDP, "10.1.1.3:4000".parse().unwrap(), key(false).destination).unwrap();
+        assert_eq!(unpack(&crossed, &other, 1, &mut out), Err(Refused::Foreign));
+        assert!(out.is_empty());
+        assert_eq!(unpack(&crossed, &key(false), 1, &mut out), Ok(None));
+    }
+
+    /// A packet of ICMP from 10.1.1.2 to 10.2.2.2, or of the same hosts of IPv6, with this type and
+    /// what follows its checksum.
+    fn icmp(v6: bool, kind: u8, rest: &[u8]) -> Vec<u8> {
+        let mut packet = udp(v6, &vec![0; 4 + rest.len() - UDP_HEADER]);
+        let body = if v6 { IPV6 } else { IPV4 };
+        packet[if v6 { 6 } else { 9 }] = if v6 { ICMP_V6 } else { ICMP };
+        packet[body..].fill(0);
+        packet[body] = kind;
+        packet[body + 4..].copy_from_slice(rest);
+        packet
+    }
+
+    /// Echoes cross, and errors about packets; nothing else of ICMP, neither from a LAN nor from a
+    /// peer.
+    #[test]
+    fn of_icmp_only_echoes_and_errors_are_carried() {
+        for v6 in [false, true] {
+            let ends = |id: u16| {
+                let key = key(v6);
+                let end = |end: SocketAddr| SocketAddr::new(end.ip(), id);
+                PacketKey::new(ICMP, end(key.source), end(key.destination)).unwrap()
+            };
+            // Their identifier is all that tells echoes apart; of all others there is none.
+            for kind in 0..=255 {
+                let packet = icmp(v6, kind, &[0; 60]);
+                let is_echo = if v6 { [128, 129].contains(&kind) } else { [8, 0].contains(&kind) };
+                // It quotes nothing.
+                let is_error = if v6 { (1..=4).contains(&kind) } else { [3, 11, 12].contains(&kind) };
+                assert_eq!(look(&packet).is_some(), is_echo, "{kind}");
+                let (crossed, mut out) = ([&[WHOLE][..], &packet].concat(), Vec::new());
+                let want = match (is_echo, is_error) {
+                    (true, _) => Ok(None),
+                    (_, true) => Err(Refused::Foreign),
+                    _ => Err(Refused::Icmp),
+                };
+                assert_eq!(unpack(&crossed, &ends(0), 1, &mut out), want, "{kind}");
+            }
+            // An error about an error or a redirect is none, nor is one that comes from nowhere.
+            let quoting = |about: &[u8]| {
+                let mut packet = icmp(v6, if v6 { 1 } else { 3 }, &[&[0; 4][..], about].concat());
+                let (source, length) = if v6 { (8, 16) } else { (12, 4) };
+                packet.copy_within(source..source + length, source + length);
+                packet
+            };
+            assert!(look(&quoting(&icmp(v6, if v6 { 128 } else { 8 }, &[0; 60]))).is_some_and(|seen| seen.is_error));
+            for kind in if v6 { [1, 134, 137] } else { [3, 5, 13] } {
+                assert_eq!(look(&quoting(&icmp(v6, kind, &[0; 60]))), None, "{kind}");
+            }
+            let mut from_nowhere = quoting(&udp(v6, b"x"));
+            assert!(look(&from_nowhere).is_some());
+            let source = if v6 { &mut from_nowhere[8..24] } else { &mut from_nowhere[12..16] };
+            let loopback: &[u8] = if v6 { &Ipv6Addr::LOCALHOST.octets() } else { &[127, 0, 0, 1] };
+            source.copy_from_slice(loopback);
+            assert_eq!(look(&from_nowhere), None);
+        }
+        // Each family has its own.
+        let mut mixed = icmp(false, 8, &[0; 60]);
+        mixed[9] = ICMP_V6;
+        assert_eq!(look(&mixed), None);
+    }
+
+    /// Behind an extension header, or by a route that its options name, a packet is something else
+    /// than its header says.
+    #[test]
+    fn a_packet_is_what_its_header_says() {
+        for (v6, protocol) in [(false, 6), (true, 6), (true, 0), (true, 43), (true, 60)] {
+            let mut packet = udp(v6, b"x");
+            packet[if v6 { 6 } else { 9 }] = protocol;
+            assert_eq!(look(&packet), None, "{protocol}");
+        }
+        // An error about a connection is none of ours.
+        let mut about = udp(false, b"x");
+        about[9] = 6;
+        assert_eq!(quoted(&about), None);
+        for (options, carried) in [
+            ([1, 1, 1, 0], true),
+            // Router alert.
+            ([148, 4, 0, 0], true),
+            ([131, 3, 4, 0], false),
+            ([1, 137, 3, 4], false),
+            ([68, 0, 0, 0], false),
+        ] {
+            let mut packet = udp(false, b"x");
+            packet.splice(20..20, options);
+            packet[0] = 0x46;
+            let length = packet.len() as u16;
+            packet[2..4].copy_from_slice(&length.to_be_bytes());
+            assert_eq!(look(&packet).is_some(), carried, "{options:?}");
+        }
     }
 
     #[test]

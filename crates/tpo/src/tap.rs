@@ -8,14 +8,14 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Delivery, FlowKey, Policy, Treatment};
+use tpo_engine::{Delivery, PacketKey, Policy, Treatment};
 use tracing::{debug, warn};
 
 use crate::group::Group;
@@ -89,39 +89,80 @@ pub fn shed<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// Which lane's peer has opened a flow, for the packets that come back.
+/// Which lane's peer owns a flow, for the packets that come back.
+#[derive(Debug)]
+pub struct Opened {
+    owners: RwLock<Owners>,
+    /// Of each peer: it is heard. One that is not keeps nobody from a flow.
+    heard: Vec<AtomicBool>,
+}
+
 #[derive(Debug, Default)]
-pub struct Opened(RwLock<HashMap<FlowKey, usize>>);
+struct Owners {
+    /// Flows that a peer has opened.
+    theirs: HashMap<PacketKey, usize>,
+    /// Flows of our side, as the opener sees them, and who carries them. Only where there are
+    /// several peers.
+    ours: HashMap<PacketKey, usize>,
+}
 
 impl Opened {
-    /// A peer has opened a flow.
-    pub fn insert(&self, key: FlowKey, slot: usize) {
-        self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner).insert(key, slot);
+    /// No flow of any of these peers yet.
+    pub fn new(peers: usize) -> Opened {
+        Opened { owners: RwLock::default(), heard: (0..peers).map(|_| AtomicBool::new(false)).collect() }
+    }
+
+    /// Whether a peer is heard.
+    pub fn set_heard(&self, slot: usize, heard: bool) {
+        self.heard[slot].store(heard, Ordering::SeqCst);
+    }
+
+    /// A peer opens a flow: its answers are that peer's from now on. False when they are another's
+    /// already, because that one has opened the same flow, or carries ours of the other direction.
+    pub fn insert(&self, key: PacketKey, slot: usize) -> bool {
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        let before = [owners.theirs.get(&key), owners.ours.get(&key.turned())];
+        if before.into_iter().flatten().any(|owner| *owner != slot && self.heard[*owner].load(Ordering::SeqCst)) {
+            return false;
+        }
+        owners.theirs.insert(key, slot);
+        true
     }
 
     /// It is over, unless another peer has opened the same since.
-    pub fn remove(&self, key: &FlowKey, slot: usize) {
-        let mut map = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if map.get(key) == Some(&slot) {
-            map.remove(key);
-            shed(&mut map);
-        }
+    pub fn remove(&self, key: &PacketKey, slot: usize) {
+        remove(&mut self.owners.write().unwrap_or_else(PoisonError::into_inner).theirs, key, slot);
     }
 
-    fn contains(&self, key: &FlowKey) -> bool {
+    /// Whether flows of our side are worth noting: with one peer alone nobody else could take them.
+    pub fn notes_ours(&self) -> bool {
+        self.heard.len() > 1
+    }
+
+    /// A flow of our side is carried by this peer.
+    pub fn insert_ours(&self, key: PacketKey, slot: usize) {
+        self.owners.write().unwrap_or_else(PoisonError::into_inner).ours.insert(key, slot);
+    }
+
+    /// It is over, unless another peer carries it since.
+    pub fn remove_ours(&self, key: &PacketKey, slot: usize) {
+        remove(&mut self.owners.write().unwrap_or_else(PoisonError::into_inner).ours, key, slot);
+    }
+
+    fn contains(&self, key: &PacketKey) -> bool {
         self.by(key).is_some()
     }
 
     /// The slot of the peer that has opened exactly this flow.
-    pub fn by(&self, key: &FlowKey) -> Option<usize> {
-        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(key).copied()
+    pub fn by(&self, key: &PacketKey) -> Option<usize> {
+        self.owners.read().unwrap_or_else(PoisonError::into_inner).theirs.get(key).copied()
     }
+}
 
-    /// Whose an answer is, or an error about what a peer has brought.
-    fn find(&self, seen: &Seen) -> Option<usize> {
-        let map = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let answered = map.get(&seen.key.turned());
-        answered.or_else(|| map.get(&seen.key).filter(|_| seen.is_error)).copied()
+fn remove(map: &mut HashMap<PacketKey, usize>, key: &PacketKey, slot: usize) {
+    if map.get(key) == Some(&slot) {
+        map.remove(key);
+        shed(map);
     }
 }
 
@@ -195,7 +236,7 @@ pub struct GroupTable {
 
 impl GroupTable {
     /// Every lane whose peer asks for this flow and gets it by a rule, and for whom it asks.
-    pub fn each(&self, key: &FlowKey, mut each: impl FnMut(usize, For, Ruled)) {
+    pub fn each(&self, key: &PacketKey, mut each: impl FnMut(usize, For, Ruled)) {
         let Some(rule) = self.policy.find(key) else { return };
         // The packet itself is on its way in its LAN whatever becomes of this copy.
         let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: false };
@@ -210,21 +251,16 @@ impl GroupTable {
 
 impl Table {
     fn find(&self, seen: &Seen) -> Option<Whose> {
-        if let Some(slot) = self.opened.find(seen) {
+        // As our side sees the flow: an error is about what the far side has sent in it.
+        let key = if seen.is_error { seen.key.turned() } else { seen.key };
+        if let Some(slot) = self.opened.by(&key.turned()) {
             return Some((slot, None));
         }
-        let ruled = |key: &FlowKey| {
-            let (number, rule) = self.policy.find_with_number(key)?;
-            let ruled =
-                Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: self.fails_open[number] };
-            Some((self.groups[rule.peer].choose(key, |peer| self.lanes[peer].pulse.is_up()), ruled))
-        };
-        match ruled(&seen.key) {
-            Some((peer, rule)) if seen.opens => Some((peer, Some(rule))),
-            Some((peer, _)) => Some((peer, None)),
-            // An error about what the far side sent in a flow of ours.
-            None => ruled(&seen.key.turned()).map(|(peer, _)| (peer, None)),
-        }
+        let (number, rule) = self.policy.find_with_number(&key)?;
+        let peer = self.groups[rule.peer].choose(&key, |peer| self.lanes[peer].pulse.is_up());
+        let fails_open = self.fails_open[number];
+        let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open };
+        Some((peer, seen.opens.then_some(ruled)))
     }
 }
 
@@ -318,7 +354,11 @@ fn read(
         }
         let found = seen.and_then(|seen| {
             let found = match &last {
-                Some((same, found)) if same.key == seen.key && same.opens == seen.opens => *found,
+                Some((same, found))
+                    if (same.key, same.opens, same.is_error) == (seen.key, seen.opens, seen.is_error) =>
+                {
+                    *found
+                }
                 _ => table.find(&seen),
             };
             last = Some((seen.clone(), found));
@@ -353,5 +393,44 @@ fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
     if full || lane.send(Command::Packets(batch)).is_err() {
         waiting.fetch_sub(bytes, Ordering::Relaxed);
         counters.lane_full.fetch_add(packets, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(source: &str, destination: &str) -> PacketKey {
+        PacketKey::new(17, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+    }
+
+    /// Who opened a flow keeps it while it lives, and so does who carries one of ours; one that is
+    /// silent keeps nothing.
+    #[test]
+    fn an_owner_is_not_replaced_while_it_is_heard() {
+        let opened = Opened::new(3);
+        (0..3).for_each(|slot| opened.set_heard(slot, true));
+        let theirs = key("10.1.1.2:4000", "10.2.2.2:53");
+        assert!(opened.insert(theirs, 0) && opened.insert(theirs, 0));
+        assert!(!opened.insert(theirs, 1));
+        opened.remove(&theirs, 1);
+        assert_eq!(opened.by(&theirs), Some(0), "it is not the other one's to end");
+        opened.set_heard(0, false);
+        assert!(opened.insert(theirs, 1));
+        opened.set_heard(0, true);
+        opened.remove(&theirs, 0);
+        assert_eq!((opened.by(&theirs), opened.insert(theirs, 0)), (Some(1), false));
+        opened.remove(&theirs, 1);
+        assert!(opened.insert(theirs, 0));
+        // A flow of our side: its answers come from who carries it.
+        let ours = key("10.2.2.2:5000", "10.1.1.2:53");
+        opened.insert_ours(ours, 2);
+        assert!(!opened.insert(ours.turned(), 1));
+        assert!(opened.insert(ours.turned(), 2));
+        opened.remove(&ours.turned(), 2);
+        opened.remove_ours(&ours, 1);
+        assert!(!opened.insert(ours.turned(), 1));
+        opened.remove_ours(&ours, 2);
+        assert!(opened.insert(ours.turned(), 1));
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use socket2::{Domain, Socket, Type};
-use tpo_engine::{FlowKey, Policy, Status};
+use tpo_engine::{FlowKey, PacketKey, Policy, Status, StreamKey};
 
 use crate::group::Group;
 use crate::intercept::tcp::lan_options;
@@ -26,12 +26,12 @@ pub struct Onward {
     /// All bytes.
     pub bytes: Vec<u8>,
     /// Of which flow each is, seen from its source, by which rule it may open it there, and its bytes.
-    pub items: Vec<(FlowKey, Option<Ruled>, Range<usize>)>,
+    pub items: Vec<(PacketKey, Option<Ruled>, Range<usize>)>,
 }
 
 impl Onward {
     /// Adds one; gives its bytes to be changed.
-    pub fn push(&mut self, key: FlowKey, ruled: Option<Ruled>, bytes: &[u8]) {
+    pub fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) {
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         self.items.push((key, ruled, from..self.bytes.len()));
@@ -66,7 +66,7 @@ pub struct Transit {
     /// Known when all have started.
     lanes: OnceLock<Vec<Lane>>,
     /// Streams that pass.
-    passing: Mutex<HashSet<FlowKey>>,
+    passing: Mutex<HashSet<StreamKey>>,
 }
 
 impl Transit {
@@ -106,7 +106,7 @@ impl Transit {
     }
 
     /// To whom a flow for many goes on that the peer in this slot has brought.
-    pub fn each(&self, key: &FlowKey, from: usize, mut each: impl FnMut(usize, Ruled)) {
+    pub fn each(&self, key: &PacketKey, from: usize, mut each: impl FnMut(usize, Ruled)) {
         let Some(to_many) = &self.to_many else { return };
         to_many.each(key, |peer, whom, ruled| {
             if peer != from && whom == For::Itself {
@@ -116,12 +116,12 @@ impl Transit {
     }
 
     /// A stream begins to pass; false when it is here already, and would go in circles.
-    pub fn begin(&self, key: &FlowKey) -> bool {
+    pub fn begin(&self, key: &StreamKey) -> bool {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner).insert(*key)
     }
 
     /// It has ended.
-    pub fn end(&self, key: &FlowKey) {
+    pub fn end(&self, key: &StreamKey) {
         self.passing.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }
@@ -164,11 +164,7 @@ mod tests {
     #[test]
     fn a_stream_passes_once() {
         let transit = Transit::new(Policy::new(Vec::new()), Vec::new(), Vec::new(), None);
-        let key = FlowKey {
-            protocol: 6,
-            source: "10.1.1.1:1000".parse().unwrap(),
-            destination: "10.2.2.2:80".parse().unwrap(),
-        };
+        let key = StreamKey::new("10.1.1.1:1000".parse().unwrap(), "10.2.2.2:80".parse().unwrap()).unwrap();
         assert!(matches!(transit.next(&key, 0), Next::Here));
         assert!(transit.begin(&key) && !transit.begin(&key));
         transit.end(&key);

@@ -261,7 +261,9 @@ fn the_help_tells_the_exit_codes_and_a_wrong_filter_is_refused() {
     }
     let help = folder.run(&["status", "--help"]).out;
     assert!(
-        help.contains("   8  not accepted: The far TPO has no [[accept]] for the destination. (add an [[accept]]"),
+        help.contains(
+            "   8  not accepted: The far TPO has no [[accept]] for this client and destination. (add an [[accept]]"
+        ),
         "{help}"
     );
     let ran = folder.run(&["--log", "inof", "init"]);

@@ -58,7 +58,8 @@ fn a_hub_for_groups_needs_no_lan() {
     let hub = base().replace(
         "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
         "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"\ntransit = true",
-    ) + "protocol = \"udp\"\n[[accept]]\npeer = \"lyon\"\nprotocol = \"udp\"\ndestination = \"239.1.0.0/16\"\n";
+    ) + "protocol = \"udp\"\nsource = \"any\"\n\
+         [[accept]]\npeer = \"lyon\"\nprotocol = \"udp\"\nsource = \"10.10.2.0/24\"\ndestination = \"239.1.0.0/16\"\n";
     let (checked, _) = good(&hub);
     assert!(checked.rules[0].transit && checked.rules[0].is_for_many());
     assert!(check(&hub.replace("transit = true", "transit = false")).is_err());
@@ -126,6 +127,11 @@ source_address = "tpo"
 
 [[accept]]
 peer = "paris"
+source = "any"
+destination = "any"
+
+[[accept]]
+peer = "oslo"
 destination = "any"
 "#
     );
@@ -149,6 +155,120 @@ destination = "any"
     assert!(!checked.rules[1].enabled);
     assert_eq!((checked.accepts[0].peer, checked.accepts[0].source_address), (1, SourceAddress::Tpo));
     assert_eq!(checked.accepts[0].destination_ports, 80..=80);
+    let sources =
+        |accept: usize| checked.accepts[accept].sources.iter().map(|prefix| prefix.to_string()).collect::<Vec<_>>();
+    assert_eq!([sources(0), sources(1), sources(2)], [["fd10:1::/64"], ["any"], ["fd10:2::2/128"]]);
+}
+
+/// Who may come from a peer, where nothing is said, is who is behind it by our own rules; where no
+/// rule says so, it must be said.
+#[test]
+fn who_is_behind_a_peer_follows_from_the_rules() {
+    let rule = |destination: &str, more: &str| {
+        format!(
+            "[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n{more}\n"
+        )
+    };
+    let text = base()
+        + &rule("10.10.3.0/24", "transit = true")
+        + &rule("10.10.4.0/24", "enabled = false")
+        + &rule("fd10:2::/64", "")
+        + &rule("239.1.0.0/16", "transit = true");
+    let sources = |text: &str| {
+        let (checked, findings) = good(text);
+        assert_eq!(findings.to_string().lines().count(), 1, "{findings}");
+        checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let is = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<std::collections::BTreeSet<_>>();
+    let accept = "[[accept]]\npeer = \"lyon\"\ndestination = \"10.10.1.0/24\"";
+    assert_eq!(sources(&text), is(&["10.10.2.0/24", "10.10.3.0/24"]));
+    assert_eq!(sources(&text.replace(accept, &accept.replace("10.10.1.0/24", "fd10:1::/64"))), is(&["fd10:2::/64"]));
+    assert_eq!(sources(&text.replace(accept, &format!("{accept}\nsource = \"10.10.9.0/24\""))), is(&["10.10.9.0/24"]));
+    // Servers alone: no rule, or none of that family, or none that is switched on.
+    let line = ":12: error: [[accept]] source: missing, and no enabled [[rule]] sends anything to somebody behind peer \"lyon\"; \
+                would do: the line source = \"10.10.2.0/24\", with the prefix of the clients behind \"lyon\"";
+    let (before, after) = (base().find("[[rule]]").unwrap(), base().find("[[accept]]").unwrap());
+    let none = base()[..before].to_owned() + &base()[after..];
+    let off = base().replace("[[accept]]", "enabled = false\n[[accept]]");
+    let other = base().replace("10.10.1.0/24\"\ndestination = \"10.10.2.0/24", "any\"\ndestination = \"fd10:2::/64");
+    for (text, line) in [(none, line.replace(":12:", ":7:")), (off, line.replace(":12:", ":13:")), (other, line.into())]
+    {
+        let refused = check(&text).unwrap_err().to_string();
+        assert!(refused.contains(&line), "{refused}");
+    }
+}
+
+/// Where our rules send the answers to one peer, packets of the same clients through another would
+/// be refused: that is said.
+#[test]
+fn clients_of_another_peer_are_noticed() {
+    let two = |rules_peer: &str, accept: &str| {
+        base()
+            + &format!("[[peer]]\nname = \"oslo\"\npublic_key = \"{OTHER_KEY}\"\n")
+            + &format!(
+                "[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"10.10.2.0/23\"\npeer = {rules_peer}\n"
+            )
+            + &format!("[[accept]]\npeer = \"oslo\"\n{accept}\n")
+    };
+    let accept = "protocol = \"udp\"\nsource = \"10.10.2.0/24\"\ndestination = \"10.10.1.0/24\"";
+    assert_eq!(
+        warnings(&two("\"lyon\"", accept)),
+        ["23: 10.10.2.0/24 is behind \"lyon\" by the rule of line 18: packets from there through \"oslo\" are refused"]
+    );
+    for (peer, accept) in [
+        ("[\"lyon\", \"oslo\"]", accept.to_owned()),
+        ("\"lyon\"", accept.replace("udp", "tcp")),
+        ("\"lyon\"", accept.replace("10.10.2.0/24", "10.10.4.0/24")),
+        ("\"lyon\"", accept.replace("10.10.2.0/24", "10.10.0.0/16")),
+        ("\"lyon\"\ndestination_ports = 53", accept.to_owned()),
+        ("\"lyon\"\nenabled = false", accept.to_owned()),
+    ] {
+        assert_eq!(warnings(&two(peer, &accept)), Vec::<String>::new(), "{peer} {accept}");
+    }
+}
+
+/// The README's ten lines work as they stand there.
+#[test]
+fn the_readme_is_a_good_configuration() {
+    let readme = include_str!("../../../README.md");
+    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("its configuration");
+    let (checked, findings) = good(&text.replace("<what keygen printed in Lyon>", KEY));
+    assert_eq!(findings.to_string(), "");
+    let sources: Vec<_> = checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect();
+    assert_eq!(sources, ["10.10.2.0/24"]);
+}
+
+#[test]
+fn every_wide_accept_is_named() {
+    let notes = |text: &str| {
+        let (_, findings) = good(text);
+        assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+        let notes = findings.iter().filter(|finding| finding.key.starts_with("[[accept]]"));
+        notes.map(|finding| format!("{}: {}: {}", finding.line, finding.key, finding.found)).collect::<Vec<_>>()
+    };
+    let accept = |destination: &str, source: &str| {
+        base().replace(
+            "peer = \"lyon\"\ndestination = \"10.10.1.0/24\"",
+            &format!("peer = \"lyon\"\ndestination = \"{destination}\"\n{source}"),
+        )
+    };
+    for narrow in ["10.0.0.0/8", "2001::/16"] {
+        assert_eq!(notes(&accept(narrow, &format!("source = \"{narrow}\""))), Vec::<String>::new(), "{narrow}");
+    }
+    for wide in ["any", "0.0.0.0/0", "10.0.0.0/7", "2000::/3", "fc00::/7"] {
+        let family = if wide.contains(':') { "2001::/16" } else { "10.0.0.0/8" };
+        assert_eq!(
+            notes(&accept(wide, &format!("source = \"{family}\""))),
+            [format!("12: [[accept]] destination: {wide} is wide")]
+        );
+        assert_eq!(
+            notes(&accept(family, &format!("source = \"{wide}\""))),
+            [format!("12: [[accept]] source: {wide} is wide")]
+        );
+    }
+    // What follows from a rule is no less wide.
+    let any = base().replace("destination = \"10.10.2.0/24\"", "destination = \"any\"");
+    assert_eq!(notes(&any), ["12: [[accept]] source: any is wide"]);
 }
 
 #[test]
@@ -419,8 +539,8 @@ const WRONG: &[(&str, &str, &str)] = &[
         ":10: error: [[rule]] destination: found 224.0.0.0/3, which is more than groups of multicast; would do: \"224.0.0.0/4\"",
     ),
     (
-        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"",
-        "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"",
+        "protocol = \"tcp\"\nsource = \"10.10.1.0/24\"\ndestination = \"10.10.2.0/24\"\npeer = \"lyon\"\n[[accept]]",
+        "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"\npeer = \"lyon\"\n[[accept]]\nsource = \"any\"",
         ":7: error: destination: found 239.1.0.0/16, a group of multicast, and no LAN for it; would do: [multicast] with interfaces",
     ),
     (
@@ -433,6 +553,17 @@ const WRONG: &[(&str, &str, &str)] = &[
         "connect = \"on-demand\"\npublic_key",
         ":6: error: [[peer]] connect: found \"on-demand\"; would do: an endpoint too",
     ),
+    (
+        "[[accept]]",
+        "[[accept]]\nsource = \"127.0.0.0/8\"",
+        ":13: error: [[accept]] source: found 127.0.0.0/8; would do: the prefix of the peer's clients: none of them is loopback",
+    ),
+    (
+        "[[accept]]\npeer = \"lyon\"\ndestination = \"10.10.1.0/24\"",
+        "[[accept]]\npeer = \"lyon\"\ndestination = \"169.254.0.0/16\"",
+        ":14: error: [[accept]] destination: found 169.254.0.0/16; would do: each such address alone",
+    ),
+    ("[[accept]]", "[[accept]]\nprotocol = 60", ":13: error: [[accept]] protocol: found 60; would do: \"tcp\""),
     (
         "[[accept]]",
         "[[accept]]\npinned = true",

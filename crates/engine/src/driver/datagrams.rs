@@ -18,7 +18,7 @@ use super::{
     schedule::Turn,
 };
 use crate::{
-    Event, FlowId, FlowInfo, FlowKey, SendError, Squeezed, Status, Treatment,
+    Event, FlowId, FlowInfo, PacketKey, SendError, Squeezed, Status, Treatment,
     config::{
         CROSSING, ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
         WAITING_BYTES, WAITING_FLOW_BYTES,
@@ -37,11 +37,11 @@ type ByNumber = HashMap<FlowId, Box<Exchange>, BuildHasherDefault<NumberHasher>>
 pub(crate) struct Exchanges {
     by_number: ByNumber,
     /// Keys come from whoever sends here: the usual hash, which nobody outside can aim at.
-    by_key: HashMap<FlowKey, FlowId>,
+    by_key: HashMap<PacketKey, FlowId>,
     /// When to look whether a flow is over: one entry for each, at the earliest time at which it may be.
     ends: BinaryHeap<Reverse<(Instant, FlowId)>>,
     /// The flow that was looked for last: the next datagram is often one of it.
-    last: Option<(FlowKey, FlowId)>,
+    last: Option<(PacketKey, FlowId)>,
     waiting_bytes: usize,
     gathering: Gathering,
     /// Flows in which some wait for those before them, and until when the first of them does.
@@ -81,7 +81,7 @@ pub struct Arrived<'a> {
     /// Its flow.
     pub flow: FlowId,
     /// The flow's addresses, as its opener sees them.
-    pub key: &'a FlowKey,
+    pub key: &'a PacketKey,
     /// Whether the near side opened the flow: then it comes from the flow's destination.
     pub is_reply: bool,
     /// What it holds.
@@ -112,7 +112,7 @@ impl Exchanges {
     }
 
     /// The flow between these ends, whoever opened it.
-    fn find(&self, key: &FlowKey) -> Option<FlowId> {
+    fn find(&self, key: &PacketKey) -> Option<FlowId> {
         if let Some((_, flow)) = self.last.filter(|(last, _)| last == key) {
             return Some(flow);
         }
@@ -142,7 +142,7 @@ impl Exchanges {
     pub(crate) fn infos(&self) -> impl Iterator<Item = FlowInfo> {
         self.by_number.iter().map(|(flow, state)| FlowInfo {
             flow: *flow,
-            key: state.key,
+            key: *state.key,
             class: state.class(),
             opened_here: state.ours,
             connected: state.answered,
@@ -181,11 +181,11 @@ impl Driver {
 
     pub(crate) fn send_datagram(
         &mut self,
-        key: &FlowKey,
+        key: &PacketKey,
         treatment: (Treatment, Delivery),
         bytes: &[u8],
         now: Instant,
-    ) -> Result<(), SendError> {
+    ) -> Result<Option<FlowId>, SendError> {
         if self.peer_credit.is_none() {
             return Err(SendError::NotConnected);
         }
@@ -194,9 +194,12 @@ impl Driver {
             None => None,
         };
         self.exchanges.last = flow.map(|flow| (*key, flow));
-        let flow = match flow {
-            Some(flow) => flow,
-            None => self.open_exchange(key, treatment, now)?,
+        let (flow, opened) = match flow {
+            Some(flow) => (flow, None),
+            None => {
+                let flow = self.open_exchange(key, treatment, now)?;
+                (flow, Some(flow))
+            }
         };
         let exchanges = &mut self.exchanges;
         let state = exchanges.by_number.get_mut(&flow).expect("it was found or made just now");
@@ -225,7 +228,7 @@ impl Driver {
         } else {
             self.schedule.wake(state.slot);
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// The flow, if it may be used. One that the far side refused some time ago is tried again, under another number.
@@ -259,13 +262,13 @@ impl Driver {
         self.exchanges.gathering.flows = flows;
     }
 
-    pub(crate) fn has_exchange(&self, key: &FlowKey) -> bool {
+    pub(crate) fn has_exchange(&self, key: &PacketKey) -> bool {
         self.exchanges.find(key).is_some()
     }
 
     fn open_exchange(
         &mut self,
-        key: &FlowKey,
+        key: &PacketKey,
         treatment: (Treatment, Delivery),
         now: Instant,
     ) -> Result<FlowId, SendError> {
@@ -283,7 +286,7 @@ impl Driver {
     fn insert_exchange(
         &mut self,
         flow: FlowId,
-        key: FlowKey,
+        key: PacketKey,
         treatment: (Treatment, Delivery),
         ours: bool,
         now: Instant,
@@ -330,7 +333,7 @@ impl Driver {
                 flow: turn.flow,
                 sequence: state.sent.datagrams,
                 length: length as u32,
-                form: if state.answered { Form::Short } else { Form::Full(state.key, state.asked) },
+                form: if state.answered { Form::Short } else { Form::Packets(state.key, state.asked) },
             };
             let apart = self.shrinker.how(&state.asked, state.ours).keeps_apart();
             let (urgent, class) = (state.delivery.is_urgent(), state.class());
@@ -367,7 +370,7 @@ impl Driver {
         }
         let exchanges = &mut self.exchanges;
         let state = exchanges.by_number.get_mut(&flow).expect("it is here, or was opened just now");
-        if matches!(header.form, Form::Full(key, _) if key != state.key || state.ours) {
+        if matches!(header.form, Form::Packets(key, _) if key != state.key || state.ours) {
             self.counters.breaches += 1;
             return;
         }
@@ -446,7 +449,7 @@ impl Driver {
     /// Our own flow between the same ends, in the same direction, if both sides have opened one at the same time: the one with the lower number stays, at both
     /// sides, and what still comes in the other one is taken as if it came in this.
     fn crossed_by(&self, header: &Header, now: Instant) -> Option<FlowId> {
-        let Form::Full(key, _) = header.form else { return None };
+        let Form::Packets(key, _) = header.form else { return None };
         let own = self.exchanges.by_key.get(&key).copied()?;
         let state = self.exchanges.by_number.get(&own)?;
         let is_new = now.saturating_duration_since(state.since) < CROSSING;
@@ -455,7 +458,7 @@ impl Driver {
 
     fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {
         let flow = header.flow;
-        let (Form::Full(key, asked), false) = (header.form, self.giver.is_ours(flow)) else {
+        let (Form::Packets(key, asked), false) = (header.form, self.giver.is_ours(flow)) else {
             // It is over here. Whoever goes on sending opens another.
             self.counters.late += 1;
             self.refuse(flow, 0, Status::TimedOut);

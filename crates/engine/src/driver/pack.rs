@@ -380,6 +380,6 @@ fn data_header(flow: FlowId, state: &Flow, length: usize, fin: bool) -> Header {
         flow,
         sequence: state.outgoing.next() as u32,
         length: length as u32,
-        form: if state.answered { Form::Short } else { Form::Full(state.key, state.asked) },
+        form: if state.answered { Form::Short } else { Form::Stream(state.key, state.asked) },
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Driver, Room, Schedule};
 use crate::{
-    AsItIs, Class, Compress, Compression, Event, FlowId, FlowKey, Limits, OpenError, Read, Source, Status, Treatment,
+    AsItIs, Class, Compress, Compression, Event, FlowId, Limits, OpenError, Read, Source, Status, StreamKey, Treatment,
     compress::COMPRESSED,
     config::{CONTROL_SLACK, MAX_REFUSALS, OPENING, UNSAID},
     flow::{Flow, Window},
@@ -25,7 +25,7 @@ use apps::{Apps, Engine, Plan, Reading, Script, Then, check_ends, key};
 const MS: Duration = Duration::from_millis(1);
 
 impl Engine for Driver {
-    fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+    fn open(&mut self, key: StreamKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
         self.open(key, class, now)
     }
     fn accept(&mut self, flow: FlowId, _now: Instant) {
@@ -48,7 +48,7 @@ impl Engine for Driver {
     }
 }
 
-pub(crate) fn any_key(number: usize) -> FlowKey {
+pub(crate) fn any_key(number: usize) -> StreamKey {
     key(1, number)
 }
 
@@ -385,7 +385,7 @@ fn events(driver: &mut Driver) -> Vec<Event> {
 const FAR: u32 = 1 << 31;
 
 fn full() -> Form {
-    Form::Full(key(1, 0), Class::Normal.into())
+    Form::Stream(key(1, 0), Class::Normal.into())
 }
 
 #[test]
@@ -419,7 +419,7 @@ fn a_breach_ends_its_flow_only() {
         message(Function::Data, FAR, 1, Form::Short, b"x"),
         message(Function::Data, FAR, credit, Form::Short, b"x"),
         message(Function::Data, FAR, 0xffff_0000, Form::Short, b"x"),
-        message(Function::Data, FAR, 3, Form::Full(key(1, 7), Class::Normal.into()), b"x"),
+        message(Function::Data, FAR, 3, Form::Stream(key(1, 7), Class::Normal.into()), b"x"),
         message(Function::Reset, FAR, 2, Form::Status(6, Status::Reset), b""),
         message(Function::Reset, FAR, credit + 1, Form::Status(6, Status::Reset), b""),
     ];
@@ -444,6 +444,47 @@ fn a_breach_ends_its_flow_only() {
         let (reset, _) = message::parse_payload(&buffer).unwrap().next().unwrap();
         assert_eq!((reset.function, reset.form), (Function::Reset, Form::Status(6, Status::Protocol)));
     }
+}
+
+/// A peer that says what no type of ours can say: byte 16 of a full header is the protocol, 24 and
+/// 40 are where its addresses begin.
+#[test]
+fn a_stream_of_another_protocol_and_a_mapped_address_open_nothing() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    events(&mut driver);
+    let bent = |function: u8, number: usize, change: &dyn Fn(&mut [u8])| {
+        let mut payload = message(Function::Data, FAR, 0, Form::Stream(key(1, number), Class::Normal.into()), b"abc");
+        payload[message::ROUTING + 2] = function;
+        change(&mut payload[message::ROUTING..]);
+        payload
+    };
+    const DATA: u8 = 1;
+    const TIMELY: u8 = 5;
+    for (function, protocol) in [(DATA, 1), (DATA, 17), (DATA, 47), (DATA, 0), (TIMELY, 6), (TIMELY, 58), (TIMELY, 60)]
+    {
+        driver.unpack(bent(function, 0, &|header| header[16] = protocol), now);
+    }
+    assert_eq!((driver.counters().malformed, driver.counters().wrong_protocols), (7, 7));
+    for (function, protocol) in [(DATA, 6), (TIMELY, 17)] {
+        for at in [24, 40] {
+            for form in [[0xff, 0xff, 127, 0, 0, 1], [0, 0, 127, 0, 0, 1]] {
+                driver.unpack(
+                    bent(function, 1, &|header| {
+                        header[16] = protocol;
+                        header[at..at + 10].fill(0);
+                        header[at + 10..at + 16].copy_from_slice(&form);
+                    }),
+                    now,
+                );
+            }
+        }
+    }
+    assert_eq!((driver.counters().malformed, driver.counters().wrong_addresses), (15, 8));
+    assert_eq!((events(&mut driver), driver.flow_count(), driver.exchange_count()), (vec![], 0, 0));
+    // The same, unbent.
+    driver.unpack(bent(DATA, 1, &|_| ()), now);
+    assert_eq!((events(&mut driver).len(), driver.flow_count(), driver.counters().malformed), (1, 1, 15));
 }
 
 #[test]

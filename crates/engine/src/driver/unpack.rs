@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use super::{Control, Driver, numbers::Known};
 use crate::{
-    Event, FlowId, FlowKey, Status, Treatment,
+    Event, FlowId, KeyError, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Proposal},
-    error::Breach,
+    error::{Breach, PayloadError},
     flow::Chunk,
     message::{self, Form, Function, Header},
 };
@@ -30,10 +30,18 @@ impl Driver {
                 }
             }
         }
-        let Ok(messages) = message::parse_payload(&payload) else {
-            self.counters.malformed += 1;
-            self.spend(payload);
-            return;
+        let messages = match message::parse_payload(&payload) {
+            Ok(messages) => messages,
+            Err(error) => {
+                self.counters.malformed += 1;
+                match error {
+                    PayloadError::Key(KeyError::Protocol(_)) => self.counters.wrong_protocols += 1,
+                    PayloadError::Key(KeyError::Families | KeyError::Form) => self.counters.wrong_addresses += 1,
+                    _ => {}
+                }
+                self.spend(payload);
+                return;
+            }
         };
         self.counters.buffers_in += 1;
         let mut most = None;
@@ -109,7 +117,9 @@ impl Driver {
     fn on_unknown(&mut self, header: &Header, now: Instant) -> bool {
         let theirs = !self.giver.is_ours(header.flow);
         match (header.function, header.form) {
-            (Function::Data, Form::Full(key, asked)) if theirs => self.open_from_far_side(header.flow, key, asked, now),
+            (Function::Data, Form::Stream(key, asked)) if theirs => {
+                self.open_from_far_side(header.flow, key, asked, now)
+            }
             (Function::Reset, _) if theirs => {
                 // It may have overtaken the messages that open the flow: they must not do so any more.
                 self.opened.note(header.flow);
@@ -123,7 +133,7 @@ impl Driver {
         }
     }
 
-    fn open_from_far_side(&mut self, flow: FlowId, key: FlowKey, asked: Treatment, now: Instant) -> bool {
+    fn open_from_far_side(&mut self, flow: FlowId, key: StreamKey, asked: Treatment, now: Instant) -> bool {
         match self.opened.note(flow) {
             Known::New => {}
             Known::Used => {
@@ -169,7 +179,7 @@ impl Driver {
     fn on_data(&mut self, header: &Header, chunk: Chunk, now: Instant) {
         let flow = header.flow;
         let Some(state) = self.flows.get_mut(&flow) else { return };
-        if matches!(header.form, Form::Full(key, _) if key != state.key || state.ours) {
+        if matches!(header.form, Form::Stream(key, _) if key != state.key || state.ours) {
             self.on_breach(flow, Breach::OtherKey);
             return;
         }

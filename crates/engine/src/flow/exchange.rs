@@ -6,7 +6,7 @@
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
 use super::order::Order;
-use crate::{Class, FlowKey, Treatment, compress::Record, driver::Slot};
+use crate::{Class, PacketKey, Treatment, compress::Record, driver::Slot};
 
 /// How the datagrams of a flow are carried. The numbers are those on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -84,7 +84,7 @@ impl Count {
 /// Everything kept for one flow of datagrams.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    pub(crate) key: FlowKey,
+    pub(crate) key: PacketKey,
     /// What its rule asks for.
     pub(crate) asked: Treatment,
     /// What its buffers did when compressed, since the first that held its messages alone.
@@ -114,7 +114,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     pub(crate) fn new(
-        key: FlowKey,
+        key: PacketKey,
         (asked, delivery): (Treatment, Delivery),
         slot: Slot,
         ours: bool,

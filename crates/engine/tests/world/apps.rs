@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tpo_engine::{Class, Event, FlowId, FlowKey, OpenError, Read, Source, Status};
+use tpo_engine::{Class, Event, FlowId, OpenError, Read, Source, Status, StreamKey};
 
 /// What the applications need of a `Peer`.
 pub trait Engine {
-    fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError>;
+    fn open(&mut self, key: StreamKey, class: Class, now: Instant) -> Result<FlowId, OpenError>;
     fn accept(&mut self, flow: FlowId, now: Instant);
     fn readable(&mut self, flow: FlowId, now: Instant);
     fn reset(&mut self, flow: FlowId, status: Status, now: Instant);
@@ -545,7 +545,7 @@ pub fn delays(writer: &End, reader: &End) -> Vec<Duration> {
     delays
 }
 
-pub fn key(opener: u8, number: usize) -> FlowKey {
+pub fn key(opener: u8, number: usize) -> StreamKey {
     let v6 = number % 3 == 1;
     let port = 10_000 + number as u16;
     let (source, destination): (SocketAddr, SocketAddr) = if v6 {
@@ -553,10 +553,10 @@ pub fn key(opener: u8, number: usize) -> FlowKey {
     } else {
         (format!("10.{opener}.0.2:{port}").parse().unwrap(), "10.9.0.1:80".parse().unwrap())
     };
-    FlowKey { protocol: 6, source, destination }
+    StreamKey::new(source, destination).unwrap()
 }
 
-fn whose(key: &FlowKey) -> (u8, usize) {
+fn whose(key: &StreamKey) -> (u8, usize) {
     let opener = match key.source {
         SocketAddr::V4(address) => address.ip().octets()[1],
         SocketAddr::V6(address) => address.ip().segments()[1] as u8,

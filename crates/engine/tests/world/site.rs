@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tpo_engine::{Class, Compress, Event, FlowId, FlowKey, Limits, OpenError, Peer, Status};
+use tpo_engine::{Class, Compress, Event, FlowId, Limits, OpenError, Peer, Status, StreamKey};
 use tpo_lab::{Node, Profile, World};
 
 use crate::apps::{Apps, End, Engine, Script, check_ends};
@@ -84,7 +84,7 @@ pub struct Site {
 }
 
 impl Engine for Peer {
-    fn open(&mut self, key: FlowKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
+    fn open(&mut self, key: StreamKey, class: Class, now: Instant) -> Result<FlowId, OpenError> {
         self.open(key, class, now)
     }
     fn accept(&mut self, flow: FlowId, now: Instant) {

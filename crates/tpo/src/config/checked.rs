@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tpo_engine::{Class, Compress, Delivery, Prefix, Treatment};
+use tpo_engine::{Class, Compress, Delivery, PacketKey, Policy, Prefix, Treatment};
 use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
-use super::{Findings, shadow, value};
+use super::{Findings, Level, shadow, value};
+use crate::address::{Prefixes, is_special_only};
 use crate::group::Group;
 use crate::intercept::layers::MAX_RULES;
 use crate::multicast::igmp::is_routed;
@@ -172,8 +174,9 @@ pub struct Accept {
     pub peer: usize,
     /// IANA number of the protocol.
     pub protocol: u8,
-    /// The addresses that the peer's clients may have.
-    pub source: Prefix,
+    /// The addresses that the peer's clients may have: what `source` says, or where it is left out
+    /// all destinations of the rules for the peer.
+    pub sources: Arc<Prefixes>,
     /// The addresses that may be connected to.
     pub destination: Prefix,
     /// The ports that may be connected to.
@@ -231,16 +234,27 @@ const LOSS_TOLERANCES: RangeInclusive<f64> = 0.0..=0.25;
 /// Far above any use; it bounds the memory that they take.
 const MOST_ACCEPTS: usize = 100_000;
 
+/// Of an accept's sources so many are compared with the rules. One that is written is one; more
+/// follow from the rules themselves, and 100,000 accepts times 10,000 rules would take minutes.
+const MOST_LOOKED_AT: usize = 16;
+/// A shorter prefix in an accept is worth a note: nobody has more than a network of class A, or
+/// than what a regional registry gives out.
+const WIDE_V4: u8 = 8;
+const WIDE_V6: u8 = 16;
+
 const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
 const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
 /// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
 pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
     let file = File::parse(text, findings);
+    let before = findings.count(Level::Error);
     let peers = check_peers(&file, findings);
     let mut rules = check_rules(&file, &peers, findings);
     let groups = number_groups(&mut rules, peers.list.len());
-    let accepts = check_accepts(&file, &peers, findings);
+    // Where a peer or a rule is wrong nobody knows what was to be sent to whom.
+    let behind = (findings.count(Level::Error) == before).then(|| Behind::new(&rules, peers.list.len()));
+    let accepts = check_accepts(&file, &peers, behind.as_ref(), findings);
     let intercept = check_intercept(&file, findings);
     let multicast = check_multicast(&file, findings);
     let checked = check_tpo(&file, path, findings);
@@ -554,7 +568,36 @@ fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Group> {
     groups
 }
 
-fn check_accepts(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Accept> {
+/// Who lives behind each peer by our own rules: what we send to it. IPv4 and IPv6 apart, and
+/// together.
+struct Behind(Vec<[Arc<Prefixes>; 3]>);
+
+impl Behind {
+    fn new(rules: &[Rule], peers: usize) -> Behind {
+        let mut all = vec![Vec::new(); peers];
+        for rule in rules.iter().filter(|rule| rule.enabled && !rule.is_for_many()) {
+            rule.group.peers.iter().for_each(|peer| all[*peer].push(rule.matches.destination));
+        }
+        let sets = |prefixes: Vec<Prefix>| {
+            let some = |which: &dyn Fn(&Prefix) -> bool| Arc::new(prefixes.iter().copied().filter(which).collect());
+            let of = |v4: bool| move |prefix: &Prefix| prefix.is_any() || prefix.address.is_ipv4() == v4;
+            [some(&of(true)), some(&of(false)), some(&|_| true)]
+        };
+        Behind(all.into_iter().map(sets).collect())
+    }
+
+    /// Who may want to reach this.
+    fn of(&self, peer: usize, destination: Prefix) -> &Arc<Prefixes> {
+        let [v4, v6, both] = &self.0[peer];
+        match (destination.is_any(), destination.address.is_ipv4()) {
+            (true, _) => both,
+            (false, true) => v4,
+            (false, false) => v6,
+        }
+    }
+}
+
+fn check_accepts(file: &File<'_>, peers: &Peers, behind: Option<&Behind>, findings: &mut Findings) -> Vec<Accept> {
     let sections = file.sections("accept", findings);
     if sections.len() > MOST_ACCEPTS {
         findings.error(0, "[[accept]]", format!("{} sections", sections.len()), format!("at most {MOST_ACCEPTS}"));
@@ -562,12 +605,17 @@ fn check_accepts(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec
     }
     let mut accepts = Vec::with_capacity(sections.len());
     for section in sections {
-        accepts.extend(check_accept(section, peers, findings));
+        accepts.extend(check_accept(section, peers, behind, findings));
     }
     accepts
 }
 
-fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) -> Option<Accept> {
+fn check_accept(
+    mut section: Section<'_>,
+    peers: &Peers,
+    behind: Option<&Behind>,
+    findings: &mut Findings,
+) -> Option<Accept> {
     const SOURCES: &[(&str, SourceAddress)] = &[("client", SourceAddress::Client), ("tpo", SourceAddress::Tpo)];
     let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
     let would_do = "the prefix that the peer may reach through us, such as \"10.10.1.0/24\", or \"any\"";
@@ -587,9 +635,42 @@ fn check_accept(mut section: Section<'_>, peers: &Peers, findings: &mut Findings
         let would_do = "a destination that is one group of multicast, such as \"239.1.1.1\"";
         findings.error(section.line_of("pinned"), section.key("pinned"), "found true", would_do);
     }
+    check_special(&section, source, destination, findings);
+    let (peer, destination) = (peer?, destination?);
+    let sources = match source {
+        Some(source) => Arc::new([source].into_iter().collect()),
+        None if section.says("source") => Arc::default(),
+        None => behind.map(|behind| behind.of(peer, destination).clone()).unwrap_or_default(),
+    };
+    if behind.is_some() && !section.says("source") && sources.is_empty() {
+        let name = &peers.list.get(peer)?.name;
+        let found = format!("missing, and no enabled [[rule]] sends anything to somebody behind peer \"{name}\"");
+        let example =
+            if destination.is_any() || destination.address.is_ipv4() { "10.10.2.0/24" } else { "fd10:2::/64" };
+        let would_do = format!("the line source = \"{example}\", with the prefix of the clients behind \"{name}\"");
+        findings.error(line, section.key("source"), found, would_do);
+    }
     section.finish(findings);
-    let (source, destination) = (source.unwrap_or(Prefix::ANY), destination?);
-    Some(Accept { peer: peer?, protocol, source, destination, destination_ports, source_address, pinned, line })
+    Some(Accept { peer, protocol, sources, destination, destination_ports, source_address, pinned, line })
+}
+
+/// What no accept gives: nobody may be this host's loopback, its link or a group, and who is to
+/// reach such an address must name it alone.
+fn check_special(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
+    if let Some(source) = source.filter(|source| is_special_only(*source)) {
+        let would_do = "the prefix of the peer's clients: none of them is loopback, link-local, a group or reserved";
+        findings.error(section.line_of("source"), section.key("source"), format!("found {source}"), would_do);
+    }
+    if let Some(destination) = destination
+        && is_special_only(destination)
+        && !destination.address.is_multicast()
+        && destination.length < if destination.address.is_ipv4() { 32 } else { 128 }
+    {
+        let would_do =
+            "each such address alone, as \"127.0.0.1\": a prefix does not mean loopback, link-local or reserved ones";
+        let found = format!("found {destination}");
+        findings.error(section.line_of("destination"), section.key("destination"), found, would_do);
+    }
 }
 
 fn protocol(written: &Written<'_>) -> Result<u8, String> {
@@ -597,9 +678,11 @@ fn protocol(written: &Written<'_>) -> Result<u8, String> {
         Written::Text("tcp") => Ok(TCP),
         Written::Text("udp") => Ok(UDP),
         Written::Text("icmp") => Ok(ICMP),
-        // Multicast's own protocols belong to each network alone; 58 is "icmp".
+        // Multicast's own protocol belongs to each network alone; 58 is "icmp"; behind IPv6's
+        // extension headers (hop-by-hop options, routing, fragment, destination options) any
+        // protocol may follow.
         Written::Integer(number) => match u8::try_from(*number) {
-            Ok(number) if ![0, 2, ICMP_V6].contains(&number) => Ok(number),
+            Ok(number) if ![0, 2, 43, 44, 60, ICMP_V6].contains(&number) => Ok(number),
             _ => Err(PROTOCOLS.into()),
         },
         _ => Err(PROTOCOLS.into()),
@@ -716,9 +799,71 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
             would_do,
         );
     }
+    checked.accepts.iter().for_each(|accept| note_wide(accept, &checked.peers[accept.peer].name, findings));
+    if checked.peers.len() > 1 && checked.accepts.iter().any(|accept| accept.protocol != TCP) {
+        let enabled: Vec<&Rule> = checked.rules.iter().filter(|rule| rule.enabled).collect();
+        let policy = Policy::new(enabled.iter().map(|rule| rule.matches.clone()).collect());
+        let find = |key: &PacketKey| policy.find_with_number(key).map(|(number, _)| enabled[number]);
+        checked.accepts.iter().for_each(|accept| warn_of_anothers(checked, accept, find, findings));
+    }
     for (rule, by) in shadow::shadowed(&checked.rules) {
         let found = format!("never matches: the rule of line {} takes everything first", checked.rules[by].line);
         findings.warning(checked.rules[rule].line, "[[rule]]", found, "the narrower rule before the wider one");
+    }
+}
+
+/// Says of an accept that it grants more than a network of somebody's.
+fn note_wide(accept: &Accept, peer: &str, findings: &mut Findings) {
+    let is_wide =
+        |prefix: &Prefix| prefix.is_any() || prefix.length < if prefix.address.is_ipv4() { WIDE_V4 } else { WIDE_V6 };
+    if is_wide(&accept.destination) {
+        let found = format!("{} is wide", accept.destination);
+        let may = format!(
+            "peer \"{peer}\" may reach whatever this host can, but for its own, loopback and link-local addresses"
+        );
+        findings.note(accept.line, "[[accept]] destination", found, may);
+    }
+    if let Some(source) = accept.sources.iter().find(is_wide) {
+        let found = format!("{source} is wide");
+        let may = format!(
+            "a client behind \"{peer}\" may have whatever address it says, but for this host's own, loopback and link-local ones"
+        );
+        findings.note(accept.line, "[[accept]] source", found, may);
+    }
+}
+
+/// Warns of clients whose packets are let in by an accept, but to whom our own rule sends through
+/// other peers: they would be refused.
+fn warn_of_anothers<'c>(
+    checked: &Checked,
+    accept: &Accept,
+    find: impl Fn(&PacketKey) -> Option<&'c Rule>,
+    findings: &mut Findings,
+) {
+    let has = |outer: Prefix, inner: Prefix| {
+        let same_family = outer.address.is_ipv4() == inner.address.is_ipv4();
+        outer.is_any()
+            || (!inner.is_any() && same_family && outer.length <= inner.length && outer.contains(inner.address))
+    };
+    for source in accept.sources.iter().take(MOST_LOOKED_AT) {
+        // Any port will do: a rule for some of them is passed over below.
+        let end = |prefix: Prefix| SocketAddr::new(prefix.address, 1);
+        let key = PacketKey::new(accept.protocol, end(accept.destination), end(source));
+        let Some(rule) = key.ok().and_then(|key| find(&key)) else { continue };
+        let covers = has(rule.matches.source, accept.destination)
+            && has(rule.matches.destination, source)
+            && [&rule.matches.source_ports, &rule.matches.destination_ports]
+                .iter()
+                .all(|ports| ports.end() - ports.start() >= u16::MAX - 1);
+        if covers && !rule.group.peers.contains(&accept.peer) {
+            let (own, other) = (&checked.peers[accept.peer].name, &checked.peers[rule.group.peers[0]].name);
+            let found = format!(
+                "{source} is behind \"{other}\" by the rule of line {}: packets from there through \"{own}\" are refused",
+                rule.line
+            );
+            let would_do = format!("both in that rule, peer = [\"{other}\", \"{own}\"], or other clients here");
+            findings.warning(accept.line, "[[accept]] source", found, would_do);
+        }
     }
 }
 

@@ -102,6 +102,11 @@ impl<'f> Section<'f> {
         Section { label, line, table, lines, asked: Vec::new() }
     }
 
+    /// Whether the key is there, right or wrong.
+    pub fn says(&self, key: &str) -> bool {
+        self.table.get(key).is_some()
+    }
+
     /// Reads an optional key with one of the readers of [`value`](super::value). A value that the reader refuses is a finding, and `None`.
     pub fn read<T>(
         &mut self,

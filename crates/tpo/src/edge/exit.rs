@@ -1,12 +1,17 @@
-//! The far edge's way out: what a peer may reach through us, and from which address it is reached (claims 1f, 29b).
+//! The far edge's way out: what a peer may reach through us, who it may be, and from which address
+//! it is reached (claims 1f, 29b).
 
 use std::io;
 use std::net::{IpAddr, TcpStream};
+use std::sync::Arc;
 
-use tpo_engine::{FlowKey, Prefix, Status};
+use tpo_engine::{FlowKey, PacketKey, Policy, Prefix, Status, StreamKey};
 
+use crate::address::{Prefixes, any_form, is_special};
 use crate::config::checked::TCP;
 use crate::edge::tcp::status_of;
+use crate::group::Group;
+use crate::intercept::own::Own;
 use crate::intercept::tcp::connect_from;
 use crate::packet::UDP;
 
@@ -25,7 +30,7 @@ pub struct Permit {
     /// IANA protocol number; [`ICMP`](crate::packet::ICMP) is that of both families.
     pub protocol: u8,
     /// Clients that may come through the peer.
-    pub source: Prefix,
+    pub sources: Arc<Prefixes>,
     /// What they may reach.
     pub destination: Prefix,
     /// At which ports.
@@ -34,19 +39,35 @@ pub struct Permit {
     pub source_address: SourceAddress,
 }
 
-/// What one peer may reach through us. Nothing else is connected to.
-#[derive(Clone, Debug, Default)]
+/// To which peers our own rules send what they name: nobody else may be there.
+#[derive(Debug)]
+pub struct Claims {
+    /// The rules that are switched on.
+    pub policy: Policy,
+    /// What the rules' numbers of peers mean.
+    pub groups: Vec<Group>,
+}
+
+/// What one peer may reach through us, and who it may be. Nothing else is connected to.
+#[derive(Debug)]
 pub struct Exit {
-    /// First match wins.
-    pub permits: Vec<Permit>,
+    permits: Vec<Permit>,
+    slot: usize,
+    own: Arc<Own>,
+    claims: Arc<Claims>,
 }
 
 impl Exit {
+    /// Of the peer in this slot. Of its permits the first match wins.
+    pub fn new(permits: Vec<Permit>, slot: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
+        Exit { permits, slot, own, claims }
+    }
+
     /// Starts connecting to a flow's real destination. The socket is not yet connected.
     ///
     /// # Errors
     /// [`Status::NotAllowed`] when no `[[accept]]` permits it, else what the kernel said.
-    pub fn connect(&self, key: &FlowKey) -> Result<TcpStream, Status> {
+    pub fn connect(&self, key: &StreamKey) -> Result<TcpStream, Status> {
         let permit = self.find(key).ok_or(Status::NotAllowed)?;
         let outcome = match permit.source_address {
             SourceAddress::Tpo => connect_from(None, key.destination),
@@ -66,66 +87,105 @@ impl Exit {
         })
     }
 
-    /// Whether the peer may exchange these packets with the destination.
-    pub fn permits(&self, key: &FlowKey) -> bool {
-        key.protocol != TCP && !key.source.ip().is_multicast() && self.find(key).is_some()
+    /// Whether the peer may exchange these packets with the destination. An accept must name both
+    /// ends; and where our own rule sends the answers to other peers, their clients are not this
+    /// one's.
+    pub fn permits(&self, key: &PacketKey) -> bool {
+        self.find(key).is_some() && (key.destination.ip().is_multicast() || !self.is_anothers(key))
     }
 
     /// Whether any `[[accept]]` names this flow.
-    pub fn names(&self, key: &FlowKey) -> bool {
+    pub fn names(&self, key: &StreamKey) -> bool {
         self.find(key).is_some()
     }
 
+    /// How often this host's own addresses have changed, and with them what is permitted.
+    pub fn changes(&self) -> u64 {
+        self.own.changes()
+    }
+
+    fn is_anothers(&self, key: &PacketKey) -> bool {
+        let Claims { policy, groups } = &*self.claims;
+        policy.find(&key.turned()).is_some_and(|rule| !groups[rule.peer].peers.contains(&self.slot))
+    }
+
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
-        if key.source.is_ipv4() != key.destination.is_ipv4() {
+        let (source, destination) = (key.source.ip(), key.destination.ip());
+        if !self.is_host(source) {
+            // Nobody is this host, its loopback, its link or a group, whatever an accept says.
             return None;
         }
+        let is_host = self.is_host(destination);
         let has_ports = matches!(key.protocol, TCP | UDP);
         self.permits.iter().find(|permit| {
             permit.protocol == key.protocol
-                && names(permit.source, key.source.ip())
-                && names(permit.destination, key.destination.ip())
+                && permit.destination.contains(destination)
+                && (is_host || means(permit.destination, destination))
                 && (!has_ports || permit.destination_ports.contains(&key.destination.port()))
+                && permit.sources.contains(source)
         })
+    }
+
+    /// Whether it is some host's address, and not one of ours.
+    fn is_host(&self, address: IpAddr) -> bool {
+        !any_form(address, |address| is_special(address) || self.own.contains(address))
     }
 }
 
-/// Whether a permit means this address. A wide prefix does not mean addresses that have no business on a wire: a peer that claims to be our own
-/// loopback address would be taken for a local user.
-fn names(prefix: Prefix, address: IpAddr) -> bool {
-    let special = match address {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_unspecified() || v4.is_multicast() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_multicast(),
-    };
-    let narrow = if address.is_ipv4() || prefix.address.is_multicast() { 8 } else { 128 };
-    prefix.contains(address) && (!special || prefix.length >= narrow)
+/// Whether a prefix means an address that is no host, or this one, and not only has it: it must
+/// name that address alone, or be one of groups.
+fn means(prefix: Prefix, address: IpAddr) -> bool {
+    let whole = if prefix.address.is_ipv4() { 32 } else { 128 };
+    prefix.length == whole || (prefix.address.is_multicast() && address.is_multicast())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn key(source: &str, destination: &str) -> FlowKey {
-        FlowKey { protocol: TCP, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    fn key(source: &str, destination: &str) -> StreamKey {
+        StreamKey::new(source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+    }
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    fn permit(source: &str, destination: &str) -> Permit {
+        Permit {
+            protocol: TCP,
+            sources: Arc::new([prefix(source)].into_iter().collect()),
+            destination: prefix(destination),
+            destination_ports: 1..=65_535,
+            source_address: SourceAddress::Client,
+        }
+    }
+
+    /// Of the second of two peers, at a host that is 10.10.2.1 and fd00:2::1; by its own rules
+    /// 10.10.1.0/24 is behind the first one.
+    fn exit(permits: Vec<Permit>) -> Exit {
+        let rule = tpo_engine::Rule {
+            protocol: UDP,
+            source: Prefix::ANY,
+            source_ports: 1..=65_535,
+            destination: prefix("10.10.1.0/24"),
+            destination_ports: 1..=65_535,
+            peer: 0,
+            treatment: tpo_engine::Class::Normal.into(),
+            delivery: tpo_engine::Delivery::Timely,
+        };
+        let claims = Claims { policy: Policy::new(vec![rule]), groups: Group::singles(2) };
+        Exit::new(permits, 1, Arc::new(Own::of(&["10.10.2.1", "10.10.2.255", "fd00:2::1"])), Arc::new(claims))
     }
 
     #[test]
     fn only_what_an_accept_names_is_reached() {
-        let exit = Exit {
-            permits: vec![Permit {
-                protocol: TCP,
-                source: "10.10.1.0/24".parse().unwrap(),
-                destination: "10.10.2.0/24".parse().unwrap(),
-                destination_ports: 80..=443,
-                source_address: SourceAddress::Client,
-            }],
-        };
+        let exit = exit(vec![Permit { destination_ports: 80..=443, ..permit("10.10.1.0/24", "10.10.2.0/24") }]);
         assert!(exit.find(&key("10.10.1.5:999", "10.10.2.9:80")).is_some());
         for (source, destination) in [
             ("10.10.1.5:999", "10.10.2.9:22"),
             ("10.10.1.5:999", "10.10.3.9:80"),
             ("10.10.9.5:999", "10.10.2.9:80"),
-            ("[fd00::1]:999", "10.10.2.9:80"),
             ("[fd00::1]:999", "[fd00::2]:80"),
         ] {
             assert!(exit.find(&key(source, destination)).is_none(), "{source} -> {destination}");
@@ -133,30 +193,91 @@ mod tests {
         }
     }
 
+    /// However wide the prefix: no loopback, no link, no group, and not this very host, in whatever
+    /// form.
     #[test]
-    fn any_does_not_mean_our_own_loopback() {
-        let mut permit = Permit {
-            protocol: TCP,
-            source: Prefix::ANY,
-            destination: Prefix::ANY,
-            destination_ports: 1..=65_535,
-            source_address: SourceAddress::Client,
-        };
-        let find = |permit: &Permit, source, destination| {
-            Exit { permits: vec![permit.clone()] }.find(&key(source, destination)).is_some()
-        };
-        assert!(find(&permit, "10.10.1.5:999", "10.10.2.9:80"));
-        for (source, destination) in [
-            ("127.0.0.1:999", "10.10.2.9:80"),
-            ("10.10.1.5:999", "127.0.0.1:80"),
-            ("[::1]:999", "[fd00::2]:80"),
-            ("[fd00::2]:999", "[::1]:80"),
-            ("10.10.1.5:999", "224.0.0.1:80"),
-            ("0.0.0.0:999", "10.10.2.9:80"),
+    fn a_prefix_means_hosts_and_none_of_them_is_this_one() {
+        let exit = exit(vec![permit("any", "any")]);
+        let (client, server) = ("10.10.1.5:999", "10.10.2.9:80");
+        assert!(exit.names(&key(client, server)));
+        for address in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "0.0.0.9",
+            "169.254.169.254",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "10.10.2.1",
+            "10.10.2.255",
         ] {
-            assert!(!find(&permit, source, destination), "{source} -> {destination}");
+            let end = format!("{address}:80");
+            assert!(!exit.names(&key(client, &end)), "to {end}");
+            assert!(!exit.names(&key(&end, server)), "from {end}");
         }
-        permit.destination = "127.0.0.0/8".parse().unwrap();
-        assert!(find(&permit, "10.10.1.5:999", "127.0.0.1:80"), "it was named");
+        let (client, server) = ("[fd00:1::5]:999", "[fd00:2::9]:80");
+        assert!(exit.names(&key(client, server)));
+        for address in [
+            "::",
+            "::1",
+            "fe80::1",
+            "ff05::1",
+            "fd00:2::1",
+            "2002:7f00:1::",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b::a0a:201",
+            "2002:a0a:201::1",
+            "fd00::5efe:7f00:1",
+            "2001:0:a0a:201::1",
+            "::ffff:0:7f00:1",
+        ] {
+            let end = format!("[{address}]:80");
+            assert!(!exit.names(&key(client, &end)), "to {end}");
+            assert!(!exit.names(&key(&end, server)), "from {end}");
+        }
+    }
+
+    /// Named alone, such an address may be reached; but nobody may be it.
+    #[test]
+    fn an_address_that_is_named_alone_is_meant() {
+        for (address, wider) in [
+            ("10.10.2.1", "10.10.2.0/31"),
+            ("127.0.0.1", "127.0.0.0/8"),
+            ("169.254.169.254", "169.254.169.254/31"),
+            ("fd00:2::1", "fd00:2::/126"),
+            ("::1", "::/127"),
+            ("64:ff9b::7f00:1", "64:ff9b::/96"),
+        ] {
+            let (client, server) = if address.contains(':') {
+                ("[fd00:1::5]:999", "[fd00:2::9]:80")
+            } else {
+                ("10.10.1.5:999", "10.10.2.9:80")
+            };
+            let end = if address.contains(':') { format!("[{address}]:80") } else { format!("{address}:80") };
+            assert!(exit(vec![permit("any", address)]).names(&key(client, &end)), "{address}");
+            assert!(!exit(vec![permit("any", wider)]).names(&key(client, &end)), "{wider}");
+            assert!(!exit(vec![permit(address, "any")]).names(&key(&end, server)), "from {address}");
+        }
+    }
+
+    #[test]
+    fn who_is_behind_another_peer_is_not_behind_this_one() {
+        let packets = |protocol, source: &str| {
+            PacketKey::new(protocol, source.parse().unwrap(), "10.10.2.9:53".parse().unwrap()).unwrap()
+        };
+        let exit = exit([UDP, 47].map(|protocol| Permit { protocol, ..permit("any", "10.10.2.0/24") }).to_vec());
+        assert!(exit.permits(&packets(UDP, "10.10.9.5:53")));
+        assert!(!exit.permits(&packets(UDP, "10.10.1.5:53")), "the answers would go to the first peer");
+        assert!(exit.permits(&packets(47, "10.10.1.5:0")), "no rule sends these anywhere");
+    }
+
+    #[test]
+    fn groups_are_reached_where_groups_are_named() {
+        let exit_to = |destination: &str| exit(vec![Permit { protocol: UDP, ..permit("10.10.1.0/24", destination) }]);
+        let to = |group: &str| PacketKey::new(UDP, "10.10.1.5:9".parse().unwrap(), group.parse().unwrap()).unwrap();
+        assert!(exit_to("239.0.0.0/8").permits(&to("239.1.1.1:9")));
+        assert!(!exit_to("any").permits(&to("239.1.1.1:9")));
+        assert!(!exit_to("239.0.0.0/8").permits(&to("224.1.1.1:9")));
     }
 }

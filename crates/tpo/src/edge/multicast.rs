@@ -8,12 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tpo_engine::FlowKey;
+use tpo_engine::PacketKey;
 use tracing::debug;
 
 use crate::intercept::MARK_OWN;
 use crate::multicast::groups::Joined;
-use crate::packet;
+use crate::packet::{self, Refused};
 use crate::sys;
 
 /// The sockets of one LAN.
@@ -71,6 +71,8 @@ pub struct Emitted {
     pub not_sent: u64,
     /// Of another flow than they said.
     pub foreign: u64,
+    /// ICMP that stays in its network.
+    pub icmp: u64,
 }
 
 impl Emitter {
@@ -86,14 +88,22 @@ impl Emitter {
     }
 
     /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a hop.
-    pub fn emit(&mut self, key: &FlowKey, bytes: &[u8]) -> Emitted {
+    pub fn emit(&mut self, key: &PacketKey, bytes: &[u8]) -> Emitted {
         let Emitter { peer, lans, joined, packet, number } = self;
         let mut emitted = Emitted::default();
         *number = number.wrapping_add(1);
         packet.clear();
-        if !packet::unpack(bytes, key, *number as u16, packet) {
-            emitted.foreign += 1;
-            return emitted;
+        match packet::unpack(bytes, key, *number as u16, packet) {
+            Ok(None) => {}
+            // An error is about one host's packet, and goes to none of many.
+            Ok(Some(_)) | Err(Refused::Foreign) => {
+                emitted.foreign += 1;
+                return emitted;
+            }
+            Err(Refused::Icmp) => {
+                emitted.icmp += 1;
+                return emitted;
+            }
         }
         if !packet::pass(packet) {
             emitted.not_sent += 1;

@@ -6,14 +6,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tpo_engine::{Class, Delivery, FlowId, FlowKey, Peer, SendError, Treatment};
+use tpo_engine::{Class, Delivery, FlowId, PacketKey, Peer, SendError, Status, Treatment};
 use tracing::debug;
 
+use crate::address::any_form;
+use crate::edge::exit::Exit;
 use crate::edge::multicast::Emitter;
+use crate::intercept::own::Own;
 use crate::intercept::tun::Tun;
 use crate::multicast::groups::{For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
 use crate::multicast::igmp::IGMP;
-use crate::packet::{self, Head, VNET};
+use crate::packet::{self, Head, Refused, VNET};
 use crate::tap::{Batch, Opened, Ruled, shed};
 use crate::transit::{Onward, Transit};
 
@@ -40,6 +43,10 @@ pub struct Counters {
     pub not_emitted: u64,
     /// From the peer, of another flow than they said.
     pub foreign: u64,
+    /// From the peer, ICMP that is neither an echo nor an error about a packet.
+    pub icmp: u64,
+    /// Flows of the peer that were refused because another peer owns them.
+    pub owned: u64,
 }
 
 /// The packet edges of one lane.
@@ -50,18 +57,22 @@ pub struct Packets {
     slot: usize,
     /// Flows that the peer has opened.
     theirs: HashMap<FlowId, Theirs>,
+    /// Flows of our side, if other peers might want them.
+    ours: HashMap<FlowId, PacketKey>,
+    /// With which of this host's changes of addresses the peer's flows were permitted.
+    permitted_at: u64,
     form: Vec<u8>,
     groups: Option<Groups>,
     /// Where some of it goes on to another peer.
     transit: Option<Arc<Transit>>,
     onward: BTreeMap<usize, Onward>,
     /// Flows that other peers have brought for this one, some of which may be over.
-    taken_over: HashSet<FlowKey>,
+    taken_over: HashSet<PacketKey>,
 }
 
 /// A flow that the peer has opened.
 struct Theirs {
-    key: FlowKey,
+    key: PacketKey,
     /// How its first rule wants it to be treated.
     asked: Treatment,
     /// The peer to which it goes on.
@@ -128,6 +139,7 @@ impl Groups {
 /// The way to the kernel.
 struct Out {
     tun: Arc<Tun>,
+    own: Arc<Own>,
     packet: Vec<u8>,
     /// Tells packets that may be cut from each other.
     number: u16,
@@ -138,13 +150,17 @@ struct Out {
 
 impl Out {
     /// A packet that crossed whole.
-    fn whole(&mut self, bytes: &[u8], key: &FlowKey) {
+    fn whole(&mut self, bytes: &[u8], key: &PacketKey) {
         self.packet.clear();
         self.number = self.number.wrapping_add(1);
-        if packet::unpack(bytes, key, self.number, &mut self.packet) {
-            self.send(&[0; VNET], 1);
-        } else {
-            self.counters.foreign += 1;
+        match packet::unpack(bytes, key, self.number, &mut self.packet) {
+            // An error may come from any router on the way, but not from this one.
+            Ok(Some(router)) if any_form(router, |address| self.own.contains(address)) => self.counters.foreign += 1,
+            Ok(_) => {
+                self.send(&[0; VNET], 1);
+            }
+            Err(Refused::Foreign) => self.counters.foreign += 1,
+            Err(Refused::Icmp) => self.counters.icmp += 1,
         }
     }
 
@@ -170,7 +186,7 @@ impl Out {
 /// Ordinary UDP packets of one flow in a row, all alike: they go to the kernel together, which costs as much as one of them.
 #[derive(Default)]
 struct Run {
-    key: Option<FlowKey>,
+    key: Option<PacketKey>,
     head: Head,
     size: usize,
     count: usize,
@@ -178,7 +194,7 @@ struct Run {
 }
 
 impl Run {
-    fn takes(&self, key: &FlowKey, head: Head, length: usize) -> bool {
+    fn takes(&self, key: &PacketKey, head: Head, length: usize) -> bool {
         self.key.as_ref() == Some(key)
             && self.head == head
             && (1..=self.size).contains(&length)
@@ -188,7 +204,7 @@ impl Run {
             && self.payloads.len() + length <= MOST_BYTES
     }
 
-    fn begin(&mut self, key: FlowKey, head: Head, size: usize) {
+    fn begin(&mut self, key: PacketKey, head: Head, size: usize) {
         (self.key, self.head, self.size, self.count) = (Some(key), head, size, 0);
         self.payloads.clear();
     }
@@ -224,7 +240,7 @@ impl Run {
     }
 }
 
-fn is_for_many(key: &FlowKey) -> bool {
+fn is_for_many(key: &PacketKey) -> bool {
     key.destination.ip().is_multicast()
 }
 
@@ -232,18 +248,21 @@ impl Packets {
     /// The edges of the lane in this slot.
     pub fn new(
         tun: Arc<Tun>,
+        own: Arc<Own>,
         opened: Arc<Opened>,
         slot: usize,
         groups: Option<Groups>,
         transit: Option<Arc<Transit>>,
     ) -> Packets {
-        let out = Out { tun, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
+        let out = Out { tun, own, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
         Packets {
             out,
             run: Run::default(),
             opened,
             slot,
             theirs: HashMap::new(),
+            ours: HashMap::new(),
+            permitted_at: 0,
             form: Vec::new(),
             groups,
             transit,
@@ -297,7 +316,8 @@ impl Packets {
                 false => Err(SendError::NotConnected),
             };
             match taken {
-                Ok(()) => {}
+                Ok(None) => {}
+                Ok(Some(flow)) => self.note_ours(flow, item.seen.key),
                 Err(SendError::Full) => self.out.counters.dropped += 1,
                 Err(_) if item.ruled.is_some_and(|rule| !rule.fails_open) => self.out.counters.dropped += 1,
                 Err(SendError::TooManyFlows) => {
@@ -309,6 +329,14 @@ impl Packets {
                     self.let_go(packet);
                 }
             }
+        }
+    }
+
+    /// A flow of our side began: nobody but this peer may take it for one of his.
+    fn note_ours(&mut self, flow: FlowId, key: PacketKey) {
+        if self.opened.notes_ours() {
+            self.opened.insert_ours(key, self.slot);
+            self.ours.insert(flow, key);
         }
     }
 
@@ -363,14 +391,14 @@ impl Packets {
     }
 
     /// Whether a flow of this key is one in which the peer asks for groups, and may.
-    pub fn is_question(&self, key: &FlowKey) -> bool {
+    pub fn is_question(&self, key: &PacketKey) -> bool {
         *key == membership_key() && self.groups.as_ref().is_some_and(|own| own.may_ask)
     }
 
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
         let Packets { out, run, groups, slot, opened, theirs, transit, onward, .. } = self;
-        let mut pass_on = |to: usize, key: FlowKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
+        let mut pass_on = |to: usize, key: PacketKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
             if let (Some(ruled), Some(theirs)) = (&mut ruled, theirs.get(&flow)) {
                 ruled.treatment = ruled.treatment.after(&theirs.asked);
             }
@@ -418,6 +446,7 @@ impl Packets {
                         counters.emitted += emitted.sent;
                         counters.not_emitted += emitted.not_sent;
                         counters.foreign += emitted.foreign;
+                        counters.icmp += emitted.icmp;
                     }
                     // Nobody answers to a group.
                     _ => counters.foreign += 1,
@@ -468,7 +497,14 @@ impl Packets {
                 self.taken_over.insert(*key);
             }
             let belongs = ruled.is_some() || is_there;
-            if !belongs || !peer.is_up() || peer.send_datagram(key, treatment, bytes, now).is_err() {
+            let taken = match belongs && peer.is_up() {
+                true => peer.send_datagram(key, treatment, bytes, now).ok(),
+                false => None,
+            };
+            if let Some(Some(flow)) = taken {
+                self.note_ours(flow, *key);
+            }
+            if taken.is_none() {
                 // Its first leg is behind it: from here it takes its plain way, if its rule lets it.
                 match ruled {
                     Some(rule) if rule.fails_open => {
@@ -481,19 +517,40 @@ impl Packets {
         }
     }
 
-    /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when another peer has brought it already, so that it
-    /// would go in circles; and what is sent to many comes by one way while it comes, or our LANs would hear it twice.
-    pub fn open(&mut self, flow: FlowId, (key, asked): (FlowKey, Treatment), next: Option<(usize, Ruled)>) -> bool {
+    /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when
+    /// another peer owns it: then its answers are not this one's, it might go in circles, and what
+    /// is sent to many would be heard twice.
+    pub fn open(&mut self, flow: FlowId, (key, asked): (PacketKey, Treatment), next: Option<(usize, Ruled)>) -> bool {
         // Every peer has a flow of this name.
-        if key != membership_key() {
-            let comes_one_way = self.transit.is_some() || is_for_many(&key);
-            if comes_one_way && self.opened.by(&key).is_some_and(|by| by != self.slot) {
-                return false;
-            }
-            self.opened.insert(key, self.slot);
+        if key != membership_key() && !self.opened.insert(key, self.slot) {
+            self.out.counters.owned += 1;
+            return false;
         }
         self.theirs.insert(flow, Theirs { key, asked, next });
         true
+    }
+
+    /// What an address means may change, when it becomes this host's own or is so no longer: the
+    /// peer's flows that are not permitted any more end. To be called before anything of the peer
+    /// is taken.
+    pub fn follow_addresses(&mut self, peer: &mut Peer, exit: &Exit, now: Instant) -> u64 {
+        let changes = exit.changes();
+        if std::mem::replace(&mut self.permitted_at, changes) == changes {
+            return 0;
+        }
+        let banned = |theirs: &Theirs| theirs.key != membership_key() && !exit.permits(&theirs.key);
+        let flows: Vec<FlowId> =
+            self.theirs.iter().filter(|(_, theirs)| banned(theirs)).map(|(flow, _)| *flow).collect();
+        for flow in &flows {
+            self.end(*flow);
+            peer.reset(*flow, Status::NotAllowed, now);
+        }
+        flows.len() as u64
+    }
+
+    /// Whether the peer is heard: only then its flows are nobody else's.
+    pub fn set_heard(&self, heard: bool) {
+        self.opened.set_heard(self.slot, heard);
     }
 
     /// A flow is over.
@@ -501,6 +558,10 @@ impl Packets {
         if let Some(Theirs { key, .. }) = self.theirs.remove(&flow) {
             self.opened.remove(&key, self.slot);
             shed(&mut self.theirs);
+        }
+        if let Some(key) = self.ours.remove(&flow) {
+            self.opened.remove_ours(&key, self.slot);
+            shed(&mut self.ours);
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod install;
 pub mod layers;
 pub mod lease;
 mod netlink;
+pub mod own;
 pub mod rules;
 pub mod tcp;
 pub mod tun;

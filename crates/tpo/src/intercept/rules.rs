@@ -508,9 +508,16 @@ impl Writer<'_> {
                 "v4" => "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
                 _ => "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
             };
+            let no_echo = match *family {
+                "v4" => "icmp type != { echo-request, echo-reply }",
+                _ => "icmpv6 type != { echo-request, echo-reply }",
+            };
+            // What else there is of ICMP tells a network's own hosts how to behave, and stays
+            // there.
             writeln!(
                 self.text,
                 "    {errors} {header} daddr @back_{family}_hosts goto others_taken
+    {no_echo} return
     {header} saddr . {header} daddr . udp sport . udp dport @back_{family} goto others_taken
     meta l4proto != udp {header} saddr . {header} daddr . meta l4proto @back_{family}_pairs goto others_taken"
             )?;

@@ -16,6 +16,16 @@ pub const DEVICE: &str = "tpo0";
 /// Packets that may wait for us: some ten milliseconds of the most that one thread reads.
 const QUEUE: &str = "4096";
 const ADDRESS: &str = "192.0.0.8/32";
+/// Behind the device is no network of ours: nothing that comes from there changes how this host
+/// routes, and no packet names its own way.
+const SETTINGS: [(&str, &str); 6] = [
+    ("ipv4/conf/DEVICE/rp_filter", "2"),
+    ("ipv4/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/accept_source_route", "0"),
+    ("ipv6/conf/DEVICE/accept_ra", "0"),
+    ("ipv6/conf/DEVICE/accept_redirects", "0"),
+    ("ipv6/conf/DEVICE/accept_source_route", "-1"),
+];
 
 /// The device.
 #[derive(Debug)]
@@ -43,10 +53,15 @@ impl Tun {
         // What we write bears addresses whose way back leads elsewhere: a strict check would drop everything, and the loose one drops what comes
         // in by a device without an address. This one is nobody's, for such purposes (RFC 7600).
         run_ip(&["address", "add", ADDRESS, "dev", DEVICE], what)?;
+        for (setting, value) in SETTINGS {
+            let setting = format!("/proc/sys/net/{}", setting.replace("DEVICE", DEVICE));
+            match std::fs::write(&setting, value) {
+                // A host without IPv6 has none of its settings.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && setting.contains("/ipv6/") => {}
+                other => other.map_err(|error| InstallError::Refused { what, said: format!("{setting}: {error}") })?,
+            }
+        }
         run_ip(&["link", "set", DEVICE, "up"], what)?;
-        let setting = format!("/proc/sys/net/ipv4/conf/{DEVICE}/rp_filter");
-        std::fs::write(&setting, "2")
-            .map_err(|error| InstallError::Refused { what, said: format!("{setting}: {error}") })?;
         Ok(Tun { file })
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use mio::Waker;
-use tpo_engine::{FlowInfo, FlowKey, Treatment, Worked};
+use tpo_engine::{FlowInfo, StreamKey, Treatment, Worked};
 
 use crate::edge::packets;
 use crate::tap::{Batch, WAITING_BYTES};
@@ -20,7 +20,7 @@ pub enum Command {
         /// The near application's connection.
         socket: TcpStream,
         /// Who wants to reach whom.
-        key: FlowKey,
+        key: StreamKey,
         /// How the rule wants it to be treated.
         treatment: Treatment,
     },

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tpo_engine::FlowKey;
+use tpo_engine::PacketKey;
 
 use super::igmp::{self, IGMP, is_routed};
 use super::neighbours;
@@ -36,10 +36,11 @@ impl For {
 }
 
 /// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts report.
-pub fn membership_key() -> FlowKey {
+pub fn membership_key() -> PacketKey {
     let any: IpAddr = [0, 0, 0, 0].into();
     let reports: IpAddr = [224, 0, 0, 22].into();
-    FlowKey { protocol: IGMP, source: SocketAddr::new(any, 0), destination: SocketAddr::new(reports, 0) }
+    let key = PacketKey::new(IGMP, SocketAddr::new(any, 0), SocketAddr::new(reports, 0));
+    key.expect("two addresses of IPv4, and IGMP is not TCP")
 }
 
 /// Appends the message that names all groups wanted for these; `number` counts up with each.

@@ -98,7 +98,7 @@ impl Reason {
                 "Only rules with enabled = false name the connection; the kernel never shows it to the TPO."
             }
             Reason::Loop => "The connection is the TPO's own, or was brought here by a TPO.",
-            Reason::NotAccepted => "The far TPO has no [[accept]] for the destination.",
+            Reason::NotAccepted => "The far TPO has no [[accept]] for this client and destination.",
             Reason::Interface => "The connection came in by an interface that [intercept] leaves out.",
             Reason::Descriptors => "The process had no file descriptors left.",
             Reason::Protocol => "The protocol is not carried.",

@@ -4,9 +4,22 @@ use crate::site::{Options, Pair, V4, V6, accept, exchange, expect_pattern, send_
 use std::time::{Duration, Instant};
 use tpo_lab::Host;
 
+/// The far TPO's own host is reached where an accept names its address alone.
+const OWN_HOST: &str = r#"
+[[accept]]
+peer = "a"
+source = "any"
+destination = "10.10.2.1"
+
+[[accept]]
+peer = "a"
+source = "any"
+destination = "fd10:2::1"
+"#;
+
 #[test]
 fn applications_on_the_hosts_of_the_tpos_are_carried_too() {
-    let pair = Pair::start(&Options::default());
+    let pair = Pair::start(&Options { sections: ["", OWN_HOST], ..Options::default() });
     for (client, server, address) in [
         (Host::A, Host::Server, V4),
         (Host::A, Host::Server, V6),

@@ -30,14 +30,14 @@ fn mesh(link: &str) -> Mesh {
                 1 => format!(
                     "{lan}[[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\npeer = {peers}\n\n\
                      [[rule]]\nprotocol = \"udp\"\nsource = \"fd10:1::/64\"\ndestination = \"ff05::/16\"\npeer = {peers}\n\n\
-                     [[accept]]\npeer = \"s2\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n"
+                     [[accept]]\npeer = \"s2\"\nprotocol = \"udp\"\nsource = \"10.10.0.0/16\"\ndestination = \"239.0.0.0/8\"\n"
                 ),
                 _ => {
                     let pinned = if site == 3 { "pinned = true" } else { "" };
                     format!(
-                        "{lan}[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"239.1.0.0/16\"\n\n\
-                         [[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"{PINNED}\"\n{pinned}\n\n\
-                         [[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"ff05::/16\"\n\n\
+                        "{lan}[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.1.0.0/16\"\n\n\
+                         [[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"{PINNED}\"\n{pinned}\n\n\
+                         [[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\nsource = \"fd10:1::/64\"\ndestination = \"ff05::/16\"\n\n\
                          [[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"239.0.0.0/8\"\npeer = \"s1\"\n"
                     )
                 }
@@ -245,7 +245,9 @@ fn a_hundred_sites_hear_one_sender() {
         sections: |site| {
             let lan = "[multicast]\ninterfaces = [\"lan0\"]\n\n";
             if site > 1 {
-                return format!("{lan}[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n");
+                return format!(
+                    "{lan}[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\n"
+                );
             }
             let peers: Vec<String> = (2..=SITES).map(|peer| format!("\"s{peer}\"")).collect();
             let from = "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"";
@@ -309,7 +311,7 @@ fn star() -> Mesh {
         calls: |_, peer| peer == HUB,
         sections: |site| {
             match site {
-            HUB => "[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n\n\
+            HUB => "[[accept]]\npeer = \"s1\"\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\n\n\
                     [[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\npeer = [\"s3\", \"s4\"]\n\
                     transit = true\n"
                 .into(),
@@ -317,7 +319,7 @@ fn star() -> Mesh {
                   [[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"\npeer = \"s2\"\n"
                 .into(),
             _ => "[multicast]\ninterfaces = [\"lan0\"]\n\n\
-                  [[accept]]\npeer = \"s2\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n"
+                  [[accept]]\npeer = \"s2\"\nprotocol = \"udp\"\nsource = \"10.10.0.0/16\"\ndestination = \"239.0.0.0/8\"\n"
                 .into(),
         }
         },
@@ -386,7 +388,7 @@ fn hubs_in_a_ring_bring_nothing_twice() {
         sections: |site| {
             let others = [site % 3 + 1, (site + 1) % 3 + 1];
             let accepts = others.map(|other| {
-                format!("[[accept]]\npeer = \"s{other}\"\nprotocol = \"udp\"\ndestination = \"239.0.0.0/8\"\n\n")
+                format!("[[accept]]\npeer = \"s{other}\"\nprotocol = \"udp\"\nsource = \"10.10.0.0/16\"\ndestination = \"239.0.0.0/8\"\n\n")
             });
             format!(
                 "[multicast]\ninterfaces = [\"lan0\"]\n\n[[rule]]\nprotocol = \"udp\"\nsource = \"10.10.0.0/16\"\n\

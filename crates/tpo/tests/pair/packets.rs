@@ -48,6 +48,12 @@ peer = "a"
 protocol = "udp"
 destination = "any"
 
+# A service of the TPO's own host.
+[[accept]]
+peer = "a"
+protocol = "udp"
+destination = "10.10.2.1"
+
 [[accept]]
 peer = "a"
 protocol = "icmp"

@@ -111,7 +111,7 @@ impl Pair {
             }
             for (here, there) in here.iter().zip(there) {
                 let (rule, accept) = if site == "a" { (options.rule, "") } else { ("", options.accept) };
-                // The TPO's own WAN address too: applications on the TPO's host come from there.
+                // The TPOs' own WAN addresses too: applications on the TPO's host come from there.
                 let own = if here.contains(':') { "fd10:9::/64" } else { "10.9.0.0/24" };
                 for source in [here, &own] {
                     let _ = write!(
@@ -119,7 +119,10 @@ impl Pair {
                         "\n[[rule]]\nprotocol = \"tcp\"\nsource = \"{source}\"\ndestination = \"{there}\"\npeer = \"{peer}\"\n{rule}\n"
                     );
                 }
-                let _ = write!(text, "\n[[accept]]\npeer = \"{peer}\"\ndestination = \"{here}\"\n{accept}\n");
+                // From whom: those to whom our rules send, where nothing is said.
+                for from in [String::new(), format!("source = \"{own}\"\n")] {
+                    let _ = write!(text, "\n[[accept]]\npeer = \"{peer}\"\n{from}destination = \"{here}\"\n{accept}\n");
+                }
             }
             text.push_str(options.sections[usize::from(site == "b")]);
             std::fs::write(folder.join(format!("{site}.toml")), text).unwrap();

@@ -234,7 +234,7 @@ fn nothing_goes_in_circles() {
                 .map(|protocol| {
                     format!(
                         "[[rule]]\nprotocol = {protocol}\nsource = \"any\"\ndestination = \"10.10.77.0/24\"\npeer = \"s{next}\"\ntransit = true\n\n\
-                         [[accept]]\npeer = \"s{before}\"\nprotocol = {protocol}\ndestination = \"10.10.77.0/24\"\n\n"
+                         [[accept]]\npeer = \"s{before}\"\nprotocol = {protocol}\nsource = \"any\"\ndestination = \"10.10.77.0/24\"\n\n"
                     )
                 })
                 .concat()
