@@ -305,6 +305,8 @@ impl Connection {
     pub(crate) fn handle_timeout(&mut self, now: Nanos) -> Option<Finding> {
         self.sessions.handle_timeout(now);
         self.sender.handle_timeout(now);
+        self.sender.rest(now);
+        self.receiver.rest(now);
         if self.liveness.take_ping(now) {
             self.sender.ask();
         }

@@ -177,9 +177,14 @@ impl Sender {
         Ok(())
     }
 
-    /// Bytes of all payloads not wholly acknowledged.
+    /// What payloads cost that are not wholly acknowledged, spare buffers and the records of what is on its way.
     pub(crate) fn held(&self) -> usize {
-        self.queue.held()
+        self.queue.held() + self.flight.held()
+    }
+
+    /// Gives back what nobody needs when nothing has moved for a while.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        self.queue.rest(now);
     }
 
     pub(crate) fn set_limit(&mut self, bytes: usize) {
@@ -725,7 +730,7 @@ impl Sender {
     pub(crate) fn report(&self, stats: &mut crate::stats::Stats) {
         stats.in_flight_bytes = self.flight.in_flight();
         stats.flight_datagrams = self.flight.span();
-        stats.unacked_bytes = self.queue.held() as u64;
+        stats.unacked_bytes = self.queue.bytes() as u64;
         stats.unsent_bytes = self.queue.waiting() as u64;
         stats.unacked_payloads = self.queue.len() as u64;
         stats.window_bytes = self.controller.window();
@@ -783,7 +788,7 @@ mod tests {
     fn full_memory_waits_for_an_acknowledgement_and_not_for_the_pacer() {
         let identity = Arc::new(Identity::generate());
         let mut config = Config::new(identity.clone(), identity.public_key(), 0, [0; 32]);
-        config.limits.send_bytes = 3_000;
+        config.limits.send_bytes = 3 * (1_000 + queue::ENTRY_COST);
         let mut sender = Sender::new(&config, 0, "192.0.2.1:1".parse().expect("an address"), 0);
         for at in 0..3 {
             send(&mut sender, at * 20 * MILLISECOND);
