@@ -7,10 +7,12 @@ use crate::timer::{Nanos, SECOND};
 
 /// Capacity of a buffer for a payload of one datagram, bytes: an Ethernet frame and some.
 const SMALL: usize = 2_048;
-/// A buffer is taken for a payload of at least this part of it: who holds a payload holds four times its bytes at most.
-const WASTE: usize = 4;
+/// A buffer is taken for a payload of at least half of it: who holds a payload of more than one datagram holds twice its bytes at most.
+const WASTE: usize = 2;
 /// Bytes of all spare buffers of one direction: 64 of the largest usual buffer.
-pub(crate) const SPARE_BYTES: usize = 8 << 20;
+const SPARE_BYTES: usize = 8 << 20;
+/// And no more than this part of what payloads of that direction may hold.
+const SHARE: usize = 8;
 /// Buffers that nobody has touched for this time are given back.
 const REST: Nanos = 10 * SECOND;
 
@@ -20,6 +22,7 @@ pub(crate) struct Spares {
     large: Vec<Vec<u8>>,
     /// Buffers in each stack at most.
     most: usize,
+    most_bytes: usize,
     bytes: usize,
     /// Something was taken or given since the last look, which was then.
     used: bool,
@@ -28,7 +31,15 @@ pub(crate) struct Spares {
 
 impl Spares {
     pub(crate) fn new(most: usize) -> Spares {
-        Spares { small: Vec::new(), large: Vec::new(), most, bytes: 0, used: false, looked: 0 }
+        Spares { small: Vec::new(), large: Vec::new(), most, most_bytes: SPARE_BYTES, bytes: 0, used: false, looked: 0 }
+    }
+
+    /// Payloads may hold so many bytes from now on.
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.most_bytes = SPARE_BYTES.min(bytes / SHARE);
+        if self.bytes > self.most_bytes {
+            (self.small, self.large, self.bytes) = (Vec::new(), Vec::new(), 0);
+        }
     }
 
     /// Bytes that the spare buffers take.
@@ -39,7 +50,7 @@ impl Spares {
     pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         let stack = if capacity <= SMALL { &mut self.small } else { &mut self.large };
-        if capacity > 0 && stack.len() < self.most && self.bytes + capacity <= SPARE_BYTES {
+        if capacity > 0 && stack.len() < self.most && self.bytes + capacity <= self.most_bytes {
             self.bytes += capacity;
             self.used = true;
             stack.push(buffer);

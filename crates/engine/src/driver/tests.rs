@@ -458,7 +458,7 @@ fn memory_refuses_then_takes_from_who_holds_most() {
         }
     };
     fill(&mut driver, 0, 0, 150_000);
-    fill(&mut driver, 1, 0, 250_000);
+    fill(&mut driver, 1, 0, 260_000);
     assert!(driver.held() > 400_000);
     assert_eq!(
         driver.open(key(0, 0), Class::Normal, now),

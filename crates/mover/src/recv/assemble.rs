@@ -171,6 +171,7 @@ impl Assembler {
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes;
         self.held_before = self.held;
+        self.spares.set_limit(bytes);
     }
 
     /// Takes back a buffer to be filled again.

@@ -12,6 +12,8 @@ use crate::timer::Nanos;
 /// Words of the ring of open bits: as wide as the receiver's window.
 const WORDS: u64 = WINDOW / 64;
 
+/// What a datagram on its way costs: its record and a segment, in rings that may be half empty. Bytes.
+pub(super) const RECORD_COST: usize = 2 * (size_of::<Record>() + size_of::<Segment>());
 /// Records that every connection has room for, uncounted.
 const ROOM_LEFT: usize = 4_096;
 

@@ -108,7 +108,9 @@ pub(crate) struct Sender {
     tail: Tail,
     /// Bytes of IP and UDP headers in front of each datagram.
     overhead: usize,
+    /// What of it memory allows.
     flight_span: u64,
+    most_span: u64,
     probes_due: u32,
     ping_due: bool,
     /// Where the last probe's piece ended: the next one takes what follows.
@@ -146,6 +148,7 @@ impl Sender {
             tail: Tail::default(),
             overhead,
             flight_span: config.limits.flight_span,
+            most_span: config.limits.flight_span,
             probes_due: 0,
             // The first datagram of a connection measures the round trip.
             ping_due: true,
@@ -187,8 +190,11 @@ impl Sender {
         self.queue.rest(now);
     }
 
+    /// What payloads may cost from now on. Records of datagrams may cost as much beside them.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.queue.set_limit(bytes);
+        let records = (bytes / flight::RECORD_COST) as u64;
+        self.flight_span = self.most_span.min(records.max(2 * SPAN_RESERVE));
     }
 
     /// Payload bytes that could leave at once, with nothing queued before them.

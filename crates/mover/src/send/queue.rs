@@ -128,6 +128,7 @@ impl Queue {
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes;
         self.held_before = self.held;
+        self.spares.set_limit(bytes);
     }
 
     /// Takes a payload that is not empty and for which there `has_room`.
