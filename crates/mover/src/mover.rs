@@ -563,8 +563,19 @@ impl Mover {
     }
 }
 
-/// For fuzzing: a connection without a handshake.
+/// For fuzzing: a connection without a handshake, and datagrams that no mover would send.
 impl Mover {
+    pub(crate) fn forge(
+        &mut self,
+        skip: u64,
+        plain: impl FnOnce(u64, &mut Vec<u8>),
+        now: Instant,
+    ) -> Option<(SocketAddr, Vec<u8>)> {
+        let time = self.clock.read(now);
+        let connection = self.connection.as_mut()?;
+        Some((connection.remote(), connection.forge(skip, plain, (now, time))))
+    }
+
     pub(crate) fn install(
         &mut self,
         peer_instance: u64,

@@ -69,6 +69,7 @@ impl Driver {
             Some(Err(generation)) => self.answer(generation, false),
             None => {}
         }
+        self.counters.walked += std::mem::take(&mut self.expander.walked);
     }
 
     /// A word between the two sides of compression.

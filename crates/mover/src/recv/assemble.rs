@@ -65,6 +65,8 @@ pub(crate) struct Assembler {
     spares: Spares,
     delivered_bytes: u64,
     delivered: u64,
+    /// Entries of pieces that were moved or could have been.
+    walked: u64,
 }
 
 impl Assembler {
@@ -82,6 +84,7 @@ impl Assembler {
             spares: Spares::new(limits.spare_buffers),
             delivered_bytes: 0,
             delivered: 0,
+            walked: 0,
         }
     }
 
@@ -120,6 +123,7 @@ impl Assembler {
         }
         let partial = self.partial.get_mut(&logical).expect("it was there, or is since");
         let before = partial.cost();
+        self.walked += partial.there.pieces().saturating_sub(1) as u64;
         let taken = partial.store(data, self.limit.saturating_sub(self.held));
         self.held += partial.cost() - before;
         self.max_held = self.max_held.max(self.held);
@@ -192,6 +196,11 @@ impl Assembler {
     /// Bytes of spare buffers.
     pub(crate) fn spare_bytes(&self) -> usize {
         self.spares.bytes()
+    }
+
+    /// Entries of pieces that were moved or could have been.
+    pub(crate) fn walked(&self) -> u64 {
+        self.walked
     }
 
     pub(crate) fn max_held(&self) -> usize {

@@ -233,6 +233,7 @@ impl Receiver {
         stats.segments_refused += self.refused;
         stats.segments_wrong += self.wrong;
         stats.acks_sent += self.acks_sent;
+        stats.walked += self.assembler.walked();
         stats.parity_received += self.rebuilder.counters.rows;
         stats.datagrams_rebuilt += u64::from(self.rebuilt_taken);
         stats.parity_wrong += self.rebuilder.counters.wrong;
