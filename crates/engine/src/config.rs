@@ -33,15 +33,15 @@ impl Config {
     }
 }
 
-/// How much one peer may cost. The worst case is about `1.25 x peer_bytes` of data and 300 bytes for each flow.
+/// How much one peer may cost. The worst case is about `1.1 x peer_bytes`, flows and their bookkeeping among it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Flows that may live at once; more are refused. 131,072 idle flows are some 40 MB.
     pub flows: usize,
     /// Bytes that one flow may hold here, bookkeeping included. Above `max_credit` by the bookkeeping's share.
     pub flow_bytes: usize,
-    /// Bytes that all flows of the peer may hold here: beyond it new flows are refused and credits shrink; a quarter above
-    /// it the flow that holds most is reset. [`Peer::set_budget`](crate::Peer::set_budget) lowers it at run time.
+    /// Bytes that the peer may cost in all: its flows, its queues, compression, and its mover. Of what is left for flows new ones are refused beyond
+    /// seven eighths, and credits shrink; a quarter above that the flow that holds most is reset. [`Peer::set_budget`](crate::Peer::set_budget) lowers it at run time.
     pub peer_bytes: usize,
     /// What a new flow may send before it has heard from us: one start-up window of a fast link.
     pub initial_credit: u32,

@@ -441,6 +441,7 @@ impl Driver {
         beyond(self.control.capacity(), size_of::<Control>())
             + beyond(self.events.capacity(), size_of::<Event>())
             + beyond(self.lingering.capacity(), size_of::<Lingering>())
+            + self.schedule.held()
     }
 
     /// What compression may hold from now on, half of it in each direction.

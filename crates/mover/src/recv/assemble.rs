@@ -117,11 +117,17 @@ impl Assembler {
     }
 
     fn take_piece(&mut self, logical: u64, data: &Data<'_>) -> Taken {
-        if !self.partial.contains_key(&logical) {
-            let Some(bytes) = self.open(data.size) else { return Taken::Refused };
-            self.partial.insert(logical, Partial { bytes, size: data.size as u32, there: Ranges::default() });
+        if let Some(taken) = self.add_piece(logical, data) {
+            return taken;
         }
-        let partial = self.partial.get_mut(&logical).expect("it was there, or is since");
+        let Some(bytes) = self.open(data.size) else { return Taken::Refused };
+        self.partial.insert(logical, Partial { bytes, size: data.size as u32, there: Ranges::default() });
+        self.add_piece(logical, data).expect("it is there since")
+    }
+
+    /// Adds a segment to a payload that has begun.
+    fn add_piece(&mut self, logical: u64, data: &Data<'_>) -> Option<Taken> {
+        let partial = self.partial.get_mut(&logical)?;
         let before = partial.cost();
         self.walked += partial.there.pieces().saturating_sub(1) as u64;
         let taken = partial.store(data, self.limit.saturating_sub(self.held));
@@ -133,7 +139,7 @@ impl Assembler {
             self.held -= there.held();
             self.hand_up(logical, bytes);
         }
-        taken
+        Some(taken)
     }
 
     /// A buffer for a payload of so many bytes, charged; none beyond the limit.
