@@ -33,15 +33,15 @@ impl Config {
     }
 }
 
-/// How much one peer may cost. The worst case is about `1.25 x peer_bytes` of data and 300 bytes for each flow.
+/// How much one peer may cost. The worst case is about `1.1 x peer_bytes`, flows and their bookkeeping among it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Flows that may live at once; more are refused. 131,072 idle flows are some 40 MB.
     pub flows: usize,
     /// Bytes that one flow may hold here, bookkeeping included. Above `max_credit` by the bookkeeping's share.
     pub flow_bytes: usize,
-    /// Bytes that all flows of the peer may hold here: beyond it new flows are refused and credits shrink; a quarter above
-    /// it the flow that holds most is reset. [`Peer::set_budget`](crate::Peer::set_budget) lowers it at run time.
+    /// Bytes that the peer may cost in all: its flows, its queues, compression, and its mover. Of what is left for flows new ones are refused beyond
+    /// seven eighths, and credits shrink; a quarter above that the flow that holds most is reset. [`Peer::set_budget`](crate::Peer::set_budget) lowers it at run time.
     pub peer_bytes: usize,
     /// What a new flow may send before it has heard from us: one start-up window of a fast link.
     pub initial_credit: u32,
@@ -127,6 +127,18 @@ pub(crate) const MIN_PIECE: usize = 64;
 /// What keeping one piece of data costs beside its bytes: queue entry, reference count, allocator.
 pub(crate) const CHUNK_COST: usize = 96;
 
+/// What an early piece costs beside that: its entry in a tree that may be half empty.
+pub(crate) const EARLY_COST: usize = 160;
+
+/// What a flow costs beside what it holds: itself, its places in tables and in the schedule, what its buffers did when compressed. Bytes.
+pub(crate) const FLOW_COST: usize = 512;
+
+/// The same of a flow of datagrams.
+pub(crate) const EXCHANGE_COST: usize = 768;
+
+/// What a datagram costs that waits for the link, or for one before it, beside its bytes.
+pub(crate) const DATAGRAM_COST: usize = 128;
+
 /// Pieces below this are copied together instead of keeping the payload that they came in.
 pub(crate) const SMALL_PIECE: usize = 1024;
 
@@ -172,14 +184,26 @@ pub(crate) const MOST_HELD_BACK: usize = 64;
 /// The same of a flow in order: twelve milliseconds at a gigabit.
 pub(crate) const MOST_HELD_IN_ORDER: usize = 1_024;
 
-/// Flows in which some wait so. With the time above, and what a link brings in it, this bounds what they hold.
-pub(crate) const MOST_HOLDING: usize = 1_024;
+/// Datagrams of all flows of a peer that wait so, and what they may cost: twelve milliseconds at a gigabit. Beyond it none waits.
+pub(crate) const MOST_HOLDING: usize = 16_384;
+pub(crate) const HOLDING_BYTES: usize = 4 << 20;
 
 /// A datagram that comes so long after those behind it were given on is of no use any more: nor would it wait longer for the link.
 pub(crate) const LATEST: Duration = Duration::from_millis(300);
 
 /// Gaps in the numbers of a flow that are remembered, to know how late their datagrams are.
 pub(crate) const MOST_GAPS: usize = 64;
+
+/// Payloads are taken apart as long as fewer events and bytes of datagrams wait for the edges, which fetch them after each input: one datagram can
+/// complete dozens of payloads of 256 KiB. The rest waits in the mover.
+pub(crate) const MOST_EVENTS: usize = 16_384;
+pub(crate) const ARRIVED_BYTES: usize = 4 << 20;
+
+/// Queues that are empty and had room for more entries than this are given back.
+pub(crate) const QUEUE_ROOM: usize = 4_096;
+
+/// Answers to proposals of dictionaries that wait for the link: a sender has two proposals open at most. Others are not answered.
+pub(crate) const MOST_ANSWERS: usize = 8;
 
 /// Buffers of datagrams kept to be filled again.
 pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
@@ -237,6 +261,13 @@ pub(crate) const HISTORY_SHARE: usize = 32;
 
 /// Bytes of buffers kept by the receiver: a proposal may wait for a repair while the sender goes on. Dictionaries come on top.
 pub(crate) const MOST_HISTORY: usize = 8 << 20;
+
+/// What a buffer of the history costs beside its bytes: an entry of a tree that may be half empty, its counts, the allocator's own. Bytes.
+pub(crate) const KEPT_COST: usize = 128;
+
+/// Bytes of dictionaries that a receiver makes for each byte of the buffers that they may be made of: twice what a sender asks for, which has one made of
+/// `HISTORY_SHARE` times what is new. Who asks for more has others make dictionaries for nothing.
+pub(crate) const MADE_FOR_EACH: usize = 2 * HISTORY_SHARE;
 
 /// Above this rate buffers are large anyway, and making dictionaries would hold the lane up. Bytes per second.
 pub(crate) const NO_DICTIONARY: u64 = 50_000_000;

@@ -8,6 +8,7 @@ use std::{collections::VecDeque, io::IoSlice, time::Duration, time::Instant};
 
 mod datagrams;
 mod ending;
+mod holders;
 mod numbers;
 mod pack;
 mod schedule;
@@ -25,12 +26,14 @@ use crate::{
     Class, Event, FlowId, FlowInfo, Limits, OpenError, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
     config::{
-        COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, LEAST_SPARSE, LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW,
-        MOST_QUANTUM, QUANTUM, SPARSE, SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
+        ARRIVED_BYTES, COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, FLOW_COST, LEAST_SPARSE, LOOK_AFTER,
+        MAX_REFUSALS, MIN_WINDOW, MOST_ANSWERS, MOST_EVENTS, MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE, SPARSE_TIME,
+        TURN_TIME, UNKNOWN_RTT, UNSAID,
     },
     flow::{Behaviour, Climate, Flow, Memory, Window},
     stats::{Counters, Squeezed},
 };
+use holders::Holders;
 use numbers::{Flows, Giver, Opened};
 
 /// The packet driver of one peer.
@@ -54,8 +57,10 @@ pub(crate) struct Driver {
     /// What the link takes, bytes per second.
     rate: u64,
     control: VecDeque<Control>,
-    /// Resets among them.
+    /// Resets among them, answers to proposals, and those that somebody waits for.
     resets: usize,
+    answers: usize,
+    urgent: usize,
     /// Flows of which the far side shall know soon that they were accepted, have ended on both sides, or are there: the first bytes say the first and the last,
     /// and any buffer takes all of them along.
     unsaid: Vec<FlowId>,
@@ -63,9 +68,10 @@ pub(crate) struct Driver {
     events: VecDeque<Event>,
     /// Flows whose far side has reset them and whose data is still being delivered, by when to look after them.
     lingering: VecDeque<Lingering>,
-    /// What all flows hold.
+    /// What all streams cost: themselves, and what they hold.
     held: usize,
     held_max: usize,
+    holders: Holders,
     /// Used payloads, to be given back to the mover after each input.
     spent: Vec<Vec<u8>>,
     shrinker: Shrinker,
@@ -160,12 +166,15 @@ impl Driver {
             rate: 0,
             control: VecDeque::new(),
             resets: 0,
+            answers: 0,
+            urgent: 0,
             unsaid: Vec::new(),
             unsaid_until: None,
             events: VecDeque::new(),
             lingering: VecDeque::new(),
             held: 0,
             held_max: 0,
+            holders: Holders::new(),
             spent: Vec::new(),
             shrinker: Shrinker::new(Compression { compress: Compress::Off, ..Compression::default() }),
             expander: Expander::new(),
@@ -248,7 +257,7 @@ impl Driver {
             Made::Shrink { serial, dictionary } => self.shrinker.on_made(serial, dictionary),
             Made::Expand { serial, dictionary } => {
                 if let Some(generation) = self.expander.on_made(serial, dictionary) {
-                    self.queue_control(Control::Holds(generation, true));
+                    self.answer(generation, true);
                 }
                 self.make_next();
             }
@@ -300,8 +309,8 @@ impl Driver {
         if self.flows.len() >= self.limits.flows {
             return Err(OpenError::TooManyFlows { flows: self.limits.flows });
         }
-        if self.held > self.budget {
-            return Err(OpenError::OutOfMemory { held: self.held, budget: self.budget });
+        if self.held() > self.budget {
+            return Err(OpenError::OutOfMemory { held: self.held(), budget: self.budget });
         }
         let (flows, exchanges) = (&self.flows, &self.exchanges);
         let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
@@ -366,7 +375,16 @@ impl Driver {
     }
 
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if self.events.is_empty() && self.events.capacity() > QUEUE_ROOM {
+            self.events = VecDeque::new();
+        }
+        event
+    }
+
+    /// Whether more payloads may be taken apart before the edges have fetched what came of the last ones.
+    pub(crate) fn takes_payloads(&self) -> bool {
+        self.events.len() < MOST_EVENTS && self.exchanges.arrived_bytes() < ARRIVED_BYTES
     }
 
     pub(crate) fn flows(&self) -> impl Iterator<Item = FlowInfo> {
@@ -412,8 +430,24 @@ impl Driver {
         self.schedule.listed()
     }
 
+    /// What flows of both kinds cost: themselves, and what they hold.
     pub(crate) fn held(&self) -> usize {
-        self.held
+        self.held + self.exchanges.held()
+    }
+
+    /// Bytes of queues beyond those that each peer has.
+    pub(crate) fn held_by_queues(&self) -> usize {
+        let beyond = |capacity: usize, entry: usize| capacity.saturating_sub(QUEUE_ROOM) * entry;
+        beyond(self.control.capacity(), size_of::<Control>())
+            + beyond(self.events.capacity(), size_of::<Event>())
+            + beyond(self.lingering.capacity(), size_of::<Lingering>())
+            + self.schedule.held()
+    }
+
+    /// What compression may hold from now on, half of it in each direction.
+    pub(crate) fn set_compression_limit(&mut self, bytes: usize) {
+        self.shrinker.set_limit(bytes / 2);
+        self.expander.set_limit(bytes / 2);
     }
 
     /// Bytes that compression holds.
@@ -463,11 +497,13 @@ impl Driver {
         let slot = self.schedule.add(flow, Behaviour::first_class(asked.class));
         let state = Flow::new(key, asked, slot, ours, credit, window, now);
         self.flows.insert(flow, Box::new(state));
+        self.held += FLOW_COST;
+        self.held_max = self.held_max.max(self.held());
         slot
     }
 
     fn climate(&self) -> Climate {
-        let memory = match self.held {
+        let memory = match self.held() {
             held if held > self.budget => Memory::Short,
             held if held >= self.budget / 2 => Memory::Filling,
             _ => Memory::Ample,
@@ -520,18 +556,58 @@ impl Driver {
     }
 
     /// Messages of flows that have ended meanwhile stay in the queue until it is packed, or until they are more than the others.
-    /// A living flow has at most one of each kind, so the queue is bounded by the flows and the resets, which have their own bound.
+    /// A living flow has at most one of each kind, so the queue is bounded by the flows, the resets and the answers, which have their own bounds. What a walk
+    /// leaves is at most three quarters of what the next one takes, so a message costs a few steps whatever the peer does.
     fn queue_control(&mut self, control: Control) {
-        self.resets += usize::from(matches!(control, Control::Reset { .. }));
+        self.count_control(&control, true);
         self.control.push_back(control);
         let flows = self.flows.len() + self.exchanges.len();
         if self.control.len() > 2 * (2 * flows + self.resets) + CONTROL_SLACK {
-            self.control.retain(|control| match control {
-                Control::Accepted(flow) | Control::Credit(flow) | Control::End(flow) => {
-                    self.flows.contains_key(flow) || self.exchanges.contains(*flow)
+            self.counters.walked += self.control.len() as u64;
+            let mut control = std::mem::take(&mut self.control);
+            control.retain(|control| {
+                let stays = match control {
+                    Control::Accepted(flow) | Control::Credit(flow) | Control::End(flow) => {
+                        self.flows.contains_key(flow) || self.exchanges.contains(*flow)
+                    }
+                    Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
+                };
+                if !stays {
+                    self.count_control(control, false);
                 }
-                Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
+                stays
             });
+            control.shrink_to(2 * control.len());
+            self.control = control;
+        }
+    }
+
+    fn pop_control(&mut self) {
+        let Some(control) = self.control.pop_front() else { return };
+        self.count_control(&control, false);
+        if self.control.is_empty() && self.control.capacity() > QUEUE_ROOM {
+            self.control = VecDeque::new();
+        }
+    }
+
+    /// One of them comes into the queue, or leaves it.
+    fn count_control(&mut self, control: &Control, comes: bool) {
+        let add = |count: &mut usize, is: bool| match (is, comes) {
+            (true, true) => *count += 1,
+            (true, false) => *count -= 1,
+            (false, _) => {}
+        };
+        add(&mut self.resets, matches!(control, Control::Reset { .. }));
+        add(&mut self.answers, matches!(control, Control::Holds(..)));
+        add(&mut self.urgent, control.is_urgent());
+    }
+
+    /// Tells the peer whether the dictionary of this generation is there. A sender asks for two at a time; who asks for many gets no answer.
+    fn answer(&mut self, generation: u8, holds: bool) {
+        if self.answers < MOST_ANSWERS {
+            self.queue_control(Control::Holds(generation, holds));
+        } else {
+            self.counters.answers_dropped += 1;
         }
     }
 
@@ -562,6 +638,7 @@ impl Driver {
     /// What is unsaid is said with the next buffer.
     fn say(&mut self) {
         self.unsaid_until = None;
+        self.counters.walked += self.unsaid.len() as u64;
         for flow in std::mem::take(&mut self.unsaid) {
             match self.flows.get(&flow) {
                 Some(state) if state.end_due => self.queue_control(Control::End(flow)),
@@ -578,7 +655,7 @@ impl Driver {
     fn forget_control(&mut self) {
         self.control = VecDeque::new();
         (self.unsaid, self.unsaid_until) = (Vec::new(), None);
-        self.resets = 0;
+        (self.resets, self.answers, self.urgent) = (0, 0, 0);
     }
 
     fn spend(&mut self, payload: Vec<u8>) {
@@ -589,7 +666,11 @@ impl Driver {
     fn remove(&mut self, flow: FlowId) -> Option<Box<Flow>> {
         let state = self.flows.remove(&flow)?;
         self.schedule.remove(state.slot);
-        self.held -= state.incoming.held();
+        self.held -= FLOW_COST + state.incoming.held();
+        // A flood leaves no memory behind.
+        if self.flows.capacity() > QUEUE_ROOM.max(8 * self.flows.len()) {
+            self.flows.shrink_to(2 * self.flows.len());
+        }
         Some(state)
     }
 
@@ -598,7 +679,7 @@ impl Driver {
         let mut held = 0;
         for (flow, state) in &self.flows {
             state.check_invariants();
-            held += state.incoming.held();
+            held += FLOW_COST + state.incoming.held();
             assert_eq!(self.schedule.flow_of(state.slot), *flow, "a slot is its flow's");
             assert_eq!(state.ours, self.giver.is_ours(*flow));
             if self.schedule.is_ready(state.slot) {
@@ -609,10 +690,14 @@ impl Driver {
         self.exchanges.check_invariants();
         assert!(self.exchanges.len() <= self.limits.exchanges);
         assert_eq!(held, self.held, "the sum of what flows hold");
-        assert!(self.held <= hard_limit(self.limits.peer_bytes), "more is held than the peer may cost");
+        self.holders.check_invariants(&self.flows);
         assert!(self.flows.len() <= self.limits.flows);
-        let resets = self.control.iter().filter(|control| matches!(control, Control::Reset { .. })).count();
+        let count = |which: fn(&Control) -> bool| self.control.iter().filter(|control| which(control)).count();
+        let resets = count(|control| matches!(control, Control::Reset { .. }));
         assert_eq!(resets, self.resets);
+        assert_eq!(count(|control| matches!(control, Control::Holds(..))), self.answers);
+        assert_eq!(count(Control::is_urgent), self.urgent);
+        assert!(self.answers <= MOST_ANSWERS);
         assert!(resets <= self.limits.flows + MAX_REFUSALS);
         let flows = self.limits.flows + self.limits.exchanges;
         assert!(self.control.len() <= 2 * (2 * flows + resets) + CONTROL_SLACK);

@@ -180,6 +180,8 @@ pub(crate) struct Flow {
     pub(crate) class: Class,
     pub(crate) behaviour: Behaviour,
     pub(crate) slot: Slot,
+    /// In which list of flows by what they hold it stands; 0: in none.
+    pub(crate) listed: u8,
     /// Opened by the near side.
     pub(crate) ours: bool,
     /// Opened here: the far side has said anything about it, so it knows the addresses.
@@ -222,6 +224,7 @@ impl Flow {
             class: Behaviour::first_class(asked.class),
             behaviour: Behaviour::default(),
             slot,
+            listed: 0,
             ours,
             answered: !ours,
             accepted: ours,

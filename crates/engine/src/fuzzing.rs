@@ -1,13 +1,18 @@
 //! Entries for the fuzz targets: bytes in, no panic out.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::{
-    Class, Compression, Delivery, FlowId, Limits, PacketKey, Read, Source, Status, StreamKey,
-    compress::{COMPRESSED, Compress, Expander, How, Made, Proposal, Record, Shrinker},
-    config::MOST_HISTORY,
+    Class, Compression, Counters, Delivery, Event, FlowId, FlowKey, Limits, PacketKey, Read, Source, Status, StreamKey,
+    Treatment,
+    compress::{COMPRESSED, Compress, Expander, HEADER, How, Made, Proposal, Record, Shrinker},
+    config::{MADE_FOR_EACH, MOST_HISTORY},
     driver::{Driver, Room},
-    message,
+    message::{self, Form, Function, Header},
 };
 
 /// Reads a payload, and checks that what could be read is written back as it was.
@@ -147,6 +152,309 @@ impl Source for Short {
     }
 }
 
+/// A peer that says anything: payloads with messages of all kinds, well formed and not, in any order.
+pub struct Hostile {
+    /// The bit of the flows that it opens.
+    side: u32,
+    next: u32,
+    /// Where each of its last flows is.
+    offsets: [u32; 16],
+    shrinker: Shrinker,
+    record: Record,
+    /// Of its last compressed buffer that was made by hand.
+    number: u32,
+    generation: u8,
+}
+
+/// Gives a number below the one that it is told, which is at least one.
+pub type Dice<'a> = &'a mut dyn FnMut(u32) -> u32;
+
+impl Hostile {
+    /// `higher`: its public key is the higher one.
+    pub fn new(higher: bool) -> Hostile {
+        Hostile {
+            side: if higher { 1 << 31 } else { 0 },
+            next: 0,
+            offsets: [0; 16],
+            shrinker: Shrinker::new(Compression::default()),
+            record: Record::default(),
+            number: 1_000_000,
+            generation: 0,
+        }
+    }
+
+    /// The next payload, of at most `most` bytes.
+    pub fn payload(&mut self, most: usize, dice: Dice<'_>) -> Vec<u8> {
+        let mut payload = match dice(40) {
+            0 => (0..dice(600)).map(|_| dice(256) as u8).collect(),
+            1..=3 => self.small_compressed(dice),
+            _ => self.messages(most, dice),
+        };
+        match dice(60) {
+            // Once it cannot be taken apart, the session is over.
+            0 => {
+                let at = dice(payload.len().max(1) as u32) as usize;
+                payload.get_mut(at).into_iter().for_each(|byte| *byte ^= 1 << dice(8));
+            }
+            1 => payload.truncate(dice(payload.len() as u32 + 1) as usize),
+            2..20 if payload.first() == Some(&1) => {
+                let how = (How { compress: Compress::Auto, isolated: dice(4) == 0 }, true);
+                self.shrinker.shrink(&mut payload, how, &mut self.record, 100_000);
+            }
+            _ => {}
+        }
+        payload
+    }
+
+    /// Numbered, and smaller than any sender makes them: nothing, or a few bytes.
+    fn small_compressed(&mut self, dice: Dice<'_>) -> Vec<u8> {
+        let raw = vec![0; dice(200) as usize];
+        let mut frame = vec![0; 600];
+        let length = zstd_safe::compress(&mut frame[..], &raw, 1).expect("it has room");
+        let mut payload = vec![0; HEADER];
+        payload.extend_from_slice(&frame[4..length]);
+        self.number = self.number.wrapping_add(dice(3));
+        let inside = (payload.len() - message::ROUTING) as u32;
+        payload[0] = COMPRESSED;
+        payload[4..8].copy_from_slice(&inside.to_be_bytes());
+        payload[8..12].copy_from_slice(&self.number.to_be_bytes());
+        payload[12..16].copy_from_slice(&(raw.len() as u32).to_be_bytes());
+        payload
+    }
+
+    fn messages(&mut self, most: usize, dice: Dice<'_>) -> Vec<u8> {
+        let many = match dice(6) {
+            0 => 8_000,
+            1 => 400,
+            _ => 20,
+        };
+        let (kind, count) = (dice(12), 1 + dice(many));
+        let mut payload = vec![0; message::ROUTING];
+        let mut messages = 0;
+        for _ in 0..count {
+            let header = match kind {
+                0 => self.opening(dice),
+                1 => self.early(dice),
+                2 => self.proposal(dice),
+                3 => self.jump(dice),
+                4 => self.datagram(dice),
+                5 => self.bulk(dice),
+                _ => self.any(dice),
+            };
+            let end = payload.len() + header.header_length() + header.length as usize;
+            if end > most || messages == u16::MAX {
+                break;
+            }
+            let at = payload.len();
+            payload.resize(end, 7);
+            header.emit(&mut payload[at..]);
+            messages += 1;
+        }
+        message::emit_routing(&mut payload, messages);
+        payload
+    }
+
+    fn any(&mut self, dice: Dice<'_>) -> Header {
+        match dice(12) {
+            0 | 1 => self.opening(dice),
+            2 => self.early(dice),
+            3 => self.proposal(dice),
+            4 => self.jump(dice),
+            5 | 6 => self.datagram(dice),
+            7 | 8 => self.in_order(dice),
+            9 => Header { fin: true, ..self.in_order(dice) },
+            10 => {
+                let function = if dice(2) == 0 { Function::Credit } else { Function::Accepted };
+                let sequence = if dice(2) == 0 { dice(1 << 20) } else { dice(u32::MAX) };
+                Header { function, length: 0, sequence, ..self.in_order(dice) }
+            }
+            _ => {
+                let form = Form::Status(dice(256) as u8, Status::from_number(dice(12) as u8));
+                Header { function: Function::Reset, length: 0, form, ..self.in_order(dice) }
+            }
+        }
+    }
+
+    /// One of its flows, or one of ours, and its place in `offsets`.
+    fn flow(&mut self, dice: Dice<'_>) -> (FlowId, usize) {
+        let back = dice(16);
+        let side = if dice(8) == 0 { self.side ^ 1 << 31 } else { self.side };
+        let number = self.next.wrapping_sub(back) & !(1 << 31);
+        (FlowId(side | number), number as usize % 16)
+    }
+
+    fn opening(&mut self, dice: Dice<'_>) -> Header {
+        self.next = (self.next + 1) & !(1 << 31);
+        self.offsets[self.next as usize % 16] = 0;
+        let length = if dice(3) == 0 { dice(2_000) } else { dice(4) };
+        self.offsets[self.next as usize % 16] += length;
+        let function = if dice(6) == 0 { Function::Datagram(Delivery::Timely) } else { Function::Data };
+        let flow = FlowId(self.side | self.next);
+        let form = opening_form(function, dice);
+        Header { function, fin: false, flow, sequence: 0, length, form }
+    }
+
+    /// Much data of another flow each time, which nobody may take.
+    fn bulk(&mut self, dice: Dice<'_>) -> Header {
+        let opening = self.opening(dice);
+        Header { function: Function::Data, length: dice(60_000), ..opening }
+    }
+
+    fn in_order(&mut self, dice: Dice<'_>) -> Header {
+        let (flow, place) = self.flow(dice);
+        let length = if dice(3) == 0 { dice(30_000) } else { dice(100) };
+        let sequence = self.offsets[place];
+        self.offsets[place] = sequence.wrapping_add(length);
+        Header { function: Function::Data, fin: false, flow, sequence, length, form: Form::Short }
+    }
+
+    /// A byte or a few with a gap before it.
+    fn early(&mut self, dice: Dice<'_>) -> Header {
+        self.offsets[self.next as usize % 16] += 2;
+        let flow = FlowId(self.side | self.next);
+        let back = dice(8) / 7;
+        let sequence = self.offsets[self.next as usize % 16].wrapping_sub(back);
+        Header { function: Function::Data, fin: false, flow, sequence, length: 1, form: Form::Short }
+    }
+
+    fn proposal(&mut self, dice: Dice<'_>) -> Header {
+        self.generation = self.generation.wrapping_add(1);
+        let function = if dice(8) == 0 { Function::Holds } else { Function::Dictionary };
+        let (first, last) = if dice(2) == 0 {
+            (dice(50), dice(400))
+        } else {
+            (self.number.saturating_sub(dice(5_000)), self.number + dice(2))
+        };
+        let form = Form::Status(self.generation, Status::None);
+        Header { function, fin: false, flow: FlowId(first), sequence: last, length: 0, form }
+    }
+
+    /// A reset of a flow far ahead: the window of numbers moves.
+    fn jump(&mut self, dice: Dice<'_>) -> Header {
+        self.next = (self.next + if dice(2) == 0 { 65_535 } else { dice(200_000) }) & !(1 << 31);
+        let form = Form::Status(6, Status::Reset);
+        let flow = FlowId(self.side | self.next);
+        Header { function: Function::Reset, fin: false, flow, sequence: 0, length: 0, form }
+    }
+
+    fn datagram(&mut self, dice: Dice<'_>) -> Header {
+        let (flow, place) = self.flow(dice);
+        let ahead = if dice(20) == 0 { dice(100_000) } else { dice(4) };
+        self.offsets[place] = self.offsets[place].wrapping_add(ahead);
+        let sequence = self.offsets[place].wrapping_sub(dice(40));
+        let delivery = Delivery::from_number(dice(3) as u8).expect("there are three");
+        let length = if dice(10) == 0 { dice(9_000) } else { dice(60) };
+        let function = Function::Datagram(delivery);
+        let form = if dice(4) == 0 { opening_form(function, dice) } else { Form::Short };
+        Header { function, fin: false, flow, sequence, length, form }
+    }
+}
+
+/// The form that opens a flow of the kind that the function carries, and now and then of the other
+/// kind.
+fn opening_form(function: Function, dice: Dice<'_>) -> Form {
+    let (source, destination) = ends(dice);
+    let is_stream = (function == Function::Data) != (dice(32) == 0);
+    if is_stream {
+        Form::Stream(StreamKey::new(source, destination).expect("both are IPv4"), treatment(dice))
+    } else {
+        let protocol = [17, 17, 1, 2, 47][dice(5) as usize];
+        let key = PacketKey::new(protocol, source, destination).expect("both are IPv4");
+        Form::Packets(key, treatment(dice))
+    }
+}
+
+/// Addresses: those to 10.9.0.0/16 are allowed by [`is_allowed`], and the others are not.
+fn ends(dice: Dice<'_>) -> (SocketAddr, SocketAddr) {
+    let source = ([10, 0, 0, dice(200) as u8], dice(60_000) as u16).into();
+    (source, ([10, 9 + dice(2) as u8, 0, dice(200) as u8], dice(60_000) as u16).into())
+}
+
+fn treatment(dice: Dice<'_>) -> Treatment {
+    let class = Class::ALL[dice(4) as usize];
+    Treatment { in_order: dice(2) == 0, isolated: dice(4) == 0, ..class.into() }
+}
+
+/// What the worlds with a [`Hostile`] let it reach.
+pub fn is_allowed(key: &FlowKey) -> bool {
+    matches!(key.destination.ip(), std::net::IpAddr::V4(to) if to.octets()[..2] == [10, 9])
+}
+
+fn take_or_refuse(driver: &mut Driver, allowed: &mut HashSet<FlowId>, flow: FlowId, key: &FlowKey) {
+    if is_allowed(key) {
+        allowed.insert(flow);
+        driver.accept(flow);
+    } else {
+        driver.reset(flow, Status::NotAllowed);
+    }
+}
+
+/// Steps that a peer may have cost with all that it has said: sixteen for each message, and for each buffer as many as its bytes pay for when a dictionary is
+/// made of buffers as small as there are.
+pub fn most_steps(counters: &Counters) -> u64 {
+    let said = counters.messages_in + counters.buffers_in + counters.malformed + counters.opened_here;
+    16 * said + MADE_FOR_EACH as u64 * counters.buffers_in + 20_000
+}
+
+/// Payloads of a [`Hostile`] whose dice are these bytes, and what the near side does between them: nothing that is not allowed is given on, and what is held
+/// and the steps that it takes stay bounded.
+pub fn messages(bytes: &[u8], now: Instant) {
+    let mut rest = bytes.iter();
+    // Dice that run out are all zero.
+    let mut dice = |most: u32| {
+        let mut number = 0_u32;
+        for _ in 0..if most > 256 { 3 } else { 1 } {
+            number = number << 8 | u32::from(rest.next().copied().unwrap_or(0));
+        }
+        number % most.max(1)
+    };
+    let budget = 4 << 20;
+    let limits = Limits { flows: 300, exchanges: 300, peer_bytes: budget, ..Limits::default() };
+    let mut driver = Driver::new(limits, false);
+    driver.on_connected(true, 100_000);
+    let (mut hostile, mut allowed, mut now) = (Hostile::new(true), HashSet::new(), now);
+    for step in 0..40 {
+        let payload = hostile.payload(64 << 10, &mut dice);
+        driver.unpack(payload, now);
+        while let Some(event) = driver.poll_event() {
+            match event {
+                Event::Open { flow, key, .. } => take_or_refuse(&mut driver, &mut allowed, flow, &key),
+                Event::Exchange { flow, key, .. } => take_or_refuse(&mut driver, &mut allowed, flow, &key),
+                Event::Reset { flow, .. } | Event::Closed { flow } => drop(allowed.remove(&flow)),
+                Event::Deliver { flow } => {
+                    assert!(allowed.contains(&flow), "{flow} is not allowed");
+                    let mut slices = Vec::new();
+                    driver.deliverable(flow, &mut slices);
+                    let n = slices.iter().map(|slice| slice.len()).sum::<usize>();
+                    if step % 3 > 0 {
+                        driver.delivered(flow, n, now);
+                    }
+                }
+                _ => {}
+            }
+        }
+        driver.take_datagrams(|arrived| {
+            let allowed = allowed.contains(&arrived.flow) && is_allowed(arrived.key);
+            assert!(allowed || arrived.is_reply, "{arrived:?} is not allowed");
+        });
+        near_side(&mut driver, dice(16) as u8, now);
+        while let Some(work) = driver.poll_work() {
+            driver.on_worked(work.run());
+        }
+        driver.handle_timeout(now);
+        if driver.take_broken() {
+            driver.on_dead(Status::Protocol);
+            driver.on_connected(true, 100_000);
+        }
+        driver.check_invariants();
+        assert!(driver.held() <= budget + budget / 4, "{} bytes held", driver.held());
+        assert!(driver.held_by_queues() <= 16 << 20 && driver.held_by_compression() <= MOST_HISTORY + (32 << 20));
+        let counters = driver.counters();
+        assert!(counters.walked <= most_steps(counters), "too many steps: {counters:?}");
+        now += Duration::from_millis(u64::from(dice(50)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     /// Not fuzzing proper, but every run of the tests throws some bent payloads at the parsers.
@@ -202,5 +510,15 @@ mod tests {
             payload[at] = random.u8(..);
         }
         payload
+    }
+
+    /// A short run of what the fuzzer does for hours.
+    #[test]
+    fn messages_of_any_kind_are_bounded() {
+        for seed in 0..400 {
+            let random = &mut fastrand::Rng::with_seed(seed);
+            let bytes: Vec<u8> = (0..random.usize(100..60_000)).map(|_| random.u8(..)).collect();
+            super::messages(&bytes, crate::clock());
+        }
     }
 }

@@ -22,6 +22,11 @@ pub struct Peer {
     buffer_size: usize,
     /// The largest payload that the peer takes.
     max_payload: usize,
+    /// What all of it may hold.
+    budget: usize,
+    most_budget: usize,
+    /// Payloads wait in the mover since then, because the edges have not fetched what came of others.
+    left_over: Option<Instant>,
     /// A packed buffer that the mover did not take, because its window of numbers was full.
     refused: Option<(Vec<u8>, bool)>,
 }
@@ -34,13 +39,18 @@ impl Peer {
         let max_payload = config.mover.max_payload;
         let mut driver = Driver::new(config.limits, higher);
         driver.set_compression(config.compression);
-        Peer {
+        let mut peer = Peer {
             mover: Mover::new(config.mover, now),
             driver,
             buffer_size: config.buffer_size,
             max_payload,
+            budget: config.limits.peer_bytes,
+            most_budget: config.limits.peer_bytes,
+            left_over: None,
             refused: None,
-        }
+        };
+        peer.share_memory();
+        peer
     }
 
     // --- the link side ----------------------------------------------------------------------------------------------------
@@ -60,7 +70,8 @@ impl Peer {
 
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let own = [self.driver.gathers_until(), self.driver.holds_until(), self.driver.looks_after_at()];
+        let driver = &self.driver;
+        let own = [driver.gathers_until(), driver.holds_until(), driver.looks_after_at(), self.left_over];
         let mover = self.mover.poll_timeout().map(|(at, _)| at);
         own.into_iter().flatten().chain(mover).min()
     }
@@ -172,16 +183,32 @@ impl Peer {
         self.mover.close(now);
     }
 
-    /// What all flows of this peer may hold from now on; `Limits::peer_bytes` stays the upper bound. The mover below may hold
-    /// half as much beside it, in its own bounds.
+    /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a
+    /// tenth more is never exceeded, beside some megabytes that each peer has.
     pub fn set_budget(&mut self, bytes: usize) {
-        self.driver.set_budget(bytes);
-        self.mover.set_memory(bytes);
+        self.budget = bytes.min(self.most_budget);
+        self.share_memory();
+        self.driver.keep_inside_memory();
     }
 
-    /// What all flows of this peer and its mover hold now, to be shared out between peers by `set_budget`.
+    /// What this peer holds now: its flows, its queues, what compression knows, and its mover, as they are allocated. To be shared out between peers by
+    /// `set_budget`.
     pub fn memory(&self) -> usize {
-        self.driver.held() + self.driver.held_by_compression() + self.mover.memory()
+        self.driver.held() + self.beside_flows()
+    }
+
+    fn beside_flows(&self) -> usize {
+        self.driver.held_by_compression() + self.driver.held_by_queues() + self.mover.memory()
+    }
+
+    /// What one part holds the others cannot. Flows are told of seven eighths, because they may go a quarter above what they are told before the one that holds
+    /// most is reset; the mover has a quarter for each direction, or half of what is left; compression a quarter.
+    fn share_memory(&mut self) {
+        let (total, beside) = (self.budget, self.beside_flows());
+        self.driver.set_compression_limit(total / 4);
+        self.driver.set_budget((total / 8 * 7).saturating_sub(beside).max(total / 4));
+        let left = total.saturating_sub(self.driver.held() + beside - self.mover.memory());
+        self.mover.set_memory(total.min(left.saturating_mul(2)));
     }
 
     /// Calls a peer that is called on demand; `is_connected` and an event tell when it has answered.
@@ -316,8 +343,14 @@ impl Peer {
         while let Some(event) = self.mover.poll_event() {
             self.on_mover_event(event, now);
         }
+        self.left_over = None;
         while let Some(payload) = self.mover.poll_payload() {
             self.driver.unpack(payload, now);
+            self.give_back();
+            if !self.driver.takes_payloads() {
+                self.left_over = Some(now);
+                break;
+            }
         }
         if self.driver.take_broken() {
             self.mover.give_up(now);
@@ -326,6 +359,7 @@ impl Peer {
             }
         }
         self.give_back();
+        self.share_memory();
     }
 
     /// Used payloads go back to where they are filled.

@@ -94,6 +94,10 @@ pub struct Counters {
     pub refused: u64,
     /// Refusals and resets that could not even be queued: the peer opens flows and takes no answer.
     pub refusals_dropped: u64,
+    /// Answers to proposals of dictionaries that were not given, because the peer takes none and goes on proposing.
+    pub answers_dropped: u64,
+    /// Steps of walks over queues and lists: what a peer sends costs a few of them for each of its messages, whatever it sends.
+    pub walked: u64,
     /// Flows that ended in order, both ways.
     pub closed: u64,
     /// Flows that the near side reset.

@@ -448,7 +448,8 @@ fn a_lower_budget_reaches_the_mover() {
         pair.world.run_for(8 * SECOND);
         let stats = pair.peer(A).stats();
         assert!(stats.mover.unacked_bytes > 6 << 20, "the path does not need the memory: {stats:?}");
-        assert_eq!(pair.peer(A).memory() as u64, stats.held_bytes as u64 + stats.mover.unacked_bytes);
+        let (counted, bytes) = (pair.peer(A).memory() as u64, stats.held_bytes as u64 + stats.mover.unacked_bytes);
+        assert!(counted >= bytes && counted <= 2 * bytes + (9 << 20), "{counted} counted for {bytes} bytes");
         for side in [A, B] {
             pair.set_budget(side, 16 << 20);
         }

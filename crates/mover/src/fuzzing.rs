@@ -98,6 +98,83 @@ pub fn mover(bytes: &[u8], start: Instant) {
     stage.check();
 }
 
+/// A datagram of this mover's session with subfields that no mover would send, well formed and not, and its receiver. `dice` gives a number below the one
+/// that it is told. Whoever calls this has given up its session's good name: its own payloads may be contradicted.
+pub fn forge(mover: &mut Mover, dice: &mut dyn FnMut(u32) -> u32, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+    let near = mover.stats().payloads_sent as u32;
+    let skip = match dice(30) {
+        0 => dice(40_000),
+        1..6 => dice(100),
+        _ => 0,
+    };
+    let room = if dice(10) == 0 { 30_000 } else { 1_300 };
+    mover.forge(u64::from(skip), |number, out| hostile_subfields(number, near, room, out, dice), now)
+}
+
+fn hostile_subfields(number: u64, near: u32, room: usize, out: &mut Vec<u8>, dice: &mut dyn FnMut(u32) -> u32) {
+    let kind = dice(6);
+    let (logical, size) = (near + dice(1 << 20), 2 + dice((256 << 10) - 1) as usize);
+    let mut offset = dice(100) as usize;
+    while out.len() < room {
+        match if kind < 5 { kind } else { dice(8) } {
+            // Pieces of one byte with gaps.
+            0 if offset < size => {
+                let data = packet::Data {
+                    at_once: dice(9) == 0,
+                    protected: false,
+                    logical: logical.wrapping_add(dice(50) / 49),
+                    offset,
+                    size,
+                    segment: &[7],
+                };
+                packet::emit_data(out, &data, number);
+                offset += 2;
+            }
+            // The beginning of many payloads, near and far.
+            1 => {
+                let size = 1 + dice(256 << 10) as usize;
+                let length = size.min(1 + dice(40) as usize);
+                let far = if dice(2) == 0 { 100 } else { 1 << 21 };
+                let logical = near.wrapping_add(dice(far));
+                let segment = vec![1; length];
+                let data = packet::Data {
+                    at_once: false,
+                    protected: dice(2) == 0,
+                    logical,
+                    offset: 0,
+                    size,
+                    segment: &segment,
+                };
+                packet::emit_data(out, &data, number);
+            }
+            2 => {
+                let words: Vec<u8> =
+                    (0..dice(200)).map(|_| if dice(2) == 0 { 0x7f } else { dice(256) as u8 }).collect();
+                let ack = packet::Ack {
+                    highest_sent: number as u32,
+                    floor: (number as u32).wrapping_sub(dice(2_000)),
+                    highest_received: if dice(2) == 0 { dice(5_000) } else { dice(u32::MAX) },
+                    delay: dice(1 << 16) as u16,
+                    rate: dice(u32::MAX),
+                    rebuilt: dice(50),
+                    words: &words,
+                };
+                packet::emit_ack(out, &ack, |_| ());
+            }
+            3 => {
+                let (bytes, gaps) = (vec![dice(256) as u8; 3 + dice(900) as usize], [1; 3]);
+                let gaps = &gaps[..dice(4) as usize];
+                let first = (number as u32).wrapping_sub(4 + dice(60));
+                packet::Parity { row: dice(18) as u8, first, gaps, bytes: &bytes }.emit(out);
+            }
+            4 => packet::emit_ping(out),
+            6 => packet::emit_padding(out, 3 + dice(300) as usize),
+            7 if dice(50) == 0 => packet::emit_close(out, 1),
+            _ => out.extend((0..3 + dice(40)).map(|_| dice(256) as u8)),
+        }
+    }
+}
+
 const OURS: u32 = 0x00_1001;
 const THEIRS: u32 = 0x00_2001;
 

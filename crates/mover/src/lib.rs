@@ -21,6 +21,7 @@ mod rtt;
 mod send;
 mod seq;
 mod sessions;
+mod spares;
 mod stats;
 mod timer;
 

@@ -101,6 +101,23 @@ impl Ranges {
     pub(crate) fn pieces(&self) -> usize {
         usize::from(self.first.0 != self.first.1) + self.rest.len()
     }
+
+    /// Whether a range would be a piece of its own, which touches no other. Not to be asked of one whose bytes are there.
+    pub(crate) fn is_apart(&self, start: u32, end: u32) -> bool {
+        let at = self.rest.partition_point(|range| range.1 < start);
+        let touches = |range: &(u32, u32)| range.1 >= start && range.0 <= end;
+        self.first.0 != self.first.1 && !touches(&self.first) && !self.rest.get(at).is_some_and(touches)
+    }
+
+    /// Bytes that the pieces take beside the first.
+    pub(crate) fn held(&self) -> usize {
+        self.rest.capacity() * size_of::<(u32, u32)>()
+    }
+
+    /// Bytes that one more piece would take beyond those at most.
+    pub(crate) fn growth(&self) -> usize {
+        if self.rest.len() < self.rest.capacity() { 0 } else { self.held().max(4 * size_of::<(u32, u32)>()) }
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +141,11 @@ mod tests {
                     (start + at as u32, start + (at + length) as u32)
                 });
                 assert_eq!(ranges.first_missing(start, end), missing, "seed {seed}");
+                let (pieces, held, growth) = (ranges.pieces(), ranges.held(), ranges.growth());
+                let apart = missing.is_some() && ranges.is_apart(start, end);
                 assert_eq!(ranges.insert(start, end), missing.is_some(), "seed {seed}");
+                assert_eq!(apart, pieces > 0 && ranges.pieces() > pieces, "seed {seed}: {ranges:?}");
+                assert!(ranges.held() <= held + growth, "seed {seed}");
                 slice.fill(true);
                 let pieces =
                     map.iter().zip(std::iter::once(&false).chain(&map)).filter(|(now, before)| **now && !**before);

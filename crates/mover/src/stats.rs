@@ -51,7 +51,10 @@ pub struct Stats {
     /// Datagrams that were rebuilt from parity, and taken because they had not come meanwhile.
     pub datagrams_rebuilt: u64,
     /// Parity that made no sense.
+    /// Parity that made no sense.
     pub parity_wrong: u64,
+    /// Steps of walks over what is kept, entries of pieces that a segment moved: few for each byte received, whatever the peer sends.
+    pub walked: u64,
     /// Payloads handed up.
     pub payloads_received: u64,
     /// Their bytes.

@@ -13,7 +13,7 @@ use super::{
     work::{Make, Work},
 };
 use crate::{
-    config::{DICTIONARY, MOST_HISTORY, MOST_RAW, PROPOSED},
+    config::{DICTIONARY, KEPT_COST, MADE_FOR_EACH, MOST_HISTORY, MOST_RAW, PROPOSED, SMALLEST},
     error::PayloadError,
     message::ROUTING,
 };
@@ -24,6 +24,12 @@ const DICTIONARIES: usize = PROPOSED + 1;
 
 /// Buffers that have come before others whose numbers are lower: far more than the mover lets be under way. Without room no dictionary is made any more.
 const MOST_AHEAD: usize = 1 << 17;
+
+/// What each of them costs, in a tree that may be half empty.
+const AHEAD_COST: usize = 16;
+
+/// Bytes of dictionaries that may be made at once for what has come before: as many as are kept, and one more.
+const MOST_PAID: usize = (DICTIONARIES + 1) * DICTIONARY;
 
 /// Everything that was compressed by one peer is taken apart here.
 pub(crate) struct Expander {
@@ -37,13 +43,19 @@ pub(crate) struct Expander {
     forgotten: u32,
     /// Proposals, in any order, as they came.
     pending: Vec<Proposal>,
-    /// The number of the work by which one is being made.
-    making: Option<(u64, Proposal)>,
+    /// The number of the work by which one is being made, and its bytes.
+    making: Option<(u64, Proposal, usize)>,
     serial: u64,
     /// In the order of their last buffers.
     dictionaries: Vec<(Proposal, DDict<'static>)>,
     /// The frame with its first bytes.
     frame: Vec<u8>,
+    /// Bytes of dictionaries that may still be made for what has come.
+    paid: usize,
+    /// What may be held.
+    limit: usize,
+    /// Entries of the history that were looked at for dictionaries.
+    pub(crate) walked: u64,
 }
 
 impl fmt::Debug for Expander {
@@ -66,12 +78,20 @@ impl Expander {
             serial: 0,
             dictionaries: Vec::new(),
             frame: Vec::new(),
+            paid: DICTIONARY,
+            limit: usize::MAX,
+            walked: 0,
         }
+    }
+
+    /// What may be held from now on: less history, and no more dictionaries than fit.
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes;
     }
 
     /// The peer is a new one: nothing of the one before is of use.
     pub(crate) fn begin_anew(&mut self) {
-        *self = Expander { serial: self.serial, ..Expander::new() };
+        *self = Expander { serial: self.serial, limit: self.limit, walked: self.walked, ..Expander::new() };
     }
 
     /// The payload as it was before it was compressed.
@@ -81,7 +101,8 @@ impl Expander {
             return Err(PayloadError::Truncated);
         }
         let (generation, number, raw) = (payload[1], word(8), word(12) as usize);
-        if raw > MOST_RAW {
+        // Buffers that dictionaries are made of were worth compressing.
+        if raw > MOST_RAW || number > 0 && raw < SMALLEST {
             return Err(PayloadError::Compressed);
         }
         let Expander { context, frame, dictionaries, .. } = self;
@@ -117,13 +138,14 @@ impl Expander {
             self.come += 1;
             self.ahead.pop_first();
         }
-        self.history_bytes += bytes.len();
+        self.paid = (self.paid + MADE_FOR_EACH * bytes.len()).min(MOST_PAID);
+        self.history_bytes += bytes.len() + KEPT_COST;
         if let Some(old) = self.history.insert(number, bytes.into()) {
-            self.history_bytes -= old.len();
+            self.history_bytes -= old.len() + KEPT_COST;
         }
         // The oldest goes first, but not what the sender waits for.
         let waited = self.pending.iter().map(|pending| pending.first).min().unwrap_or(u32::MAX);
-        while self.history_bytes > MOST_HISTORY {
+        while self.history_bytes > MOST_HISTORY.min(self.limit / 2) {
             let gone = match self.history.first_key_value() {
                 Some((oldest, _)) if *oldest < waited => *oldest,
                 // The newest, then: it is in no dictionary yet.
@@ -134,7 +156,7 @@ impl Expander {
             };
             self.forgotten = self.forgotten.max(gone);
             if let Some(old) = self.history.remove(&gone) {
-                self.history_bytes -= old.len();
+                self.history_bytes -= old.len() + KEPT_COST;
             }
         }
     }
@@ -162,20 +184,34 @@ impl Expander {
         let at = self.pending.iter().position(|pending| pending.last <= self.come)?;
         let proposal = self.pending.swap_remove(at);
         let Proposal { generation, first, last } = proposal;
-        let parts: Vec<Arc<[u8]>> = self.history.range(first..=last).map(|(_, part)| part.clone()).collect();
-        let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+        // No more is looked at than what has come pays for.
+        let (mut parts, mut bytes, most): (Vec<Arc<[u8]>>, _, _) = (Vec::new(), 0, DICTIONARY.min(self.paid));
+        for (_, part) in self.history.range(first..=last) {
+            bytes += part.len();
+            self.walked += 1;
+            if bytes > most {
+                break;
+            }
+            parts.push(part.clone());
+        }
+        self.paid -= bytes.min(self.paid);
+        let full = self.dictionaries.len() == DICTIONARIES;
+        let replaced = self.dictionaries.first().filter(|_| full).map_or(0, |(_, oldest)| oldest.sizeof());
         // Of those that came one may have been forgotten for want of room.
-        if bytes > DICTIONARY || parts.len() as u32 != last - first + 1 {
+        if bytes > most
+            || parts.len() as u32 != last - first + 1
+            || self.held() + bytes > self.limit.saturating_add(replaced)
+        {
             return Some(Err(generation));
         }
         self.serial += 1;
-        self.making = Some((self.serial, proposal));
+        self.making = Some((self.serial, proposal, bytes));
         Some(Ok(Work { make: Make::Expand { serial: self.serial }, parts }))
     }
 
     /// It is made: buffers may refer to it. The generation that the sender waits for.
     pub(crate) fn on_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
-        let (_, proposal) = self.making.take_if(|(making, _)| *making == serial)?;
+        let (_, proposal, _) = self.making.take_if(|(making, ..)| *making == serial)?;
         // A proposal that comes late is older than what has been made since.
         let at = self.dictionaries.partition_point(|(held, _)| held.last <= proposal.last);
         self.dictionaries.insert(at, (proposal, dictionary));
@@ -202,6 +238,9 @@ impl Expander {
 
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
-        self.history_bytes + self.dictionaries.iter().map(|(_, dictionary)| dictionary.sizeof()).sum::<usize>()
+        let dictionaries = self.dictionaries.iter().map(|(_, dictionary)| dictionary.sizeof()).sum::<usize>();
+        // While one is made its parts are there as well.
+        let making = self.making.as_ref().map_or(0, |(.., bytes)| 2 * bytes);
+        self.history_bytes + dictionaries + making + self.ahead.len() * AHEAD_COST + self.frame.capacity()
     }
 }

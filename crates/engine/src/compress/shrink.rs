@@ -20,8 +20,8 @@ use super::{
 use crate::{
     Treatment,
     config::{
-        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, MOST_RAW, NO_DICTIONARY, PROPOSED,
-        SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
+        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, KEPT_COST, MOST_RAW, NO_DICTIONARY,
+        PROPOSED, SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
     },
     message::ROUTING,
     stats::{AsItIs, Squeezed},
@@ -139,6 +139,8 @@ pub(crate) struct Shrinker {
     pub(crate) dictionaries: u64,
     /// What zstd holds when it holds nothing.
     bare: usize,
+    /// What may be held.
+    limit: usize,
 }
 
 impl fmt::Debug for Shrinker {
@@ -169,13 +171,19 @@ impl Shrinker {
             out: Vec::new(),
             dictionaries: 0,
             bare,
+            limit: usize::MAX,
         }
+    }
+
+    /// What may be held from now on.
+    pub(crate) fn set_limit(&mut self, bytes: usize) {
+        self.limit = bytes;
     }
 
     /// The peer is a new one: it holds nothing of ours. Counters stay.
     pub(crate) fn begin_anew(&mut self) {
-        let (serial, dictionaries) = (self.serial, self.dictionaries);
-        *self = Shrinker { serial, dictionaries, ..Shrinker::new(self.how) };
+        let (serial, dictionaries, limit) = (self.serial, self.dictionaries, self.limit);
+        *self = Shrinker { serial, dictionaries, limit, ..Shrinker::new(self.how) };
     }
 
     /// How a flow's buffers are compressed, by its rule and what is set for the peer. What the far side's rule asks for counts unless it is
@@ -303,13 +311,13 @@ impl Shrinker {
     fn keep(&mut self, bytes: &[u8]) -> u32 {
         let number = self.next;
         self.next = self.next.checked_add(1).unwrap_or(1);
-        self.history_bytes += bytes.len();
+        self.history_bytes += bytes.len() + KEPT_COST;
         self.fresh += bytes.len();
         self.newest_bytes = bytes.len();
         self.history.push_back((number, bytes.into()));
-        while self.history_bytes > DICTIONARY {
+        while self.history_bytes > DICTIONARY.min(self.limit / 2) {
             let Some((_, old)) = self.history.pop_front() else { break };
-            self.history_bytes -= old.len();
+            self.history_bytes -= old.len() + KEPT_COST;
         }
         number
     }
@@ -317,7 +325,8 @@ impl Shrinker {
     /// A dictionary that the peer shall make, if it is time for one: of the newest buffers and the next one, with which the proposal leaves, so that it is
     /// no older than it must be. The same is made here meanwhile. `rate`: what the link takes, bytes per second.
     pub(crate) fn propose(&mut self, rate: u64, now: Instant) -> Option<Proposal> {
-        if rate > NO_DICTIONARY || self.rest_until.is_some_and(|until| now < until) {
+        // Half is for what it holds, half for what making another takes.
+        if self.held() > self.limit / 2 || rate > NO_DICTIONARY || self.rest_until.is_some_and(|until| now < until) {
             return None;
         }
         let enough = match self.dictionary_bytes {

@@ -433,3 +433,32 @@ fn what_is_made_too_late_is_nobodys() {
         assert_eq!(sender.shrinker.dictionaries, turn);
     }
 }
+
+/// A buffer of nothing cost nothing in the accounts, and an entry in memory: there are no such buffers any more, and what is kept is charged for its place.
+#[test]
+fn empty_buffers_are_no_history() {
+    let mut expander = Expander::new();
+    let numbered = |raw: &[u8], number: u32| {
+        let mut frame = vec![0; 400];
+        let length = zstd_safe::compress(&mut frame[..], raw, 1).unwrap();
+        let mut payload = vec![0; super::HEADER];
+        payload.extend_from_slice(&frame[4..length]);
+        let inside = (payload.len() - message::ROUTING) as u32;
+        payload[0] = COMPRESSED;
+        payload[4..8].copy_from_slice(&inside.to_be_bytes());
+        payload[8..12].copy_from_slice(&number.to_be_bytes());
+        payload[12..16].copy_from_slice(&(raw.len() as u32).to_be_bytes());
+        payload
+    };
+    assert!(expander.expand(&numbered(&[], 0)).is_ok(), "without a number it is kept nowhere");
+    for raw in [&[][..], &[7; 95]] {
+        assert!(expander.expand(&numbered(raw, 1)).is_err(), "{} bytes", raw.len());
+    }
+    let held = expander.held();
+    // Numbers with gaps, so that none is ever done with.
+    for number in 0..200_000_u32 {
+        assert!(expander.expand(&numbered(&[7; 96], 1 + 2 * number)).is_ok());
+    }
+    let most = crate::config::MOST_HISTORY + (4 << 20);
+    assert!(expander.held() - held > 6 << 20 && expander.held() < most, "{} held", expander.held());
+}

@@ -28,6 +28,11 @@ pub(crate) enum Made {
 }
 
 impl Work {
+    /// Bytes of which it is made.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
     /// Makes it: some milliseconds for each megabyte.
     pub fn run(self) -> Worked {
         let bytes = self.parts.concat();

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
     hash::BuildHasherDefault,
     ops::Range,
     time::{Duration, Instant},
@@ -20,15 +20,21 @@ use super::{
 use crate::{
     Event, FlowId, FlowInfo, PacketKey, SendError, Squeezed, Status, Treatment,
     config::{
-        CROSSING, ENDS_SLACK, GATHER, GATHER_MEMORY, MAX_REFUSALS, MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS,
-        WAITING_BYTES, WAITING_FLOW_BYTES,
+        CROSSING, DATAGRAM_COST, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MAX_REFUSALS, MOST_HOLDING,
+        REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES,
     },
     flow::{Delivery, Exchange, Place},
     message::{self, Form, Function, Header},
 };
 
+/// Memory for so many bytes of datagrams is kept between two inputs.
+const ARRIVED_LEFT: usize = 512 << 10;
+
 /// Tables for so many flows are kept.
 const ROOM_LEFT: usize = 4_096;
+
+/// Of a datagram that has arrived: its flow, and where its bytes are.
+type Arrival = (FlowId, Range<usize>);
 
 type ByNumber = HashMap<FlowId, Box<Exchange>, BuildHasherDefault<NumberHasher>>;
 
@@ -43,12 +49,15 @@ pub(crate) struct Exchanges {
     /// The flow that was looked for last: the next datagram is often one of it.
     last: Option<(PacketKey, FlowId)>,
     waiting_bytes: usize,
+    /// What all flows cost, and those datagrams among it that wait for others before them.
+    held: usize,
+    holding_bytes: usize,
     gathering: Gathering,
-    /// Flows in which some wait for those before them, and until when the first of them does.
-    holding: Vec<FlowId>,
-    holds_until: Option<Instant>,
+    /// Datagrams that wait for those before them, and until when: with the patience of most flows, and of those in order. So the first one's time comes first.
+    /// Some have gone meanwhile.
+    holding: [VecDeque<(Instant, FlowId, u32)>; 2],
     arrived: Vec<u8>,
-    arrivals: Vec<(FlowId, Range<usize>)>,
+    arrivals: Vec<Arrival>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -97,6 +106,16 @@ impl Exchanges {
         self.by_number.contains_key(&flow)
     }
 
+    /// What all of them cost.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Bytes that wait to be taken.
+    pub(crate) fn arrived_bytes(&self) -> usize {
+        self.arrived.len() + self.arrivals.len() * size_of::<Arrival>()
+    }
+
     /// When the first flow may be over.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         self.ends.peek().map(|Reverse((at, _))| *at)
@@ -127,10 +146,13 @@ impl Exchanges {
             self.by_key.remove(&state.key);
         }
         self.waiting_bytes -= state.waiting_bytes;
+        self.held -= state.cost();
+        self.holding_bytes -= state.order.held();
         // A flood leaves no memory behind.
         let left = self.by_number.len();
         if left == 0 {
             (self.by_number, self.by_key, self.ends) = Default::default();
+            (self.spare, self.gathering.flows) = Default::default();
         } else if self.by_number.capacity() > ROOM_LEFT.max(8 * left) {
             self.by_number.shrink_to(2 * left);
             self.by_key.shrink_to(2 * left);
@@ -167,6 +189,11 @@ impl Exchanges {
         let waiting: usize = self.by_number.values().map(|state| state.waiting_bytes).sum();
         assert_eq!(waiting, self.waiting_bytes);
         assert!(self.waiting_bytes <= WAITING_BYTES);
+        assert_eq!(self.held, self.by_number.values().map(|state| state.cost()).sum::<usize>());
+        assert_eq!(self.holding_bytes, self.by_number.values().map(|state| state.order.held()).sum::<usize>());
+        // The last one may lie in a buffer that was used before.
+        assert!(self.holding_bytes <= HOLDING_BYTES + 4_096);
+        assert!(self.holding.iter().all(|holding| holding.len() <= MOST_HOLDING));
         for (flow, state) in &self.by_number {
             state.check_invariants();
             assert_eq!(self.by_key.get(&state.key), Some(flow), "a key leads to its flow");
@@ -203,18 +230,18 @@ impl Driver {
         };
         let exchanges = &mut self.exchanges;
         let state = exchanges.by_number.get_mut(&flow).expect("it was found or made just now");
-        let full = state.waiting_bytes + bytes.len() > WAITING_FLOW_BYTES
-            || exchanges.waiting_bytes + bytes.len() > WAITING_BYTES;
+        let copy = copied(&mut exchanges.spare, bytes);
+        let cost = DATAGRAM_COST + copy.capacity();
+        let full = state.waiting_bytes + cost > WAITING_FLOW_BYTES || exchanges.waiting_bytes + cost > WAITING_BYTES;
         if full {
+            recycle(&mut exchanges.spare, Some(copy));
             self.counters.datagrams_full += 1;
             return Err(SendError::Full);
         }
-        let mut copy = exchanges.spare.pop().unwrap_or_default();
-        copy.clear();
-        copy.extend_from_slice(bytes);
         state.push(copy, now);
         state.moved = now;
-        exchanges.waiting_bytes += bytes.len();
+        exchanges.waiting_bytes += cost;
+        exchanges.held += cost;
         let length = bytes.len() + message::SHORT;
         let gather = exchanges.gathering.is_worth(length, self.segment, now);
         if gather && !self.schedule.is_ready(state.slot) {
@@ -272,7 +299,7 @@ impl Driver {
         treatment: (Treatment, Delivery),
         now: Instant,
     ) -> Result<FlowId, SendError> {
-        if self.exchanges.len() >= self.limits.exchanges {
+        if self.exchanges.len() >= self.limits.exchanges || self.held() > self.budget {
             self.counters.exchanges_refused += 1;
             return Err(SendError::TooManyFlows);
         }
@@ -294,12 +321,14 @@ impl Driver {
         let (asked, delivery) = treatment;
         let slot = self.schedule.add(flow, delivery.class(asked.class));
         let state = Exchange::new(key, treatment, slot, ours, now);
+        self.exchanges.held += state.cost();
         self.exchanges.by_number.insert(flow, Box::new(state));
         self.exchanges.by_key.insert(key, flow);
         self.exchanges.ends.push(Reverse((now + self.limits.one_way, flow)));
         if self.exchanges.ends.len() > 2 * self.exchanges.len() + ENDS_SLACK {
             // Most of them have ended by other ways: the list stays as short as the flows are few.
             let Exchanges { by_number, ends, .. } = &mut self.exchanges;
+            self.counters.walked += ends.len() as u64;
             ends.retain(|Reverse((_, flow))| by_number.contains_key(flow));
         }
     }
@@ -317,8 +346,11 @@ impl Driver {
             let length = first.bytes.len();
             if state.is_stale(now) || page.is_never_enough(header_length + length) {
                 self.counters.datagrams_stale += 1;
-                exchanges.waiting_bytes -= length;
-                recycle(&mut exchanges.spare, state.pop());
+                let stale = state.pop();
+                let cost = DATAGRAM_COST + stale.as_ref().map_or(0, Vec::capacity);
+                exchanges.waiting_bytes -= cost;
+                exchanges.held -= cost;
+                recycle(&mut exchanges.spare, stale);
                 continue;
             }
             if !page.has_room(turn.flow, state.delivery.is_urgent(), header_length + length) {
@@ -326,7 +358,8 @@ impl Driver {
             }
             state.note_wait(now);
             let bytes = state.pop().expect("it was looked at");
-            exchanges.waiting_bytes -= length;
+            exchanges.waiting_bytes -= DATAGRAM_COST + bytes.capacity();
+            exchanges.held -= DATAGRAM_COST + bytes.capacity();
             let header = Header {
                 function: Function::Datagram(state.delivery),
                 fin: false,
@@ -358,9 +391,7 @@ impl Driver {
         if !self.exchanges.contains(flow) {
             if let Some(own) = self.crossed_by(header, now) {
                 let Exchanges { arrived, arrivals, .. } = &mut self.exchanges;
-                let from = arrived.len();
-                arrived.extend_from_slice(bytes);
-                arrivals.push((own, from..from + bytes.len()));
+                arrive(arrived, arrivals, own, bytes);
                 self.counters.datagrams_in += 1;
                 return;
             }
@@ -368,6 +399,7 @@ impl Driver {
                 return;
             }
         }
+        let is_short = self.held() > self.budget;
         let exchanges = &mut self.exchanges;
         let state = exchanges.by_number.get_mut(&flow).expect("it is here, or was opened just now");
         if matches!(header.form, Form::Packets(key, _) if key != state.key || state.ours) {
@@ -376,14 +408,15 @@ impl Driver {
         }
         state.answered = true;
         state.moved = now;
-        let waits = state.delivery.keeps_order() && exchanges.holding.len() < MOST_HOLDING;
-        let Exchanges { by_number, holding, holds_until, arrived, arrivals, spare, .. } = exchanges;
+        let in_order = usize::from(state.asked.in_order);
+        let room = exchanges.holding[in_order].len() < MOST_HOLDING
+            && exchanges.holding_bytes + bytes.len() + DATAGRAM_COST <= HOLDING_BYTES;
+        let waits = state.delivery.keeps_order() && room;
+        let Exchanges { by_number, holding, holding_bytes, held, arrived, arrivals, spare, .. } = exchanges;
         let state = by_number.get_mut(&flow).expect("as before");
-        let mut give = |bytes: &[u8]| {
-            let from = arrived.len();
-            arrived.extend_from_slice(bytes);
-            arrivals.push((flow, from..from + bytes.len()));
-        };
+        let (cost, waiting) = (state.cost(), state.order.held());
+        state.order.is_short = is_short;
+        let mut give = |bytes: &[u8]| arrive(arrived, arrivals, flow, bytes);
         if state.order.is_full_for(header.sequence) {
             state.order.give_up_all();
             while let Some(held) = state.order.pop_ready(now) {
@@ -391,59 +424,50 @@ impl Driver {
                 recycle(spare, Some(held));
             }
         }
-        match state.order.place(header.sequence, waits, now) {
+        let place = state.order.place(header.sequence, waits, now);
+        match place {
             Place::Now => give(bytes),
             Place::Hold => {
-                let mut copy = spare.pop().unwrap_or_default();
-                copy.clear();
-                copy.extend_from_slice(bytes);
-                state.order.hold(header.sequence, copy, now);
-                if !holding.contains(&flow) {
-                    holding.push(flow);
-                }
-                let until = now + state.order.patience();
-                *holds_until = Some(holds_until.map_or(until, |earlier| earlier.min(until)));
+                state.order.hold(header.sequence, copied(spare, bytes));
+                holding[in_order].push_back((now + state.order.patience(), flow, header.sequence));
             }
-            Place::Drop => {
-                self.counters.datagrams_late += 1;
-                return;
+            Place::Drop => self.counters.datagrams_late += 1,
+        }
+        if place != Place::Drop {
+            state.received.add(bytes.len());
+            self.counters.datagrams_in += 1;
+            self.counters.bytes_in += bytes.len() as u64;
+            while let Some(held) = state.order.pop_ready(now) {
+                give(&held);
+                recycle(spare, Some(held));
             }
         }
-        state.received.add(bytes.len());
-        self.counters.datagrams_in += 1;
-        self.counters.bytes_in += bytes.len() as u64;
-        while let Some(held) = state.order.pop_ready(now) {
-            give(&held);
-            recycle(spare, Some(held));
-        }
+        *held = *held + state.cost() - cost;
+        *holding_bytes = *holding_bytes + state.order.held() - waiting;
     }
 
     /// Until when datagrams wait for those that they overtook.
     pub(crate) fn holds_until(&self) -> Option<Instant> {
-        self.exchanges.holds_until
+        self.exchanges.holding.iter().filter_map(|holding| holding.front()).map(|(until, ..)| *until).min()
     }
 
     /// Gives on those that have waited long enough.
     pub(super) fn end_holding(&mut self, now: Instant) {
-        let exchanges = &mut self.exchanges;
-        if exchanges.holds_until.is_none_or(|until| until > now) {
-            return;
-        }
-        exchanges.holds_until = None;
-        let Exchanges { by_number, holding, holds_until, arrived, arrivals, spare, .. } = exchanges;
-        holding.retain(|flow| {
-            let Some(state) = by_number.get_mut(flow) else { return false };
-            state.order.give_up(now);
-            while let Some(held) = state.order.pop_ready(now) {
-                let from = arrived.len();
-                arrived.extend_from_slice(&held);
-                arrivals.push((*flow, from..from + held.len()));
-                recycle(spare, Some(held));
+        let Exchanges { by_number, holding, holding_bytes, held, arrived, arrivals, spare, .. } = &mut self.exchanges;
+        for holding in holding {
+            while let Some((_, flow, number)) = holding.front().copied().filter(|(until, ..)| *until <= now) {
+                holding.pop_front();
+                let Some(state) = by_number.get_mut(&flow) else { continue };
+                let (cost, waiting) = (state.cost(), state.order.held());
+                state.order.give_up(number);
+                while let Some(held) = state.order.pop_ready(now) {
+                    arrive(arrived, arrivals, flow, &held);
+                    recycle(spare, Some(held));
+                }
+                *held = *held + state.cost() - cost;
+                *holding_bytes = *holding_bytes + state.order.held() - waiting;
             }
-            let until = state.order.until();
-            *holds_until = [*holds_until, until].into_iter().flatten().min();
-            until.is_some()
-        });
+        }
     }
 
     /// Our own flow between the same ends, in the same direction, if both sides have opened one at the same time: the one with the lower number stays, at both
@@ -466,7 +490,7 @@ impl Driver {
         };
         let connected = self.peer_credit.is_some();
         match self.opened.note(flow) {
-            Known::New if connected && self.exchanges.len() < self.limits.exchanges => {}
+            Known::New if connected && self.exchanges.len() < self.limits.exchanges && self.held() <= self.budget => {}
             Known::New => {
                 self.counters.exchanges_refused += 1;
                 self.refuse(flow, key.protocol, Status::NoResources);
@@ -504,8 +528,8 @@ impl Driver {
                 state.refused_until = Some(now + REFUSED_FOR);
                 state.answered = false;
                 self.exchanges.waiting_bytes -= state.waiting_bytes;
-                state.waiting_bytes = 0;
-                state.waiting.clear();
+                self.exchanges.held -= state.waiting_bytes;
+                (state.waiting, state.waiting_bytes) = (VecDeque::new(), 0);
                 self.schedule.stop(state.slot);
             }
             (Function::Reset, _) => {
@@ -527,6 +551,9 @@ impl Driver {
             }
         }
         exchanges.arrived.clear();
+        if exchanges.arrived.capacity() > ARRIVED_LEFT {
+            (exchanges.arrived, exchanges.arrivals) = (Vec::new(), Vec::new());
+        }
     }
 
     // --- the end ----------------------------------------------------------------------------------------------------------
@@ -587,6 +614,21 @@ impl Driver {
         self.exchanges.arrivals.clear();
         self.exchanges.arrived.clear();
     }
+}
+
+/// A copy, in a buffer that was used before if there is one that is not much too large.
+fn copied(spare: &mut Vec<Vec<u8>>, bytes: &[u8]) -> Vec<u8> {
+    let mut copy = spare.pop_if(|buffer| buffer.capacity() <= 4 * bytes.len() + 256).unwrap_or_default();
+    copy.clear();
+    copy.extend_from_slice(bytes);
+    copy
+}
+
+/// A datagram waits to be taken.
+fn arrive(arrived: &mut Vec<u8>, arrivals: &mut Vec<Arrival>, flow: FlowId, bytes: &[u8]) {
+    let from = arrived.len();
+    arrived.extend_from_slice(bytes);
+    arrivals.push((flow, from..from + bytes.len()));
 }
 
 fn recycle(spare: &mut Vec<Vec<u8>>, bytes: Option<Vec<u8>>) {

@@ -76,6 +76,7 @@ impl Driver {
         self.lingering.push_back(Lingering { until: now + RESET_LINGER, flow, delivered });
         if self.lingering.len() > 2 * self.flows.len() + 64 {
             // Most of them have ended meanwhile: the list stays as short as the flows are few.
+            self.counters.walked += self.lingering.len() as u64;
             self.lingering.retain(|lingering| self.flows.contains_key(&lingering.flow));
         }
     }
@@ -124,18 +125,23 @@ impl Driver {
         }
     }
 
-    /// Keeps the flows inside the memory that they may use, after `flow` has received something.
-    pub(super) fn keep_inside_memory(&mut self, flow: FlowId) {
+    /// Keeps a flow inside what it may hold, after it has received something.
+    pub(super) fn keep_inside_share(&mut self, flow: FlowId) {
         let own = self.flows.get(&flow).map_or(0, |state| state.incoming.held());
         if own > self.limits.flow_bytes {
             self.squeeze(flow);
         }
-        while self.held > hard_limit(self.budget) {
-            let most = self.flows.iter().map(|(flow, state)| (state.incoming.held(), *flow)).max();
-            let Some((_, flow)) = most else { break };
+        self.keep_inside_memory();
+    }
+
+    /// Keeps all flows inside the memory that they may use.
+    pub(crate) fn keep_inside_memory(&mut self) {
+        while self.held() > hard_limit(self.budget) {
+            let Some(flow) = self.holders.most(&mut self.flows, &mut self.counters.walked) else { break };
             self.squeeze(flow);
         }
-        self.held_max = self.held_max.max(self.held);
+        self.holders.clean(&self.flows, &mut self.counters.walked);
+        self.held_max = self.held_max.max(self.held());
     }
 
     fn squeeze(&mut self, flow: FlowId) {

@@ -11,9 +11,12 @@ use crate::{FlowId, flow::Flow};
 pub(crate) const HIGHER: u32 = 1 << 31;
 const NUMBER: u32 = HIGHER - 1;
 
-/// Numbers behind the highest opened one for which it is known whether they were opened: 8 KiB for each peer. A message that
+/// Numbers behind the highest opened one for which it is known whether they were opened: 32 KiB for each peer. A message that
 /// opens a flow would have to be overtaken by the openings of as many others to fall out of it.
 const WIDTH: u32 = 65_536;
+
+/// Words of 64 numbers. Twice the window, so that its two ends never share one; a power of two, so that this holds where the numbers begin again.
+const WORDS: usize = 2 * WIDTH as usize / 64;
 
 /// All flows of a peer. Boxed, so that growth moves pointers only.
 pub(crate) type Flows = HashMap<FlowId, Box<Flow>, BuildHasherDefault<NumberHasher>>;
@@ -83,16 +86,24 @@ pub(crate) enum Known {
     TooOld,
 }
 
-/// The sliding window of numbers that the far side has used.
+/// The sliding window of numbers that the far side has used. Each word of bits says of which 64 numbers it is, so that nothing has to be emptied when the
+/// window moves, however far.
 #[derive(Debug)]
 pub(crate) struct Opened {
     highest: Option<u32>,
-    bits: Box<[u64]>,
+    words: Box<[Word]>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    /// Number of its first bit, divided by 64; none before it was used.
+    of: Option<u32>,
+    bits: u64,
 }
 
 impl Opened {
     pub(crate) fn new() -> Opened {
-        Opened { highest: None, bits: vec![0; WIDTH as usize / 64].into_boxed_slice() }
+        Opened { highest: None, words: vec![Word::default(); WORDS].into_boxed_slice() }
     }
 
     /// Notes that the far side uses a number.
@@ -101,30 +112,20 @@ impl Opened {
         let highest = *self.highest.get_or_insert(number);
         let ahead = number.wrapping_sub(highest) & NUMBER;
         if ahead <= NUMBER / 2 {
-            self.advance(highest, ahead);
+            self.highest = Some(number);
         } else if NUMBER + 1 - ahead >= WIDTH {
             return Known::TooOld;
         }
-        let at = number % WIDTH;
-        let (word, bit) = (&mut self.bits[at as usize / 64], 1 << (at % 64));
-        if *word & bit != 0 {
+        let (of, bit) = (number / 64, 1 << (number % 64));
+        let word = &mut self.words[of as usize % WORDS];
+        if word.of != Some(of) {
+            *word = Word { of: Some(of), bits: 0 };
+        }
+        if word.bits & bit != 0 {
             return Known::Used;
         }
-        *word |= bit;
+        word.bits |= bit;
         Known::New
-    }
-
-    /// Moves the window ahead, and forgets what falls out behind it.
-    fn advance(&mut self, highest: u32, ahead: u32) {
-        self.highest = Some((highest + ahead) & NUMBER);
-        if ahead >= WIDTH {
-            self.bits.fill(0);
-            return;
-        }
-        for step in 1..=ahead {
-            let at = (highest + step) % WIDTH;
-            self.bits[at as usize / 64] &= !(1 << (at % 64));
-        }
     }
 }
 

@@ -105,6 +105,9 @@ impl Page<'_> {
     /// is written.
     fn place(&mut self, from: usize, to: usize) -> &mut [u8] {
         if self.buffer.len() < to {
+            // No more than it may need: it is held until the peer has acknowledged all of it.
+            let needed = to.max(self.room.segment) - self.buffer.len();
+            self.buffer.reserve_exact(needed);
             self.buffer.resize(to, 0);
         }
         &mut self.buffer[from..to]
@@ -181,7 +184,7 @@ impl Driver {
 
     /// Whether packing would begin with something that somebody waits for.
     pub(crate) fn has_urgent_work(&self) -> bool {
-        self.control.iter().any(Control::is_urgent) || self.schedule.has_urgent()
+        self.urgent > 0 || self.schedule.has_urgent()
     }
 
     /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything to send after all.
@@ -239,7 +242,7 @@ impl Driver {
             }
             let urgent = control.is_urgent();
             let header = self.control_header(*control);
-            self.control.pop_front();
+            self.pop_control();
             if let Some(header) = header {
                 page.add_control(&header, urgent);
             }
@@ -269,7 +272,6 @@ impl Driver {
                 Some(header)
             }
             Control::Reset { flow, sequence, protocol, status } => {
-                self.resets -= 1;
                 Some(Header { form: Form::Status(protocol, status), ..short(Function::Reset, flow, sequence) })
             }
             Control::Dictionary(Proposal { generation, first, last }) => Some(Header {

@@ -9,7 +9,7 @@
 
 use crate::{
     Class, FlowId,
-    config::{CLASS_UNIT, QUANTUM},
+    config::{CLASS_UNIT, QUANTUM, QUEUE_ROOM},
 };
 
 const NIL: u32 = u32::MAX;
@@ -126,6 +126,16 @@ impl Schedule {
         self.unlink(slot.0);
         self.entries[slot.0 as usize].ready = false;
         self.free.push(slot.0);
+        if self.free.len() == self.entries.len() && self.entries.capacity() > QUEUE_ROOM {
+            // A flood leaves no memory behind.
+            (self.entries, self.free) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// Bytes of places beyond those that each peer has: they are as many as there were flows at a time, until there is none.
+    pub(crate) fn held(&self) -> usize {
+        let beyond = |capacity: usize, entry: usize| capacity.saturating_sub(QUEUE_ROOM) * entry;
+        beyond(self.entries.capacity(), size_of::<Entry>()) + beyond(self.free.capacity(), size_of::<u32>())
     }
 
     /// The flow's application has something to send: it stands among the new flows, unless it is waiting already.

@@ -6,11 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Room, Schedule};
+use super::{Driver, Room, Schedule, hard_limit};
 use crate::{
-    AsItIs, Class, Compress, Compression, Event, FlowId, Limits, OpenError, Read, Source, Status, StreamKey, Treatment,
-    compress::COMPRESSED,
-    config::{CONTROL_SLACK, MAX_REFUSALS, OPENING, UNSAID},
+    AsItIs, Class, Compress, Compression, Event, FlowId, Limits, OpenError, PacketKey, Read, Source, Status, StreamKey,
+    Treatment,
+    compress::{COMPRESSED, How, Shrinker},
+    config::{CONTROL_SLACK, DICTIONARY, MADE_FOR_EACH, MAX_REFUSALS, MOST_ANSWERS, OPENING, UNSAID},
     flow::{Flow, Window},
     message::{self, Form, Function, Header},
 };
@@ -499,7 +500,7 @@ fn memory_refuses_then_takes_from_who_holds_most() {
         }
     };
     fill(&mut driver, 0, 0, 150_000);
-    fill(&mut driver, 1, 0, 250_000);
+    fill(&mut driver, 1, 0, 260_000);
     assert!(driver.held() > 400_000);
     assert_eq!(
         driver.open(key(0, 0), Class::Normal, now),
@@ -561,6 +562,135 @@ fn control_messages_that_cannot_leave_are_bounded() {
     assert!(driver.control.is_empty());
     driver.unpack(message(Function::Data, FAR + 5 * MAX_REFUSALS as u32, 0, full(), b"abc"), now);
     assert_eq!(driver.flow_count(), 1);
+}
+
+/// A payload of so many messages without data.
+fn many(headers: impl Iterator<Item = Header>) -> Vec<u8> {
+    let (mut payload, mut messages) = (vec![0; message::ROUTING], 0);
+    for header in headers {
+        let at = payload.len();
+        payload.resize(at + header.header_length() + header.length as usize, 7);
+        header.emit(&mut payload[at..]);
+        messages += 1;
+    }
+    message::emit_routing(&mut payload, messages);
+    payload
+}
+
+fn header(function: Function, flow: u32, sequence: u32, form: Form, length: u32) -> Header {
+    Header { function, fin: false, flow: FlowId(flow), sequence, length, form }
+}
+
+/// Whatever waits in the queue already, a message costs a few steps: proposals that are refused are not even answered without end.
+#[test]
+fn refused_proposals_cost_a_step_and_no_memory() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let proposals = |from: u32| {
+        let form = |generation: u32| Form::Status(generation as u8, Status::None);
+        many((from..from + 10_000).map(|number| header(Function::Dictionary, 5, 4, form(number), 0)))
+    };
+    for turn in 0..20 {
+        driver.unpack(proposals(turn * 10_000), now);
+        driver.check_invariants();
+    }
+    let counters = driver.counters();
+    assert_eq!((counters.messages_in, counters.answers_dropped), (200_000, 200_000 - MOST_ANSWERS as u64));
+    assert_eq!((driver.control.len(), driver.held_by_queues()), (MOST_ANSWERS, 0));
+    assert!(counters.walked < 1_000, "{} steps", counters.walked);
+}
+
+/// Dictionaries are made for what has come: who sends little and proposes much has few made.
+#[test]
+fn dictionaries_are_paid_for() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    let mut made = 0;
+    let mut shrinker = Shrinker::new(Compression::default());
+    for number in 0..100 {
+        let mut buffer = message(Function::Data, FAR, number * 40_000, full(), &[number as u8; 40_000]);
+        let how = (How { compress: Compress::Auto, isolated: false }, true);
+        shrinker.shrink(&mut buffer, how, &mut Default::default(), 100_000);
+        assert_eq!(buffer[0], COMPRESSED);
+        driver.unpack(buffer, now);
+        // A dictionary of all that has come, again and again.
+        for generation in 1..50 {
+            let form = Form::Status(generation, Status::None);
+            driver.unpack(many([header(Function::Dictionary, 1, number + 1, form, 0)].into_iter()), now);
+            while let Some(work) = driver.poll_work() {
+                made += work.bytes();
+                driver.on_worked(work.run());
+            }
+        }
+        events(&mut driver);
+    }
+    let come = 100 * 40_000;
+    assert!(made <= DICTIONARY + MADE_FOR_EACH * come * 2, "{made} bytes of dictionaries for {come}");
+    assert!(made >= 8 << 20, "what is paid for is made: {made}");
+    assert!(driver.counters().walked <= 4 * 4_900, "{} steps for 4,900 proposals", driver.counters().walked);
+}
+
+/// Numbers far apart, datagrams in reverse order, many holders of memory, ends that cannot leave: each message costs a few steps.
+#[test]
+fn no_message_costs_a_walk() {
+    let now = crate::clock();
+    let limits = Limits { flows: 20_000, exchanges: 2_000, peer_bytes: 64 << 20, ..Limits::default() };
+    let mut driver = connected(limits);
+    let walked = |driver: &Driver, before: (u64, u64), what: &str| {
+        let counters = driver.counters();
+        let (steps, said) = (counters.walked - before.0, counters.messages_in - before.1);
+        assert!(steps <= 8 * said + 5_000, "{what}: {steps} steps for {said} messages");
+        (counters.walked, counters.messages_in)
+    };
+    // Flows that nobody takes anything of, each with little, until memory is short; and then more.
+    let mut at = (0, 0);
+    for turn in 0..400 {
+        let flows = (0..200).map(|number| FAR + turn * 200 + number);
+        driver.unpack(many(flows.map(|flow| header(Function::Data, flow, 0, full(), 1_000))), now);
+        events(&mut driver);
+        let flows = (0..200).map(|number| FAR + number * 97);
+        driver.unpack(many(flows.map(|flow| header(Function::Data, flow, 2_000 + turn, Form::Short, 1))), now);
+        events(&mut driver);
+    }
+    assert!(driver.counters().squeezed > 0 || driver.counters().refused > 0);
+    driver.check_invariants();
+    at = walked(&driver, at, "memory");
+    // Datagrams in reverse order, in many flows.
+    let timely = Function::Datagram(crate::Delivery::Timely);
+    let asked = Treatment { in_order: true, ..Class::Normal.into() };
+    for flow in 0..20 {
+        let ends = any_key(flow as usize);
+        let key = PacketKey::new(17, ends.source, ends.destination).expect("UDP");
+        let flow = FAR + 200_000 + flow;
+        driver.unpack(message(timely, flow, 0, Form::Packets(key, asked), b"first"), now);
+        driver.unpack(many((1..1_000).rev().map(|number| header(timely, flow, number + 1, Form::Short, 1))), now);
+        driver.take_datagrams(|_| {});
+    }
+    driver.check_invariants();
+    at = walked(&driver, at, "order");
+    let mut later = 0;
+    driver.end_holding(now + Duration::from_secs(1));
+    driver.take_datagrams(|_| later += 1);
+    assert!(later > 10_000 && driver.holds_until().is_none(), "{later} waited");
+    // Resets of flows far ahead.
+    let ahead = (0..10_000_u32).map(|number| FAR | number.wrapping_mul(65_500) >> 1);
+    driver.unpack(many(ahead.map(|flow| header(Function::Reset, flow, 0, Form::Status(6, Status::Reset), 0))), now);
+    walked(&driver, at, "numbers");
+    assert!(driver.held() <= hard_limit(limits.peer_bytes));
+}
+
+/// One-byte pieces with gaps are charged with what a tree of them takes.
+#[test]
+fn early_bytes_are_charged_for_their_places() {
+    let now = crate::clock();
+    let mut driver = connected(Limits::default());
+    driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+    let before = driver.held();
+    let early = (0..10_000).map(|number| header(Function::Data, FAR, 10 + 2 * number, Form::Short, 1));
+    driver.unpack(many(early), now);
+    // An entry of the tree and of its half empty leaves, a buffer of a byte and what the allocator makes of it.
+    assert!(driver.held() - before >= 10_000 * 200, "{} for 10,000 bytes", driver.held() - before);
+    driver.check_invariants();
 }
 
 /// The messages of the next buffer, of a source that says this whenever it is read; none: there is no buffer.

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::{Control, Driver, numbers::Known};
+use super::{Driver, numbers::Known};
 use crate::{
     Event, FlowId, KeyError, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Proposal},
@@ -67,15 +67,17 @@ impl Driver {
             None => self.spend(payload),
         }
         self.make_next();
+        self.keep_inside_memory();
     }
 
     /// Gives out the dictionary that the peer waits for, if all of it is here.
     pub(super) fn make_next(&mut self) {
         match self.expander.poll_ready() {
             Some(Ok(work)) => self.work.push_back(work),
-            Some(Err(generation)) => self.queue_control(Control::Holds(generation, false)),
+            Some(Err(generation)) => self.answer(generation, false),
             None => {}
         }
+        self.counters.walked += std::mem::take(&mut self.expander.walked);
     }
 
     /// A word between the two sides of compression.
@@ -84,7 +86,7 @@ impl Driver {
         if header.function == Function::Holds {
             self.shrinker.on_answer(generation, status == Status::None);
         } else if !self.expander.on_proposal(Proposal { generation, first: header.flow.0, last: header.sequence }) {
-            self.queue_control(Control::Holds(generation, false));
+            self.answer(generation, false);
         }
     }
 
@@ -147,7 +149,7 @@ impl Driver {
             }
         }
         let credit = match self.peer_credit {
-            Some(credit) if self.flows.len() < self.limits.flows && self.held <= self.budget => credit,
+            Some(credit) if self.flows.len() < self.limits.flows && self.held() <= self.budget => credit,
             _ => {
                 self.refuse(flow, key.protocol, Status::NoResources);
                 return false;
@@ -194,13 +196,14 @@ impl Driver {
         };
         // Less than before is possible: early small pieces that are in order now are copied together.
         self.held = self.held + state.incoming.held() - before;
+        self.holders.on_held(flow, state.incoming.held(), &mut state.listed);
         state.moved = now;
         if let Err(breach) = taken {
             self.on_breach(flow, breach);
             return;
         }
         self.counters.bytes_in += length;
-        self.keep_inside_memory(flow);
+        self.keep_inside_share(flow);
         self.tell(flow);
     }
 

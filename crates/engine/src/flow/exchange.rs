@@ -6,7 +6,12 @@
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
 use super::order::Order;
-use crate::{Class, PacketKey, Treatment, compress::Record, driver::Slot};
+use crate::{
+    Class, PacketKey, Treatment,
+    compress::Record,
+    config::{DATAGRAM_COST, EXCHANGE_COST},
+    driver::Slot,
+};
 
 /// How the datagrams of a flow are carried. The numbers are those on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -60,6 +65,11 @@ impl Delivery {
     }
 }
 
+/// What a datagram costs that waits.
+pub(crate) fn cost(bytes: &Vec<u8>) -> usize {
+    DATAGRAM_COST + bytes.capacity()
+}
+
 /// A datagram that waits for the link.
 #[derive(Debug)]
 pub(crate) struct Waiting {
@@ -98,6 +108,7 @@ pub(crate) struct Exchange {
     /// The far side does not want it: nothing is sent until then.
     pub(crate) refused_until: Option<Instant>,
     pub(crate) waiting: VecDeque<Waiting>,
+    /// What they cost.
     pub(crate) waiting_bytes: usize,
     /// Since when something waits.
     busy_since: Instant,
@@ -154,13 +165,13 @@ impl Exchange {
         if self.waiting.is_empty() {
             self.busy_since = now;
         }
-        self.waiting_bytes += bytes.len();
+        self.waiting_bytes += cost(&bytes);
         self.waiting.push_back(Waiting { bytes, since: now });
     }
 
     pub(crate) fn pop(&mut self) -> Option<Vec<u8>> {
         let Waiting { bytes, .. } = self.waiting.pop_front()?;
-        self.waiting_bytes -= bytes.len();
+        self.waiting_bytes -= cost(&bytes);
         if self.waiting.is_empty() && self.waiting.capacity() > 64 {
             self.waiting = VecDeque::new();
         }
@@ -180,7 +191,13 @@ impl Exchange {
         self.waiting.front().is_some_and(|first| now.saturating_duration_since(first.since) > patience)
     }
 
+    /// What it costs, with all that waits in it.
+    pub(crate) fn cost(&self) -> usize {
+        EXCHANGE_COST + self.waiting_bytes + self.order.cost()
+    }
+
     pub(crate) fn check_invariants(&self) {
-        assert_eq!(self.waiting_bytes, self.waiting.iter().map(|waiting| waiting.bytes.len()).sum::<usize>());
+        assert_eq!(self.waiting_bytes, self.waiting.iter().map(|waiting| cost(&waiting.bytes)).sum::<usize>());
+        self.order.check_invariants();
     }
 }

@@ -13,9 +13,12 @@ use std::{
 
 use super::outgoing::expand;
 use crate::{
-    config::{CHUNK_COST, MAX_SLICES, SMALL_CHUNK, SMALL_PIECE},
+    config::{CHUNK_COST, EARLY_COST, MAX_SLICES, SMALL_CHUNK, SMALL_PIECE},
     error::Breach,
 };
+
+/// Room for so many pieces is kept; more is given back when most of it is empty.
+const ROOM_LEFT: usize = 32;
 
 /// The receiving direction of a flow.
 #[derive(Debug, Default)]
@@ -179,7 +182,7 @@ impl Incoming {
         }
         let queue = self.queue.get_or_insert_default();
         if offset > self.next {
-            queue.held += chunk.cost();
+            queue.held += EARLY_COST + chunk.cost();
             queue.early.insert(offset, chunk);
             return Ok(());
         }
@@ -191,7 +194,7 @@ impl Incoming {
             }
             let chunk = entry.remove();
             self.next += chunk.len() as u64;
-            queue.held -= chunk.cost();
+            queue.held -= EARLY_COST + chunk.cost();
             queue.push(chunk);
         }
         Ok(())
@@ -242,6 +245,8 @@ impl Incoming {
         }
         if queue.ready.is_empty() && queue.early.is_empty() {
             self.queue = None;
+        } else if queue.ready.capacity() > ROOM_LEFT.max(4 * queue.ready.len()) {
+            queue.ready.shrink_to(2 * queue.ready.len());
         }
     }
 
@@ -255,7 +260,8 @@ impl Incoming {
         assert!(!(queue.ready.is_empty() && queue.early.is_empty()), "an empty queue is kept");
         let ready: usize = queue.ready.iter().map(Chunk::len).sum();
         assert_eq!(ready, self.deliverable_bytes(), "the queue holds what its offsets say");
-        let held: usize = queue.ready.iter().chain(queue.early.values()).map(Chunk::cost).sum();
+        let chunks = queue.ready.iter().chain(queue.early.values());
+        let held = chunks.map(Chunk::cost).sum::<usize>() + EARLY_COST * queue.early.len();
         assert_eq!(held, queue.held, "the charge is the sum of the costs");
         let mut end = self.next;
         for (at, chunk) in &queue.early {

@@ -3,11 +3,11 @@
 //! Numbers are those on the wire: 32 bits that count the datagrams of one direction.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use crate::config::{HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER};
+use crate::config::{DATAGRAM_COST, HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER};
 
 /// A number further ahead than this is no reordering: whatever lies between is gone.
 const HORIZON: u32 = 1 << 16;
@@ -29,6 +29,8 @@ pub(crate) struct Order {
     next: u32,
     /// `Treatment::in_order`: it is worth the time that parity takes.
     in_order: bool,
+    /// Memory is short: no more gaps are remembered than there is room for already.
+    pub(crate) is_short: bool,
     /// Datagrams that did not come, or came too late.
     pub(crate) lost: u32,
     rest: Option<Box<Rest>>,
@@ -36,8 +38,10 @@ pub(crate) struct Order {
 
 #[derive(Debug, Default)]
 struct Rest {
-    /// Those that wait, the lowest number first, each with its time.
-    held: VecDeque<(u32, Instant, Vec<u8>)>,
+    /// Those that wait, by their numbers, all of which are less than [`HORIZON`] ahead.
+    held: BTreeMap<u32, Vec<u8>>,
+    /// What they cost.
+    cost: usize,
     /// Those up to this number wait no longer.
     release: Option<u32>,
     /// Numbers that were passed over: the first, how many, and when. Bounded, the oldest goes first.
@@ -91,48 +95,46 @@ impl Order {
         held >= most || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
     }
 
-    /// Keeps one that waits.
-    pub(crate) fn hold(&mut self, number: u32, bytes: Vec<u8>, now: Instant) {
+    /// Keeps one that waits. One that is there already is kept as it was.
+    pub(crate) fn hold(&mut self, number: u32, bytes: Vec<u8>) {
         let rest = self.rest.get_or_insert_default();
-        let next = self.next;
-        let at = rest.held.partition_point(|(held, ..)| held.wrapping_sub(next) < number.wrapping_sub(next));
-        rest.held.insert(at, (number, now, bytes));
+        let cost = DATAGRAM_COST + bytes.capacity();
+        if let std::collections::btree_map::Entry::Vacant(place) = rest.held.entry(number) {
+            place.insert(bytes);
+            rest.cost += cost;
+        }
     }
 
     /// The next one of those that wait whose turn has come.
     pub(crate) fn pop_ready(&mut self, now: Instant) -> Option<Vec<u8>> {
         let rest = self.rest.as_mut()?;
-        let number = rest.held.front()?.0;
+        // Numbers begin again after the last one.
+        let first = rest.held.range(self.next..).next().or_else(|| rest.held.first_key_value());
+        let number = *first?.0;
         let released = rest.release.is_some_and(|release| release.wrapping_sub(number) < HORIZON);
         if number != self.next && !released {
             rest.release = None;
             return None;
         }
-        let (_, _, bytes) = rest.held.pop_front()?;
+        let bytes = rest.held.remove(&number)?;
+        rest.cost -= DATAGRAM_COST + bytes.capacity();
         self.pass_over(number, now);
         self.next = number.wrapping_add(1);
         Some(bytes)
     }
 
-    /// Until when the first of those that wait does.
-    pub(crate) fn until(&self) -> Option<Instant> {
-        let patience = self.patience();
-        self.rest.as_ref()?.held.iter().map(|(_, since, _)| *since + patience).min()
-    }
-
-    /// Those that have waited long enough wait no longer, nor do those before them: the caller takes them.
-    pub(crate) fn give_up(&mut self, now: Instant) {
-        let patience = self.patience();
-        if let Some(rest) = &mut self.rest {
-            rest.release =
-                rest.held.iter().rev().find(|(_, since, _)| *since + patience <= now).map(|(number, ..)| *number);
+    /// The one with this number has waited long enough, and with it those before it: the caller takes them.
+    pub(crate) fn give_up(&mut self, number: u32) {
+        if let Some(rest) = self.rest.as_mut().filter(|rest| rest.held.contains_key(&number)) {
+            rest.release = Some(number);
         }
     }
 
     /// Nobody waits any longer.
     pub(crate) fn give_up_all(&mut self) {
         if let Some(rest) = &mut self.rest {
-            rest.release = rest.held.back().map(|(number, ..)| *number);
+            let last = rest.held.range(..self.next).next_back().or_else(|| rest.held.last_key_value());
+            rest.release = last.map(|(number, _)| *number);
         }
     }
 
@@ -142,16 +144,35 @@ impl Order {
             return;
         }
         self.lost = self.lost.saturating_add(count);
+        if self.is_short && self.rest.is_none() {
+            return;
+        }
         let gaps = &mut self.rest.get_or_insert_default().gaps;
-        if gaps.len() >= MOST_GAPS {
+        if gaps.len() >= MOST_GAPS || self.is_short && gaps.len() == gaps.capacity() {
             gaps.pop_front();
+        }
+        if self.is_short && gaps.capacity() == 0 {
+            return;
         }
         gaps.push_back((self.next, count, now));
     }
 
-    /// Bytes that wait.
+    /// What those cost that wait.
     pub(crate) fn held(&self) -> usize {
-        self.rest.as_ref().map_or(0, |rest| rest.held.iter().map(|(_, _, bytes)| bytes.len()).sum())
+        self.rest.as_ref().map_or(0, |rest| rest.cost)
+    }
+
+    /// What all of this costs beside the flow itself.
+    pub(crate) fn cost(&self) -> usize {
+        let gap = size_of::<(u32, u32, Instant)>();
+        self.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.cost + rest.gaps.capacity() * gap)
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        let Some(rest) = &self.rest else { return };
+        assert_eq!(rest.cost, rest.held.values().map(|bytes| DATAGRAM_COST + bytes.capacity()).sum::<usize>());
+        assert!(rest.held.len() <= MOST_HELD_IN_ORDER && rest.gaps.len() <= MOST_GAPS);
+        assert!(rest.held.keys().all(|number| number.wrapping_sub(self.next) < HORIZON));
     }
 }
 
@@ -167,18 +188,23 @@ mod tests {
     /// Gives numbers in this order, a tenth of a millisecond apart, and tells what came out.
     fn run(numbers: &[u32]) -> Vec<u32> {
         let (mut order, mut now, mut out) = (Order::default(), Instant::now(), Vec::new());
+        let mut waits: VecDeque<(Instant, u32)> = VecDeque::new();
         let name = |bytes: Vec<u8>| u32::from_be_bytes(bytes.try_into().unwrap());
         for number in numbers {
             now += Duration::from_micros(100);
-            while order.until().is_some_and(|until| until <= now) {
-                order.give_up(now);
+            while let Some((_, held)) = waits.front().copied().filter(|(until, _)| *until <= now) {
+                waits.pop_front();
+                order.give_up(held);
                 while let Some(bytes) = order.pop_ready(now) {
                     out.push(name(bytes));
                 }
             }
             match order.place(*number, true, now) {
                 Place::Now => out.push(*number),
-                Place::Hold => order.hold(*number, number.to_be_bytes().to_vec(), now),
+                Place::Hold => {
+                    order.hold(*number, number.to_be_bytes().to_vec());
+                    waits.push_back((now + order.patience(), *number));
+                }
                 Place::Drop => {}
             }
             while let Some(bytes) = order.pop_ready(now) {
@@ -210,10 +236,9 @@ mod tests {
         for number in 1..200_u8 {
             assert!(!order.is_full_for(number.into()));
             assert_eq!(order.place(number.into(), true, now), Place::Hold);
-            order.hold(number.into(), vec![number], now);
+            order.hold(number.into(), vec![number]);
         }
-        order.give_up(now + HOLD_IN_ORDER - Duration::from_millis(1));
-        assert_eq!(order.pop_ready(now), None);
+        assert_eq!((order.patience(), order.pop_ready(now)), (HOLD_IN_ORDER, None));
         assert_eq!(order.place(0, true, now), Place::Now);
         assert!((1..200).all(|number| order.pop_ready(now) == Some(vec![number])));
         assert_eq!(order.lost, 0);
@@ -224,8 +249,8 @@ mod tests {
         let (mut order, now) = (Order::default(), Instant::now());
         assert_eq!(order.place(0, true, now), Place::Now);
         assert_eq!(order.place(2, true, now), Place::Hold);
-        order.hold(2, vec![2], now);
-        order.give_up(now + HOLD);
+        order.hold(2, vec![2]);
+        order.give_up(2);
         assert_eq!((order.pop_ready(now + HOLD), order.lost), (Some(vec![2]), 1));
         assert_eq!(order.place(1, true, now + HOLD + TOO_LATE), Place::Drop);
         assert_eq!(order.lost, 1);
@@ -237,7 +262,7 @@ mod tests {
     fn numbers_wrap_and_bounds_hold() {
         let (mut order, now) = (Order { next: u32::MAX, ..Order::default() }, Instant::now());
         assert_eq!(order.place(0, true, now), Place::Hold);
-        order.hold(0, vec![], now);
+        order.hold(0, vec![]);
         assert_eq!(order.place(u32::MAX, true, now), Place::Now);
         assert_eq!(order.pop_ready(now), Some(vec![]));
         for number in 0..10_000_u32 {
@@ -247,11 +272,12 @@ mod tests {
                 while order.pop_ready(now).is_some() {}
             }
             if order.place(number, true, now) == Place::Hold {
-                order.hold(number, vec![1], now);
+                order.hold(number, vec![1]);
             }
             while order.pop_ready(now).is_some() {}
         }
-        assert!(order.held() <= MOST_HELD_BACK);
+        assert!(order.held() <= MOST_HELD_BACK * (DATAGRAM_COST + 1));
+        order.check_invariants();
         // A flow that keeps no order passes over gaps at once, and takes what is late.
         let mut order = Order::default();
         assert_eq!(order.place(9, false, now), Place::Now);

@@ -9,11 +9,17 @@ use super::field::{self, MOST_ROWS, MOST_SHARDS};
 use super::{SHARD_PREFIX, gaps};
 use crate::packet::Parity;
 use crate::recv::bitmap::Bitmap;
+use crate::timer::{Nanos, SECOND};
 
 /// Protected datagrams that are kept: two full blocks.
 const KEPT: usize = 2 * MOST_SHARDS;
 /// Blocks whose rows are kept.
 const BLOCKS: usize = 16;
+/// The longest datagram that is kept or rebuilt, bytes: more than the largest that a path is probed for. With the numbers above it bounds what is held to
+/// 6 MiB; what whole links carry is some hundred kilobytes.
+const LONGEST: usize = 16 << 10;
+/// What is kept of datagrams that came longer ago than this is of no use: their parity left at most 25 ms after them.
+const REST: Nanos = 10 * SECOND;
 
 /// A datagram that was rebuilt: its number and plain bytes.
 pub(crate) type Rebuilt = (u64, Vec<u8>);
@@ -22,6 +28,12 @@ pub(crate) type Rebuilt = (u64, Vec<u8>);
 struct Block {
     numbers: Vec<u64>,
     rows: Vec<(usize, Vec<u8>)>,
+}
+
+impl Block {
+    fn cost(&self) -> usize {
+        self.rows.iter().map(|(_, bytes)| bytes.capacity()).sum()
+    }
 }
 
 /// Counters.
@@ -39,15 +51,40 @@ pub(crate) struct Rebuilder {
     kept: VecDeque<(u64, Vec<u8>)>,
     blocks: VecDeque<Block>,
     spare: Vec<Vec<u8>>,
+    /// Bytes of buffers in all of these.
+    held: usize,
+    /// Something came since the last look, which was then.
+    used: bool,
+    looked: Nanos,
     pub(crate) counters: Counters,
 }
 
 impl Rebuilder {
+    /// Bytes that are held.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Forgets everything when nothing has come for a while. To be called now and then.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        if self.used {
+            (self.used, self.looked) = (false, now);
+        } else if now >= self.looked + REST && self.held > 0 {
+            *self = Rebuilder { counters: std::mem::take(&mut self.counters), ..Rebuilder::default() };
+        }
+    }
+
     /// A protected datagram came. What can be rebuilt with it goes to `rebuilt`.
     pub(crate) fn on_protected(&mut self, number: u64, plain: &[u8], received: &Bitmap, rebuilt: &mut Vec<Rebuilt>) {
+        if plain.len() > LONGEST {
+            return;
+        }
+        self.used = true;
         let mut bytes = self.spare.pop().unwrap_or_default();
+        self.held -= bytes.capacity();
         bytes.clear();
         bytes.extend_from_slice(plain);
+        self.held += bytes.capacity();
         self.kept.push_back((number, bytes));
         if self.kept.len() > KEPT {
             let (_, old) = self.kept.pop_front().expect("there is one");
@@ -68,7 +105,8 @@ impl Rebuilder {
         rebuilt: &mut Vec<Rebuilt>,
     ) {
         self.counters.rows += 1;
-        let sound = usize::from(parity.row) < MOST_ROWS && parity.bytes.len() > SHARD_PREFIX;
+        let fitting = SHARD_PREFIX + 1..=SHARD_PREFIX + LONGEST;
+        let sound = usize::from(parity.row) < MOST_ROWS && fitting.contains(&parity.bytes.len());
         let numbers = gaps::numbers(first, parity.gaps).filter(|numbers| sound && numbers[numbers.len() - 1] < number);
         let Some(numbers) = numbers else {
             self.counters.wrong += 1;
@@ -81,7 +119,8 @@ impl Rebuilder {
             Some(at) => at,
             None => {
                 if self.blocks.len() == BLOCKS {
-                    self.blocks.pop_front();
+                    let old = self.blocks.pop_front().expect("there are many");
+                    self.held -= old.cost();
                 }
                 self.blocks.push_back(Block { numbers, rows: Vec::new() });
                 self.blocks.len() - 1
@@ -94,6 +133,8 @@ impl Rebuilder {
             self.counters.wrong += u64::from(!fits);
             return;
         }
+        self.used = true;
+        self.held += parity.bytes.len();
         block.rows.push((row, parity.bytes.to_vec()));
         self.try_block(at, received, rebuilt);
     }
@@ -106,6 +147,7 @@ impl Rebuilder {
             return;
         }
         let block = self.blocks.remove(at).expect("the caller has just found it");
+        self.held -= block.cost();
         if !missing.is_empty() {
             self.solve(block, &missing, rebuilt);
         }
@@ -149,12 +191,17 @@ impl Rebuilder {
     fn give_spare(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < MOST_ROWS {
             self.spare.push(buffer);
+        } else {
+            self.held -= buffer.capacity();
         }
     }
 
     pub(crate) fn check_invariants(&self) {
         assert!(self.kept.len() <= KEPT && self.blocks.len() <= BLOCKS && self.spare.len() <= MOST_ROWS);
         assert!(self.blocks.iter().all(|block| block.rows.len() <= MOST_ROWS && block.numbers.len() <= MOST_SHARDS));
+        let buffers = self.kept.iter().map(|(_, bytes)| bytes).chain(&self.spare);
+        let blocks = self.blocks.iter().map(Block::cost);
+        assert_eq!(self.held, buffers.map(Vec::capacity).sum::<usize>() + blocks.sum::<usize>());
     }
 }
 

@@ -1,15 +1,25 @@
 //! Puts the segments of payloads together and hands each payload up once, as soon as it is whole, in any order.
 //!
 //! From `mover.rs` come the data subfields of authenticated datagrams; whole payloads go to whoever polls. What is not whole
-//! or not fetched costs memory, which is bounded: a segment that would exceed the bound is refused, and the datagram that
-//! carried it is then not acknowledged, so it comes again.
+//! or not fetched costs memory, which is bounded: it is charged with what is allocated for it, before it is, and a segment that would
+//! exceed the bound is refused. The datagram that carried it is then not acknowledged, so it comes again.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::config::Limits;
 use crate::packet::Data;
 use crate::ranges::Ranges;
 use crate::seq;
+use crate::spares::Spares;
+use crate::timer::Nanos;
+
+/// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the table, which may be half empty, and the allocator's own. Bytes.
+pub(crate) const ENTRY_COST: usize = 256;
+/// Pieces of one payload that do not touch each other: a payload of 256 KiB in datagrams of 512 bytes of which every second one is lost. What would be another
+/// piece is refused until gaps close, so that noting a segment never moves more than 4 KiB of entries.
+const MOST_PIECES: usize = 512;
+/// A table that had far more entries is made smaller when so few are left.
+const ROOM_LEFT: usize = 1_024;
 
 /// What became of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,18 +28,10 @@ pub(crate) enum Taken {
     New,
     /// All its bytes were there, or its whole payload was handed up before.
     Known,
-    /// No memory for another payload now, or a logical number outside the window: do not acknowledge.
+    /// No memory for it now, or a logical number outside the window: do not acknowledge.
     Refused,
     /// It contradicts what came before: another size of the same payload.
     Wrong,
-}
-
-#[derive(Default)]
-enum Slot {
-    #[default]
-    Empty,
-    Partial(Partial),
-    Done,
 }
 
 struct Partial {
@@ -38,30 +40,40 @@ struct Partial {
     there: Ranges,
 }
 
+impl Partial {
+    /// What is allocated for it.
+    fn cost(&self) -> usize {
+        ENTRY_COST + self.bytes.capacity() + self.there.held()
+    }
+}
+
 /// The receiver's payloads.
 pub(crate) struct Assembler {
-    /// `slots[0]` is the payload with logical number `base`: the lowest that is not done.
-    slots: VecDeque<Slot>,
+    /// By logical number, all from `base` on. Hashed with a key that no peer knows; nothing depends on its order.
+    partial: HashMap<u64, Partial>,
+    done: Done,
+    /// The lowest logical number that is not done.
     base: u64,
     window: u64,
     ready: VecDeque<Vec<u8>>,
-    /// Bytes of all payloads begun and not fetched, by their full size.
+    /// What all payloads cost that were begun and not fetched.
     held: usize,
     limit: usize,
     /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
     held_before: usize,
     max_held: usize,
-    /// Buffers given back, to be filled again.
-    spare: Vec<Vec<u8>>,
-    spare_limit: usize,
+    spares: Spares,
     delivered_bytes: u64,
     delivered: u64,
+    /// Entries of pieces that were moved or could have been.
+    walked: u64,
 }
 
 impl Assembler {
     pub(crate) fn new(limits: &Limits) -> Assembler {
         Assembler {
-            slots: VecDeque::new(),
+            partial: HashMap::new(),
+            done: Done::new(limits.logical_window),
             base: limits.first_logical,
             window: limits.logical_window,
             ready: VecDeque::new(),
@@ -69,10 +81,10 @@ impl Assembler {
             limit: limits.reassembly_bytes,
             held_before: 0,
             max_held: 0,
-            spare: Vec::new(),
-            spare_limit: limits.spare_buffers,
+            spares: Spares::new(limits.spare_buffers),
             delivered_bytes: 0,
             delivered: 0,
+            walked: 0,
         }
     }
 
@@ -83,49 +95,85 @@ impl Assembler {
             // Far below the window it may as well be far above: the low 32 bits cannot tell, and it is handed up in no case.
             return if self.base - logical <= self.window { Taken::Known } else { Taken::Refused };
         }
-        let index = logical - self.base;
-        if index >= self.window {
+        if logical - self.base >= self.window {
             return Taken::Refused;
         }
-        let index = index as usize;
-        if index >= self.slots.len() {
-            self.slots.resize_with(index + 1, Slot::default);
-        }
-        if matches!(self.slots[index], Slot::Empty) {
-            if self.held + data.size > self.limit {
-                return Taken::Refused;
-            }
-            self.held += data.size;
-            self.max_held = self.max_held.max(self.held);
-            let bytes = self.spare.pop().unwrap_or_default();
-            self.slots[index] = Slot::Partial(Partial { bytes, size: data.size as u32, there: Ranges::default() });
-        }
-        let Slot::Partial(partial) = &mut self.slots[index] else {
+        if self.done.contains(logical) {
             return Taken::Known;
-        };
-        let taken = partial.store(data);
-        if partial.there.is_whole(partial.size) {
-            self.hand_up(index);
         }
-        taken
+        if data.segment.len() == data.size && !self.partial.contains_key(&logical) {
+            return self.take_whole(logical, data);
+        }
+        self.take_piece(logical, data)
     }
 
-    fn hand_up(&mut self, index: usize) {
-        let Slot::Partial(partial) = std::mem::replace(&mut self.slots[index], Slot::Done) else {
-            unreachable!("the caller has just looked at it");
-        };
+    /// A payload of one segment needs no entry.
+    fn take_whole(&mut self, logical: u64, data: &Data<'_>) -> Taken {
+        let Some(mut bytes) = self.open(data.size) else { return Taken::Refused };
+        bytes.clear();
+        bytes.extend_from_slice(data.segment);
+        self.hand_up(logical, bytes);
+        Taken::New
+    }
+
+    fn take_piece(&mut self, logical: u64, data: &Data<'_>) -> Taken {
+        if let Some(taken) = self.add_piece(logical, data) {
+            return taken;
+        }
+        let Some(bytes) = self.open(data.size) else { return Taken::Refused };
+        self.partial.insert(logical, Partial { bytes, size: data.size as u32, there: Ranges::default() });
+        self.add_piece(logical, data).expect("it is there since")
+    }
+
+    /// Adds a segment to a payload that has begun.
+    fn add_piece(&mut self, logical: u64, data: &Data<'_>) -> Option<Taken> {
+        let partial = self.partial.get_mut(&logical)?;
+        let before = partial.cost();
+        self.walked += partial.there.pieces().saturating_sub(1) as u64;
+        let taken = partial.store(data, self.limit.saturating_sub(self.held));
+        self.held += partial.cost() - before;
+        self.max_held = self.max_held.max(self.held);
+        if partial.there.is_whole(partial.size)
+            && let Some(Partial { bytes, there, .. }) = self.partial.remove(&logical)
+        {
+            self.held -= there.held();
+            self.hand_up(logical, bytes);
+        }
+        Some(taken)
+    }
+
+    /// A buffer for a payload of so many bytes, charged; none beyond the limit.
+    fn open(&mut self, size: usize) -> Option<Vec<u8>> {
+        if self.held + ENTRY_COST + size > self.limit {
+            return None;
+        }
+        let bytes = self.spares.take_for(size);
+        let cost = ENTRY_COST + bytes.capacity();
+        if self.held + cost > self.limit {
+            self.spares.give(bytes);
+            return None;
+        }
+        self.held += cost;
+        self.max_held = self.max_held.max(self.held);
+        Some(bytes)
+    }
+
+    fn hand_up(&mut self, logical: u64, bytes: Vec<u8>) {
         self.delivered += 1;
-        self.delivered_bytes += u64::from(partial.size);
-        self.ready.push_back(partial.bytes);
-        while matches!(self.slots.front(), Some(Slot::Done)) {
-            self.slots.pop_front();
+        self.delivered_bytes += bytes.len() as u64;
+        self.ready.push_back(bytes);
+        self.done.insert(logical);
+        while self.done.take(self.base) {
             self.base += 1;
+        }
+        if self.partial.capacity() > ROOM_LEFT.max(8 * self.partial.len()) {
+            self.partial.shrink_to(2 * self.partial.len());
         }
     }
 
     pub(crate) fn poll_payload(&mut self) -> Option<Vec<u8>> {
         let payload = self.ready.pop_front()?;
-        self.held -= payload.len();
+        self.held -= ENTRY_COST + payload.capacity();
         Some(payload)
     }
 
@@ -133,18 +181,32 @@ impl Assembler {
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes;
         self.held_before = self.held;
+        self.spares.set_limit(bytes);
     }
 
     /// Takes back a buffer to be filled again.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < self.spare_limit {
-            self.spare.push(buffer);
-        }
+        self.spares.give(buffer);
     }
 
-    /// Bytes of payloads begun and not fetched.
+    /// Spare buffers that nobody needs are given back.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        self.spares.rest(now);
+    }
+
+    /// What payloads cost that were begun and not fetched.
     pub(crate) fn held(&self) -> usize {
         self.held
+    }
+
+    /// Bytes of spare buffers.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.spares.bytes()
+    }
+
+    /// Entries of pieces that were moved or could have been.
+    pub(crate) fn walked(&self) -> u64 {
+        self.walked
     }
 
     pub(crate) fn max_held(&self) -> usize {
@@ -158,31 +220,35 @@ impl Assembler {
 
     pub(crate) fn check_invariants(&self) {
         assert!(self.held <= self.limit.max(self.held_before), "receiver holds {} of {} bytes", self.held, self.limit);
-        assert!(self.slots.len() as u64 <= self.window);
-        assert!(!matches!(self.slots.front(), Some(Slot::Done)), "done payloads leave the window at once");
+        assert!(!self.done.contains(self.base), "the window begins with what is not done");
+        self.spares.check_invariants();
     }
 
     /// The expensive part of the invariants: adds everything up.
     pub(crate) fn check_sums(&self) {
-        let partial =
-            self.slots.iter().map(|slot| if let Slot::Partial(partial) = slot { partial.size as usize } else { 0 });
-        let ready = self.ready.iter().map(Vec::len);
+        assert!(self.partial.keys().all(|logical| (self.base..self.base + self.window).contains(logical)));
+        assert!(self.partial.values().all(|partial| partial.there.pieces() <= MOST_PIECES));
+        let partial = self.partial.values().map(Partial::cost);
+        let ready = self.ready.iter().map(|payload| ENTRY_COST + payload.capacity());
         assert_eq!(self.held, partial.sum::<usize>() + ready.sum::<usize>());
     }
 }
 
 impl Partial {
-    fn store(&mut self, data: &Data<'_>) -> Taken {
+    /// `room`: bytes that its pieces may still cost.
+    fn store(&mut self, data: &Data<'_>, room: usize) -> Taken {
         if data.size != self.size as usize {
             return Taken::Wrong;
         }
         let (start, end) = (data.offset, data.offset + data.segment.len());
-        if !self.there.insert(start as u32, end as u32) {
+        let (from, to) = (start as u32, end as u32);
+        if self.there.covers(from, to) {
             return Taken::Known;
         }
-        if self.there.pieces() == 1 && self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(data.size);
+        if self.there.is_apart(from, to) && (self.there.pieces() == MOST_PIECES || self.there.growth() > room) {
+            return Taken::Refused;
         }
+        self.there.insert(from, to);
         // A used buffer keeps its old content until overwritten; only growth over a gap must be filled.
         if self.bytes.len() > data.size {
             self.bytes.truncate(data.size);
@@ -196,6 +262,37 @@ impl Partial {
             self.bytes[start..end].copy_from_slice(data.segment);
         }
         Taken::New
+    }
+}
+
+/// Which payloads of the window were handed up: one bit each.
+struct Done(Box<[u64]>);
+
+impl Done {
+    fn new(window: u64) -> Done {
+        Done(vec![0; window.div_ceil(64) as usize + 1].into_boxed_slice())
+    }
+
+    fn place(&self, logical: u64) -> (usize, u64) {
+        ((logical / 64 % self.0.len() as u64) as usize, 1 << (logical % 64))
+    }
+
+    fn contains(&self, logical: u64) -> bool {
+        let (word, bit) = self.place(logical);
+        self.0[word] & bit != 0
+    }
+
+    fn insert(&mut self, logical: u64) {
+        let (word, bit) = self.place(logical);
+        self.0[word] |= bit;
+    }
+
+    /// Whether it was there; it no longer is.
+    fn take(&mut self, logical: u64) -> bool {
+        let (word, bit) = self.place(logical);
+        let there = self.0[word] & bit != 0;
+        self.0[word] &= !bit;
+        there
     }
 }
 
@@ -254,13 +351,14 @@ mod tests {
             came.sort();
             sent.sort();
             assert!(came == sent, "seed {seed}");
-            assert_eq!((assembler.held(), assembler.slots.len()), (0, 0));
+            assert_eq!((assembler.held(), assembler.partial.len()), (0, 0));
         }
     }
 
     #[test]
     fn what_exceeds_the_bounds_is_refused_and_what_began_can_still_end() {
-        let mut assembler = Assembler::new(&Limits { reassembly_bytes: 100, first_logical: 0, ..limits() });
+        let mut assembler =
+            Assembler::new(&Limits { reassembly_bytes: 100 + ENTRY_COST, first_logical: 0, ..limits() });
         let segment = [1; 50];
         let data =
             |logical, offset| Data { at_once: false, protected: false, logical, offset, size: 100, segment: &segment };
@@ -273,5 +371,45 @@ mod tests {
         assert_eq!(assembler.poll_payload().map(|payload| payload.len()), Some(100));
         assert_eq!(assembler.handle_segment(&data(0, 0)), Taken::New);
         assert_eq!(assembler.handle_segment(&data(1, 50)), Taken::Known);
+    }
+
+    /// One segment of a payload at the far end of the window costs what it is, not an entry for each number before it.
+    #[test]
+    fn a_far_segment_costs_one_entry() {
+        let limits = Limits { reassembly_bytes: 2_000, logical_window: 1 << 20, first_logical: 0, ..Limits::default() };
+        let mut assembler = Assembler::new(&limits);
+        let data = |logical| Data { at_once: false, protected: false, logical, offset: 0, size: 2, segment: &[7] };
+        assert_eq!(assembler.handle_segment(&data((1 << 20) - 1)), Taken::New);
+        assert!(assembler.held() < 2 * ENTRY_COST && assembler.partial.capacity() < 16, "{}", assembler.held());
+        let taken = (0..1_000).filter(|logical| assembler.handle_segment(&data(*logical)) == Taken::New).count();
+        assert!(taken < 2_000 / ENTRY_COST, "{taken} begun with 2,000 bytes");
+        assembler.check_invariants();
+        assembler.check_sums();
+    }
+
+    /// One-byte pieces with gaps: charged, few, and the payload still becomes whole when the gaps are filled in any order.
+    #[test]
+    fn single_bytes_with_gaps_are_few_and_charged() {
+        let mut assembler = Assembler::new(&Limits { first_logical: 0, ..Limits::default() });
+        let size = 256 << 10;
+        let data = |offset| Data { at_once: false, protected: false, logical: 0, offset, size, segment: &[7] };
+        let taken = (0..size / 2).filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New).count();
+        assert_eq!(taken, MOST_PIECES);
+        assert!(assembler.held() >= size + (MOST_PIECES - 1) * 8, "{}", assembler.held());
+        let mut at = 0;
+        while assembler.delivered().0 == 0 {
+            assembler.handle_segment(&data(at % size));
+            at += 1;
+            assert!(at <= 4 * size, "what was refused is taken when it comes again");
+        }
+        assert_eq!(assembler.poll_payload().map(|payload| payload.len()), Some(size));
+        assembler.check_sums();
+        // Without memory for the pieces' own entries there are none.
+        let limit = ENTRY_COST + 1_000 + 32;
+        let mut assembler = Assembler::new(&Limits { first_logical: 0, reassembly_bytes: limit, ..Limits::default() });
+        let data = |offset| Data { size: 1_000, ..data(offset) };
+        let taken = (0..500).filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New).count();
+        assert_eq!(taken, 5, "the first one in place and four beside it");
+        assembler.check_invariants();
     }
 }

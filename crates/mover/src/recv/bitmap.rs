@@ -1,4 +1,4 @@
-//! Which datagrams were received: the replay window and what acknowledgements tell, in one ring of a million bits (128 KiB).
+//! Which datagrams were received: the replay window and what acknowledgements tell, in one ring of a million bits (256 KiB with their numbers).
 //!
 //! Fed by `mover.rs` with every authenticated datagram's number; read by `ack.rs` word by word.
 
@@ -6,16 +6,24 @@
 pub(crate) const WINDOW: u64 = 1 << 20;
 const WORDS: u64 = WINDOW / 64;
 
-/// The numbers received, from the highest down to `WINDOW` below it.
+/// The numbers received, from the highest down to `WINDOW` below it. Each word says which one it is, so that nothing has to be emptied when the window
+/// moves, however far.
 pub(crate) struct Bitmap {
-    words: Box<[u64]>,
+    words: Box<[Word]>,
     /// One more than the highest number received; 0: nothing yet.
     end: u64,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Word {
+    /// Its number.
+    of: u64,
+    bits: u64,
+}
+
 impl Bitmap {
     pub(crate) fn new() -> Bitmap {
-        Bitmap { words: vec![0; WORDS as usize].into_boxed_slice(), end: 0 }
+        Bitmap { words: vec![Word::default(); WORDS as usize].into_boxed_slice(), end: 0 }
     }
 
     /// Would this number be new? False for what was received already and for what is too old to know.
@@ -26,24 +34,13 @@ impl Bitmap {
     /// Notes a number that `is_new`.
     pub(crate) fn insert(&mut self, number: u64) {
         debug_assert!(self.is_new(number));
-        if number >= self.end {
-            self.advance(number);
+        self.end = self.end.max(number + 1);
+        let of = number / 64;
+        let word = &mut self.words[index(of)];
+        if word.of != of {
+            *word = Word { of, bits: 0 };
         }
-        self.words[index(number / 64)] |= 1 << (number % 64);
-    }
-
-    fn advance(&mut self, number: u64) {
-        // Words between the old highest and the new one are used again and must be empty.
-        let first = self.end.div_ceil(64);
-        let last = number / 64;
-        if last + 1 - first.min(last + 1) >= WORDS {
-            self.words.fill(0);
-        } else {
-            for word in first..=last {
-                self.words[index(word)] = 0;
-            }
-        }
-        self.end = number + 1;
+        word.bits |= 1 << (number % 64);
     }
 
     /// The highest number received.
@@ -58,12 +55,13 @@ impl Bitmap {
 
     /// Was this number received? Only for numbers from `start` to the highest.
     pub(crate) fn contains(&self, number: u64) -> bool {
-        number < self.end && number >= self.start() && self.words[index(number / 64)] >> (number % 64) & 1 == 1
+        number < self.end && number >= self.start() && self.word(number / 64) >> (number % 64) & 1 == 1
     }
 
     /// The bits of numbers `64 * word` and following. Only for words from `start / 64` to the highest's.
     pub(crate) fn word(&self, word: u64) -> u64 {
-        self.words[index(word)]
+        let Word { of, bits } = self.words[index(word)];
+        if of == word { bits } else { 0 }
     }
 }
 

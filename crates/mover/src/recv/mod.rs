@@ -116,7 +116,11 @@ impl Receiver {
 
     /// Parity over datagrams came in datagram `number`.
     pub(crate) fn handle_parity(&mut self, parity: &Parity<'_>, number: u64, wishes: &mut Wishes) {
-        wishes.patient = true;
+        if std::mem::replace(&mut wishes.patient, true) {
+            // No sender puts two rows into a datagram, and each costs a look at all blocks.
+            self.rebuilder.counters.wrong += 1;
+            return;
+        }
         let first = seq::recover(number, parity.first);
         self.rebuilder.on_parity(parity, first, number, &self.bitmap, &mut self.rebuilt);
     }
@@ -143,9 +147,15 @@ impl Receiver {
         self.rebuilt_taken = self.rebuilt_taken.wrapping_add(u32::from(!wishes.refused));
     }
 
-    /// Bytes of payloads begun and not fetched.
+    /// What payloads cost that were begun and not fetched, what spare buffers take, and what parity keeps.
     pub(crate) fn held(&self) -> usize {
-        self.assembler.held()
+        self.assembler.held() + self.assembler.spare_bytes() + self.rebuilder.held()
+    }
+
+    /// Gives back what nobody needs when nothing has moved for a while.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        self.assembler.rest(now);
+        self.rebuilder.rest(now);
     }
 
     pub(crate) fn set_limit(&mut self, bytes: usize) {
@@ -223,6 +233,7 @@ impl Receiver {
         stats.segments_refused += self.refused;
         stats.segments_wrong += self.wrong;
         stats.acks_sent += self.acks_sent;
+        stats.walked += self.assembler.walked();
         stats.parity_received += self.rebuilder.counters.rows;
         stats.datagrams_rebuilt += u64::from(self.rebuilt_taken);
         stats.parity_wrong += self.rebuilder.counters.wrong;

@@ -12,6 +12,11 @@ use crate::timer::Nanos;
 /// Words of the ring of open bits: as wide as the receiver's window.
 const WORDS: u64 = WINDOW / 64;
 
+/// What a datagram on its way costs: its record and a segment, in rings that may be half empty. Bytes.
+pub(super) const RECORD_COST: usize = 2 * (size_of::<Record>() + size_of::<Segment>());
+/// Records that every connection has room for, uncounted.
+const ROOM_LEFT: usize = 4_096;
+
 /// What became of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Fate {
@@ -176,6 +181,12 @@ impl Flight {
         self.flying == self.patient
     }
 
+    /// Bytes of the records and their segments: a peer that acknowledges nothing makes them many.
+    pub(crate) fn held(&self) -> usize {
+        self.records.capacity().saturating_sub(ROOM_LEFT) * size_of::<Record>()
+            + self.segments.capacity().saturating_sub(ROOM_LEFT) * size_of::<Segment>()
+    }
+
     /// Wire bytes delivered so far.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered
@@ -329,6 +340,10 @@ impl Flight {
             self.base += 1;
         }
         self.cursor = self.cursor.max(self.base);
+        if self.records.capacity() > ROOM_LEFT.max(8 * self.records.len()) {
+            self.records.shrink_to(2 * self.records.len());
+            self.segments.shrink_to(2 * self.segments.len());
+        }
     }
 
     pub(crate) fn check_invariants(&self) {

@@ -108,7 +108,9 @@ pub(crate) struct Sender {
     tail: Tail,
     /// Bytes of IP and UDP headers in front of each datagram.
     overhead: usize,
+    /// What of it memory allows.
     flight_span: u64,
+    most_span: u64,
     probes_due: u32,
     ping_due: bool,
     /// Where the last probe's piece ended: the next one takes what follows.
@@ -146,6 +148,7 @@ impl Sender {
             tail: Tail::default(),
             overhead,
             flight_span: config.limits.flight_span,
+            most_span: config.limits.flight_span,
             probes_due: 0,
             // The first datagram of a connection measures the round trip.
             ping_due: true,
@@ -177,13 +180,21 @@ impl Sender {
         Ok(())
     }
 
-    /// Bytes of all payloads not wholly acknowledged.
+    /// What payloads cost that are not wholly acknowledged, spare buffers and the records of what is on its way.
     pub(crate) fn held(&self) -> usize {
-        self.queue.held()
+        self.queue.held() + self.flight.held()
     }
 
+    /// Gives back what nobody needs when nothing has moved for a while.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        self.queue.rest(now);
+    }
+
+    /// What payloads may cost from now on. Records of datagrams may cost as much beside them.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.queue.set_limit(bytes);
+        let records = (bytes / flight::RECORD_COST) as u64;
+        self.flight_span = self.most_span.min(records.max(2 * SPAN_RESERVE));
     }
 
     /// Payload bytes that could leave at once, with nothing queued before them.
@@ -725,7 +736,7 @@ impl Sender {
     pub(crate) fn report(&self, stats: &mut crate::stats::Stats) {
         stats.in_flight_bytes = self.flight.in_flight();
         stats.flight_datagrams = self.flight.span();
-        stats.unacked_bytes = self.queue.held() as u64;
+        stats.unacked_bytes = self.queue.bytes() as u64;
         stats.unsent_bytes = self.queue.waiting() as u64;
         stats.unacked_payloads = self.queue.len() as u64;
         stats.window_bytes = self.controller.window();
@@ -783,7 +794,7 @@ mod tests {
     fn full_memory_waits_for_an_acknowledgement_and_not_for_the_pacer() {
         let identity = Arc::new(Identity::generate());
         let mut config = Config::new(identity.clone(), identity.public_key(), 0, [0; 32]);
-        config.limits.send_bytes = 3_000;
+        config.limits.send_bytes = 3 * (1_000 + queue::ENTRY_COST);
         let mut sender = Sender::new(&config, 0, "192.0.2.1:1".parse().expect("an address"), 0);
         for at in 0..3 {
             send(&mut sender, at * 20 * MILLISECOND);

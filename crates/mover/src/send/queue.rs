@@ -10,12 +10,20 @@ use crate::config::Limits;
 use crate::packet::{self, DATA_HEADER, Data};
 use crate::ranges::Ranges;
 use crate::seq;
+use crate::spares::Spares;
+use crate::timer::Nanos;
 
 /// A piece smaller than this is not worth a subfield header of its own, unless it is all there is.
 const SMALLEST_PIECE: usize = 64;
 
 /// A copy leaves so many datagrams after its original at least, while there is anything else to send: bursts of usual length spare one.
 const COPY_GAP: u64 = 8;
+/// A table that had far more entries is made smaller when so few are left.
+const ROOM_LEFT: usize = 4_096;
+/// Bytes of the lines of repairs that every connection may have, uncounted.
+const BARE: usize = 64 << 10;
+/// What a payload costs beside its buffer: its entry and its number's, in queues that may be half empty. Bytes.
+pub(super) const ENTRY_COST: usize = 2 * (size_of::<Payload>() + size_of::<u64>());
 /// How often a segment has left before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -80,12 +88,13 @@ pub(crate) struct Queue {
     whole_room: (u64, usize),
     unsent: usize,
     repair: usize,
+    /// Bytes of all payloads that are kept, and what they cost.
+    bytes: usize,
     held: usize,
     limit: usize,
     /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
     held_before: usize,
-    spare: Vec<Vec<u8>>,
-    spare_limit: usize,
+    spares: Spares,
     repaired: u64,
 }
 
@@ -101,32 +110,39 @@ impl Queue {
             whole_room: (u64::MAX, 0),
             unsent: 0,
             repair: 0,
+            bytes: 0,
             held: 0,
             limit: limits.send_bytes,
             held_before: 0,
-            spare: Vec::new(),
-            spare_limit: limits.spare_buffers,
+            spares: Spares::new(limits.spare_buffers),
             repaired: 0,
         }
     }
 
     /// Is there room for a payload of so many bytes?
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        (self.payloads.len() as u64) < self.window && self.held + bytes <= self.limit
+        (self.payloads.len() as u64) < self.window && self.held + bytes + ENTRY_COST <= self.limit
     }
 
     /// What may be held from now on; what is held already stays.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.limit = bytes;
         self.held_before = self.held;
+        self.spares.set_limit(bytes);
     }
 
     /// Takes a payload that is not empty and for which there `has_room`.
     pub(crate) fn push(&mut self, bytes: Vec<u8>, urgent: bool) {
         debug_assert!(!bytes.is_empty() && self.has_room(bytes.len()));
         let logical = self.base + self.payloads.len() as u64;
+        // The peer decides how long it stays: no large buffer for a few bytes.
+        let mut bytes = self.spares.fit(bytes);
+        if self.held + ENTRY_COST + bytes.capacity() > self.limit {
+            bytes.shrink_to_fit();
+        }
         self.unsent += bytes.len();
-        self.held += bytes.len();
+        self.bytes += bytes.len();
+        self.held += ENTRY_COST + bytes.capacity();
         self.class(urgent).fresh.push_back(logical);
         self.payloads.push_back(Payload { bytes, sent: 0, acked: Ranges::default(), urgent });
     }
@@ -151,8 +167,22 @@ impl Queue {
     }
 
     /// Bytes of all payloads that are kept.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What they cost, with the lines of what must be sent again, and what spare buffers take.
     pub(crate) fn held(&self) -> usize {
-        self.held
+        let lines = |class: &Class| {
+            class.repairs.capacity() * size_of::<Segment>() + class.copies.capacity() * size_of::<(u64, Segment)>()
+        };
+        let lines = lines(&self.urgent) + lines(&self.normal);
+        self.held + lines.saturating_sub(BARE) + self.spares.bytes()
+    }
+
+    /// Gives back what nobody needs when nothing has moved for a while.
+    pub(crate) fn rest(&mut self, now: Nanos) {
+        self.spares.rest(now);
     }
 
     /// Payloads kept.
@@ -354,35 +384,43 @@ impl Queue {
             return;
         }
         let bytes = std::mem::take(&mut payload.bytes);
-        self.held -= bytes.len();
+        payload.acked = Ranges::default();
+        self.bytes -= bytes.len();
+        self.held -= bytes.capacity();
         self.give_spare(bytes);
         while self.payloads.front().is_some_and(Payload::is_done) {
             self.payloads.pop_front();
+            self.held -= ENTRY_COST;
             self.base += 1;
+        }
+        if self.payloads.capacity() > ROOM_LEFT.max(8 * self.payloads.len()) {
+            self.payloads.shrink_to(2 * self.payloads.len());
         }
     }
 
     pub(crate) fn give_spare(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < self.spare_limit {
-            self.spare.push(buffer);
-        }
+        self.spares.give(buffer);
     }
 
     /// A buffer to be filled, used before or new.
     pub(crate) fn spare(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
+        self.spares.take()
     }
 
     pub(crate) fn check_invariants(&self) {
         assert!(self.held <= self.limit.max(self.held_before), "sender holds {} of {} bytes", self.held, self.limit);
         assert!(self.payloads.len() as u64 <= self.window);
         assert!(!self.payloads.front().is_some_and(Payload::is_done));
-        assert!(self.unsent <= self.held);
+        assert!(self.unsent <= self.bytes && self.bytes <= self.held);
+        self.spares.check_invariants();
     }
 
     /// The expensive part of the invariants: adds everything up.
     pub(crate) fn check_sums(&self) {
-        assert_eq!(self.held, self.payloads.iter().map(|payload| payload.bytes.len()).sum::<usize>());
+        let kept = || self.payloads.iter().filter(|payload| !payload.is_done());
+        assert_eq!(self.bytes, kept().map(|payload| payload.bytes.len()).sum::<usize>());
+        let entries = self.payloads.len() * ENTRY_COST;
+        assert_eq!(self.held, entries + kept().map(|payload| payload.bytes.capacity()).sum::<usize>());
         let unsent = |payload: &Payload| payload.bytes.len().saturating_sub(payload.sent as usize);
         assert_eq!(self.unsent, self.payloads.iter().filter(|payload| !payload.is_done()).map(unsent).sum::<usize>());
         let segments = |class: &Class| -> usize {
@@ -459,7 +497,7 @@ mod tests {
             sent.sort();
             came.sort();
             assert!(sent == came, "seed {seed}");
-            assert_eq!((queue.held(), queue.unsent), (0, 0));
+            assert_eq!((queue.held, queue.bytes, queue.unsent), (0, 0, 0));
         }
     }
 

@@ -95,38 +95,63 @@ struct State {
 }
 
 impl State {
-    fn arrange(&mut self) {
-        self.by_group.clear();
-        for (&(peer, whom), (groups, _)) in &self.by_peer {
-            for group in groups {
-                let peers = self.by_group.entry(*group).or_default();
-                if peers.last().is_none_or(|(last, _)| *last != peer) {
-                    peers.push((peer, whom));
-                }
-            }
+    /// All that this peer asks for, for these; as sorted, each once.
+    fn set(&mut self, peer: usize, whom: For, groups: Option<(Vec<IpAddr>, Instant)>) -> bool {
+        let empty = Vec::new();
+        let before = self.by_peer.remove(&(peer, whom)).map_or_else(Vec::new, |(before, _)| before);
+        let now = groups.as_ref().map_or(&empty, |(groups, _)| groups);
+        let changed = before != *now;
+        // A change costs as much as this peer asked for and asks for, not as much as all ask for.
+        let mut touched = if changed { now.clone() } else { Vec::new() };
+        if let Some(groups) = groups {
+            self.by_peer.insert((peer, whom), groups);
+        }
+        if changed {
+            touched.extend(before);
+        }
+        for group in touched {
+            self.arrange(peer, group);
+        }
+        changed
+    }
+
+    /// This peer's place among those that ask for a group.
+    fn arrange(&mut self, peer: usize, group: IpAddr) {
+        let asks = |whom: &For| {
+            let groups = self.by_peer.get(&(peer, *whom));
+            groups.is_some_and(|(groups, _)| groups.binary_search(&group).is_ok())
+        };
+        let whom = For::BOTH.into_iter().find(asks);
+        let peers = self.by_group.entry(group).or_default();
+        let place = peers.binary_search_by_key(&peer, |(peer, _)| *peer);
+        match (place, whom) {
+            (Ok(at), Some(whom)) => peers[at].1 = whom,
+            (Ok(at), None) => drop(peers.remove(at)),
+            (Err(at), Some(whom)) => peers.insert(at, (peer, whom)),
+            (Err(_), None) => {}
+        }
+        if peers.is_empty() {
+            self.by_group.remove(&group);
         }
     }
 }
 
 impl Wanted {
     /// All that this peer asks for, for these. Whether that is something new.
-    pub fn set(&self, peer: usize, whom: For, groups: Vec<IpAddr>, now: Instant) -> bool {
-        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let before = state.by_peer.insert((peer, whom), (groups, now));
-        let changed = state.by_peer[&(peer, whom)].0 != before.map_or_else(Vec::new, |(groups, _)| groups);
-        if changed {
-            state.arrange();
-        }
-        changed
+    pub fn set(&self, peer: usize, whom: For, mut groups: Vec<IpAddr>, now: Instant) -> bool {
+        groups.sort_unstable();
+        groups.dedup();
+        self.0.write().unwrap_or_else(PoisonError::into_inner).set(peer, whom, Some((groups, now)))
     }
 
     /// Forgets what was not repeated for too long, or all of one peer.
     pub fn forget(&self, gone: Option<usize>, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let before = state.by_peer.len();
-        state.by_peer.retain(|(peer, _), (_, at)| now.saturating_duration_since(*at) < FORGET && gone != Some(*peer));
-        if state.by_peer.len() != before {
-            state.arrange();
+        let is_over =
+            |(peer, _): &(usize, For), at: Instant| now.saturating_duration_since(at) >= FORGET || gone == Some(*peer);
+        let over = state.by_peer.iter().filter(|(who, (_, at))| is_over(who, *at)).map(|(who, _)| *who);
+        for (peer, whom) in over.collect::<Vec<_>>() {
+            state.set(peer, whom, None);
         }
     }
 

@@ -35,15 +35,21 @@ use crate::multicast::groups::{For, Joined, Listeners, MOST_GROUPS, Wanted};
 use crate::multicast::igmp::{Heard, is_routed};
 use crate::multicast::members::Members;
 use crate::multicast::neighbours::{Neighbours, Site};
+use crate::multicast::taking::Taking;
 use crate::sys;
 
 pub mod groups;
 pub mod igmp;
 pub mod members;
 pub mod neighbours;
+pub mod taking;
 
 /// How often interfaces, addresses and this host's own members are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What peers ask for is followed at most so often, however often they say it.
+const FOLLOW_EVERY: Duration = Duration::from_millis(50);
+/// A peer is told of changes at most so often: what others ask of a hub changes by their words.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Reports handled before anything else has its turn.
 const TURN: usize = 256;
 /// IGMP and MLD are far shorter; what is longer is read cut and not understood.
@@ -122,9 +128,10 @@ impl Multicast {
                 members: Members::new(lans.len(), plan.asks),
                 neighbours: Neighbours::new(lans.len()),
                 snoops: lans.iter().map(|_| None).collect(),
-                told: lanes.iter().map(|_| Default::default()).collect(),
+                told: lanes.iter().map(|_| Told::default()).collect(),
                 shown: Listeners::default(),
-                taken: HashMap::new(),
+                taking: Taking::default(),
+                memberships: lans.iter().map(|_| Memberships::default()).collect(),
                 sets,
                 sets_lost,
                 plan,
@@ -165,6 +172,31 @@ struct Snoop {
     index: u32,
 }
 
+/// What a lane was given last, and when.
+#[derive(Default)]
+struct Told {
+    groups: [Vec<IpAddr>; 2],
+    at: Option<Instant>,
+}
+
+/// The sockets by which this host is a member of groups on one LAN. The kernel lets each have some only (`igmp_max_memberships`, usually 20).
+#[derive(Default)]
+struct Memberships {
+    sockets: Vec<Holder>,
+    /// Which socket holds each group.
+    of: HashMap<IpAddr, usize>,
+    /// Sockets opened since the start.
+    opened: u64,
+}
+
+/// One of them. Without groups it is closed, and its place is free.
+struct Holder {
+    socket: Option<Socket>,
+    is_v4: bool,
+    groups: usize,
+    is_full: bool,
+}
+
 struct Loop {
     doorbell: Doorbell,
     plan: Plan,
@@ -172,11 +204,12 @@ struct Loop {
     neighbours: Neighbours,
     snoops: Vec<Option<Snoop>>,
     /// What each lane was given last.
-    told: Vec<[Vec<IpAddr>; 2]>,
+    told: Vec<Told>,
     /// What the lanes send out, and where.
     shown: Listeners,
-    /// Groups that peers ask for: the sockets by which we are a member on each LAN.
-    taken: HashMap<IpAddr, Vec<Socket>>,
+    /// Groups that peers ask for, and how we are a member of them on each LAN.
+    taking: Taking,
+    memberships: Vec<Memberships>,
     sets: GroupSets,
     sets_lost: Arc<AtomicBool>,
     wanted: Arc<Wanted>,
@@ -192,6 +225,7 @@ impl Loop {
     fn run(mut self) {
         let mut events = Events::with_capacity(16);
         let (mut next_look, mut next_tell, mut next_renewal) = (Instant::now(), Instant::now(), Instant::now());
+        let mut next_follow = Instant::now();
         let mut queries = Vec::new();
         while !self.stopping.load(Ordering::SeqCst) {
             let now = Instant::now();
@@ -215,12 +249,17 @@ impl Loop {
                     debug!(%error, lan = self.plan.interfaces[query.lan], "nobody can be asked for groups");
                 }
             }
-            self.ask_peers();
-            if self.follow_peers(now) || now >= next_renewal {
+            let follows = now >= next_follow;
+            if follows {
+                self.ask_peers(now);
+                next_follow = now + FOLLOW_EVERY;
+            }
+            if follows && self.follow_peers(now) || now >= next_renewal {
                 self.renew_sets();
                 next_renewal = now + RENEW_EVERY;
             }
-            let wait = next_look.min(next_tell).min(next_renewal).saturating_duration_since(now);
+            let wake = next_look.min(next_tell).min(next_renewal);
+            let wait = if follows { wake } else { wake.min(next_follow) }.saturating_duration_since(now);
             if let Err(error) = self.doorbell.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -261,7 +300,7 @@ impl Loop {
             self.members.set_own(lan, [v4, link_local(&v6, name).map(IpAddr::from)], now);
             for (_, group, users) in own.iter().filter(|(interface, group, _)| interface == name && is_routed(*group)) {
                 // One of them is our own, where peers ask for it.
-                if *users > u32::from(self.taken.contains_key(group)) {
+                if *users > u32::from(self.taking.contains(*group)) {
                     self.members.hear_own(lan, *group, now);
                 }
             }
@@ -314,7 +353,7 @@ impl Loop {
     }
 
     /// Tells each lane what its peer shall be asked for.
-    fn ask_peers(&mut self) {
+    fn ask_peers(&mut self, now: Instant) {
         let mut groups = self.members.groups();
         for (_, prefix, _) in self.plan.accepts.iter().filter(|(.., pinned)| *pinned) {
             groups.insert(prefix.address, (0..self.lans.len()).collect());
@@ -338,9 +377,10 @@ impl Loop {
                 own.take(MOST_GROUPS).collect::<Vec<IpAddr>>(),
                 for_others.map(|(group, _)| *group).take(MOST_GROUPS).collect(),
             ];
-            if wanted != *told && lane.send(Command::Groups(wanted.clone())).is_ok() {
+            let is_time = told.at.is_none_or(|at| now >= at + ASK_EVERY);
+            if wanted != told.groups && is_time && lane.send(Command::Groups(wanted.clone())).is_ok() {
                 debug!(peer = %lane.name, groups = ?wanted, "groups are asked for");
-                *told = wanted;
+                *told = Told { groups: wanted, at: Some(now) };
             }
         }
         if listeners.left != self.shown.left {
@@ -356,37 +396,36 @@ impl Loop {
     /// Becomes a member of what peers ask for, and no longer of what they do not. Whether something changed.
     fn follow_peers(&mut self, now: Instant) -> bool {
         self.wanted.forget(None, now);
-        let all = self.wanted.all();
-        let asked =
-            all.iter().filter(|(group, peers)| peers.iter().any(|(peer, _)| self.plan.is_taken(**group, *peer)));
-        let asked: BTreeSet<IpAddr> = asked.map(|(group, _)| *group).take(MOST_GROUPS).collect();
-        let before = self.taken.len();
-        self.taken.retain(|group, _| asked.contains(group));
-        let mut changed = self.taken.len() != before;
-        for group in asked {
-            if self.taken.contains_key(&group) {
-                continue;
+        let mut asked: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
+        for (group, peers) in self.wanted.all() {
+            let may = peers.into_iter().map(|(peer, _)| peer).filter(|peer| self.plan.is_taken(group, *peer));
+            let may: Vec<usize> = may.collect();
+            if !may.is_empty() {
+                asked.insert(group, may);
             }
-            let sockets = self.plan.interfaces.iter().filter_map(|name| match join(name, group) {
-                Ok(socket) => Some(socket),
-                Err(error) => {
-                    warn!(%error, %group, lan = name, "multicast: cannot become a member");
-                    None
-                }
-            });
-            let sockets = sockets.collect();
-            info!(%group, "a peer asks for this group");
-            self.taken.insert(group, sockets);
-            changed = true;
         }
-        changed
+        let changes = self.taking.turn(&asked, now);
+        for (memberships, name) in self.memberships.iter_mut().zip(&self.plan.interfaces) {
+            for group in &changes.leave {
+                memberships.leave(name, *group);
+            }
+            for group in &changes.join {
+                if let Err(error) = memberships.join(name, *group) {
+                    warn!(%error, %group, lan = name, "multicast: cannot become a member");
+                }
+            }
+        }
+        for group in &changes.join {
+            debug!(%group, "a peer asks for this group");
+        }
+        !changes.join.is_empty() || !changes.leave.is_empty()
     }
 
     fn renew_sets(&mut self) {
         if self.lans.is_empty() {
             return;
         }
-        let outcome = self.sets.renew(self.taken.keys().copied());
+        let outcome = self.sets.renew(self.taking.groups());
         let lost = outcome.is_err();
         let before = self.sets_lost.swap(lost, Ordering::Relaxed);
         if let (Err(error), false) = (outcome, before) {
@@ -395,20 +434,68 @@ impl Loop {
     }
 }
 
-/// Makes this host a member, so that switches send the group here.
-fn join(interface: &str, group: IpAddr) -> io::Result<Socket> {
-    let index = sys::interface_index(interface)?;
-    match group {
-        IpAddr::V4(group) => {
-            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-            socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?;
-            Ok(socket)
+impl Memberships {
+    /// Makes this host a member, so that switches send the group here.
+    fn join(&mut self, interface: &str, group: IpAddr) -> io::Result<()> {
+        let index = sys::interface_index(interface)?;
+        let fits = |holder: &Holder| holder.is_v4 == group.is_ipv4() && !holder.is_full && holder.socket.is_some();
+        for (place, holder) in self.sockets.iter_mut().enumerate().filter(|(_, holder)| fits(holder)) {
+            let Some(socket) = &holder.socket else { continue };
+            match set_membership(socket, index, group, true) {
+                Ok(()) => {
+                    holder.groups += 1;
+                    self.of.insert(group, place);
+                    return Ok(());
+                }
+                // As many as this one may have: the next one. The kernel says so in one of these ways.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
+                    holder.is_full = true
+                }
+                Err(error) => return Err(error),
+            }
         }
-        IpAddr::V6(group) => {
-            let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
-            socket.join_multicast_v6(&group, index)?;
-            Ok(socket)
+        let domain = if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = Socket::new(domain, Type::DGRAM, None)?;
+        set_membership(&socket, index, group, true)?;
+        self.opened += 1;
+        let holder = Holder { socket: Some(socket), is_v4: group.is_ipv4(), groups: 1, is_full: false };
+        let place = self.sockets.iter().position(|holder| holder.socket.is_none()).unwrap_or(self.sockets.len());
+        if place == self.sockets.len() {
+            self.sockets.push(holder);
+        } else {
+            self.sockets[place] = holder;
         }
+        self.of.insert(group, place);
+        Ok(())
+    }
+
+    /// It is none any more.
+    fn leave(&mut self, interface: &str, group: IpAddr) {
+        let Some(place) = self.of.remove(&group) else { return };
+        let holder = &mut self.sockets[place];
+        let index = sys::interface_index(interface).unwrap_or(0);
+        if let Some(socket) = &holder.socket
+            && let Err(error) = set_membership(socket, index, group, false)
+        {
+            // With the interface its memberships went.
+            debug!(%error, %group, lan = interface, "a membership had ended already");
+        }
+        holder.groups -= 1;
+        holder.is_full = false;
+        if holder.groups == 0 {
+            holder.socket = None;
+        }
+    }
+}
+
+/// A socket becomes a member on this interface, or ends that.
+fn set_membership(socket: &Socket, index: u32, group: IpAddr, joins: bool) -> io::Result<()> {
+    let at = InterfaceIndexOrAddress::Index(index);
+    match (group, joins) {
+        (IpAddr::V4(group), true) => socket.join_multicast_v4_n(&group, &at),
+        (IpAddr::V4(group), false) => socket.leave_multicast_v4_n(&group, &at),
+        (IpAddr::V6(group), true) => socket.join_multicast_v6(&group, index),
+        (IpAddr::V6(group), false) => socket.leave_multicast_v6(&group, index),
     }
 }
 
@@ -477,6 +564,26 @@ fn read_igmp_list(text: &str) -> Vec<(String, IpAddr, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A thousand groups take the sockets that the kernel needs for them, and a socket that is left by all is closed.
+    #[test]
+    fn memberships_share_sockets() {
+        let mut memberships = Memberships::default();
+        let groups: Vec<IpAddr> = (0..200_u32).map(|number| (0xef09_0000 + number).to_be_bytes().into()).collect();
+        for group in &groups {
+            memberships.join("lo", *group).unwrap();
+        }
+        let sockets = memberships.sockets.len();
+        assert!(sockets <= groups.len() / 10 && memberships.opened as usize == sockets, "{sockets} sockets");
+        // Half of them change again and again: what is left is used again.
+        for _ in 0..5 {
+            groups[..100].iter().for_each(|group| memberships.leave("lo", *group));
+            groups[..100].iter().for_each(|group| memberships.join("lo", *group).unwrap());
+        }
+        assert!(memberships.opened as usize <= 7 * sockets && memberships.sockets.len() <= sockets + 1);
+        groups.iter().for_each(|group| memberships.leave("lo", *group));
+        assert!(memberships.of.is_empty() && memberships.sockets.iter().all(|holder| holder.socket.is_none()));
+    }
 
     #[test]
     #[cfg(target_endian = "little")]

@@ -1,0 +1,94 @@
+//! Which flows hold most, so that memory is taken from them when it is short, without a walk over all flows.
+//!
+//! Lists by the power of two that a flow holds. A flow stands in one at most: it moves up when it grows, and down only when somebody looks and finds that it
+//! has shrunk. Each step down was paid for by a step up, and each of those by bytes.
+
+use super::numbers::Flows;
+use crate::FlowId;
+
+/// Flows of the highest list that are compared: the one that holds most of them is found, and never one that holds less than half as much as another.
+const COMPARED: usize = 16;
+/// So many entries of ended flows may always be there.
+const SLACK: usize = 64;
+
+/// The lists.
+#[derive(Debug)]
+pub(crate) struct Holders {
+    lists: [Vec<FlowId>; usize::BITS as usize + 1],
+    entries: usize,
+}
+
+/// The list of a flow that holds so many bytes; 0: none.
+fn list_of(held: usize) -> u8 {
+    (usize::BITS - held.leading_zeros()) as u8
+}
+
+impl Holders {
+    pub(crate) fn new() -> Holders {
+        Holders { lists: [const { Vec::new() }; usize::BITS as usize + 1], entries: 0 }
+    }
+
+    /// A flow holds so many bytes now; `listed`: in which list it stands.
+    pub(crate) fn on_held(&mut self, flow: FlowId, held: usize, listed: &mut u8) {
+        let list = list_of(held);
+        // From a lower list its entry is found as one that is out of date.
+        if list > *listed {
+            self.lists[usize::from(list)].push(flow);
+            self.entries += 1;
+            *listed = list;
+        }
+    }
+
+    /// A flow that holds most, or nearly. `walked`: entries that were looked at.
+    pub(crate) fn most(&mut self, flows: &mut Flows, walked: &mut u64) -> Option<FlowId> {
+        let mut found: Vec<FlowId> = Vec::new();
+        for list in (1..self.lists.len()).rev() {
+            while found.len() < COMPARED
+                && let Some(flow) = self.lists[list].pop()
+            {
+                *walked += 1;
+                self.entries -= 1;
+                let Some(state) = flows.get_mut(&flow).filter(|state| usize::from(state.listed) == list) else {
+                    continue;
+                };
+                let is = list_of(state.incoming.held());
+                state.listed = if usize::from(is) == list { is } else { 0 };
+                if state.listed == 0 {
+                    let held = state.incoming.held();
+                    self.on_held(flow, held, &mut state.listed);
+                } else {
+                    found.push(flow);
+                }
+            }
+            if !found.is_empty() {
+                self.lists[list].extend(&found);
+                self.entries += found.len();
+                break;
+            }
+        }
+        let held = |flow: &FlowId| flows.get(flow).map_or(0, |state| state.incoming.held());
+        found.into_iter().max_by_key(|flow| (held(flow), *flow))
+    }
+
+    /// Forgets the entries of ended flows when they are most of all.
+    pub(crate) fn clean(&mut self, flows: &Flows, walked: &mut u64) {
+        if self.entries <= 2 * flows.len() + SLACK {
+            return;
+        }
+        *walked += self.entries as u64;
+        for (list, entries) in self.lists.iter_mut().enumerate() {
+            entries.retain(|flow| flows.get(flow).is_some_and(|state| usize::from(state.listed) == list));
+            entries.shrink_to(2 * entries.len());
+        }
+        self.entries = self.lists.iter().map(Vec::len).sum();
+    }
+
+    pub(crate) fn check_invariants(&self, flows: &Flows) {
+        assert_eq!(self.entries, self.lists.iter().map(Vec::len).sum::<usize>());
+        for (flow, state) in flows {
+            let held = state.incoming.held();
+            assert!(list_of(held) <= state.listed, "{flow} holds {held} bytes and stands in no list of so many");
+            assert!(state.listed == 0 || self.lists[usize::from(state.listed)].contains(flow));
+        }
+    }
+}
