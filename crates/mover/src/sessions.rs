@@ -106,3 +106,80 @@ impl Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{HEADER, Suite, TAG};
+
+    /// The session whose index at our side is `local`; the far side's is 1,000 more.
+    fn session(local: u32, now: Instant) -> Session {
+        Session::new(Suite::Aes128Gcm, &[1; 32], &[2; 32], local, local + 1_000, now)
+    }
+
+    /// The index of the session that seals.
+    fn sealing(sessions: &mut Sessions, number: &mut u64, now: Instant) -> u32 {
+        let mut datagram = [0; HEADER + TAG];
+        *number += 1;
+        sessions.seal(*number, &mut datagram, now);
+        u32::from_be_bytes([0, datagram[1], datagram[2], datagram[3]]) - 1_000
+    }
+
+    fn open(sessions: &Sessions) -> Vec<u32> {
+        sessions.open.iter().map(|open| open.session.local_index()).collect()
+    }
+
+    #[test]
+    fn who_started_waits_until_the_new_session_is_heard_and_then_wipes_the_old_one() {
+        #[allow(clippy::disallowed_methods, reason = "a test brings the clock")]
+        let now = Instant::now();
+        let (mut sessions, mut number) = (Sessions::new(session(1, now), 0), 0);
+        assert!(sessions.on_opened(1, 5) && !sessions.on_opened(1, 6), "the first time only");
+        sessions.offer(session(2, now), 10);
+        assert_eq!(sealing(&mut sessions, &mut number, now), 1);
+        assert!(!sessions.on_opened(1, 20), "the old one goes on");
+        assert_eq!((sessions.deadline(), sessions.since(), sessions.sealing_since()), (None, 10, 0));
+        assert!(sessions.on_opened(2, 50));
+        assert_eq!(sealing(&mut sessions, &mut number, now), 2);
+        assert!(sessions.find(1).is_some(), "what was on its way is read");
+        assert_eq!(sessions.deadline(), Some(50));
+        assert!(!sessions.on_opened(2, 70), "more of the same wins the old one no time");
+        sessions.handle_timeout(50);
+        assert_eq!((open(&sessions), sessions.deadline(), sessions.sealing_since()), (vec![2], None, 10));
+        assert_eq!(sealing(&mut sessions, &mut number, now), 2);
+    }
+
+    #[test]
+    fn who_answered_seals_at_once_and_reads_the_old_session_until_the_new_one_is_heard() {
+        #[allow(clippy::disallowed_methods, reason = "a test brings the clock")]
+        let now = Instant::now();
+        let (mut sessions, mut number) = (Sessions::new(session(1, now), 0), 0);
+        sessions.adopt(session(2, now), 10);
+        assert_eq!(sealing(&mut sessions, &mut number, now), 2);
+        assert!(sessions.on_opened(1, 30), "even if it is heard for the first time now");
+        assert_eq!(sealing(&mut sessions, &mut number, now), 2);
+        sessions.handle_timeout(u64::MAX);
+        assert_eq!(open(&sessions), [1, 2], "however long that takes");
+        sessions.on_opened(2, 100);
+        sessions.handle_timeout(100);
+        assert_eq!(open(&sessions), [2]);
+    }
+
+    #[test]
+    fn sessions_that_are_never_heard_push_each_other_out_but_not_the_one_that_seals() {
+        #[allow(clippy::disallowed_methods, reason = "a test brings the clock")]
+        let now = Instant::now();
+        let (mut sessions, mut number) = (Sessions::new(session(1, now), 0), 0);
+        for index in 2..=9 {
+            sessions.offer(session(index, now), 0);
+            assert!(open(&sessions).len() <= OPEN);
+            assert_eq!(sealing(&mut sessions, &mut number, now), 1);
+        }
+        assert_eq!(open(&sessions), [1, 7, 8, 9]);
+        sessions.on_opened(8, 5);
+        assert_eq!(sealing(&mut sessions, &mut number, now), 8);
+        sessions.handle_timeout(5);
+        assert_eq!(open(&sessions), [8, 9]);
+        assert_eq!(sealing(&mut sessions, &mut number, now), 8);
+    }
+}

@@ -11,6 +11,7 @@ mod demand;
 mod ends;
 mod failure;
 mod hostile;
+mod keys;
 mod local;
 mod mesh;
 mod multicast;
