@@ -1,4 +1,5 @@
-//! What a pair shares beside its keys: with it at both ends all is as ever, at one end nothing comes up, and each side says what it can know.
+//! What a pair shares beside its keys: with it at both ends all is as ever, at one end nothing
+//! comes up, and each side says what it can know.
 
 use crate::site::{Options, Pair, V4, accept, tpo, wait_for};
 use tpo_lab::Host;
