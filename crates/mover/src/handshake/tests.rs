@@ -75,10 +75,11 @@ struct World {
     /// Every handshake datagram that was ever sent, with its receiver.
     seen: Vec<(usize, Vec<u8>)>,
     next_ping: Instant,
-    /// An attacker on the path, who sees all and loses nothing: sends so many copies of each
-    /// handshake datagram ahead of it, each from another address, and gives the peers what is sent
-    /// to those addresses.
+    /// An attacker on the path, who sees all and loses nothing: sends so many copies of each handshake
+    /// datagram ahead of it, each from another address.
     copies: usize,
+    /// He gives the peers what is sent to those addresses.
+    hands_on: bool,
 }
 
 impl Node {
@@ -127,6 +128,7 @@ impl World {
             seen: Vec::new(),
             next_ping: begin,
             copies: 0,
+            hands_on: true,
         }
     }
 
@@ -190,16 +192,18 @@ impl World {
         }
     }
 
-    fn attack(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
+    fn attack(&mut self, number: usize, to: SocketAddr, datagram: &[u8]) {
         let at = self.now + MS;
-        for _ in 0..self.copies {
-            let elsewhere = to != address(1 - from);
-            // What went to an address of his, he hands on in the name of its sender.
-            let from_address = if elsewhere { address(from) } else { spoofed(&mut self.rng) };
-            self.flying.push(Flying { at, to: 1 - from, from: from_address, datagram: datagram.to_vec() });
-            if elsewhere {
-                break;
+        let fly = |from, datagram: &[u8]| Flying { at, to: 1 - number, from, datagram: datagram.to_vec() };
+        if to != address(1 - number) {
+            if self.copies > 0 && self.hands_on {
+                self.flying.push(fly(address(number), datagram));
             }
+            return;
+        }
+        for _ in 0..self.copies {
+            let from = spoofed(&mut self.rng);
+            self.flying.push(fly(from, datagram));
         }
     }
 
@@ -650,6 +654,7 @@ fn copies_of_an_attempt_from_anywhere_do_not_delay_it() {
             for (copies, total) in [(0, &mut quiet), (1 + seed as usize % 30, &mut attacked)] {
                 let mut world = World::new(channel, seed);
                 world.copies = copies;
+                world.hands_on = seed % 4 < 2;
                 let starter = (seed % 2) as usize;
                 world.start(starter);
                 *total += world.run_until_agreed(Duration::from_secs(20));
@@ -682,6 +687,7 @@ fn copies_and_recordings_together_keep_nobody_out() {
         }
         world.run_for(MS * 1_000);
         world.copies = 5;
+        world.hands_on = seed % 2 == 0;
         world.start(0);
         let time = world.run_until_agreed(Duration::from_secs(6));
         assert!(time <= 110 * MS, "seed {seed}: two and a half round trips of 40 ms, and not {time:?}");
