@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::identity::{Identity, PublicKey};
+use crate::identity::{Identity, PreSharedKey, PublicKey};
 
 /// How the sending rate is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,6 +50,9 @@ pub struct Config {
     pub identity: Arc<Identity>,
     /// The one peer that we speak to.
     pub peer_key: PublicKey,
+    /// A secret that both sides were given beside their keys; without it nothing comes up where the
+    /// peer has one.
+    pub pre_shared: Option<Arc<PreSharedKey>>,
     /// The upper 12 bits of all our session indices: which lane of the shared socket a datagram belongs to.
     pub slot: u16,
     /// All our randomness comes from it: instance number, indices, jitter. Must differ at every start of the program.
@@ -88,6 +91,7 @@ impl Config {
         Config {
             identity,
             peer_key,
+            pre_shared: None,
             slot,
             seed,
             endpoint: None,
@@ -129,6 +133,11 @@ pub struct Limits {
     /// Silence after which a fresh handshake runs beside the old session: just after the peer counts as silent. A peer that started anew and
     /// does not know where to call us is found by this alone, so it may not take long; a handshake costs little.
     pub handshake_after: Duration,
+    /// Age of the keys at which the side with the lower public key makes new ones by another
+    /// handshake, beside the traffic. The other side does so when they are a tenth older, if they
+    /// still are the same then. So no keys serve for more than an hour, unless the path loses every
+    /// handshake.
+    pub rekey_after: Duration,
     /// A hidden hook of the worlds: the first physical number, to see the low 32 bits wrap.
     #[doc(hidden)]
     pub first_physical: Option<u64>,
@@ -158,6 +167,7 @@ impl Default for Limits {
             spare_buffers: 64,
             events: 64,
             handshake_after: Duration::from_millis(2_500),
+            rekey_after: Duration::from_secs(50 * 60),
             first_physical: None,
             first_logical: 0,
         }

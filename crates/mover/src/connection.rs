@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::config::{Config, Limits};
 use crate::crypto::{HEADER, Session, TAG};
+use crate::handshake::Established;
 use crate::liveness::{Finding, Liveness};
 use crate::packet::{self, Subfield, Subfields};
 use crate::params::Params;
@@ -31,8 +32,8 @@ const RETURN_SHARE_MISSING: u64 = 8;
 pub(crate) struct Received {
     /// It opened: the peer was heard.
     pub(crate) heard: bool,
-    /// The current session is confirmed by it.
-    pub(crate) confirmed: bool,
+    /// It is the first one of the session with this index: the peer has its keys.
+    pub(crate) confirmed: Option<u32>,
     /// It ended a silence.
     pub(crate) ended_silence: bool,
     /// The peer says goodbye.
@@ -65,7 +66,7 @@ impl Connection {
             sender: Sender::new(config, first_physical, remote, now),
             receiver: Receiver::new(&config.limits, now),
             liveness: Liveness::new(config, now),
-            sessions: Sessions::new(session),
+            sessions: Sessions::new(session, now),
             remote,
             peer,
             rate: config.rate,
@@ -82,10 +83,29 @@ impl Connection {
         self.remote
     }
 
+    /// When the newest keys were agreed.
+    pub(crate) fn keys_since(&self) -> Nanos {
+        self.sessions.since()
+    }
+
+    /// When the keys that seal were agreed.
+    pub(crate) fn sealing_since(&self) -> Nanos {
+        self.sessions.sealing_since()
+    }
+
     /// A new handshake with the same instance is done: everything goes on under new keys. True if that ended a silence.
-    pub(crate) fn rekey(&mut self, session: Session, remote: SocketAddr, now: Nanos) -> bool {
-        self.sessions.replace(session, now + self.sender.three_probe_times());
-        self.move_to(remote, now);
+    pub(crate) fn rekey(&mut self, established: Established, now: Nanos) -> bool {
+        let Established { session, remote, initiator, .. } = established;
+        if initiator {
+            self.sessions.offer(session, now);
+        } else {
+            self.sessions.adopt(session, now);
+        }
+        // Where a peer is that we hear, its datagrams tell: that of the handshake may be a copy
+        // from elsewhere.
+        if self.liveness.is_silent() {
+            self.move_to(remote, now);
+        }
         // Both sides learn at once what the other lacks.
         self.sender.ask();
         self.liveness.on_heard(now)
@@ -133,9 +153,10 @@ impl Connection {
         stats.datagrams_received += 1;
         stats.bytes_received += length as u64;
         self.receiver.on_datagram(length, now);
+        let until = now + self.sender.three_probe_times();
         let mut received = Received {
             heard: true,
-            confirmed: self.sessions.on_opened(index),
+            confirmed: self.sessions.on_opened(index, until).then_some(index),
             ended_silence: self.liveness.on_heard(now),
             closed: None,
         };

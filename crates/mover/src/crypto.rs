@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk};
+use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::Zeroize;
 
-use crate::identity::PublicKey;
+use crate::identity::{PreSharedKey, PublicKey};
 
 /// Bytes of the clear header of a session datagram.
 pub const HEADER: usize = 8;
@@ -120,38 +120,34 @@ pub fn peek(datagram: &[u8]) -> Option<Outer> {
 
 /// The bytes that name a pair and a direction in handshake datagrams, so that a receiver with many peers finds the right one.
 pub fn pair_hint(sender: &PublicKey, receiver: &PublicKey) -> [u8; 8] {
-    let hash = pair_hash(b"tpo hint", sender, receiver);
-    hash[..8].try_into().expect("SHA-256 has 32 bytes")
+    let hash = digest(&SHA256, &pair_text(b"tpo hint", sender, receiver));
+    hash.as_ref()[..8].try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// SHA-256 over a label and the keys of a pair, in the direction of a datagram.
-pub(crate) fn pair_hash(label: &[u8], sender: &PublicKey, receiver: &PublicKey) -> [u8; 32] {
-    let text = [label, sender.as_bytes(), receiver.as_bytes()].concat();
-    digest(&SHA256, &text).as_ref().try_into().expect("SHA-256 has 32 bytes")
+/// A label and the keys of a pair, in the direction of a datagram.
+pub(crate) fn pair_text(label: &[u8], sender: &PublicKey, receiver: &PublicKey) -> Vec<u8> {
+    [label, sender.as_bytes(), receiver.as_bytes()].concat()
 }
 
 impl Session {
     /// A session in phase 0. `local` is the index that the far side puts into its datagrams, `remote` the one that we put into ours.
     pub(crate) fn new(
         suite: Suite,
-        mut send_secret: [u8; 32],
-        mut recv_secret: [u8; 32],
+        send_secret: &[u8; 32],
+        recv_secret: &[u8; 32],
         local: u32,
         remote: u32,
         now: Instant,
     ) -> Session {
         let leads = send_secret < recv_secret;
-        let session = Session {
-            send: Sending::new(suite, &send_secret, now),
-            recv: Receiving::new(suite, &recv_secret),
+        Session {
+            send: Sending::new(suite, send_secret, now),
+            recv: Receiving::new(suite, recv_secret),
             leads,
             local,
             remote,
             failures: 0,
-        };
-        send_secret.zeroize();
-        recv_secret.zeroize();
-        session
+        }
     }
 
     /// The index by which datagrams of this session find us.
@@ -377,6 +373,13 @@ impl Suite {
 
 fn next_secret(secret: &Prk) -> Prk {
     Prk::from(secret.expand(&[b"tpo next"], HKDF_SHA256).expect("a secret is shorter than HKDF can give"))
+}
+
+/// HKDF-Extract with SHA-256. The pre-shared key is the salt, zeros where there is none: who lacks
+/// it cannot compute the result though he has the secret, nor the other way round.
+pub(crate) fn extract(pre_shared: Option<&PreSharedKey>, secret: &[u8; 32]) -> Prk {
+    let salt = pre_shared.map_or(&[0; 32], PreSharedKey::as_bytes);
+    Salt::new(HKDF_SHA256, salt).extract(secret)
 }
 
 /// HKDF-Expand with SHA-256.

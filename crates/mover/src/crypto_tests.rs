@@ -9,7 +9,10 @@ fn start() -> Instant {
 /// Leader (lower sending secret) and follower of one session.
 fn pair(suite: Suite, now: Instant) -> (Session, Session) {
     let (one, two) = ([1; 32], [2; 32]);
-    (Session::new(suite, one, two, 0x00a_111, 0x00b_222, now), Session::new(suite, two, one, 0x00b_222, 0x00a_111, now))
+    (
+        Session::new(suite, &one, &two, 0x00a_111, 0x00b_222, now),
+        Session::new(suite, &two, &one, 0x00b_222, 0x00a_111, now),
+    )
 }
 
 fn sealed(session: &mut Session, seq: u64, plain: &[u8], now: Instant) -> Vec<u8> {

@@ -195,7 +195,7 @@ impl Stage {
         let session = |side: usize| {
             let (send, recv) = if side == 0 { ([3; 32], [4; 32]) } else { ([4; 32], [3; 32]) };
             let (local, remote) = if side == 0 { (OURS, THEIRS) } else { (THEIRS, OURS) };
-            Session::new(Suite::Aes128Gcm, send, recv, local, remote, now)
+            Session::new(Suite::Aes128Gcm, &send, &recv, local, remote, now)
         };
         let movers = [0, 1].map(|side: usize| {
             let key = identities[1 - side].public_key();

@@ -39,7 +39,7 @@ pub use error::ParseError;
 pub use handshake::HandshakeStats;
 #[doc(hidden)]
 pub use handshake::fuzz_handshake;
-pub use identity::{Identity, KeyError, PublicKey};
+pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
 pub use mover::{Event, Mover, Reason, Transmit};
 pub use stats::Stats;
 pub use timer::Timer;

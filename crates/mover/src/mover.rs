@@ -74,6 +74,8 @@ pub struct Mover {
     config: Config,
     clock: Clock,
     handshake: Handshake,
+    /// Age of the keys at which we ask for new ones.
+    rekey_after: Nanos,
     connection: Option<Connection>,
     instance: u64,
     first_physical: u64,
@@ -103,11 +105,23 @@ impl Mover {
         // Zero would mean "none".
         let instance = u64::from_le_bytes(instance.try_into().expect("eight bytes")).max(1);
         let first = u32::from_le_bytes(first.try_into().expect("four bytes")) >> (32 - FIRST_PHYSICAL_BITS);
-        let handshake = Handshake::new(config.identity.clone(), config.peer_key, config.slot, config.seed);
+        let handshake = Handshake::new(
+            config.identity.clone(),
+            config.peer_key,
+            config.pre_shared.clone(),
+            config.slot,
+            config.seed,
+        );
+        // Both sides watch the age of their keys; that they do not call at once saves a handshake,
+        // no more.
+        let after = nanos(config.limits.rekey_after);
+        let is_lower = config.identity.public_key() < config.peer_key;
+        let rekey_after = if is_lower { after } else { after.saturating_add(after / 10) };
         let mut mover = Mover {
             first_physical: config.limits.first_physical.unwrap_or(u64::from(first)),
             clock: Clock::new(now),
             handshake,
+            rekey_after,
             connection: None,
             remembered: config.path.map(|path| (path, 0)),
             instance,
@@ -149,8 +163,8 @@ impl Mover {
         };
         let time = self.clock.read(now);
         let received = connection.handle_datagram(from, name, datagram, now, time, &mut self.stats);
-        if received.confirmed {
-            self.handshake.on_confirmed();
+        if let Some(index) = received.confirmed {
+            self.handshake.on_confirmed(index);
         }
         if received.ended_silence {
             self.tell(Event::Heard);
@@ -179,10 +193,13 @@ impl Mover {
             Some(Finding::Refused) => self.die(Reason::Refused, now),
             None => {}
         }
-        if long_silent && let Some(connection) = &self.connection {
+        let Some(connection) = &self.connection else { return };
+        if long_silent {
             // The old session stays: whichever is heard first goes on.
             let to = self.config.endpoint.unwrap_or(connection.remote());
             self.handshake.start(to, now);
+        } else if time >= connection.keys_since().saturating_add(self.rekey_after) {
+            self.handshake.start(connection.remote(), now);
         }
     }
 
@@ -196,7 +213,10 @@ impl Mover {
         if let Some(connection) = &self.connection {
             connection.deadlines(&mut earliest);
             let silence = connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
-            earliest.consider((!self.handshake.is_active()).then_some(silence), Timer::Silence);
+            let worn = connection.keys_since().saturating_add(self.rekey_after);
+            let idle = !self.handshake.is_active();
+            earliest.consider(idle.then_some(silence), Timer::Silence);
+            earliest.consider(idle.then_some(worn), Timer::Rekey);
         }
         earliest.get().map(|(at, timer)| (self.clock.instant(at), timer))
     }
@@ -449,6 +469,7 @@ impl Mover {
         stats.handshake = self.handshake.stats();
         if let Some(connection) = &self.connection {
             connection.report(&mut stats);
+            stats.keys_since = Some(self.clock.instant(connection.sealing_since()));
         }
         stats
     }
@@ -480,8 +501,8 @@ impl Mover {
 
     fn on_established(&mut self, established: Established, now: Instant) {
         let time = self.clock.read(now);
-        let Established { session, remote, initiator: _, peer_params, own_params } = established;
-        let (Some(peer), Some(own)) = (Params::parse(&peer_params), Params::parse(&own_params)) else {
+        let records = (Params::parse(&established.peer_params), Params::parse(&established.own_params));
+        let (Some(peer), Some(own)) = records else {
             self.stats.subfields_malformed += 1;
             return;
         };
@@ -489,7 +510,7 @@ impl Mover {
         let goes_on = peer.other == self.instance && own.other == peer.instance;
         let known = self.connection.as_mut().filter(|connection| connection.peer().instance == peer.instance);
         if goes_on && let Some(connection) = known {
-            let ended_silence = connection.rekey(session, remote, time);
+            let ended_silence = connection.rekey(established, time);
             self.tell_connected(false);
             if ended_silence {
                 self.tell(Event::Heard);
@@ -507,6 +528,7 @@ impl Mover {
             self.tell(Event::Restarted);
         }
         self.config.path = self.path(now);
+        let Established { session, remote, .. } = established;
         self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
         self.apply_memory();
         self.set_params();

@@ -1,6 +1,6 @@
 //! Plain numbers for whoever renders them. Counters count from the making of the mover, over all its connections.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::handshake::HandshakeStats;
 
@@ -119,6 +119,8 @@ pub struct Stats {
     pub rtt: Option<Duration>,
     /// Shortest round trip.
     pub min_rtt: Option<Duration>,
+    /// When the keys were agreed that seal what we send.
+    pub keys_since: Option<Instant>,
     /// Bytes per second that the peer says it delivers to its packet driver (claim 23).
     pub peer_delivery_rate: u64,
     /// Bytes per second that we deliver to our packet driver.
@@ -139,7 +141,7 @@ impl Stats {
         self.bandwidth = 0;
         self.phase = "";
         self.datagram_size = 0;
-        (self.rtt, self.min_rtt) = (None, None);
+        (self.rtt, self.min_rtt, self.keys_since) = (None, None, None);
         (self.peer_delivery_rate, self.delivery_rate) = (0, 0);
     }
 }

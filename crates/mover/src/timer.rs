@@ -40,6 +40,8 @@ pub enum Timer {
     Mtu,
     /// The previous session's keys are thrown away.
     Session,
+    /// The keys are so old that new ones are agreed.
+    Rekey,
 }
 
 /// The earliest of several named times.

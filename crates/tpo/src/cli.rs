@@ -72,6 +72,10 @@ struct KeygenTarget {
     /// Write a new private key to this file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write a new pre-shared key to this file; the peer needs a copy of it, brought by a way that
+    /// nobody else reads
+    #[arg(long, value_name = "FILE")]
+    pre_shared: Option<PathBuf>,
     /// Only print the public key of this private key file
     #[arg(long, value_name = "FILE")]
     show: Option<PathBuf>,
@@ -81,8 +85,8 @@ struct KeygenTarget {
 struct KeygenArgs {
     #[command(flatten)]
     target: KeygenTarget,
-    /// Replace an existing file: every peer must then be given the new public key
-    #[arg(long, requires = "out")]
+    /// Replace an existing file: every peer must then be given the new key
+    #[arg(long, conflicts_with = "show")]
     force: bool,
 }
 
@@ -295,7 +299,7 @@ pub fn main() -> ExitCode {
 
 /// `tpo run`: the daemon.
 fn run(cli: &Cli) -> Outcome {
-    let (checked, findings, identity) = load(&cli.config)?;
+    let (checked, findings, keys) = load(&cli.config)?;
     log::start(&log_filter(cli, &checked.log)?, checked.log_format);
     for finding in findings.iter() {
         match finding.level {
@@ -303,16 +307,20 @@ fn run(cli: &Cli) -> Outcome {
             Level::Note => tracing::info!(line = finding.line, "{finding}"),
         }
     }
-    crate::daemon::run(&checked, identity)?;
+    crate::daemon::run(&checked, keys)?;
     Ok(())
 }
 
 /// `tpo keygen`.
 fn keygen(arguments: &KeygenArgs) -> Outcome {
-    let identity = match (&arguments.target.out, &arguments.target.show) {
-        (Some(out), _) => keygen::generate(out, arguments.force)?,
-        (None, Some(file)) => keygen::read(file)?,
-        (None, None) => unreachable!("the command line requires one of the two"),
+    let identity = match (&arguments.target.out, &arguments.target.show, &arguments.target.pre_shared) {
+        (Some(out), ..) => keygen::generate(out, arguments.force)?,
+        (_, Some(file), _) => keygen::read(file)?,
+        (_, _, Some(out)) => {
+            keygen::generate_pre_shared(out, arguments.force)?;
+            return say(&format!("{}: give a copy to the peer, by a way that nobody else reads\n", out.display()));
+        }
+        (None, None, None) => unreachable!("the command line requires one of the three"),
     };
     say(&format!("{}\n", identity.public_key()))
 }
@@ -425,12 +433,13 @@ impl Links {
     }
 }
 
-/// The configuration and the key, both good; or everything that is wrong with them.
-fn load(path: &Path) -> Result<(config::Checked, Findings, std::sync::Arc<tpo_mover::Identity>), Failure> {
+/// The configuration and the keys, all good; or everything that is wrong with them.
+fn load(path: &Path) -> Result<(config::Checked, Findings, config::Keys), Failure> {
     let (checked, mut findings) = config::load(path).map_err(Failure::Config)?;
-    match config::load_identity(&checked, &mut findings) {
-        Some(identity) => Ok((checked, findings, identity)),
-        None => Err(Failure::Config(findings)),
+    let keys = (config::load_identity(&checked, &mut findings), config::load_pre_shared(&checked, &mut findings));
+    match keys {
+        (Some(identity), Some(pre_shared)) => Ok((checked, findings, config::Keys { identity, pre_shared })),
+        _ => Err(Failure::Config(findings)),
     }
 }
 

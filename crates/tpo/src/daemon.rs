@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tpo_engine::{Compression, Policy, Prefix, Rule};
-use tpo_mover::Identity;
 use tracing::{debug, info, warn};
 
-use crate::config::Checked;
 use crate::config::checked;
+use crate::config::{Checked, Keys};
 use crate::control;
 use crate::demand::Demand;
 use crate::edge::exit::{Claims, Exit, Permit, SourceAddress};
@@ -58,14 +57,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// # Errors
 /// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends it but the signal, or a failure of its own
 /// after which everything is removed and the service manager may start it again.
-pub fn run(checked: &Checked, identity: Arc<Identity>) -> Result<()> {
+pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     let signal = Arc::new(AtomicUsize::new(0));
     for number in [SIGTERM, SIGINT, SIGHUP] {
         let value = usize::try_from(number).expect("signal numbers are small");
         signal_hook::flag::register_usize(number, signal.clone(), value).context("watch for signals")?;
     }
     let limit = crate::sys::raise_descriptor_limit().context("raise the limit of open files")?;
-    let mut daemon = Daemon::start(checked, identity, limit)?;
+    let mut daemon = Daemon::start(checked, &keys, limit)?;
     info!(name = %checked.name, listen = %checked.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
     let memory = usize::try_from(checked.memory).unwrap_or(usize::MAX);
     let mut told = vec![0; daemon.lanes.len()];
@@ -106,8 +105,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(checked: &Checked, identity: Arc<Identity>, descriptors: u64) -> Result<Daemon> {
-        let own_key = identity.public_key();
+    fn start(checked: &Checked, keys: &Keys, descriptors: u64) -> Result<Daemon> {
+        let own_key = keys.identity.public_key();
         let table = table(checked);
         for finding in findings::findings(&table).into_iter().chain(findings::descriptors(descriptors)) {
             match finding.severity {
@@ -147,8 +146,8 @@ impl Daemon {
         for (slot, peer) in checked.peers.iter().enumerate() {
             let start = lane::Start {
                 name: peer.name.clone(),
-                engine: engine_config(checked, slot, identity.clone(), compression)?,
                 exit: exit(checked, slot, own.clone(), claims.clone()),
+                engine: engine_config(checked, slot, keys, compression)?,
                 packets: tun.clone().map(|tun| {
                     Packets::new(
                         tun,
@@ -373,15 +372,12 @@ fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
     }
 }
 
-fn engine_config(
-    checked: &Checked,
-    slot: usize,
-    identity: Arc<Identity>,
-    compression: Compression,
-) -> Result<tpo_engine::Config> {
+fn engine_config(checked: &Checked, slot: usize, keys: &Keys, compression: Compression) -> Result<tpo_engine::Config> {
     let peer = &checked.peers[slot];
+    let pre_shared = keys.pre_shared[slot].clone();
     let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
-    let mut mover = tpo_mover::Config::new(identity, peer.public_key, slot, crate::sys::random_seed()?);
+    let mut mover = tpo_mover::Config::new(keys.identity.clone(), peer.public_key, slot, crate::sys::random_seed()?);
+    mover.pre_shared = pre_shared;
     mover.endpoint = peer.endpoint;
     mover.on_demand = peer.on_demand.is_some();
     mover.segment = checked.segment_size;

@@ -46,7 +46,9 @@ impl Demand {
 
     /// The peer has answered, or called us.
     pub fn connected(&mut self) {
-        (self.ours, self.failed, self.idle_since) = (self.called.take().is_some(), false, None);
+        // It is said again for each new keys; whose the session is, does not change with them.
+        self.ours |= self.called.take().is_some();
+        (self.failed, self.idle_since) = (false, None);
     }
 
     /// Whether the session is over, for which reason ever: the next need calls again.
@@ -96,7 +98,8 @@ mod tests {
         assert_eq!(demand.turn(true, true, at(10)), Turn::Stay);
         assert_eq!(demand.turn(true, true, at(69)), Turn::Stay);
         assert_eq!(demand.turn(true, false, at(69)), Turn::Stay, "it carries again");
-        assert_eq!(demand.turn(true, true, at(70)), Turn::Stay);
+        demand.connected();
+        assert_eq!(demand.turn(true, true, at(70)), Turn::Stay, "new keys are no new session");
         assert_eq!(demand.turn(true, true, at(130)), Turn::Leave);
         demand.gone();
         assert!(demand.need(at(140)));

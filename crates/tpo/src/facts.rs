@@ -107,11 +107,19 @@ impl Facts {
             _ if handshake.strangers > 0 => {
                 Some("datagrams with wrong keys arrive: compare the public keys at both ends".into())
             }
+            PeerState::Waiting | PeerState::Connecting if handshake.unproved > 0 => Some(
+                "handshakes in its name come that do not prove to be its own: its pre-shared key is another, or a stranger uses its name"
+                    .into(),
+            ),
             PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
             _ if other_keys => {
                 Some("handshakes with other keys arrive at our port: compare the public keys at both ends".into())
             }
             PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
+            _ if config.pre_shared_key_file.is_some() => Some(
+                "no answer to the handshake: is the peer running, is UDP let through, and is the pre-shared key the same there?"
+                    .into(),
+            ),
             _ => Some("no answer to the handshake: is the peer running, and is UDP let through?".into()),
         };
         let lost = mover.wire_bytes_lost as f64;
@@ -155,6 +163,7 @@ impl Facts {
             handshake: HandshakeReport {
                 completed: handshake.established,
                 failed: handshake.forged + handshake.refused,
+                key_age: mover.keys_since.map(|since| since.elapsed().as_secs_f64()),
             },
         }
     }
@@ -320,6 +329,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("segments wrong", mover.segments_wrong),
         ("parity wrong", mover.parity_wrong),
         ("handshake strangers", mover.handshake.strangers),
+        ("handshake unproved", mover.handshake.unproved),
         ("handshake malformed", mover.handshake.malformed),
         ("handshake ignored", mover.handshake.ignored),
         ("handshake limited", mover.handshake.limited),

@@ -1,6 +1,7 @@
-//! Keys on disk: `tpo keygen`, and reading the private key at start.
+//! Keys on disk: `tpo keygen`, and reading the private key and pre-shared keys at start.
 //!
-//! A private key file holds the key as text in its first line. It is created with its final mode, 0600, so there is no moment at which others can read it.
+//! A key file holds the key as text in its first line. It is created with its final mode, 0600, so
+//! there is no moment at which others can read it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -8,7 +9,8 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use tpo_mover::Identity;
+use tpo_mover::{Identity, PreSharedKey};
+use zeroize::Zeroizing;
 
 /// Longer than any key file that we write; a wrong file name should not read a disk.
 const LONGEST: u64 = 4_096;
@@ -16,6 +18,16 @@ const LONGEST: u64 = 4_096;
 /// Makes a new key and writes it to a new file. An existing file is replaced only with `force`, and then in one step.
 pub fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
     let identity = Identity::generate();
+    write(out, &identity.private_text(), force)?;
+    Ok(identity)
+}
+
+/// Makes a new pre-shared key and writes it to a new file, likewise.
+pub fn generate_pre_shared(out: &Path, force: bool) -> anyhow::Result<()> {
+    write(out, &PreSharedKey::generate().text(), force)
+}
+
+fn write(out: &Path, text: &str, force: bool) -> anyhow::Result<()> {
     if force {
         let beside = aside(out)?;
         // A left-over of a run that was killed between creating and renaming.
@@ -25,22 +37,30 @@ pub fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
             }
             _ => {}
         }
-        write_new(&beside, &identity)?;
+        write_new(&beside, text)?;
         fs::rename(&beside, out).with_context(|| format!("cannot put {} in place", out.display()))?;
+        Ok(())
     } else {
-        write_new(out, &identity)?;
+        write_new(out, text)
     }
-    Ok(identity)
 }
 
 /// Reads a private key file.
 pub fn read(file: &Path) -> anyhow::Result<Identity> {
+    Identity::from_private_text(&read_text(file)?).with_context(|| format!("{} holds no private key", file.display()))
+}
+
+/// Reads the file of a pre-shared key: base64, as `tpo keygen --pre-shared` writes it, or hex.
+pub fn read_pre_shared(file: &Path) -> anyhow::Result<PreSharedKey> {
+    PreSharedKey::from_text(&read_text(file)?).with_context(|| format!("{} holds no pre-shared key", file.display()))
+}
+
+fn read_text(file: &Path) -> anyhow::Result<Zeroizing<String>> {
     let metadata = fs::metadata(file).with_context(|| format!("{} cannot be read", file.display()))?;
     if !metadata.is_file() || metadata.len() > LONGEST {
         bail!("{} is not a key file", file.display());
     }
-    let text = fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    Identity::from_private_text(text.trim()).with_context(|| format!("{} holds no private key", file.display()))
+    fs::read_to_string(file).map(Zeroizing::new).with_context(|| format!("{} cannot be read", file.display()))
 }
 
 /// The mode of a file that others than its owner may read or write.
@@ -49,22 +69,20 @@ pub fn open_to_others(file: &Path) -> Option<u32> {
     (mode & 0o077 != 0).then_some(mode)
 }
 
-fn write_new(path: &Path, identity: &Identity) -> anyhow::Result<()> {
+fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     // O_EXCL: neither an existing key nor what a link points at is ever written to.
     let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let mut file = match created {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             bail!(
-                "{} exists already; --force replaces it (its peers must then be given the new public key)",
+                "{} exists already; --force replaces it (its peers must then be given the new public or pre-shared key)",
                 path.display()
             )
         }
         Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
     };
-    writeln!(file, "{}", *identity.private_text())
-        .and_then(|()| file.sync_all())
-        .with_context(|| format!("cannot write {}", path.display()))
+    writeln!(file, "{text}").and_then(|()| file.sync_all()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The name under which a file is made before it replaces another one.

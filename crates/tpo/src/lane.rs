@@ -448,8 +448,13 @@ impl Loop {
                 }
                 Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
                 Event::Connected { fresh } => {
-                    info!(peer = %self.name, fresh, remote = ?self.peer.remote(), "peer connected");
                     self.set_heard(true);
+                    match fresh {
+                        true => info!(peer = %self.name, remote = ?self.peer.remote(), "peer connected"),
+                        false => {
+                            info!(peer = %self.name, remote = ?self.peer.remote(), "new keys agreed with the peer")
+                        }
+                    }
                     if let Some(packets) = self.packets.as_mut().filter(|_| fresh) {
                         packets.begin_anew(now);
                     }

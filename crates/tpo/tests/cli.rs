@@ -119,6 +119,52 @@ fn keygen_neither_follows_links_nor_takes_any_file_for_a_key() {
 }
 
 #[test]
+fn a_pre_shared_key_is_made_private_and_never_shown() {
+    let folder = Folder::new("pre-shared");
+    let made = folder.run(&["keygen", "--pre-shared", "lyon.psk"]);
+    assert_eq!((made.code, made.err.as_str()), (0, ""), "{made:?}");
+    assert_eq!(mode(&folder.path("lyon.psk")), 0o600);
+    let key = fs::read_to_string(folder.path("lyon.psk")).unwrap();
+    assert_eq!(key.trim().len(), 44);
+    assert!(!made.out.contains(key.trim()), "{}", made.out);
+    let again = folder.run(&["keygen", "--pre-shared", "lyon.psk"]);
+    assert!(again.code == 1 && again.err.contains("exists already"), "{again:?}");
+    assert_eq!(fs::read_to_string(folder.path("lyon.psk")).unwrap(), key, "it was left alone");
+    assert_eq!(folder.run(&["keygen", "--pre-shared", "lyon.psk", "--force"]).code, 0);
+    assert_ne!(fs::read_to_string(folder.path("lyon.psk")).unwrap(), key);
+    assert_eq!(folder.run(&["keygen", "--pre-shared", "a", "--out", "b"]).code, 2);
+}
+
+#[test]
+fn a_pre_shared_key_that_is_none_or_that_others_can_read_is_refused() {
+    let folder = Folder::configured("pre-shared-check");
+    let text = fs::read_to_string(folder.path("tpo.toml")).unwrap();
+    fs::write(folder.path("tpo.toml"), text.replace("#pre_shared_key_file", "pre_shared_key_file")).unwrap();
+    let refused = |words: &str| {
+        let ran = folder.run(&["check", "--config", "tpo.toml"]);
+        assert!(ran.code != 0 && ran.err.contains(words), "{words}: {ran:?}");
+        assert!(ran.err.contains("[[peer]] pre_shared_key_file"), "{}", ran.err);
+        ran
+    };
+    refused("lyon.psk cannot be read");
+    assert_eq!(folder.run(&["keygen", "--pre-shared", "lyon.psk"]).code, 0);
+    assert_eq!(folder.run(&["check", "--config", "tpo.toml"]).code, 0);
+
+    let secret = "0123456789abcdef".repeat(4);
+    fs::write(folder.path("lyon.psk"), &secret).unwrap();
+    assert_eq!(folder.run(&["check", "--config", "tpo.toml"]).code, 0, "hex will do");
+    fs::set_permissions(folder.path("lyon.psk"), fs::Permissions::from_mode(0o640)).unwrap();
+    let ran = refused("can be read by others (mode 0640)");
+    assert!(!ran.err.contains(&secret[..8]), "{}", ran.err);
+    fs::set_permissions(folder.path("lyon.psk"), fs::Permissions::from_mode(0o600)).unwrap();
+    for wrong in [&secret[..63], &"0".repeat(64), "", "lyon"] {
+        fs::write(folder.path("lyon.psk"), wrong).unwrap();
+        let ran = refused("lyon.psk holds no pre-shared key");
+        assert!(!ran.err.contains(&secret[..8]), "{}", ran.err);
+    }
+}
+
+#[test]
 fn init_and_check_go_together() {
     let folder = Folder::configured("check");
     let ran = folder.run(&["check", "--config", "tpo.toml"]);

@@ -91,6 +91,7 @@ interfaces = ["lan0", "br-lan.7"]
 [[peer]]
 name = "paris"
 public_key = "{KEY}"
+pre_shared_key_file = "paris.psk"
 endpoint = "[2001:db8::1]:47800"
 rate = "1gbit"
 congestion = "fixed"
@@ -143,6 +144,12 @@ destination = "any"
     assert_eq!((checked.idle, checked.idle_both), (Duration::from_secs(60), Duration::from_secs(300)));
     assert_eq!((checked.intercept.mode, checked.intercept.local), (Mode::Redirect, false));
     assert_eq!(checked.intercept.interfaces, ["lan0", "br-lan.7"]);
+    let (file, line) = checked.peers[0].pre_shared_key_file.clone().unwrap();
+    assert_eq!(
+        (file.as_path(), text.lines().nth(line - 1)),
+        (Path::new("/etc/tpo/paris.psk"), Some("pre_shared_key_file = \"paris.psk\""))
+    );
+    assert_eq!(checked.peers[1].pre_shared_key_file, None);
     assert_eq!(checked.peers[0].endpoint.unwrap().to_string(), "[2001:db8::1]:47800");
     assert_eq!(checked.peers[0].rate, Some(125_000_000));
     assert_eq!((checked.peers[1].endpoint, checked.peers[1].rate), (None, None));
@@ -285,7 +292,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
         .lines()
         .map(|line| line.strip_prefix('#').filter(|rest| is_key_or_section(rest)).unwrap_or(line).to_owned() + "\n")
         .collect();
-    let all = all.replace("rate = \"100mbit\"", "#");
+    let all = all.replace("rate = \"100mbit\"", "#").replace("pre_shared_key_file", "#");
     let (with_all, findings) = good(&all);
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
     let plain = |mut checked: Checked| {
@@ -305,13 +312,15 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
     for finding in check(&wrong).unwrap_err().iter().filter(|finding| finding.key.ends_with(" x")) {
         for key in finding.would_do.trim_start_matches("one of ").split(", ") {
             assert!(
-                all.lines().chain(["rate = "]).any(|line| line.starts_with(&format!("{key} = "))),
+                all.lines()
+                    .chain(["rate = ", "pre_shared_key_file = "])
+                    .any(|line| line.starts_with(&format!("{key} = "))),
                 "{key} is not in the sample"
             );
             known += 1;
         }
     }
-    assert_eq!(known, 13 + 3 + 2 + 9 + 15 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 13 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {

@@ -1,7 +1,11 @@
-//! Who may begin an attempt with us: cookies under load, a limit for all, and no second answer to an attempt that is over.
+//! Which attempt may begin with us: cookies under load, a limit for all, and no second answer to an
+//! attempt that is over.
+//!
+//! Every datagram that comes this far was made by the peer; but anybody may have recorded it and
+//! send it again, from any address. A cookie tells the two apart: only the peer, alive and in this
+//! very attempt, can put it into a datagram.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -14,7 +18,8 @@ use crate::crypto::expand;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Attempts within a second that are answered without a cookie. One true peer makes one in six seconds.
 const FREE: usize = 5;
-/// Attempts within a second that are answered at all: each costs a quarter of a millisecond.
+/// Attempts within a second that are answered at all, with a cookie too: each costs a quarter of a
+/// millisecond.
 const MOST: usize = 50;
 /// How long a cookie secret is used; a cookie lives between one and two of these. As WireGuard's.
 const ROTATION: Duration = Duration::from_secs(120);
@@ -65,18 +70,18 @@ impl Admission {
         self.over.contains(&attempt)
     }
 
-    pub(super) fn cookie(&mut self, from: SocketAddr, attempt: u64, now: Instant) -> [u8; 16] {
+    pub(super) fn cookie(&mut self, index: u32, attempt: u64, now: Instant) -> [u8; 16] {
         let epoch = self.epoch(now);
-        self.cookie_of(epoch, from, attempt)
+        self.cookie_of(epoch, index, attempt)
     }
 
-    pub(super) fn cookie_fits(&mut self, cookie: &[u8; 16], from: SocketAddr, attempt: u64, now: Instant) -> bool {
+    pub(super) fn cookie_fits(&mut self, cookie: &[u8; 16], index: u32, attempt: u64, now: Instant) -> bool {
         let epoch = self.epoch(now);
         *cookie != [0; 16]
             && [Some(epoch), epoch.checked_sub(1)]
                 .into_iter()
                 .flatten()
-                .any(|epoch| verify_slices_are_equal(&self.cookie_of(epoch, from, attempt), cookie).is_ok())
+                .any(|epoch| verify_slices_are_equal(&self.cookie_of(epoch, index, attempt), cookie).is_ok())
     }
 
     fn epoch(&mut self, now: Instant) -> u64 {
@@ -84,15 +89,13 @@ impl Admission {
         now.saturating_duration_since(begin).as_secs() / ROTATION.as_secs()
     }
 
-    fn cookie_of(&self, epoch: u64, from: SocketAddr, attempt: u64) -> [u8; 16] {
+    /// Of the attempt, not of the address: a copy of the attempt's datagrams that somebody sends
+    /// from elsewhere is answered by the same cookie, so he has none to lead the peer astray with.
+    /// And an address translator may change its mind.
+    fn cookie_of(&self, epoch: u64, index: u32, attempt: u64) -> [u8; 16] {
         let mut key = [0; 32];
         expand(&self.secret, &[&b"tpo cookie"[..], &epoch.to_be_bytes()].concat(), &mut key);
-        // A socket for both families shows an IPv4 sender as a mapped address; the cookie is the same for either form.
-        let address = match from.ip() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-            IpAddr::V6(v6) => v6,
-        };
-        let text = [&address.octets()[..], &from.port().to_be_bytes(), &attempt.to_be_bytes()].concat();
+        let text = [&index.to_be_bytes()[..], &attempt.to_be_bytes()].concat();
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), &text);
         tag.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes")
     }

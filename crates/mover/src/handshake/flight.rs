@@ -12,14 +12,13 @@ pub(super) const FIRST_RESEND: Duration = Duration::from_millis(250);
 /// Longest pause between two resends: a link that comes back is used soon.
 const LONGEST_RESEND: Duration = Duration::from_secs(2);
 /// A copy of the far side's flight says that it lacks ours, which is then sent at once; but no more often than this.
-const NUDGE: Duration = Duration::from_millis(100);
+pub(super) const NUDGE: Duration = Duration::from_millis(100);
 
-/// What was prepared to be sent. Every datagram is sealed once and kept: sealing a second time under the same nonce but, say, with
-/// another index in its header would give the key away.
+/// What was prepared to be sent, and when it is to be sent again; how much of it has left is for
+/// its owner to know. Every datagram is sealed once and kept: sealing a second time under the same
+/// nonce but, say, with another index in its header would give the key away.
 pub(super) struct Flight {
     prepared: Vec<Vec<u8>>,
-    /// The next datagram of the transmission under way; past the end when it is done.
-    next: usize,
     count: u8,
     begun: Instant,
     interval: Duration,
@@ -59,19 +58,18 @@ impl Flight {
                 prepared.push(datagram);
             }
         }
-        Flight { prepared, next: 0, count: 0, begun: now, interval, due: now + interval }
+        Flight { prepared, count: 0, begun: now, interval, due: now + interval }
     }
 
-    /// Length of the next datagram to send now.
-    pub(super) fn pending(&self) -> Option<usize> {
-        self.prepared.get(self.next).map(|prepared| prepared.len() + wire::MAC)
+    /// Length of its datagram number `at`; None past the last.
+    pub(super) fn size(&self, at: usize) -> Option<usize> {
+        self.prepared.get(at).map(|prepared| prepared.len() + wire::MAC)
     }
 
-    /// Appends the next datagram.
-    pub(super) fn emit(&mut self, pair: &Pair, out: &mut Vec<u8>) {
-        if let Some(prepared) = self.prepared.get(self.next) {
+    /// Appends its datagram number `at`.
+    pub(super) fn emit(&self, at: usize, pair: &Pair, out: &mut Vec<u8>) {
+        if let Some(prepared) = self.prepared.get(at) {
             pair.emit_fragment(prepared, self.count, out);
-            self.next += 1;
         }
     }
 
@@ -84,7 +82,7 @@ impl Flight {
         (self.count == 0).then(|| now.saturating_duration_since(self.begun))
     }
 
-    /// Sends all again when the time has come. True if it had.
+    /// True if all is to be sent again because the time has come.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         if now < self.due {
             return false;
@@ -94,7 +92,7 @@ impl Flight {
         true
     }
 
-    /// The far side has shown that it lacks this flight. True if it is sent again for that.
+    /// The far side has shown that it lacks this flight. True if it is to be sent again for that.
     pub(super) fn nudge(&mut self, now: Instant) -> bool {
         let soon = now.saturating_duration_since(self.begun) < NUDGE;
         if !soon {
@@ -103,7 +101,7 @@ impl Flight {
         !soon
     }
 
-    /// Sends all again with this cookie.
+    /// All is to be sent again, with this cookie.
     pub(super) fn set_cookie(&mut self, cookie: &[u8; 16], now: Instant) {
         for prepared in &mut self.prepared {
             wire::set_cookie(prepared, cookie);
@@ -111,8 +109,8 @@ impl Flight {
         self.repeat(now);
     }
 
-    fn repeat(&mut self, now: Instant) {
-        self.next = 0;
+    /// A transmission begins once more: it is told apart from the ones before, and waited for.
+    pub(super) fn repeat(&mut self, now: Instant) {
         self.count = self.count.wrapping_add(1);
         self.begun = now;
         self.due = now + self.interval;

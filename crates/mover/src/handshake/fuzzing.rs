@@ -17,7 +17,8 @@ pub fn fuzz_handshake(bytes: &[u8], mut now: Instant) {
     let identities = [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
     let keys = [identities[0].public_key(), identities[1].public_key()];
     let addresses = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
-    let mut machines = [0, 1].map(|i| Handshake::new(identities[i].clone(), keys[1 - i], i as u16, [i as u8; 32]));
+    let mut machines =
+        [0, 1].map(|i| Handshake::new(identities[i].clone(), keys[1 - i], None, i as u16, [i as u8; 32]));
     for (i, machine) in machines.iter_mut().enumerate() {
         machine.set_params(vec![i as u8]);
     }
@@ -70,7 +71,8 @@ fn damage(datagram: &mut [u8], text: &[u8]) {
     }
 }
 
-/// What anybody can do who knows both public keys.
+/// What only a thief of one of the private keys can do: for others there is nothing to find behind
+/// the HMAC.
 fn sign(sender: &Handshake, datagram: &mut Vec<u8>) {
     datagram.truncate(datagram.len().saturating_sub(wire::MAC));
     sender.pair.emit_name(datagram);

@@ -20,6 +20,10 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(24);
 const CONFIRMATION: Duration = Duration::from_secs(3);
 /// Sealed fragments that overtook the key exchange and wait for the keys. A flight has one or two.
 const EARLY: usize = 4;
+/// Cookies that are taken between two timed resends. All of one responder's are alike; a second one
+/// comes when its secret has rotated or it has restarted, and old ones are repeated by whoever has
+/// recorded them. Each costs a flight.
+const COOKIES: u8 = 3;
 
 pub(super) struct Initiator {
     remote: SocketAddr,
@@ -30,11 +34,16 @@ pub(super) struct Initiator {
     tls: Tls,
     stage: Stage,
     flight: Flight,
+    /// The next datagram of the flight's transmission under way; past the end when it is done.
+    next: usize,
     inbound: [Inbound; 2],
     early: Vec<(Header, [u8; wire::HEADER], Vec<u8>)>,
-    /// A cookie was taken since the last timed resend: forged ones cannot make us send without end.
-    retried: bool,
-    /// A sealed fragment did not open: it was forged, or the key exchange before it was, which only a fresh attempt mends.
+    /// The cookie that the flight carries.
+    cookie: [u8; 16],
+    /// Cookies taken since the last timed resend; at most [`COOKIES`].
+    cookies: u8,
+    /// A sealed fragment did not open: it was damaged by who knows the pair's secret, or the key
+    /// exchange before it was, which only a fresh attempt mends.
     doubted: bool,
     rtt: Option<Duration>,
     begun: Instant,
@@ -71,9 +80,11 @@ impl Initiator {
             tls,
             stage: Stage::Hello,
             flight,
+            next: 0,
             inbound: Default::default(),
             early: Vec::new(),
-            retried: false,
+            cookie: [0; 16],
+            cookies: 0,
             doubted: false,
             rtt: None,
             begun: now,
@@ -102,15 +113,22 @@ impl Initiator {
         self.stage == Stage::Confirming
     }
 
-    pub(super) fn flight(&mut self) -> &mut Flight {
-        &mut self.flight
+    /// Appends the next datagram, if one is to be sent.
+    pub(super) fn poll_transmit(&mut self, pair: &Pair, out: &mut Vec<u8>) -> Option<SocketAddr> {
+        // What a failed attempt sends is of no use any more.
+        if self.stage == Stage::Failed {
+            return None;
+        }
+        self.flight.size(self.next)?;
+        self.flight.emit(self.next, pair, out);
+        self.next += 1;
+        Some(self.remote)
     }
 
     /// The responder's fragment. Gives the outcome when its flight is whole and right.
     pub(super) fn handle_fragment(
         &mut self,
         pair: &Pair,
-        from: SocketAddr,
         fragment: &Fragment<'_>,
         now: Instant,
         stats: &mut HandshakeStats,
@@ -122,7 +140,10 @@ impl Initiator {
         match self.stage {
             Stage::Hello => {}
             Stage::Confirming => {
-                stats.resent += u64::from(self.peer == Some(header.sender) && self.flight.nudge(now));
+                if self.peer == Some(header.sender) && self.flight.nudge(now) {
+                    self.next = 0;
+                    stats.resent += 1;
+                }
                 return Ok(None);
             }
             Stage::Failed => return Err(HandshakeError::Attempt),
@@ -132,7 +153,8 @@ impl Initiator {
         let result = match header.level {
             Level::Initial => self.handle_initial(pair, header, fragment.body, now),
             Level::Handshake if !self.tls.has_keys() => {
-                if self.early.len() < EARLY {
+                let known = self.early.iter().any(|(early, ..)| early.offset == header.offset);
+                if !known && self.early.len() < EARLY {
                     self.early.push((*header, fragment.aad, fragment.body.to_vec()));
                 }
                 Ok(None)
@@ -140,8 +162,7 @@ impl Initiator {
             Level::Handshake => self.handle_sealed(pair, header, &fragment.aad, fragment.body.to_vec(), now),
         };
         match &result {
-            Ok(Some(_)) => self.remote = from,
-            Ok(None) => {}
+            Ok(_) => {}
             Err(HandshakeError::Tls(_)) => self.stage = Stage::Failed,
             Err(HandshakeError::Seal) => self.doubted = true,
             Err(_) => {}
@@ -152,11 +173,14 @@ impl Initiator {
     /// The responder demands a cookie. True if the first flight is sent again with it.
     pub(super) fn handle_retry(&mut self, index: u32, attempt: u64, cookie: &[u8; 16], now: Instant) -> bool {
         let ours = attempt == self.attempt && index == self.local;
-        if !ours || self.stage != Stage::Hello || self.tls.has_keys() || self.retried {
+        let wanted = *cookie != self.cookie && self.cookies < COOKIES;
+        if !ours || self.stage != Stage::Hello || self.tls.has_keys() || !wanted {
             return false;
         }
-        self.retried = true;
+        self.cookie = *cookie;
+        self.cookies += 1;
         self.flight.set_cookie(cookie, now);
+        self.next = 0;
         true
     }
 
@@ -170,7 +194,8 @@ impl Initiator {
             if self.stage == Stage::Failed || (self.stage == Stage::Hello && self.doubted) {
                 return Err(self.patience);
             }
-            self.retried = false;
+            self.cookies = 0;
+            self.next = 0;
             stats.resent += 1;
         }
         Ok(())
@@ -178,11 +203,6 @@ impl Initiator {
 
     pub(super) fn poll_timeout(&self) -> Instant {
         self.flight.due().min(self.deadline)
-    }
-
-    /// What this attempt sends is of no use any more.
-    pub(super) fn is_silent(&self) -> bool {
-        self.stage == Stage::Failed
     }
 
     /// A responder that restarts in the middle answers the same attempt with other keys under another index. While nothing of the first
@@ -246,6 +266,7 @@ impl Initiator {
         let header = self::header(self.attempt, self.local, self.peer());
         let last = Output { initial: Vec::new(), handshake: last.handshake };
         self.flight = Flight::new(pair, &self.tls, header, last, interval_for(self.rtt), now);
+        self.next = 0;
         self.stage = Stage::Confirming;
         self.deadline = now + CONFIRMATION + 4 * self.rtt.unwrap_or_default();
         Ok(Some(outcome))

@@ -1,8 +1,10 @@
 //! The life of connecting to one pinned peer: TLS 1.3 in our own datagrams (docs/wire.md section 2).
 //!
-//! The mover gives it the datagrams of the handshake kinds and takes the datagrams to send and, when keys are agreed, the session.
-//! It keeps at most one attempt of our own ([`initiator`]) and one of the peer's ([`responder`]); an established session is not
-//! its business and cannot be disturbed from here. Whoever does not know both public keys gets no answer at all.
+//! The mover gives it the datagrams of the handshake kinds and takes the datagrams to send and,
+//! when keys are agreed, the session. It keeps at most one attempt of our own ([`initiator`]) and a
+//! few of the peer's side by side ([`responder`]); an established session is not its business and
+//! cannot be disturbed from here. Nobody but the peer can make a datagram that gets an answer; what
+//! others can do is repeat the peer's, from any address.
 //!
 //! Both sides may start at once. Both attempts then run; the side with the lower public key does not answer the other's while its own is young,
 //! and a side that completes the peer's attempt drops its own, except that the lower one does not complete the peer's after its own. So
@@ -17,19 +19,20 @@ mod tls;
 mod wire;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
+use zeroize::Zeroizing;
 
 use self::admission::Admission;
 use self::initiator::{Fresh, Initiator};
 use self::responder::Responder;
 use self::tls::{Configs, Outcome};
 use self::wire::{Fragment, Level, Pair, Parsed};
-use crate::crypto::{Session, expand};
-use crate::identity::{Identity, PublicKey};
+use crate::crypto::{Session, expand, extract};
+use crate::identity::{Identity, PreSharedKey, PublicKey};
 
 pub use self::fuzzing::fuzz_handshake;
 
@@ -41,23 +44,26 @@ const RETRIES: usize = 8;
 /// Session indices given out last, which are not given out again: the mover may still hear the sessions of the last ones.
 const RECENT: usize = 8;
 
-/// Whose attempt.
-const OURS: usize = 0;
-const THEIRS: usize = 1;
+/// Attempts of the peer that are answered side by side. It makes one at a time, and a second one if
+/// it restarts; the others are recordings that somebody repeats. An attempt has some 20 KB.
+const ATTEMPTS: usize = 4;
+/// Of them, those from one IP address without a cookie: the peer and its restarted self. So who
+/// repeats recordings from one address does not even cost the peer the round trip for a cookie.
+const ATTEMPTS_OF_ADDRESS: usize = 2;
 
 /// Connecting to one pinned peer.
 pub(crate) struct Handshake {
     pair: Pair,
+    pre_shared: Option<Arc<PreSharedKey>>,
     configs: Configs,
     /// Ours is the lower public key.
     is_lower: bool,
     slot: u16,
     params: Vec<u8>,
-    /// The record that our attempt carries, and that of the peer's attempt.
-    sent_params: [Vec<u8>; 2],
     draws: Draws,
-    initiator: Option<Initiator>,
-    responder: Option<Responder>,
+    initiator: Option<Attempt<Initiator>>,
+    /// The oldest first; at most [`ATTEMPTS`].
+    responders: Vec<Attempt<Responder>>,
     admission: Admission,
     retries: VecDeque<Demand>,
     /// Not yet taken. The caller polls after every input, so there is at most one; should it not, the newest counts.
@@ -65,14 +71,21 @@ pub(crate) struct Handshake {
     stats: HandshakeStats,
 }
 
+/// A machine and the record that its attempt carries.
+struct Attempt<M> {
+    machine: M,
+    params: Vec<u8>,
+}
+
 /// Keys are agreed with the pinned peer.
 #[derive(Debug)]
 pub(crate) struct Established {
     pub(crate) session: Session,
-    /// From where the datagram came that completed the handshake.
+    /// Where the peer is: the address that we called and that answered; if the peer called, from
+    /// where the datagram came that completed the handshake.
     pub(crate) remote: SocketAddr,
-    /// We started it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only the worlds ask who started; the mover treats both alike"))]
+    /// We started it. Then the peer has these keys only when it has our last flight, and shows that
+    /// by using them.
     pub(crate) initiator: bool,
     /// The peer's record, authenticated.
     pub(crate) peer_params: Vec<u8>,
@@ -95,9 +108,12 @@ pub struct HandshakeStats {
     pub retries_sent: u64,
     /// Cookies that we were asked for and sent.
     pub retries_taken: u64,
-    /// Datagrams of someone who does not know both public keys, or means other ones.
+    /// Datagrams between other keys than ours and the peer's.
     pub strangers: u64,
-    /// Datagrams whose form is wrong though their sender knew both keys, or that have no form.
+    /// Datagrams that bear the names of the pair but no proof to be of it: from somebody who has
+    /// seen the names, or from the peer when the pre-shared keys differ.
+    pub unproved: u64,
+    /// Datagrams whose form is wrong though the peer made them, or that have no form.
     pub malformed: u64,
     /// Datagrams of an attempt that is not, or no more, or not yet ours to answer.
     pub ignored: u64,
@@ -118,9 +134,12 @@ pub(crate) enum HandshakeError {
     /// The peer speaks another version.
     #[error("handshake version {found}, ours is 1")]
     Version { found: u8 },
-    /// Not from someone who knows both public keys.
-    #[error("the sender does not know both public keys")]
+    /// Another pair's.
+    #[error("not of this pair of keys")]
     Stranger,
+    /// The sender knows the names of the pair, but not what only the pair can know.
+    #[error("the sender is not the peer, or has another pre-shared key")]
+    Unproved,
     /// The lengths do not fit each other.
     #[error("fragment of {length} bytes at {offset} of {total}")]
     Fragment { offset: usize, length: usize, total: usize },
@@ -157,22 +176,27 @@ struct Demand {
 
 impl Handshake {
     /// `seed` is the root of all our random numbers here, and drawn anew for each run of the program.
-    pub(crate) fn new(identity: Arc<Identity>, peer_key: PublicKey, slot: u16, seed: [u8; 32]) -> Handshake {
+    pub(crate) fn new(
+        identity: Arc<Identity>,
+        peer_key: PublicKey,
+        pre_shared: Option<Arc<PreSharedKey>>,
+        slot: u16,
+        seed: [u8; 32],
+    ) -> Handshake {
         assert!(slot < 1 << 12, "slot {slot} does not fit into 12 bits");
-        let us = identity.public_key();
         let root = Prk::new_less_safe(HKDF_SHA256, &seed);
         let secret =
             |label| Prk::from(root.expand(label, HKDF_SHA256).expect("a secret is shorter than HKDF can give"));
         Handshake {
-            pair: Pair::new(&us, &peer_key),
+            pair: Pair::new(&identity, &peer_key, pre_shared.as_deref()),
+            pre_shared,
             configs: Configs::new(&identity, &peer_key),
-            is_lower: us < peer_key,
+            is_lower: identity.public_key() < peer_key,
             slot,
             params: Vec::new(),
-            sent_params: [Vec::new(), Vec::new()],
             draws: Draws { secret: secret(&[b"tpo draws"]), drawn: 0, indices: VecDeque::new() },
             initiator: None,
-            responder: None,
+            responders: Vec::new(),
             admission: Admission::new(secret(&[b"tpo cookies"])),
             retries: VecDeque::new(),
             established: None,
@@ -180,10 +204,13 @@ impl Handshake {
         }
     }
 
-    /// Begins an attempt of our own towards `to`; does nothing while one is under way. It goes on, with fresh attempts, until it is
-    /// confirmed, the peer's attempt completes, or [`Handshake::stop`].
+    /// Begins an attempt of our own towards `to`; does nothing while one is under way there, and
+    /// ends one that has called another address in vain. It goes on, with fresh attempts, until it
+    /// is confirmed, the peer's attempt completes, or [`Handshake::stop`].
     pub(crate) fn start(&mut self, to: SocketAddr, now: Instant) {
-        if self.initiator.is_none() {
+        let goes_on =
+            |initiator: &Attempt<Initiator>| initiator.machine.remote() == to || initiator.machine.is_confirming();
+        if !self.initiator.as_ref().is_some_and(goes_on) {
             self.start_fresh(to, initiator::PATIENCE, now);
         }
     }
@@ -212,9 +239,7 @@ impl Handshake {
     ) -> Result<(), HandshakeError> {
         let result = match self.pair.parse(datagram) {
             Ok(Parsed::Retry { index, attempt, cookie }) => self.handle_retry(index, attempt, &cookie, now),
-            Ok(Parsed::Fragment(fragment)) if fragment.header.from_responder => {
-                self.handle_responder(from, &fragment, now)
-            }
+            Ok(Parsed::Fragment(fragment)) if fragment.header.from_responder => self.handle_responder(&fragment, now),
             Ok(Parsed::Fragment(fragment)) => self.handle_initiator(from, &fragment, datagram.len(), now),
             Err(error) => Err(error),
         };
@@ -226,24 +251,28 @@ impl Handshake {
 
     /// Resends, gives up what is dead, begins afresh.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        if let Some(responder) = &mut self.responder
-            && !responder.handle_timeout(now, &mut self.stats)
-        {
-            self.responder = None;
-        }
+        let Handshake { responders, admission, stats, .. } = self;
+        responders.retain_mut(|responder| {
+            let lives = responder.machine.handle_timeout(now, stats);
+            if !lives && responder.machine.is_proved() {
+                // Its recording, cookie and all, is not to pass for a fresh one.
+                admission.on_over(responder.machine.attempt());
+            }
+            lives
+        });
         if let Some(initiator) = &mut self.initiator
-            && let Err(patience) = initiator.handle_timeout(now, &mut self.stats)
+            && let Err(patience) = initiator.machine.handle_timeout(now, &mut self.stats)
         {
-            let remote = initiator.remote();
+            let remote = initiator.machine.remote();
             self.start_fresh(remote, patience, now);
         }
     }
 
     /// When [`Handshake::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let initiator = self.initiator.as_ref().map(Initiator::poll_timeout);
-        let responder = self.responder.as_ref().map(Responder::poll_timeout);
-        initiator.into_iter().chain(responder).min()
+        let initiator = self.initiator.as_ref().map(|initiator| initiator.machine.poll_timeout());
+        let responders = self.responders.iter().map(|responder| responder.machine.poll_timeout());
+        initiator.into_iter().chain(responders).min()
     }
 
     /// Appends one datagram to `out` and says where it goes.
@@ -252,13 +281,9 @@ impl Handshake {
             self.pair.emit_retry(demand.index, demand.attempt, &demand.cookie, out);
             return Some(demand.to);
         }
-        if let Some(to) = self.responder.as_mut().and_then(|responder| responder.poll_transmit(&self.pair, out)) {
-            return Some(to);
-        }
-        let initiator = self.initiator.as_mut().filter(|initiator| !initiator.is_silent())?;
-        initiator.flight().pending()?;
-        initiator.flight().emit(&self.pair, out);
-        Some(initiator.remote())
+        let Handshake { pair, responders, initiator, .. } = self;
+        let answer = responders.iter_mut().find_map(|responder| responder.machine.poll_transmit(pair, out));
+        answer.or_else(|| initiator.as_mut()?.machine.poll_transmit(pair, out))
     }
 
     /// Keys are agreed: for the initiator after the responder's flight, for the responder after the initiator's last.
@@ -266,10 +291,18 @@ impl Handshake {
         self.established.take()
     }
 
-    /// The first authenticated datagram of the new session has arrived: the initiator's last flight needs no resending.
-    pub(crate) fn on_confirmed(&mut self) {
-        if self.initiator.as_ref().is_some_and(Initiator::is_confirming) {
+    /// The first authenticated datagram of the session with our index `local` has arrived: both
+    /// sides have its keys. If the attempt was ours, its last flight needs no resending, and what
+    /// the peer began before is over: it has given that up itself. Without this a late copy of the
+    /// peer's last flight would bring a session up that the peer has forgotten.
+    pub(crate) fn on_confirmed(&mut self, local: u32) {
+        let ours =
+            |initiator: &Attempt<Initiator>| initiator.machine.is_confirming() && initiator.machine.local() == local;
+        if self.initiator.as_ref().is_some_and(ours) {
             self.initiator = None;
+            for responder in self.responders.drain(..) {
+                self.admission.on_over(responder.machine.attempt());
+            }
         }
     }
 
@@ -281,8 +314,9 @@ impl Handshake {
     fn start_fresh(&mut self, remote: SocketAddr, patience: Duration, now: Instant) {
         let (attempt, local) = (self.draws.attempt(), self.draws.index(self.slot));
         let fresh = Fresh { remote, attempt, local, patience };
-        self.initiator = Some(Initiator::new(&self.pair, &self.configs, fresh, self.params.clone(), now));
-        self.sent_params[OURS] = self.params.clone();
+        let params = self.params.clone();
+        let machine = Initiator::new(&self.pair, &self.configs, fresh, params.clone(), now);
+        self.initiator = Some(Attempt { machine, params });
         self.stats.started += 1;
     }
 
@@ -294,25 +328,21 @@ impl Handshake {
         now: Instant,
     ) -> Result<(), HandshakeError> {
         let initiator = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
-        if !initiator.handle_retry(index, attempt, cookie, now) {
+        if !initiator.machine.handle_retry(index, attempt, cookie, now) {
             return Err(HandshakeError::Attempt);
         }
         self.stats.retries_taken += 1;
         Ok(())
     }
 
-    /// The peer answers our attempt.
-    fn handle_responder(
-        &mut self,
-        from: SocketAddr,
-        fragment: &Fragment<'_>,
-        now: Instant,
-    ) -> Result<(), HandshakeError> {
-        let initiator = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
-        let outcome = initiator.handle_fragment(&self.pair, from, fragment, now, &mut self.stats)?;
-        let (local, remote) = (initiator.local(), initiator.peer());
+    /// The peer answers our attempt. Where the answer comes from says nothing: it may be a copy,
+    /// and where we called is where the peer is.
+    fn handle_responder(&mut self, fragment: &Fragment<'_>, now: Instant) -> Result<(), HandshakeError> {
+        let Attempt { machine, params } = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
+        let outcome = machine.handle_fragment(&self.pair, fragment, now, &mut self.stats)?;
+        let (indices, remote, params) = ((machine.local(), machine.peer()), machine.remote(), params.clone());
         if let Some(outcome) = outcome {
-            self.on_agreed(outcome, local, remote, from, true, now);
+            self.on_agreed(outcome, indices, remote, (true, params), now);
         }
         Ok(())
     }
@@ -329,29 +359,38 @@ impl Handshake {
         if self.admission.is_over(attempt) {
             return Err(HandshakeError::Over);
         }
-        if self.responder.as_ref().is_none_or(|responder| responder.attempt() != attempt)
-            && !self.admit(from, fragment, now)?
-        {
-            return Ok(());
-        }
+        let known = self.responders.iter().position(|responder| responder.machine.attempt() == attempt);
+        let at = match known {
+            Some(at) => at,
+            None if self.admit(from, fragment, now)? => self.responders.len() - 1,
+            None => return Ok(()),
+        };
         if fragment.header.level == Level::Handshake && self.is_lower && self.is_confirming() {
             return Err(HandshakeError::Yields);
         }
-        let responder = self.responder.as_mut().expect("found or made above");
+        let responder = &mut self.responders[at].machine;
         let result = responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.stats);
         match result {
             Ok(None) => Ok(()),
             Ok(Some(outcome)) => {
-                let (local, remote) = (responder.local(), responder.peer());
-                self.responder = None;
+                let (indices, begun) = ((responder.local(), responder.peer()), responder.begun());
+                let params = std::mem::take(&mut self.responders[at].params);
                 self.initiator = None;
-                self.admission.on_over(attempt);
-                self.on_agreed(outcome, local, remote, from, false, now);
+                // The peer has given up what it began before this.
+                let Handshake { responders, admission, .. } = self;
+                responders.retain(|responder| {
+                    let later = responder.machine.begun() > begun;
+                    if !later {
+                        admission.on_over(responder.machine.attempt());
+                    }
+                    later
+                });
+                self.on_agreed(outcome, indices, from, (false, params), now);
                 Ok(())
             }
             Err(error) => {
                 if matches!(error, HandshakeError::Tls(_)) {
-                    self.responder = None;
+                    self.responders.remove(at);
                     self.admission.on_over(attempt);
                 }
                 Err(error)
@@ -359,20 +398,21 @@ impl Handshake {
         }
     }
 
-    /// Whether a new attempt of the peer is answered; false if it has to bring a cookie first. An attempt under way gives way only to one that
-    /// has proved its address: a replay cannot.
+    /// Whether a new attempt of the peer is answered, as the last of our responders; false if it
+    /// has to bring a cookie first. What brings none takes a free place, and no more; an attempt
+    /// under way gives way only to one that brings one, and of those to a recording first.
     fn admit(&mut self, from: SocketAddr, fragment: &Fragment<'_>, now: Instant) -> Result<bool, HandshakeError> {
         let header = &fragment.header;
         if header.level == Level::Handshake {
             return Err(HandshakeError::Attempt);
         }
-        let young = |initiator: &Initiator| now.saturating_duration_since(initiator.begun()) < YIELD;
+        let young = |initiator: &Attempt<Initiator>| now.saturating_duration_since(initiator.machine.begun()) < YIELD;
         if self.is_lower && self.initiator.as_ref().is_some_and(young) {
             return Err(HandshakeError::Yields);
         }
-        let proved = self.admission.cookie_fits(&header.cookie, from, header.attempt, now);
-        if !proved && (self.responder.is_some() || self.admission.is_loaded(now)) {
-            let cookie = self.admission.cookie(from, header.attempt, now);
+        let proved = self.admission.cookie_fits(&header.cookie, header.sender, header.attempt, now);
+        if !proved && (!self.has_place(from.ip().to_canonical()) || self.admission.is_loaded(now)) {
+            let cookie = self.admission.cookie(header.sender, header.attempt, now);
             if self.retries.len() == RETRIES {
                 return Err(HandshakeError::Limited);
             }
@@ -383,34 +423,49 @@ impl Handshake {
         if !self.admission.admit(now) {
             return Err(HandshakeError::Limited);
         }
-        let local = self.draws.index(self.slot);
-        let mut responder = Responder::new(&self.configs, from, header, local, self.params.clone(), now);
-        if proved {
-            responder.on_proved();
+        if self.responders.len() == ATTEMPTS {
+            let recording = self.responders.iter().position(|responder| !responder.machine.is_proved());
+            let gone = self.responders.remove(recording.unwrap_or(0)).machine;
+            if gone.is_proved() {
+                self.admission.on_over(gone.attempt());
+            }
         }
-        self.responder = Some(responder);
-        self.sent_params[THEIRS] = self.params.clone();
+        let (local, params) = (self.draws.index(self.slot), self.params.clone());
+        let mut machine = Responder::new(&self.configs, from, header, local, params.clone(), now);
+        if proved {
+            machine.on_proved();
+        }
+        self.responders.push(Attempt { machine, params });
         self.stats.answered += 1;
         Ok(true)
     }
 
+    /// One more attempt from this address can be answered beside the others.
+    fn has_place(&self, from: IpAddr) -> bool {
+        let same = |responder: &&Attempt<Responder>| responder.machine.origin() == from;
+        self.responders.len() < ATTEMPTS && self.responders.iter().filter(same).count() < ATTEMPTS_OF_ADDRESS
+    }
+
     fn is_confirming(&self) -> bool {
-        self.initiator.as_ref().is_some_and(Initiator::is_confirming)
+        self.initiator.as_ref().is_some_and(|initiator| initiator.machine.is_confirming())
     }
 
     fn on_agreed(
         &mut self,
         mut outcome: Outcome,
-        local: u32,
-        remote_index: u32,
+        (local, remote_index): (u32, u32),
         remote: SocketAddr,
-        initiator: bool,
+        (initiator, own_params): (bool, Vec<u8>),
         now: Instant,
     ) {
-        let (send, recv) = (outcome.send_secret, outcome.recv_secret);
-        let session = Session::new(outcome.suite, send, recv, local, remote_index, now);
+        let secret = |exported: &[u8; 32]| {
+            let mut secret = Zeroizing::new([0; 32]);
+            expand(&extract(self.pre_shared.as_deref(), exported), b"tpo session", &mut secret[..]);
+            secret
+        };
+        let (send, recv) = (secret(&outcome.send_secret), secret(&outcome.recv_secret));
+        let session = Session::new(outcome.suite, &send, &recv, local, remote_index, now);
         let peer_params = std::mem::take(&mut outcome.peer_params);
-        let own_params = self.sent_params[if initiator { OURS } else { THEIRS }].clone();
         self.established = Some(Established { session, remote, initiator, peer_params, own_params });
         self.stats.established += 1;
     }
@@ -420,6 +475,7 @@ impl HandshakeStats {
     fn count(&mut self, error: &HandshakeError) {
         let counter = match error {
             HandshakeError::Stranger => &mut self.strangers,
+            HandshakeError::Unproved => &mut self.unproved,
             HandshakeError::Form { .. } | HandshakeError::Version { .. } | HandshakeError::Fragment { .. } => {
                 &mut self.malformed
             }

@@ -1,57 +1,79 @@
-//! Our answer to the peer's attempt to connect.
+//! Our answer to one attempt of the peer to connect.
 //!
 //! Life: *collecting* the first flight → *answered* (our flight is resent, within three times what came, until the initiator's last flight is
 //! whole) → done. An initiator that falls silent is forgotten.
+//!
+//! All that comes here was made by the peer, but not all was sent by it: copies of its datagrams
+//! may come from anywhere, before they do themselves. So no address is the attempt's. Whoever sends
+//! the first flight, or a part of it, is a *caller* and gets the answer at his own address, with an
+//! account of his own; what one does changes nothing for another.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::flight::{FIRST_RESEND, Flight, Inbound};
+use super::flight::{FIRST_RESEND, Flight, Inbound, NUDGE};
 use super::tls::{Configs, Outcome, Tls};
 use super::wire::{Fragment, Header, Level, Pair};
 use super::{HandshakeError, HandshakeStats};
 
 /// Silence after which the initiator is gone: it resends every 2 s at least, and two of three may be lost.
 const SILENCE: Duration = Duration::from_secs(7);
-/// Bytes sent for each byte received from an address that has not proved itself (RFC 9000 section 8.1).
+/// What has brought a cookie is no recording, and is waited for as long as the initiator waits
+/// itself: 24 s, and what its last flight needs.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes sent for each byte received from an address (RFC 9000 section 8.1).
 const AMPLIFICATION: usize = 3;
+/// Callers whose accounts are kept. One is the peer; a second one, if an address translator changed
+/// its mind. Beyond them copies: the one that was heard longest ago goes, and is served anew if it
+/// comes again.
+const CALLERS: usize = 8;
 
 pub(super) struct Responder {
-    remote: SocketAddr,
     attempt: u64,
     local: u32,
     peer: u32,
     tls: Tls,
     flight: Option<Flight>,
     inbound: [Inbound; 2],
-    /// From and to the present address.
+    /// In the order in which they were heard last; at most [`CALLERS`].
+    callers: Vec<Caller>,
+    /// From where the attempt came first.
+    origin: IpAddr,
+    /// The attempt brought a cookie: it is the peer's of now, no recording.
+    proved: bool,
+    begun: Instant,
+    heard: Instant,
+}
+
+/// An address that has sent parts of the first flight.
+struct Caller {
+    address: SocketAddr,
     received: usize,
     sent: usize,
-    /// The address has shown that it receives what we send: by a cookie.
-    proved: bool,
-    heard: Instant,
+    /// The next datagram of our flight for it, and when that transmission began.
+    answer: Option<(usize, Instant)>,
 }
 
 impl Responder {
     pub(super) fn new(
         configs: &Configs,
-        remote: SocketAddr,
+        from: SocketAddr,
         header: &Header,
         local: u32,
         params: Vec<u8>,
         now: Instant,
     ) -> Responder {
         Responder {
-            remote,
             attempt: header.attempt,
             local,
             peer: header.sender,
             tls: configs.answer(params),
             flight: None,
             inbound: Default::default(),
-            received: 0,
-            sent: 0,
+            callers: Vec::new(),
+            origin: from.ip().to_canonical(),
             proved: false,
+            begun: now,
             heard: now,
         }
     }
@@ -66,6 +88,18 @@ impl Responder {
 
     pub(super) fn peer(&self) -> u32 {
         self.peer
+    }
+
+    pub(super) fn origin(&self) -> IpAddr {
+        self.origin
+    }
+
+    pub(super) fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    pub(super) fn is_proved(&self) -> bool {
+        self.proved
     }
 
     pub(super) fn on_proved(&mut self) {
@@ -87,52 +121,85 @@ impl Responder {
         }
         match fragment.header.level {
             Level::Initial => {
-                self.on_received(from, size, now);
-                self.handle_initial(pair, &fragment.header, fragment.body, now, stats).map(|()| None)
+                self.on_called(from, size, now);
+                self.handle_initial(pair, &fragment.header, fragment.body, now)?;
+                self.answer(from, now, stats);
+                Ok(None)
             }
-            Level::Handshake => self.handle_sealed(from, fragment, now),
+            Level::Handshake => self.handle_sealed(fragment, now),
         }
     }
 
-    /// The next datagram, unless the address has had its share.
+    /// The next datagram, for a caller that has not had its share.
     pub(super) fn poll_transmit(&mut self, pair: &Pair, out: &mut Vec<u8>) -> Option<SocketAddr> {
-        let flight = self.flight.as_mut()?;
-        let size = flight.pending()?;
-        if !self.proved && self.sent + size > AMPLIFICATION * self.received {
-            return None;
+        let flight = self.flight.as_ref()?;
+        for caller in &mut self.callers {
+            let Some((next, _)) = &mut caller.answer else { continue };
+            let Some(size) = flight.size(*next) else { continue };
+            if caller.sent + size <= AMPLIFICATION * caller.received {
+                flight.emit(*next, pair, out);
+                caller.sent += size;
+                *next += 1;
+                return Some(caller.address);
+            }
         }
-        flight.emit(pair, out);
-        self.sent += size;
-        Some(self.remote)
+        None
     }
 
     /// Resends what is due. False if the initiator is gone.
     pub(super) fn handle_timeout(&mut self, now: Instant, stats: &mut HandshakeStats) -> bool {
-        if now >= self.heard + SILENCE {
+        if now >= self.end() {
             return false;
         }
-        if let Some(flight) = &mut self.flight {
-            stats.resent += u64::from(flight.handle_timeout(now));
+        if let Some(flight) = &mut self.flight
+            && flight.handle_timeout(now)
+        {
+            stats.resent += 1;
+            for caller in &mut self.callers {
+                caller.answer = Some((0, now));
+            }
         }
         true
     }
 
     pub(super) fn poll_timeout(&self) -> Instant {
-        let silent = self.heard + SILENCE;
-        self.flight.as_ref().map_or(silent, |flight| flight.due().min(silent))
+        let end = self.end();
+        self.flight.as_ref().map_or(end, |flight| flight.due().min(end))
     }
 
-    /// Anybody who saw the initiator's datagram can send a copy of it from elsewhere. The last address wins, with an account of its own,
-    /// so neither can a copy end the attempt nor its address be flooded.
-    fn on_received(&mut self, from: SocketAddr, size: usize, now: Instant) {
-        if from != self.remote {
-            self.remote = from;
-            self.received = 0;
-            self.sent = 0;
-            self.proved = false;
+    /// Copies keep nothing alive for longer than the peer's patience.
+    fn end(&self) -> Instant {
+        let end = self.begun + PATIENCE;
+        if self.proved { end } else { end.min(self.heard + SILENCE) }
+    }
+
+    fn on_called(&mut self, from: SocketAddr, size: usize, now: Instant) {
+        let known = self.callers.iter().position(|caller| caller.address == from);
+        if known.is_none() && self.callers.len() == CALLERS {
+            self.callers.remove(0);
         }
-        self.received += size;
+        let mut caller = match known {
+            Some(at) => self.callers.remove(at),
+            None => Caller { address: from, received: 0, sent: 0, answer: None },
+        };
+        caller.received += size;
+        self.callers.push(caller);
         self.heard = now;
+    }
+
+    /// Who sends the first flight lacks ours.
+    fn answer(&mut self, to: SocketAddr, now: Instant, stats: &mut HandshakeStats) {
+        let (Some(flight), Some(caller)) = (&mut self.flight, self.callers.last_mut()) else { return };
+        assert_eq!(caller.address, to, "the last caller is the one that called");
+        let again = caller.answer.is_some_and(|(next, _)| next > 0);
+        if caller.answer.is_some_and(|(_, begun)| now.saturating_duration_since(begun) < NUDGE) {
+            return;
+        }
+        if again {
+            flight.repeat(now);
+            stats.resent += 1;
+        }
+        caller.answer = Some((0, now));
     }
 
     fn handle_initial(
@@ -141,13 +208,8 @@ impl Responder {
         header: &Header,
         fragment: &[u8],
         now: Instant,
-        stats: &mut HandshakeStats,
     ) -> Result<(), HandshakeError> {
-        if let Some(flight) = &mut self.flight {
-            stats.resent += u64::from(flight.nudge(now));
-            return Ok(());
-        }
-        if !self.inbound[0].insert(header, fragment)? {
+        if self.flight.is_some() || !self.inbound[0].insert(header, fragment)? {
             return Ok(());
         }
         let answer = self.tls.read(&self.inbound[0].take()).map_err(HandshakeError::Tls)?;
@@ -170,20 +232,13 @@ impl Responder {
         Ok(())
     }
 
-    fn handle_sealed(
-        &mut self,
-        from: SocketAddr,
-        fragment: &Fragment<'_>,
-        now: Instant,
-    ) -> Result<Option<Outcome>, HandshakeError> {
+    fn handle_sealed(&mut self, fragment: &Fragment<'_>, now: Instant) -> Result<Option<Outcome>, HandshakeError> {
         let header = &fragment.header;
         if self.flight.is_none() || header.receiver != self.local {
             return Err(HandshakeError::Attempt);
         }
         let mut body = fragment.body.to_vec();
         let plain = self.tls.open(header.offset, &fragment.aad, &mut body).ok_or(HandshakeError::Seal)?;
-        // Only who has our flight can seal: this proves the address as far as the handshake needs it.
-        self.remote = from;
         self.heard = now;
         if !self.inbound[1].insert(header, plain)? {
             return Ok(None);

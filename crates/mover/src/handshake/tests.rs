@@ -37,7 +37,7 @@ struct Channel {
     loss: u8,
     copies: u8,
     flips: u8,
-    /// A flipped datagram gets a right HMAC again: whoever does this knows both public keys.
+    /// A flipped datagram gets a right HMAC again: whoever does this has one of the private keys.
     flips_with_mac: bool,
     delay_ms: u64,
     jitter_ms: u64,
@@ -75,13 +75,18 @@ struct World {
     /// Every handshake datagram that was ever sent, with its receiver.
     seen: Vec<(usize, Vec<u8>)>,
     next_ping: Instant,
+    /// An attacker on the path, who sees all and loses nothing: sends so many copies of each handshake
+    /// datagram ahead of it, each from another address.
+    copies: usize,
+    /// He gives the peers what is sent to those addresses.
+    hands_on: bool,
 }
 
 impl Node {
     fn new(identity: Arc<Identity>, peer: PublicKey, number: usize, seed: u64) -> Node {
         let mut root = [number as u8; 32];
         root[..8].copy_from_slice(&seed.to_be_bytes());
-        let mut handshake = Handshake::new(identity.clone(), peer, 7 + number as u16, root);
+        let mut handshake = Handshake::new(identity.clone(), peer, None, 7 + number as u16, root);
         handshake.set_params(params(number));
         Node { handshake, identity, sessions: Vec::new(), heard: Vec::new(), seq: 0, account: Vec::new() }
     }
@@ -122,6 +127,8 @@ impl World {
             flying: Vec::new(),
             seen: Vec::new(),
             next_ping: begin,
+            copies: 0,
+            hands_on: true,
         }
     }
 
@@ -175,12 +182,28 @@ impl World {
                     assert!(account.2 <= 3 * account.1, "answered {} bytes to {}", account.2, account.1);
                 }
                 self.seen.push((1 - number, datagram.clone()));
+                self.attack(number, to, &datagram);
                 self.send(number, to, datagram);
             }
             if let Some(established) = self.nodes[number].handshake.poll_established() {
                 assert_eq!(established.peer_params, params(1 - number));
                 self.nodes[number].sessions.push(established);
             }
+        }
+    }
+
+    fn attack(&mut self, number: usize, to: SocketAddr, datagram: &[u8]) {
+        let at = self.now + MS;
+        let fly = |from, datagram: &[u8]| Flying { at, to: 1 - number, from, datagram: datagram.to_vec() };
+        if to != address(1 - number) {
+            if self.copies > 0 && self.hands_on {
+                self.flying.push(fly(address(number), datagram));
+            }
+            return;
+        }
+        for _ in 0..self.copies {
+            let from = spoofed(&mut self.rng);
+            self.flying.push(fly(from, datagram));
         }
     }
 
@@ -212,10 +235,12 @@ impl World {
                 let known = node.sessions.iter_mut().find(|established| established.session.local_index() == index);
                 let Some(established) = known else { return };
                 if established.session.open(u64::from(seq_low), &mut flying.datagram, self.now).is_ok() {
-                    node.heard.push(index);
-                    if node.newest().unwrap().session.local_index() == index {
-                        node.handshake.on_confirmed();
+                    // As the mover does: the peer is where its datagrams come from.
+                    established.remote = flying.from;
+                    if !node.heard.contains(&index) {
+                        node.handshake.on_confirmed(index);
                     }
+                    node.heard.push(index);
                 }
             }
             _ => {
@@ -255,6 +280,16 @@ impl World {
         self.nodes[node].handshake.stats()
     }
 
+    /// How long both take to have keys.
+    fn run_until_agreed(&mut self, limit: Duration) -> Duration {
+        let begin = self.now;
+        while self.nodes.iter().any(|node| node.sessions.is_empty()) {
+            assert!(self.now < begin + limit, "no keys after {limit:?}: {:?} {:?}", self.stats(0), self.stats(1));
+            self.step();
+        }
+        self.now - begin
+    }
+
     /// Both have ended with the same session, and nothing goes on.
     fn check_settled(&mut self) {
         self.channel = CALM;
@@ -269,7 +304,24 @@ impl World {
     }
 }
 
-/// What somebody who knows both public keys can do.
+/// One of many thousand addresses.
+fn spoofed(rng: &mut fastrand::Rng) -> SocketAddr {
+    SocketAddr::from(([198, 51, rng.u8(..), rng.u8(1..)], rng.u16(1..)))
+}
+
+/// First flights of other runs of node 0, towards node 1: all of them genuine.
+fn recorded_first_flights(runs: u64) -> Vec<Vec<u8>> {
+    let mut recorded = Vec::new();
+    for seed in 1_000..1_000 + runs {
+        let mut other = World::new(CALM, seed);
+        other.start(0);
+        other.drain();
+        recorded.extend(other.seen.into_iter().map(|(_, datagram)| datagram));
+    }
+    recorded
+}
+
+/// What only a thief of one of the private keys can do.
 fn sign_again(pair: &Pair, datagram: &mut Vec<u8>) {
     datagram.truncate(datagram.len().saturating_sub(wire::MAC));
     pair.emit_mac(0, datagram);
@@ -349,7 +401,7 @@ fn no_flipped_bit_of_a_first_flight_is_answered() {
     }
     assert_eq!(responder.poll_transmit(&mut Vec::new(), now), None);
     let stats = responder.stats();
-    assert_eq!(stats.strangers + stats.malformed, tried);
+    assert_eq!(stats.strangers + stats.unproved + stats.malformed, tried);
     assert_eq!((stats.answered, responder.poll_timeout()), (0, None));
 }
 
@@ -360,8 +412,8 @@ fn a_stranger_gets_no_answer() {
     let stranger = Arc::new(identity(9));
     // The stranger means the right key; we mean another. And the other way round.
     for (identity, peer) in [(stranger.clone(), two.public_key()), (one.clone(), stranger.public_key())] {
-        let mut caller = Handshake::new(identity, peer, 0, [1; 32]);
-        let mut called = Handshake::new(two.clone(), one.public_key(), 0, [2; 32]);
+        let mut caller = Handshake::new(identity, peer, None, 0, [1; 32]);
+        let mut called = Handshake::new(two.clone(), one.public_key(), None, 0, [2; 32]);
         caller.start(address(1), now);
         let mut datagram = Vec::new();
         while caller.poll_transmit(&mut datagram, now).is_some() {
@@ -374,20 +426,28 @@ fn a_stranger_gets_no_answer() {
     }
 }
 
+/// Who knows both public keys alone is not even looked at; a thief of what the pair shares is, and
+/// TLS refuses him.
 #[test]
 fn knowing_the_public_keys_is_not_enough() {
-    for impostor in 0..2 {
-        for starter in 0..2 {
-            let mut world = World::new(CALM, 5);
-            let public = world.nodes[impostor].identity.public_key();
-            world.nodes[impostor].identity = Arc::new(Identity::impostor(public));
-            world.restart(impostor, 6);
-            world.start(starter);
-            world.run_for(Duration::from_secs(20));
-            let honest = 1 - impostor;
-            assert!(world.nodes[honest].sessions.is_empty(), "established with an impostor");
-            assert!(world.stats(honest).refused > 0);
+    for (impostor, starter, thief) in [0, 1].map(|i| [0, 1].map(|j| [true, false].map(|k| (i, j, k)))).concat().concat()
+    {
+        let mut world = World::new(CALM, 5);
+        let genuine = world.nodes[impostor].identity.clone();
+        let honest = 1 - impostor;
+        world.nodes[impostor].identity = Arc::new(Identity::impostor(genuine.public_key()));
+        world.restart(impostor, 6);
+        if thief {
+            let peer = world.nodes[honest].identity.public_key();
+            world.nodes[impostor].handshake.pair = Pair::new(&genuine, &peer, None);
         }
+        world.start(starter);
+        world.run_for(Duration::from_secs(20));
+        assert!(world.nodes[honest].sessions.is_empty(), "established with an impostor");
+        let stats = world.stats(honest);
+        assert_eq!(stats.refused > 0, thief, "{stats:?}");
+        assert_eq!(stats.unproved > 0, !thief && starter == impostor, "{stats:?}");
+        assert_eq!(stats.answered > 0, thief && starter == impostor, "{stats:?}");
     }
 }
 
@@ -405,11 +465,13 @@ fn under_load_a_cookie_is_demanded_and_brought() {
         }
     }
     world.run_for(5 * MS);
-    assert_eq!(world.stats(1).answered, 1, "one attempt at a time; the others must bring a cookie");
-    assert_eq!(world.stats(1).retries_sent, 14, "each of the seven others sent two fragments");
+    assert_eq!(world.stats(1).answered, 2, "two attempts from one address; the others must bring a cookie");
+    assert_eq!(world.stats(1).retries_sent, 12, "each of the six others sent two fragments");
+    // From elsewhere there is room, until as many are answered as are at all, or five in a second.
     world.start(0);
     world.run_until_up(Duration::from_secs(1));
-    assert_eq!((world.stats(0).retries_taken, world.stats(0).started), (1, 1));
+    assert_eq!((world.stats(0).retries_taken, world.stats(0).started), (0, 1));
+    world.check_settled();
     world.check_settled();
 }
 
@@ -425,15 +487,13 @@ fn many_attempts_in_a_second_need_cookies_even_when_none_is_under_way() {
     assert!(!admission.is_loaded(now + 1000 * MS));
     assert_eq!((0..100).filter(|_| admission.admit(now + 1000 * MS)).count(), 50, "the limit for all");
 
-    let cookie = admission.cookie(address(0), 5, now);
-    let fits = |admission: &mut Admission, from, attempt, now| admission.cookie_fits(&cookie, from, attempt, now);
-    assert!(fits(&mut admission, address(0), 5, now + Duration::from_secs(120)));
-    assert!(!fits(&mut admission, address(0), 5, now + Duration::from_secs(240)));
-    assert!(!fits(&mut admission, address(1), 5, now));
-    assert!(!fits(&mut admission, address(0), 6, now));
-    let mapped = SocketAddr::from((std::net::Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped(), 47800));
-    assert!(fits(&mut admission, mapped, 5, now), "the same address in its other form");
-    assert!(!admission.cookie_fits(&[0; 16], address(0), 5, now));
+    let cookie = admission.cookie(1, 5, now);
+    let fits = |admission: &mut Admission, index, attempt, now| admission.cookie_fits(&cookie, index, attempt, now);
+    assert!(fits(&mut admission, 1, 5, now + Duration::from_secs(120)));
+    assert!(!fits(&mut admission, 1, 5, now + Duration::from_secs(240)));
+    assert!(!fits(&mut admission, 2, 5, now));
+    assert!(!fits(&mut admission, 1, 6, now));
+    assert!(!admission.cookie_fits(&[0; 16], 1, 5, now));
 }
 
 #[test]
@@ -552,32 +612,226 @@ fn replays_harm_neither_a_session_nor_an_attempt() {
     });
 }
 
+/// A thousand recordings in a second, each from another address: at most the peer's attempt needs a
+/// cookie.
 #[test]
 fn a_flood_of_recorded_first_flights_keeps_nobody_out() {
-    let mut recorded = Vec::new();
-    for seed in 1000..1100 {
-        let mut other = World::new(CALM, seed);
-        other.start(0);
-        other.drain();
-        recorded.extend(other.seen);
-    }
-    check_seeds(0..30, |seed| {
-        let mut world = World::new(WILD, seed);
-        world.run_for(MS * (seed % 10) as u32);
-        world.start(0);
-        let mut next = 0;
-        while !(world.nodes[0].is_up() && world.nodes[1].is_up()) {
-            let (to, datagram) = recorded[next % recorded.len()].clone();
-            let from = SocketAddr::from(([198, 51, 100, 1], next as u16));
-            next += 1;
-            let at = world.now;
-            world.flying.push(Flying { at, to, from, datagram });
-            world.run_for(MS);
-            assert!(world.now - world.begin < Duration::from_secs(20), "{:?}", world.stats(1));
+    let recorded = recorded_first_flights(100);
+    for channel in [CALM, WILD] {
+        let (mut quiet, mut flooded) = (Duration::ZERO, Duration::ZERO);
+        for seed in 0..40 {
+            let mut world = World::new(channel, seed);
+            world.start(0);
+            quiet += world.run_until_agreed(Duration::from_secs(20));
+
+            let mut world = World::new(channel, seed);
+            for at in 0..8_000 {
+                let datagram = recorded[world.rng.usize(..recorded.len())].clone();
+                let from = spoofed(&mut world.rng);
+                world.flying.push(Flying { at: world.now + MS * at, to: 1, from, datagram });
+            }
+            world.run_for(MS * 1_000);
+            world.start(0);
+            let time = world.run_until_agreed(Duration::from_secs(6));
+            let stats = world.stats(1);
+            assert!(stats.answered < 100 && stats.retries_sent > 500, "seed {seed}: {stats:?}");
+            assert_eq!(world.stats(0).started, 1, "seed {seed}: the first attempt gets through");
+            flooded += time;
+            world.run_until_up(Duration::from_secs(7));
+            world.check_settled();
         }
-        assert!(world.stats(1).answered < 100, "{:?}", world.stats(1));
+        // One round trip more than one and a half.
+        assert!(flooded < quiet * 2, "{:?} instead of {:?}", flooded / 40, quiet / 40);
+    }
+}
+
+/// The attacker knows both public keys, and is faster than the peers; what he cannot do is drop.
+#[test]
+fn copies_of_an_attempt_from_anywhere_do_not_delay_it() {
+    for channel in [CALM, Channel { loss: 20, ..CALM }] {
+        let (mut quiet, mut attacked) = (Duration::ZERO, Duration::ZERO);
+        for seed in 0..60 {
+            for (copies, total) in [(0, &mut quiet), (1 + seed as usize % 30, &mut attacked)] {
+                let mut world = World::new(channel, seed);
+                world.copies = copies;
+                world.hands_on = seed % 4 < 2;
+                let starter = (seed % 2) as usize;
+                world.start(starter);
+                *total += world.run_until_agreed(Duration::from_secs(20));
+                let called = address(1 - starter);
+                assert_eq!(
+                    world.nodes[starter].newest().unwrap().remote,
+                    called,
+                    "seed {seed}: we know where we called"
+                );
+                world.copies = 0;
+                world.run_until_up(Duration::from_secs(20));
+                world.check_settled();
+            }
+        }
+        // His copies are not lost: with them it may even be faster.
+        assert!(attacked < quiet * 11 / 10, "{:?} instead of {:?}", attacked / 60, quiet / 60);
+    }
+}
+
+/// Both at once: the cookie that a copy draws is as good as the peer's own.
+#[test]
+fn copies_and_recordings_together_keep_nobody_out() {
+    let recorded = recorded_first_flights(100);
+    for seed in 0..40 {
+        let mut world = World::new(CALM, seed);
+        for at in 0..4_000 {
+            let datagram = recorded[world.rng.usize(..recorded.len())].clone();
+            let from = spoofed(&mut world.rng);
+            world.flying.push(Flying { at: world.now + MS * at, to: 1, from, datagram });
+        }
+        world.run_for(MS * 1_000);
+        world.copies = 5;
+        world.hands_on = seed % 2 == 0;
+        world.start(0);
+        let time = world.run_until_agreed(Duration::from_secs(6));
+        assert!(time <= 110 * MS, "seed {seed}: two and a half round trips of 40 ms, and not {time:?}");
+    }
+}
+
+/// What strangers say to the one who calls: answers and demands in the peer's name, for the very
+/// attempt.
+#[test]
+fn forged_answers_do_not_end_an_attempt() {
+    let mut world = World::new(CALM, 15);
+    let [one, two] = pair();
+    let stranger = Pair::new(&Identity::impostor(two.public_key()), &one.public_key(), None);
+    world.start(0);
+    world.drain();
+    let header = |attempt, index| wire::Header {
+        sender: 0x123_456,
+        receiver: index,
+        attempt,
+        level: Level::Initial,
+        from_responder: true,
+        offset: 0,
+        total: 100,
+        length: 100,
+        cookie: [0; 16],
+    };
+    let initiator = &world.nodes[0].handshake.initiator.as_ref().unwrap().machine;
+    let (attempt, index) = (u64::from_be_bytes(world.seen[0].1[16..24].try_into().unwrap()), initiator.local());
+    let mut forged = vec![Vec::new(), stranger.emit_header(&header(attempt, index)).to_vec()];
+    stranger.emit_retry(index, attempt, &[7; 16], &mut forged[0]);
+    forged[1].extend_from_slice(&[1; 100]);
+    stranger.emit_mac(0, &mut forged[1]);
+    for _ in 0..1_000 {
+        for datagram in &forged {
+            let result = world.nodes[0].handshake.handle_datagram(address(1), datagram, world.now);
+            assert_eq!(result, Err(HandshakeError::Unproved));
+        }
+    }
+    assert_eq!(world.run_until_agreed(Duration::from_secs(1)), 60 * MS);
+    assert_eq!((world.stats(0).started, world.stats(0).resent, world.stats(0).retries_taken), (1, 0, 0));
+    world.check_settled();
+}
+
+/// Both start, and the lower side's attempt counts; somebody keeps the other's last flight back until
+/// all is over.
+#[test]
+fn a_late_copy_of_a_last_flight_brings_no_session_up() {
+    check_seeds(0..40, |seed| {
+        let mut world = World::new(CALM, seed);
+        world.start(1);
+        // The lower side has answered the other's attempt when it begins its own.
+        world.run_for(MS * 21 + MS * (seed % 19) as u32);
+        world.start(0);
+        let is_kept_back = |flying: &Flying| flying.to == 0 && flying.datagram[0] == 0x10 && flying.datagram[24] == 1;
+        while !(world.nodes[0].is_up() && world.nodes[1].is_up()) {
+            world.step();
+            world.flying.retain(|flying| !is_kept_back(flying));
+            assert!(world.now - world.begin < Duration::from_secs(2));
+        }
+        assert!(world.nodes[0].newest().unwrap().initiator);
+        let sessions = [0, 1].map(|node: usize| world.nodes[node].sessions.len());
+        for (to, datagram) in world.seen.clone() {
+            world.flying.push(Flying { at: world.now, to, from: address(1 - to), datagram });
+        }
+        assert!(world.flying.iter().any(is_kept_back), "there is one");
+        world.run_for(Duration::from_secs(1));
+        assert_eq!([0, 1].map(|node: usize| world.nodes[node].sessions.len()), sessions);
         world.check_settled();
     });
+}
+
+/// A translator that gives each datagram of the caller another port, and remembers the last few.
+#[test]
+fn a_caller_whose_address_changes_all_the_time_gets_in() {
+    check_seeds(0..40, |seed| {
+        let mut world = World::new(CALM, seed);
+        world.start(0);
+        let mut port = 1_000;
+        while world.nodes.iter().any(|node| node.sessions.is_empty()) {
+            world.drain();
+            for flying in &mut world.flying {
+                if flying.to == 1 && flying.from == address(0) {
+                    port += 1;
+                    flying.from = SocketAddr::new(address(0).ip(), port);
+                }
+            }
+            // The answers, which went to a port that the world does not know.
+            for (to, datagram) in std::mem::take(&mut world.seen).into_iter().filter(|(to, _)| *to == 0) {
+                world.flying.push(Flying { at: world.now + 20 * MS, to, from: address(1), datagram });
+            }
+            world.step();
+            assert!(world.now - world.begin < 200 * MS, "{:?}", world.stats(1));
+        }
+    });
+}
+
+#[test]
+fn a_pre_shared_key_is_needed_at_both_ends() {
+    let key = |byte| Some(Arc::new(PreSharedKey::from_text(&format!("{byte:02x}").repeat(32)).unwrap()));
+    for (ours, theirs) in [(key(1), None), (None, key(1)), (key(1), key(2)), (key(1), key(1))] {
+        for starter in [0, 1] {
+            let mut world = World::new(CALM, 16);
+            let equal = ours.is_some()
+                && theirs.is_some()
+                && ours.as_ref().unwrap().as_bytes() == theirs.as_ref().unwrap().as_bytes();
+            for (number, pre_shared) in [ours.clone(), theirs.clone()].into_iter().enumerate() {
+                let (own, peer) = (world.nodes[number].identity.clone(), world.nodes[1 - number].identity.public_key());
+                world.nodes[number].handshake =
+                    Handshake::new(own, peer, pre_shared, 7 + number as u16, [number as u8; 32]);
+                world.nodes[number].handshake.set_params(params(number));
+            }
+            world.start(starter);
+            world.run_for(Duration::from_secs(20));
+            let called = world.stats(1 - starter);
+            if equal {
+                world.check_settled();
+                assert_eq!(called.unproved, 0);
+            } else {
+                assert!(world.nodes.iter().all(|node| node.sessions.is_empty()));
+                assert!(called.unproved > 5 && called.answered == 0, "it is silent, and knows why: {called:?}");
+                assert!(!world.seen.iter().any(|(to, _)| *to == starter), "no datagram in answer");
+            }
+        }
+    }
+}
+
+/// Whatever becomes known of the handshake, the keys of the session need the pre-shared key too:
+/// one side computes them without it.
+#[test]
+fn without_the_pre_shared_key_no_datagram_of_the_session_opens() {
+    let mut world = World::new(CALM, 17);
+    let key = Arc::new(PreSharedKey::from_text(&"5a".repeat(32)).unwrap());
+    for number in 0..2 {
+        let (own, peer) = (world.nodes[number].identity.clone(), world.nodes[1 - number].identity.public_key());
+        world.nodes[number].handshake = Handshake::new(own, peer, Some(key.clone()), 7, [number as u8; 32]);
+        world.nodes[number].handshake.set_params(params(number));
+    }
+    world.nodes[1].handshake.pre_shared = None;
+    world.start(0);
+    world.run_until_agreed(Duration::from_secs(1));
+    world.run_for(Duration::from_secs(2));
+    for node in &world.nodes {
+        assert!(node.heard.is_empty() && node.sessions[0].session.failures() > 5);
+    }
 }
 
 #[test]
@@ -619,8 +873,8 @@ fn a_copy_from_elsewhere_does_not_steal_the_attempt() {
 #[test]
 fn streams_are_bounded_and_contradictions_refused() {
     let [one, two] = pair();
-    let forger = Pair::new(&one.public_key(), &two.public_key());
-    let mut called = Handshake::new(two.clone(), one.public_key(), 0, [3; 32]);
+    let forger = Pair::new(&one, &two.public_key(), None);
+    let mut called = Handshake::new(two.clone(), one.public_key(), None, 0, [3; 32]);
     let now = start();
     let mut send_padded = |offset: u16, total: u16, length: u16, size: usize| {
         let header = wire::Header {
@@ -703,6 +957,6 @@ fn speed() {
     });
     println!("handshake, both ends, with set-up of both machines: {handshake:?}");
     let [one, two] = pair();
-    let set_up = best(&|_| drop(Handshake::new(one.clone(), two.public_key(), 0, [0; 32])));
+    let set_up = best(&|_| drop(Handshake::new(one.clone(), two.public_key(), None, 0, [0; 32])));
     println!("set-up of one machine: {set_up:?}");
 }

@@ -1,13 +1,16 @@
-//! Handshake datagrams as bytes (docs/wire.md section 2): parse and emit, and the proof that a sender knows both public keys.
+//! Handshake datagrams as bytes (docs/wire.md section 2): parse and emit, and the proof that a
+//! sender is one of the pair.
 //!
 //! The machines above hand in headers and fragments and get them back; nothing here keeps state.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::hkdf::Prk;
 use aws_lc_rs::hmac;
+use zeroize::Zeroize;
 
 use super::HandshakeError;
-use crate::crypto::{KIND_HANDSHAKE, KIND_RETRY, TAG, VERSION, pair_hash, pair_hint};
-use crate::identity::PublicKey;
+use crate::crypto::{KIND_HANDSHAKE, KIND_RETRY, TAG, VERSION, expand, extract, pair_hint, pair_text};
+use crate::identity::{Identity, PreSharedKey, PublicKey};
 
 /// No handshake datagram is larger: every path that a tunnel may use carries 1,200 bytes (RFC 9000 section 14).
 pub(super) const DATAGRAM: usize = 1200;
@@ -68,9 +71,12 @@ struct Direction {
 }
 
 impl Direction {
-    fn new(sender: &PublicKey, receiver: &PublicKey) -> Direction {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &pair_hash(b"tpo mac", sender, receiver));
-        Direction { hint: pair_hint(sender, receiver), key }
+    fn new(secret: &Prk, sender: &PublicKey, receiver: &PublicKey) -> Direction {
+        let mut key = [0; 32];
+        expand(secret, &pair_text(b"tpo mac", sender, receiver), &mut key);
+        let direction = Direction { hint: pair_hint(sender, receiver), key: hmac::Key::new(hmac::HMAC_SHA256, &key) };
+        key.zeroize();
+        direction
     }
 
     fn mac(&self, text: &[u8]) -> [u8; MAC] {
@@ -80,8 +86,13 @@ impl Direction {
 }
 
 impl Pair {
-    pub(super) fn new(us: &PublicKey, peer: &PublicKey) -> Pair {
-        Pair { ours: Direction::new(us, peer), theirs: Direction::new(peer, us) }
+    /// The keys of the HMACs follow from what the two alone can compute, and from the pre-shared
+    /// key if there is one. So nobody else can make a datagram that is looked into; he can only
+    /// repeat one that was made.
+    pub(super) fn new(us: &Identity, peer: &PublicKey, pre_shared: Option<&PreSharedKey>) -> Pair {
+        let secret = extract(pre_shared, &us.agree(peer));
+        let own = us.public_key();
+        Pair { ours: Direction::new(&secret, &own, peer), theirs: Direction::new(&secret, peer, &own) }
     }
 
     /// What the peer wrote; everything that someone else could have written is an error.
@@ -97,7 +108,7 @@ impl Pair {
             return Err(HandshakeError::Stranger);
         }
         let (text, mac) = datagram.split_at(datagram.len() - MAC);
-        verify_slices_are_equal(&self.theirs.mac(text), mac).map_err(|_| HandshakeError::Stranger)?;
+        verify_slices_are_equal(&self.theirs.mac(text), mac).map_err(|_| HandshakeError::Unproved)?;
         match datagram[0] {
             KIND_HANDSHAKE if text.len() > HEADER => parse_fragment(text).map(Parsed::Fragment),
             KIND_RETRY if datagram.len() == RETRY => Ok(Parsed::Retry {

@@ -203,7 +203,7 @@ impl Side {
 
     pub(crate) fn set_task(&mut self, task: Task) {
         self.task = Task { payloads: self.sent + task.payloads, ..task };
-        self.next_at = None;
+        (self.next_at, self.next_message_at) = (None, None);
     }
 }
 
@@ -293,7 +293,7 @@ fn check(payload: &[u8], side: u8, run: u32, number: u64) {
 }
 
 /// What a test changes in the configuration of a side.
-type Change = Box<dyn Fn(&mut Config, usize)>;
+pub(crate) type Change = Box<dyn Fn(&mut Config, usize)>;
 
 /// How a pair is made.
 pub(crate) struct Setup {

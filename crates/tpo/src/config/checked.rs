@@ -118,6 +118,9 @@ pub struct Peer {
     pub name: String,
     /// The key that it must prove.
     pub public_key: PublicKey,
+    /// `pre_shared_key_file`, complete, and its line. Read by
+    /// [`load_pre_shared`](super::load_pre_shared).
+    pub pre_shared_key_file: Option<(PathBuf, usize)>,
     /// Where it listens; `None`: it calls us.
     pub endpoint: Option<SocketAddr>,
     /// `connect = "on-demand"`: it is called when it is needed, and left when nothing was carried for so long (`disconnect_after`).
@@ -249,7 +252,7 @@ const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another pro
 pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
     let file = File::parse(text, findings);
     let before = findings.count(Level::Error);
-    let peers = check_peers(&file, findings);
+    let peers = check_peers(&file, path, findings);
     let mut rules = check_rules(&file, &peers, findings);
     let groups = number_groups(&mut rules, peers.list.len());
     // Where a peer or a rule is wrong nobody knows what was to be sent to whom.
@@ -378,7 +381,7 @@ struct Peers {
     by_name: HashMap<String, usize>,
 }
 
-fn check_peers(file: &File<'_>, findings: &mut Findings) -> Peers {
+fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
     let sections = file.sections("peer", findings);
     let mut peers = Peers { list: Vec::with_capacity(sections.len()), by_name: HashMap::new() };
     match sections.len() {
@@ -392,7 +395,7 @@ fn check_peers(file: &File<'_>, findings: &mut Findings) -> Peers {
     for section in sections {
         let line_of_name = section.line_of("name");
         let (line_of_key, key_of_key) = (section.line_of("public_key"), section.key("public_key"));
-        let (name, peer) = check_peer(section, findings);
+        let (name, peer) = check_peer(section, path, findings);
         if let Some(name) = name
             && peers.by_name.insert(name.clone(), peers.list.len()).is_some()
         {
@@ -413,7 +416,7 @@ fn check_peers(file: &File<'_>, findings: &mut Findings) -> Peers {
     peers
 }
 
-fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<String>, Option<Peer>) {
+fn check_peer(mut section: Section<'_>, path: &Path, findings: &mut Findings) -> (Option<String>, Option<Peer>) {
     const CONGESTIONS: &[(&str, Congestion)] = &[
         ("auto", Congestion::Auto),
         ("fixed", Congestion::Fixed),
@@ -423,6 +426,8 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
     let name = section.require("name", "a name for the peer, such as \"lyon\"", value::name, findings);
     let public_key =
         section.require("public_key", "what `tpo keygen` printed at the peer", value::public_key, findings);
+    let line_of_pre_shared = section.line_of("pre_shared_key_file");
+    let pre_shared = section.read("pre_shared_key_file", value::path, findings);
     let endpoint = section.read("endpoint", value::socket_address, findings);
     let connects = value::one_of(&[("always", false), ("on-demand", true)]);
     let on_demand = section.read("connect", connects, findings).unwrap_or(false);
@@ -448,6 +453,7 @@ fn check_peer(mut section: Section<'_>, findings: &mut Findings) -> (Option<Stri
     let peer = name.clone().zip(public_key).map(|(name, public_key)| Peer {
         name,
         public_key,
+        pre_shared_key_file: pre_shared.map(|file| (beside(path, &file), line_of_pre_shared)),
         endpoint,
         on_demand: on_demand.then_some(after),
         rate,

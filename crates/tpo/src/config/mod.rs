@@ -13,13 +13,21 @@ pub mod value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tpo_mover::Identity;
+use tpo_mover::{Identity, PreSharedKey};
 
 pub use checked::{Checked, Rule};
 pub use finding::{Finding, Findings, Level};
 
 /// Where the configuration is when `--config` does not say.
 pub const DEFAULT_FILE: &str = "/etc/tpo/tpo.toml";
+
+/// The secrets that a configuration names.
+pub struct Keys {
+    /// Who we are.
+    pub identity: Arc<Identity>,
+    /// What we share with each peer beside the keys, in the order of the peers.
+    pub pre_shared: Vec<Option<Arc<PreSharedKey>>>,
+}
 
 /// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more than this is not a configuration.
 const MAX_FILE: u64 = 64 << 20;
@@ -72,6 +80,32 @@ pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<I
         );
     }
     (!findings.has_errors()).then(|| Arc::new(identity))
+}
+
+/// Reads the pre-shared keys that the configuration names, in the order of the peers. A file that
+/// others can read is refused: what they know protects nothing.
+pub fn load_pre_shared(checked: &Checked, findings: &mut Findings) -> Option<Vec<Option<Arc<PreSharedKey>>>> {
+    const KEY: &str = "[[peer]] pre_shared_key_file";
+    let mut keys = Vec::with_capacity(checked.peers.len());
+    for peer in &checked.peers {
+        let Some((file, line)) = &peer.pre_shared_key_file else {
+            keys.push(None);
+            continue;
+        };
+        match crate::keygen::read_pre_shared(file) {
+            Ok(key) => keys.push(Some(Arc::new(key))),
+            Err(error) => {
+                let would_do =
+                    format!("a key made by `tpo keygen --pre-shared {}`, the same at both ends", file.display());
+                findings.error(*line, KEY, format!("{error:#}"), would_do);
+            }
+        }
+        if let Some(mode) = crate::keygen::open_to_others(file) {
+            let found = format!("{} can be read by others (mode {mode:04o})", file.display());
+            findings.error(*line, KEY, found, format!("chmod 600 {}", file.display()));
+        }
+    }
+    (!findings.has_errors()).then_some(keys)
 }
 
 /// Where the control socket is according to a file that may be wrong in every other respect: somebody who has just broken

@@ -210,7 +210,8 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
         let completed = plural(handshake.completed, "handshake");
-        let _ = writeln!(out, "{}: {completed}, {} failed", peer.name, handshake.failed);
+        let keys = handshake.key_age.map_or(String::new(), |age| format!(", keys {} old", span(age)));
+        let _ = writeln!(out, "{}: {completed}, {} failed{keys}", peer.name, handshake.failed);
     }
 }
 

@@ -184,6 +184,8 @@ pub struct HandshakeReport {
     pub completed: u64,
     /// Handshakes that failed: refused by TLS, or with a part that does not open.
     pub failed: u64,
+    /// How long ago the keys were agreed with which is sealed what we send, seconds.
+    pub key_age: Option<f64>,
 }
 
 /// How often one reason came up.

@@ -12,6 +12,7 @@ mod ends;
 mod failure;
 mod grants;
 mod hostile;
+mod keys;
 mod liar;
 mod local;
 mod mesh;
