@@ -129,6 +129,21 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// Takes the exclusive lock of an open file (`flock`); false if somebody else has it.
+pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
+    // SAFETY: a plain call without pointers on an open descriptor.
+    match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// The user whose permissions we have.
+pub fn effective_user() -> u32 {
+    // SAFETY: a plain call without pointers that cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
