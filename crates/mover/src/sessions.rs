@@ -33,6 +33,12 @@ impl Sessions {
         self.previous.as_mut().map(|(session, _)| session).filter(|session| session.local_index() == index)
     }
 
+    /// The local indices, the current one first.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + use<> {
+        let previous = self.previous.as_ref().map(|(session, _)| session.local_index());
+        std::iter::once(self.current.local_index()).chain(previous)
+    }
+
     /// A datagram with this index opened. True the first time that the current session is heard.
     pub(crate) fn on_opened(&mut self, index: u32) -> bool {
         let first = !self.confirmed && self.current.local_index() == index;

@@ -22,6 +22,8 @@ const CONFIRMATION: Duration = Duration::from_secs(3);
 const EARLY: usize = 4;
 
 pub(super) struct Initiator {
+    /// Where the attempt began; a fresh one begins there too.
+    endpoint: SocketAddr,
     remote: SocketAddr,
     attempt: u64,
     local: u32,
@@ -64,6 +66,7 @@ impl Initiator {
         let (tls, hello) = configs.start(params);
         let flight = Flight::new(pair, &tls, header(attempt, local, 0), hello, FIRST_RESEND, now);
         Initiator {
+            endpoint: remote,
             remote,
             attempt,
             local,
@@ -80,6 +83,10 @@ impl Initiator {
             patience,
             deadline: now + patience,
         }
+    }
+
+    pub(super) fn endpoint(&self) -> SocketAddr {
+        self.endpoint
     }
 
     pub(super) fn remote(&self) -> SocketAddr {

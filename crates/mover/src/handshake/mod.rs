@@ -11,6 +11,7 @@
 mod admission;
 mod flight;
 mod fuzzing;
+mod guard;
 mod initiator;
 mod responder;
 mod tls;
@@ -30,8 +31,11 @@ use self::tls::{Configs, Outcome};
 use self::wire::{Fragment, Level, Pair, Parsed};
 use crate::crypto::{Session, expand};
 use crate::identity::{Identity, PublicKey};
+use crate::mover::What;
 
 pub use self::fuzzing::fuzz_handshake;
+pub use self::guard::Guard;
+pub(crate) use self::wire::call_number;
 
 /// How long the side with the lower key leaves the peer's attempt unanswered because its own is under way. After that its own may not get
 /// through at all, while the peer's does.
@@ -234,8 +238,9 @@ impl Handshake {
         if let Some(initiator) = &mut self.initiator
             && let Err(patience) = initiator.handle_timeout(now, &mut self.stats)
         {
-            let remote = initiator.remote();
-            self.start_fresh(remote, patience, now);
+            // Not where the last answer seemed to come from: that can be forged by who copies it.
+            let endpoint = initiator.endpoint();
+            self.start_fresh(endpoint, patience, now);
         }
     }
 
@@ -246,19 +251,27 @@ impl Handshake {
         initiator.into_iter().chain(responder).min()
     }
 
-    /// Appends one datagram to `out` and says where it goes.
-    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<SocketAddr> {
+    /// The session indices that attempts under way have told the peer.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        let ours = self.initiator.iter().map(Initiator::local);
+        ours.chain(self.responder.iter().map(Responder::local))
+    }
+
+    /// Appends one datagram to `out` and says where it goes, and what it is.
+    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<(SocketAddr, What)> {
         if let Some(demand) = self.retries.pop_front() {
             self.pair.emit_retry(demand.index, demand.attempt, &demand.cookie, out);
-            return Some(demand.to);
+            return Some((demand.to, What::Answer(demand.attempt)));
         }
-        if let Some(to) = self.responder.as_mut().and_then(|responder| responder.poll_transmit(&self.pair, out)) {
-            return Some(to);
+        if let Some(responder) = &mut self.responder
+            && let Some(to) = responder.poll_transmit(&self.pair, out)
+        {
+            return Some((to, What::Answer(responder.attempt())));
         }
         let initiator = self.initiator.as_mut().filter(|initiator| !initiator.is_silent())?;
         initiator.flight().pending()?;
         initiator.flight().emit(&self.pair, out);
-        Some(initiator.remote())
+        Some((initiator.remote(), What::Call))
     }
 
     /// Keys are agreed: for the initiator after the responder's flight, for the responder after the initiator's last.

@@ -166,10 +166,12 @@ impl World {
             loop {
                 let node = &mut self.nodes[number];
                 let mut datagram = Vec::new();
-                let Some(to) = node.handshake.poll_transmit(&mut datagram, self.now) else { break };
+                let Some((to, what)) = node.handshake.poll_transmit(&mut datagram, self.now) else { break };
                 assert!(datagram.len() <= wire::DATAGRAM);
                 assert!(matches!(peek(&datagram), Some(Outer::Handshake { .. } | Outer::Retry { .. })));
-                if datagram[0] == 0x20 || datagram[24] & 2 != 0 {
+                let answers = datagram[0] == 0x20 || datagram[24] & 2 != 0;
+                assert_eq!(matches!(what, What::Answer(_)), answers, "{what:?}");
+                if answers {
                     let account = node.account(to);
                     account.2 += datagram.len();
                     assert!(account.2 <= 3 * account.1, "answered {} bytes to {}", account.2, account.1);
@@ -614,6 +616,50 @@ fn a_copy_from_elsewhere_does_not_steal_the_attempt() {
     world.run_until_up(Duration::from_secs(2));
     assert_eq!(world.nodes[1].newest().unwrap().remote, address(0));
     world.check_settled();
+}
+
+#[test]
+fn a_copied_answer_leads_no_further_attempt_astray() {
+    let mut world = World::new(CALM, 13);
+    world.start(0);
+    while world.seen.iter().all(|(to, _)| *to == 1) {
+        world.step();
+    }
+    let answers: Vec<_> = world.seen.iter().filter(|(to, _)| *to == 0).cloned().collect();
+    let thief = SocketAddr::from(([198, 51, 100, 11], 11));
+    for (to, datagram) in answers {
+        world.flying.push(Flying { at: world.now + MS, to, from: thief, datagram });
+    }
+    while world.nodes[0].sessions.is_empty() {
+        world.step();
+    }
+    assert_eq!(world.nodes[0].newest().unwrap().remote, thief, "the copy was the first");
+    // The thief answers nothing. The next attempt begins where this one began.
+    world.run_until_up(Duration::from_secs(5));
+    assert_eq!(world.nodes[0].newest().unwrap().remote, address(1));
+    world.check_settled();
+}
+
+#[test]
+fn the_guard_admits_what_a_pair_sends_and_nothing_else() {
+    let [one, two] = pair().map(|identity| identity.public_key());
+    let mut world = World::new(WILD, 14);
+    world.start(0);
+    world.run_for(Duration::from_secs(3));
+    let guards = [Guard::new(&two, &one), Guard::new(&one, &two)];
+    let foreign = Guard::new(&identity(9).public_key(), &two);
+    assert!(world.seen.iter().any(|(to, _)| *to == 0) && world.seen.iter().any(|(to, _)| *to == 1));
+    for (to, datagram) in &world.seen {
+        assert!(guards[*to].admits(datagram) && !guards[1 - to].admits(datagram) && !foreign.admits(datagram));
+        assert!(!guards[*to].admits(&datagram[1..]) && !guards[*to].admits(&datagram[..datagram.len() - 1]));
+        let mut flipped = datagram.clone();
+        let at = world.rng.usize(..flipped.len());
+        flipped[at] ^= 1 << world.rng.u8(..8);
+        assert!(!guards[*to].admits(&flipped), "bit of byte {at}");
+    }
+    for length in [0, 1, 10, 55, 56, 1_200, 1_201, 9_000] {
+        assert!(!guards[0].admits(&vec![0x10; length]));
+    }
 }
 
 #[test]

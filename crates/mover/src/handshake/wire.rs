@@ -17,7 +17,7 @@ pub(super) const STREAM: usize = 16 * 1024;
 pub(super) const HEADER: usize = 48;
 /// Bytes of the truncated HMAC at the end.
 pub(super) const MAC: usize = 16;
-const RETRY: usize = 1 + 1 + 8 + 3 + 8 + 16 + MAC;
+pub(super) const RETRY: usize = 1 + 1 + 8 + 3 + 8 + 16 + MAC;
 const COUNT_AT: usize = 25;
 const COOKIE_AT: usize = 32;
 
@@ -62,15 +62,21 @@ pub(super) struct Pair {
     theirs: Direction,
 }
 
-struct Direction {
+pub(super) struct Direction {
     hint: [u8; 8],
     key: hmac::Key,
 }
 
 impl Direction {
-    fn new(sender: &PublicKey, receiver: &PublicKey) -> Direction {
+    pub(super) fn new(sender: &PublicKey, receiver: &PublicKey) -> Direction {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &pair_hash(b"tpo mac", sender, receiver));
         Direction { hint: pair_hint(sender, receiver), key }
+    }
+
+    /// Whether who wrote this knows what the guard is made of: the hint and the HMAC are of this direction.
+    pub(super) fn guards(&self, datagram: &[u8]) -> bool {
+        let (text, mac) = datagram.split_at(datagram.len() - MAC);
+        datagram[2..10] == self.hint && verify_slices_are_equal(&self.mac(text), mac).is_ok()
     }
 
     fn mac(&self, text: &[u8]) -> [u8; MAC] {
@@ -93,11 +99,10 @@ impl Pair {
         if datagram[1] != VERSION {
             return Err(HandshakeError::Version { found: datagram[1] });
         }
-        if datagram[2..10] != self.theirs.hint {
+        if !self.theirs.guards(datagram) {
             return Err(HandshakeError::Stranger);
         }
-        let (text, mac) = datagram.split_at(datagram.len() - MAC);
-        verify_slices_are_equal(&self.theirs.mac(text), mac).map_err(|_| HandshakeError::Stranger)?;
+        let text = &datagram[..datagram.len() - MAC];
         match datagram[0] {
             KIND_HANDSHAKE if text.len() > HEADER => parse_fragment(text).map(Parsed::Fragment),
             KIND_RETRY if datagram.len() == RETRY => Ok(Parsed::Retry {
@@ -157,6 +162,12 @@ impl Pair {
         let mac = self.ours.mac(&out[begin..]);
         out.extend_from_slice(&mac);
     }
+}
+
+/// The number of the attempt, of a fragment that an initiator sent.
+pub(crate) fn call_number(datagram: &[u8]) -> Option<u64> {
+    let from_initiator = datagram.first() == Some(&KIND_HANDSHAKE) && datagram.get(24)? & 2 == 0;
+    from_initiator.then(|| u64::from_be_bytes(array(&datagram[16..24])))
 }
 
 /// Bytes of a stream that one datagram carries at this level.
