@@ -55,7 +55,8 @@ impl Peer {
 
     // --- the link side ----------------------------------------------------------------------------------------------------
 
-    /// One received datagram. Opened in place; never panics, whatever the bytes. Says what it has proved of its sender.
+    /// One received datagram. Opened in place; never panics, whatever the bytes. Says what it has
+    /// proved of its sender.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
         let heard = self.mover.handle_datagram(from, datagram, now);
         self.take_from_mover(now);

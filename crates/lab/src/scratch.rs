@@ -1,7 +1,7 @@
 //! A folder for what a run writes: keys, configurations, sockets, downloads.
 //!
-//! The folder for temporary files is everybody's. So the name cannot be guessed, a folder that is there already is never used, and nobody
-//! else may look into ours.
+//! The folder for temporary files is everybody's. So the name cannot be guessed, a folder that is
+//! there already is never used, and nobody else may look into ours.
 
 use std::fs::DirBuilder;
 use std::hash::{BuildHasher, RandomState};
@@ -9,7 +9,8 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Names tried before giving up. Each has 64 random bits, so a second one is needed only if somebody makes such folders without end.
+/// Names tried before giving up. Each has 64 random bits, so a second one is needed only if
+/// somebody makes such folders without end.
 const TRIES: usize = 16;
 
 /// The folder. Dropping it removes it with all that is in it, also while a failure unwinds.
@@ -19,12 +20,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A new folder whose name begins with `prefix`, in the system's folder for temporary files. Its mode is 0700.
+    /// A new folder whose name begins with `prefix`, in the system's folder for temporary files.
+    /// Its mode is 0700.
     pub fn new(prefix: &str) -> Result<Scratch> {
         Scratch::within(&std::env::temp_dir(), prefix, random)
     }
 
-    /// Fails rather than to use what is there: `mkdir` makes a folder or reports what has the name, and follows no link.
+    /// Fails rather than to use what is there: `mkdir` makes a folder or reports what has the name,
+    /// and follows no link.
     fn within(folder: &Path, prefix: &str, mut random: impl FnMut() -> u64) -> Result<Scratch> {
         for _ in 0..TRIES {
             let path = folder.join(format!("{prefix}-{:016x}", random()));

@@ -41,7 +41,8 @@ pub struct Transmit {
 pub enum What {
     /// An attempt of our own: nothing is known but where it goes.
     Call,
-    /// The answer to the attempt of this number. It goes back the way that the attempt came, and says nothing of any other way.
+    /// The answer to the attempt of this number. It goes back the way that the attempt came, and
+    /// says nothing of any other way.
     Answer(u64),
     /// Of the session: the peer has proved that it is there.
     Session,
@@ -54,10 +55,11 @@ pub enum Heard {
     Nothing,
     /// Nothing, and it was made for other keys than ours and the peer's, or damaged.
     Stranger,
-    /// Its sender knows both public keys, which are no secret, or copies one who does. Its attempt, which has this number, may be answered.
+    /// Its sender knows both public keys, which are no secret, or copies one who does. Its attempt,
+    /// which has this number, may be answered.
     Caller(u64),
-    /// It is the peer: the datagram was sealed for us by who has the peer's private key. Where it came from may still be forged by who is on the
-    /// path, until an answer has come back.
+    /// It is the peer: the datagram was sealed for us by who has the peer's private key. Where it
+    /// came from may still be forged by who is on the path, until an answer has come back.
     Peer,
 }
 
@@ -153,8 +155,8 @@ impl Mover {
 
     // --- the link side ---------------------------------------------------------------------------------------------------
 
-    /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics, whatever the bytes. Says what it has proved:
-    /// the caller learns nothing else from it either.
+    /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics,
+    /// whatever the bytes. Says what it has proved: the caller learns nothing else from it either.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
         if self.closed {
             return Heard::Nothing;
@@ -179,7 +181,8 @@ impl Mover {
         }
     }
 
-    /// The session indices by which datagrams find us now: of the sessions first, then of attempts that may become one.
+    /// The session indices by which datagrams find us now: of the sessions first, then of attempts
+    /// that may become one.
     pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
         self.connection.iter().flat_map(Connection::indices).chain(self.handshake.indices())
     }

@@ -96,7 +96,8 @@ fn a_datagram_says_no_more_than_it_proves() {
     assert_eq!(proved.first(), Some(&(What::Call, Heard::Peer)), "the last flight: {proved:?}");
     assert!(hands.movers[1].indices().eq(waiting), "the attempt has become the session");
 
-    // A session datagram proves it once: a copy, a forgery, and one for another index prove nothing.
+    // A session datagram proves it once: a copy, a forgery, and one for another index prove
+    // nothing.
     hands.pass(500 * MS);
     let spoken = hands.sent(1);
     assert!(spoken.iter().any(|(what, _)| *what == What::Session));

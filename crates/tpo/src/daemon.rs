@@ -39,7 +39,7 @@ use crate::multicast::groups::{Joined, Wanted};
 use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
-use crate::router::{Router, Table};
+use crate::router::{Listed, Router, Table};
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
 use crate::workshop::Workshop;
@@ -174,9 +174,10 @@ impl Daemon {
         if let Some(transit) = &transit {
             transit.set_lanes(lanes.clone());
         }
-        let keys = checked.peers.iter().map(|peer| peer.public_key);
-        let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
-            .context("start the router")?;
+        let listed = lanes.iter().cloned().zip(&checked.peers);
+        let listed =
+            listed.map(|(lane, peer)| Listed { lane, key: peer.public_key, endpoint: peer.endpoint }).collect();
+        let router = Router::start(listener, Table::new(&own_key, listed)).context("start the router")?;
 
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();

@@ -488,7 +488,8 @@ fn another_user_cannot_keep_a_daemon_from_starting() {
     let net = Net::up();
     let table = table(rules_for(PORT, OnFailure::Open), 1);
     let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
-    // Names without a file have no permissions: anybody may have this one, which used to mean that a daemon runs.
+    // Names without a file have no permissions: anybody may have this one, which used to mean that
+    // a daemon runs.
     let taken = net.inside(Place::Tpo, || {
         let name = std::os::unix::net::SocketAddr::from_abstract_name("tpo-intercept").unwrap();
         std::os::unix::net::UnixListener::bind_addr(&name).unwrap()

@@ -73,7 +73,8 @@ impl Direction {
         Direction { hint: pair_hint(sender, receiver), key }
     }
 
-    /// Whether who wrote this knows what the guard is made of: the hint and the HMAC are of this direction.
+    /// Whether who wrote this knows what the guard is made of: the hint and the HMAC are of this
+    /// direction.
     pub(super) fn guards(&self, datagram: &[u8]) -> bool {
         let (text, mac) = datagram.split_at(datagram.len() - MAC);
         datagram[2..10] == self.hint && verify_slices_are_equal(&self.mac(text), mac).is_ok()

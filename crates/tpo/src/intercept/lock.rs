@@ -1,7 +1,8 @@
 //! One daemon in a network namespace: a lock file that other users can neither make, hold nor open.
 //!
-//! The kernel releases the lock however its holder ends. The file bears the number of the namespace, because `/run` is the same for the
-//! namespaces of one host. Processes that share a namespace but not `/run` (containers with the host's network) do not see each other here.
+//! The kernel releases the lock however its holder ends. The file bears the number of the
+//! namespace, because `/run` is the same for the namespaces of one host. Processes that share a
+//! namespace but not `/run` (containers with the host's network) do not see each other here.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use super::install::InstallError;
 
-/// Where lock files lie. Only root makes folders in `/run`; a service manager may make this one for the service's user.
+/// Where lock files lie. Only root makes folders in `/run`; a service manager may make this one for
+/// the service's user.
 const FOLDER: &str = "/run/tpo";
-/// Rounds until the file that is locked is the one that has the name: each further one means that a daemon ended just then.
+/// Rounds until the file that is locked is the one that has the name: each further one means that a
+/// daemon ended just then.
 const TRIES: usize = 16;
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
@@ -23,7 +26,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of the calling thread's network namespace. Must come before privileges are dropped: the folder may be root's.
+    /// Takes the lock of the calling thread's network namespace. Must come before privileges are
+    /// dropped: the folder may be root's.
     ///
     /// # Errors
     /// [`InstallError::AlreadyRunning`] if another process has it; else what keeps us from it.
@@ -47,7 +51,8 @@ impl Lock {
             if !crate::sys::try_lock(&held)? {
                 return Ok(None);
             }
-            // Its last holder removes the file: then this one has the lock of a file without a name, and others make another.
+            // Its last holder removes the file: then this one has the lock of a file without a
+            // name, and others make another.
             let (mine, named) = (held.metadata()?, std::fs::symlink_metadata(&file));
             if named.is_ok_and(|named| (named.dev(), named.ino()) == (mine.dev(), mine.ino())) {
                 return Ok(Some(Lock { file, _held: held }));
@@ -59,7 +64,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the lock is released. A file that stays, because we may not remove it any more, is as good for the next daemon.
+        // Before the lock is released. A file that stays, because we may not remove it any more, is
+        // as good for the next daemon.
         let _ = std::fs::remove_file(&self.file);
     }
 }

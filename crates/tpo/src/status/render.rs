@@ -209,8 +209,12 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
     }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
-        let completed = plural(handshake.completed, "handshake");
-        let _ = writeln!(out, "{}: {completed}, {} failed", peer.name, handshake.failed);
+        let _ = write!(out, "{}: {}", peer.name, plural(handshake.completed, "handshake"));
+        if handshake.failed > 0 {
+            let _ =
+                write!(out, "; {} more proved nothing (who knows both public keys can begin one)", handshake.failed);
+        }
+        out.push('\n');
     }
 }
 

@@ -18,4 +18,5 @@ mod mesh;
 mod multicast;
 mod packets;
 mod quic;
+mod strangers;
 mod transit;
