@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use libfuzzer_sys::fuzz_target;
 use tpo::control::{Facts, Server};
 use tpo::status::{FlowReport, StatusReport};
+use tpo_lab::Scratch;
 
 struct Quiet;
 
@@ -20,9 +21,11 @@ impl Facts for Quiet {
     }
 }
 
-static SERVER: LazyLock<Server> = LazyLock::new(|| {
-    let path = std::env::temp_dir().join(format!("tpo-fuzz-{}.sock", std::process::id()));
-    Server::start(&path, Arc::new(Quiet)).expect("a socket in the folder for temporary files")
+/// The folder stays: statics are never dropped.
+static SERVER: LazyLock<(Server, Scratch)> = LazyLock::new(|| {
+    let folder = Scratch::new("tpo-fuzz").expect("a folder for temporary files");
+    let server = Server::start(&folder.join("control.sock"), Arc::new(Quiet)).expect("a socket in a folder of our own");
+    (server, folder)
 });
 
 fuzz_target!(|bytes: &[u8]| {
@@ -33,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         serde_json::to_string(&flows).expect("flows can be written");
     }
 
-    let mut client = UnixStream::connect(SERVER.path()).expect("the server listens");
+    let mut client = UnixStream::connect(SERVER.0.path()).expect("the server listens");
     // It may refuse and be gone before it has read everything.
     let _ = client.write_all(bytes).and_then(|()| client.write_all(b"\n"));
     let mut reply = Vec::new();

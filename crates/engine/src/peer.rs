@@ -6,7 +6,7 @@
 
 use std::{io::IoSlice, net::SocketAddr, time::Instant};
 
-use tpo_mover::{Mover, Reason, Transmit};
+use tpo_mover::{Heard, Mover, Reason, Transmit};
 
 use crate::{
     Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source, Stats, Status,
@@ -55,10 +55,17 @@ impl Peer {
 
     // --- the link side ----------------------------------------------------------------------------------------------------
 
-    /// One received datagram. Opened in place; never panics, whatever the bytes.
-    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
-        self.mover.handle_datagram(from, datagram, now);
+    /// One received datagram. Opened in place; never panics, whatever the bytes. Says what it has
+    /// proved of its sender.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
+        let heard = self.mover.handle_datagram(from, datagram, now);
         self.take_from_mover(now);
+        heard
+    }
+
+    /// The session indices by which datagrams find us now, as the mover's verb of this name.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.mover.indices()
     }
 
     /// The time that `poll_timeout` named has come.

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tpo_lab::{
-    Host, Lab, Place, Profile, Request, Sites, Topology, Wan, ping, request, serve, set_receive_buffer, set_udp_gro,
-    set_udp_segment,
+    Host, Lab, Place, Profile, Request, Scratch, Sites, Topology, Wan, ping, request, serve, set_receive_buffer,
+    set_udp_gro, set_udp_segment,
 };
 
 /// One test at a time: they measure time on shared cores.
@@ -375,7 +375,8 @@ fn nothing_is_left_also_after_a_panic_and_left_overs_are_no_obstacle() {
 fn a_served_lab_answers_changes_and_ends() {
     let _turn = turn();
     let prefix = prefix("serve");
-    let socket = std::env::temp_dir().join(format!("{prefix}.sock"));
+    let folder = Scratch::new(&prefix).unwrap();
+    let socket = folder.join("lab.sock");
     let wan = Wan::symmetric(profile("delay=10ms"));
     std::thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&prefix, Topology::Pair(wan), &socket));

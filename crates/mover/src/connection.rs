@@ -79,6 +79,11 @@ impl Connection {
         &self.peer
     }
 
+    /// The indices of the sessions that open, the current one first.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.sessions.indices()
+    }
+
     pub(crate) fn remote(&self) -> SocketAddr {
         self.remote
     }

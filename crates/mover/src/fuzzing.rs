@@ -212,7 +212,9 @@ impl Stage {
     fn step(&mut self, kind: u8, text: &[u8]) {
         let value = text.iter().take(4).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         match kind % 10 {
-            0 => self.movers[0].handle_datagram(self.addresses[1], &mut text.to_vec(), self.now),
+            0 => {
+                self.movers[0].handle_datagram(self.addresses[1], &mut text.to_vec(), self.now);
+            }
             1 => self.forge(text, 1 + value % 100),
             // Large jumps, as after the loss of very many.
             2 => self.forge(text, 1 + value % 200_000),

@@ -36,10 +36,10 @@ pub mod fuzzing;
 pub use config::{Config, Congestion, Limits, Path};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;
-pub use handshake::HandshakeStats;
 #[doc(hidden)]
 pub use handshake::fuzz_handshake;
+pub use handshake::{Guard, HandshakeStats, Unknown};
 pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
-pub use mover::{Event, Mover, Reason, Transmit};
+pub use mover::{Event, Heard, Mover, Reason, Transmit, What};
 pub use stats::Stats;
 pub use timer::Timer;

@@ -14,7 +14,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 use crate::config::{Config, Limits, Path};
 use crate::connection::Connection;
 use crate::crypto::{Outer, expand, peek};
-use crate::handshake::{Established, Handshake};
+use crate::handshake::{Established, Handshake, HandshakeError, call_number};
 use crate::liveness::Finding;
 use crate::params::{MIN_PAYLOAD, Params};
 use crate::stats::Stats;
@@ -30,8 +30,38 @@ const FIRST_PHYSICAL_BITS: u32 = 20;
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
+    /// What they are.
+    pub what: What,
     /// Bytes of each datagram; only the last may be shorter.
     pub segment_size: usize,
+}
+
+/// What a batch of datagrams is: so much is known of the way that it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// An attempt of our own: nothing is known but where it goes.
+    Call,
+    /// The answer to the attempt of this number. It goes back the way that the attempt came, and
+    /// says nothing of any other way.
+    Answer(u64),
+    /// Of the session: the peer has proved that it is there.
+    Session,
+}
+
+/// What a received datagram has proved of its sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// Nothing: whoever knows our address can have sent it.
+    Nothing,
+    /// Nothing, and it was made for other keys than ours and the peer's, with another pre-shared
+    /// key, or damaged.
+    Stranger,
+    /// Its sender has the secrets of the pair, or copies who has. Its attempt, which has this
+    /// number, may be answered.
+    Caller(u64),
+    /// It is the peer: the datagram was sealed for us by who has the peer's private key. Where it
+    /// came from may still be forged by who is on the path, until an answer has come back.
+    Peer,
 }
 
 /// What happened to the connection.
@@ -140,26 +170,42 @@ impl Mover {
 
     // --- the link side ---------------------------------------------------------------------------------------------------
 
-    /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics, whatever the bytes.
-    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
+    /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics,
+    /// whatever the bytes. Says what it has proved: the caller learns nothing else from it either.
+    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
         if self.closed {
-            return;
+            return Heard::Nothing;
         }
         match peek(datagram) {
             Some(Outer::Handshake { .. } | Outer::Retry { .. }) => {
                 // The error is counted by the handshake itself and changes nothing.
-                let _ = self.handshake.handle_datagram(from, datagram, now);
-                self.take_established(now);
+                let result = self.handshake.handle_datagram(from, datagram, now);
+                let completed = self.take_established(now);
+                match result {
+                    _ if completed => Heard::Peer,
+                    Ok(()) => call_number(datagram).map_or(Heard::Nothing, Heard::Caller),
+                    Err(HandshakeError::Stranger | HandshakeError::Unproved) => Heard::Stranger,
+                    Err(_) => Heard::Nothing,
+                }
             }
             Some(Outer::Session { index, seq_low, .. }) => self.handle_session(from, (index, seq_low), datagram, now),
-            None => self.stats.datagrams_foreign += 1,
+            None => {
+                self.stats.datagrams_foreign += 1;
+                Heard::Nothing
+            }
         }
     }
 
-    fn handle_session(&mut self, from: SocketAddr, name: (u32, u32), datagram: &mut [u8], now: Instant) {
+    /// The session indices by which datagrams find us now: of the sessions first, then of attempts
+    /// that may become one.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.connection.iter().flat_map(Connection::indices).chain(self.handshake.indices())
+    }
+
+    fn handle_session(&mut self, from: SocketAddr, name: (u32, u32), datagram: &mut [u8], now: Instant) -> Heard {
         let Some(connection) = &mut self.connection else {
             self.stats.datagrams_unknown += 1;
-            return;
+            return Heard::Nothing;
         };
         let time = self.clock.read(now);
         let received = connection.handle_datagram(from, name, datagram, now, time, &mut self.stats);
@@ -172,6 +218,7 @@ impl Mover {
         if received.closed.is_some() {
             self.die(Reason::Closed, now);
         }
+        if received.heard { Heard::Peer } else { Heard::Nothing }
     }
 
     /// The time that `poll_timeout` named has come. Calling it earlier does no harm.
@@ -234,7 +281,7 @@ impl Mover {
             let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
             let to = connection.remote();
             self.drop_connection(now);
-            return Some(Transmit { to, segment_size });
+            return Some(Transmit { to, what: What::Session, segment_size });
         }
         if std::mem::take(&mut self.leaving)
             && let Some(connection) = self.connection.as_mut()
@@ -242,14 +289,14 @@ impl Mover {
             let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
             let to = connection.remote();
             self.die(Reason::Closed, now);
-            return Some(Transmit { to, segment_size });
+            return Some(Transmit { to, what: What::Session, segment_size });
         }
-        if let Some(to) = self.handshake.poll_transmit(out, now) {
-            return Some(Transmit { to, segment_size: out.len() });
+        if let Some((to, what)) = self.handshake.poll_transmit(out, now) {
+            return Some(Transmit { to, what, segment_size: out.len() });
         }
         let connection = self.connection.as_mut()?;
         let segment_size = connection.poll_transmit(out, now, time, &mut self.stats)?;
-        Some(Transmit { to: connection.remote(), segment_size })
+        Some(Transmit { to: connection.remote(), what: What::Session, segment_size })
     }
 
     /// The link could not send datagrams this large.
@@ -493,10 +540,14 @@ impl Mover {
 
     // --- connecting ------------------------------------------------------------------------------------------------------
 
-    fn take_established(&mut self, now: Instant) {
+    /// Whether there was one.
+    fn take_established(&mut self, now: Instant) -> bool {
+        let mut any = false;
         while let Some(established) = self.handshake.poll_established() {
             self.on_established(established, now);
+            any = true;
         }
+        any
     }
 
     fn on_established(&mut self, established: Established, now: Instant) {

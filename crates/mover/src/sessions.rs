@@ -66,6 +66,11 @@ impl Sessions {
         self.open.iter_mut().map(|open| &mut open.session).find(|session| session.local_index() == index)
     }
 
+    /// The local indices of the sessions that open, the newest first.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.open.iter().rev().map(|open| open.session.local_index())
+    }
+
     /// A datagram with this index opened: the ones before go on opening until `until`. True the
     /// first time that this session is heard.
     pub(crate) fn on_opened(&mut self, index: u32, until: Nanos) -> bool {

@@ -1,4 +1,5 @@
 use super::*;
+use tpo_lab::Scratch;
 
 struct Sample;
 
@@ -12,23 +13,14 @@ impl Facts for Sample {
 }
 
 /// A folder of its own for each test, removed at its end.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tpo-control-{}-{test}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Folder(path)
+        Folder(Scratch::new(&format!("tpo-control-{test}")).unwrap())
     }
     fn socket(&self) -> PathBuf {
         self.0.join("tpo.sock")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -44,7 +36,7 @@ fn it_answers_and_leaves_nothing_behind() {
     assert_eq!(status(&folder.socket()).unwrap().name, "paris");
     assert_eq!(flows(&folder.socket()).unwrap().len(), 20_000);
     drop(server);
-    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 0);
     assert!(matches!(status(&folder.socket()), Err(AskError::NotRunning { .. })));
 }
 

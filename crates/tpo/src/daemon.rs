@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tpo_engine::{Compression, Policy, Prefix, Rule};
+use tpo_mover::Guard;
 use tracing::{debug, info, warn};
 
 use crate::config::checked;
@@ -38,7 +39,7 @@ use crate::multicast::groups::{Joined, Wanted};
 use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
-use crate::router::{Router, Table};
+use crate::router::{Listed, Router, Table};
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
 use crate::workshop::Workshop;
@@ -173,9 +174,14 @@ impl Daemon {
         if let Some(transit) = &transit {
             transit.set_lanes(lanes.clone());
         }
-        let keys = checked.peers.iter().map(|peer| peer.public_key);
-        let router = Router::start(listener, Table::new(&own_key, lanes.iter().cloned().zip(keys).collect()))
-            .context("start the router")?;
+        let listed = lanes.iter().cloned().zip(&checked.peers);
+        let listed = listed.zip(&keys.pre_shared).map(|((lane, peer), pre_shared)| Listed {
+            lane,
+            key: peer.public_key,
+            guard: Guard::new(&keys.identity, &peer.public_key, pre_shared.as_deref()),
+            endpoint: peer.endpoint,
+        });
+        let router = Router::start(listener, Table::new(&own_key, listed.collect())).context("start the router")?;
 
         let tap = tun.map(|tun| {
             let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();

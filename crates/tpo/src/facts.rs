@@ -15,7 +15,7 @@ use crate::gate;
 use crate::intercept::lease::Lease;
 use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
-use crate::router::Drops;
+use crate::router::{Drops, Fault, Sighting};
 use crate::status::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
     PassedReport, PeerReport, PeerState, Reason, StatusReport,
@@ -100,28 +100,23 @@ impl Facts {
             _ => PeerState::Connecting,
         };
         let handshake = &mover.handshake;
-        // The hint of a handshake is made of both keys, so one with another key dies in the router and never reaches the lane.
-        let other_keys = self.router.hints.load(Ordering::Relaxed) > 0;
-        let reason = match state {
+        let known = match state {
             PeerState::Up | PeerState::Resting => None,
-            _ if handshake.strangers > 0 => {
-                Some("datagrams with wrong keys arrive: compare the public keys at both ends".into())
-            }
-            PeerState::Waiting | PeerState::Connecting if handshake.unproved > 0 => Some(
-                "handshakes in its name come that do not prove to be its own: its pre-shared key is another, or a stranger uses its name"
-                    .into(),
+            PeerState::Silent => Some("nothing is heard from it: flows wait"),
+            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet"),
+            PeerState::Connecting | PeerState::Stuck if config.pre_shared_key_file.is_some() => Some(
+                "no answer to the handshake: is the peer running, is UDP let through, and is the pre-shared key the same there?",
             ),
-            PeerState::Silent => Some("nothing is heard from it: flows wait".into()),
-            _ if other_keys => {
-                Some("handshakes with other keys arrive at our port: compare the public keys at both ends".into())
+            PeerState::Connecting | PeerState::Stuck => {
+                Some("no answer to the handshake: is the peer running, and is UDP let through?")
             }
-            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet".into()),
-            _ if config.pre_shared_key_file.is_some() => Some(
-                "no answer to the handshake: is the peer running, is UDP let through, and is the pre-shared key the same there?"
-                    .into(),
-            ),
-            _ => Some("no answer to the handshake: is the peer running, and is UDP let through?".into()),
         };
+        let now = Instant::now();
+        let seen = self.router.sighting(slot, now).into_iter().chain(report.stranger).max_by_key(|seen| seen.at);
+        let reason = known.map(|known| match seen.filter(|seen| seen.counts(now)) {
+            Some(seen) => format!("{known}; {}", hearsay(&seen, now)),
+            None => known.to_owned(),
+        });
         let lost = mover.wire_bytes_lost as f64;
         let sent = lost + mover.wire_bytes_delivered as f64;
         PeerReport {
@@ -210,8 +205,16 @@ impl control::Facts for Facts {
         let peers: Vec<_> = reports.iter().enumerate().map(|(slot, report)| self.peer(slot, report.as_ref())).collect();
         let used = reports.iter().flatten().map(|report| report.stats.held_bytes as u64).sum();
         let peak = self.memory_peak.fetch_max(used, Ordering::Relaxed).max(used);
-        let strangers =
-            [("unknown", &self.router.unknown), ("other keys", &self.router.hints), ("lane full", &self.router.full)];
+        let router = &self.router;
+        let strangers = [
+            ("noise", &router.noise),
+            ("unknown session", &router.unknown_sessions),
+            ("other keys", &router.other_keys),
+            ("wrong guard", &router.wrong_guards),
+            ("too many handshakes", &router.handshakes_full),
+            ("too many of sessions", &router.sessions_full),
+            ("receive buffer full", &router.buffer_full),
+        ];
         StatusReport {
             name: self.checked.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -271,6 +274,18 @@ fn flow(peer: &str, info: &FlowInfo, (way, rate): (Option<Duration>, u64), now: 
         waiting: info.held_bytes as u64,
         reason: hold_up(info),
     }
+}
+
+/// What an unauthenticated handshake says: from where, when, and that it proves nothing.
+fn hearsay(seen: &Sighting, now: Instant) -> String {
+    let (what, remedy) = match seen.fault {
+        Fault::Keys => ("a handshake for other keys than ours and our peers'", "compare the public keys at both ends"),
+        Fault::Guard => {
+            ("a handshake in its name that proves nothing", "compare the public and the pre-shared keys at both ends")
+        }
+    };
+    let (from, ago) = (seen.from, now.saturating_duration_since(seen.at).as_secs());
+    format!("{what} came from {from} {ago} s ago: if that was it, {remedy} (anybody can send one)")
 }
 
 fn class_name(class: Class) -> &'static str {
@@ -345,6 +360,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("addresses in a wrong form", report.stats.counters.wrong_addresses),
         ("packets not taken by the kernel", report.packets.not_emitted),
         ("packet flows refused", report.stats.counters.exchanges_refused),
+        ("icmp unproved", report.counters.complaints_unproved),
         ("send failures", report.counters.send_failures),
         ("receive buffer full", report.counters.buffer_full),
     ])

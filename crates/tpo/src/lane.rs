@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment};
+use tpo_mover::{Heard, What};
 use tracing::{debug, info, warn};
 
 use crate::demand::{Demand, Turn};
@@ -26,17 +27,22 @@ use crate::edge::tcp::{Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
+use crate::router::{Fault, Sighting};
 use crate::sys::{self, Timer};
 use crate::transit::{Next, Transit};
 use crate::workshop::Workshop;
 
 mod handle;
+mod inlet;
+mod marks;
 mod voice;
 
 pub use handle::{Command, Counters, Lane, Pulse, Report};
-use voice::Voice;
+use inlet::{Arrival, HANDSHAKES, Outlet, SESSIONS, inlet};
+use voice::{Complaint, Voice};
 
-/// Commands that may wait for a lane: a burst of new connections, or of first datagrams, beyond which new ones are turned away.
+/// Commands that may wait for a lane: a burst of new connections, beyond which new ones are turned
+/// away.
 const COMMANDS: usize = 4_096;
 /// A lane that sleeps shows its pulse this often; the lease needs one in each second.
 const PULSE: Duration = Duration::from_millis(200);
@@ -44,6 +50,10 @@ const PULSE: Duration = Duration::from_millis(200);
 const RECEIVE_TURN: usize = 4;
 /// Commands handled in one turn, likewise.
 const COMMAND_TURN: usize = 256;
+/// Datagrams from the router handled in one turn, likewise: each handshake datagram may cost a
+/// quarter of a millisecond.
+const SESSION_TURN: usize = 256;
+const HANDSHAKE_TURN: usize = 8;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
 /// When so many flows have been there and most of them are gone, what they took goes back to the system.
@@ -97,10 +107,18 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
     let edges = Edges::new(poll.registry().try_clone()?);
     let (commands, inbox) = sync_channel(COMMANDS);
+    let ((sessions, session_inbox), (handshakes, handshake_inbox)) = (inlet(SESSIONS), inlet(HANDSHAKES));
     let pulse = Arc::new(Pulse::new());
     let stopping = Arc::new(AtomicBool::new(false));
-    let lane =
-        Lane { commands, waker, stopping: stopping.clone(), pulse: pulse.clone(), name: start.name.as_str().into() };
+    let lane = Lane {
+        commands,
+        sessions,
+        handshakes,
+        waker,
+        stopping: stopping.clone(),
+        pulse: pulse.clone(),
+        name: start.name.as_str().into(),
+    };
     let voice = Voice::new(start.name.clone(), start.listener, poll.registry().try_clone()?, LINK)?;
     let own = lane.clone();
     let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
@@ -119,6 +137,8 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             passing: HashMap::new(),
             voice,
             inbox,
+            arrivals: [handshake_inbox, session_inbox],
+            stranger: None,
             waiting: false,
             stopping,
             pulse,
@@ -156,6 +176,11 @@ struct Loop {
     passing: HashMap<FlowId, StreamKey>,
     voice: Voice,
     inbox: Receiver<Command>,
+    /// Datagrams from the router: of handshakes, then of sessions, because the last of a handshake
+    /// makes those that follow it understood.
+    arrivals: [Outlet; 2],
+    /// The last handshake datagram for other keys that came by our own socket.
+    stranger: Option<Sighting>,
     /// More commands wait than one turn takes.
     waiting: bool,
     stopping: Arc<AtomicBool>,
@@ -189,7 +214,10 @@ impl Loop {
                 self.counters.not_allowed += packets.follow_addresses(&mut self.peer, &self.exit, now);
                 packets.say_what_is_asked(&mut self.peer, now);
             }
+            // Before a datagram leaves that tells them, and before we sleep.
+            self.pulse.publish(self.peer.indices());
             let busy = self.transmit(now);
+            self.pulse.publish(self.peer.indices());
             let now = Instant::now();
             self.show_pulse(now);
             if self.closing.is_some_and(|until| now >= until) {
@@ -227,8 +255,12 @@ impl Loop {
             if heard {
                 self.receive();
             }
-            if (called || self.waiting) && self.commands() {
-                break;
+            if called || self.waiting {
+                let more = self.arrivals();
+                if self.commands() {
+                    break;
+                }
+                self.waiting |= more;
             }
             if self.closing.is_none() && self.stopping.load(Ordering::SeqCst) {
                 self.begin_to_close(Instant::now());
@@ -239,25 +271,42 @@ impl Loop {
         self.peer_end();
     }
 
+    /// What ICMP messages say that quote what was sent.
+    fn hear_complaints(&mut self) {
+        let (now, peer) = (Instant::now(), &mut self.peer);
+        self.voice.complaints(|complaint| match complaint {
+            Complaint::Refused => peer.on_refused(now),
+            Complaint::TooLarge(size) => peer.on_too_large(size, now),
+        });
+    }
+
     /// Takes datagrams from the connected socket until it is empty or the turn is over.
     fn receive(&mut self) {
+        self.hear_complaints();
         let mut turns = 0;
         while let Some(received) = self.voice.receive(&mut self.runs) {
             match received {
                 Ok(0) => return,
                 Ok(received) => {
                     let now = Instant::now();
-                    let peer = &mut self.peer;
-                    self.runs.for_each(|from, _, datagram| peer.handle_datagram(from, datagram, now));
+                    let (peer, voice, stranger) = (&mut self.peer, &mut self.voice, &mut self.stranger);
+                    self.runs.for_each(|from, local, datagram| {
+                        match (peer.handle_datagram(from, datagram, now), local) {
+                            (Heard::Stranger, _) => *stranger = Some(Sighting { from, at: now, fault: Fault::Guard }),
+                            (Heard::Caller(attempt), Some(local)) => voice.was_called(from, attempt, local),
+                            // The socket is bound to where the peer is known.
+                            (Heard::Peer | Heard::Caller(_) | Heard::Nothing, _) => {}
+                        }
+                    });
                     self.follow_engine(now);
                     if received < RECEIVE_RUNS {
                         // The kernel had no more; what came since is announced by a new edge.
                         return;
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => self.peer.on_refused(Instant::now()),
-                // An ICMP error about something that we sent; what waits behind it is still to be received.
-                Err(error) => debug!(peer = %self.name, %error, "receive failed"),
+                // What an ICMP message says of something that was sent, or what somebody made up;
+                // what waits behind it is still to be received.
+                Err(_) => self.hear_complaints(),
             }
             turns += 1;
             if turns == RECEIVE_TURN {
@@ -268,6 +317,29 @@ impl Loop {
         }
     }
 
+    /// Handles some of what the router heard; true when more may wait.
+    fn arrivals(&mut self) -> bool {
+        let mut more = false;
+        for (at, turn) in [HANDSHAKE_TURN, SESSION_TURN].into_iter().enumerate() {
+            let mut left = turn;
+            while left > 0
+                && let Some(Arrival { from, local, mut bytes }) = self.arrivals[at].take()
+            {
+                let now = Instant::now();
+                match (self.peer.handle_datagram(from, &mut bytes, now), local) {
+                    (Heard::Peer, Some(local)) => self.voice.is_known_at(local),
+                    (Heard::Caller(attempt), Some(local)) => self.voice.was_called(from, attempt, local),
+                    // The router has seen to strangers.
+                    (Heard::Peer | Heard::Caller(_) | Heard::Stranger | Heard::Nothing, _) => {}
+                }
+                self.follow_engine(now);
+                left -= 1;
+            }
+            more |= left == 0;
+        }
+        more
+    }
+
     /// Handles some of what other threads ask; true when the lane shall end at once.
     fn commands(&mut self) -> bool {
         self.waiting = true;
@@ -275,13 +347,6 @@ impl Loop {
             let now = Instant::now();
             match self.inbox.try_recv() {
                 Ok(Command::Accepted { socket, key, treatment }) => self.accepted(socket, key, treatment, now),
-                Ok(Command::Datagram { from, local, mut bytes }) => {
-                    if let Some(local) = local {
-                        self.voice.called_at(local);
-                    }
-                    self.peer.handle_datagram(from, &mut bytes, now);
-                    self.follow_engine(now);
-                }
                 Ok(Command::Packets(batch)) => {
                     self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     if batch.items.iter().any(|item| item.ruled.is_some()) {
@@ -475,6 +540,7 @@ impl Loop {
                 }
                 Event::Dead => {
                     self.set_heard(false);
+                    self.voice.forget();
                     let edges = self.edges.len();
                     match &mut self.demand {
                         Some(demand) => {
@@ -599,8 +665,8 @@ impl Loop {
         if self.voice.is_blocked() {
             return false;
         }
-        if let Some((to, segment)) = self.voice.take_unsent()
-            && !self.send(to, segment, now)
+        if let Some((to, what, segment)) = self.voice.take_unsent()
+            && !self.send(to, what, segment, now)
         {
             return false;
         }
@@ -610,7 +676,7 @@ impl Loop {
             // Reading an edge may have found its end, whether or not something is sent.
             self.follow_engine(now);
             let Some(transmit) = transmit else { return false };
-            if !self.send(transmit.to, transmit.segment_size, now) {
+            if !self.send(transmit.to, transmit.what, transmit.segment_size, now) {
                 return false;
             }
         }
@@ -618,12 +684,11 @@ impl Loop {
     }
 
     /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for later.
-    fn send(&mut self, to: SocketAddr, segment: usize, now: Instant) -> bool {
-        match self.voice.send(to, segment, now) {
+    fn send(&mut self, to: SocketAddr, what: What, segment: usize, now: Instant) -> bool {
+        match self.voice.send(to, what, segment, now) {
             Sent::Blocked => return false,
             Sent::All | Sent::Failed => {}
             Sent::TooLarge => self.peer.on_too_large(segment.min(self.voice.batch.len()), now),
-            Sent::Refused => self.peer.on_refused(now),
         }
         true
     }
@@ -689,11 +754,13 @@ impl Loop {
     fn report(&self) -> Report {
         let mut counters = self.counters;
         (counters.send_failures, counters.buffer_full) = (self.voice.failures, self.voice.dropped());
+        counters.complaints_unproved = self.voice.unproved;
         Report {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),
             rests: !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::rests),
             remote: self.peer.remote(),
+            stranger: self.stranger,
             edges: self.edges.len(),
             counters,
             packets: self.packets.as_ref().map_or_else(Default::default, Packets::counters),

@@ -3,6 +3,7 @@
 //! What to log comes from `--log`, else from the environment (`TPO_LOG`), else from the configuration.
 
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
@@ -23,6 +24,31 @@ pub fn is_filter(text: &str) -> bool {
     !text.is_empty() && text.split(',').all(is_directive) && EnvFilter::try_new(text).is_ok()
 }
 
+/// Lets one line through in each interval: for what strangers can cause as often as they like.
+#[derive(Debug)]
+pub struct Seldom {
+    every: Duration,
+    next: Option<Instant>,
+    held_back: u64,
+}
+
+impl Seldom {
+    /// At most one line in this time.
+    pub fn new(every: Duration) -> Seldom {
+        Seldom { every, next: None, held_back: 0 }
+    }
+
+    /// Whether a line may be written now, and then how many were not since the last one.
+    pub fn admits(&mut self, now: Instant) -> Option<u64> {
+        if self.next.is_some_and(|next| now < next) {
+            self.held_back += 1;
+            return None;
+        }
+        self.next = Some(now + self.every);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
 /// Starts logging. Called once, before anything else runs; a second call changes nothing.
 pub fn start(filter: &str, format: LogFormat) {
     // `is_filter` has seen every filter that comes here; the level alone is the answer to a surprise.
@@ -39,7 +65,17 @@ pub fn start(filter: &str, format: LogFormat) {
 
 #[cfg(test)]
 mod tests {
-    use super::is_filter;
+    use std::time::{Duration, Instant};
+
+    use super::{Seldom, is_filter};
+
+    #[test]
+    fn one_line_in_each_interval_and_the_others_are_counted() {
+        let mut seldom = Seldom::new(Duration::from_secs(10));
+        let start = Instant::now();
+        let lines = (0..25_000).filter_map(|ms| seldom.admits(start + Duration::from_millis(ms)));
+        assert_eq!(lines.collect::<Vec<_>>(), [0, 9_999, 9_999]);
+    }
 
     #[test]
     fn a_slip_of_the_finger_is_not_a_filter() {

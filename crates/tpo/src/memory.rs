@@ -85,9 +85,8 @@ mod tests {
 
     #[test]
     fn what_is_saved_is_loaded_and_nonsense_is_not() {
-        let folder = std::env::temp_dir().join(format!("tpo-memory-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let memory = Memory::new(&folder, "lyon");
+        let folder = tpo_lab::Scratch::new("tpo-memory").unwrap();
+        let memory = Memory::new(folder.path(), "lyon");
         assert_eq!(memory.load(), None);
         let path = tpo_mover::Path {
             bandwidth: 12_500_000,
@@ -108,6 +107,5 @@ mod tests {
         // From the future: the clock was wrong then or is now.
         fs::write(folder.join("lyon.path"), b"{\"bandwidth\":1,\"round_trip_us\":1,\"at\":99999999999}").unwrap();
         assert!(memory.load().unwrap().age > tpo_mover::Path::LONGEST_AGE);
-        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -118,6 +118,55 @@ pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
     Ok(memory[DROPS])
 }
 
+/// Asks for the error queue of a UDP socket: what ICMP messages say is kept there, with what they
+/// quote.
+pub fn keep_complaints(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
+    let (level, name) = if v6 { (libc::SOL_IPV6, libc::IPV6_RECVERR) } else { (libc::SOL_IP, libc::IP_RECVERR) };
+    set_option(socket.as_raw_fd(), level, name, 1)
+}
+
+/// Takes the next message from the error queue of a socket: the error that an ICMP message told of,
+/// and how many bytes it quoted of the datagram, which lie in `quoted` as far as there is room.
+/// Errors that are no ICMP's have the number 0. `None`: the queue is empty.
+pub fn take_complaint(socket: &impl AsRawFd, quoted: &mut [u8]) -> io::Result<Option<(i32, usize)>> {
+    // Room for the extended error and the address of who complains, aligned for the kernel's
+    // structures.
+    let mut control = [0_u64; 32];
+    let mut place = libc::iovec { iov_base: quoted.as_mut_ptr().cast(), iov_len: quoted.len() };
+    // SAFETY: all zero is a valid msghdr: plain integers and null pointers.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut place;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of_val(&control) as _;
+    // SAFETY: every pointer of the message is to a place of the length given, which outlives the
+    // call.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+    if got < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+    }
+    let mut number = 0;
+    // SAFETY: the kernel filled in the control messages; the walk stays within the length that it
+    // left in the header.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !next.is_null() {
+        // SAFETY: `next` is a whole header inside `control`; an IP_RECVERR or IPV6_RECVERR message
+        // holds a sock_extended_err, read unaligned.
+        unsafe {
+            let kind = ((*next).cmsg_level, (*next).cmsg_type);
+            if kind == (libc::SOL_IP, libc::IP_RECVERR) || kind == (libc::SOL_IPV6, libc::IPV6_RECVERR) {
+                let told = libc::CMSG_DATA(next).cast::<libc::sock_extended_err>().read_unaligned();
+                if matches!(told.ee_origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6) {
+                    number = told.ee_errno as i32;
+                }
+            }
+            next = libc::CMSG_NXTHDR(&raw const message, next);
+        }
+    }
+    Ok(Some((number, (got as usize).min(quoted.len()))))
+}
+
 /// Raises the limit of open files to the hard limit, one descriptor for each connection, and returns what it is now.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -127,6 +176,21 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     // SAFETY: `limit` is initialised and outlives the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
     Ok(limit.rlim_cur)
+}
+
+/// Takes the exclusive lock of an open file (`flock`); false if somebody else has it.
+pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
+    // SAFETY: a plain call without pointers on an open descriptor.
+    match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
+/// The user whose permissions we have.
+pub fn effective_user() -> u32 {
+    // SAFETY: a plain call without pointers that cannot fail.
+    unsafe { libc::geteuid() }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

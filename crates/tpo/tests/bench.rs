@@ -2,34 +2,40 @@
 //! leaves nothing behind. Needs root.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use tpo_lab::Scratch;
+
 /// A folder for what a run writes, removed at the end.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tpo-bench-{}-{test}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        Folder(path)
+        let folder = Scratch::new(&format!("tpo-bench-{test}")).unwrap();
+        fs::create_dir(folder.join("temporary")).unwrap();
+        Folder(folder)
     }
 
     fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.0.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+        fs::read_to_string(self.0.join("out").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// What the run has in its folder for temporary files: name and mode.
+    fn temporary(&self) -> Vec<(String, u32)> {
+        let entry = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry.unwrap();
+            (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().mode() & 0o777)
+        };
+        fs::read_dir(self.0.join("temporary")).unwrap().map(entry).collect()
     }
 
     fn bench(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tpo"));
-        command.arg("bench").args(arguments).arg("--out").arg(&self.0).env_remove("TPO_LOG");
+        command.arg("bench").args(arguments).arg("--out").arg(self.0.join("out"));
+        command.env_remove("TPO_LOG").env("TMPDIR", self.0.join("temporary"));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -96,11 +102,21 @@ fn a_signal_ends_it_and_nothing_stays() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_millis(1500));
+    let temporary = folder.temporary();
+    let guessed = format!("tpobench{}-", child.id());
+    assert_eq!(temporary.len(), 1, "{temporary:?}");
+    for (name, mode) in temporary {
+        // Its namespaces are called so, and a number; who knows the process knows them.
+        let rest = name.strip_prefix(&guessed).unwrap_or_default();
+        assert!(rest.len() > 16, "{name} can be guessed");
+        assert_eq!(mode, 0o700, "{name}: keys are in it");
+    }
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     let asked = Instant::now();
     let (output, words) = ended(child);
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("ended by a signal"), "{words}");
+    assert_eq!(folder.temporary(), []);
     assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
 }

@@ -9,16 +9,14 @@ use std::sync::Arc;
 
 use tpo::control::{Facts, Server};
 use tpo::status::{FlowReport, PeerReport, PeerState, StatusReport};
+use tpo_lab::Scratch;
 
 /// A folder of its own for each test, removed at its end.
-struct Folder(PathBuf);
+struct Folder(Scratch);
 
 impl Folder {
     fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tpo-cli-{}-{test}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Folder(path)
+        Folder(Scratch::new(&format!("tpo-cli-{test}")).unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -27,7 +25,7 @@ impl Folder {
 
     fn tpo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tpo"));
-        command.args(arguments).current_dir(&self.0).env_remove("TPO_LOG");
+        command.args(arguments).current_dir(self.0.path()).env_remove("TPO_LOG");
         command
     }
 
@@ -46,12 +44,6 @@ impl Folder {
             .replace("#control = \"/run/tpo.sock\"", "control = \"tpo.sock\"");
         fs::write(folder.path("tpo.toml"), text).unwrap();
         folder
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -96,7 +88,7 @@ fn keygen_writes_a_private_file_and_prints_the_public_key() {
     assert_eq!(forced.code, 0, "{forced:?}");
     assert_ne!(forced.out, made.out);
     assert_eq!(mode(&folder.path("paris.key")), 0o600);
-    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left");
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1, "nothing else is left");
 }
 
 #[test]

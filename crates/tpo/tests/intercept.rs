@@ -481,6 +481,37 @@ fn removal_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn another_user_cannot_keep_a_daemon_from_starting() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    let net = Net::up();
+    let table = table(rules_for(PORT, OnFailure::Open), 1);
+    let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
+    // Names without a file have no permissions: anybody may have this one, which used to mean that
+    // a daemon runs.
+    let taken = net.inside(Place::Tpo, || {
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("tpo-intercept").unwrap();
+        std::os::unix::net::UnixListener::bind_addr(&name).unwrap()
+    });
+    let namespace = net.inside(Place::Tpo, || std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino());
+    let installed = net.inside(Place::Tpo, || install(&table, ports)).unwrap_or_else(|error| panic!("{error}"));
+    let as_nobody = |script: String| Command::new("sh").args(["-c", &script]).uid(65_534).gid(65_534).output().unwrap();
+    let file = format!("/run/tpo/netns-{namespace}.lock");
+    assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
+    for script in
+        [format!("exec 9<{file}"), format!("exec 9>{file}.x"), format!("rm -f {file}"), "exec 9>/run/tpo.x".into()]
+    {
+        let output = as_nobody(script.clone());
+        assert!(!output.status.success(), "nobody may do `{script}`");
+    }
+    assert!(as_nobody("exec 9</dev/null".into()).status.success(), "the same way to ask says yes to what is allowed");
+    net.inside(Place::Tpo, || installed.remove()).unwrap();
+    assert!(!std::path::Path::new(&file).exists());
+    drop(taken);
+}
+
+#[test]
 fn what_a_killed_run_leaves_is_replaced_and_removed() {
     let net = Net::up();
     let before = net.state(Place::Tpo);

@@ -13,6 +13,7 @@
 mod admission;
 mod flight;
 mod fuzzing;
+mod guard;
 mod initiator;
 mod responder;
 mod tls;
@@ -33,8 +34,11 @@ use self::tls::{Configs, Outcome};
 use self::wire::{Fragment, Level, Pair, Parsed};
 use crate::crypto::{Session, expand, extract};
 use crate::identity::{Identity, PreSharedKey, PublicKey};
+use crate::mover::What;
 
 pub use self::fuzzing::fuzz_handshake;
+pub use self::guard::{Guard, Unknown};
+pub(crate) use self::wire::call_number;
 
 /// How long the side with the lower key leaves the peer's attempt unanswered because its own is under way. After that its own may not get
 /// through at all, while the peer's does.
@@ -275,15 +279,24 @@ impl Handshake {
         initiator.into_iter().chain(responders).min()
     }
 
-    /// Appends one datagram to `out` and says where it goes.
-    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<SocketAddr> {
+    /// The session indices that attempts under way have told the peer.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        let ours = self.initiator.iter().map(|initiator| initiator.machine.local());
+        ours.chain(self.responders.iter().map(|responder| responder.machine.local()))
+    }
+
+    /// Appends one datagram to `out` and says where it goes, and what it is.
+    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<(SocketAddr, What)> {
         if let Some(demand) = self.retries.pop_front() {
             self.pair.emit_retry(demand.index, demand.attempt, &demand.cookie, out);
-            return Some(demand.to);
+            return Some((demand.to, What::Answer(demand.attempt)));
         }
         let Handshake { pair, responders, initiator, .. } = self;
-        let answer = responders.iter_mut().find_map(|responder| responder.machine.poll_transmit(pair, out));
-        answer.or_else(|| initiator.as_mut()?.machine.poll_transmit(pair, out))
+        let answer = responders.iter_mut().find_map(|Attempt { machine, .. }| {
+            let to = machine.poll_transmit(pair, out)?;
+            Some((to, What::Answer(machine.attempt())))
+        });
+        answer.or_else(|| Some((initiator.as_mut()?.machine.poll_transmit(pair, out)?, What::Call)))
     }
 
     /// Keys are agreed: for the initiator after the responder's flight, for the responder after the initiator's last.

@@ -173,10 +173,12 @@ impl World {
             loop {
                 let node = &mut self.nodes[number];
                 let mut datagram = Vec::new();
-                let Some(to) = node.handshake.poll_transmit(&mut datagram, self.now) else { break };
+                let Some((to, what)) = node.handshake.poll_transmit(&mut datagram, self.now) else { break };
                 assert!(datagram.len() <= wire::DATAGRAM);
                 assert!(matches!(peek(&datagram), Some(Outer::Handshake { .. } | Outer::Retry { .. })));
-                if datagram[0] == 0x20 || datagram[24] & 2 != 0 {
+                let answers = datagram[0] == 0x20 || datagram[24] & 2 != 0;
+                assert_eq!(matches!(what, What::Answer(_)), answers, "{what:?}");
+                if answers {
                     let account = node.account(to);
                     account.2 += datagram.len();
                     assert!(account.2 <= 3 * account.1, "answered {} bytes to {}", account.2, account.1);
@@ -868,6 +870,55 @@ fn a_copy_from_elsewhere_does_not_steal_the_attempt() {
     world.run_until_up(Duration::from_secs(2));
     assert_eq!(world.nodes[1].newest().unwrap().remote, address(0));
     world.check_settled();
+}
+
+#[test]
+fn a_copied_answer_leads_no_further_attempt_astray() {
+    let mut world = World::new(CALM, 13);
+    world.start(0);
+    while world.seen.iter().all(|(to, _)| *to == 1) {
+        world.step();
+    }
+    let answers: Vec<_> = world.seen.iter().filter(|(to, _)| *to == 0).cloned().collect();
+    let thief = SocketAddr::from(([198, 51, 100, 11], 11));
+    for (to, datagram) in answers {
+        world.flying.push(Flying { at: world.now + MS, to, from: thief, datagram });
+    }
+    while world.nodes[0].sessions.is_empty() {
+        world.step();
+    }
+    assert_eq!(world.nodes[0].newest().unwrap().remote, address(1), "where we called is where the peer is");
+    world.run_until_up(Duration::from_secs(5));
+    assert_eq!(world.nodes[0].newest().unwrap().remote, address(1));
+    world.check_settled();
+}
+
+#[test]
+fn the_guard_admits_what_a_pair_sends_and_nothing_else() {
+    let [one, two] = pair();
+    let mut world = World::new(WILD, 14);
+    world.start(0);
+    world.run_for(Duration::from_secs(3));
+    let key = PreSharedKey::from_text(&"5a".repeat(32)).unwrap();
+    let guards = [Guard::new(&one, &two.public_key(), None), Guard::new(&two, &one.public_key(), None)];
+    let foreign = Guard::new(&two, &identity(9).public_key(), None);
+    let keyed = [Guard::new(&one, &two.public_key(), Some(&key)), Guard::new(&two, &one.public_key(), Some(&key))];
+    assert!(world.seen.iter().any(|(to, _)| *to == 0) && world.seen.iter().any(|(to, _)| *to == 1));
+    for (to, datagram) in &world.seen {
+        assert_eq!(guards[*to].admit(datagram), Ok(()));
+        assert_eq!(guards[1 - to].admit(datagram), Err(Unknown::Stranger));
+        assert_eq!(foreign.admit(datagram), Err(Unknown::Stranger));
+        assert_eq!(keyed[*to].admit(datagram), Err(Unknown::Unproved));
+        assert!(guards[*to].admit(&datagram[1..]).is_err());
+        assert!(guards[*to].admit(&datagram[..datagram.len() - 1]).is_err());
+        let mut flipped = datagram.clone();
+        let at = world.rng.usize(..flipped.len());
+        flipped[at] ^= 1 << world.rng.u8(..8);
+        assert!(guards[*to].admit(&flipped).is_err(), "bit of byte {at}");
+    }
+    for length in [0, 1, 10, 55, 56, 1_200, 1_201, 9_000] {
+        assert_eq!(guards[0].admit(&vec![0x10; length]), Err(Unknown::Stranger));
+    }
 }
 
 #[test]

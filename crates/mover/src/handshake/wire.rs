@@ -79,6 +79,16 @@ impl Direction {
         direction
     }
 
+    /// Whether a datagram of this direction proves that one of the pair made it: the names are
+    /// those of the pair, and the HMAC fits.
+    fn prove(&self, datagram: &[u8]) -> Result<(), HandshakeError> {
+        if datagram[2..10] != self.hint {
+            return Err(HandshakeError::Stranger);
+        }
+        let (text, mac) = datagram.split_at(datagram.len() - MAC);
+        verify_slices_are_equal(&self.mac(text), mac).map_err(|_| HandshakeError::Unproved)
+    }
+
     fn mac(&self, text: &[u8]) -> [u8; MAC] {
         let tag = hmac::sign(&self.key, text);
         tag.as_ref()[..MAC].try_into().expect("SHA-256 has 32 bytes")
@@ -95,20 +105,22 @@ impl Pair {
         Pair { ours: Direction::new(&secret, &own, peer), theirs: Direction::new(&secret, peer, &own) }
     }
 
-    /// What the peer wrote; everything that someone else could have written is an error.
-    pub(super) fn parse<'a>(&self, datagram: &'a [u8]) -> Result<Parsed<'a>, HandshakeError> {
-        let form = HandshakeError::Form { length: datagram.len() };
+    /// Whether the peer wrote this, or made it once for somebody to repeat.
+    pub(super) fn prove(&self, datagram: &[u8]) -> Result<(), HandshakeError> {
         if datagram.len() < RETRY || datagram.len() > DATAGRAM {
-            return Err(form);
+            return Err(HandshakeError::Form { length: datagram.len() });
         }
         if datagram[1] != VERSION {
             return Err(HandshakeError::Version { found: datagram[1] });
         }
-        if datagram[2..10] != self.theirs.hint {
-            return Err(HandshakeError::Stranger);
-        }
-        let (text, mac) = datagram.split_at(datagram.len() - MAC);
-        verify_slices_are_equal(&self.theirs.mac(text), mac).map_err(|_| HandshakeError::Unproved)?;
+        self.theirs.prove(datagram)
+    }
+
+    /// What the peer wrote; everything that someone else could have written is an error.
+    pub(super) fn parse<'a>(&self, datagram: &'a [u8]) -> Result<Parsed<'a>, HandshakeError> {
+        let form = HandshakeError::Form { length: datagram.len() };
+        self.prove(datagram)?;
+        let text = &datagram[..datagram.len() - MAC];
         match datagram[0] {
             KIND_HANDSHAKE if text.len() > HEADER => parse_fragment(text).map(Parsed::Fragment),
             KIND_RETRY if datagram.len() == RETRY => Ok(Parsed::Retry {
@@ -168,6 +180,12 @@ impl Pair {
         let mac = self.ours.mac(&out[begin..]);
         out.extend_from_slice(&mac);
     }
+}
+
+/// The number of the attempt, of a fragment that an initiator sent.
+pub(crate) fn call_number(datagram: &[u8]) -> Option<u64> {
+    let from_initiator = datagram.first() == Some(&KIND_HANDSHAKE) && datagram.get(24)? & 2 == 0;
+    from_initiator.then(|| u64::from_be_bytes(array(&datagram[16..24])))
 }
 
 /// Bytes of a stream that one datagram carries at this level.

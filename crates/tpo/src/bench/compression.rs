@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use socket2::SockRef;
-use tpo_lab::{Host, Lab, Profile, Wan};
+use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 
 use super::corpora::{Corpus, Random, corpora, noise, order};
 use super::load::{LOOK_EVERY, PATIENCE, accept};
 use super::stats::median;
 use crate::demo::ending::Ending;
-use crate::demo::pair::{Pair, Scratch};
+use crate::demo::pair::Pair;
 use crate::intercept::install::check_tools;
 use crate::sys::process_cpu_seconds;
 
@@ -60,7 +60,7 @@ impl Bed {
         let scratch = Scratch::new(&prefix)?;
         let lab = Lab::up(&prefix, Wan::symmetric(profile.clone()))?;
         let pair = setting
-            .map(|setting| Pair::start(&lab, &scratch.folder, &format!("compress = {setting}"), &["\"tcp\""], None))
+            .map(|setting| Pair::start(&lab, scratch.path(), &format!("compress = {setting}"), &["\"tcp\""], None))
             .transpose()?;
         let listener = lab.inside(Host::Server, || TcpListener::bind("10.10.2.2:8080"))?;
         let socket = SockRef::from(&listener);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tpo_lab::Lab;
+use tpo_lab::{Lab, Scratch};
 
 use super::datagrams;
 use super::load::{self, Asked, Direction, Site};
@@ -13,7 +13,7 @@ use super::relay::Relays;
 use super::report::Figures;
 use super::stats::{jain, quantile, ramp};
 use crate::demo::ending::Ending;
-use crate::demo::pair::{Pair, Scratch};
+use crate::demo::pair::Pair;
 
 /// Flows at once in the sixteen's measure.
 const MANY: usize = 16;
@@ -63,7 +63,7 @@ pub(super) fn cell(
         Way::Cubic | Way::Bbr => Middle::Nothing,
         Way::Relay => Middle::Relay(Relays::start(&lab)?),
         Way::Tpo => {
-            Middle::Tpo(Pair::start(&lab, &scratch.folder, &peer_settings(plan, link), &["\"tcp\"", "\"udp\""], None)?)
+            Middle::Tpo(Pair::start(&lab, scratch.path(), &peer_settings(plan, link), &["\"tcp\"", "\"udp\""], None)?)
         }
     };
     let bench = Bench {

@@ -16,12 +16,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tpo_lab::{Host, Lab, Profile, Wan};
+use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 
 use call::Call;
 use ending::Ending;
 use http::{Server, verify};
-use pair::{Pair, Scratch};
+use pair::Pair;
 
 use crate::intercept::install::check_tools;
 
@@ -89,14 +89,14 @@ pub fn run() -> Result<()> {
     let bbr = server(BBR_PORT, "bbr");
 
     let way = |name, port, may_be_cut| {
-        Way { lab: &lab, folder: &scratch.folder, ending: &ending, name, port, may_be_cut }.measure()
+        Way { lab: &lab, folder: scratch.path(), ending: &ending, name, port, may_be_cut }.measure()
     };
     let mut columns = vec![way("direct, CUBIC", CUBIC_PORT, true)?];
     match &bbr {
         Ok(_) => columns.push(way("direct, BBR", BBR_PORT, true)?),
         Err(error) => println!("this kernel has no BBR to compare with: {error:#}"),
     }
-    let pair = Pair::start(&lab, &scratch.folder, "", &["\"tcp\"", "\"udp\"", "\"icmp\""], Some(call::GROUP))?;
+    let pair = Pair::start(&lab, scratch.path(), "", &["\"tcp\"", "\"udp\"", "\"icmp\""], Some(call::GROUP))?;
     println!("\nboth TPOs run, and are connected");
     let mut through = way("through tpo", CUBIC_PORT, false)?;
     let lost = call::multicast(&lab, &ending)?;

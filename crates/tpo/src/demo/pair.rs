@@ -134,25 +134,3 @@ impl Drop for Pair {
         }
     }
 }
-
-/// A folder for keys, configurations and downloads, removed in the end.
-pub struct Scratch {
-    /// Where it is.
-    pub folder: PathBuf,
-}
-
-impl Scratch {
-    /// Makes it.
-    pub fn new(name: &str) -> Result<Scratch> {
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-        Ok(Scratch { folder })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Left-overs in the temporary folder are harmless.
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}

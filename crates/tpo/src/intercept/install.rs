@@ -6,14 +6,13 @@
 
 use super::Table;
 use super::layers::RuleError;
+use super::lock::Lock;
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
 use super::{MARK_DELIVER, MARK_PACKETS};
 use std::io::{self, ErrorKind, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use tracing::{info, warn};
@@ -72,8 +71,8 @@ pub enum InstallError {
 /// they were installed in.
 #[derive(Debug)]
 pub struct Installed {
-    /// Says to others that we are here; the kernel closes it however we end.
-    _guard: UnixListener,
+    /// Keeps other daemons from this namespace; the kernel releases it however we end.
+    _lock: Lock,
     watch: Watch,
     v6: bool,
     /// The device for packets, where there is one.
@@ -86,14 +85,14 @@ pub struct Installed {
 /// Puts `table` in force, in the place of whatever an earlier run has left. Interception begins with the first lease.
 pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     let text = rules::render(table, ports)?;
-    let guard = guard()?;
+    let lock = Lock::take()?;
     let watch = Watch::open().map_err(|error| unseen(&error))?;
     if ports.v6.is_none() {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
     // From here on a failure takes back what was done.
     let mut installed =
-        Installed { _guard: guard, watch, v6: ports.v6.is_some(), tun: None, device: None, removed: false };
+        Installed { _lock: lock, watch, v6: ports.v6.is_some(), tun: None, device: None, removed: false };
     if !table.packets.is_empty() {
         installed.tun = Some(Arc::new(Tun::open()?));
     }
@@ -225,16 +224,6 @@ pub fn remove_left_overs() -> Result<(), InstallError> {
         let _ = run("ip", &packet_rule_command(family, "del"), "");
     }
     nft
-}
-
-/// Holds an abstract Unix socket, whose names belong to the network namespace and vanish with their holder.
-fn guard() -> Result<UnixListener, InstallError> {
-    let what = "mark this network namespace as ours";
-    let refused = |error: io::Error| match error.kind() {
-        ErrorKind::AddrInUse => InstallError::AlreadyRunning,
-        _ => InstallError::Refused { what, said: error.to_string() },
-    };
-    SocketAddr::from_abstract_name("tpo-intercept").and_then(|name| UnixListener::bind_addr(&name)).map_err(refused)
 }
 
 fn load(text: &str) -> Result<(), InstallError> {

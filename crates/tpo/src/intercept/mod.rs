@@ -29,6 +29,7 @@ pub mod findings;
 pub mod install;
 pub mod layers;
 pub mod lease;
+pub mod lock;
 mod netlink;
 pub mod own;
 pub mod rules;

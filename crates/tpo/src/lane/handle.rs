@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use mio::Waker;
 use tpo_engine::{FlowInfo, StreamKey, Treatment, Worked};
 
+use super::inlet::Inlet;
 use crate::edge::packets;
+use crate::router::Sighting;
 use crate::tap::{Batch, WAITING_BYTES};
 use crate::transit::Onward;
 
@@ -28,15 +30,6 @@ pub enum Command {
     Packets(Batch),
     /// Datagrams that another peer has brought for this one.
     Onward(Onward),
-    /// The router heard a datagram for this lane at the listening socket.
-    Datagram {
-        /// Who sent it.
-        from: SocketAddr,
-        /// At which of our addresses it arrived.
-        local: Option<IpAddr>,
-        /// The datagram.
-        bytes: Vec<u8>,
-    },
     /// Somebody wants to know how it goes.
     Report(SyncSender<Report>),
     /// Somebody wants to see every flow.
@@ -65,6 +58,8 @@ pub struct Report {
     pub counters: Counters,
     /// Of packets that are no TCP.
     pub packets: packets::Counters,
+    /// The last handshake datagram for other keys that came by the lane's own socket.
+    pub stranger: Option<Sighting>,
     /// Groups of multicast that the peer asks for.
     pub groups_asked_here: Vec<IpAddr>,
     /// Groups of multicast that the peer is asked for.
@@ -86,7 +81,13 @@ pub struct Counters {
     pub send_failures: u64,
     /// Packets that the kernel dropped because the lane's socket was full.
     pub buffer_full: u64,
+    /// ICMP errors that quote nothing that was sent: somebody else made them, or they cut it off.
+    pub complaints_unproved: u64,
 }
+
+/// Session indices of one lane that are published: two of sessions, and of attempts as many as a
+/// peer is let begin side by side.
+const INDICES: usize = 16;
 
 /// Life signs of a lane, read by the interceptor's lease.
 #[derive(Debug)]
@@ -98,6 +99,8 @@ pub struct Pulse {
     pub memory: AtomicUsize,
     /// Bytes of packets that wait for the lane.
     pub packets: AtomicUsize,
+    /// The session indices by which datagrams find the lane now; 0: none, which no session has.
+    indices: [AtomicU32; INDICES],
 }
 
 impl Pulse {
@@ -108,7 +111,23 @@ impl Pulse {
             up: AtomicBool::new(false),
             memory: AtomicUsize::new(0),
             packets: AtomicUsize::new(0),
+            indices: Default::default(),
         }
+    }
+
+    /// Says by which session indices the lane is found.
+    pub(super) fn publish(&self, indices: impl Iterator<Item = u32>) {
+        for (place, index) in self.indices.iter().zip(indices.chain(std::iter::repeat(0))) {
+            if place.load(Ordering::Relaxed) != index {
+                place.store(index, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a session or an attempt of the lane has this index. A moment old, so a datagram that
+    /// comes with the first of an index may be turned away; it is repeated.
+    pub fn knows(&self, index: u32) -> bool {
+        self.indices.iter().any(|known| known.load(Ordering::Relaxed) == index)
     }
 
     /// Shows that the loop turns; true when the peer has come up or gone down.
@@ -133,6 +152,8 @@ impl Pulse {
 #[derive(Clone)]
 pub struct Lane {
     pub(super) commands: SyncSender<Command>,
+    pub(super) sessions: Inlet,
+    pub(super) handshakes: Inlet,
     pub(super) waker: Arc<Waker>,
     pub(super) stopping: Arc<AtomicBool>,
     /// Life signs.
@@ -152,6 +173,25 @@ impl Lane {
             }
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
         }
+    }
+
+    /// Hands over a datagram of one of the lane's sessions; false when too much of them waits.
+    pub fn hear_session(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+        self.hear(&self.sessions, from, local, datagram)
+    }
+
+    /// Hands over a handshake datagram whose guard is right; false when too many of them wait.
+    pub fn hear_handshake(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+        self.hear(&self.handshakes, from, local, datagram)
+    }
+
+    fn hear(&self, inlet: &Inlet, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+        let taken = inlet.put(from, local, datagram);
+        if taken {
+            // As for commands.
+            let _ = self.waker.wake();
+        }
+        taken
     }
 
     /// Hands over what another peer has brought for this one; false when too much waits.

@@ -21,6 +21,9 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 const SEND_BUFFER: usize = 8 << 20;
 /// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the lane's turn.
 pub const RECEIVE_RUNS: usize = 8;
+/// Calls that are tried again after an error which may be an ICMP message's about another datagram.
+/// Each call takes one such error away; who sends 100,000 of them in a second hits one call in ten.
+const AGAIN: usize = 4;
 /// Largest run that the kernel hands up with GRO.
 const RUN_BYTES: usize = 65_536;
 
@@ -39,10 +42,8 @@ pub enum Sent {
     All,
     /// The socket's buffer is full: try again when it is writable.
     Blocked,
-    /// Datagrams of this size do not fit the path or the device.
+    /// Datagrams of this size do not fit the device.
     TooLarge,
-    /// Nobody listens at the peer's port, said an ICMP message about an earlier datagram. The batch may have been lost.
-    Refused,
     /// Another error (unreachable, not permitted, no buffers): the batch is lost like any datagram.
     Failed,
 }
@@ -82,6 +83,7 @@ impl Link {
         socket.bind(&local.into())?;
         if let Some(peer) = peer {
             socket.connect(&peer.into())?;
+            crate::sys::keep_complaints(&socket, peer.is_ipv6())?;
         }
         socket.set_nonblocking(true)?;
         let socket: UdpSocket = socket.into();
@@ -107,7 +109,7 @@ impl Link {
         let mut rest = batch;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(most.min(rest.len()));
-            match self.send_run(to, source, now, segment) {
+            match self.send_run(to, source, now, segment, AGAIN) {
                 Ok(()) => rest = later,
                 // Segmentation offload was refused late: the state has noted it, the same bytes go again one by one.
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment => {
@@ -122,14 +124,25 @@ impl Link {
 
     fn send_singly(&self, to: SocketAddr, source: Option<IpAddr>, batch: &[u8], segment: usize) -> Sent {
         for datagram in batch.chunks(segment) {
-            if let Err(error) = self.send_run(to, source, datagram, segment) {
+            if let Err(error) = self.send_run(to, source, datagram, segment, AGAIN) {
                 return outcome(&error);
             }
         }
         Sent::All
     }
 
-    fn send_run(&self, to: SocketAddr, source: Option<IpAddr>, run: &[u8], segment: usize) -> io::Result<()> {
+    /// A connected socket tells the next call what an ICMP message said of an earlier datagram, and
+    /// sends nothing in that call. What is said may be forged, and says nothing of this run: so the
+    /// run is sent again, as often as `again` says. What is true stays in the error queue
+    /// ([`Link::take_complaint`]), and an error of this run's own comes back.
+    fn send_run(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        run: &[u8],
+        segment: usize,
+        again: usize,
+    ) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: self.destination(to),
             ecn: None,
@@ -137,7 +150,25 @@ impl Link {
             segment_size: (run.len() > segment).then_some(segment),
             src_ip: source.filter(|ip| ip.is_ipv4() == to.is_ipv4()),
         };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+        let sent = self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
+        let own = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO | libc::EINVAL));
+        match sent {
+            // The device's queue had no room: lost like any datagram. Without the error queue the
+            // kernel does not even tell.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            Err(error) if again > 0 && !own(&error) => self.send_run(to, source, run, segment, again - 1),
+            sent => sent,
+        }
+    }
+
+    /// The next thing that an ICMP message said of what a connected socket has sent: the error, and
+    /// how many bytes of the datagram it quoted into `quoted`. Proves nothing by itself: whoever
+    /// reaches one of our addresses can send such a message.
+    pub fn take_complaint(&self, quoted: &mut [u8]) -> Option<(i32, usize)> {
+        crate::sys::take_complaint(&self.socket, quoted).unwrap_or_else(|error| {
+            debug!(%error, "the error queue cannot be read");
+            None
+        })
     }
 
     /// An IPv6 socket wants an IPv4 peer in mapped form.
@@ -155,7 +186,9 @@ impl Link {
 
     /// Receives some runs of datagrams. `Ok(0)`: nothing waits.
     pub fn receive(&self, into: &mut Runs) -> io::Result<usize> {
-        let mut slices: Vec<IoSliceMut<'_>> = into.bytes.chunks_mut(RUN_BYTES).map(IoSliceMut::new).collect();
+        let mut runs = into.bytes.chunks_mut(RUN_BYTES);
+        let mut slices: [IoSliceMut<'_>; RECEIVE_RUNS] =
+            std::array::from_fn(|_| IoSliceMut::new(runs.next().unwrap_or_default()));
         match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut into.meta) {
             Ok(n) => {
                 into.filled = n;
@@ -219,7 +252,6 @@ fn outcome(error: &io::Error) -> Sent {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => Sent::Blocked,
         Some(libc::EMSGSIZE) => Sent::TooLarge,
-        Some(libc::ECONNREFUSED) => Sent::Refused,
         _ => {
             debug!(%error, "send failed");
             Sent::Failed
@@ -272,13 +304,25 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_port_is_heard_as_refused() {
-        let peer = Link::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let to = peer.local_addr().unwrap();
-        drop(peer);
-        let lane = Link::connect(0, None, to).unwrap();
-        assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
-        assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::Refused);
+    fn a_closed_port_is_told_with_what_was_sent_and_costs_nothing_that_follows() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let peer = Link::listen(address.parse().unwrap()).unwrap();
+            let to = peer.local_addr().unwrap();
+            drop(peer);
+            let lane = Link::connect(0, None, to).unwrap();
+            assert_eq!(lane.take_complaint(&mut [0; 16]), None);
+            assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
+            let mut quoted = [0; 16];
+            assert_eq!(lane.take_complaint(&mut quoted), Some((libc::ECONNREFUSED, 7)));
+            assert_eq!(&quoted[..7], b"anyone?");
+            assert_eq!(lane.take_complaint(&mut quoted), None);
+            // The error of the first call is told to the second, which nevertheless sends: somebody
+            // listens by now.
+            assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
+            let peer = Link::listen(to).unwrap();
+            assert_eq!(lane.send(to, None, b"and now?", 1_000), Sent::All);
+            assert_eq!(collect(&peer, &mut Runs::new()), [(lane.local_addr().unwrap(), b"and now?".to_vec())]);
+        }
     }
 
     #[test]

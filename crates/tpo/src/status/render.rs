@@ -209,9 +209,14 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
     }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
-        let completed = plural(handshake.completed, "handshake");
-        let keys = handshake.key_age.map_or(String::new(), |age| format!(", keys {} old", span(age)));
-        let _ = writeln!(out, "{}: {completed}, {} failed{keys}", peer.name, handshake.failed);
+        let _ = write!(out, "{}: {}", peer.name, plural(handshake.completed, "handshake"));
+        if let Some(age) = handshake.key_age {
+            let _ = write!(out, ", keys {} old", span(age));
+        }
+        if handshake.failed > 0 {
+            let _ = write!(out, "; {} more proved nothing (anybody can repeat one)", handshake.failed);
+        }
+        out.push('\n');
     }
 }
 

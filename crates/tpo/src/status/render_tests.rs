@@ -87,7 +87,7 @@ lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, 1200
 lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 0.03 s of CPU, saved 12.6s of the link's time; bulk 8.0 times, interactive 1.1 times; buffers sent as they were: 1 small
 lyon is asked for 2 groups: 239.1.1.1 ff05::1
 lyon: its groups come to lan1 by another TPO there
-lyon: 2 handshakes, 1 failed, keys 20m 34s old
+lyon: 2 handshakes, keys 20m 34s old; 1 more proved nothing (anybody can repeat one)
 oslo is not up: it has no endpoint here, so it must call us, and it has not called yet
 
 interception: installed, tproxy, 4 rules (1 more switched off), any interface, this host's applications too

@@ -182,7 +182,8 @@ pub enum PeerState {
 pub struct HandshakeReport {
     /// Handshakes completed.
     pub completed: u64,
-    /// Handshakes that failed: refused by TLS, or with a part that does not open.
+    /// Attempts that did not prove to be the peer's: refused by TLS, or with a part that does not
+    /// open. Who knows both public keys can begin one.
     pub failed: u64,
     /// How long ago the keys were agreed with which is sealed what we send, seconds.
     pub key_age: Option<f64>,

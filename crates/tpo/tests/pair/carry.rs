@@ -238,3 +238,19 @@ fn resident(pair: &Pair, host: Host) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
 }
+
+#[test]
+fn what_the_own_devices_queue_drops_is_lost_like_any_datagram() {
+    // A device slower than the WAN behind it, with room for a dozen datagrams.
+    let prepare: &[&[&str]] =
+        &[&["tc", "qdisc", "add", "dev", "wan0", "root", "tbf", "rate", "50mbit", "burst", "20kb", "limit", "20kb"]];
+    let pair = Pair::start(&Options { prepare, ..Options::default() });
+    let listener = pair.listen(V4);
+    let (client, server) = pair.joined(&listener);
+    exchange(&client, &server, 1, 5_000_000);
+    let shown = pair.lab.command(Host::A, "tc").args(["-s", "qdisc", "show", "dev", "wan0"]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("dropped") && !shown.contains("dropped 0,"), "the queue never was full: {shown}");
+    let peer = &pair.status(Host::A)["peers"][0];
+    assert_eq!(peer["drops"]["send failures"], serde_json::Value::Null, "{peer}");
+}

@@ -31,8 +31,8 @@ fn a_pre_shared_key_is_needed_at_both_ends() {
             let peer = &status["peers"][0];
             let reason = peer["reason"].as_str().unwrap_or_default();
             peer["up"] == false
-                && reason.contains("its pre-shared key is another")
-                && peer["drops"]["handshake unproved"].as_u64() > Some(0)
+                && reason.contains("compare the public and the pre-shared keys")
+                && status["strangers"]["wrong guard"].as_u64() > Some(0)
         })
     });
     let key = std::fs::read_to_string(folder.join("pair.psk")).unwrap();

@@ -10,7 +10,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tpo_lab::{Place, Profile, Sites, ping, wan_address};
+use tpo_lab::{Place, Profile, Scratch, Sites, ping, wan_address};
 
 use crate::site::{ALONE, NUMBER, take_down, tpo, wait_for};
 
@@ -18,7 +18,7 @@ use crate::site::{ALONE, NUMBER, take_down, tpo, wait_for};
 pub(crate) struct Mesh {
     pub(crate) sites: Sites,
     daemons: Vec<Option<Child>>,
-    folder: PathBuf,
+    folder: Scratch,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -41,8 +41,7 @@ impl Mesh {
     pub(crate) fn start(plan: &Plan<'_>) -> Mesh {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("tm{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(&name);
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = Scratch::new(&name).unwrap();
         let link: Profile = plan.link.parse().unwrap();
         let sites = Sites::up(&name, &vec![link; plan.sites]).expect("make the lab (needs root and ip)");
         let all = 1..=plan.sites;
@@ -125,7 +124,7 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         let logs = if std::thread::panicking() { self.logs() } else { String::new() };
-        take_down(&mut self.daemons, &self.folder, &logs);
+        take_down(&mut self.daemons, &logs);
     }
 }
 

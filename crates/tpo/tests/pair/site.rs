@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tpo_lab::{Host, Lab, Profile, Wan};
+use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 
 /// One pair at a time: the machine is small, and figures of neighbours would disturb each other.
 pub(crate) static ALONE: Mutex<()> = Mutex::new(());
@@ -62,7 +62,7 @@ impl Default for Options {
 pub(crate) struct Pair {
     pub(crate) lab: Lab,
     daemons: [Option<Child>; 2],
-    folder: PathBuf,
+    folder: Scratch,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -80,8 +80,7 @@ impl Pair {
     pub(crate) fn new(options: &Options) -> Pair {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("tp{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(&name);
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = Scratch::new(&name).unwrap();
         let profile: Profile = options.wan.parse().unwrap();
         let lab = Lab::up(&name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile })
             .expect("make the lab (needs root and ip)");
@@ -263,19 +262,18 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         let logs = if std::thread::panicking() { self.logs() } else { String::new() };
-        take_down(&mut self.daemons, &self.folder, &logs);
+        take_down(&mut self.daemons, &logs);
     }
 }
 
-/// Ends the daemons and removes their files; a test that failed brings its logs, to be shown first.
-pub(crate) fn take_down(daemons: &mut [Option<Child>], folder: &Path, logs: &str) {
+/// Ends the daemons, before their files go; a test that failed brings its logs, to be shown first.
+pub(crate) fn take_down(daemons: &mut [Option<Child>], logs: &str) {
     eprint!("{logs}");
     for child in daemons.iter_mut().flatten() {
         // A stopped one ends by SIGKILL too; one that is gone needs nothing.
         let _ = child.kill();
         let _ = child.wait();
     }
-    let _ = std::fs::remove_dir_all(folder);
 }
 
 pub(crate) fn tpo() -> Command {
