@@ -288,7 +288,9 @@ enum Site {
 impl Node for Site {
     fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
         match self {
-            Site::Victim(victim) => victim.counted(|victim| victim.peer.handle_datagram(from, datagram, now)),
+            Site::Victim(victim) => {
+                victim.counted(|victim| victim.peer.handle_datagram(from, datagram, now));
+            }
             Site::Bad(bad) => {
                 // The handshake it does like others.
                 let is_session = datagram.first().is_some_and(|first| *first >= 0x40);
