@@ -289,9 +289,7 @@ impl Node for Site {
     fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) {
         match self {
             Site::Victim(victim) => {
-                victim.counted(|victim| {
-                    victim.peer.handle_datagram(from, datagram, now);
-                });
+                victim.counted(|victim| victim.peer.handle_datagram(from, datagram, now));
             }
             Site::Bad(bad) => {
                 // The handshake it does like others.
