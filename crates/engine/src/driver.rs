@@ -31,7 +31,7 @@ use crate::{
         TURN_TIME, UNKNOWN_RTT, UNSAID,
     },
     flow::{Behaviour, Climate, Flow, Memory, Window},
-    stats::{Counters, Squeezed},
+    stats::{Counters, Squeezed, Usage},
 };
 use holders::Holders;
 use numbers::{Flows, Giver, Opened};
@@ -412,6 +412,16 @@ impl Driver {
                 moved: state.moved,
             })
             .chain(self.exchanges.infos())
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            streams: self.flows.len(),
+            most_streams: self.limits.flows,
+            held: self.held,
+            budget: self.budget,
+            refused_there: self.counters.refused_there,
+        }
     }
 
     pub(crate) fn flow_count(&self) -> usize {

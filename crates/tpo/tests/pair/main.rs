@@ -19,4 +19,5 @@ mod mesh;
 mod multicast;
 mod packets;
 mod quic;
+mod shares;
 mod transit;
