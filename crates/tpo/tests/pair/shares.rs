@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tpo_lab::{Host, Place};
 
@@ -59,7 +59,7 @@ fn open(pair: &Pair, listener: &TcpListener, count: usize) -> Opened {
 fn arrived(listener: &TcpListener, client: &TcpStream) -> Option<TcpStream> {
     listener.set_nonblocking(true).unwrap();
     client.set_nonblocking(true).unwrap();
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     loop {
         if let Ok((mut server, from)) = listener.accept() {
             server.set_nonblocking(false).unwrap();
@@ -166,6 +166,55 @@ fn what_the_far_side_has_no_room_for_takes_its_plain_way() {
     assert_eq!(opened.work.len() + opened.reset, 250);
     let carried = streams(&pair);
     assert!((60..=120).contains(&carried), "{carried} of them are carried");
+}
+
+/// A download from a server that sends as long as it is let: so many bytes are read. Both ends are kept.
+fn download(pair: &Pair, listener: &TcpListener, bytes: usize) -> (TcpStream, TcpStream, Duration) {
+    let start = Instant::now();
+    let (mut client, server) = pair.joined(listener);
+    server.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut sender = server.try_clone().unwrap();
+    // Ends when nobody reads any more.
+    std::thread::spawn(move || while sender.write_all(&[7; 1 << 16]).is_ok() {});
+    let mut left = bytes;
+    let mut chunk = vec![0; 1 << 16];
+    while left > 0 {
+        let most = left.min(chunk.len());
+        match client.read(&mut chunk[..most]) {
+            Ok(read @ 1..) => left -= read,
+            other => panic!("{left} of {bytes} bytes before the end: {other:?}\n{}", pair.logs()),
+        }
+    }
+    (client, server, start.elapsed())
+}
+
+#[test]
+fn thirty_stopped_downloads_leave_the_others_their_rate() {
+    const STOPPED: usize = 30;
+    const BYTES: usize = 30_000_000;
+    let pair = Pair::start(&Options {
+        wan: "rate=200mbit delay=10ms",
+        tpo: "memory = \"64MiB\"",
+        peer: "compress = \"off\"",
+        ..Options::default()
+    });
+    let listener = pair.listen(V4);
+    let measure = || (0..3).map(|_| download(&pair, &listener, BYTES).2).min().unwrap();
+    let alone = measure();
+    let mut stopped: Vec<_> = (0..STOPPED).map(|_| download(&pair, &listener, 4_000_000)).collect();
+    let waits = |pair: &Pair| {
+        let flows = pair.flows(Host::A);
+        flows.iter().filter(|flow| flow["waiting"].as_u64().is_some_and(|bytes| bytes > 100_000)).count()
+    };
+    assert!(waits(&pair) >= STOPPED - 2, "they wait at the near side: {:?}", pair.flows(Host::A));
+    let beside = measure();
+    println!("alone {alone:?}, beside {STOPPED} stopped ones {beside:?}; memory {}", pair.status(Host::A)["memory"]);
+    // One at a time has the link; the kernel's buffers and two busy cores are some of the difference.
+    assert!(beside < alone * 3 / 2, "alone {alone:?}, beside {STOPPED} stopped ones {beside:?}");
+    // None of them was reset: they go on where they stopped.
+    for (client, ..) in &mut stopped {
+        client.read_exact(&mut vec![0; 1_000_000]).unwrap_or_else(|error| panic!("{error}\n{}", pair.logs()));
+    }
 }
 
 /// Site 1 is the exit of two peers, and may have few descriptors: 872 are for flows, 218 of its own for each peer; 164 half-open connects at most for one.
