@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::{MIN_RTT, PAUSE_FROM, STALLED};
+use crate::config::{AHEAD, MIN_RTT, PAUSE_FROM, STALLED};
 
 /// Windows below this grow faster: from the first credit it is reached within two round trips. A flow whose application stops taking may
 /// make us hold so much.
@@ -109,9 +109,15 @@ impl Window {
         climate: &Climate,
         now: Instant,
     ) -> Due {
+        let rtt = climate.rtt.max(MIN_RTT);
         let round_at = self.round_at;
         let left = std::mem::replace(&mut self.left, waiting > 0);
-        let in_one_rtt = self.taken_in_one_rtt(n, delivered, climate.rtt.max(MIN_RTT), now);
+        let in_one_rtt = self.taken_in_one_rtt(n, delivered, rtt, now);
+        // What it takes in such a time, judged over the pause before if there was one.
+        let elapsed = now.saturating_duration_since(round_at);
+        let pace =
+            if elapsed > 2 * rtt { n as f64 / elapsed.as_secs_f64() } else { in_one_rtt as f64 / rtt.as_secs_f64() };
+        let ahead = (pace * rtt.max(AHEAD).as_secs_f64()) as u64;
         match climate.memory {
             Memory::Ample => {
                 let quickly = if in_one_rtt >= FAST { (16 * in_one_rtt).min(QUICKLY) } else { 0 };
@@ -121,15 +127,15 @@ impl Window {
             Memory::Short => self.size = (self.size / 2).max(climate.min.min(self.size)),
         }
         if self.paused {
-            // For what is left it takes four round trips at its rate: it does not wait for the next bytes.
-            self.paused = waiting > (4 * in_one_rtt).max(PAUSE_FROM / 2);
+            // What is left lasts four round trips at its rate: it does not wait for the next bytes.
+            self.paused = waiting > (4 * ahead).max(PAUSE_FROM / 2);
             if self.paused {
                 return Due::Nothing;
             }
             self.granted = (self.granted + 1).max(delivered + self.size);
             return Due::Credit;
         }
-        if left && self.round_at > round_at && waiting > (8 * in_one_rtt).max(PAUSE_FROM) {
+        if left && self.round_at > round_at && waiting > (8 * ahead).max(PAUSE_FROM) {
             self.paused = true;
             return Due::Pause;
         }
