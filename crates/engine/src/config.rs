@@ -87,6 +87,21 @@ impl Default for Limits {
 /// The smallest window that a running flow works with: a smaller initial credit is raised to it when the flow is accepted.
 pub(crate) const MIN_WINDOW: u64 = 64 << 10;
 
+/// So many bytes may wait for an application that takes none, before its far side is told to pause: a new flow's first credit. What is under way then
+/// comes on top.
+pub(crate) const PAUSE_FROM: u64 = 256 << 10;
+
+/// It takes none when it has taken none for so long, and for a round trip: a host that is busy elsewhere does less.
+pub(crate) const STALLED: Duration = Duration::from_millis(50);
+
+/// A slow one may have eight round trips of its rate waiting, and goes on with four; shorter round trips count as so long: a busy host lets a thread wait
+/// for tens of milliseconds, and nobody shall run dry meanwhile.
+pub(crate) const AHEAD: Duration = Duration::from_millis(25);
+
+/// While more than half of the memory is in use, no window grows beyond this part of what is free: thirty flows that stop one after the other, however
+/// fast each was, leave some of that half even if each fills its own.
+pub(crate) const FREE_PART: usize = 8;
+
 /// Round trips shorter than this are mostly our own scheduling: windows are sized as if the path took this long.
 pub(crate) const MIN_RTT: Duration = Duration::from_millis(2);
 

@@ -26,12 +26,12 @@ use crate::{
     Class, Event, FlowId, FlowInfo, Limits, OpenError, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
     config::{
-        ARRIVED_BYTES, COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, FLOW_COST, LEAST_SPARSE, LOOK_AFTER,
-        MAX_REFUSALS, MIN_WINDOW, MOST_ANSWERS, MOST_EVENTS, MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE, SPARSE_TIME,
-        TURN_TIME, UNKNOWN_RTT, UNSAID,
+        ARRIVED_BYTES, COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, FLOW_COST, FREE_PART, LEAST_SPARSE,
+        LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW, MOST_ANSWERS, MOST_EVENTS, MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE,
+        SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
     },
-    flow::{Behaviour, Climate, Flow, Memory, Window},
-    stats::{Counters, Squeezed},
+    flow::{Behaviour, Climate, Due, Flow, Memory, Window},
+    stats::{Counters, Squeezed, Usage},
 };
 use holders::Holders;
 use numbers::{Flows, Giver, Opened};
@@ -118,6 +118,8 @@ enum Control {
     Accepted(FlowId),
     /// The amount is filled in when it is packed.
     Credit(FlowId),
+    /// Likewise; nothing if it is over by then.
+    Pause(FlowId),
     /// Of a flow that the far side has ended before.
     End(FlowId),
     /// The flow is gone already: this is all that is left of it.
@@ -361,10 +363,13 @@ impl Driver {
         self.held -= before - state.incoming.held();
         self.counters.bytes_delivered += n as u64;
         let delivered = state.incoming.delivered();
-        let due = state.window.on_delivered(n, delivered, &climate, now);
-        state.told_deliver &= state.incoming.deliverable_bytes() > 0;
-        if due {
-            self.queue_credit(flow);
+        let waiting = state.incoming.deliverable_bytes();
+        let due = state.window.on_delivered(n, (delivered, waiting as u64), &climate, now);
+        state.told_deliver &= waiting > 0;
+        match due {
+            Due::Nothing => {}
+            Due::Credit => self.queue_credit(flow),
+            Due::Pause => self.queue_pause(flow),
         }
         self.tell(flow);
     }
@@ -412,6 +417,16 @@ impl Driver {
                 moved: state.moved,
             })
             .chain(self.exchanges.infos())
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            streams: self.flows.len(),
+            most_streams: self.limits.flows,
+            held: self.held(),
+            budget: self.budget,
+            refused_there: self.counters.refused_there,
+        }
     }
 
     pub(crate) fn flow_count(&self) -> usize {
@@ -505,7 +520,7 @@ impl Driver {
     fn climate(&self) -> Climate {
         let memory = match self.held() {
             held if held > self.budget => Memory::Short,
-            held if held >= self.budget / 2 => Memory::Filling,
+            held if held >= self.budget / 2 => Memory::Filling(((self.budget - held) / FREE_PART) as u64),
             _ => Memory::Ample,
         };
         let max = self.limits.largest_window();
@@ -527,6 +542,14 @@ impl Driver {
         if !state.credit_due && state.ending.is_none() && !state.incoming.fin_known() {
             state.credit_due = true;
             self.queue_control(Control::Credit(flow));
+        }
+    }
+
+    fn queue_pause(&mut self, flow: FlowId) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        if !state.pause_due && state.ending.is_none() && !state.incoming.fin_known() {
+            state.pause_due = true;
+            self.queue_control(Control::Pause(flow));
         }
     }
 
@@ -567,7 +590,7 @@ impl Driver {
             let mut control = std::mem::take(&mut self.control);
             control.retain(|control| {
                 let stays = match control {
-                    Control::Accepted(flow) | Control::Credit(flow) | Control::End(flow) => {
+                    Control::Accepted(flow) | Control::Credit(flow) | Control::Pause(flow) | Control::End(flow) => {
                         self.flows.contains_key(flow) || self.exchanges.contains(*flow)
                     }
                     Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,

@@ -18,7 +18,7 @@ pub(crate) use exchange::Exchange;
 pub(crate) use incoming::{Chunk, Incoming};
 pub(crate) use order::Place;
 pub(crate) use outgoing::Outgoing;
-pub(crate) use window::{Climate, Memory, Window};
+pub(crate) use window::{Climate, Due, Memory, Window};
 
 use crate::compress::{Compress, Record};
 #[cfg(test)]
@@ -196,6 +196,8 @@ pub(crate) struct Flow {
     pub(crate) told_finish: bool,
     /// A credit message is in the control queue.
     pub(crate) credit_due: bool,
+    /// A pause is in the control queue.
+    pub(crate) pause_due: bool,
     /// Its application has ended, of which the far side, which has ended too, shall know soon.
     pub(crate) end_due: bool,
     pub(crate) outgoing: Outgoing,
@@ -232,6 +234,7 @@ impl Flow {
             told_deliver: false,
             told_finish: false,
             credit_due: false,
+            pause_due: false,
             end_due: false,
             outgoing: Outgoing::new(u64::from(credit)),
             incoming: Incoming::default(),

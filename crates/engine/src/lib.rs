@@ -30,7 +30,7 @@ pub use flow::{Class, Delivery, FlowId, FlowInfo, Status, Treatment};
 pub use key::{FlowKey, KeyError, PacketKey, StreamKey};
 pub use peer::Peer;
 pub use policy::{Policy, Prefix, Rule};
-pub use stats::{AsItIs, Counters, Squeezed, Stats};
+pub use stats::{AsItIs, Counters, Squeezed, Stats, Usage};
 
 #[doc(hidden)]
 pub mod fuzzing;

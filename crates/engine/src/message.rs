@@ -29,6 +29,7 @@ const FIN: u8 = 1;
 /// Compression: the sender proposes a dictionary, the receiver answers.
 const DICTIONARY: u8 = 8;
 const HOLDS: u8 = 9;
+const PAUSE: u8 = 10;
 /// What a flow's rule asks of compression, beside the levels 1 to 6.
 const COMPRESS_OFF: u8 = 7;
 const COMPRESS_AUTO: u8 = 8;
@@ -46,6 +47,8 @@ pub(crate) enum Function {
     Accepted,
     /// The other side may send up to the offset in the sequence number.
     Credit,
+    /// The credit in the sequence number, and all before it, is taken back as far as it is not used: nothing more until there is a greater one.
+    Pause,
     /// The flow has ended in both directions; the sequence number tells how much data was sent before.
     Reset,
     /// Make a dictionary: flow and sequence number are the numbers of its first and its last buffer, the protocol field its generation.
@@ -221,7 +224,9 @@ impl Header {
         let fits = match self.function {
             Function::Data => matches!(self.form, Form::Short | Form::Stream(..)),
             Function::Datagram(_) => !self.fin && matches!(self.form, Form::Short | Form::Packets(..)),
-            Function::Accepted | Function::Credit => self.length == 0 && !self.fin && self.form == Form::Short,
+            Function::Accepted | Function::Credit | Function::Pause => {
+                self.length == 0 && !self.fin && self.form == Form::Short
+            }
             Function::Reset | Function::Dictionary | Function::Holds => {
                 self.length == 0 && !self.fin && matches!(self.form, Form::Status(..))
             }
@@ -239,6 +244,7 @@ impl Function {
             Function::Reset => 4,
             Function::Dictionary => DICTIONARY,
             Function::Holds => HOLDS,
+            Function::Pause => PAUSE,
             Function::Datagram(delivery) => DATAGRAM + delivery as u8,
         }
     }
@@ -251,6 +257,7 @@ impl Function {
             4 => Ok(Function::Reset),
             DICTIONARY => Ok(Function::Dictionary),
             HOLDS => Ok(Function::Holds),
+            PAUSE => Ok(Function::Pause),
             other => match other.checked_sub(DATAGRAM).and_then(Delivery::from_number) {
                 Some(delivery) => Ok(Function::Datagram(delivery)),
                 None => Err(PayloadError::Function(other)),
@@ -304,9 +311,12 @@ fn parse_key(bytes: &[u8], length: usize, function: Function) -> Result<Form, Pa
         Function::Datagram(_) => {
             PacketKey::new(bytes[16], source, destination).map(|key| Form::Packets(key, treatment))
         }
-        Function::Accepted | Function::Credit | Function::Reset | Function::Dictionary | Function::Holds => {
-            return Err(PayloadError::Form);
-        }
+        Function::Accepted
+        | Function::Credit
+        | Function::Pause
+        | Function::Reset
+        | Function::Dictionary
+        | Function::Holds => return Err(PayloadError::Form),
     }
     .map_err(PayloadError::Key)
 }
@@ -381,6 +391,7 @@ mod tests {
             ),
             header(Function::Accepted, Form::Short, 0),
             header(Function::Credit, Form::Short, 0),
+            header(Function::Pause, Form::Short, 0),
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
             header(
                 Function::Datagram(Delivery::Plain),
@@ -392,7 +403,7 @@ mod tests {
             ),
             header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),
         ];
-        let lengths = [16, 32, 56, 16, 16, 18, 56, 16];
+        let lengths = [16, 32, 56, 16, 16, 16, 18, 56, 16];
         for (header, length) in headers.iter().zip(lengths) {
             let mut bytes = [0xaa; 64];
             header.emit(&mut bytes);
@@ -427,7 +438,8 @@ mod tests {
         check(1, 17, PayloadError::HeaderLength(17));
         check(1, 18, PayloadError::Form);
         check(1, 56, PayloadError::Truncated);
-        check(2, 10, PayloadError::Function(10));
+        check(2, 11, PayloadError::Function(11));
+        check(2, 10, PayloadError::Form);
         check(2, 8, PayloadError::Form);
         check(2, 3, PayloadError::Form);
         check(22, 4, PayloadError::Class(4));

@@ -10,7 +10,7 @@ use tpo_mover::{Heard, Mover, Reason, Transmit};
 
 use crate::{
     Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source, Stats, Status,
-    StreamKey, Treatment, Work, Worked,
+    StreamKey, Treatment, Usage, Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
 };
@@ -216,6 +216,11 @@ impl Peer {
         self.driver.set_budget((total / 8 * 7).saturating_sub(beside).max(total / 4));
         let left = total.saturating_sub(self.driver.held() + beside - self.mover.memory());
         self.mover.set_memory(total.min(left.saturating_mul(2)));
+    }
+
+    /// How much of what its streams may cost is used: near the bounds, new ones are better not begun.
+    pub fn usage(&self) -> Usage {
+        self.driver.usage()
     }
 
     /// Calls a peer that is called on demand; `is_connected` and an event tell when it has answered.

@@ -36,6 +36,21 @@ impl Stats {
     }
 }
 
+/// How much of what one peer may cost is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Streams that live.
+    pub streams: usize,
+    /// Streams that may.
+    pub most_streams: usize,
+    /// Bytes that streams hold here, bookkeeping included.
+    pub held: usize,
+    /// Bytes that they may.
+    pub budget: usize,
+    /// Flows that the near side opened and the far side ended for lack of room there, since the start.
+    pub refused_there: u64,
+}
+
 /// What compression did with buffers, since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Squeezed {
@@ -104,6 +119,8 @@ pub struct Counters {
     pub reset_here: u64,
     /// Flows that the far side reset.
     pub reset_there: u64,
+    /// Flows that the near side opened and the far side ended for lack of room there.
+    pub refused_there: u64,
     /// Flows that went with the peer: restarted, given up, or closed.
     pub lost: u64,
     /// Flows that were reset because memory ran out.

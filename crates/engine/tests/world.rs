@@ -346,6 +346,55 @@ fn a_stalled_flow_does_not_slow_another() {
     assert!(held < 20 * (400 << 10), "{held} bytes held for 20 stalled flows");
 }
 
+/// Readers that were fast, so that their windows have grown, and then stop: what they hold stays small, none of them is reset, and another flow has the
+/// link as if they were not there. Those that go on get all the rest.
+#[test]
+fn readers_that_stop_leave_the_memory_to_the_others() {
+    const STOPPED: usize = 30;
+    let bytes = 20 << 20;
+    let run = |stopped: usize, read: fn(usize) -> Reading| {
+        let setup = Setup {
+            wan: [wan("rate=100mbit delay=20ms mtu=1500"), wan("rate=100mbit delay=20ms mtu=1500")],
+            compresses: false,
+            limits: Limits { peer_bytes: 64 << 20, ..Limits::default() },
+            ..Setup::new(9)
+        };
+        let plan = |number| Plan { read: read(number), ..Plan::bytes(0) };
+        let one = |number: usize| Script {
+            start: Duration::from_millis(1_000 + 300 * number as u64),
+            ..Script::new(Plan::bytes(1_000_000_000), plan(number))
+        };
+        let mut scripts: Vec<Script> = (0..stopped).map(one).collect();
+        let start = 20 * SECOND;
+        scripts.push(Script { start, ..Script::new(Plan::bytes(bytes), Plan::bytes(0)) });
+        let mut pair = Pair::new(setup, [scripts, vec![]]);
+        let done = pair.run_until(|pair| pair.apps(B).got(0, stopped) == bytes, 60 * SECOND);
+        let stats = pair.peer(B).stats();
+        let reset = (0..stopped).filter(|number| pair.apps(B).end(0, *number).saw_reset.is_some()).count();
+        assert!(done, "it never came, {reset} others were reset: {stats:?}");
+        (pair.apps(B).end(0, stopped).last_byte.unwrap() - start, stats.held_bytes_max, reset, pair)
+    };
+    let (alone, ..) = run(0, |_| Reading::Prompt);
+    let (beside, held, reset, mut pair) = run(STOPPED, |_| Reading::StopAfter(2 << 20));
+    println!("alone {alone:?}, beside {STOPPED} that have stopped {beside:?}, {held} bytes held");
+    assert_eq!(reset, 0);
+    assert!(beside < alone + alone / 20, "alone {alone:?}, beside {STOPPED} that have stopped {beside:?}");
+    // A quarter of a megabyte each, and what was under way when it stopped: two round trips of the whole link at most.
+    assert!(held < 40 << 20, "{held} bytes held");
+    for number in 0..STOPPED {
+        pair.set_plan(B, (0, number), Plan { read: Reading::Prompt, ..Plan::bytes(0) });
+    }
+    let enough = |pair: &Pair| (0..STOPPED).all(|number| pair.apps(B).got(0, number) > 4 << 20);
+    assert!(pair.run_until(enough, 30 * SECOND), "those that read again get more");
+    // Slow ones hold no more than they need.
+    let (beside, held, reset, _) = run(STOPPED, |_| Reading::Rate(20_000));
+    println!("beside {STOPPED} slow ones {beside:?}, {held} bytes held");
+    assert_eq!(reset, 0);
+    assert!(held < 20 << 20, "{held} bytes held");
+    // Which take a twentieth of the link.
+    assert!(beside < alone + alone / 5, "alone {alone:?}, beside {STOPPED} slow ones {beside:?}");
+}
+
 /// Messages of one flow beside bulk data of another, on a link that loses 3 %: only its own losses delay it. In one global
 /// order nearly every message would wait for somebody's repair.
 #[test]

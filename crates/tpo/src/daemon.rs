@@ -40,6 +40,7 @@ use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
 use crate::router::{Listed, Router, Table};
+use crate::shares::Shares;
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
 use crate::workshop::Workshop;
@@ -124,6 +125,7 @@ impl Daemon {
         let (own, following) = Following::start().context("learn this host's own addresses")?;
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let plan = multicast_plan(checked);
         let mut groups = match tun.is_some() && plan.is_used() {
             true => Some(MulticastParts::open(&plan).context("multicast")?),
@@ -142,9 +144,10 @@ impl Daemon {
         let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let claims = Arc::new(Claims { policy: policy(), groups: checked.groups.clone() });
+        let all_shares = Shares::of_lanes(descriptors, checked.peers.len(), plan.interfaces.len());
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
-        for (slot, peer) in checked.peers.iter().enumerate() {
+        for ((slot, peer), shares) in checked.peers.iter().enumerate().zip(all_shares) {
             let start = lane::Start {
                 name: peer.name.clone(),
                 exit: exit(checked, slot, own.clone(), claims.clone()),
@@ -162,6 +165,7 @@ impl Daemon {
                 slot,
                 transit: transit.clone(),
                 listener: listener.try_clone().context("share the listening socket")?,
+                shares,
                 workshop: workshop.clone(),
                 memory: Memory::of_service(&peer.name),
                 demand: peer.on_demand.map(Demand::new),

@@ -59,9 +59,10 @@ impl Facts {
 
     fn intercept(&self, peers: &[PeerReport]) -> InterceptReport {
         let (on, off): (Vec<_>, Vec<_>) = self.checked.rules.iter().partition(|rule| rule.enabled);
-        let leases = self.gate.leases.iter().zip(peers).map(|(held, peer)| {
+        let leases = self.gate.leases.iter().zip(peers).zip(&self.lanes).map(|((held, peer), lane)| {
             let held = held.load(Ordering::Relaxed);
-            let reason = (!held).then(|| peer.reason.clone().unwrap_or_else(|| "not renewed yet".into()));
+            let lack = lane.pulse.lack().map(|lack| lack.sentence().to_owned());
+            let reason = (!held).then(|| peer.reason.clone().or(lack).unwrap_or_else(|| "not renewed yet".into()));
             LeaseReport { peer: peer.name.clone(), held, reason }
         });
         let intact = self.gate.intact.load(Ordering::Relaxed);
@@ -188,7 +189,7 @@ impl Facts {
             (Reason::Memory, lanes(|report| report.stats.counters.refused + report.stats.counters.squeezed)),
             (Reason::Loop, gate(&self.gate.not_intercepted)),
             (Reason::NotAccepted, lanes(|report| report.counters.not_allowed)),
-            (Reason::Descriptors, gate(&self.gate.no_descriptors)),
+            (Reason::Descriptors, gate(&self.gate.no_descriptors) + lanes(|report| report.counters.no_descriptors)),
             (Reason::Stopping, kernel(counter::NO_LISTENER)),
             (Reason::NoFlow, tap(|counters| &counters.let_go) + lanes(|report| report.packets.no_flow)),
         ]
@@ -361,6 +362,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("packets not taken by the kernel", report.packets.not_emitted),
         ("packet flows refused", report.stats.counters.exchanges_refused),
         ("icmp unproved", report.counters.complaints_unproved),
+        ("connects given up", report.counters.connects_given_up),
         ("send failures", report.counters.send_failures),
         ("receive buffer full", report.counters.buffer_full),
     ])

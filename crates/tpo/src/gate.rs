@@ -3,6 +3,7 @@
 //! One thread does both on purpose: the lease says "who accepts here is alive", so only the thread that accepts may renew it. A peer's lease is
 //! renewed while its lane turns and its peer answers; when either stops, it is dropped at once, and if the whole process stops, it lapses by itself.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,13 +18,22 @@ use crate::group::Group;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
 use crate::lane::{Command, Lane};
+use crate::shares::{ARRIVING, Lack, Level, Marks, Opener, Room};
 
 const WAKE: Token = Token(0);
 const FIRST_LISTENER: usize = 1;
 /// A lane that has not turned for this long is wedged: its peer's traffic goes its plain way.
 const ALIVE: Duration = Duration::from_secs(1);
 /// Connections accepted from one listener before the other one has its turn.
-const ACCEPT_TURN: usize = 256;
+pub(crate) const ACCEPT_TURN: usize = 64;
+/// Connections that wait here because their lanes have too many waiting: as many as may come until the lanes' leases are gone.
+const MOST_PARKED: usize = ARRIVING;
+/// They are offered again this often.
+const PARKED_EVERY: Duration = Duration::from_millis(2);
+/// Connections under way to a lane from which on its lease is dropped, and down to which it comes back.
+const WAITING: Marks = Marks { most: 4_096, high: 2_048, low: 256, far: 4_096 };
+/// A lease that was dropped for lack of room stays so for this long at least.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why connections that came here did not become flows, and how the leases stand.
 #[derive(Debug, Default)]
@@ -32,11 +42,13 @@ pub struct Counters {
     pub accepted: AtomicU64,
     /// Reset: no rule names it (a connection to the interceptor itself, or a rule that has just gone).
     pub not_intercepted: AtomicU64,
-    /// Reset: the lane had too many waiting.
+    /// Reset: the lane had too many waiting, and too many waited for it here.
     pub lane_full: AtomicU64,
-    /// Reset: no descriptor left.
+    /// Reset: no descriptor left, or none of the peer's share.
     pub no_descriptors: AtomicU64,
-    /// One for each peer: whether its lease is held.
+    /// Times that a lease was dropped for lack of room.
+    pub no_room: AtomicU64,
+    /// One for each peer: whether its lease is held, for TCP and all else.
     pub leases: Vec<AtomicBool>,
     /// Whether the rules in the kernel are as they were installed. While not, no lease is held: what is intercepted could end nowhere.
     /// Set by [`Gate::set_intact`].
@@ -93,6 +105,8 @@ impl Gate {
             ..Counters::default()
         });
         let stopping = Arc::new(AtomicBool::new(false));
+        let held = vec![Held::Nothing; lanes.len()];
+        let rooms = lanes.iter().map(|_| RoomOf::default()).collect();
         let failing = vec![false; lanes.len()];
         let (shared, stop) = (counters.clone(), stopping.clone());
         let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
@@ -106,6 +120,9 @@ impl Gate {
                 counters: shared,
                 stopping: stop,
                 failing,
+                held,
+                rooms,
+                parked: VecDeque::new(),
                 waiting: false,
                 alive: false,
             }
@@ -137,6 +154,27 @@ impl Gate {
     }
 }
 
+/// What is leased to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// Its rules' traffic takes its plain way, or none.
+    Nothing,
+    /// All but TCP.
+    Packets,
+    /// All.
+    All,
+}
+
+/// Whether a peer has room for new connections.
+#[derive(Debug, Default)]
+struct RoomOf {
+    room: Room,
+    /// Connections that wait here for its lane.
+    parked: usize,
+    /// Its lease was dropped for lack of room, and stays so until then at least.
+    paused_until: Option<Instant>,
+}
+
 struct Loop {
     poll: Poll,
     listeners: Listeners,
@@ -148,6 +186,12 @@ struct Loop {
     stopping: Arc<AtomicBool>,
     /// For each peer: its last renewal failed, which has been said.
     failing: Vec<bool>,
+    /// For each peer.
+    held: Vec<Held>,
+    /// The same.
+    rooms: Vec<RoomOf>,
+    /// Connections whose lane, by its slot, had too many waiting.
+    parked: VecDeque<(usize, Command)>,
     /// A listener had more than a turn's worth.
     waiting: bool,
     /// The lease behind the peers' is held.
@@ -165,7 +209,11 @@ impl Loop {
                 self.renew(now, true);
                 next_renewal = now + RENEW_EVERY;
             }
-            let wait = if self.waiting { Duration::ZERO } else { next_renewal.saturating_duration_since(now) };
+            let wait = match (self.waiting, self.parked.is_empty()) {
+                (true, _) => Duration::ZERO,
+                (false, false) => PARKED_EVERY.min(next_renewal.saturating_duration_since(now)),
+                (false, true) => next_renewal.saturating_duration_since(now),
+            };
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -176,6 +224,7 @@ impl Loop {
                 self.renew(Instant::now(), false);
             }
             self.waiting = false;
+            self.offer_parked();
             if let Err(error) = self.accept(&mut batch) {
                 error!(%error, "a listener broke and the gate ends: traffic goes its plain way");
                 break;
@@ -188,57 +237,165 @@ impl Loop {
     }
 
     fn accept(&mut self, batch: &mut Vec<Accepted>) -> io::Result<()> {
-        for listener in self.listeners.iter_mut() {
+        for number in 0.. {
+            let Some(listener) = self.listeners.iter_mut().nth(number) else { break };
             let outcome = listener.accept_batch(ACCEPT_TURN, batch)?;
             self.waiting |= !outcome.drained;
             self.counters.not_intercepted.fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
             self.counters.no_descriptors.fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
-        }
-        for accepted in batch.drain(..) {
-            route((&self.policy, &self.groups), &self.lanes, &self.counters, accepted);
+            for accepted in batch.drain(..) {
+                self.route(accepted);
+            }
         }
         Ok(())
+    }
+
+    /// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is), and drops the lease of one that has no room for more
+    /// before more are accepted.
+    fn route(&mut self, accepted: Accepted) {
+        let Accepted { stream: socket, client, destination } = accepted;
+        let key = StreamKey::new(client, destination);
+        let Some((key, rule)) = key.ok().and_then(|key| Some((key, self.policy.find(&key)?))) else {
+            debug!(%client, %destination, "a connection that no rule names reached the gate");
+            self.counters.not_intercepted.fetch_add(1, Ordering::Relaxed);
+            reset_on_close(&socket);
+            return;
+        };
+        let treatment = rule.treatment;
+        let peer = self.groups[rule.peer].choose_with_room(&key, &self.lanes);
+        match self.lanes[peer].descriptors.take(Opener::Near) {
+            Some(descriptor) => self.hand_over(peer, Command::Accepted { socket, key, treatment, descriptor }),
+            None => {
+                self.counters.no_descriptors.fetch_add(1, Ordering::Relaxed);
+                reset_on_close(&socket);
+            }
+        }
+        let now = Instant::now();
+        if self.counters.leases[peer].load(Ordering::Relaxed) && self.lack(peer, now).is_some() {
+            self.renew_one(peer, now, false);
+        }
+    }
+
+    fn hand_over(&mut self, peer: usize, connection: Command) {
+        match self.lanes[peer].send(connection) {
+            Ok(()) => {
+                self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(connection) if self.parked.len() < MOST_PARKED => {
+                self.parked.push_back((peer, connection));
+                self.rooms[peer].parked += 1;
+            }
+            Err(connection) => {
+                self.counters.lane_full.fetch_add(1, Ordering::Relaxed);
+                reset(&connection);
+            }
+        }
+    }
+
+    /// Offers what waits here to its lanes again, each in its order.
+    fn offer_parked(&mut self) {
+        let now = Instant::now();
+        for _ in 0..self.parked.len() {
+            let Some((peer, connection)) = self.parked.pop_front() else { break };
+            self.rooms[peer].parked -= 1;
+            if self.lanes[peer].pulse.is_alive(now, ALIVE) {
+                self.hand_over(peer, connection);
+            } else {
+                self.counters.lane_full.fetch_add(1, Ordering::Relaxed);
+                reset(&connection);
+            }
+        }
+    }
+
+    /// What there is no room of for new connections to this peer, told to all who ask its pulse.
+    fn lack(&mut self, peer: usize, now: Instant) -> Option<Lack> {
+        let (lane, of) = (&self.lanes[peer], &mut self.rooms[peer]);
+        let [flows, memory, calling, far_side] = lane.pulse.levels();
+        let (used, most) = lane.descriptors.level();
+        let descriptors = Level { lack: Lack::Descriptors, used, marks: Marks::of(most) };
+        let waiting = lane.pulse.connections.load(Ordering::Relaxed) + of.parked;
+        let queue = Level { lack: Lack::Queue, used: waiting, marks: WAITING };
+        let before = lane.pulse.lack();
+        let found = of.room.update(&[flows, memory, descriptors, calling, queue, far_side]);
+        let lack = match (found, of.paused_until) {
+            (None, Some(until)) if now < until => before,
+            (found, _) => found,
+        };
+        if lack.is_some() && before.is_none() {
+            of.paused_until = Some(now + LEAST_PAUSE);
+        }
+        lane.pulse.set_lack(lack);
+        lack
     }
 
     /// Renews the lease of each peer that can carry traffic now, and drops that of each that cannot. Between the regular rounds only
     /// changes are acted on.
     fn renew(&mut self, now: Instant, regular: bool) {
-        let intact = self.counters.intact.load(Ordering::SeqCst);
         for peer in 0..self.lanes.len() {
-            let pulse = &self.lanes[peer].pulse;
-            let fit = intact && pulse.is_up() && pulse.is_alive(now, ALIVE);
-            let held = self.counters.leases[peer].load(Ordering::Relaxed);
-            match (fit, held) {
-                (true, true) if !regular => {}
-                (true, _) => match self.lease.renew(peer) {
-                    Ok(()) => {
-                        if !held {
-                            info!(peer = %self.lanes[peer].name, "new connections are accelerated");
-                        }
-                        self.counters.leases[peer].store(true, Ordering::Relaxed);
-                        self.failing[peer] = false;
-                    }
-                    Err(error) => {
-                        // Whatever is left of it lapses by itself.
-                        self.counters.leases[peer].store(false, Ordering::Relaxed);
-                        if !std::mem::replace(&mut self.failing[peer], true) {
-                            warn!(peer = %self.lanes[peer].name, %error, "the lease cannot be renewed: new connections are let go by their rule's on_failure");
-                        }
-                    }
-                },
-                (false, true) => {
-                    self.let_go(peer);
-                    warn!(peer = %self.lanes[peer].name, "new connections are let go by their rule's on_failure");
-                }
-                (false, false) => {}
-            }
+            self.renew_one(peer, now, regular);
         }
         self.show_life(regular);
     }
 
+    /// The same of one peer. Without room for connections its lease is for packets alone: of those the flows that are there go on, and
+    /// for the new ones the lane finds a way.
+    fn renew_one(&mut self, peer: usize, now: Instant, regular: bool) {
+        let intact = self.counters.intact.load(Ordering::SeqCst);
+        let lack = self.lack(peer, now);
+        let pulse = &self.lanes[peer].pulse;
+        let name = self.lanes[peer].name.clone();
+        let fit = intact && pulse.is_up() && pulse.is_alive(now, ALIVE);
+        let wanted = match (fit, lack) {
+            (false, _) => Held::Nothing,
+            (true, Some(_)) => Held::Packets,
+            (true, None) => Held::All,
+        };
+        let held = self.held[peer];
+        if held == wanted && (!regular || wanted == Held::Nothing) {
+            return;
+        }
+        let outcome = match wanted {
+            Held::Nothing => {
+                self.let_go(peer);
+                warn!(peer = %name, "new connections are let go by their rule's on_failure");
+                return;
+            }
+            Held::Packets => self.lease.renew_without_tcp(peer),
+            Held::All => self.lease.renew(peer),
+        };
+        match outcome {
+            Ok(()) => {
+                self.failing[peer] = false;
+                self.set_held(peer, wanted);
+                match (held, wanted, lack) {
+                    (Held::Nothing | Held::Packets, Held::All, _) => {
+                        info!(peer = %name, "new connections are accelerated");
+                    }
+                    (Held::Nothing | Held::All, Held::Packets, Some(lack)) => {
+                        self.counters.no_room.fetch_add(1, Ordering::Relaxed);
+                        warn!(peer = %name, "{}; new connections are let go by their rule's on_failure", lack.sentence());
+                    }
+                    _ => {}
+                }
+            }
+            Err(error) => {
+                // Whatever is left of it lapses by itself.
+                if !std::mem::replace(&mut self.failing[peer], true) {
+                    warn!(peer = %name, %error, "the lease cannot be renewed: new connections are let go by their rule's on_failure");
+                }
+                self.set_held(peer, Held::Nothing);
+            }
+        }
+    }
+
+    fn set_held(&mut self, peer: usize, held: Held) {
+        self.held[peer] = held;
+        self.counters.leases[peer].store(held == Held::All, Ordering::Relaxed);
+    }
+
     /// Answers to packets that came from a peer are ours while the daemon lives and carries anything.
     fn show_life(&mut self, regular: bool) {
-        let any = self.counters.leases.iter().any(|held| held.load(Ordering::Relaxed));
+        let any = self.held.iter().any(|held| *held != Held::Nothing);
         if any && (regular || !self.alive) {
             self.alive = self.lease.renew(self.lanes.len()).is_ok();
         } else if !any && std::mem::take(&mut self.alive) {
@@ -248,34 +405,17 @@ impl Loop {
     }
 
     fn let_go(&mut self, peer: usize) {
-        if self.counters.leases[peer].swap(false, Ordering::Relaxed)
-            && let Err(error) = self.lease.drop_lease(peer)
-        {
+        let held = self.held[peer] != Held::Nothing;
+        self.set_held(peer, Held::Nothing);
+        if held && let Err(error) = self.lease.drop_lease(peer) {
             debug!(peer = %self.lanes[peer].name, %error, "the lease could not be dropped and lapses by itself");
         }
     }
 }
 
-/// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is).
-fn route((policy, groups): (&Policy, &[Group]), lanes: &[Lane], counters: &Counters, accepted: Accepted) {
-    let Accepted { stream: socket, client, destination } = accepted;
-    let key = StreamKey::new(client, destination);
-    let Some((key, rule)) = key.ok().and_then(|key| Some((key, policy.find(&key)?))) else {
-        debug!(%client, %destination, "a connection that no rule names reached the gate");
-        counters.not_intercepted.fetch_add(1, Ordering::Relaxed);
-        reset_on_close(&socket);
-        return;
-    };
-    let peer = groups[rule.peer].choose(&key, |peer| lanes[peer].pulse.is_up());
-    match lanes[peer].send(Command::Accepted { socket, key, treatment: rule.treatment }) {
-        Ok(()) => {
-            counters.accepted.fetch_add(1, Ordering::Relaxed);
-        }
-        Err(command) => {
-            counters.lane_full.fetch_add(1, Ordering::Relaxed);
-            if let Command::Accepted { socket, .. } = command {
-                reset_on_close(&socket);
-            }
-        }
+/// What goes with a connection that is given up.
+fn reset(connection: &Command) {
+    if let Command::Accepted { socket, .. } = connection {
+        reset_on_close(socket);
     }
 }

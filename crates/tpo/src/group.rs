@@ -4,6 +4,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use tpo_engine::FlowKey;
 
+use crate::lane::Lane;
+
 /// Peers that may carry the same flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
@@ -17,6 +19,15 @@ impl Group {
     /// Each peer by itself: a rule that names one peer names the group of its number.
     pub fn singles(peers: usize) -> Vec<Group> {
         (0..peers).map(|peer| Group { peers: vec![peer], spread: false }).collect()
+    }
+
+    /// Who carries a new connection: one that has room for it, if any that is up has.
+    pub fn choose_with_room(&self, key: &FlowKey, lanes: &[Lane]) -> usize {
+        let has_room = |peer: usize| lanes[peer].pulse.has_room();
+        match self.peers.iter().any(|peer| has_room(*peer)) {
+            true => self.choose(key, has_room),
+            false => self.choose(key, |peer| lanes[peer].pulse.is_up()),
+        }
     }
 
     /// Who carries a new flow. When none is up, the first: it says why not.

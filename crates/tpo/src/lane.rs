@@ -16,18 +16,19 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment};
+use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment, Usage};
 use tpo_mover::{Heard, What};
 use tracing::{debug, info, warn};
 
 use crate::demand::{Demand, Turn};
 use crate::edge::exit::Exit;
 use crate::edge::packets::Packets;
-use crate::edge::tcp::{Edges, Happened};
+use crate::edge::tcp::{Begins, Edges, Happened};
 use crate::intercept::tcp::reset_on_close;
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::memory::Memory;
 use crate::router::{Fault, Sighting};
+use crate::shares::{ARRIVING, FarRoom, Opener, Permit, Shares};
 use crate::sys::{self, Timer};
 use crate::transit::{Next, Transit};
 use crate::workshop::Workshop;
@@ -65,8 +66,9 @@ const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
-/// Connections that may wait for a peer that is called on demand.
-const MOST_HELD: usize = 1_024;
+/// Connections that may wait for a peer that is called on demand: 3,000 a second for as long as it may take to answer, and room for what arrives until
+/// the lease is dropped.
+const MOST_HELD: usize = 4 * ARRIVING;
 
 // Edges use tokens with a 32-bit index below a generation of 31 bits; these lie above all of them.
 const LINK: Token = Token(usize::MAX);
@@ -89,6 +91,8 @@ pub struct Start {
     pub transit: Option<Arc<Transit>>,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
     pub listener: Link,
+    /// What it may take of what all lanes share.
+    pub shares: Shares,
     /// Who makes dictionaries.
     pub workshop: Workshop,
     /// Where the path is remembered.
@@ -118,6 +122,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
         stopping: stopping.clone(),
         pulse: pulse.clone(),
         name: start.name.as_str().into(),
+        descriptors: start.shares.descriptors.clone(),
     };
     let voice = Voice::new(start.name.clone(), start.listener, poll.registry().try_clone()?, LINK)?;
     let own = lane.clone();
@@ -155,6 +160,9 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
             closing: None,
             demand: start.demand,
             held: Vec::new(),
+            shares: start.shares,
+            far_room: FarRoom::new(),
+            is_short: false,
         }
         .run();
     })?;
@@ -201,7 +209,19 @@ struct Loop {
     closing: Option<Instant>,
     demand: Option<Demand>,
     /// Connections that wait for a peer that was called on demand.
-    held: Vec<(TcpStream, StreamKey, Treatment)>,
+    held: Vec<Waiting>,
+    shares: Shares,
+    far_room: FarRoom,
+    /// Something is used up to its high mark: the gate was told.
+    is_short: bool,
+}
+
+/// An accepted connection.
+struct Waiting {
+    socket: TcpStream,
+    key: StreamKey,
+    treatment: Treatment,
+    descriptor: Permit,
 }
 
 impl Loop {
@@ -346,7 +366,10 @@ impl Loop {
         for _ in 0..COMMAND_TURN {
             let now = Instant::now();
             match self.inbox.try_recv() {
-                Ok(Command::Accepted { socket, key, treatment }) => self.accepted(socket, key, treatment, now),
+                Ok(Command::Accepted { socket, key, treatment, descriptor }) => {
+                    self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
+                    self.accepted(Waiting { socket, key, treatment, descriptor }, now);
+                }
                 Ok(Command::Packets(batch)) => {
                     self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     if batch.items.iter().any(|item| item.ruled.is_some()) {
@@ -418,23 +441,24 @@ impl Loop {
             Turn::Leave => self.peer.disconnect(),
             Turn::GiveUp => {
                 warn!(peer = %self.name, waiting = self.held.len(), "called on demand, but it does not answer");
-                for (socket, ..) in self.held.drain(..) {
+                for waiting in self.held.drain(..) {
                     self.counters.refused_not_connected += 1;
-                    reset_on_close(&socket);
+                    reset_on_close(&waiting.socket);
                 }
             }
         }
     }
 
-    fn accepted(&mut self, socket: TcpStream, key: StreamKey, treatment: Treatment, now: Instant) {
+    fn accepted(&mut self, accepted: Waiting, now: Instant) {
         if self.need(now) && self.held.len() < MOST_HELD {
-            self.held.push((socket, key, treatment));
+            self.held.push(accepted);
             return;
         }
+        let Waiting { socket, key, treatment, descriptor } = accepted;
         let (client, server) = (key.source, key.destination);
         match self.peer.open(key, treatment, now) {
             Ok(flow) => {
-                if let Err(error) = self.edges.insert(flow, socket, false, client, server) {
+                if let Err(error) = self.edges.insert(flow, (socket, descriptor), Begins::Open, client, server) {
                     debug!(%error, "no edge for an accepted connection");
                     self.peer.reset(flow, Status::NoResources, now);
                 }
@@ -526,8 +550,8 @@ impl Loop {
                     if let Some(demand) = &mut self.demand {
                         demand.connected();
                     }
-                    for (socket, key, treatment) in std::mem::take(&mut self.held) {
-                        self.accepted(socket, key, treatment, now);
+                    for waiting in std::mem::take(&mut self.held) {
+                        self.accepted(waiting, now);
                     }
                 }
                 Event::Silent => {
@@ -615,18 +639,32 @@ impl Loop {
         }
     }
 
-    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on.
-    fn way_out(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment) -> Result<TcpStream, Status> {
+    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on, and how it begins.
+    fn way_out(
+        &mut self,
+        flow: FlowId,
+        key: &StreamKey,
+        asked: &Treatment,
+        now: Instant,
+    ) -> Result<(TcpStream, Begins), Status> {
+        if !self.exit.names(key) {
+            return Err(Status::NotAllowed);
+        }
         let next = match &self.transit {
-            Some(transit) if self.exit.names(key) => (transit.next(key, self.slot), Some(transit)),
-            _ => (Next::Here, None),
+            Some(transit) => (transit.next(key, self.slot), Some(transit)),
+            None => (Next::Here, None),
         };
         let (to, ruled, transit) = match next {
             (Next::Peer(to, ruled), Some(transit)) => (to, ruled, transit),
             (Next::Refused(status), _) => return Err(status),
-            _ => return self.exit.connect(key),
+            _ => {
+                let connect = self.begin_connect(now)?;
+                return Ok((self.exit.connect(key)?, Begins::Connecting(connect)));
+            }
         };
         let lane = transit.lane(to).ok_or(Status::GoingAway)?;
+        // Both ends are the bringer's: what goes on costs the peer to which it goes nothing.
+        let descriptor = self.shares.descriptors.take(Opener::Far).ok_or(Status::NoResources)?;
         if !transit.begin(key) {
             // It would go in circles.
             return Err(Status::NotAllowed);
@@ -636,28 +674,45 @@ impl Loop {
             debug!(%error, "a flow cannot be handed on");
             Status::NoResources
         })?;
-        let accepted = Command::Accepted { socket: far, key: *key, treatment: ruled.treatment.after(asked) };
+        let treatment = ruled.treatment.after(asked);
+        let accepted = Command::Accepted { socket: far, key: *key, treatment, descriptor };
         lane.send(accepted).map_err(|_| Status::NoResources)?;
-        Ok(near)
+        Ok((near, Begins::Joining))
+    }
+
+    /// Room for one more connect, at the cost of the one that has waited longest if there is no other.
+    fn begin_connect(&mut self, now: Instant) -> Result<Permit, Status> {
+        loop {
+            match self.edges.begin_connect(&self.shares.half_open) {
+                Ok(permit) => return Ok(permit),
+                Err(Some(oldest)) => {
+                    self.counters.connects_given_up += 1;
+                    self.broken(oldest, Status::TimedOut, now);
+                }
+                Err(None) => return Err(Status::NoResources),
+            }
+        }
     }
 
     fn open(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment, now: Instant) {
-        let socket = match self.way_out(flow, key, asked) {
-            Ok(socket) => socket,
-            Err(status) => {
-                if status == Status::NotAllowed {
-                    self.counters.not_allowed += 1;
-                }
-                self.forget(flow);
-                self.peer.reset(flow, status, now);
-                return;
+        if let Err(status) = self.begin(flow, key, asked, now) {
+            match status {
+                Status::NotAllowed => self.counters.not_allowed += 1,
+                Status::NoResources => self.counters.no_descriptors += 1,
+                _ => {}
             }
-        };
-        if let Err(error) = self.edges.insert(flow, socket, true, key.source, key.destination) {
-            debug!(%error, "no edge for the peer's flow");
             self.forget(flow);
-            self.peer.reset(flow, Status::NoResources, now);
+            self.peer.reset(flow, status, now);
         }
+    }
+
+    fn begin(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment, now: Instant) -> Result<(), Status> {
+        let descriptor = self.shares.descriptors.take(Opener::Far).ok_or(Status::NoResources)?;
+        let (socket, begins) = self.way_out(flow, key, asked, now)?;
+        self.edges.insert(flow, (socket, descriptor), begins, key.source, key.destination).map_err(|error| {
+            debug!(%error, "no edge for the peer's flow");
+            Status::NoResources
+        })
     }
 
     /// Sends what may be sent; true when there is more than one turn's worth.
@@ -723,9 +778,28 @@ impl Loop {
         let memory = self.peer.memory();
         self.give_back(memory, now);
         self.pulse.memory.store(memory, Ordering::Relaxed);
+        self.show_room(now);
         // At rest it can take what comes: that is what calls it.
         let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
         if self.pulse.beat(now, (self.peer.is_up() || ready) && self.closing.is_none()) {
+            (self.on_change)();
+        }
+    }
+
+    /// Shows how much of its room is used. The gate looks often enough by itself, but when a high mark is reached it shall look at once.
+    fn show_room(&mut self, now: Instant) {
+        let Usage { streams, most_streams, held, budget, refused_there } = self.peer.usage();
+        for (shown, now) in [
+            (&self.pulse.flows, [streams, most_streams]),
+            (&self.pulse.held, [held, budget]),
+            (&self.pulse.calling, [self.held.len(), MOST_HELD]),
+        ] {
+            shown[0].store(now[0], Ordering::Relaxed);
+            shown[1].store(now[1], Ordering::Relaxed);
+        }
+        self.pulse.far_is_full.store(self.far_room.is_full(refused_there, now), Ordering::Relaxed);
+        let is_short = self.pulse.levels().iter().any(|level| level.used >= level.marks.high);
+        if std::mem::replace(&mut self.is_short, is_short) != is_short {
             (self.on_change)();
         }
     }

@@ -27,6 +27,7 @@ pub mod lane;
 pub mod link;
 pub mod multicast;
 pub mod router;
+pub mod shares;
 pub mod tap;
 pub mod transit;
 pub mod workshop;

@@ -196,7 +196,7 @@ impl Pieces {
 pub struct Counters {
     /// Sent on their plain way.
     pub let_go: AtomicU64,
-    /// Lost: the lane had too many waiting.
+    /// The lane had too many waiting: lost, unless their rule lets them take their plain way.
     pub lane_full: AtomicU64,
 }
 
@@ -293,7 +293,7 @@ impl Tap {
                 wait = (!drained).then_some(Duration::ZERO);
                 let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
                 for (lane, batch) in table.lanes.iter().zip(&mut batches) {
-                    hand_over(lane, std::mem::take(batch), &shared);
+                    hand_over(lane, std::mem::take(batch), &tun, &shared);
                 }
                 if drained && packets >= MANY {
                     std::thread::sleep(MODERATION);
@@ -382,7 +382,8 @@ fn read(
     false
 }
 
-fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
+/// Gives a batch to its lane. What the lane has no room for takes its plain way if its rule fails open.
+fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, counters: &Counters) {
     let packets = batch.items.len() as u64;
     if packets == 0 {
         return;
@@ -390,9 +391,16 @@ fn hand_over(lane: &Lane, batch: Batch, counters: &Counters) {
     let (bytes, waiting) = (batch.bytes.len(), &lane.pulse.packets);
     waiting.fetch_add(bytes, Ordering::Relaxed);
     let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
-    if full || lane.send(Command::Packets(batch)).is_err() {
-        waiting.fetch_sub(bytes, Ordering::Relaxed);
-        counters.lane_full.fetch_add(packets, Ordering::Relaxed);
+    let outcome = if full { Err(Command::Packets(batch)) } else { lane.send(Command::Packets(batch)) };
+    let Err(refused) = outcome else { return };
+    waiting.fetch_sub(bytes, Ordering::Relaxed);
+    counters.lane_full.fetch_add(packets, Ordering::Relaxed);
+    if let Command::Packets(batch) = refused {
+        for item in batch.items.iter().filter(|item| item.ruled.is_some_and(|rule| rule.fails_open)) {
+            if let Err(error) = tun.write(&batch.bytes[item.bytes.clone()]) {
+                debug!(%error, "a packet that no lane takes is lost");
+            }
+        }
     }
 }
 

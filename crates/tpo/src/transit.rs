@@ -14,6 +14,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use socket2::{Domain, Socket, Type};
 use tpo_engine::{FlowKey, PacketKey, Policy, Status, StreamKey};
 
+use crate::config::checked::TCP;
 use crate::group::Group;
 use crate::intercept::tcp::lan_options;
 use crate::lane::Lane;
@@ -93,7 +94,12 @@ impl Transit {
         }
         let Some((number, rule)) = self.policy.find_with_number(key) else { return Next::Here };
         let Some(lanes) = self.lanes.get() else { return Next::Refused(Status::GoingAway) };
-        let is_up = |peer: usize| peer != from && lanes[peer].pulse.is_up();
+        // A hub's own LANs need the room of a peer that has none left for what other peers bring.
+        let can_carry = |peer: usize| match key.protocol {
+            TCP => lanes[peer].pulse.has_room(),
+            _ => lanes[peer].pulse.is_up(),
+        };
+        let is_up = |peer: usize| peer != from && can_carry(peer);
         let peer = self.groups[rule.peer].choose(key, is_up);
         let fails_open = self.fails_open[number];
         match (peer == from, is_up(peer)) {

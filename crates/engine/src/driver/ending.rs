@@ -82,8 +82,9 @@ impl Driver {
     }
 
     pub(super) fn end_by_far_side(&mut self, flow: FlowId, status: Status) {
-        if self.remove(flow).is_some() {
+        if let Some(state) = self.remove(flow) {
             self.counters.reset_there += 1;
+            self.counters.refused_there += u64::from(state.ours && status == Status::NoResources);
             self.events.push_back(Event::Reset { flow, status });
         }
     }

@@ -263,6 +263,12 @@ impl Driver {
                 state.credit_due = false;
                 Some(short(Function::Credit, flow, state.window.granted() as u32))
             }
+            Control::Pause(flow) => {
+                let state = self.flows.get_mut(&flow)?;
+                state.pause_due = false;
+                let paused = state.window.is_paused();
+                paused.then(|| short(Function::Pause, flow, state.window.granted() as u32))
+            }
             Control::End(flow) => {
                 let state =
                     self.flows.get_mut(&flow).filter(|state| !state.outgoing.fin() && state.ending.is_none())?;

@@ -111,6 +111,7 @@ impl Driver {
         match header.function {
             Function::Data => self.on_data(header, data(), now),
             Function::Credit => self.on_credit(flow, header.sequence),
+            Function::Pause => self.on_pause(flow, header.sequence),
             _ => {}
         }
     }
@@ -203,8 +204,20 @@ impl Driver {
             return;
         }
         self.counters.bytes_in += length;
+        let waiting = state.incoming.deliverable_bytes() as u64;
+        if state.accepted && state.window.on_arrived(waiting, self.rtt, now) {
+            self.queue_pause(flow);
+        }
         self.keep_inside_share(flow);
         self.tell(flow);
+    }
+
+    fn on_pause(&mut self, flow: FlowId, sequence: u32) {
+        let Some(state) = self.flows.get_mut(&flow) else { return };
+        state.outgoing.on_pause(sequence);
+        if state.outgoing.credit_left() == 0 {
+            self.schedule.stop(state.slot);
+        }
     }
 
     fn on_credit(&mut self, flow: FlowId, sequence: u32) {

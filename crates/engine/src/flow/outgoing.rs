@@ -7,12 +7,14 @@ pub(crate) struct Outgoing {
     next: u64,
     /// Offset up to which the far side takes data.
     credit: u64,
+    /// The far side has taken back what is left of it, until it grants more.
+    paused: bool,
     fin: bool,
 }
 
 impl Outgoing {
     pub(crate) fn new(credit: u64) -> Outgoing {
-        Outgoing { next: 0, credit, fin: false }
+        Outgoing { next: 0, credit, paused: false, fin: false }
     }
 
     pub(crate) fn next(&self) -> u64 {
@@ -24,7 +26,7 @@ impl Outgoing {
     }
 
     pub(crate) fn credit_left(&self) -> u64 {
-        self.credit - self.next
+        if self.paused { 0 } else { self.credit - self.next }
     }
 
     pub(crate) fn on_sent(&mut self, bytes: usize) {
@@ -41,8 +43,18 @@ impl Outgoing {
     pub(crate) fn on_credit(&mut self, sequence: u32) -> bool {
         let was_blocked = self.credit_left() == 0;
         let Some(credit) = expand(self.credit, sequence) else { return false };
-        self.credit = self.credit.max(credit);
+        if credit > self.credit {
+            (self.credit, self.paused) = (credit, false);
+        }
         was_blocked && self.credit_left() > 0
+    }
+
+    /// The far side takes back the credit up to this sequence number. If it has granted more since, that message was the later one.
+    pub(crate) fn on_pause(&mut self, sequence: u32) {
+        if let Some(credit) = expand(self.credit, sequence).filter(|credit| *credit >= self.credit) {
+            // It may have overtaken the message that granted this.
+            (self.credit, self.paused) = (credit, true);
+        }
     }
 
     pub(crate) fn check_invariants(&self) {
@@ -87,6 +99,21 @@ mod tests {
         assert!(!outgoing.on_credit(40), "it was not blocked");
         assert!(!outgoing.on_credit(30));
         assert_eq!(outgoing.credit_left(), 30);
+    }
+
+    #[test]
+    fn a_pause_lasts_until_there_is_more_credit() {
+        let mut outgoing = Outgoing::new(100);
+        outgoing.on_sent(10);
+        outgoing.on_pause(100);
+        assert_eq!(outgoing.credit_left(), 0);
+        assert!(!outgoing.on_credit(100), "granted before the pause, and overtaken by it");
+        assert!(outgoing.on_credit(101) && outgoing.credit_left() == 91);
+        outgoing.on_pause(100);
+        assert_eq!(outgoing.credit_left(), 91, "overtaken by the credit that ended it");
+        outgoing.on_pause(200);
+        assert!(!outgoing.on_credit(200) && outgoing.credit_left() == 0, "it overtook the credit that it takes back");
+        assert!(outgoing.on_credit(300) && outgoing.credit_left() == 290);
     }
 
     #[test]

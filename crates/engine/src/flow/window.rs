@@ -3,12 +3,14 @@
 //! The window follows the flow: at least four times what was taken within a round trip, so that a sender in start-up, which
 //! doubles each round trip, is never held back, and a repair that costs a round trip does not stop the flow. That is the
 //! rule "if more than half of the window was taken within two round trips, double, up to 4 x rate x RTT", written as one
-//! comparison. A sender that knows its rate does not double, it is there at once: while windows are small they grow to sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window has been
+//! comparison.
+//! What an application does not take waits here: when that is far more than it takes, the rest of the credit is taken back until it has caught up. So
+//! a reader that has stopped holds what was under way, however large its window had become, and leaves the memory to the others. A sender that knows its rate does not double, it is there at once: while windows are small they grow to sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window has been
 //! taken, and never repeated.
 
 use std::time::{Duration, Instant};
 
-use crate::config::MIN_RTT;
+use crate::config::{AHEAD, MIN_RTT, PAUSE_FROM, STALLED};
 
 /// Windows below this grow faster: from the first credit it is reached within two round trips. A flow whose application stops taking may
 /// make us hold so much.
@@ -28,13 +30,21 @@ pub(crate) struct Climate {
     pub(crate) memory: Memory,
 }
 
+/// What is to be said to the far side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    Credit,
+    Pause,
+}
+
 /// How much of the peer's memory budget is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Memory {
     /// Less than half: windows may grow.
     Ample,
-    /// More than half: windows stay as they are.
-    Filling,
+    /// More than half: windows grow up to so many bytes, a part of what is free. So whoever stops next leaves most of that to those after him.
+    Filling(u64),
     /// More than the budget: windows shrink.
     Short,
 }
@@ -47,14 +57,26 @@ pub(crate) struct Window {
     /// Start of the round in which taken bytes are counted, and what had been taken then.
     round_at: Instant,
     round_from: u64,
-    /// What was taken in the round trip before.
-    before: u64,
+    /// What was taken in the round trip before; no more than a number of so many bits says.
+    before: u32,
+    /// The application left something when it took last, or has taken nothing yet: since then it is what the bytes wait for, and not they for the link.
+    left: bool,
+    /// The rest of the credit is taken back.
+    paused: bool,
 }
 
 impl Window {
     /// `initial` was told to the peer; `size` is what the flow shall work with once it runs.
     pub(crate) fn new(initial: u64, size: u64, now: Instant) -> Window {
-        Window { granted: initial, size: size.max(initial), round_at: now, round_from: 0, before: 0 }
+        Window {
+            granted: initial,
+            size: size.max(initial),
+            round_at: now,
+            round_from: 0,
+            before: 0,
+            left: true,
+            paused: false,
+        }
     }
 
     /// Offset up to which the far side may send.
@@ -66,18 +88,58 @@ impl Window {
         self.size
     }
 
-    /// The application has taken bytes, the last of them at offset `delivered - 1`. Returns whether a credit message is due.
-    pub(crate) fn on_delivered(&mut self, n: usize, delivered: u64, climate: &Climate, now: Instant) -> bool {
-        let in_one_rtt = self.taken_in_one_rtt(n, delivered, climate.rtt.max(MIN_RTT), now);
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Data has come, and so much waits for the application. Whether a pause is due: nothing was taken for a round trip.
+    pub(crate) fn on_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
+        // A round ends with what is taken after it was a round trip old.
+        let stalled = now.saturating_duration_since(self.round_at) > (2 * rtt).max(STALLED);
+        let due = !self.paused && self.left && waiting >= PAUSE_FROM && stalled;
+        self.paused |= due;
+        due
+    }
+
+    /// The application has taken bytes, the last of them at offset `delivered - 1`, and so many wait.
+    pub(crate) fn on_delivered(
+        &mut self,
+        n: usize,
+        (delivered, waiting): (u64, u64),
+        climate: &Climate,
+        now: Instant,
+    ) -> Due {
+        let rtt = climate.rtt.max(MIN_RTT);
+        let round_at = self.round_at;
+        let left = std::mem::replace(&mut self.left, waiting > 0);
+        let in_one_rtt = self.taken_in_one_rtt(n, delivered, rtt, now);
+        // What it takes in such a time, judged over the pause before if there was one.
+        let elapsed = now.saturating_duration_since(round_at);
+        let pace =
+            if elapsed > 2 * rtt { n as f64 / elapsed.as_secs_f64() } else { in_one_rtt as f64 / rtt.as_secs_f64() };
+        let ahead = (pace * rtt.max(AHEAD).as_secs_f64()) as u64;
         match climate.memory {
             Memory::Ample => {
                 let quickly = if in_one_rtt >= FAST { (16 * in_one_rtt).min(QUICKLY) } else { 0 };
                 self.size = self.size.max((4 * in_one_rtt).max(quickly).min(climate.max));
             }
-            Memory::Filling => {}
+            Memory::Filling(most) => self.size = self.size.max((4 * in_one_rtt).min(climate.max).min(most)),
             Memory::Short => self.size = (self.size / 2).max(climate.min.min(self.size)),
         }
-        self.update(delivered)
+        if self.paused {
+            // What is left lasts four round trips at its rate: it does not wait for the next bytes.
+            self.paused = waiting > (4 * ahead).max(PAUSE_FROM / 2);
+            if self.paused {
+                return Due::Nothing;
+            }
+            self.granted = (self.granted + 1).max(delivered + self.size);
+            return Due::Credit;
+        }
+        if left && self.round_at > round_at && waiting > (8 * ahead).max(PAUSE_FROM) {
+            self.paused = true;
+            return Due::Pause;
+        }
+        if self.update(delivered) { Due::Credit } else { Due::Nothing }
     }
 
     /// Bytes taken in the last round trip: what this round has so far, and of the one before the part that is not older. A
@@ -92,7 +154,7 @@ impl Window {
         let taken = delivered - self.round_from;
         let part = elapsed.as_secs_f64() / rtt.as_secs_f64();
         if part <= 1.0 {
-            return taken + (self.before as f64 * (1.0 - part)) as u64;
+            return taken + (f64::from(self.before) * (1.0 - part)) as u64;
         }
         let in_one_rtt = (taken as f64 / part) as u64;
         self.start_round(delivered, in_one_rtt, now);
@@ -102,7 +164,7 @@ impl Window {
     /// Grants what is due: a quarter of the window or more. Returns whether it did.
     pub(crate) fn update(&mut self, delivered: u64) -> bool {
         let limit = delivered + self.size;
-        let due = limit >= self.granted + (self.size / 4).max(1);
+        let due = !self.paused && limit >= self.granted + (self.size / 4).max(1);
         if due {
             self.granted = limit;
         }
@@ -112,7 +174,7 @@ impl Window {
     fn start_round(&mut self, from: u64, before: u64, now: Instant) {
         self.round_at = now;
         self.round_from = from;
-        self.before = before;
+        self.before = u32::try_from(before).unwrap_or(u32::MAX);
     }
 
     #[cfg(test)]
@@ -154,7 +216,7 @@ mod tests {
             while data.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, n) = data.pop_front().unwrap();
                 taken += n;
-                if n > 0 && window.on_delivered(n as usize, taken, &climate(rtt, memory), now) {
+                if n > 0 && window.on_delivered(n as usize, (taken, 0), &climate(rtt, memory), now) == Due::Credit {
                     credits.push_back((now + rtt / 2, window.granted()));
                 }
             }
@@ -178,8 +240,10 @@ mod tests {
 
     #[test]
     fn memory_decides_about_growth() {
-        let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling, crate::clock());
+        let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling(0), crate::clock());
         assert_eq!(window.size(), 256 << 10);
+        let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling(1 << 20), crate::clock());
+        assert_eq!(window.size(), 1 << 20);
         let (taken, window) = run(100 * MS, 10, 125_000, Memory::Short, crate::clock());
         assert_eq!(window.size(), 64 << 10);
         assert!(taken.iter().skip(2).all(|n| *n > 0), "a short memory slows, it does not stop: {taken:?}");
@@ -196,9 +260,46 @@ mod tests {
     fn credit_is_due_after_a_quarter_and_not_before() {
         let now = crate::clock();
         let mut window = Window::new(1 << 20, 1 << 20, now);
-        let climate = climate(100 * MS, Memory::Filling);
-        assert!(!window.on_delivered((1 << 18) - 1, (1 << 18) - 1, &climate, now));
-        assert!(window.on_delivered(1, 1 << 18, &climate, now));
+        let climate = climate(100 * MS, Memory::Filling(0));
+        assert_eq!(window.on_delivered((1 << 18) - 1, ((1 << 18) - 1, 0), &climate, now), Due::Nothing);
+        assert_eq!(window.on_delivered(1, (1 << 18, 0), &climate, now), Due::Credit);
         assert_eq!(window.granted(), (1 << 20) + (1 << 18));
+    }
+
+    #[test]
+    fn a_reader_that_has_stopped_or_is_slow_pauses_the_sender() {
+        let start = crate::clock();
+        let climate = climate(20 * MS, Memory::Ample);
+        let mut window = Window::new(256 << 10, 256 << 10, start);
+        // A megabyte in each round trip, all of it taken.
+        let mut taken = 0;
+        for tick in 1..=200u32 {
+            taken += 50 << 10;
+            let left = if tick == 200 { 1 << 20 } else { 0 };
+            assert_ne!(window.on_delivered(50 << 10, (taken, left), &climate, start + tick * MS), Due::Pause);
+        }
+        assert!(window.size() >= 16_000_000, "{}", window.size());
+        // Then nothing any more.
+        let stopped = start + 200 * MS;
+        assert!(!window.on_arrived(2 << 20, climate.rtt, stopped + 25 * MS), "a moment is no stop");
+        assert!(!window.on_arrived(PAUSE_FROM - 1, climate.rtt, stopped + 200 * MS), "so little may wait");
+        assert!(window.on_arrived(2 << 20, climate.rtt, stopped + 200 * MS));
+        assert!(!window.on_arrived(3 << 20, climate.rtt, stopped + 300 * MS), "said once");
+        let granted = window.granted();
+        assert!(!window.update(taken + window.size()), "nothing is granted in a pause");
+        // It goes on.
+        let resumed = stopped + 500 * MS;
+        taken += 1 << 20;
+        assert_eq!(window.on_delivered(1 << 20, (taken, 8 << 20), &climate, resumed), Due::Nothing);
+        taken += 7 << 20;
+        assert_eq!(window.on_delivered(7 << 20, (taken, 1 << 20), &climate, resumed + MS), Due::Credit);
+        assert!(window.granted() > granted, "what ends a pause is more than it took back");
+        // A slow one is paused when eight round trips of its own rate wait.
+        let slow = resumed + 1_000 * MS;
+        let due = (0..100).map(|tick| {
+            taken += 20 << 10;
+            window.on_delivered(20 << 10, (taken, 1 << 20), &climate, slow + tick * 20 * MS)
+        });
+        assert_eq!(due.filter(|due| *due == Due::Pause).count(), 1);
     }
 }

@@ -54,6 +54,8 @@ pub enum Reading {
     /// Nothing until this time after the start of the flow.
     From(Duration),
     Never,
+    /// So many bytes, and then nothing more.
+    StopAfter(u64),
     /// Resets its connection after so many bytes.
     ResetAfter(u64),
 }
@@ -198,6 +200,7 @@ impl Apps {
         let (flow, app) =
             self.running.iter_mut().find(|(_, app)| (app.opener, app.number) == (opener, number)).unwrap();
         app.plan = plan;
+        app.read_allowed_from = now;
         engine.readable(*flow, now);
     }
 
@@ -395,7 +398,7 @@ impl Apps {
             assert!(there > 0, "told to deliver {flow}, and there is nothing");
             let n = match read {
                 Reading::Rate(rate) => there.min((rate / 200).max(1) as usize),
-                Reading::ResetAfter(bytes) => there.min((bytes - end.got) as usize),
+                Reading::ResetAfter(bytes) | Reading::StopAfter(bytes) => there.min((bytes - end.got) as usize),
                 Reading::Prompt | Reading::From(_) | Reading::Never => there,
             };
             let stream = stream(opener, number, 1 - self.side);
@@ -414,6 +417,9 @@ impl Apps {
             end.reads.push((at, end.got));
             if let Reading::Rate(_) = read {
                 app.read_allowed_from = now + Duration::from_millis(5);
+            }
+            if matches!(read, Reading::StopAfter(bytes) if end.got >= bytes) {
+                app.read_allowed_from = now + Duration::from_secs(1_000_000);
             }
             engine.delivered(flow, n, now);
             // Told once until all is taken: one look gives no more than 64 slices.

@@ -9,7 +9,7 @@ use std::{
 use tpo_engine::{Class, Compress, Event, FlowId, Limits, OpenError, Peer, Status, StreamKey};
 use tpo_lab::{Node, Profile, World};
 
-use crate::apps::{Apps, End, Engine, Script, check_ends};
+use crate::apps::{Apps, End, Engine, Plan, Script, check_ends};
 
 pub use crate::who::{A, B};
 use crate::who::{address, config};
@@ -217,6 +217,13 @@ impl Pair {
 
     pub fn set_budget(&mut self, side: usize, bytes: usize) {
         self.world.node_mut(side).peer.set_budget(bytes);
+    }
+
+    /// From now on the application at this side of a flow does something else.
+    pub fn set_plan(&mut self, side: usize, (opener, number): (u8, usize), plan: Plan) {
+        let now = self.world.now();
+        let site = self.world.node_mut(side);
+        site.apps.set_plan(opener, number, plan, &mut site.peer, now);
     }
 
     /// Another flow, opened by this side. Returns its number.

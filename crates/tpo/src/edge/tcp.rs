@@ -7,7 +7,7 @@
 //! Life: near edges start open (the interceptor accepted them); far edges start connecting, become open or are refused. Then data both ways,
 //! each direction may finish first, until the engine says closed or reset.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 use tpo_engine::{FlowId, Peer, Read, Source, Status};
 
+use crate::shares::{Opener, Permit, Share};
+
 /// An idle connection is asked after ten minutes whether its application's host still lives, then every minute.
 /// A host that vanished would otherwise hold its flow for ever.
 const KEEPALIVE: TcpKeepalive =
@@ -24,10 +26,22 @@ const KEEPALIVE: TcpKeepalive =
 /// Slices written by one system call; the engine keeps a flow's bytes in pieces of messages.
 const SLICES: usize = 64;
 
+/// How an edge begins.
+pub enum Begins {
+    /// Its connection stands.
+    Open,
+    /// It is on its way to a socket of this host, which answers at once.
+    Joining,
+    /// It is on its way to its destination, which may never answer.
+    Connecting(Permit),
+}
+
 struct Edge {
     flow: FlowId,
     socket: TcpStream,
     connecting: bool,
+    /// When it began to connect, in the order of all that do, and its part of what may. None: it is connected, or will be at once.
+    half_open: Option<(u64, Permit)>,
     /// The socket took no more; the next writable event goes on.
     write_blocked: bool,
     /// The driver has been told of bytes to read, and has not found the end of them yet.
@@ -38,6 +52,8 @@ struct Edge {
     finished: bool,
     client: SocketAddr,
     server: SocketAddr,
+    /// Given back after the socket is closed.
+    _descriptor: Permit,
 }
 
 struct Slot {
@@ -50,6 +66,9 @@ pub struct Edges {
     slots: Vec<Slot>,
     free: Vec<u32>,
     by_flow: HashMap<FlowId, u32>,
+    /// Those whose destination has not answered, the oldest first.
+    half_open: BTreeMap<u64, FlowId>,
+    connects: u64,
     registry: Registry,
 }
 
@@ -75,7 +94,14 @@ pub enum Happened {
 impl Edges {
     /// No edges yet; sockets will be registered with `registry`.
     pub fn new(registry: Registry) -> Edges {
-        Edges { slots: Vec::new(), free: Vec::new(), by_flow: HashMap::new(), registry }
+        Edges {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_flow: HashMap::new(),
+            half_open: BTreeMap::new(),
+            connects: 0,
+            registry,
+        }
     }
 
     /// Edges that live.
@@ -92,8 +118,8 @@ impl Edges {
     pub fn insert(
         &mut self,
         flow: FlowId,
-        socket: std::net::TcpStream,
-        connecting: bool,
+        (socket, descriptor): (std::net::TcpStream, Permit),
+        begins: Begins,
         client: SocketAddr,
         server: SocketAddr,
     ) -> io::Result<()> {
@@ -114,19 +140,41 @@ impl Edges {
             self.free.push(index);
             return Err(error);
         }
+        let (connecting, half_open) = match begins {
+            Begins::Open => (false, None),
+            Begins::Joining => (true, None),
+            Begins::Connecting(permit) => (true, Some((self.connects, permit))),
+        };
+        if half_open.is_some() {
+            self.half_open.insert(self.connects, flow);
+            self.connects += 1;
+        }
         slot.edge = Some(Edge {
             flow,
             socket,
             connecting,
+            half_open,
             write_blocked: connecting,
             readable: false,
             parked: false,
             finished: false,
             client,
             server,
+            _descriptor: descriptor,
         });
         self.by_flow.insert(flow, index);
         Ok(())
+    }
+
+    /// Room for one more connect. When the share is used up, the one that has waited longest for its destination has to go: who answers at all answers
+    /// soon, so that destinations that never do cannot keep the others from being reached. Its flow is given back to be ended.
+    pub fn begin_connect(&self, share: &Share) -> Result<Permit, Option<FlowId>> {
+        share.take(Opener::Near).ok_or_else(|| self.half_open.values().next().copied())
+    }
+
+    /// Edges whose destination has not answered.
+    pub fn half_open(&self) -> usize {
+        self.half_open.len()
     }
 
     /// One event of the poll.
@@ -146,6 +194,9 @@ impl Edges {
                 Ok(true) => {
                     edge.connecting = false;
                     edge.write_blocked = false;
+                    if let Some((number, _)) = edge.half_open.take() {
+                        self.half_open.remove(&number);
+                    }
                     Happened::Connected(flow)
                 }
                 Ok(false) => Happened::Nothing,
@@ -230,6 +281,9 @@ impl Edges {
         slot.generation = slot.generation.wrapping_add(1) & 0x7fff_ffff;
         self.free.push(index);
         let mut edge = slot.edge.take()?;
+        if let Some((number, _)) = &edge.half_open {
+            self.half_open.remove(number);
+        }
         // Closing the descriptor would do the same; asked for so that no event of it stays in the poll.
         let _ = self.registry.deregister(&mut edge.socket);
         Some(edge)

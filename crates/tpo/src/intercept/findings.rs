@@ -66,7 +66,7 @@ pub fn descriptors(limit: u64) -> Option<Finding> {
     (limit < FEW_DESCRIPTORS).then(|| Finding {
         severity: Severity::Warning,
         found: format!("at most {limit} open files"),
-        means: "each connection needs one; beyond it new connections are reset",
+        means: "each connection needs one; near it new connections go as their rule's on_failure says",
         remedy: "raise the hard limit (LimitNOFILE= of the service, or ulimit -Hn)".to_owned(),
     })
 }

@@ -83,6 +83,20 @@ impl Lease {
         ])
     }
 
+    /// The same but for TCP, of which new connections are no longer intercepted from now on.
+    pub fn renew_without_tcp(&mut self, peer: usize) -> io::Result<()> {
+        let set = lease_set(peer);
+        let others: Vec<Vec<u8>> = self.protocols.iter().filter(|other| **other != [TCP]).cloned().collect();
+        let mut changes = vec![
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
+            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
+        ];
+        if !others.is_empty() {
+            changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &others, true)));
+        }
+        self.kernel.transact(&changes)
+    }
+
     /// New connections of this peer's rules are no longer intercepted, from now on.
     pub fn drop_lease(&mut self, peer: usize) -> io::Result<()> {
         let set = lease_set(peer);

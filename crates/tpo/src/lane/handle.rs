@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tpo_engine::{FlowInfo, StreamKey, Treatment, Worked};
 use super::inlet::Inlet;
 use crate::edge::packets;
 use crate::router::Sighting;
+use crate::shares::{Lack, Level, Marks, Permit, Share};
 use crate::tap::{Batch, WAITING_BYTES};
 use crate::transit::Onward;
 
@@ -25,6 +26,8 @@ pub enum Command {
         key: StreamKey,
         /// How the rule wants it to be treated.
         treatment: Treatment,
+        /// Its part of somebody's share of the descriptors.
+        descriptor: Permit,
     },
     /// Packets of the near side that are no TCP, some of which may be this peer's.
     Packets(Batch),
@@ -75,6 +78,10 @@ pub struct Counters {
     pub refused_not_connected: u64,
     /// The same for lack of room.
     pub refused_no_room: u64,
+    /// Flows of the peer that were refused because its share of the descriptors is used up.
+    pub no_descriptors: u64,
+    /// Connects for the peer that were given up for newer ones, because its share of those without an answer was used up.
+    pub connects_given_up: u64,
     /// Flows of the peer that no `accept` permits.
     pub not_allowed: u64,
     /// Batches that the kernel refused.
@@ -89,12 +96,24 @@ pub struct Counters {
 /// peer is let begin side by side.
 const INDICES: usize = 16;
 
-/// Life signs of a lane, read by the interceptor's lease.
+/// Life signs of a lane, read by the interceptor's lease, and how much of its room is used.
 #[derive(Debug)]
 pub struct Pulse {
     start: Instant,
     beat_ms: AtomicU64,
     up: AtomicBool,
+    /// Streams that live, and how many may.
+    pub flows: [AtomicUsize; 2],
+    /// Bytes that streams hold for their applications, and how many they may.
+    pub held: [AtomicUsize; 2],
+    /// Connections that wait for a peer that was called on demand, and how many may.
+    pub calling: [AtomicUsize; 2],
+    /// Connections under way from the gate.
+    pub connections: AtomicUsize,
+    /// The far TPO has refused flows for lack of room just now.
+    pub far_is_full: AtomicBool,
+    /// A [`Lack`], as the gate has judged; zero: there is room.
+    lack: AtomicU8,
     /// Bytes that the lane's flows hold, for the budget in all.
     pub memory: AtomicUsize,
     /// Bytes of packets that wait for the lane.
@@ -109,6 +128,12 @@ impl Pulse {
             start: Instant::now(),
             beat_ms: AtomicU64::new(0),
             up: AtomicBool::new(false),
+            flows: Default::default(),
+            held: Default::default(),
+            calling: Default::default(),
+            connections: AtomicUsize::new(0),
+            far_is_full: AtomicBool::new(false),
+            lack: AtomicU8::new(0),
             memory: AtomicUsize::new(0),
             packets: AtomicUsize::new(0),
             indices: Default::default(),
@@ -142,6 +167,41 @@ impl Pulse {
         now.saturating_duration_since(beat) < limit
     }
 
+    /// How much of its room the lane has used.
+    pub(crate) fn levels(&self) -> [Level; 4] {
+        let both = |pair: &[AtomicUsize; 2]| pair.each_ref().map(|number| number.load(Ordering::Relaxed));
+        let level = |lack, pair| {
+            let [used, most] = both(pair);
+            Level { lack, used, marks: Marks::of(most) }
+        };
+        let [held, budget] = both(&self.held);
+        [
+            level(Lack::Flows, &self.flows),
+            Level { lack: Lack::Memory, used: held, marks: Marks::of_memory(budget) },
+            level(Lack::Queue, &self.calling),
+            Level {
+                lack: Lack::FarSide,
+                used: usize::from(self.far_is_full.load(Ordering::Relaxed)),
+                marks: Marks::YES_OR_NO,
+            },
+        ]
+    }
+
+    /// What there is no room of for new connections, if anything.
+    pub fn lack(&self) -> Option<Lack> {
+        Lack::from_number(self.lack.load(Ordering::Relaxed))
+    }
+
+    /// The gate's judgement.
+    pub(crate) fn set_lack(&self, lack: Option<Lack>) {
+        self.lack.store(lack.map_or(0, |lack| lack as u8), Ordering::Relaxed);
+    }
+
+    /// Whether the peer answers and new connections have room.
+    pub fn has_room(&self) -> bool {
+        self.is_up() && self.lack.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether the peer answers.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
@@ -160,18 +220,25 @@ pub struct Lane {
     pub pulse: Arc<Pulse>,
     /// The peer's name in the configuration.
     pub name: Arc<str>,
+    /// The peer's share of the descriptors.
+    pub descriptors: Share,
 }
 
 impl Lane {
     /// Hands over a command; gives it back when too many wait, or the lane has ended.
     pub fn send(&self, command: Command) -> Result<(), Command> {
+        let connections = usize::from(matches!(command, Command::Accepted { .. }));
+        self.pulse.connections.fetch_add(connections, Ordering::Relaxed);
         match self.commands.try_send(command) {
             Ok(()) => {
                 // Waking can fail only when the lane has ended, which its next command will show.
                 let _ = self.waker.wake();
                 Ok(())
             }
-            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => Err(command),
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
+                self.pulse.connections.fetch_sub(connections, Ordering::Relaxed);
+                Err(command)
+            }
         }
     }
 

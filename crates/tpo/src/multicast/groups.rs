@@ -175,6 +175,33 @@ impl Wanted {
     }
 }
 
+/// Who asks, for whomever.
+pub fn peers_of(askers: &[(usize, For)]) -> Vec<usize> {
+    let mut peers: Vec<usize> = askers.iter().map(|(peer, _)| *peer).collect();
+    peers.sort_unstable();
+    peers.dedup();
+    peers
+}
+
+/// Of the groups that peers ask for as many as may be taken: each peer has the first of its own before another has its second, so that one that asks
+/// for many does not push out the few of another.
+pub fn fair_share(asked: impl IntoIterator<Item = (IpAddr, Vec<usize>)>, most: usize) -> BTreeSet<IpAddr> {
+    let mut so_far: HashMap<usize, usize> = HashMap::new();
+    let mut in_turn: Vec<(usize, IpAddr)> = Vec::new();
+    for (group, peers) in asked {
+        let turns = peers.iter().map(|peer| {
+            let of_peer = so_far.entry(*peer).or_default();
+            *of_peer += 1;
+            *of_peer
+        });
+        // All that ask for it have it once one of them has.
+        in_turn.extend(turns.collect::<Vec<_>>().into_iter().min().map(|turn| (turn, group)));
+    }
+    in_turn.sort_unstable();
+    in_turn.truncate(most);
+    in_turn.into_iter().map(|(_, group)| group).collect()
+}
+
 /// On which of our LANs each group is listened to, and which LANs are left to another TPO for what a peer brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listeners {
@@ -255,6 +282,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn who_asks_for_many_groups_does_not_push_out_anothers_few() {
+        let greedy = (0..2_000u32).map(|n| (IpAddr::from(Ipv4Addr::from(0xef00_0000 + n)), vec![0]));
+        let few = ["239.200.0.1", "239.200.0.2", "ff0e::9"];
+        let all = || greedy.clone().chain(groups(&few).into_iter().map(|group| (group, vec![0, 1])));
+        let taken = fair_share(all(), MOST_GROUPS);
+        assert_eq!(taken.len(), MOST_GROUPS);
+        assert!(groups(&few).iter().all(|group| taken.contains(group)), "the other peer has its own");
+        assert_eq!(fair_share(all(), 5_000).len(), 2_003, "all that are asked for, where there is room");
+        assert!(fair_share(all(), 0).is_empty());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::edge::multicast::Lan;
 use crate::gate::Doorbell;
 use crate::intercept::lease::{GroupSets, RENEW_EVERY};
 use crate::lane::{self, Command};
-use crate::multicast::groups::{For, Joined, Listeners, MOST_GROUPS, Wanted};
+use crate::multicast::groups::{For, Joined, Listeners, MOST_GROUPS, Wanted, fair_share, peers_of};
 use crate::multicast::igmp::{Heard, is_routed};
 use crate::multicast::members::Members;
 use crate::multicast::neighbours::{Neighbours, Site};
@@ -375,7 +375,9 @@ impl Loop {
             });
             let wanted = [
                 own.take(MOST_GROUPS).collect::<Vec<IpAddr>>(),
-                for_others.map(|(group, _)| *group).take(MOST_GROUPS).collect(),
+                fair_share(for_others.map(|(group, askers)| (*group, peers_of(askers))), MOST_GROUPS)
+                    .into_iter()
+                    .collect(),
             ];
             let is_time = told.at.is_none_or(|at| now >= at + ASK_EVERY);
             if wanted != told.groups && is_time && lane.send(Command::Groups(wanted.clone())).is_ok() {

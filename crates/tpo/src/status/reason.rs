@@ -9,7 +9,7 @@ use std::fmt;
 pub enum Reason {
     /// 1: no row of the look-up table matches.
     NoRule = 1,
-    /// 2: the rule's peer is not up.
+    /// 2: the rule's peer is not up, or has no room.
     PeerDown = 2,
     /// 3: it began before the program did.
     BeforeStart = 3,
@@ -90,7 +90,7 @@ impl Reason {
     pub fn sentence(self) -> &'static str {
         match self {
             Reason::NoRule => "No enabled [[rule]] names the connection; the kernel never shows it to the TPO.",
-            Reason::PeerDown => "The rule's peer was not up when the connection began.",
+            Reason::PeerDown => "The rule's peer was not up, or had no room, when the connection began.",
             Reason::BeforeStart => "The connection began before the TPO did, and keeps its ordinary way until it ends.",
             Reason::FlowLimit => "As many flows were open as one peer may have.",
             Reason::Memory => "The flows held as much memory as they may.",
@@ -114,7 +114,7 @@ impl Reason {
     pub fn advice(self) -> &'static str {
         match self {
             Reason::NoRule => "add a [[rule]] for it",
-            Reason::PeerDown => "see the peer above: its state says why",
+            Reason::PeerDown => "see the peer and its lease above: they say why",
             Reason::BeforeStart => "nothing, or restart the application",
             Reason::FlowLimit => "look at `tpo flows`: what holds so many connections open?",
             Reason::Memory => "raise memory in [tpo], or look at `tpo flows` for slow readers",

@@ -19,5 +19,6 @@ mod mesh;
 mod multicast;
 mod packets;
 mod quic;
+mod shares;
 mod strangers;
 mod transit;

@@ -19,6 +19,7 @@ pub(crate) struct Mesh {
     pub(crate) sites: Sites,
     daemons: Vec<Option<Child>>,
     folder: Scratch,
+    files: Option<(usize, u32)>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -39,6 +40,11 @@ pub(crate) struct Plan<'a> {
 impl Mesh {
     /// All daemons run; nobody is waited for.
     pub(crate) fn start(plan: &Plan<'_>) -> Mesh {
+        Mesh::start_with(plan, None)
+    }
+
+    /// The same; the daemon of one site may have so many descriptors.
+    pub(crate) fn start_with(plan: &Plan<'_>, files: Option<(usize, u32)>) -> Mesh {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!("tm{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let folder = Scratch::new(&name).unwrap();
@@ -68,7 +74,8 @@ impl Mesh {
             text.push_str(&(plan.sections)(site));
             std::fs::write(folder.join(format!("{site}.toml")), text).unwrap();
         }
-        let mut mesh = Mesh { sites, daemons: all.clone().map(|_| None).collect(), folder, _alone: alone };
+        let daemons = all.clone().map(|_| None).collect();
+        let mut mesh = Mesh { sites, daemons, files, folder, _alone: alone };
         all.for_each(|site| mesh.run(site));
         mesh
     }
@@ -76,7 +83,14 @@ impl Mesh {
     pub(crate) fn run(&mut self, site: usize) {
         let log = self.folder.join(format!("{site}.log"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let mut command = self.sites.command(Place::Gateway(site), env!("CARGO_BIN_EXE_tpo"));
+        let mut command = match self.files.filter(|(of, _)| *of == site) {
+            None => self.sites.command(Place::Gateway(site), env!("CARGO_BIN_EXE_tpo")),
+            Some((_, files)) => {
+                let mut command = self.sites.command(Place::Gateway(site), "prlimit");
+                command.arg(format!("--nofile={files}:{files}")).arg(env!("CARGO_BIN_EXE_tpo"));
+                command
+            }
+        };
         command.args(["run", "--config"]).arg(self.config(site)).stdout(Stdio::null()).stderr(log);
         self.daemons[site - 1] = Some(command.spawn().unwrap());
     }

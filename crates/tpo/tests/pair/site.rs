@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) endpoints: [&'static str; 2],
     /// More sections for A and for B.
     pub(crate) sections: [&'static str; 2],
+    /// Descriptors that the daemons of A and B may have; none: as many as we.
+    pub(crate) files: [Option<u32>; 2],
     /// Run before the daemons start, in the namespaces of A and B.
     pub(crate) prepare: &'static [&'static [&'static str]],
 }
@@ -54,6 +56,7 @@ impl Default for Options {
             accept: "",
             endpoints: ["10.9.0.2:47800", "10.9.0.1:47800"],
             sections: ["", ""],
+            files: [None; 2],
             prepare: &[],
         }
     }
@@ -63,6 +66,7 @@ pub(crate) struct Pair {
     pub(crate) lab: Lab,
     daemons: [Option<Child>; 2],
     folder: Scratch,
+    files: [Option<u32>; 2],
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -126,7 +130,7 @@ impl Pair {
             text.push_str(options.sections[usize::from(site == "b")]);
             std::fs::write(folder.join(format!("{site}.toml")), text).unwrap();
         }
-        Pair { lab, daemons: [None, None], folder, _alone: alone }
+        Pair { lab, daemons: [None, None], files: options.files, folder, _alone: alone }
     }
 
     /// Starts one daemon.
@@ -136,15 +140,16 @@ impl Pair {
             .append(true)
             .open(self.folder.join(format!("{}.log", site(host))))
             .unwrap();
-        let child = self
-            .lab
-            .command(host, env!("CARGO_BIN_EXE_tpo"))
-            .args(["run", "--config"])
-            .arg(self.config(host))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = match self.files[index(host)] {
+            None => self.lab.command(host, env!("CARGO_BIN_EXE_tpo")),
+            Some(files) => {
+                let mut command = self.lab.command(host, "prlimit");
+                command.arg(format!("--nofile={files}:{files}")).arg(env!("CARGO_BIN_EXE_tpo"));
+                command
+            }
+        };
+        let child =
+            command.args(["run", "--config"]).arg(self.config(host)).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.daemons[index(host)] = Some(child);
     }
 
