@@ -24,7 +24,6 @@ pub struct Peer {
     max_payload: usize,
     /// What all of it may hold.
     budget: usize,
-    most_budget: usize,
     /// Payloads wait in the mover since then, because the edges have not fetched what came of others.
     left_over: Option<Instant>,
     /// A packed buffer that the mover did not take, because its window of numbers was full.
@@ -45,7 +44,6 @@ impl Peer {
             buffer_size: config.buffer_size,
             max_payload,
             budget: config.limits.peer_bytes,
-            most_budget: config.limits.peer_bytes,
             left_over: None,
             refused: None,
         };
@@ -190,10 +188,10 @@ impl Peer {
         self.mover.close(now);
     }
 
-    /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a
+    /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; for its flows `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a
     /// tenth more is never exceeded, beside some megabytes that each peer has.
     pub fn set_budget(&mut self, bytes: usize) {
-        self.budget = bytes.min(self.most_budget);
+        self.budget = bytes;
         self.share_memory();
         self.driver.keep_inside_memory();
     }

@@ -388,7 +388,7 @@ fn run(seed: u64, seen: &mut Seen) {
     world.add(address(BAD), Site::Bad(Bad::new(B, seed, now)));
     let link: Profile = "rate=100mbit delay=5ms mtu=0".parse().expect("a link");
     world.connect(BAD - 1, BAD, link.clone(), link.clone());
-    let beside = seed % 4 == 0;
+    let beside = seed.is_multiple_of(4);
     if beside {
         for (side, place) in [(A, HONEST), (B, HONEST + 1)] {
             world.add(address(place), Site::Victim(Victim::new((side, place), seed, limits, now)));

@@ -77,7 +77,11 @@ impl Taking {
             }
         }
         let is_over = |taken: &Taken| taken.unasked.is_some_and(|since| now.saturating_duration_since(since) >= LINGER);
-        changes.leave.extend(self.taken.extract_if(.., |_, taken| is_over(taken)).map(|(group, _)| group));
+        self.taken.retain(|group, taken| {
+            let goes = is_over(taken);
+            changes.leave.extend(goes.then_some(*group));
+            !goes
+        });
         let share = MOST_TAKEN / counts.len().max(1);
         for (group, peers) in asked {
             if self.taken.contains_key(group) {
