@@ -271,3 +271,12 @@ pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()>
         )
     })
 }
+
+/// A file that has no name, in memory only, gone with its last descriptor. What a program reads from it or writes to it makes nobody wait.
+pub fn memory_file() -> io::Result<std::fs::File> {
+    // SAFETY: the name is a string that ends with a zero; the result is checked before it becomes an owned descriptor.
+    let fd = unsafe { libc::memfd_create(c"tpo".as_ptr(), libc::MFD_CLOEXEC) };
+    check(fd)?;
+    // SAFETY: `fd` was just created and is owned by nobody else.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}

@@ -8,14 +8,15 @@ use super::Table;
 use super::layers::RuleError;
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
+use super::tool::{self, Said};
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
 use super::{MARK_DELIVER, MARK_PACKETS};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// Number of our routing table, and preference of the rule that leads to it: before the main table (32766) and before most of what
@@ -65,6 +66,14 @@ pub enum InstallError {
         program: &'static str,
         /// Why it could not be.
         error: io::Error,
+    },
+    /// A tool hung.
+    #[error("`{program}` did not end within {} s and was killed", limit.as_secs_f64())]
+    TooSlow {
+        /// What was started.
+        program: &'static str,
+        /// What it was given.
+        limit: Duration,
     },
 }
 
@@ -305,30 +314,12 @@ fn rule_command(family: &str, verb: &str) -> Vec<String> {
     [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
 }
 
-fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Output, InstallError> {
-    let failed = |error: io::Error| match error.kind() {
-        ErrorKind::NotFound => {
-            InstallError::Missing { program, package: if program == "nft" { "nftables" } else { "iproute2" } }
-        }
-        _ => InstallError::Start { program, error },
-    };
-    let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    // Both tools are silent until they have read everything, so this cannot wait for us to read. A broken pipe is an early end, whose reason
-    // they tell.
-    let written = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().map_err(failed)?;
-    match written {
-        Err(error) if output.status.success() => Err(failed(error)),
-        _ => Ok(output),
-    }
+fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Said, InstallError> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    tool::run(program, &arguments, input)
 }
 
-fn verdict(output: &Output, what: &'static str) -> Result<(), InstallError> {
+fn verdict(output: &Said, what: &'static str) -> Result<(), InstallError> {
     if output.status.success() {
         return Ok(());
     }
@@ -342,8 +333,8 @@ fn verdict(output: &Output, what: &'static str) -> Result<(), InstallError> {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+fn said(output: &Said) -> String {
+    String::from_utf8_lossy(&output.err).into_owned()
 }
 
 /// Whether the tools are there that installing needs: for `tpo check`.
