@@ -233,7 +233,7 @@ impl Daemon {
         // Without this way nothing is cut off: packets take their plain one.
         match self.installed.packets_are_whole() {
             Ok(true) => self.packets_lost = false,
-            Ok(false) => match self.installed.repair_packets() {
+            Ok(false) => match self.installed.repair_packets(&self.table) {
                 Ok(()) => warn!("somebody removed the way into our TUN device; it is there again"),
                 Err(error) if !std::mem::replace(&mut self.packets_lost, true) => {
                     warn!(%error, "UDP, ICMP and other packets are no longer taken and go their plain way");

@@ -53,6 +53,15 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let file =
         std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    attach_tun(&file, name)?;
+    Ok(file)
+}
+
+/// Makes the device that belongs to the file: at first, and again when somebody has deleted it, in the namespace in which the file was opened.
+///
+/// # Errors
+/// `EEXIST` when the file has its device.
+pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
     assert!(name.len() < libc::IFNAMSIZ, "an interface name has at most 15 bytes");
     // SAFETY: all zero is a valid ifreq: plain integers and bytes.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -61,8 +70,7 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request is a whole, initialised ifreq that outlives the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })?;
-    Ok(file)
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })
 }
 
 /// The calling thread leaves the processors to whoever wants them more.

@@ -160,9 +160,25 @@ impl Installed {
                 && (!self.v6 || self.watch.way_of_packets(true)? == self.device || !has_ipv6())))
     }
 
-    /// Leads them there again. A device that is gone stays so: only a new start makes another.
-    pub fn repair_packets(&self) -> Result<(), InstallError> {
-        families(self.v6 && has_ipv6()).iter().try_for_each(|family| add_packet_route(family))
+    /// Leads them there again, and makes the device anew if it is gone.
+    pub fn repair_packets(&mut self, table: &Table) -> Result<(), InstallError> {
+        let anew = match &self.tun {
+            Some(tun) => tun.restore()?,
+            None => return Ok(()),
+        };
+        let v6 = self.v6 && has_ipv6();
+        families(v6).iter().try_for_each(|family| add_packet_route(family))?;
+        if anew {
+            if !table.multicast.is_empty() {
+                if v6 {
+                    add_copy_route()?;
+                }
+                // They name the device by its number.
+                self.repair_groups(table)?;
+            }
+            self.device = self.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
+        }
+        Ok(())
     }
 
     /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and nothing else happens.
@@ -287,12 +303,6 @@ fn packet_rule_command(family: &str, verb: &str) -> Vec<String> {
     let mark = format!("{MARK_PACKETS:#x}/{MARK_PACKETS:#x}");
     let table = PACKET_TABLE.to_string();
     [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
-}
-
-/// Runs `ip` for the TUN device.
-pub(super) fn run_ip(arguments: &[&str], what: &'static str) -> Result<(), InstallError> {
-    let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-    verdict(&run("ip", &arguments, "")?, what)
 }
 
 /// systemd-networkd removes rules and routes that it did not make, at its start and when a link changes, unless `protocol` says that they are
