@@ -43,7 +43,7 @@ impl Folder {
         let sample = folder.run(&["init"]).out;
         let text = sample
             .replace("<what `tpo keygen` printed in Lyon>", peer.trim())
-            .replace("#control = \"/run/tpo.sock\"", "control = \"tpo.sock\"");
+            .replace("#control = \"/run/tpo/tpo.sock\"", "control = \"tpo.sock\"");
         fs::write(folder.path("tpo.toml"), text).unwrap();
         folder
     }

@@ -347,6 +347,15 @@ fn said(output: &Said) -> String {
     String::from_utf8_lossy(&output.err).into_owned()
 }
 
+/// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon that has given up rights since.
+pub fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
+    let text = rules::render(table, ports)?;
+    let output = run("nft", &["-c", "-f", "-"].map(str::to_owned), &text)?;
+    verdict(&output, "load the nftables rules again")?;
+    let output = run("ip", &["rule", "list"].map(str::to_owned), "")?;
+    verdict(&output, "list the routing rules")
+}
+
 /// Whether the tools are there that installing needs: for `tpo check`.
 pub fn check_tools() -> Result<(), InstallError> {
     for (program, version) in [("nft", "--version"), ("ip", "-V")] {
