@@ -11,10 +11,15 @@ use anyhow::{Context, Result, bail};
 const PROGRAMS: &[(&str, &str)] =
     &[("nft", "nftables"), ("ip", "iproute2"), ("curl", "curl"), ("sysctl", "procps"), ("kill", "procps")];
 
+const UNIT: &str = "packaging/tpo.service";
+
+/// What `systemd-analyze security` may find of the unit at most, in tenths; docs/security.md says what is left and why.
+const EXPOSURE: &str = "20";
+
 const USAGE: &str = "usage: cargo xtask demo | test | check
   demo   build tpo, make two sites and a bad WAN between them on this machine, and compare transfers without and with tpo
   test   run all tests (needs root: they make network namespaces of their own and remove them)
-  check  formatting, clippy with warnings as errors, documentation; together with test this is what .ci/run does";
+  check  formatting, clippy with warnings as errors, documentation, the exposure of the systemd unit; together with test this is what .ci/run does";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -53,7 +58,19 @@ fn check() -> Result<()> {
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo()
         .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "-D warnings"))
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    if !is_installed("systemd-analyze") {
+        install(&["systemd"])?;
+    }
+    // The words of the table go to the log of the run: what each item is that is left.
+    run(Command::new("systemd-analyze").args([
+        "security",
+        "--no-pager",
+        "--offline=true",
+        "--threshold",
+        EXPOSURE,
+        UNIT,
+    ]))
 }
 
 /// Root, and the programs: what the tests and the demo cannot do without.
@@ -71,14 +88,18 @@ fn prepare() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("xtask: installing from the distribution: {}", missing.join(" "));
+    install(&missing)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    println!("xtask: installing from the distribution: {}", packages.join(" "));
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
         command
     };
     run(&mut apt(&["update", "-qq"]))?;
-    run(apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
+    run(apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
 }
 
 fn is_installed(program: &str) -> bool {

@@ -299,6 +299,7 @@ pub fn main() -> ExitCode {
 
 /// `tpo run`: the daemon.
 fn run(cli: &Cli) -> Outcome {
+    crate::privilege::keep_secrets()?;
     let (checked, findings, keys) = load(&cli.config)?;
     log::start(&log_filter(cli, &checked.log)?, checked.log_format);
     for finding in findings.iter() {
@@ -313,6 +314,7 @@ fn run(cli: &Cli) -> Outcome {
 
 /// `tpo keygen`.
 fn keygen(arguments: &KeygenArgs) -> Outcome {
+    crate::privilege::keep_secrets()?;
     let identity = match (&arguments.target.out, &arguments.target.show, &arguments.target.pre_shared) {
         (Some(out), ..) => keygen::generate(out, arguments.force)?,
         (_, Some(file), _) => keygen::read(file)?,
@@ -327,6 +329,7 @@ fn keygen(arguments: &KeygenArgs) -> Outcome {
 
 /// `tpo check`.
 fn check(path: &Path) -> Outcome {
+    crate::privilege::keep_secrets()?;
     let (checked, mut findings, _) = load(path)?;
     let table = crate::daemon::table(&checked);
     // What `tpo run` does before it gives the rules to the kernel. The ports are only known then, and nothing depends on them.
@@ -342,6 +345,9 @@ fn check(path: &Path) -> Outcome {
     }
     if let Err(error) = intercept::install::check_tools() {
         complain(&format!("this host: {error}\n"));
+    }
+    if let Err(error) = crate::privilege::Who::choose(checked.user.as_deref()) {
+        complain(&format!("this host: {error:#}\n"));
     }
     let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
     let rules = match off {

@@ -9,7 +9,7 @@
 //! It can only be asked; nothing can be changed through it. Who may ask is decided by the mode of the file (0660).
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::privilege::Who;
 use crate::status::{FlowReport, StatusReport};
 
 /// Clients served at once. Each costs a thread for as long as it takes; people and a monitor never need more.
@@ -61,36 +62,86 @@ enum Reply<T> {
     Error(String),
 }
 
-/// The running server. Dropping it ends its thread and removes the socket.
+/// The socket, at which nobody answers yet. Dropping it removes it.
 #[derive(Debug)]
-pub struct Server {
+pub struct Bound {
     path: PathBuf,
     /// Device and inode of our socket, so that we never remove somebody else's.
     own: (u64, u64),
     listener: Arc<UnixListener>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
 }
 
-impl Server {
-    /// Makes the socket and begins to answer. A socket that a dead daemon left behind is replaced; one that somebody answers at,
-    /// and a file that is no socket, are errors.
-    pub fn start(path: &Path, facts: Arc<dyn Facts>) -> anyhow::Result<Server> {
+impl Bound {
+    /// Makes the socket, and its folder where that is missing. A socket that a dead daemon left behind is replaced; one that somebody answers
+    /// at, and a file that is no socket, are errors. Whoever asks before the server runs waits for it.
+    pub fn new(path: &Path) -> anyhow::Result<Bound> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            make(folder)
+                .with_context(|| format!("cannot make the folder of the control socket, {}", folder.display()))?;
+        }
         refuse_if_taken(path)?;
         let (listener, own) = bind(path)?;
-        let listener = Arc::new(listener);
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new().name("tpo-control".into()).spawn({
-            let (listener, stop) = (listener.clone(), stop.clone());
-            move || serve(&listener, &stop, &facts)
-        });
-        let thread = thread.context("cannot start the thread of the control socket")?;
-        Ok(Server { path: path.to_owned(), own, listener, stop, thread: Some(thread) })
+        Ok(Bound { path: path.to_owned(), own, listener: Arc::new(listener) })
+    }
+
+    /// Makes it this user's. The folder stays whose it is: in one that belongs to a user, what root does at the next start would be at that
+    /// user's mercy.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn give(&self, who: &Who) -> anyhow::Result<()> {
+        who.own(&self.path)
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.own) {
+            // Fails where the folder is not ours; the next start replaces it, and whoever asks in between hears that nobody is there.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The running server. Dropping it ends its thread and removes the socket.
+#[derive(Debug)]
+pub struct Server {
+    bound: Bound,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Makes the socket and begins to answer.
+    ///
+    /// # Errors
+    /// As [`Bound::new`] and [`Server::answer`].
+    pub fn start(path: &Path, facts: Arc<dyn Facts>) -> anyhow::Result<Server> {
+        Server::answer(Bound::new(path)?, facts)
+    }
+
+    /// Begins to answer.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn answer(bound: Bound, facts: Arc<dyn Facts>) -> anyhow::Result<Server> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::Builder::new().name("tpo-control".into()).spawn({
+            let (listener, stop) = (bound.listener.clone(), stop.clone());
+            move || serve(&listener, &stop, &facts)
+        });
+        let thread = thread.context("cannot start the thread of the control socket")?;
+        Ok(Server { bound, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        self.bound.path()
     }
 
     /// Ends the thread and removes the socket.
@@ -103,13 +154,18 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         // Wakes the accept() of the thread, even if the file has been taken away from under us.
-        let woken = socket2::SockRef::from(&*self.listener).shutdown(std::net::Shutdown::Both);
+        let woken = socket2::SockRef::from(&*self.bound.listener).shutdown(std::net::Shutdown::Both);
         if let (Ok(()), Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.own) {
-            let _ = fs::remove_file(&self.path);
-        }
+    }
+}
+
+/// Makes a folder that everybody may look into, where there is none.
+fn make(folder: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -34,12 +34,14 @@ use crate::intercept::tcp::Listeners;
 use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::multicast::groups::{Joined, Wanted};
 use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
+use crate::privilege;
 use crate::router::{Listed, Router, Table};
+use crate::service::Service;
 use crate::shares::Shares;
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
@@ -51,6 +53,8 @@ const ENDING: Duration = Duration::from_secs(2);
 const RULES_EVERY: Duration = Duration::from_secs(1);
 /// The initial credit of a flow grows with a configured rate up to this: flows whose application takes nothing may hold it.
 const MOST_CREDIT: u32 = 1 << 20;
+/// A gate or lane that has not turned for this long gets no life sign out to the service manager: both turn several times a second.
+const WEDGED: Duration = Duration::from_secs(2);
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -66,7 +70,9 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
         signal_hook::flag::register_usize(number, signal.clone(), value).context("watch for signals")?;
     }
     let limit = crate::sys::raise_descriptor_limit().context("raise the limit of open files")?;
+    let mut service = Service::from_environment();
     let mut daemon = Daemon::start(checked, &keys, limit)?;
+    service.ready();
     info!(name = %checked.name, listen = %checked.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
     let memory = usize::try_from(checked.memory).unwrap_or(usize::MAX);
     let mut told = vec![0; daemon.lanes.len()];
@@ -75,6 +81,9 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     while signal.load(Ordering::Relaxed) == 0 && failed.is_none() {
         share_memory(&daemon.lanes, memory, &mut told);
         failed = daemon.ended_by_itself();
+        if daemon.turns(Instant::now()) {
+            service.alive(Instant::now());
+        }
         if Instant::now() >= next_look {
             daemon.watch_rules();
             daemon.watch_groups();
@@ -83,6 +92,7 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
         std::thread::sleep(LOOK_EVERY);
     }
     info!(signal = signal.load(Ordering::Relaxed), "ending");
+    service.stopping();
     daemon.stop();
     match failed {
         None => Ok(()),
@@ -104,6 +114,8 @@ struct Daemon {
     ports: Ports,
     control: control::Server,
     following: Following,
+    /// The gate's turns when they were last seen to be others, and when that was.
+    gate_seen: (u64, Instant),
 }
 
 impl Daemon {
@@ -120,6 +132,13 @@ impl Daemon {
         let listeners = Listeners::open(table.mode).context("open the interceptor's sockets")?;
         let ports = listeners.ports();
         let installed = install::install(&table, ports).context("install the interception rules")?;
+        // From here on as somebody who can do little else; every thread that hears others starts after it. So are the sockets made, since two of the
+        // same port must be of the same user.
+        let control = control::Bound::new(&checked.control)
+            .with_context(|| format!("open the control socket {}", checked.control.display()))?;
+        confine(checked, &control).context("give up what is not needed")?;
+        // Better to hear now that the rules cannot be put in force again than when somebody has removed them.
+        install::rehearse(&table, ports).context("as a confined daemon")?;
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
         let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
         let (own, following) = Following::start().context("learn this host's own addresses")?;
@@ -205,8 +224,7 @@ impl Daemon {
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
         let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
-        let control = control::Server::start(&checked.control, Arc::new(facts))
-            .with_context(|| format!("open the control socket {}", checked.control.display()))?;
+        let control = control::Server::answer(control, Arc::new(facts)).context("answer at the control socket")?;
         Ok(Daemon {
             lanes,
             threads,
@@ -220,6 +238,7 @@ impl Daemon {
             ports,
             control,
             following,
+            gate_seen: (0, Instant::now()),
         })
     }
 
@@ -243,7 +262,7 @@ impl Daemon {
         // Without this way nothing is cut off: packets take their plain one.
         match self.installed.packets_are_whole() {
             Ok(true) => self.packets_lost = false,
-            Ok(false) => match self.installed.repair_packets() {
+            Ok(false) => match self.installed.repair_packets(&self.table) {
                 Ok(()) => warn!("somebody removed the way into our TUN device; it is there again"),
                 Err(error) if !std::mem::replace(&mut self.packets_lost, true) => {
                     warn!(%error, "UDP, ICMP and other packets are no longer taken and go their plain way");
@@ -261,6 +280,16 @@ impl Daemon {
         {
             warn!(%error, "multicast is no longer taken from the LANs");
         }
+    }
+
+    /// Whether the gate and every lane have turned since a moment ago: what the service manager's watchdog wants to know.
+    fn turns(&mut self, now: Instant) -> bool {
+        let turns = self.gate.counters.turns.load(Ordering::Relaxed);
+        if turns != self.gate_seen.0 {
+            self.gate_seen = (turns, now);
+        }
+        now.saturating_duration_since(self.gate_seen.1) < WEDGED
+            && self.lanes.iter().all(|lane| lane.pulse.is_alive(now, WEDGED))
     }
 
     /// The name of a thread that has ended though nobody asked it to.
@@ -309,6 +338,21 @@ impl Daemon {
         }
         info!(took_ms = start.elapsed().as_millis() as u64, "ended");
     }
+}
+
+/// The daemon becomes its own user and gives up everything else ([`privilege`]).
+fn confine(checked: &Checked, control: &control::Bound) -> Result<()> {
+    let who = privilege::Who::choose(checked.user.as_deref())?;
+    control.give(&who)?;
+    let mut folders: Vec<_> = control.path().parent().map(Into::into).into_iter().collect();
+    if let Some(folder) = memory::folder() {
+        // A folder that is not ours costs what is remembered of the paths, and no more.
+        if let Err(error) = memory::give(&folder, &who) {
+            warn!(error = %format!("{error:#}"), "paths to the peers will not be remembered");
+        }
+        folders.push(folder);
+    }
+    privilege::confine(&who, &folders)
 }
 
 /// What multicast's thread and the lanes share.

@@ -53,6 +53,8 @@ pub struct Counters {
     /// Whether the rules in the kernel are as they were installed. While not, no lease is held: what is intercepted could end nowhere.
     /// Set by [`Gate::set_intact`].
     pub intact: AtomicBool,
+    /// Turns of the gate's loop, two a second at least: a life sign.
+    pub turns: AtomicU64,
 }
 
 /// The running gate.
@@ -204,6 +206,7 @@ impl Loop {
         let mut next_renewal = Instant::now();
         let mut batch = Vec::new();
         while !self.stopping.load(Ordering::SeqCst) {
+            self.counters.turns.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
             if now >= next_renewal {
                 self.renew(now, true);

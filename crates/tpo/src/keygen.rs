@@ -4,7 +4,7 @@
 //! there is no moment at which others can read it.
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -60,7 +60,12 @@ fn read_text(file: &Path) -> anyhow::Result<Zeroizing<String>> {
     if !metadata.is_file() || metadata.len() > LONGEST {
         bail!("{} is not a key file", file.display());
     }
-    fs::read_to_string(file).map(Zeroizing::new).with_context(|| format!("{} cannot be read", file.display()))
+    // Read into its place in one go: a string that grows leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST as usize));
+    fs::File::open(file)
+        .and_then(|opened| opened.take(LONGEST).read_to_string(&mut text))
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    Ok(text)
 }
 
 /// The mode of a file that others than its owner may read or write.

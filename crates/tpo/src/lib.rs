@@ -16,6 +16,8 @@ pub mod keygen;
 pub mod log;
 pub mod memory;
 pub mod packet;
+pub mod privilege;
+pub mod service;
 pub mod status;
 
 // The walk.

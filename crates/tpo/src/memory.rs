@@ -4,11 +4,14 @@
 //! The daemon reads it before it starts a lane; the lane writes it now and then, and at its end. It holds no secret. A file that cannot be
 //! read is as good as none.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
+
+use crate::privilege::Who;
 
 /// A file of ours is far smaller; a larger one is not ours.
 const LONGEST: u64 = 4_096;
@@ -37,8 +40,7 @@ impl Memory {
 
     /// The memory of this peer, if the service manager gives a place for it.
     pub fn of_service(peer: &str) -> Option<Memory> {
-        let folder = std::env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty())?;
-        Some(Memory::new(Path::new(&folder), peer))
+        Some(Memory::new(&folder()?, peer))
     }
 
     /// What was written last, if it is a path at all.
@@ -73,6 +75,27 @@ impl Memory {
         fs::write(&new, serde_json::to_vec(&written).map_err(io::Error::other)?)?;
         fs::rename(&new, &self.file)
     }
+}
+
+/// The folder that the service manager gives, if it does.
+pub fn folder() -> Option<PathBuf> {
+    std::env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+/// Makes the folder this user's, with what is in it of ours, if it still is root's.
+///
+/// # Errors
+/// Of the file system.
+pub fn give(folder: &Path, who: &Who) -> anyhow::Result<()> {
+    // In one that has been given away, whoever has it could have put anything under our names.
+    if fs::metadata(folder)?.uid() != 0 {
+        return Ok(());
+    }
+    let ours = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "path" || kind == "new");
+    for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(ours) {
+        who.own(&path)?;
+    }
+    who.own(folder)
 }
 
 fn seconds_now() -> u64 {

@@ -53,6 +53,15 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let file =
         std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    attach_tun(&file, name)?;
+    Ok(file)
+}
+
+/// Makes the device that belongs to the file: at first, and again when somebody has deleted it, in the namespace in which the file was opened.
+///
+/// # Errors
+/// `EEXIST` when the file has its device.
+pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
     assert!(name.len() < libc::IFNAMSIZ, "an interface name has at most 15 bytes");
     // SAFETY: all zero is a valid ifreq: plain integers and bytes.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -61,15 +70,14 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request is a whole, initialised ifreq that outlives the call.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })?;
-    Ok(file)
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })
 }
 
 /// The calling thread leaves the processors to whoever wants them more.
 pub fn yield_to_others() {
     const NICE: libc::c_int = 10;
     // SAFETY: plain numbers; 0 is the calling thread.
-    // Cannot fail: everybody may become nicer.
+    // Everybody may become nicer; where a service manager's filter says otherwise, the work competes with all else.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
@@ -185,12 +193,6 @@ pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
         result => result.map(|()| true),
     }
-}
-
-/// The user whose permissions we have.
-pub fn effective_user() -> u32 {
-    // SAFETY: a plain call without pointers that cannot fail.
-    unsafe { libc::geteuid() }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -334,4 +336,112 @@ pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()>
             mem::size_of_val(&request) as libc::socklen_t,
         )
     })
+}
+
+/// A file that has no name, in memory only, gone with its last descriptor. What a program reads from it or writes to it makes nobody wait.
+pub fn memory_file() -> io::Result<std::fs::File> {
+    // SAFETY: the name is a string that ends with a zero; the result is checked before it becomes an owned descriptor.
+    let fd = unsafe { libc::memfd_create(c"tpo".as_ptr(), libc::MFD_CLOEXEC) };
+    check(fd)?;
+    // SAFETY: `fd` was just created and is owned by nobody else.
+    Ok(unsafe { std::fs::File::from_raw_fd(fd) })
+}
+
+/// No core file is written, whatever happens: not of this process, not of any that it starts.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `none` is initialised and outlives the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })
+}
+
+/// Nobody but root reads this process's memory: no core goes to a handler, no debugger of the same user attaches. A change of the user
+/// takes it back.
+pub fn hide_memory() -> io::Result<()> {
+    set_process(libc::PR_SET_DUMPABLE, 0)
+}
+
+/// No program that this thread starts, nor any thread that it starts, gains a right by it.
+pub fn refuse_new_privileges() -> io::Result<()> {
+    set_process(libc::PR_SET_NO_NEW_PRIVS, 1)
+}
+
+fn set_process(what: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
+    let zero: libc::c_ulong = 0;
+    // SAFETY: a plain call without pointers; both settings want zeros in what they do not use.
+    check(unsafe { libc::prctl(what, value, zero, zero, zero) })
+}
+
+/// The user on whose behalf the process acts.
+pub fn effective_user() -> u32 {
+    // SAFETY: a plain call without pointers that cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// A user's numbers by its name: its own and that of its group. `None`: there is no such user.
+pub fn user_by_name(name: &str) -> io::Result<Option<(u32, u32)>> {
+    /// Bytes for the texts of one entry; the longest that are in use have some hundred.
+    const TEXTS: usize = 16 << 10;
+    let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut texts = vec![0 as libc::c_char; TEXTS];
+    // SAFETY: all zero is a valid passwd: integers and null pointers.
+    let mut entry: libc::passwd = unsafe { mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    // SAFETY: the name ends with a zero; the entry, the texts of that length and the answer outlive the call.
+    let code =
+        unsafe { libc::getpwnam_r(name.as_ptr(), &raw mut entry, texts.as_mut_ptr(), texts.len(), &raw mut found) };
+    match code {
+        // getpwnam_r(3): these, too, mean that there is none.
+        0 | libc::ENOENT | libc::ESRCH => Ok((!found.is_null()).then_some((entry.pw_uid, entry.pw_gid))),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Becomes this user for good, in no other group than its own. For all threads.
+pub fn become_user(user: u32, group: u32) -> io::Result<()> {
+    // SAFETY: plain numbers; no groups are read from the null pointer, since there are none.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setresgid(group, group, group))?;
+        check(libc::setresuid(user, user, user))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Makes the system call of this name, which may end the process; the error that it gave.
+    pub(crate) fn error_of(call: &str) -> Option<libc::c_int> {
+        let (null, zero) = (std::ptr::null::<libc::c_void>(), 0 as libc::c_long);
+        // SAFETY: each call fails or does something that this process, made for it, can bear; what pointers are wanted are null or, for a
+        // page of anonymous memory, the kernel's choice.
+        let result = unsafe {
+            match call {
+                "ptrace" => libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, zero, null, null),
+                "mount" => libc::syscall(libc::SYS_mount, null, null, null, zero, null),
+                "bpf" => libc::syscall(libc::SYS_bpf, zero, null, zero),
+                "unshare" => libc::syscall(libc::SYS_unshare, zero),
+                "setns" => libc::syscall(libc::SYS_setns, -1 as libc::c_long, zero),
+                "init_module" => libc::syscall(libc::SYS_init_module, null, zero, null),
+                "kexec_load" => libc::syscall(libc::SYS_kexec_load, zero, zero, null, zero),
+                "io_uring_setup" => libc::syscall(libc::SYS_io_uring_setup, zero, null),
+                "socket AF_VSOCK" => libc::syscall(libc::SYS_socket, libc::AF_VSOCK, libc::SOCK_STREAM, zero),
+                "clone CLONE_NEWUSER" => {
+                    let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+                    libc::syscall(libc::SYS_clone, flags, null, null, null, zero)
+                }
+                "mmap WX" => {
+                    let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+                    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                    libc::syscall(libc::SYS_mmap, null, 4_096 as libc::c_long, protection, kind, -1, zero)
+                }
+                "prctl dumpable" => {
+                    libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1 as libc::c_long, zero, zero, zero)
+                }
+                "setuid" => libc::syscall(libc::SYS_setuid, zero),
+                _ => libc::syscall(libc::SYS_getuid),
+            }
+        };
+        (result < 0).then(|| io::Error::last_os_error().raw_os_error().unwrap_or_default())
+    }
 }

@@ -41,7 +41,7 @@ impl Folder {
         let sample = folder.run(&["init"]).out;
         let text = sample
             .replace("<what `tpo keygen` printed in Lyon>", peer.trim())
-            .replace("#control = \"/run/tpo.sock\"", "control = \"tpo.sock\"");
+            .replace("#control = \"/run/tpo/tpo.sock\"", "control = \"tpo.sock\"");
         fs::write(folder.path("tpo.toml"), text).unwrap();
         folder
     }
@@ -170,8 +170,16 @@ fn init_and_check_go_together() {
 
     fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let ran = folder.run(&["--config", "tpo.toml", "check"]);
-    assert_eq!(ran.code, 0);
-    assert!(ran.err.contains("tpo.toml:8: warning: [tpo] private_key_file: paris.key can be read by others (mode 0644); would do: chmod 600"), "{}", ran.err);
+    assert_eq!(ran.code, 2);
+    let refused = "tpo.toml:8: error: [tpo] private_key_file: paris.key can be read or written by others (mode 0644) and is not used; would do: chmod 600 paris.key";
+    assert!(ran.err.contains(refused), "{}", ran.err);
+    for (mode, code) in [(0o640, 2), (0o620, 2), (0o604, 2), (0o400, 0)] {
+        fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(folder.run(&["--config", "tpo.toml", "check"]).code, code, "{mode:o}");
+        if code != 0 {
+            assert_eq!(folder.run(&["--config", "tpo.toml", "run"]).code, code, "{mode:o}");
+        }
+    }
 
     fs::remove_file(folder.path("paris.key")).unwrap();
     let ran = folder.run(&["check", "--config", "tpo.toml"]);

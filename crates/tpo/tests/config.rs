@@ -34,7 +34,8 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(checked.name, "paris");
     assert_eq!(checked.private_key_file, Path::new("/etc/tpo/paris.key"));
     assert_eq!(checked.listen.to_string(), "[::]:47800");
-    assert_eq!(checked.control, Path::new("/run/tpo.sock"));
+    assert_eq!(checked.control, Path::new("/run/tpo/tpo.sock"));
+    assert_eq!(checked.user, None);
     assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, None, 512 << 20));
     assert_eq!(checked.outage, Duration::from_secs(300));
     assert_eq!((checked.log.as_str(), checked.log_format), ("info", LogFormat::Human));
@@ -74,6 +75,7 @@ name = "lyon-2"
 private_key_file = "/keys/lyon.key"
 listen = "0.0.0.0:4000"
 control = "run/lyon.sock"
+user = "carrier"
 buffer_size = 131072
 segment_size = 1400
 memory = "1GiB"
@@ -139,6 +141,7 @@ destination = "any"
     let (checked, _) = good(&text);
     assert_eq!(checked.private_key_file, Path::new("/keys/lyon.key"));
     assert_eq!(checked.control, Path::new("/etc/tpo/run/lyon.sock"));
+    assert_eq!(checked.user.as_deref(), Some("carrier"));
     assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, Some(1_400), 1 << 30));
     assert_eq!((checked.outage, checked.log_format), (Duration::from_secs(600), LogFormat::Json));
     assert_eq!((checked.idle, checked.idle_both), (Duration::from_secs(60), Duration::from_secs(300)));
@@ -320,7 +323,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 13 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 14 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {

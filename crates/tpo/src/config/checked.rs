@@ -34,6 +34,8 @@ pub struct Checked {
     pub listen: SocketAddr,
     /// `control`, complete: the Unix socket of `tpo status`.
     pub control: PathBuf,
+    /// `user`: as whom it runs when root has started it; `None` ("auto"): as tpo or, where there is no such user, as a number of nobody's.
+    pub user: Option<String>,
     /// `buffer_size`: the packet driver's largest buffer, bytes.
     pub buffer_size: usize,
     /// `segment_size`: the largest datagram (UDP payload), bytes. `None`: found from the path.
@@ -204,10 +206,12 @@ pub enum SourceAddress {
 /// IANA's number of TCP.
 pub const TCP: u8 = 6;
 
+/// No user of this name is meant.
+const AUTO: &str = "auto";
 /// The port that peers are expected at; nothing else is registered there.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
-/// Where the control socket is when nothing else is said.
-const CONTROL: &str = "/run/tpo.sock";
+/// Where the control socket is when nothing else is said: a folder of its own, so that the daemon needs no right in another.
+const CONTROL: &str = "/run/tpo/tpo.sock";
 /// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4 bytes longer before it takes its place.
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
@@ -297,6 +301,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     );
     let listen = tpo.read("listen", value::socket_address, findings).unwrap_or(LISTEN);
     let control = tpo.read("control", control_path(path), findings).unwrap_or_else(|| beside(path, CONTROL));
+    let user = tpo.read("user", value::name, findings).filter(|name| name != AUTO);
     let buffer_size = tpo
         .read("buffer_size", value::size(BUFFER_SIZES), findings)
         .map_or(tpo_engine::Config::BUFFER_SIZE, |bytes| bytes as usize);
@@ -317,6 +322,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         private_key_line,
         listen,
         control,
+        user,
         buffer_size,
         segment_size,
         memory,

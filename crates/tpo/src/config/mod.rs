@@ -48,28 +48,24 @@ pub fn parse(text: &str, path: &Path) -> Result<(Checked, Findings), Findings> {
     }
 }
 
-/// Reads the private key that the configuration names. Warns of a file that others can read; refuses a peer that has our own key.
+/// Reads the private key that the configuration names. Refuses a file that others can read or write, as ssh does, and a peer that has our own key.
 pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
+    let (line, key) = (checked.private_key_line, "[tpo] private_key_file");
+    // Before it is read: who can write it has chosen the key.
+    if let Some(mode) = crate::keygen::open_to_others(&checked.private_key_file) {
+        let file = checked.private_key_file.display();
+        let found = format!("{file} can be read or written by others (mode {mode:04o}) and is not used");
+        findings.error(line, key, found, format!("chmod 600 {file}"));
+        return None;
+    }
     let identity = match crate::keygen::read(&checked.private_key_file) {
         Ok(identity) => identity,
         Err(error) => {
-            findings.error(
-                checked.private_key_line,
-                "[tpo] private_key_file",
-                format!("{error:#}"),
-                format!("a key made by `tpo keygen --out {}`", checked.private_key_file.display()),
-            );
+            let would_do = format!("a key made by `tpo keygen --out {}`", checked.private_key_file.display());
+            findings.error(line, key, format!("{error:#}"), would_do);
             return None;
         }
     };
-    if let Some(mode) = crate::keygen::open_to_others(&checked.private_key_file) {
-        findings.warning(
-            checked.private_key_line,
-            "[tpo] private_key_file",
-            format!("{} can be read by others (mode {mode:04o})", checked.private_key_file.display()),
-            format!("chmod 600 {}", checked.private_key_file.display()),
-        );
-    }
     let own = identity.public_key();
     for peer in checked.peers.iter().filter(|peer| peer.public_key == own) {
         findings.error(

@@ -4,10 +4,10 @@
 
 use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
+use super::tool;
 use super::{MARK_DELIVER, MARK_OWN, Mode, Table};
 use serde_json::Value;
 use std::fmt::{self, Display};
-use std::process::{Command, Stdio};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,18 +113,13 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
 }
 
 fn has_bridge() -> bool {
-    let output = Command::new("ip")
-        .args(["-o", "link", "show", "type", "bridge"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    output.is_ok_and(|output| !output.stdout.is_empty())
+    tool::run("ip", &["-o", "link", "show", "type", "bridge"], "").is_ok_and(|said| !said.out.is_empty())
 }
 
 /// What the tool says as JSON, or nothing where it cannot be asked.
-fn ask(program: &str, arguments: &[&str]) -> Value {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
-    output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok()).unwrap_or(Value::Null)
+fn ask(program: &'static str, arguments: &[&str]) -> Value {
+    let said = tool::run(program, arguments, "");
+    said.ok().and_then(|said| serde_json::from_slice(&said.out).ok()).unwrap_or(Value::Null)
 }
 
 /// In redirect mode nothing works without connection tracking, so there is no choice to point out.

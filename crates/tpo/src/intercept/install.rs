@@ -9,12 +9,13 @@ use super::layers::RuleError;
 use super::lock::Lock;
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
+use super::tool::{self, Said};
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
 use super::{MARK_DELIVER, MARK_PACKETS};
-use std::io::{self, ErrorKind, Write};
-use std::process::{Command, Output, Stdio};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// Number of our routing table, and preference of the rule that leads to it: before the main table (32766) and before most of what
@@ -64,6 +65,14 @@ pub enum InstallError {
         program: &'static str,
         /// Why it could not be.
         error: io::Error,
+    },
+    /// A tool hung.
+    #[error("`{program}` did not end within {} s and was killed", limit.as_secs_f64())]
+    TooSlow {
+        /// What was started.
+        program: &'static str,
+        /// What it was given.
+        limit: Duration,
     },
 }
 
@@ -150,9 +159,25 @@ impl Installed {
                 && (!self.v6 || self.watch.way_of_packets(true)? == self.device || !has_ipv6())))
     }
 
-    /// Leads them there again. A device that is gone stays so: only a new start makes another.
-    pub fn repair_packets(&self) -> Result<(), InstallError> {
-        families(self.v6 && has_ipv6()).iter().try_for_each(|family| add_packet_route(family))
+    /// Leads them there again, and makes the device anew if it is gone.
+    pub fn repair_packets(&mut self, table: &Table) -> Result<(), InstallError> {
+        let anew = match &self.tun {
+            Some(tun) => tun.restore()?,
+            None => return Ok(()),
+        };
+        let v6 = self.v6 && has_ipv6();
+        families(v6).iter().try_for_each(|family| add_packet_route(family))?;
+        if anew {
+            if !table.multicast.is_empty() {
+                if v6 {
+                    add_copy_route()?;
+                }
+                // They name the device by its number.
+                self.repair_groups(table)?;
+            }
+            self.device = self.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
+        }
+        Ok(())
     }
 
     /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and nothing else happens.
@@ -269,12 +294,6 @@ fn packet_rule_command(family: &str, verb: &str) -> Vec<String> {
     [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
 }
 
-/// Runs `ip` for the TUN device.
-pub(super) fn run_ip(arguments: &[&str], what: &'static str) -> Result<(), InstallError> {
-    let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-    verdict(&run("ip", &arguments, "")?, what)
-}
-
 /// systemd-networkd removes rules and routes that it did not make, at its start and when a link changes, unless `protocol` says that they are
 /// the kernel's own. That word has no other effect.
 fn foreign_to_nobody(mut command: Vec<String>) -> Vec<String> {
@@ -294,30 +313,12 @@ fn rule_command(family: &str, verb: &str) -> Vec<String> {
     [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
 }
 
-fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Output, InstallError> {
-    let failed = |error: io::Error| match error.kind() {
-        ErrorKind::NotFound => {
-            InstallError::Missing { program, package: if program == "nft" { "nftables" } else { "iproute2" } }
-        }
-        _ => InstallError::Start { program, error },
-    };
-    let mut command = Command::new(program);
-    command.args(arguments).env("LC_ALL", "C");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    // Both tools are silent until they have read everything, so this cannot wait for us to read. A broken pipe is an early end, whose reason
-    // they tell.
-    let written = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().map_err(failed)?;
-    match written {
-        Err(error) if output.status.success() => Err(failed(error)),
-        _ => Ok(output),
-    }
+fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Said, InstallError> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    tool::run(program, &arguments, input)
 }
 
-fn verdict(output: &Output, what: &'static str) -> Result<(), InstallError> {
+fn verdict(output: &Said, what: &'static str) -> Result<(), InstallError> {
     if output.status.success() {
         return Ok(());
     }
@@ -331,8 +332,17 @@ fn verdict(output: &Output, what: &'static str) -> Result<(), InstallError> {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+fn said(output: &Said) -> String {
+    String::from_utf8_lossy(&output.err).into_owned()
+}
+
+/// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon that has given up rights since.
+pub fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
+    let text = rules::render(table, ports)?;
+    let output = run("nft", &["-c", "-f", "-"].map(str::to_owned), &text)?;
+    verdict(&output, "load the nftables rules again")?;
+    let output = run("ip", &["rule", "list"].map(str::to_owned), "")?;
+    verdict(&output, "list the routing rules")
 }
 
 /// Whether the tools are there that installing needs: for `tpo check`.

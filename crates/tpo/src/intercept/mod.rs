@@ -5,6 +5,7 @@
 //!
 //! * [`layers`] (pure) orders overlapping rules so that the kernel's sets, which know no order, still give "first match wins";
 //! * [`rules`] (pure) renders one nftables table from it;
+//! * [`tool`] runs the programs `nft` and `ip` for it;
 //! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
 //! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
@@ -34,6 +35,7 @@ mod netlink;
 pub mod own;
 pub mod rules;
 pub mod tcp;
+pub mod tool;
 pub mod tun;
 mod watch;
 

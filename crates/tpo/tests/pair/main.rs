@@ -7,6 +7,7 @@ mod site;
 
 mod carry;
 mod compress;
+mod confined;
 mod demand;
 mod ends;
 mod failure;

@@ -1,5 +1,6 @@
 //! The pair under test: the lab, two daemons with mirrored configurations, and how to look into them.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -135,22 +136,31 @@ impl Pair {
 
     /// Starts one daemon.
     pub(crate) fn run(&mut self, host: Host) {
+        self.run_with(host, &[]);
+    }
+
+    /// The same, with this in its environment.
+    pub(crate) fn run_with(&mut self, host: Host, environment: &[(&str, &OsStr)]) {
+        let config = self.config(host);
+        let run = ["run".as_ref(), "--config".as_ref(), config.as_os_str()];
+        let Some(files) = self.files[index(host)] else {
+            return self.run_by(host, env!("CARGO_BIN_EXE_tpo"), &run, environment);
+        };
+        let limit = format!("--nofile={files}:{files}");
+        let before = [OsStr::new(&limit), env!("CARGO_BIN_EXE_tpo").as_ref()];
+        self.run_by(host, "prlimit", &[&before[..], &run[..]].concat(), environment);
+    }
+
+    /// Starts one daemon by a program that becomes it.
+    pub(crate) fn run_by(&mut self, host: Host, program: &str, arguments: &[&OsStr], environment: &[(&str, &OsStr)]) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.folder.join(format!("{}.log", site(host))))
             .unwrap();
-        let mut command = match self.files[index(host)] {
-            None => self.lab.command(host, env!("CARGO_BIN_EXE_tpo")),
-            Some(files) => {
-                let mut command = self.lab.command(host, "prlimit");
-                command.arg(format!("--nofile={files}:{files}")).arg(env!("CARGO_BIN_EXE_tpo"));
-                command
-            }
-        };
-        let child =
-            command.args(["run", "--config"]).arg(self.config(host)).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        self.daemons[index(host)] = Some(child);
+        let mut command = self.lab.command(host, program);
+        command.args(arguments).envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log);
+        self.daemons[index(host)] = Some(command.spawn().unwrap());
     }
 
     pub(crate) fn config(&self, host: Host) -> PathBuf {
