@@ -25,6 +25,10 @@ use crate::tap;
 /// A lane answers within its turn; those that have not after this time, for all together, are reported as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why a lease holds no TCP though its peer is up.
+const FLOODED: &str =
+    "a flood of new connections filled the listeners' queues: no TCP is taken until it ends, all else is";
+
 /// Everything that can be asked, and the configuration that gives it names.
 pub struct Facts {
     checked: Checked,
@@ -59,9 +63,14 @@ impl Facts {
 
     fn intercept(&self, peers: &[PeerReport]) -> InterceptReport {
         let (on, off): (Vec<_>, Vec<_>) = self.checked.rules.iter().partition(|rule| rule.enabled);
+        let pressed = self.gate.pressed.load(Ordering::Relaxed);
         let leases = self.gate.leases.iter().zip(peers).map(|(held, peer)| {
             let held = held.load(Ordering::Relaxed);
-            let reason = (!held).then(|| peer.reason.clone().unwrap_or_else(|| "not renewed yet".into()));
+            let reason = match held {
+                true => pressed.then(|| FLOODED.into()),
+                false => Some(peer.reason.clone().unwrap_or_else(|| "not renewed yet".into())),
+            };
+            let held = held && !pressed;
             LeaseReport { peer: peer.name.clone(), held, reason }
         });
         let intact = self.gate.intact.load(Ordering::Relaxed);
@@ -186,6 +195,8 @@ impl Facts {
             (Reason::NotAccepted, lanes(|report| report.counters.not_allowed)),
             (Reason::Descriptors, gate(&self.gate.no_descriptors)),
             (Reason::Stopping, kernel(counter::NO_LISTENER)),
+            (Reason::Flood, kernel(counter::FLOOD) + kernel(counter::FLOOD_DROPPED)),
+            (Reason::WaysFull, kernel(counter::WAYS_FULL)),
             (Reason::NoFlow, tap(|counters| &counters.let_go) + lanes(|report| report.packets.no_flow)),
         ]
         .into_iter()

@@ -10,6 +10,7 @@ mod compress;
 mod demand;
 mod ends;
 mod failure;
+mod floods;
 mod grants;
 mod hostile;
 mod liar;
