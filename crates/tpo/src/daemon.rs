@@ -129,7 +129,8 @@ impl Daemon {
             }
         }
         // First, because it finds out whether another tpo runs here. Without a lease the rules let everything pass.
-        let listeners = Listeners::open(table.mode).context("open the interceptor's sockets")?;
+        let listeners =
+            Listeners::with_room(table.mode, table.bounds.half_open()).context("open the interceptor's sockets")?;
         let ports = listeners.ports();
         let installed = install::install(&table, ports).context("install the interception rules")?;
         // From here on as somebody who can do little else; every thread that hears others starts after it. So are the sockets made, since two of the
@@ -487,6 +488,12 @@ pub fn table(checked: &Checked) -> intercept::Table {
         packets: packets(checked),
         // The far side forgets a flow later than its opener.
         packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
+        bounds: intercept::Bounds {
+            syns_per_source: checked.intercept.syn_rate_per_source,
+            syns: checked.intercept.syn_rate,
+            flows: tpo_engine::Limits::default().flows * checked.peers.len().max(1),
+            rest_one_way: checked.idle * 2,
+        },
     }
 }
 

@@ -25,6 +25,10 @@ use crate::tap;
 /// A lane answers within its turn; those that have not after this time, for all together, are reported as stuck.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why a lease holds no TCP though its peer is up.
+const FLOODED: &str =
+    "a flood of new connections filled the listeners' queues: no TCP is taken until it ends, all else is";
+
 /// Everything that can be asked, and the configuration that gives it names.
 pub struct Facts {
     checked: Checked,
@@ -62,7 +66,9 @@ impl Facts {
         let leases = self.gate.leases.iter().zip(peers).zip(&self.lanes).map(|((held, peer), lane)| {
             let held = held.load(Ordering::Relaxed);
             let lack = lane.pulse.lack().map(|lack| lack.sentence().to_owned());
-            let reason = (!held).then(|| peer.reason.clone().or(lack).unwrap_or_else(|| "not renewed yet".into()));
+            let flooded = self.gate.pressed.load(Ordering::Relaxed).then(|| FLOODED.to_owned());
+            let reason = peer.reason.clone().or(flooded).or(lack);
+            let reason = (!held).then(|| reason.unwrap_or_else(|| "not renewed yet".into()));
             LeaseReport { peer: peer.name.clone(), held, reason }
         });
         let intact = self.gate.intact.load(Ordering::Relaxed);
@@ -191,6 +197,8 @@ impl Facts {
             (Reason::NotAccepted, lanes(|report| report.counters.not_allowed)),
             (Reason::Descriptors, gate(&self.gate.no_descriptors) + lanes(|report| report.counters.no_descriptors)),
             (Reason::Stopping, kernel(counter::NO_LISTENER)),
+            (Reason::Flood, kernel(counter::FLOOD) + kernel(counter::FLOOD_DROPPED)),
+            (Reason::WaysFull, kernel(counter::WAYS_FULL)),
             (Reason::NoFlow, tap(|counters| &counters.let_go) + lanes(|report| report.packets.no_flow)),
         ]
         .into_iter()

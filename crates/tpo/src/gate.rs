@@ -3,6 +3,8 @@
 //! One thread does both on purpose: the lease says "who accepts here is alive", so only the thread that accepts may renew it. A peer's lease is
 //! renewed while its lane turns and its peer answers; when either stops, it is dropped at once, and if the whole process stops, it lapses by itself.
 
+mod pressure;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -10,15 +12,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 use tpo_engine::{Policy, StreamKey};
 use tracing::{debug, error, info, warn};
 
 use crate::group::Group;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
+use crate::intercept::rules::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
 use crate::lane::{Command, Lane};
 use crate::shares::{ARRIVING, Lack, Level, Marks, Opener, Room};
+use pressure::{FullQueues, Known, Pressure};
 
 const WAKE: Token = Token(0);
 const FIRST_LISTENER: usize = 1;
@@ -55,6 +59,8 @@ pub struct Counters {
     pub intact: AtomicBool,
     /// Turns of the gate's loop, two a second at least: a life sign.
     pub turns: AtomicU64,
+    /// The listeners' queues were full: no lease holds TCP for some seconds.
+    pub pressed: AtomicBool,
 }
 
 /// The running gate.
@@ -98,9 +104,7 @@ impl Gate {
         lanes: Vec<Lane>,
     ) -> io::Result<Gate> {
         let Doorbell { poll, waker } = doorbell;
-        for (i, listener) in listeners.iter_mut().enumerate() {
-            poll.registry().register(&mut listener.socket, Token(FIRST_LISTENER + i), Interest::READABLE)?;
-        }
+        listeners.register(poll.registry(), FIRST_LISTENER)?;
         let counters = Arc::new(Counters {
             leases: lanes.iter().map(|_| AtomicBool::new(false)).collect(),
             intact: AtomicBool::new(true),
@@ -114,6 +118,10 @@ impl Gate {
         let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
             Loop {
                 poll,
+                known: Known::new(Instant::now()),
+                pressure: Pressure::new(listeners.room()),
+                full_queues: FullQueues::open(),
+                taken: 0,
                 listeners,
                 lease,
                 policy,
@@ -198,6 +206,11 @@ struct Loop {
     waiting: bool,
     /// The lease behind the peers' is held.
     alive: bool,
+    known: Known,
+    pressure: Pressure,
+    full_queues: FullQueues,
+    /// Connections taken from the listeners' queues, whatever became of them.
+    taken: u64,
 }
 
 impl Loop {
@@ -209,13 +222,19 @@ impl Loop {
             self.counters.turns.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
             if now >= next_renewal {
+                self.watch_queues(now);
                 self.renew(now, true);
+                // Some may have been left for want of descriptors.
+                self.listeners.mark_all_ready();
                 next_renewal = now + RENEW_EVERY;
             }
+            self.known.tell(now);
+            let next = self.known.timeout().map_or(next_renewal, |at| at.min(next_renewal));
+            let until_next = next.saturating_duration_since(now);
             let wait = match (self.waiting, self.parked.is_empty()) {
                 (true, _) => Duration::ZERO,
-                (false, false) => PARKED_EVERY.min(next_renewal.saturating_duration_since(now)),
-                (false, true) => next_renewal.saturating_duration_since(now),
+                (false, false) => PARKED_EVERY.min(until_next),
+                (false, true) => until_next,
             };
             if let Err(error) = self.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
@@ -225,6 +244,9 @@ impl Loop {
             }
             if events.iter().any(|event| event.token() == WAKE) {
                 self.renew(Instant::now(), false);
+            }
+            for event in events.iter().filter(|event| event.token() != WAKE) {
+                self.listeners.mark_ready(event.token().0 - FIRST_LISTENER);
             }
             self.waiting = false;
             self.offer_parked();
@@ -240,13 +262,17 @@ impl Loop {
     }
 
     fn accept(&mut self, batch: &mut Vec<Accepted>) -> io::Result<()> {
+        let now = Instant::now();
         for number in 0.. {
             let Some(listener) = self.listeners.iter_mut().nth(number) else { break };
-            let outcome = listener.accept_batch(ACCEPT_TURN, batch)?;
+            let outcome = listener.accept_ready(ACCEPT_TURN, batch)?;
             self.waiting |= !outcome.drained;
+            self.taken +=
+                batch.len() as u64 + u64::from(outcome.not_intercepted + outcome.no_descriptors + outcome.aborted);
             self.counters.not_intercepted.fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
             self.counters.no_descriptors.fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
             for accepted in batch.drain(..) {
+                self.known.note(accepted.client.ip(), now);
                 self.route(accepted);
             }
         }
@@ -331,6 +357,27 @@ impl Loop {
         lack
     }
 
+    /// TCP is in the leases while the listeners' queues have room.
+    fn watch_queues(&mut self, now: Instant) {
+        if !self.counters.intact.load(Ordering::SeqCst) {
+            // Its counters and sets are gone with the table.
+            self.known.forget();
+        }
+        self.known.age(now);
+        // Where the kernel cannot be asked no lease can be renewed either.
+        let Ok(handed) = self.lease.counter(counter::INTERCEPTED) else { return };
+        let calm = self.pressure.look(handed.packets, self.taken, self.full_queues.count(), now);
+        if self.counters.pressed.swap(!calm, Ordering::Relaxed) != calm {
+            return;
+        }
+        if !calm {
+            warn!(
+                seconds = self.pressure.hold().as_secs(),
+                "a flood of new connections has filled the listeners' queues: TCP is let go by its rules' on_failure for some time"
+            );
+        }
+    }
+
     /// Renews the lease of each peer that can carry traffic now, and drops that of each that cannot. Between the regular rounds only
     /// changes are acted on.
     fn renew(&mut self, now: Instant, regular: bool) {
@@ -348,10 +395,11 @@ impl Loop {
         let pulse = &self.lanes[peer].pulse;
         let name = self.lanes[peer].name.clone();
         let fit = intact && pulse.is_up() && pulse.is_alive(now, ALIVE);
+        let pressed = self.counters.pressed.load(Ordering::Relaxed);
         let wanted = match (fit, lack) {
             (false, _) => Held::Nothing,
-            (true, Some(_)) => Held::Packets,
-            (true, None) => Held::All,
+            (true, None) if !pressed => Held::All,
+            (true, _) => Held::Packets,
         };
         let held = self.held[peer];
         if held == wanted && (!regular || wanted == Held::Nothing) {

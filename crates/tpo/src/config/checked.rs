@@ -15,6 +15,7 @@ use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
 use crate::address::{Prefixes, is_special_only};
 use crate::group::Group;
+use crate::intercept::Bounds;
 use crate::intercept::layers::MAX_RULES;
 use crate::multicast::igmp::is_routed;
 use crate::packet::{ICMP, ICMP_V6, UDP};
@@ -87,6 +88,23 @@ pub struct Intercept {
     pub local: bool,
     /// Only connections that come in through one of these; empty: through any.
     pub interfaces: Vec<String>,
+    /// New TCP connections of one source in a second, at most.
+    pub syn_rate_per_source: u32,
+    /// The same of all sources together.
+    pub syn_rate: u32,
+}
+
+impl Default for Intercept {
+    fn default() -> Intercept {
+        let bounds = Bounds::default();
+        Intercept {
+            mode: Mode::Tproxy,
+            local: true,
+            interfaces: Vec::new(),
+            syn_rate_per_source: bounds.syns_per_source,
+            syn_rate: bounds.syns,
+        }
+    }
 }
 
 /// What is carried to groups of many.
@@ -332,7 +350,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         compress_isolation,
         log,
         log_format,
-        intercept: Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() },
+        intercept: Intercept::default(),
         multicast: Multicast::default(),
         peers: Vec::new(),
         rules: Vec::new(),
@@ -341,13 +359,22 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     })
 }
 
+/// New connections per second that may be named: from one office's to more than any host of today
+/// accepts.
+const SYN_RATES: RangeInclusive<u32> = 10..=1_000_000;
+
 fn check_intercept(file: &File<'_>, findings: &mut Findings) -> Intercept {
-    let mut intercept = Intercept { mode: Mode::Tproxy, local: true, interfaces: Vec::new() };
+    let mut intercept = Intercept::default();
     let Some(mut section) = file.section("intercept", findings) else { return intercept };
     let modes = value::one_of(&[("tproxy", Mode::Tproxy), ("redirect", Mode::Redirect)]);
     intercept.mode = section.read("mode", modes, findings).unwrap_or(intercept.mode);
     intercept.local = section.read("local", value::boolean, findings).unwrap_or(intercept.local);
     intercept.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
+    for (key, rate) in
+        [("syn_rate_per_source", &mut intercept.syn_rate_per_source), ("syn_rate", &mut intercept.syn_rate)]
+    {
+        *rate = section.read(key, value::number(SYN_RATES), findings).unwrap_or(*rate);
+    }
     section.finish(findings);
     intercept
 }

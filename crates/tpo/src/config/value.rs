@@ -160,6 +160,18 @@ pub fn size(bounds: RangeInclusive<u64>) -> impl Fn(&Written<'_>) -> Result<u64,
     }
 }
 
+/// A whole number between the two bounds.
+pub fn number(bounds: RangeInclusive<u32>) -> impl Fn(&Written<'_>) -> Result<u32, String> {
+    move |written| {
+        let number = match written {
+            Written::Integer(number) => u32::try_from(*number).ok(),
+            _ => None,
+        };
+        let would_do = || format!("a whole number from {} to {}", bounds.start(), bounds.end());
+        number.filter(|number| bounds.contains(number)).ok_or_else(would_do)
+    }
+}
+
 /// A rate in bytes per second: `"100mbit"`, `"1gbit"`, `"12.5MB/s"`.
 pub fn rate(written: &Written<'_>) -> Result<u64, String> {
     const UNITS: &[(&str, f64)] = &[

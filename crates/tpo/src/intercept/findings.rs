@@ -87,7 +87,7 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
         add(Severity::Problem, "net.ipv4.tcp_syncookies", means, "1");
     }
     if table.mode == Mode::Tproxy && below("net.core.somaxconn", 1_024) {
-        let means = "a burst of new connections fills the listener's queue; SYN cookies begin then, and intercepted connections fail";
+        let means = "the listeners' queues are short: a flood of new connections that the bounds let come fills them, and for some seconds no TCP is taken";
         add(Severity::Warning, "net.core.somaxconn", means, "65535");
     }
     for (family, key) in [(true, "net.ipv4.ip_forward"), (false, "net.ipv6.conf.all.forwarding")] {
@@ -221,6 +221,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
+            bounds: crate::intercept::Bounds::default(),
         };
         let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
         judge(&table, read).into_iter().map(|finding| finding.severity).collect()

@@ -9,7 +9,7 @@
 //! starting an `nft` process twice a second would cost more than the daemon's idle life.
 
 use super::netlink::{INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string};
-use super::rules::{GROUPS, TABLE, counter, lease_set};
+use super::rules::{GROUPS, Standing, TABLE, counter, lease_set};
 use crate::config::checked::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,11 @@ pub const RENEW_EVERY: Duration = Duration::from_millis(500);
 pub struct Lease {
     kernel: Kernel,
     protocols: Vec<Vec<u8>>,
+}
+
+/// The daemon's word for sources that complete handshakes: the rules let more SYNs of these come.
+pub struct KnownSources {
+    kernel: Kernel,
 }
 
 /// The same for the groups whose packets are copied to us.
@@ -75,26 +80,20 @@ impl Lease {
     /// # Errors
     /// `NotFound` when the table or the peer's set is gone: somebody removed our rules.
     pub fn renew(&mut self, peer: usize) -> io::Result<()> {
-        let set = lease_set(peer);
-        self.kernel.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
-        ])
+        self.hold(peer, &self.protocols.clone())
     }
 
-    /// The same but for TCP, of which new connections are no longer intercepted from now on.
+    /// The same but for TCP: its new connections are no longer intercepted, from now on.
+    ///
+    /// # Errors
+    /// As [`Lease::renew`].
     pub fn renew_without_tcp(&mut self, peer: usize) -> io::Result<()> {
-        let set = lease_set(peer);
-        let others: Vec<Vec<u8>> = self.protocols.iter().filter(|other| **other != [TCP]).cloned().collect();
-        let mut changes = vec![
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
-        ];
-        if !others.is_empty() {
-            changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &others, true)));
-        }
-        self.kernel.transact(&changes)
+        let others: Vec<_> = self.protocols.iter().filter(|protocol| **protocol != [TCP]).cloned().collect();
+        self.hold(peer, &others)
+    }
+
+    fn hold(&mut self, peer: usize, wanted: &[Vec<u8>]) -> io::Result<()> {
+        self.kernel.transact(&anew(INET, &lease_set(peer), &self.protocols, wanted, TIMEOUT))
     }
 
     /// New connections of this peer's rules are no longer intercepted, from now on.
@@ -102,14 +101,40 @@ impl Lease {
         let set = lease_set(peer);
         // Added first, so that the deletion never fails for want of an element.
         self.kernel.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, true)),
-            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, false)),
+            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, Some(TIMEOUT))),
+            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, None)),
         ])
+    }
+
+    /// What one of the counters in [`counter`] says.
+    pub fn counter(&mut self, name: &str) -> io::Result<Count> {
+        self.kernel.count(name)
     }
 
     /// What the rules have counted, by the names in [`counter`].
     pub fn counters(&mut self) -> io::Result<BTreeMap<&'static str, Count>> {
         counter::ALL.into_iter().map(|name| Ok((name, self.kernel.count(name)?))).collect()
+    }
+}
+
+impl KnownSources {
+    /// Opens the way to the kernel.
+    pub fn open() -> io::Result<KnownSources> {
+        Ok(KnownSources { kernel: Kernel::open()? })
+    }
+
+    /// For `time` from now on these sources have this standing.
+    ///
+    /// # Errors
+    /// `NotFound` when the table is gone: somebody removed our rules.
+    pub fn add(&mut self, standing: Standing, sources: &[IpAddr], time: Duration) -> io::Result<()> {
+        for v6 in [false, true] {
+            let keys: Vec<Vec<u8>> = sources.iter().filter(|source| source.is_ipv6() == v6).map(key).collect();
+            for some in keys.chunks(KEYS_AT_ONCE) {
+                self.kernel.transact(&anew(INET, &standing.set(v6), some, some, time))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -127,10 +152,6 @@ impl GroupSets {
         let groups: BTreeSet<IpAddr> = groups.filter(|group| self.v6 || group.is_ipv4()).collect();
         let mut changes: Vec<Change> = Vec::new();
         for (family, is_v6) in [(IP, false), (IP6, true)] {
-            let key = |group: &IpAddr| match group {
-                IpAddr::V4(group) => group.octets().to_vec(),
-                IpAddr::V6(group) => group.octets().to_vec(),
-            };
             let of = |groups: &BTreeSet<IpAddr>| -> Vec<Vec<u8>> {
                 groups.iter().filter(|group| group.is_ipv6() == is_v6).map(key).collect()
             };
@@ -138,12 +159,7 @@ impl GroupSets {
             if both.is_empty() {
                 continue;
             }
-            // Added first, so that the deletion never fails for want of an element.
-            changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(GROUPS, &both, true)));
-            changes.push((libc::NFT_MSG_DELSETELEM, 0, family, elements(GROUPS, &both, false)));
-            if !now.is_empty() {
-                changes.push((libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(GROUPS, &now, true)));
-            }
+            changes.extend(anew(family, GROUPS, &both, &now, TIMEOUT));
         }
         self.held = groups;
         if changes.is_empty() { Ok(()) } else { self.kernel.transact(&changes) }
@@ -239,16 +255,41 @@ impl Kernel {
     }
 }
 
-/// The elements of a set (a lease has one for each protocol that is carried), with or without their timeout.
-fn elements(set: &str, keys: &[Vec<u8>], with_timeout: bool) -> Vec<u8> {
+/// Takes `before` out of the set and puts `now` into it. The kernel does not prolong an element
+/// that is there, so it is taken out first.
+fn anew(family: [u8; 4], set: &str, before: &[Vec<u8>], now: &[Vec<u8>], timeout: Duration) -> Vec<Change> {
+    let add =
+        |keys: &[Vec<u8>]| (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(set, keys, Some(timeout)));
+    // Added first, so that the deletion never fails for want of an element.
+    let mut changes = vec![add(before), (libc::NFT_MSG_DELSETELEM, 0, family, elements(set, before, None))];
+    if !now.is_empty() {
+        changes.push(add(now));
+    }
+    changes
+}
+
+/// An address as the kernel keeps it in a set.
+fn key(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// Keys that go to the kernel in one change: the list of them is an attribute, which holds 64 kB.
+const KEYS_AT_ONCE: usize = 512;
+
+/// The elements of a set (a lease has one for each protocol that is carried), with or without a
+/// timeout.
+fn elements(set: &str, keys: &[Vec<u8>], timeout: Option<Duration>) -> Vec<u8> {
     let mut list = Vec::new();
     for key in keys {
         let mut value = Vec::new();
         attribute(&mut value, NFTA_DATA_VALUE, key);
         let mut one = Vec::new();
         attribute(&mut one, NESTED | NFTA_SET_ELEM_KEY, &value);
-        if with_timeout {
-            let milliseconds = TIMEOUT.as_millis() as u64;
+        if let Some(timeout) = timeout {
+            let milliseconds = timeout.as_millis() as u64;
             attribute(&mut one, NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes());
         }
         attribute(&mut list, NESTED | NFTA_LIST_ELEM, &one);
@@ -286,7 +327,7 @@ mod tests {
     #[test]
     fn messages_are_taken_off_as_they_were_put_on() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)));
         message(&mut bytes, 8, 0, 42, &BATCH, &[]);
         let mut rest = &bytes[..];
         let (kind, sequence, body) = next_message(&mut rest).unwrap();
@@ -302,7 +343,7 @@ mod tests {
     #[test]
     fn cut_answers_end_the_walk() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], true));
+        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)));
         for cut in 0..bytes.len() {
             assert!(next_message(&mut &bytes[..cut]).is_none());
             find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);

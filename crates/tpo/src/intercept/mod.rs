@@ -39,6 +39,7 @@ pub mod tool;
 pub mod tun;
 mod watch;
 
+pub use rules::Bounds;
 pub use tcp::connect_from;
 
 /// The bits of the packet mark (and of the conntrack mark) that say, all together, "deliver to this host". Ours in both directions:
@@ -77,10 +78,13 @@ pub struct Table {
     pub far_source_is_client: bool,
     /// Protocols other than TCP that a rule names or that a peer may bring: their packets come and go by the TUN device. Empty: there is none.
     pub packets: Vec<u8>,
-    /// How long answers to a packet that came out of the TUN device are ours: as long as its flow may live without another.
+    /// How long answers to a packet that came out of the TUN device are ours, once one has come: as
+    /// long as its flow may live without another.
     pub packets_rest: Duration,
     /// Interfaces from which packets to groups are copied to the TUN device; empty: from none.
     pub multicast: Vec<String>,
+    /// What may be taken at most.
+    pub bounds: Bounds,
 }
 
 /// One line of the look-up table.

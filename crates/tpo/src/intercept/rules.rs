@@ -13,7 +13,20 @@
 //!   is set and `decide` asked again, and the chains of closed rules, which see the mark, refuse; all others let it pass.
 //!
 //! Refused means a TCP reset, not silence: the application learns at once, and an administrator sees "connection refused" instead of
-//! a hang of minutes that looks like a broken network.
+//! a hang of minutes that looks like a broken network. A flood of SYNs gets few of them
+//! ([`RESETS_PER_SECOND`]): its sources may be made up, and a reset would reach whoever has the
+//! address.
+//!
+//! SYNs are bounded before `tproxy` ([`Bounds`]): a listener whose queue is full sends SYN cookies,
+//! which transparent sockets cannot serve, and then nobody's connections work. A SYN beyond the
+//! bounds takes its plain way, or is dropped where its rule fails closed. In order:
+//!
+//! * A source that has completed a handshake (the daemon says so, by the sets of [`Standing`]) has
+//!   its own bound, and all such have one together. One that completes many has a higher one.
+//! * Other sources, which may be made up, have a lower one each, by /64 in IPv6, and a lower one
+//!   together. They cannot use up what known ones need.
+//! * The set that counts for each source is bounded: when it is full, sources that are not in it
+//!   are beyond the bounds.
 
 use super::layers::{Element, Family, Layers, RuleError, Verdict};
 use super::tun::DEVICE;
@@ -22,6 +35,7 @@ use crate::packet::{ICMP, ICMP_V6, UDP};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 /// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it is fixed.
 pub const TABLE: &str = "tpo";
@@ -43,6 +57,77 @@ pub fn lease_set(peer: usize) -> String {
     format!("alive_{peer}")
 }
 
+/// What the daemon has seen of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has completed a handshake.
+    Known,
+    /// It completes many: a load tester, a site behind one address.
+    Busy,
+}
+
+impl Standing {
+    /// Both, from the higher one on.
+    pub const ALL: [Standing; 2] = [Standing::Busy, Standing::Known];
+
+    fn name(self) -> &'static str {
+        match self {
+            Standing::Known => "known",
+            Standing::Busy => "busy",
+        }
+    }
+
+    /// The name of the set of sources that have it.
+    pub fn set(self, v6: bool) -> String {
+        format!("{}_{}", self.name(), if v6 { "v6" } else { "v4" })
+    }
+}
+
+/// What the kernel may take from the LANs at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// SYNs per second of one source that has completed a handshake before; as many may come at
+    /// once. A source that completes a thousand of them in a second may send three quarters of what
+    /// all known ones may.
+    pub syns_per_source: u32,
+    /// SYNs per second of all sources together; as many may come at once.
+    pub syns: u32,
+    /// Flows of what is no TCP that peers may have here at once.
+    pub flows: usize,
+    /// How long answers to a packet that came out of the TUN device are ours, while none has come:
+    /// as long as its flow may live without any. [`Table::packets_rest`] says it for those that
+    /// were answered.
+    pub rest_one_way: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            // A load tester of 2,000 connections per second, or the burst of a site behind one
+            // address, has room at once.
+            syns_per_source: 3_000,
+            // Four times this many half-open connections fill 16 listeners of the kernel's default,
+            // 4,096 each: those of three seconds, after which an unanswered one is given up, and a
+            // burst.
+            syns: 16_000,
+            flows: tpo_engine::Limits::default().flows,
+            rest_one_way: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Bounds {
+    /// Half-open connections that the listeners must have room for, so that their queues never
+    /// fill.
+    pub fn half_open(&self) -> usize {
+        let seconds = HALF_OPEN_SECONDS + 1; // and the burst of a second
+        self.syns as usize * seconds
+    }
+}
+
+/// An unanswered handshake is given up after this time: [`super::tcp`] sets it.
+pub const HALF_OPEN_SECONDS: usize = 3;
+
 /// The counters of the table, by name.
 pub mod counter {
     /// Connections handed to the listener.
@@ -55,8 +140,14 @@ pub mod counter {
     pub const NO_LISTENER: &str = "no_listener";
     /// Packets of what is no TCP handed to the TUN device.
     pub const PACKETS: &str = "others";
+    /// SYNs beyond the bounds that went their plain way.
+    pub const FLOOD: &str = "flood";
+    /// SYNs beyond the bounds that were dropped, because their rule fails closed.
+    pub const FLOOD_DROPPED: &str = "flood_dropped";
+    /// Packets out of the TUN device whose answers could not be noted, because a set was full.
+    pub const WAYS_FULL: &str = "ways_full";
     /// All of them.
-    pub const ALL: [&str; 5] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER, PACKETS];
+    pub const ALL: [&str; 8] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER, PACKETS, FLOOD, FLOOD_DROPPED, WAYS_FULL];
 }
 
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
@@ -142,8 +233,35 @@ const PRIORITY: &str = "mangle + 20";
 /// Right behind: what belongs to a transparent socket is marked already.
 const PRIORITY_PACKETS: &str = "mangle + 21";
 
-/// Entries of each of the sets that remember it.
-const BACK_SIZE: u32 = 131_072;
+/// Entries of each of the sets of ways back at most: eight peers' flows. Some 130 bytes of the
+/// kernel's memory each, when used.
+const MOST_WAYS_BACK: usize = 1 << 20;
+
+/// A source that has completed no handshake may send a sixth of what a known one may: it is known
+/// within 50 ms of its first one.
+const NEW_SHARE: u32 = 6;
+
+/// Of the SYNs of all sources, those that have completed no handshake may send a quarter.
+const NEW_SHARE_OF_ALL: u32 = 4;
+
+/// Sources that have completed a handshake, at most: beyond it further ones are bounded as new ones
+/// are.
+pub const MOST_KNOWN: usize = 65_536;
+
+/// Sources whose SYNs are counted apart, for each family and kind. A flood from more sources in
+/// [`SYN_MEMORY`] is beyond the bounds.
+const MOST_SOURCES: usize = 131_072;
+
+/// How long the count of a source's SYNs is kept after its last one.
+const SYN_MEMORY: &str = "3s";
+
+/// The part of an IPv6 address that its host cannot choose.
+const V6_SITE: &str = "ffff:ffff:ffff:ffff::";
+
+/// TCP resets per second by which connections are refused; beyond it they are refused in silence. A
+/// peer that is down sees as many connections, and a flood from made-up sources is not turned upon
+/// their owners.
+const RESETS_PER_SECOND: u32 = 1_000;
 
 struct Writer<'a> {
     text: &'a mut String,
@@ -165,6 +283,7 @@ impl Writer<'_> {
             let set = lease_set(peer);
             writeln!(self.text, "  set {set} {{\n    type inet_proto; flags timeout;\n  }}")?;
         }
+        self.bounds()?;
         self.verdict_chains()?;
         self.maps("v4", "ipv4_addr", &self.layers.v4, |bits| Ipv4Addr::from(bits as u32).to_string())?;
         if self.ports.v6.is_some() {
@@ -185,12 +304,97 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// What may be intercepted at most, and a chain for each failure mode. Whoever returns from it
+    /// is within the bounds.
+    fn bounds(&mut self) -> fmt::Result {
+        let Bounds { syns_per_source: known, syns, .. } = self.table.bounds;
+        let new = (known / NEW_SHARE).max(1);
+        let all_new = (syns / NEW_SHARE_OF_ALL).max(1);
+        let all_known = (syns - all_new).max(1);
+        let rate_of = |standing| match standing {
+            Standing::Known => known,
+            // The last quarter is for the others.
+            Standing::Busy => known.max(all_known - all_known / 4),
+        };
+        // A browser or a load tester opens many at once.
+        let burst = 2 * new;
+        let families: &[(&str, &str, &str, String)] = &[
+            ("v4", "ipv4_addr", "ip saddr", "ip saddr".to_owned()),
+            ("v6", "ipv6_addr", "ip6 saddr", format!("ip6 saddr & {V6_SITE}")),
+        ];
+        for (which, rate) in [("known", all_known), ("new", all_new)] {
+            writeln!(self.text, "  limit syns_{which} {{\n    rate over {rate}/second burst {rate} packets\n  }}")?;
+        }
+        for (family, kind, ..) in families {
+            writeln!(
+                self.text,
+                "  set syns_new_{family} {{
+    type {kind}; flags dynamic,timeout; timeout {SYN_MEMORY}; size {MOST_SOURCES};
+  }}"
+            )?;
+            for standing in Standing::ALL {
+                writeln!(
+                    self.text,
+                    "  set {set} {{
+    type {kind}; flags timeout; size {MOST_KNOWN};
+  }}
+  set syns_{set} {{
+    type {kind}; flags dynamic,timeout; timeout {SYN_MEMORY}; size {MOST_SOURCES};
+  }}",
+                    set = standing.set(*family == "v6")
+                )?;
+            }
+        }
+        for (mode, over) in [
+            (OnFailure::Open, format!("counter name {} accept", counter::FLOOD)),
+            (OnFailure::Closed, format!("counter name {} drop", counter::FLOOD_DROPPED)),
+        ] {
+            let chain = bounded_chain(mode);
+            writeln!(self.text, "  chain {chain}_over {{\n    {over}\n  }}")?;
+            for standing in Standing::ALL {
+                let (name, rate) = (standing.name(), rate_of(standing));
+                writeln!(self.text, "  chain {chain}_{name} {{")?;
+                for (family, _, source, _) in families {
+                    writeln!(
+                        self.text,
+                        "    update @syns_{name}_{family} {{ {source} limit rate over {rate}/second burst {rate} packets }} goto {chain}_over"
+                    )?;
+                }
+                writeln!(self.text, "    limit name \"syns_known\" goto {chain}_over\n  }}")?;
+            }
+            // What this host's applications begin is finished by its own kernel: it stays half-open
+            // for no time.
+            writeln!(
+                self.text,
+                "  chain {chain} {{
+    meta l4proto != tcp return
+    fib saddr type local return"
+            )?;
+            for standing in Standing::ALL {
+                for (family, _, source, _) in families {
+                    let set = standing.set(*family == "v6");
+                    writeln!(self.text, "    {source} @{set} goto {chain}_{}", standing.name())?;
+                }
+            }
+            for (family, _, _, source) in families {
+                writeln!(
+                    self.text,
+                    "    update @syns_new_{family} {{ {source} limit rate over {new}/second burst {burst} packets }} goto {chain}_over
+    {source} != @syns_new_{family} goto {chain}_over"
+                )?;
+            }
+            writeln!(self.text, "    limit name \"syns_new\" goto {chain}_over\n  }}")?;
+        }
+        Ok(())
+    }
+
     /// One chain for each pair of peer and failure mode that a rule uses. Whoever returns from it may be intercepted.
     fn verdict_chains(&mut self) -> fmt::Result {
         writeln!(
             self.text,
             "  chain refuse {{
     counter name {refused}
+    meta l4proto tcp limit rate over {RESETS_PER_SECOND}/second burst {RESETS_PER_SECOND} packets drop
     meta l4proto tcp reject with tcp reset
     reject with icmpx type admin-prohibited
   }}",
@@ -207,8 +411,9 @@ impl Writer<'_> {
                 self.table.peers
             );
             let chain = verdict_chain(verdict);
+            let bounded = bounded_chain(verdict.on_failure);
             let sets: Vec<String> =
-                peers.iter().map(|peer| format!("    meta l4proto @{} return", lease_set(*peer))).collect();
+                peers.iter().map(|peer| format!("    meta l4proto @{} goto {bounded}", lease_set(*peer))).collect();
             let sets = sets.join("\n");
             match verdict.on_failure {
                 OnFailure::Open => writeln!(
@@ -461,42 +666,12 @@ impl Writer<'_> {
             }
             self.decide(&format!("decide_{protocol}"), &prefix, layers, if ports { "udp" } else { "" })?;
         }
-        // What came out of the device, the other way round: packets that answer it, and errors about it, are ours too.
-        for (family, _, kind) in families {
-            writeln!(
-                self.text,
-                "  set back_{family} {{
-    type {kind} . {kind} . inet_service . inet_service
-    flags dynamic,timeout
-    timeout {rest}; size {BACK_SIZE};
-  }}
-  set back_{family}_pairs {{
-    type {kind} . {kind} . inet_proto
-    flags dynamic,timeout
-    timeout {rest}; size {BACK_SIZE};
-  }}
-  set back_{family}_hosts {{
-    type {kind}
-    flags dynamic,timeout
-    timeout {rest}; size {BACK_SIZE};
-  }}"
-            )?;
-        }
-        writeln!(self.text, "  chain others_out {{")?;
-        for (family, header, _) in families {
-            // A set that is full notes no more, and the packet goes on.
-            writeln!(
-                self.text,
-                "    update @back_{family}_hosts {{ {header} saddr timeout {rest} }}
-    meta l4proto udp update @back_{family} {{ {header} daddr . {header} saddr . udp dport . udp sport timeout {rest} }} accept
-    meta l4proto != udp update @back_{family}_pairs {{ {header} daddr . {header} saddr . meta l4proto timeout {rest} }}"
-            )?;
-        }
+        self.ways_back_sets(families, &rest)?;
+        self.noting_ways_back(families, &rest)?;
         let alive = lease_set(self.table.peers);
         writeln!(
             self.text,
-            "  }}
-  chain others_taken {{
+            "  chain others_taken {{
     meta mark set meta mark | {own:#x} counter name {packets} accept
   }}
   chain others_back {{
@@ -516,11 +691,27 @@ impl Writer<'_> {
             // there.
             writeln!(
                 self.text,
-                "    {errors} {header} daddr @back_{family}_hosts goto others_taken
-    {no_echo} return
-    {header} saddr . {header} daddr . udp sport . udp dport @back_{family} goto others_taken
-    meta l4proto != udp {header} saddr . {header} daddr . meta l4proto @back_{family}_pairs goto others_taken"
+                "    {errors} {header} daddr @back_{family}_hosts goto others_taken\n    {no_echo} return"
             )?;
+            for (set, only, key) in [
+                (format!("back_{family}"), "", format!("{header} saddr . {header} daddr . udp sport . udp dport")),
+                (
+                    format!("back_{family}_pairs"),
+                    "meta l4proto != udp ",
+                    format!("{header} saddr . {header} daddr . meta l4proto"),
+                ),
+            ] {
+                // The first answer makes it a flow of both ways. Where that cannot be noted it is
+                // ours all the same.
+                let note = format!("update @{set}_mutual {{ {key} timeout {rest} }} goto others_taken");
+                writeln!(
+                    self.text,
+                    "    {only}{key} @{set}_mutual {note}
+    {only}{key} @{set} {note}
+    {only}{key} @{set} counter name {full} goto others_taken",
+                    full = counter::WAYS_FULL
+                )?;
+            }
         }
         writeln!(
             self.text,
@@ -574,6 +765,75 @@ impl Writer<'_> {
         writeln!(self.text, "  }}")
     }
 
+    /// What came out of the device, the other way round: packets that answer it, and errors about
+    /// it, are ours too. An entry leaves when its flow does at the latest: there are sets for flows
+    /// that were not answered yet, and for those that were, which live longer.
+    fn ways_back_sets(&mut self, families: &[(&str, &str, &str)], rest: &str) -> fmt::Result {
+        let size = self.table.bounds.flows.clamp(1, MOST_WAYS_BACK);
+        let brief = self.rest_one_way();
+        for (family, _, kind) in families {
+            let flow = format!("{kind} . {kind} . inet_service . inet_service");
+            let pair = format!("{kind} . {kind} . inet_proto");
+            for (set, kind, rest) in [
+                ("", flow.as_str(), brief.as_str()),
+                ("_mutual", &flow, rest),
+                ("_pairs", &pair, &brief),
+                ("_pairs_mutual", &pair, rest),
+                // An error comes soon after what it is about.
+                ("_hosts", kind, &brief),
+            ] {
+                writeln!(
+                    self.text,
+                    "  set back_{family}{set} {{
+    type {kind}
+    flags dynamic,timeout
+    timeout {rest}; size {size};
+  }}"
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes where the answers to what comes out of the device go.
+    fn noting_ways_back(&mut self, families: &[(&str, &str, &str)], rest: &str) -> fmt::Result {
+        let brief = self.rest_one_way();
+        writeln!(self.text, "  chain others_out_flow {{")?;
+        for (family, header, _) in families {
+            for (set, only, key) in [
+                (
+                    format!("back_{family}"),
+                    "meta l4proto udp",
+                    format!("{header} daddr . {header} saddr . udp dport . udp sport"),
+                ),
+                (
+                    format!("back_{family}_pairs"),
+                    "meta l4proto != udp",
+                    format!("{header} daddr . {header} saddr . meta l4proto"),
+                ),
+            ] {
+                writeln!(
+                    self.text,
+                    "    {only} {key} @{set}_mutual update @{set}_mutual {{ {key} timeout {rest} }} accept
+    {only} update @{set} {{ {key} timeout {brief} }} accept"
+                )?;
+            }
+        }
+        // A set that is full notes no more: the rule above ends there, and the packet goes on.
+        writeln!(self.text, "    counter name {full}\n  }}\n  chain others_out {{", full = counter::WAYS_FULL)?;
+        for (family, header, _) in families {
+            writeln!(
+                self.text,
+                "    update @back_{family}_hosts {{ {header} saddr timeout {brief} }} goto others_out_flow"
+            )?;
+        }
+        writeln!(self.text, "    counter name {full} goto others_out_flow\n  }}", full = counter::WAYS_FULL)
+    }
+
+    fn rest_one_way(&self) -> String {
+        format!("{}s", self.table.bounds.rest_one_way.as_secs().max(1))
+    }
+
     /// Ends the walk of all but SYNs that a rule may name.
     fn opening_only(&mut self) -> fmt::Result {
         writeln!(self.text, "    meta l4proto != tcp accept")?;
@@ -594,6 +854,13 @@ fn verdict_chain(verdict: Verdict) -> String {
     match verdict.on_failure {
         OnFailure::Open => format!("peer_{}_open", verdict.peer),
         OnFailure::Closed => format!("peer_{}_closed", verdict.peer),
+    }
+}
+
+fn bounded_chain(mode: OnFailure) -> &'static str {
+    match mode {
+        OnFailure::Open => "bounded_open",
+        OnFailure::Closed => "bounded_closed",
     }
 }
 
@@ -635,6 +902,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
+            bounds: Bounds::default(),
         }
     }
 
@@ -655,7 +923,7 @@ mod tests {
         table.groups.push(crate::group::Group { peers: vec![1, 0], spread: false });
         table.rules[0].peer = 2;
         let text = render(&table, PORTS).unwrap();
-        let both = "meta l4proto @alive_1 return\n    meta l4proto @alive_0 return\n    counter name no_lease accept";
+        let both = "meta l4proto @alive_1 goto bounded_open\n    meta l4proto @alive_0 goto bounded_open\n    counter name no_lease accept";
         assert!(text.contains(both), "{text}");
     }
 

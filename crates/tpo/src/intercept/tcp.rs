@@ -4,9 +4,10 @@
 //! sockets to the far edge. Everything that these sockets send carries [`MARK_OWN`], so the rules pass it by.
 
 use super::rules::Ports;
-use super::{MARK_OWN, Mode};
+use super::{Bounds, MARK_OWN, Mode};
 use crate::sys;
 use mio::net::TcpListener;
+use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::fs::File;
 use std::io;
@@ -14,9 +15,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-/// Connections that may wait to be accepted; the kernel clamps it to `net.core.somaxconn`. Large, because beyond it SYN
-/// cookies begin, which transparent sockets cannot serve.
-const BACKLOG: i32 = 65_535;
+/// Connections that may wait to be accepted, and half-open ones beside them, at one socket; the
+/// kernel clamps it to `net.core.somaxconn`. Large, because beyond it SYN cookies begin, which
+/// transparent sockets cannot serve.
+const BACKLOG: usize = 65_535;
+
+/// Sockets of one listener at most, for hosts whose `net.core.somaxconn` is small: with the old
+/// default of 128 they hold 8,192.
+const MOST_SOCKETS: usize = 64;
+
+/// Times that a SYN-ACK is repeated: after 1 s, and 2 s later the half-open connection is given up,
+/// where the kernel's default of five would keep those of a flood for 63 s. A client whose SYN-ACK
+/// was lost twice asks again itself.
+const SYN_ACK_RETRIES: libc::c_int = 1;
 
 /// Bytes that a socket holds unsent before it says "not writable". Without it the kernel's buffer grows to megabytes that no other
 /// flow can overtake; with it a stopped reader costs 285 kB, measured.
@@ -40,8 +51,14 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens them at free ports.
+    /// Opens them at free ports, with room for what the default bounds let come.
     pub fn open(mode: Mode) -> io::Result<Listeners> {
+        Listeners::with_room(mode, Bounds::default().half_open())
+    }
+
+    /// Opens them at free ports, with room for this many half-open connections of each family, as
+    /// far as `net.core.somaxconn` lets.
+    pub fn with_room(mode: Mode, half_open: usize) -> io::Result<Listeners> {
         let (any4, any6) = match mode {
             // Bound to loopback, so that no four-tuple of forwarded traffic can ever be the listener's own.
             Mode::Tproxy => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)),
@@ -54,9 +71,35 @@ impl Listeners {
             }
             _ => error,
         };
-        let v4 = Listener::open(mode, any4).map_err(clear)?;
-        let v6 = if has_ipv6() { Some(Listener::open(mode, any6).map_err(clear)?) } else { None };
+        let v4 = Listener::open(mode, any4, half_open).map_err(clear)?;
+        let v6 = if has_ipv6() { Some(Listener::open(mode, any6, half_open).map_err(clear)?) } else { None };
         Ok(Listeners { v4, v6 })
+    }
+
+    /// Half-open connections of one family that the queues hold before the kernel sends SYN
+    /// cookies.
+    pub fn room(&self) -> usize {
+        self.v4.sockets.len() * queue_length()
+    }
+
+    /// Registers all sockets for readability, with tokens from `first` on.
+    pub fn register(&mut self, registry: &Registry, first: usize) -> io::Result<()> {
+        for (token, socket) in self.iter_mut().flat_map(|listener| &mut listener.sockets).enumerate() {
+            registry.register(&mut socket.socket, Token(first + token), Interest::READABLE)?;
+        }
+        Ok(())
+    }
+
+    /// The socket with this token, counted from the first, is readable: connections may wait there.
+    pub fn mark_ready(&mut self, token: usize) {
+        if let Some(socket) = self.iter_mut().flat_map(|listener| &mut listener.sockets).nth(token) {
+            socket.is_ready = true;
+        }
+    }
+
+    /// Connections may wait at any of them.
+    pub fn mark_all_ready(&mut self) {
+        self.iter_mut().flat_map(|listener| &mut listener.sockets).for_each(|socket| socket.is_ready = true);
     }
 
     /// Their ports, for the rules.
@@ -75,16 +118,24 @@ pub fn has_ipv6() -> bool {
     std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// One listening socket.
+/// The listening sockets of one family, all at one address: the kernel spreads new connections
+/// among them (`SO_REUSEPORT`). The queue of one is too short for a flood that the bounds let come.
 #[derive(Debug)]
 pub struct Listener {
-    /// To be registered for readability.
-    pub socket: TcpListener,
+    sockets: Vec<Listening>,
     address: SocketAddr,
     mode: Mode,
     /// Given up for a moment when descriptors run out, to accept and reset connections that would otherwise wait for ever
     /// and keep the listener readable, in a spin.
     reserve: Option<File>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Listening {
+    socket: TcpListener,
+    /// Connections may be waiting.
+    is_ready: bool,
 }
 
 /// An accepted connection.
@@ -112,10 +163,22 @@ pub struct Batch {
 }
 
 impl Listener {
-    fn open(mode: Mode, address: IpAddr) -> io::Result<Listener> {
-        let address = SocketAddr::new(address, 0);
+    fn open(mode: Mode, address: IpAddr, half_open: usize) -> io::Result<Listener> {
+        let mut address = SocketAddr::new(address, 0);
+        let mut sockets = Vec::new();
+        for _ in 0..half_open.div_ceil(queue_length()).clamp(1, MOST_SOCKETS) {
+            let socket = Listener::open_one(mode, address)?;
+            // The others join the first one at its port.
+            address = local_address(&socket)?;
+            sockets.push(Listening { socket: TcpListener::from_std(socket.into()), is_ready: true });
+        }
+        Ok(Listener { sockets, address, mode, reserve: Some(reserve()?) })
+    }
+
+    fn open_one(mode: Mode, address: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -124,20 +187,46 @@ impl Listener {
         }
         // Accepted sockets inherit all of these, which saves system calls for each.
         lan_options(&socket)?;
+        // Of a listener it says how often the SYN-ACK is repeated.
+        sys::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_ACK_RETRIES)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let address = local_address(&socket)?;
-        Ok(Listener { socket: TcpListener::from_std(socket.into()), address, mode, reserve: Some(reserve()?) })
+        socket.listen(BACKLOG as i32)?;
+        Ok(socket)
     }
 
-    /// Accepts up to `limit` connections into `out`.
+    /// Accepts connections into `out`, up to `limit` from each socket.
     ///
     /// # Errors
     /// Only those of the listener itself, after which it is of no more use.
     pub fn accept_batch(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
+        self.sockets.iter_mut().for_each(|socket| socket.is_ready = true);
+        self.accept_ready(limit, out)
+    }
+
+    /// The same, from those sockets alone that were marked ready, or were left with some.
+    ///
+    /// # Errors
+    /// Only those of the listener itself, after which it is of no more use.
+    pub fn accept_ready(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
+        let mut all = Batch { drained: true, ..Batch::default() };
+        for index in 0..self.sockets.len() {
+            if !self.sockets[index].is_ready {
+                continue;
+            }
+            let batch = self.accept_at(index, limit, out)?;
+            self.sockets[index].is_ready = !batch.drained;
+            all.drained &= batch.drained;
+            all.not_intercepted += batch.not_intercepted;
+            all.no_descriptors += batch.no_descriptors;
+            all.aborted += batch.aborted;
+        }
+        Ok(all)
+    }
+
+    fn accept_at(&mut self, index: usize, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
         let mut batch = Batch::default();
         for _ in 0..limit {
-            match self.socket.accept() {
+            match self.sockets[index].socket.accept() {
                 Ok((stream, client)) => {
                     let stream = TcpStream::from(stream);
                     match original_destination(&stream, self.mode) {
@@ -161,7 +250,7 @@ impl Listener {
                         break;
                     }
                     Some(libc::EMFILE | libc::ENFILE) => {
-                        if !self.shed() {
+                        if !self.shed(index) {
                             // Another thread took the descriptor that we gave up. Do not spin: the caller comes back with the
                             // next connection or its next round.
                             batch.drained = true;
@@ -189,9 +278,9 @@ impl Listener {
     }
 
     /// Out of descriptors: accepts one connection with the reserve and resets it. Whether that was possible.
-    fn shed(&mut self) -> bool {
+    fn shed(&mut self, index: usize) -> bool {
         self.reserve = None;
-        let taken = self.socket.accept().map(|(stream, _)| reset_on_close(&stream)).is_ok();
+        let taken = self.sockets[index].socket.accept().map(|(stream, _)| reset_on_close(&stream)).is_ok();
         self.reserve = reserve().ok();
         taken
     }
@@ -283,6 +372,13 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
     Ok(socket.local_addr()?.as_socket().expect("the socket was bound to an IP address"))
+}
+
+/// What one socket's queue holds here.
+fn queue_length() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
+    // Where it cannot be read: the kernel's default since 5.4.
+    limit.unwrap_or(4_096).clamp(1, BACKLOG)
 }
 
 fn reserve() -> io::Result<File> {

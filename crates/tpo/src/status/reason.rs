@@ -35,11 +35,15 @@ pub enum Reason {
     Stopping = 13,
     /// 14: a packet that looked like an answer, without a flow that it belongs to.
     NoFlow = 14,
+    /// 15: more new connections came than are taken.
+    Flood = 15,
+    /// 16: the kernel could not note where the answers to a packet go.
+    WaysFull = 16,
 }
 
 impl Reason {
     /// All of them, by number.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 16] = [
         Reason::NoRule,
         Reason::PeerDown,
         Reason::BeforeStart,
@@ -54,6 +58,8 @@ impl Reason {
         Reason::Destination,
         Reason::Stopping,
         Reason::NoFlow,
+        Reason::Flood,
+        Reason::WaysFull,
     ];
 
     /// Its number.
@@ -83,6 +89,8 @@ impl Reason {
             Reason::Destination => "destination",
             Reason::Stopping => "stopping",
             Reason::NoFlow => "no flow",
+            Reason::Flood => "flood",
+            Reason::WaysFull => "ways full",
         }
     }
 
@@ -107,6 +115,12 @@ impl Reason {
             Reason::NoFlow => {
                 "A packet of what is no TCP looked like an answer, but no flow is there that it belongs to."
             }
+            Reason::Flood => {
+                "More new connections came, from one source or in all, than are taken (syn_rate_per_source, syn_rate)."
+            }
+            Reason::WaysFull => {
+                "The kernel's set of flows whose answers are ours was full: an answer took its ordinary way."
+            }
         }
     }
 
@@ -127,6 +141,8 @@ impl Reason {
             Reason::Destination => "use mode = \"tproxy\", or raise the kernel's nf_conntrack_max",
             Reason::Stopping => "nothing: it was accelerated, or went its ordinary way, as the rule's on_failure says",
             Reason::NoFlow => "nothing: it took its ordinary way; add a [[rule]] if such traffic is to be carried",
+            Reason::Flood => "find who floods; or raise the bounds in [intercept]",
+            Reason::WaysFull => "look at `tpo flows`: which peer opens so many flows?",
         }
     }
 }
@@ -149,6 +165,6 @@ mod tests {
             assert!(reason.sentence().ends_with('.') && !reason.advice().is_empty());
         }
         assert_eq!(Reason::from_number(0), None);
-        assert_eq!(Reason::from_number(15), None);
+        assert_eq!(Reason::from_number(17), None);
     }
 }

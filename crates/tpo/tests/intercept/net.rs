@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tpo::intercept::install::{InstallError, Installed, install};
-use tpo::intercept::lease::{Count, Lease, RENEW_EVERY};
-use tpo::intercept::rules::Ports;
+use tpo::intercept::lease::{Count, KnownSources, Lease, RENEW_EVERY};
+use tpo::intercept::rules::{Ports, Standing};
 use tpo::intercept::tcp::Listeners;
+use tpo::intercept::tun::Tun;
 use tpo::intercept::{Mode, OnFailure, RuleSpec, Table};
 
 /// The server's ports.
@@ -86,6 +87,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         packets: Vec::new(),
         packets_rest: Duration::ZERO,
         multicast: Vec::new(),
+        bounds: tpo::intercept::Bounds::default(),
     }
 }
 
@@ -284,15 +286,15 @@ pub(crate) struct Daemon<'a> {
 
 impl<'a> Daemon<'a> {
     pub(crate) fn start(net: &'a Net, table: Table) -> Daemon<'a> {
-        let (listeners, installed, lease) = net.inside(Place::Tpo, || {
+        let (listeners, installed, lease, known) = net.inside(Place::Tpo, || {
             let listeners = Listeners::open(table.mode).unwrap();
             let installed = install(&table, listeners.ports()).unwrap_or_else(|e| panic!("{e}"));
-            (listeners, installed, Lease::open().unwrap())
+            (listeners, installed, Lease::open().unwrap(), KnownSources::open().unwrap())
         });
         let ports = listeners.ports();
         let (stop, not_intercepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (s, n) = (stop.clone(), not_intercepted.clone());
-        let thread = Mutex::new(Some(std::thread::spawn(move || accept(listeners, &s, &n))));
+        let thread = Mutex::new(Some(std::thread::spawn(move || accept(listeners, known, &s, &n))));
         let lease = Arc::new(Mutex::new((lease, BTreeSet::new())));
         let (end, ended) = channel();
         let kept = lease.clone();
@@ -336,6 +338,11 @@ impl<'a> Daemon<'a> {
         self.net.inside(Place::Tpo, || installed.repair(&self.table, self.ports))
     }
 
+    /// The device for packets of what is no TCP.
+    pub(crate) fn tun(&self) -> Arc<Tun> {
+        self.installed.lock().unwrap().as_ref().unwrap().tun().expect("the table carries packets")
+    }
+
     pub(crate) fn counters(&self) -> BTreeMap<&'static str, Count> {
         self.lease.lock().unwrap().0.counters().unwrap()
     }
@@ -369,14 +376,13 @@ impl Drop for Daemon<'_> {
     }
 }
 
-fn accept(mut listeners: Listeners, stop: &AtomicBool, not_intercepted: &AtomicU32) {
+fn accept(mut listeners: Listeners, mut known: KnownSources, stop: &AtomicBool, not_intercepted: &AtomicU32) {
     let mut poll = mio::Poll::new().unwrap();
-    for (index, listener) in listeners.iter_mut().enumerate() {
-        poll.registry().register(&mut listener.socket, mio::Token(index), mio::Interest::READABLE).unwrap();
-    }
+    listeners.register(poll.registry(), 0).unwrap();
     let mut events = mio::Events::with_capacity(8);
     // Connections are kept until the end, so that a client never sees one end before it has read its line.
     let mut kept = Vec::new();
+    let mut told = BTreeSet::new();
     while !stop.load(Ordering::SeqCst) {
         poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
         for listener in listeners.iter_mut() {
@@ -385,6 +391,10 @@ fn accept(mut listeners: Listeners, stop: &AtomicBool, not_intercepted: &AtomicU
                 let batch = listener.accept_batch(4, &mut accepted).unwrap();
                 not_intercepted.fetch_add(batch.not_intercepted, Ordering::SeqCst);
                 for one in accepted {
+                    // Best effort, as the gate does it: a test may just have taken the table away.
+                    if told.insert(one.client.ip()) {
+                        let _ = known.add(Standing::Known, &[one.client.ip()], Duration::from_secs(600));
+                    }
                     let line = format!("tpo {} {}\n", one.client, one.destination);
                     (&one.stream).write_all(line.as_bytes()).unwrap();
                     kept.push(one);

@@ -11,6 +11,7 @@ mod confined;
 mod demand;
 mod ends;
 mod failure;
+mod floods;
 mod grants;
 mod hostile;
 mod keys;
