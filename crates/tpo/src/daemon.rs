@@ -82,10 +82,12 @@ pub fn run(checked: &Checked, identity: Arc<Identity>) -> Result<()> {
         std::thread::sleep(LOOK_EVERY);
     }
     info!(signal = signal.load(Ordering::Relaxed), "ending");
-    daemon.stop();
+    daemon.stop(failed.is_none());
     match failed {
         None => Ok(()),
-        Some(thread) => bail!("the thread \"{thread}\" ended by a failure; everything installed has been removed"),
+        Some(thread) => bail!(
+            "the thread \"{thread}\" ended by a failure; everything installed has been removed, but for what holds closed rules"
+        ),
     }
 }
 
@@ -98,6 +100,8 @@ struct Daemon {
     multicast: Option<Multicast>,
     /// The way into the TUN device is gone and could not be restored, which has been said.
     packets_lost: bool,
+    /// The same of what holds the closed rules.
+    hold_lost: bool,
     installed: Installed,
     table: intercept::Table,
     ports: Ports,
@@ -206,6 +210,7 @@ impl Daemon {
             tap,
             multicast,
             packets_lost: false,
+            hold_lost: false,
             installed,
             table,
             ports,
@@ -217,6 +222,15 @@ impl Daemon {
     /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
     /// place would take connections and deliver them nowhere, so the leases go until all is whole again.
     fn watch_rules(&mut self) {
+        // First: what is missing here lets something through that must not be.
+        match self.installed.keep_holding() {
+            Ok(false) => self.hold_lost = false,
+            Ok(true) => warn!("somebody removed what holds the closed rules, or a part; it is there again"),
+            Err(error) if !std::mem::replace(&mut self.hold_lost, true) => {
+                warn!(%error, "what holds the closed rules is not whole: what they name may take its plain way");
+            }
+            Err(_) => {}
+        }
         match self.installed.is_whole() {
             Ok(true) => self.gate.set_intact(true),
             Ok(false) => {
@@ -269,7 +283,7 @@ impl Daemon {
     }
 
     /// New connections go their plain way first, then flows end, then the rules that they needed are removed.
-    fn stop(self) {
+    fn stop(self, orderly: bool) {
         let start = Instant::now();
         self.control.stop();
         self.gate.stop();
@@ -295,7 +309,11 @@ impl Daemon {
         if let Some(tap) = self.tap {
             tap.stop();
         }
-        if let Err(error) = self.installed.remove() {
+        let removed = match orderly {
+            true => self.installed.remove(),
+            false => self.installed.give_up(),
+        };
+        if let Err(error) = removed {
             warn!(%error, "the interception rules could not be removed");
         }
         info!(took_ms = start.elapsed().as_millis() as u64, "ended");
@@ -437,6 +455,7 @@ pub fn table(checked: &Checked) -> intercept::Table {
         packets: packets(checked),
         // The far side forgets a flow later than its opener.
         packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
+        hold_closed: checked.hold_closed,
     }
 }
 

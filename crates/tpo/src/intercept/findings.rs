@@ -226,6 +226,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
+            hold_closed: false,
         };
         let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
         judge(&table, read).into_iter().map(|finding| finding.severity).collect()

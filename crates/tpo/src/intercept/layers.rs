@@ -129,7 +129,7 @@ impl Layers {
 }
 
 impl Element {
-    fn overlaps(&self, other: &Element) -> bool {
+    pub(super) fn overlaps(&self, other: &Element) -> bool {
         // The destination first: it tells most rules apart.
         meet(self.destination, other.destination)
             && meet(self.source, other.source)
@@ -181,7 +181,7 @@ impl Builder {
 }
 
 /// The rule as a box, and whether it is one of IPv4.
-fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), RuleError> {
+pub(super) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), RuleError> {
     let (source, destination) = (rule.source, rule.destination);
     let is_v4 = match (source.0.is_ipv4(), destination.0.is_ipv4()) {
         (same, other) if same == other => same,

@@ -5,6 +5,8 @@
 //!
 //! * [`layers`] (pure) orders overlapping rules so that the kernel's sets, which know no order, still give "first match wins";
 //! * [`rules`] (pure) renders one nftables table from it;
+//! * [`hold`] (pure) says what holds the closed rules when that table does not, [`routing`] speaks of routing rules with the kernel,
+//!   [`holding`] puts both in force;
 //! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
 //! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
@@ -26,11 +28,14 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub mod findings;
+pub mod hold;
+pub mod holding;
 pub mod install;
 pub mod layers;
 pub mod lease;
 mod netlink;
 pub mod own;
+pub mod routing;
 pub mod rules;
 pub mod tcp;
 pub mod tun;
@@ -78,6 +83,9 @@ pub struct Table {
     pub packets_rest: Duration,
     /// Interfaces from which packets to groups are copied to the TUN device; empty: from none.
     pub multicast: Vec<String>,
+    /// What holds the closed rules stays after an orderly end, and holds every packet of TCP that they name, not only those that open
+    /// a connection.
+    pub hold_closed: bool,
 }
 
 /// One line of the look-up table.

@@ -130,10 +130,10 @@ pub const VIA_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9);
 const TO_STRING: &str = "writing into a String cannot fail";
 
 /// A pure SYN: the first packet of a connection.
-const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+pub(super) const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
 /// Packets to these are for somebody on this host, or for many; no rule applies.
-const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
+pub(super) const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
 
 /// After connection tracking and whatever else marks packets (some firewalls set the whole mark at `mangle`, and check the reverse path by
 /// mark at `mangle + 10`, where ours must not be seen yet), before addresses are rewritten at `mangle + 50`.
@@ -145,13 +145,14 @@ const PRIORITY_PACKETS: &str = "mangle + 21";
 /// Entries of each of the sets that remember it.
 const BACK_SIZE: u32 = 131_072;
 
-struct Writer<'a> {
-    text: &'a mut String,
-    table: &'a Table,
-    ports: Ports,
-    layers: &'a Layers,
+/// Writes the parts of a table of ours.
+pub(super) struct Writer<'a> {
+    pub(super) text: &'a mut String,
+    pub(super) table: &'a Table,
+    pub(super) ports: Ports,
+    pub(super) layers: &'a Layers,
     /// Of each other protocol that is carried.
-    others: &'a [(u8, Layers)],
+    pub(super) others: &'a [(u8, Layers)],
 }
 
 impl Writer<'_> {
@@ -238,7 +239,7 @@ impl Writer<'_> {
     }
 
     /// The same, with ports in the keys or without.
-    fn maps_with(
+    pub(super) fn maps_with(
         &mut self,
         name: &str,
         kind: &str,
@@ -287,7 +288,7 @@ impl Writer<'_> {
 
     /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule points: one look at the merged
     /// destinations ends their walk, at a tenth of the cost of one layer.
-    fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
+    pub(super) fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
         let v6 = if self.ports.v6.is_some() { layers.v6.layers.len() } else { 0 };
         let families = [("v4", "ip", layers.v4.layers.len()), ("v6", "ip6", v6)];
         writeln!(self.text, "  chain {chain} {{")?;
@@ -581,7 +582,7 @@ impl Writer<'_> {
         writeln!(self.text, "    {NOT_FORWARDED} accept")
     }
 
-    fn only_interfaces(&mut self) -> fmt::Result {
+    pub(super) fn only_interfaces(&mut self) -> fmt::Result {
         if self.table.interfaces.is_empty() {
             return Ok(());
         }
@@ -590,14 +591,14 @@ impl Writer<'_> {
     }
 }
 
-fn verdict_chain(verdict: Verdict) -> String {
+pub(super) fn verdict_chain(verdict: Verdict) -> String {
     match verdict.on_failure {
         OnFailure::Open => format!("peer_{}_open", verdict.peer),
         OnFailure::Closed => format!("peer_{}_closed", verdict.peer),
     }
 }
 
-fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
+pub(super) fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
@@ -635,6 +636,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
+            hold_closed: false,
         }
     }
 

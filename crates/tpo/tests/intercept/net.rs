@@ -86,6 +86,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         packets: Vec::new(),
         packets_rest: Duration::ZERO,
         multicast: Vec::new(),
+        hold_closed: false,
     }
 }
 

@@ -11,6 +11,7 @@ mod demand;
 mod ends;
 mod failure;
 mod grants;
+mod hold;
 mod hostile;
 mod liar;
 mod local;

@@ -1,0 +1,338 @@
+//! What holds the closed rules when nothing else of ours is there: a second nftables table and routing rules. Pure: text and
+//! values out, which [`super::install`] gives to the kernel.
+//!
+//! The table `inet tpo` refuses what a closed rule names while the peer's lease is absent. That is quick and polite, but it is
+//! not enough: what it has marked for the TUN device takes its plain way when the device is gone, and everything does when
+//! somebody flushes the table. So a closed rule is held by two more things, neither of which needs the other, nor the mark:
+//!
+//! * The table `inet tpo_hold` looks at packets *after* routing. One that a closed rule names leaves by our TUN device, or not
+//!   at all.
+//! * Routing rules behind that of marked packets prohibit what a closed rule names, by address, protocol and port. A packet that
+//!   was not marked, or whose device is gone, reaches them before the main table. They are for what this host forwards: the
+//!   kernel asks the same rules, with the ends exchanged, whether a packet's source is plausible (`rp_filter`), and such a
+//!   question cannot be told from a packet of this host. What this host sends itself is held by the table alone.
+//!
+//! A flush of nftables leaves the routing rules, a flush of routing rules leaves the table, and the daemon puts back within a
+//! second what it misses. Both outlive the daemon; the next one takes them over without a gap.
+//!
+//! TCP: connections that began before the rules were installed go on, so only a SYN is held; and routing rules cannot tell a SYN.
+//! With [`Table::hold_closed`] every packet from a rule's sources to its destinations is held, by both.
+
+use super::layers::{self, Element, Family, Layers, RuleError};
+use super::routing::{Action, RoutingRule};
+use super::rules::{NOT_FORWARDED, Ports, SYN, Writer};
+use super::tun::DEVICE;
+use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, OnFailure, RuleSpec, Table};
+use crate::config::checked::TCP;
+use crate::packet::UDP;
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// The name of the table, of family `inet`.
+pub const TABLE: &str = "tpo_hold";
+
+/// The counter of what was held, in that table.
+pub const HELD: &str = "held";
+
+/// Routing rules that hold, in each address family. The kernel tries them one by one for each packet that it forwards, at about
+/// 10 ns each: with all of them a packet costs a few microseconds more. What does not fit is held by the table alone.
+pub const MOST_ROUTING_RULES: usize = 256;
+
+/// Behind the marks of `inet tpo`, behind the rewriting of destinations, before most firewalls filter.
+const PRIORITY: &str = "filter - 5";
+
+/// Before source addresses are rewritten.
+const PRIORITY_LAST: &str = "mangle";
+
+/// ICMP messages that quote another packet.
+const ERRORS_V4: &str = "icmp type { destination-unreachable, time-exceeded, parameter-problem }";
+const ERRORS_V6: &str = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
+
+/// Where they say of which protocol it is: behind 8 bytes of their own, the tenth byte of an IPv4 header, the seventh of IPv6.
+const QUOTED_V4: &str = "@th,136,8";
+const QUOTED_V6: &str = "@th,112,8";
+
+/// Takes the table away.
+pub fn nothing() -> String {
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
+}
+
+/// Whether a rule of the table is to be held.
+fn is_held(rule: &RuleSpec) -> bool {
+    rule.enabled && rule.on_failure == OnFailure::Closed
+}
+
+/// The table as input for `nft -f`, replacing an older one in the same transaction. Only [`nothing`] where no rule is closed.
+pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
+    let mut text = nothing();
+    let protocols: BTreeSet<u8> = table.rules.iter().filter(|rule| is_held(rule)).map(|rule| rule.protocol).collect();
+    if protocols.is_empty() {
+        return Ok(text);
+    }
+    let of = |protocol: u8| {
+        let Layers { v4, v6 } = Layers::of(&table.rules, protocol)?;
+        Ok((protocol, Layers { v4: around_closed(v4), v6: around_closed(v6) }))
+    };
+    let held = protocols.into_iter().map(of).collect::<Result<Vec<_>, RuleError>>()?;
+    // Ports of listeners do not appear in this table; whether IPv6 is spoken does.
+    let ports = Ports { v4: 0, v6: v6.then_some(0) };
+    writeln!(text, "table inet {TABLE} {{").expect(TO_STRING);
+    let none = Layers::default();
+    let writer = Writer { text: &mut text, table, ports, layers: &none, others: &held };
+    Holder { writer }.all().expect(TO_STRING);
+    text.push_str("}\n");
+    Ok(text)
+}
+
+/// The closed rules, and the open ones that take something out of them.
+fn around_closed(family: Family) -> Family {
+    let is_closed = |element: &&Element| element.verdict.on_failure == OnFailure::Closed;
+    let closed: Vec<Element> = family.layers.iter().flatten().filter(is_closed).copied().collect();
+    let matters = |element: &Element| is_closed(&element) || closed.iter().any(|closed| closed.overlaps(element));
+    let layers = family.layers.into_iter().map(|layer| layer.into_iter().filter(matters).collect::<Vec<_>>());
+    Family { layers: layers.filter(|layer| !layer.is_empty()).collect(), covered: family.covered }
+}
+
+const TO_STRING: &str = "writing into a String cannot fail";
+
+struct Holder<'a> {
+    writer: Writer<'a>,
+}
+
+impl Holder<'_> {
+    fn all(mut self) -> fmt::Result {
+        self.say(&format!("  counter {HELD} {{\n  }}"))?;
+        self.say(&format!(
+            "  chain refuse {{
+    counter name {HELD}
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx type admin-prohibited
+  }}"
+        ))?;
+        self.protocols()?;
+        self.whole_packets()?;
+        self.forwarded()?;
+        if self.writer.table.local {
+            self.local()?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: &str) -> fmt::Result {
+        writeln!(self.writer.text, "{text}")
+    }
+
+    fn families(&self) -> &'static [(&'static str, &'static str)] {
+        match self.writer.ports.v6 {
+            Some(_) => &[("v4", "ip"), ("v6", "ip6")],
+            None => &[("v4", "ip")],
+        }
+    }
+
+    /// The look-up tables, and a chain that returns to the hook for what a closed rule names and accepts all else.
+    fn protocols(&mut self) -> fmt::Result {
+        let others = self.writer.others;
+        let all =
+            others.iter().flat_map(|(_, layers)| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
+        let verdicts: BTreeSet<_> = all.map(|element| element.verdict).collect();
+        for verdict in verdicts {
+            let end = if verdict.on_failure == OnFailure::Open { "    accept\n" } else { "" };
+            let chain = super::rules::verdict_chain(verdict);
+            self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
+        }
+        for (protocol, layers) in others {
+            let transport = match *protocol {
+                TCP => "tcp",
+                UDP => "udp",
+                _ => "",
+            };
+            let (prefix, ports) = (format!("p{protocol}_"), !transport.is_empty());
+            let v4 = |bits: u128| Ipv4Addr::from(bits as u32).to_string();
+            self.writer.maps_with(&format!("{prefix}v4"), "ipv4_addr", ports, &layers.v4, v4)?;
+            self.closed_destinations(&format!("{prefix}v4"), "ipv4_addr", &layers.v4, v4)?;
+            if self.writer.ports.v6.is_some() {
+                let v6 = |bits: u128| Ipv6Addr::from(bits).to_string();
+                self.writer.maps_with(&format!("{prefix}v6"), "ipv6_addr", ports, &layers.v6, v6)?;
+                self.closed_destinations(&format!("{prefix}v6"), "ipv6_addr", &layers.v6, v6)?;
+            }
+            self.writer.decide(&format!("held_{protocol}"), &prefix, layers, transport)?;
+        }
+        let names: Vec<String> = others.iter().map(|(protocol, _)| protocol.to_string()).collect();
+        self.say(&format!("  chain held_protocols {{\n    meta l4proto != {{ {} }} accept", names.join(", ")))?;
+        for (protocol, _) in others {
+            self.say(&format!("    meta l4proto {protocol} jump held_{protocol}"))?;
+        }
+        self.say("  }")
+    }
+
+    fn closed_destinations(
+        &mut self,
+        name: &str,
+        kind: &str,
+        family: &Family,
+        address: fn(u128) -> String,
+    ) -> fmt::Result {
+        let closed = |element: &&Element| element.verdict.on_failure == OnFailure::Closed;
+        let elements: Vec<Element> = family.layers.iter().flatten().filter(closed).copied().collect();
+        self.say(&format!("  set {name}_closed {{\n    type {kind}\n    flags interval"))?;
+        if !elements.is_empty() {
+            let ranges = Family { layers: vec![elements], covered: 0 }.destinations();
+            let words: Vec<String> =
+                ranges.into_iter().map(|(first, last)| super::rules::range(address(first), address(last))).collect();
+            self.say(&format!("    elements = {{ {} }}", words.join(", ")))?;
+        }
+        self.say("  }")
+    }
+
+    /// By port a rule names only whole packets. Where nothing of ours is there, nobody else may put pieces together before they
+    /// are looked at: any `tproxy` makes the kernel do so, and this one takes nothing.
+    fn whole_packets(&mut self) -> fmt::Result {
+        self.say("  chain whole_packets {\n    type filter hook prerouting priority mangle + 10; policy accept;")?;
+        let nobody = format!("meta mark {:#x} meta l4proto udp", u32::MAX);
+        self.say(&format!("    meta nfproto ipv4 {nobody} tproxy ip to 127.0.0.1:1"))?;
+        if self.writer.ports.v6.is_some() {
+            self.say(&format!("    meta nfproto ipv6 {nobody} tproxy ip6 to [::1]:1"))?;
+        }
+        self.say("  }")
+    }
+
+    /// ICMP errors quote what they are about. One about a packet of a held protocol that goes to where a closed rule leads shows
+    /// in the clear what came through the tunnel.
+    fn errors(&mut self) -> fmt::Result {
+        let families = self.families();
+        for (protocol, _) in self.writer.others {
+            if *protocol == TCP && !self.writer.table.hold_closed {
+                // Connections that began before need them.
+                continue;
+            }
+            for (family, header) in families {
+                let (errors, quoted) = match *family {
+                    "v4" => (ERRORS_V4, QUOTED_V4),
+                    _ => (ERRORS_V6, QUOTED_V6),
+                };
+                self.say(&format!(
+                    "    {errors} {quoted} {protocol} {header} daddr @p{protocol}_{family}_closed return"
+                ))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn forwarded(&mut self) -> fmt::Result {
+        self.say("  chain held_known {")?;
+        if !self.writer.table.hold_closed {
+            self.say(&format!("    meta l4proto tcp {} accept", SYN.replace("==", "!=")))?;
+        }
+        self.errors()?;
+        self.say("    goto held_protocols\n  }\n  chain held {\n    meta l4proto >= 0 goto held_known")?;
+        // Reached only by a packet whose chain of extension headers cannot be followed: nobody can say what it is.
+        if self.writer.ports.v6.is_some() {
+            for (protocol, _) in self.writer.others {
+                self.say(&format!("    ip6 daddr @p{protocol}_v6_closed return"))?;
+            }
+        }
+        self.say(&format!(
+            "    accept
+  }}
+  chain forward {{
+    type filter hook forward priority {PRIORITY}; policy accept;
+    oifname \"{DEVICE}\" accept
+    iifname \"{DEVICE}\" accept
+    {NOT_FORWARDED} accept"
+        ))?;
+        self.writer.only_interfaces()?;
+        self.say("    jump held\n    goto refuse\n  }")
+    }
+
+    /// What this host sends itself. A mark says that `inet tpo` leads it to us; whether it got there is asked behind routing.
+    fn local(&mut self) -> fmt::Result {
+        self.say(&format!("  chain held_local {{\n    meta l4proto tcp {} accept", SYN.replace("==", "!=")))?;
+        self.errors()?;
+        self.say(&format!(
+            "    icmp type != echo-request accept
+    icmpv6 type != echo-request accept
+    goto held_protocols
+  }}
+  chain output {{
+    type filter hook output priority {PRIORITY}; policy accept;
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
+    meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} accept
+    meta mark & {MARK_PACKETS:#x} == {MARK_PACKETS:#x} accept
+    {NOT_FORWARDED} accept
+    jump held_local
+    goto refuse
+  }}
+  chain postrouting {{
+    type filter hook postrouting priority {PRIORITY_LAST}; policy accept;
+    oifname {{ \"{DEVICE}\", \"lo\" }} accept
+    iifname \"{DEVICE}\" accept
+    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
+    meta mark & {MARK_DELIVER:#x} != {MARK_DELIVER:#x} meta mark & {MARK_PACKETS:#x} != {MARK_PACKETS:#x} accept
+    {NOT_FORWARDED} accept
+    jump held_local
+    counter name {HELD} drop
+  }}"
+        ))
+    }
+}
+
+/// The routing rules of one address family, in order, and whether all closed rules are among them.
+pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), RuleError> {
+    let mut boxes = Vec::new();
+    for (index, rule) in table.rules.iter().enumerate() {
+        let (element, is_v4) = layers::element(index, rule)?;
+        let named = rule.protocol != TCP || table.hold_closed;
+        if rule.enabled && named && is_v4 != v6 {
+            boxes.push((rule, element));
+        }
+    }
+    let mut rules = Vec::new();
+    for (at, (rule, element)) in boxes.iter().enumerate() {
+        let takes_out = || {
+            let later = &boxes[at + 1..];
+            later.iter().any(|(other, o)| is_held(other) && other.protocol == rule.protocol && o.overlaps(element))
+        };
+        let action = match rule.on_failure {
+            OnFailure::Closed => Action::Prohibit,
+            OnFailure::Open if takes_out() => Action::Leave,
+            OnFailure::Open => continue,
+        };
+        rules.extend(routing_rules(rule, action, &table.interfaces));
+    }
+    let all = rules.len() <= MOST_ROUTING_RULES;
+    // The first match counts, so what is left away at the end changes nothing before it.
+    rules.truncate(MOST_ROUTING_RULES);
+    Ok((rules, all))
+}
+
+/// One rule; one for each interface where only some are looked at.
+fn routing_rules(rule: &RuleSpec, action: Action, interfaces: &[String]) -> Vec<RoutingRule> {
+    let has_ports = matches!(rule.protocol, TCP | UDP);
+    let ports = |ports: &std::ops::RangeInclusive<u16>| match (*ports.start(), *ports.end()) {
+        _ if !has_ports => Some(None),
+        (0 | 1, u16::MAX) => Some(None),
+        // The kernel takes no range with 0 or 65535 in it.
+        (first, last) => {
+            let (first, last) = (first.max(1), last.min(u16::MAX - 1));
+            (first <= last).then_some(Some((first, last)))
+        }
+    };
+    let (Some(source_ports), Some(destination_ports)) = (ports(&rule.source_ports), ports(&rule.destination_ports))
+    else {
+        return Vec::new();
+    };
+    let one = |interface: Option<String>| RoutingRule {
+        interface,
+        source: rule.source,
+        destination: rule.destination,
+        protocol: rule.protocol,
+        source_ports,
+        destination_ports,
+        action,
+    };
+    match interfaces {
+        [] => vec![one(None)],
+        some => some.iter().map(|name| one(Some(name.clone()))).collect(),
+    }
+}
