@@ -39,6 +39,7 @@ use crate::multicast::groups::{Joined, Wanted};
 use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
+use crate::plain::Plain;
 use crate::router::{Router, Table};
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
@@ -100,8 +101,7 @@ struct Daemon {
     multicast: Option<Multicast>,
     /// The way into the TUN device is gone and could not be restored, which has been said.
     packets_lost: bool,
-    /// The same of what holds the closed rules.
-    hold_lost: bool,
+    plain: Arc<Plain>,
     installed: Installed,
     table: intercept::Table,
     ports: Ports,
@@ -113,7 +113,8 @@ impl Daemon {
     fn start(checked: &Checked, identity: Arc<Identity>, descriptors: u64) -> Result<Daemon> {
         let own_key = identity.public_key();
         let table = table(checked);
-        for finding in findings::findings(&table).into_iter().chain(findings::descriptors(descriptors)) {
+        let all = findings::failures(&table).into_iter().chain(findings::findings(&table));
+        for finding in all.chain(findings::descriptors(descriptors)) {
             match finding.severity {
                 findings::Severity::Info => info!("{finding}"),
                 findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
@@ -126,6 +127,10 @@ impl Daemon {
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
         let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
         let (own, following) = Following::start().context("learn this host's own addresses")?;
+        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
+        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
+        let closed = enabled().map(|rule| rule.on_failure == checked::OnFailure::Closed);
+        let plain = Arc::new(Plain::new(policy(), closed.collect()));
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let plan = multicast_plan(checked);
@@ -157,6 +162,7 @@ impl Daemon {
                     Packets::new(
                         tun,
                         own.clone(),
+                        plain.clone(),
                         opened.clone(),
                         slot,
                         groups.as_ref().map(|groups| groups.of_lane(slot, &plan)),
@@ -187,7 +193,8 @@ impl Daemon {
             let groups_of_many = groups.as_ref().map(|parts| group_table(checked, |_| true, &parts.wanted));
             let groups = checked.groups.clone();
             let lanes = lanes.clone();
-            Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes, groups_of_many })
+            let plain = plain.clone();
+            Tap::start(tun, tap::Table { policy: policy(), fails_open, plain, groups, opened, lanes, groups_of_many })
         });
         let tap = tap.transpose().context("start the tap")?;
         let multicast = groups.take().map(|parts| {
@@ -199,7 +206,8 @@ impl Daemon {
         let table_of_gate = (policy(), checked.groups.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
-        let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
+        let counters = (gate.counters.clone(), router.drops.clone(), taken, plain.clone());
+        let facts = Facts::new(checked, lanes.clone(), counters);
         let control = control::Server::start(&checked.control, Arc::new(facts))
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
         Ok(Daemon {
@@ -210,7 +218,7 @@ impl Daemon {
             tap,
             multicast,
             packets_lost: false,
-            hold_lost: false,
+            plain,
             installed,
             table,
             ports,
@@ -224,9 +232,9 @@ impl Daemon {
     fn watch_rules(&mut self) {
         // First: what is missing here lets something through that must not be.
         match self.installed.keep_holding() {
-            Ok(false) => self.hold_lost = false,
+            Ok(false) => self.plain.hold_lost.store(false, Ordering::Relaxed),
             Ok(true) => warn!("somebody removed what holds the closed rules, or a part; it is there again"),
-            Err(error) if !std::mem::replace(&mut self.hold_lost, true) => {
+            Err(error) if !self.plain.hold_lost.swap(true, Ordering::Relaxed) => {
                 warn!(%error, "what holds the closed rules is not whole: what they name may take its plain way");
             }
             Err(_) => {}
@@ -457,6 +465,12 @@ pub fn table(checked: &Checked) -> intercept::Table {
         packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
         hold_closed: checked.hold_closed,
     }
+}
+
+/// The rule of the configuration, by its place there, from which each rule of [`table`] comes.
+pub fn origins(checked: &Checked) -> Vec<usize> {
+    let rules = checked.rules.iter().enumerate().filter(|(_, rule)| !rule.is_for_many());
+    rules.flat_map(|(place, rule)| rule_specs(rule).into_iter().map(move |_| place)).collect()
 }
 
 /// The protocols other than TCP that are carried, either way.

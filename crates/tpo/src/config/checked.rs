@@ -206,7 +206,7 @@ pub const TCP: u8 = 6;
 /// The port that peers are expected at; nothing else is registered there.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
 /// Where the control socket is when nothing else is said.
-const CONTROL: &str = "/run/tpo.sock";
+pub const CONTROL: &str = "/run/tpo.sock";
 /// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4 bytes longer before it takes its place.
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.

@@ -79,7 +79,7 @@ pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
     let ports = Ports { v4: 0, v6: v6.then_some(0) };
     writeln!(text, "table inet {TABLE} {{").expect(TO_STRING);
     let none = Layers::default();
-    let writer = Writer { text: &mut text, table, ports, layers: &none, others: &held };
+    let writer = Writer { text: &mut text, table, ports, layers: &none, others: &held, counted: false };
     Holder { writer }.all().expect(TO_STRING);
     text.push_str("}\n");
     Ok(text)
@@ -138,7 +138,7 @@ impl Holder<'_> {
         let verdicts: BTreeSet<_> = all.map(|element| element.verdict).collect();
         for verdict in verdicts {
             let end = if verdict.on_failure == OnFailure::Open { "    accept\n" } else { "" };
-            let chain = super::rules::verdict_chain(verdict);
+            let chain = super::rules::verdict_chain(verdict, None);
             self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
         }
         for (protocol, layers) in others {
@@ -287,11 +287,13 @@ pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), Rule
             boxes.push((rule, element));
         }
     }
+    let closed: Vec<(usize, &(&RuleSpec, Element))> =
+        boxes.iter().enumerate().filter(|(_, (rule, _))| is_held(rule)).collect();
     let mut rules = Vec::new();
     for (at, (rule, element)) in boxes.iter().enumerate() {
         let takes_out = || {
-            let later = &boxes[at + 1..];
-            later.iter().any(|(other, o)| is_held(other) && other.protocol == rule.protocol && o.overlaps(element))
+            let later = closed.iter().filter(|(place, _)| *place > at);
+            later.into_iter().any(|(_, (other, o))| other.protocol == rule.protocol && o.overlaps(element))
         };
         let action = match rule.on_failure {
             OnFailure::Closed => Action::Prohibit,
@@ -300,10 +302,33 @@ pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), Rule
         };
         rules.extend(routing_rules(rule, action, &table.interfaces));
     }
+    for (_, (rule, _)) in closed {
+        for piece in pieces(rule, &table.interfaces) {
+            if !rules.contains(&piece) {
+                rules.push(piece);
+            }
+        }
+    }
     let all = rules.len() <= MOST_ROUTING_RULES;
     // The first match counts, so what is left away at the end changes nothing before it.
     rules.truncate(MOST_ROUTING_RULES);
     Ok((rules, all))
+}
+
+/// Pieces of packets tell no ports, and while the tables are there they are whole before they are routed. Without the tables they are held where
+/// a closed rule names some ports of these ends: what tells a port goes on, what is left tells none.
+fn pieces(rule: &RuleSpec, interfaces: &[String]) -> Vec<RoutingRule> {
+    let every = RuleSpec { source_ports: 0..=u16::MAX, destination_ports: 0..=u16::MAX, ..rule.clone() };
+    let all = routing_rules(&every, Action::Prohibit, interfaces);
+    if all == routing_rules(rule, Action::Prohibit, interfaces) {
+        return Vec::new();
+    }
+    let told = Some((1, u16::MAX - 1));
+    let each = |one: RoutingRule| {
+        let leave = RoutingRule { action: Action::Leave, ..one.clone() };
+        [RoutingRule { destination_ports: told, ..leave.clone() }, RoutingRule { source_ports: told, ..leave }, one]
+    };
+    all.into_iter().flat_map(each).collect()
 }
 
 /// One rule; one for each interface where only some are looked at.
@@ -334,5 +359,93 @@ fn routing_rules(rule: &RuleSpec, action: Action, interfaces: &[String]) -> Vec<
     match interfaces {
         [] => vec![one(None)],
         some => some.iter().map(|name| one(Some(name.clone()))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::intercept::Mode;
+    use std::net::IpAddr;
+    use std::ops::RangeInclusive;
+
+    fn rule(protocol: u8, destination: &str, ports: RangeInclusive<u16>, on_failure: OnFailure) -> RuleSpec {
+        let destination: IpAddr = destination.parse().unwrap();
+        RuleSpec {
+            protocol,
+            source: ("10.1.0.0".parse().unwrap(), 0),
+            source_ports: 1..=65_535,
+            destination: (destination, 24),
+            destination_ports: ports,
+            peer: 0,
+            on_failure,
+            enabled: true,
+        }
+    }
+
+    fn table(rules: Vec<RuleSpec>) -> Table {
+        Table {
+            rules,
+            mode: Mode::Tproxy,
+            local: true,
+            interfaces: Vec::new(),
+            peers: 1,
+            groups: crate::group::Group::singles(1),
+            far_source_is_client: true,
+            packets: Vec::new(),
+            packets_rest: std::time::Duration::ZERO,
+            multicast: Vec::new(),
+            hold_closed: false,
+        }
+    }
+
+    const ALL: RangeInclusive<u16> = 1..=65_535;
+
+    #[test]
+    fn nothing_is_held_where_nothing_is_closed() {
+        let mut table = table(vec![rule(17, "10.2.0.0", ALL, OnFailure::Open)]);
+        table.rules.push(RuleSpec { enabled: false, ..rule(17, "10.3.0.0", ALL, OnFailure::Closed) });
+        assert_eq!(render(&table, true).unwrap(), nothing());
+        assert_eq!(routing(&table, false).unwrap(), (Vec::new(), true));
+    }
+
+    #[test]
+    fn an_open_rule_before_a_closed_one_takes_its_part_out() {
+        let open = rule(17, "10.2.0.0", 53..=53, OnFailure::Open);
+        let elsewhere = rule(17, "10.9.0.0", 53..=53, OnFailure::Open);
+        let table = table(vec![elsewhere, open, rule(17, "10.2.0.0", ALL, OnFailure::Closed)]);
+        let (rules, all) = routing(&table, false).unwrap();
+        let actions: Vec<_> = rules.iter().map(|rule| (rule.action, rule.destination_ports)).collect();
+        assert_eq!((actions, all), (vec![(Action::Leave, Some((53, 53))), (Action::Prohibit, None)], true));
+        let text = render(&table, false).unwrap();
+        assert!(text.contains("goto peer_0_open") && text.contains("goto peer_0_closed"), "{text}");
+        assert!(!text.contains("10.9.0."), "what takes nothing out is not there\n{text}");
+    }
+
+    #[test]
+    fn tcp_is_held_by_routing_only_where_all_of_it_is() {
+        let mut table = table(vec![rule(TCP, "10.2.0.0", 80..=65_535, OnFailure::Closed)]);
+        assert_eq!(routing(&table, false).unwrap().0, Vec::new());
+        assert!(render(&table, false).unwrap().contains("!= syn accept"));
+        table.hold_closed = true;
+        table.local = false;
+        let rules = routing(&table, false).unwrap().0;
+        assert_eq!((rules[0].action, rules[0].destination_ports), (Action::Prohibit, Some((80, 65_534))));
+        let rest: Vec<_> =
+            rules[1..].iter().map(|rule| (rule.action, rule.source_ports, rule.destination_ports)).collect();
+        let told = Some((1, 65_534));
+        assert_eq!(rest, [(Action::Leave, None, told), (Action::Leave, told, None), (Action::Prohibit, None, None)]);
+        assert!(!render(&table, false).unwrap().contains("syn"), "a packet of any kind is held");
+        assert_eq!(routing(&table, true).unwrap().0, Vec::new(), "not of the other family");
+    }
+
+    #[test]
+    fn each_interface_has_its_rule_and_there_are_not_too_many() {
+        let mut table = table((0..200).map(|n| rule(47, &format!("10.2.{n}.0"), ALL, OnFailure::Closed)).collect());
+        assert_eq!(routing(&table, false).unwrap().0.len(), 200);
+        table.interfaces = vec!["lan0".into(), "lan1".into()];
+        let (rules, all) = routing(&table, false).unwrap();
+        assert_eq!((rules.len(), all), (MOST_ROUTING_RULES, false));
+        assert_eq!(rules[1].interface.as_deref(), Some("lan1"));
     }
 }

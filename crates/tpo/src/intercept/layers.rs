@@ -35,6 +35,8 @@ pub struct Element {
     pub destination_ports: (u16, u16),
     /// What the rule says.
     pub verdict: Verdict,
+    /// Its place among the rules.
+    pub rule: usize,
 }
 
 /// The rules of one address family, spread over layers.
@@ -209,6 +211,7 @@ pub(super) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), 
         destination: range(destination)?,
         destination_ports: ports(&rule.destination_ports)?,
         verdict,
+        rule: index,
     };
     Ok((element, is_v4))
 }

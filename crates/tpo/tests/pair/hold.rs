@@ -1,7 +1,6 @@
 //! Closed rules hold: a thousand packets a second of each kind, and not one in the clear, whatever happens to the daemon, its device, its table.
 //!
-//! What counts is what leaves A's WAN interface with the client's own addresses. What holds this host's own traffic is asked in `local.rs`'s manner
-//! at the end.
+//! What counts is what leaves A's WAN interface with the client's own addresses. What holds this host's own traffic is asked at the end.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::site::{Options, Pair, wait_for};
+use crate::site::{Options, Pair, tpo, wait_for};
 use tpo_lab::Host;
 
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 2);
@@ -294,6 +293,12 @@ fn kind_of(packet: &[u8]) -> Option<Kind> {
     }
 }
 
+/// What a connection that opens does not share with packets: routing rules cannot tell it from one that is open.
+fn packets_of(mut heard: BTreeMap<Kind, u64>) -> BTreeMap<Kind, u64> {
+    heard.retain(|kind, _| !matches!(kind, Kind::Syn4 | Kind::Syn6));
+    heard
+}
+
 /// Rules of A for all but TCP, closed, and what B lets in.
 const RULES: &str = "
 [[rule]]
@@ -452,4 +457,193 @@ fn without_its_device_or_its_table_nothing_is_in_the_clear() {
         std::thread::sleep(Duration::from_millis(3_000));
     });
     assert_eq!(clear, NOTHING, "the device was deleted\n{}", pair.logs());
+}
+
+/// Every table of nftables, and every routing rule but the kernel's own three.
+const FLUSHES: [&[&[&str]]; 2] = [
+    &[&["nft", "flush", "ruleset"]],
+    &[
+        &["ip", "-4", "rule", "flush"],
+        &["ip", "-4", "rule", "add", "pref", "32766", "lookup", "main"],
+        &["ip", "-6", "rule", "flush"],
+        &["ip", "-6", "rule", "add", "pref", "32766", "lookup", "main"],
+    ],
+];
+
+#[test]
+fn a_flush_of_either_kind_leaves_no_packet_in_the_clear() {
+    let mut pair = Pair::start(&closed());
+    for flush in FLUSHES {
+        let clear = clear_while(&mut pair, |pair| {
+            flush.iter().for_each(|command| at_a(pair, command));
+            std::thread::sleep(Duration::from_millis(2_500));
+        });
+        println!("{flush:?}: in the clear: {clear:?}");
+        let syns: u64 = clear.values().sum();
+        assert_eq!(packets_of(clear), NOTHING, "{flush:?}\n{}", pair.logs());
+        // By routing rules no SYN can be told from the packets of connections that began before: until the table is back.
+        assert!(syns < 2 * 2 * RATE, "{syns} connections opened in the clear after {flush:?}\n{}", pair.logs());
+        wait_for("everything to be there again", || pair.status(Host::A)["intercept"]["installed"] == true);
+        all_arrive(&mut pair);
+    }
+}
+
+#[test]
+fn held_closed_also_tcp_is_held_through_a_flush_and_a_stop_until_it_is_switched_off() {
+    let options = Options { tpo: "hold_closed = true", ..closed() };
+    let mut pair = Pair::new(&options);
+    let untouched = installed(&pair);
+    // Before the first start.
+    hold(&pair);
+    let clear = clear_while(&mut pair, |_| std::thread::sleep(Duration::from_millis(500)));
+    assert_eq!(clear, NOTHING, "before the first start");
+    pair.run(Host::A);
+    pair.run(Host::B);
+    pair.wait_up();
+    all_arrive(&mut pair);
+    for flush in FLUSHES {
+        let clear = clear_while(&mut pair, |pair| {
+            flush.iter().for_each(|command| at_a(pair, command));
+            std::thread::sleep(Duration::from_millis(2_500));
+        });
+        assert_eq!(clear, NOTHING, "{flush:?}\n{}", pair.logs());
+    }
+    let clear = clear_while(&mut pair, |pair| {
+        pair.end(Host::A);
+        std::thread::sleep(Duration::from_millis(500));
+        pair.run(Host::A);
+        pair.wait_up();
+        pair.end(Host::A);
+    });
+    assert_eq!(clear, NOTHING, "while it was stopped, started and stopped\n{}", pair.logs());
+    assert_ne!(installed(&pair), untouched, "what holds is there");
+    off(&pair, true);
+    // What `ip rule flush` has taken of the kernel's own is not ours to put back.
+    at_a(&pair, &["ip", "-4", "rule", "add", "pref", "32767", "lookup", "default"]);
+    assert_eq!(installed(&pair), untouched, "all is as before");
+    let clear = clear_while(&mut pair, |_| std::thread::sleep(Duration::from_millis(500)));
+    assert!(KINDS.into_iter().all(|kind| clear.contains_key(&kind)), "switched off, everything goes: {clear:?}");
+}
+
+#[test]
+fn off_is_for_what_a_dead_daemon_has_left_and_refuses_while_one_lives() {
+    let mut pair = Pair::new(&closed());
+    let untouched = installed(&pair);
+    pair.run(Host::A);
+    pair.run(Host::B);
+    pair.wait_up();
+    off(&pair, false);
+    pair.kill(Host::A);
+    assert_ne!(installed(&pair), untouched);
+    off(&pair, true);
+    assert_eq!(installed(&pair), untouched);
+    // An orderly stop needs no help.
+    pair.run(Host::A);
+    pair.wait_up();
+    pair.end(Host::A);
+    assert_eq!(installed(&pair), untouched);
+}
+
+#[test]
+fn applications_of_this_host_are_held_too() {
+    let mut pair = Pair::start(&Options { sections: [LOCAL_RULE, ACCEPTS], ..closed() });
+    let own = "10.9.0.1:0";
+    let socket = pair.lab.inside(Host::A, || std::net::UdpSocket::bind(own).unwrap());
+    let say = |what: &[u8]| {
+        for _ in 0..100 {
+            // A refusal comes back as an error.
+            let _ = socket.send_to(what, (SERVER_V4, PORT));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let server = pair.lab.inside(Host::Server, || std::net::UdpSocket::bind((SERVER_V4, PORT)).unwrap());
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let arrived = || std::iter::from_fn(|| server.recv(&mut [0; 16]).ok()).count();
+    say(b"through it");
+    assert!(arrived() > 50, "while all is well it goes through the tunnel\n{}", pair.logs());
+    pair.kill(Host::A);
+    say(b"just after");
+    assert_eq!(arrived(), 0, "the device is gone, the lease not yet");
+    at_a(&pair, &["nft", "delete", "table", "inet", "tpo"]);
+    say(b"and without the table");
+    assert_eq!(arrived(), 0);
+    let connecting = pair.lab.inside(Host::A, || {
+        std::net::TcpStream::connect_timeout(&SocketAddr::from((SERVER_V4, PORT)), Duration::from_secs(2))
+    });
+    assert_eq!(connecting.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    off(&pair, true);
+    say(b"in the clear");
+    assert!(arrived() > 50, "switched off, it goes");
+}
+
+const LOCAL_RULE: &str = "
+[[rule]]
+protocol = \"udp\"
+source = \"10.9.0.1\"
+destination = \"10.10.2.0/24\"
+peer = \"b\"
+on_failure = \"closed\"
+";
+
+#[test]
+fn what_went_in_the_clear_is_counted_by_rule_and_reason() {
+    let open: &str = "
+[[rule]]
+protocol = \"udp\"
+source = \"10.10.1.0/24\"
+destination = \"10.10.2.0/24\"
+destination_ports = 9000
+peer = \"b\"
+";
+    let pair = Pair::new(&Options { sections: [open, ACCEPTS], ..Options::default() });
+    let mut pair = pair;
+    // Nobody is there to carry anything.
+    pair.run(Host::A);
+    wait_for("the rules", || {
+        let asked = tpo().args(["status", "--config"]).arg(pair.config(Host::A)).output().unwrap();
+        asked.status.success()
+    });
+    let socket = pair.lab.inside(Host::Client, || std::net::UdpSocket::bind((CLIENT_V4, 0)).unwrap());
+    for _ in 0..5 {
+        socket.send_to(b"plain", (SERVER_V4, PORT)).unwrap();
+    }
+    let listener = pair.listen(crate::site::V4);
+    drop(pair.connect(listener.local_addr().unwrap()));
+    let status = pair.status(Host::A);
+    let plain = status["plain"].as_array().unwrap();
+    let count = |names: &str| {
+        let of = |entry: &&serde_json::Value| entry["names"].as_str().unwrap().starts_with(names);
+        plain
+            .iter()
+            .find(of)
+            .map_or((0, 0), |entry| (entry["count"].as_u64().unwrap(), entry["number"].as_u64().unwrap()))
+    };
+    assert_eq!(count("udp from 10.10.1.0/24 to 10.10.2.0/24 port 9000"), (5, 2), "{plain:?}");
+    assert_eq!(count("tcp from 10.10.1.0/24 to 10.10.2.0/24"), (1, 2), "{plain:?}");
+    let shown = tpo().args(["status", "--config"]).arg(pair.config(Host::A)).output().unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("went in the clear"));
+}
+
+/// Everything that could have been installed at A.
+fn installed(pair: &Pair) -> String {
+    let commands: [&[&str]; 4] =
+        [&["nft", "list", "ruleset"], &["ip", "rule"], &["ip", "-6", "rule"], &["ip", "route", "show", "table", "all"]];
+    let said =
+        commands.map(|command| pair.lab.command(Host::A, command[0]).args(&command[1..]).output().unwrap().stdout);
+    String::from_utf8(said.concat()).unwrap()
+}
+
+fn hold(pair: &Pair) {
+    let binary = env!("CARGO_BIN_EXE_tpo");
+    let status =
+        pair.lab.command(Host::A, binary).args(["hold", "--config"]).arg(pair.config(Host::A)).status().unwrap();
+    assert!(status.success());
+}
+
+/// `tpo off`, and whether it did.
+fn off(pair: &Pair, does: bool) {
+    let binary = env!("CARGO_BIN_EXE_tpo");
+    let output =
+        pair.lab.command(Host::A, binary).args(["off", "--config"]).arg(pair.config(Host::A)).output().unwrap();
+    assert_eq!(output.status.success(), does, "{}", String::from_utf8_lossy(&output.stderr));
 }
