@@ -70,10 +70,8 @@ pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
     if protocols.is_empty() {
         return Ok(text);
     }
-    let of = |protocol: u8| {
-        let Layers { v4, v6 } = Layers::of(&table.rules, protocol)?;
-        Ok((protocol, Layers { v4: around_closed(v4), v6: around_closed(v6) }))
-    };
+    let rules = around_closed(&table.rules)?;
+    let of = |protocol| Ok((protocol, Layers::of(&rules, protocol)?));
     let held = protocols.into_iter().map(of).collect::<Result<Vec<_>, RuleError>>()?;
     // Ports of listeners do not appear in this table; whether IPv6 is spoken does.
     let ports = Ports { v4: 0, v6: v6.then_some(0) };
@@ -85,13 +83,27 @@ pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
     Ok(text)
 }
 
-/// The closed rules, and the open ones that take something out of them.
-fn around_closed(family: Family) -> Family {
-    let is_closed = |element: &&Element| element.verdict.on_failure == OnFailure::Closed;
-    let closed: Vec<Element> = family.layers.iter().flatten().filter(is_closed).copied().collect();
-    let matters = |element: &Element| is_closed(&element) || closed.iter().any(|closed| closed.overlaps(element));
-    let layers = family.layers.into_iter().map(|layer| layer.into_iter().filter(matters).collect::<Vec<_>>());
-    Family { layers: layers.filter(|layer| !layer.is_empty()).collect(), covered: family.covered }
+/// What nft calls the ports of a protocol that has some.
+fn transport(protocol: u8) -> Option<&'static str> {
+    match protocol {
+        TCP => Some("tcp"),
+        UDP => Some("udp"),
+        _ => None,
+    }
+}
+
+/// The closed rules, and the open ones before them that take something out of them.
+fn around_closed(rules: &[RuleSpec]) -> Result<Vec<RuleSpec>, RuleError> {
+    let boxes = rules.iter().enumerate().map(|(index, rule)| Ok((rule, layers::element(index, rule)?)));
+    let boxes = boxes.collect::<Result<Vec<(&RuleSpec, (Element, bool))>, RuleError>>()?;
+    let closed: Vec<_> = boxes.iter().filter(|(rule, _)| is_held(rule)).collect();
+    let matters = |(rule, (own, v4)): &&(&RuleSpec, (Element, bool))| {
+        let from_it = |(other, (theirs, other_v4)): &(&RuleSpec, (Element, bool))| {
+            theirs.rule > own.rule && other.protocol == rule.protocol && v4 == other_v4 && own.overlaps(theirs)
+        };
+        is_held(rule) || rule.enabled && closed.iter().any(|other| from_it(other))
+    };
+    Ok(boxes.iter().filter(matters).map(|(rule, _)| (*rule).clone()).collect())
 }
 
 const TO_STRING: &str = "writing into a String cannot fail";
@@ -142,11 +154,7 @@ impl Holder<'_> {
             self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
         }
         for (protocol, layers) in others {
-            let transport = match *protocol {
-                TCP => "tcp",
-                UDP => "udp",
-                _ => "",
-            };
+            let transport = transport(*protocol).unwrap_or_default();
             let (prefix, ports) = (format!("p{protocol}_"), !transport.is_empty());
             let v4 = |bits: u128| Ipv4Addr::from(bits as u32).to_string();
             self.writer.maps_with(&format!("{prefix}v4"), "ipv4_addr", ports, &layers.v4, v4)?;
@@ -161,7 +169,16 @@ impl Holder<'_> {
         let names: Vec<String> = others.iter().map(|(protocol, _)| protocol.to_string()).collect();
         self.say(&format!("  chain held_protocols {{\n    meta l4proto != {{ {} }} accept", names.join(", ")))?;
         for (protocol, _) in others {
-            self.say(&format!("    meta l4proto {protocol} jump held_{protocol}"))?;
+            let Some(transport) = transport(*protocol) else {
+                self.say(&format!("    meta l4proto {protocol} goto held_{protocol}"))?;
+                continue;
+            };
+            // An extension header may say that it is longer than the packet: then nobody can say whose it is.
+            self.say(&format!("    {transport} dport >= 0 {transport} sport >= 0 goto held_{protocol}"))?;
+            for (family, header) in self.families() {
+                self.say(&format!("    meta l4proto {protocol} {header} daddr @p{protocol}_{family}_closed return"))?;
+            }
+            self.say(&format!("    meta l4proto {protocol} accept"))?;
         }
         self.say("  }")
     }
@@ -333,7 +350,7 @@ fn pieces(rule: &RuleSpec, interfaces: &[String]) -> Vec<RoutingRule> {
 
 /// One rule; one for each interface where only some are looked at.
 fn routing_rules(rule: &RuleSpec, action: Action, interfaces: &[String]) -> Vec<RoutingRule> {
-    let has_ports = matches!(rule.protocol, TCP | UDP);
+    let has_ports = transport(rule.protocol).is_some();
     let ports = |ports: &std::ops::RangeInclusive<u16>| match (*ports.start(), *ports.end()) {
         _ if !has_ports => Some(None),
         (0 | 1, u16::MAX) => Some(None),

@@ -37,11 +37,13 @@ enum Kind {
     Ping6,
     Gre4,
     Gre6Options,
+    /// Its header of options says that it is longer than the packet: nobody can say what is behind it.
+    Torn6,
     Syn4,
     Syn6,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Udp4,
     Kind::Udp6,
     Kind::Udp6Options,
@@ -50,6 +52,7 @@ const KINDS: [Kind; 10] = [
     Kind::Ping6,
     Kind::Gre4,
     Kind::Gre6Options,
+    Kind::Torn6,
     Kind::Syn4,
     Kind::Syn6,
 ];
@@ -116,35 +119,26 @@ impl Sender {
             Kind::Ping6 => (Domain::IPV6, Type::RAW, libc::IPPROTO_ICMPV6),
             Kind::Gre4 => (Domain::IPV4, Type::RAW, libc::IPPROTO_GRE),
             Kind::Gre6Options => (Domain::IPV6, Type::RAW, libc::IPPROTO_GRE),
+            Kind::Torn6 => (Domain::IPV6, Type::RAW, libc::IPPROTO_DSTOPTS),
             Kind::Syn4 => (Domain::IPV4, Type::RAW, libc::IPPROTO_TCP),
             Kind::Syn6 => (Domain::IPV6, Type::RAW, libc::IPPROTO_TCP),
         };
         let socket = Socket::new(domain, kind_of, Some(Protocol::from(protocol))).unwrap();
         socket.set_nonblocking(true).unwrap();
-        match kind {
-            Kind::Udp6Options | Kind::Gre6Options => {
-                // The limit of encapsulation (RFC 2473), padded.
-                let options = [0_u8, 0, 4, 1, 4, 1, 1, 0];
-                // SAFETY: the descriptor is open, and the pointer and length are those of `options`.
-                let done = unsafe {
-                    libc::setsockopt(
-                        socket.as_raw_fd(),
-                        libc::IPPROTO_IPV6,
-                        libc::IPV6_DSTOPTS,
-                        options.as_ptr().cast(),
-                        options.len() as libc::socklen_t,
-                    )
-                };
-                assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
-            }
-            Kind::Udp4
-            | Kind::Udp6
-            | Kind::Udp4Cut
-            | Kind::Ping4
-            | Kind::Ping6
-            | Kind::Gre4
-            | Kind::Syn4
-            | Kind::Syn6 => {}
+        if matches!(kind, Kind::Udp6Options | Kind::Gre6Options) {
+            // The limit of encapsulation (RFC 2473), padded.
+            let options = [0_u8, 0, 4, 1, 4, 1, 1, 0];
+            // SAFETY: the descriptor is open, and the pointer and length are those of `options`.
+            let done = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IPV6,
+                    libc::IPV6_DSTOPTS,
+                    options.as_ptr().cast(),
+                    options.len() as libc::socklen_t,
+                )
+            };
+            assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         }
         Sender { kind, socket }
     }
@@ -167,6 +161,7 @@ impl Sender {
             Kind::Ping6 => (vec![128, 0, 0, 0, 7, 7, word[0], word[1]], v6(0)),
             Kind::Gre4 => (vec![0, 0, 0x08, 0, 1, 2, 3, 4], v4(0)),
             Kind::Gre6Options => (vec![0, 0, 0x08, 0, 1, 2, 3, 4], v6(0)),
+            Kind::Torn6 => (vec![libc::IPPROTO_UDP as u8, 255, 1, 4, 0, 0, 0, 0], v6(0)),
             Kind::Syn4 => (syn(&CLIENT_V4.octets(), &SERVER_V4.octets(), number), v4(0)),
             Kind::Syn6 => (syn(&CLIENT_V6.octets(), &SERVER_V6.octets(), number), v6(0)),
         };
@@ -282,6 +277,7 @@ fn kind_of(packet: &[u8]) -> Option<Kind> {
             ours.then_some(())?;
             match (i32::from(packet[6]), packet.get(40)?) {
                 (libc::IPPROTO_UDP, _) => Some(Kind::Udp6),
+                (libc::IPPROTO_DSTOPTS, _) if packet.get(41) == Some(&255) => Some(Kind::Torn6),
                 (libc::IPPROTO_DSTOPTS, &GRE) => Some(Kind::Gre6Options),
                 (libc::IPPROTO_DSTOPTS, _) => Some(Kind::Udp6Options),
                 (libc::IPPROTO_ICMPV6, _) => Some(Kind::Ping6),
@@ -293,8 +289,8 @@ fn kind_of(packet: &[u8]) -> Option<Kind> {
     }
 }
 
-/// What a connection that opens does not share with packets: routing rules cannot tell it from one that is open.
-fn packets_of(mut heard: BTreeMap<Kind, u64>) -> BTreeMap<Kind, u64> {
+/// What routing rules can tell apart: not a connection that opens from one that is open.
+fn told_by_routing(mut heard: BTreeMap<Kind, u64>) -> BTreeMap<Kind, u64> {
     heard.retain(|kind, _| !matches!(kind, Kind::Syn4 | Kind::Syn6));
     heard
 }
@@ -389,7 +385,7 @@ fn all_arrive(pair: &mut Pair) {
     let clear = clear_while(pair, |_| std::thread::sleep(Duration::from_millis(1_000)));
     assert_eq!(clear, NOTHING, "in the clear while all is well\n{}", pair.logs());
     let heard = ear.heard();
-    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Syn4 | Kind::Syn6)) {
+    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Syn4 | Kind::Syn6 | Kind::Torn6)) {
         assert!(
             heard.get(&kind).is_some_and(|count| *count > 50),
             "{kind:?} does not arrive: {heard:?}\n{}",
@@ -479,10 +475,10 @@ fn a_flush_of_either_kind_leaves_no_packet_in_the_clear() {
             std::thread::sleep(Duration::from_millis(2_500));
         });
         println!("{flush:?}: in the clear: {clear:?}");
-        let syns: u64 = clear.values().sum();
-        assert_eq!(packets_of(clear), NOTHING, "{flush:?}\n{}", pair.logs());
-        // By routing rules no SYN can be told from the packets of connections that began before: until the table is back.
-        assert!(syns < 2 * 2 * RATE, "{syns} connections opened in the clear after {flush:?}\n{}", pair.logs());
+        let rest: u64 = clear.values().sum();
+        assert_eq!(told_by_routing(clear), NOTHING, "{flush:?}\n{}", pair.logs());
+        // Until the table is back. On a busy machine that may take a moment longer than the second that it should.
+        assert!(rest < 3 * 2 * RATE, "{rest} in the clear after {flush:?}\n{}", pair.logs());
         wait_for("everything to be there again", || pair.status(Host::A)["intercept"]["installed"] == true);
         all_arrive(&mut pair);
     }
@@ -490,7 +486,9 @@ fn a_flush_of_either_kind_leaves_no_packet_in_the_clear() {
 
 #[test]
 fn held_closed_also_tcp_is_held_through_a_flush_and_a_stop_until_it_is_switched_off() {
-    let options = Options { tpo: "hold_closed = true", ..closed() };
+    // Strict about sources: a question of the kernel about a source must not meet what holds.
+    let prepare: &[&[&str]] = &[&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"]];
+    let options = Options { tpo: "hold_closed = true", prepare, ..closed() };
     let mut pair = Pair::new(&options);
     let untouched = installed(&pair);
     // Before the first start.
@@ -595,8 +593,7 @@ destination = \"10.10.2.0/24\"
 destination_ports = 9000
 peer = \"b\"
 ";
-    let pair = Pair::new(&Options { sections: [open, ACCEPTS], ..Options::default() });
-    let mut pair = pair;
+    let mut pair = Pair::new(&Options { sections: [open, ACCEPTS], ..Options::default() });
     // Nobody is there to carry anything.
     pair.run(Host::A);
     wait_for("the rules", || {
