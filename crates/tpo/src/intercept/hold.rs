@@ -15,14 +15,14 @@
 //! A flush of nftables leaves the routing rules, a flush of routing rules leaves the table, and the daemon puts back within a
 //! second what it misses. Both outlive the daemon; the next one takes them over without a gap.
 //!
-//! TCP: connections that began before the rules were installed go on, so only a SYN is held; and routing rules cannot tell a SYN.
-//! With [`Table::hold_closed`] every packet from a rule's sources to its destinations is held, by both.
+//! TCP: connections that began before the rules were installed go on, so only a SYN is held, and what belongs to connections that we
+//! carry, which the table remembers; routing rules can tell neither. With [`Table::hold_closed`] every packet from a rule's sources to its destinations is held, by both.
 
 use super::layers::{self, Element, Family, Layers, RuleError};
 use super::routing::{Action, RoutingRule};
 use super::rules::{NOT_FORWARDED, Ports, SYN, Writer};
 use super::tun::DEVICE;
-use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, OnFailure, RuleSpec, Table};
+use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, RuleSpec, Table};
 use crate::config::checked::TCP;
 use crate::packet::UDP;
 use std::collections::BTreeSet;
@@ -44,6 +44,15 @@ const PRIORITY: &str = "filter - 5";
 
 /// Before source addresses are rewritten.
 const PRIORITY_LAST: &str = "mangle";
+
+/// Right behind the marks of `inet tpo`.
+const PRIORITY_MARKED: &str = "mangle + 21";
+
+/// How long a connection that we carry is remembered after its last packet, and how many are. It matters for what is under way in
+/// the LAN when the daemon dies (the kernel resets the connection at once), or until the table is back: seconds. Whoever goes on
+/// sending stays remembered.
+const CARRIED_SECONDS: u32 = 10;
+const CARRIED: u32 = 131_072;
 
 /// ICMP messages that quote another packet.
 const ERRORS_V4: &str = "icmp type { destination-unreachable, time-exceeded, parameter-problem }";
@@ -124,6 +133,9 @@ impl Holder<'_> {
         ))?;
         self.protocols()?;
         self.whole_packets()?;
+        if self.remembers_carried() {
+            self.carried()?;
+        }
         self.forwarded()?;
         if self.writer.table.local {
             self.local()?;
@@ -236,8 +248,51 @@ impl Holder<'_> {
         Ok(())
     }
 
+    /// Where packets of open connections go on, those of the connections that we carry must not, and have to be told apart.
+    fn remembers_carried(&self) -> bool {
+        let table = self.writer.table;
+        table.mode == Mode::Tproxy
+            && !table.hold_closed
+            && self.writer.others.iter().any(|(protocol, _)| *protocol == TCP)
+    }
+
+    /// Remembers which connections are ours: what has our mark is, while the daemon and `inet tpo` are there.
+    fn carried(&mut self) -> fmt::Result {
+        for (family, _) in self.families() {
+            let kind = if *family == "v4" { "ipv4_addr" } else { "ipv6_addr" };
+            self.say(&format!(
+                "  set carried_{family} {{
+    type {kind} . inet_service . {kind} . inet_service
+    flags dynamic,timeout
+    timeout {CARRIED_SECONDS}s; size {CARRIED};
+  }}"
+            ))?;
+        }
+        self.say(&format!(
+            "  chain carried {{
+    type filter hook prerouting priority {PRIORITY_MARKED}; policy accept;
+    meta l4proto != tcp accept
+    meta mark & {MARK_DELIVER:#x} != {MARK_DELIVER:#x} accept"
+        ))?;
+        for (family, header) in self.families() {
+            let connection = format!("{header} saddr . tcp sport . {header} daddr . tcp dport");
+            self.say(&format!(
+                "    {header} daddr @p{TCP}_{family}_closed update @carried_{family} {{ {connection} timeout {CARRIED_SECONDS}s }}"
+            ))?;
+        }
+        self.say("  }")
+    }
+
     fn forwarded(&mut self) -> fmt::Result {
         self.say("  chain held_known {")?;
+        if self.remembers_carried() {
+            // Not reset: when only the table was gone the connection goes on as soon as it is back.
+            for (family, header) in self.families() {
+                let connection = format!("{header} saddr . tcp sport . {header} daddr . tcp dport");
+                let again = format!("update @carried_{family} {{ {connection} timeout {CARRIED_SECONDS}s }}");
+                self.say(&format!("    {connection} @carried_{family} {again} counter name {HELD} drop"))?;
+            }
+        }
         if !self.writer.table.hold_closed {
             self.say(&format!("    meta l4proto tcp {} accept", SYN.replace("==", "!=")))?;
         }
@@ -382,7 +437,6 @@ fn routing_rules(rule: &RuleSpec, action: Action, interfaces: &[String]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intercept::Mode;
     use std::net::IpAddr;
     use std::ops::RangeInclusive;
 

@@ -3,10 +3,11 @@
 //! What counts is what leaves A's WAN interface with the client's own addresses. What holds this host's own traffic is asked at the end.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -228,7 +229,8 @@ impl Ear {
 fn packet_socket(interface: &str) -> OwnedFd {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM, i32::from(all)) };
+    // Deaf until it is bound, or it would hear all interfaces.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0) };
     assert!(socket >= 0, "{}", std::io::Error::last_os_error());
     // SAFETY: the descriptor has just been made and is nobody else's.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
@@ -453,6 +455,84 @@ fn without_its_device_or_its_table_nothing_is_in_the_clear() {
         std::thread::sleep(Duration::from_millis(3_000));
     });
     assert_eq!(clear, NOTHING, "the device was deleted\n{}", pair.logs());
+}
+
+/// A client that has not heard the end of its connection goes on sending segments of it, a thousand a second.
+struct Segments {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Segments {
+    fn start(pair: &Pair, connection: &std::net::TcpStream) -> Segments {
+        let (from, to) = (connection.local_addr().unwrap(), connection.peer_addr().unwrap());
+        let domain = if from.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let socket = pair.lab.inside(Host::Client, || Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap());
+        let octets = |ip: std::net::IpAddr| match ip {
+            std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
+            std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
+        };
+        // ACK and PSH; a number far behind the window, so that it is no part of the stream.
+        let mut segment = Vec::new();
+        segment.extend(from.port().to_be_bytes());
+        segment.extend(to.port().to_be_bytes());
+        segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
+        segment.extend(b"secret");
+        let sum = checksum(&[&octets(from.ip())[..], &octets(to.ip()), &[0, 6, 0, 26], &segment].concat());
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        let (stop, to) = (Arc::new(AtomicBool::new(false)), SockAddr::from(SocketAddr::new(to.ip(), 0)));
+        let ended = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut sent = 0;
+            while !ended.load(Ordering::Relaxed) {
+                sent += u64::from(socket.send_to(&segment, &to).is_ok());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        Segments { stop, thread }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        assert!(self.thread.join().unwrap() > 100, "segments were sent");
+    }
+}
+
+#[test]
+fn what_a_connection_has_under_way_is_not_in_the_clear() {
+    let mut pair = Pair::start(&closed());
+    for address in [crate::site::V4, crate::site::V6] {
+        let listener = pair.listen(address);
+        let (client, server) = pair.joined(&listener);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let (moved, reader) = (bytes.clone(), server.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let mut chunk = vec![0; 1 << 16];
+            while (&reader).read(&mut chunk).is_ok_and(|length| length > 0) {
+                moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            }
+        });
+        let writer = client.try_clone().unwrap();
+        let sending = std::thread::spawn(move || while (&writer).write_all(&[7; 1 << 16]).is_ok() {});
+        let moves = |what: &str| {
+            let before = bytes.load(Ordering::Relaxed);
+            wait_for(what, || bytes.load(Ordering::Relaxed) > before + (1 << 20));
+        };
+        moves("bytes to move");
+        let segments = Segments::start(&pair, &client);
+        let ear = Ear::open(&pair, Host::A, "wan0");
+        at_a(&pair, &["nft", "delete", "table", "inet", "tpo"]);
+        std::thread::sleep(Duration::from_millis(2_000));
+        moves("bytes to move again: the connection lives");
+        pair.kill(Host::A);
+        sending.join().unwrap();
+        std::thread::sleep(Duration::from_millis(1_000));
+        segments.end();
+        assert_eq!(ear.heard(), NOTHING, "segments of a connection that was carried\n{}", pair.logs());
+        pair.run(Host::A);
+        pair.wait_up();
+    }
 }
 
 /// Every table of nftables, and every routing rule but the kernel's own three.
