@@ -11,6 +11,7 @@ use serde::Serialize;
 use tpo_lab::{Profile, Wan};
 
 use crate::bench::{Measure, Plan, Way};
+use crate::config::checked::OnFailure;
 use crate::config::{self, Findings, Level};
 use crate::control::{self, AskError};
 use crate::status::{Reason, StatusReport, render};
@@ -40,7 +41,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run in the foreground until SIGTERM or SIGINT
-    Run,
+    Run(RunArgs),
+    /// Hold the closed rules, without running: before the network comes up, or after a stop. Nothing that they name goes in the clear
+    Hold,
+    /// Remove everything that tpo has installed in this network namespace, also what holds closed rules. Not while a tpo runs
+    Off,
     /// Make a key: writes the private one to a file (mode 0600), prints the public one
     Keygen(KeygenArgs),
     /// Print a complete, commented configuration to begin with
@@ -64,6 +69,13 @@ enum Command {
     },
     /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces (needs root)
     Lab(Box<LabArgs>),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Closed rules hold after an orderly stop too, as with hold_closed = true in [tpo]; `tpo off` ends it
+    #[arg(long)]
+    hold_closed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -275,7 +287,9 @@ type Outcome = Result<(), Failure>;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match &cli.command {
-        Command::Run => run(&cli),
+        Command::Run(arguments) => run(&cli, arguments),
+        Command::Hold => hold(&cli.config),
+        Command::Off => off(&cli.config),
         Command::Keygen(arguments) => keygen(arguments),
         Command::Init => say(config::sample::SAMPLE),
         Command::Check => check(&cli.config),
@@ -298,9 +312,10 @@ pub fn main() -> ExitCode {
 }
 
 /// `tpo run`: the daemon.
-fn run(cli: &Cli) -> Outcome {
+fn run(cli: &Cli, arguments: &RunArgs) -> Outcome {
     crate::privilege::keep_secrets()?;
-    let (checked, findings, keys) = load(&cli.config)?;
+    let (mut checked, findings, keys) = load(&cli.config)?;
+    checked.hold_closed |= arguments.hold_closed;
     log::start(&log_filter(cli, &checked.log)?, checked.log_format);
     for finding in findings.iter() {
         match finding.level {
@@ -309,6 +324,41 @@ fn run(cli: &Cli) -> Outcome {
         }
     }
     crate::daemon::run(&checked, keys)?;
+    Ok(())
+}
+
+/// `tpo hold`. The private key is not needed: the file that holds it may not be there yet.
+fn hold(path: &Path) -> Outcome {
+    let (checked, _) = config::load(path).map_err(Failure::Config)?;
+    intercept::holding::Holding::put(&crate::daemon::table(&checked))?;
+    let closed = checked.rules.iter().filter(|rule| rule.enabled && rule.on_failure == OnFailure::Closed).count();
+    match closed {
+        0 => say("no rule is closed: nothing to hold\n"),
+        closed => say(&format!("{closed} closed rules are held; `tpo off` ends it\n")),
+    }
+}
+
+/// `tpo off`. Needs no configuration: the names of what it removes are fixed. The file only tells at which socket a running tpo would answer.
+fn off(path: &Path) -> Outcome {
+    let socket = config::control_socket(path).unwrap_or_else(|| config::checked::CONTROL.into());
+    match control::status(&socket) {
+        Ok(report) => {
+            return Err(anyhow::anyhow!(
+                "tpo runs (process {}) and would install everything again within a second: stop it first, with `systemctl stop tpo` or SIGTERM",
+                report.pid
+            )
+            .into());
+        }
+        Err(AskError::NotRunning { .. }) => {}
+        // One that is stopped or wedged does not put back what it misses, as long as it is.
+        Err(error) => {
+            complain(&format!("tpo: {error}; everything is removed all the same, and comes back when it goes on\n"))
+        }
+    }
+    // What takes connections first, then what keeps them from their plain way.
+    let interception = intercept::install::remove_left_overs();
+    intercept::holding::remove()?;
+    interception?;
     Ok(())
 }
 
@@ -340,7 +390,7 @@ fn check(path: &Path) -> Outcome {
     }
     complain(&findings.to_string());
     // What this host's own settings mean for it: facts of the machine, not of the file.
-    for finding in intercept::findings::findings(&table) {
+    for finding in intercept::findings::failures(&table).into_iter().chain(intercept::findings::findings(&table)) {
         complain(&format!("this host: {finding}\n"));
     }
     if let Err(error) = intercept::install::check_tools() {

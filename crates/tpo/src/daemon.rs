@@ -39,6 +39,7 @@ use crate::multicast::groups::{Joined, Wanted};
 use crate::multicast::neighbours::site;
 use crate::multicast::{Multicast, Plan};
 use crate::packet::{ICMP, ICMP_V6};
+use crate::plain::Plain;
 use crate::privilege;
 use crate::router::{Listed, Router, Table};
 use crate::service::Service;
@@ -93,10 +94,12 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     }
     info!(signal = signal.load(Ordering::Relaxed), "ending");
     service.stopping();
-    daemon.stop();
+    daemon.stop(failed.is_none());
     match failed {
         None => Ok(()),
-        Some(thread) => bail!("the thread \"{thread}\" ended by a failure; everything installed has been removed"),
+        Some(thread) => bail!(
+            "the thread \"{thread}\" ended by a failure; everything installed has been removed, but for what holds closed rules"
+        ),
     }
 }
 
@@ -109,6 +112,7 @@ struct Daemon {
     multicast: Option<Multicast>,
     /// The way into the TUN device is gone and could not be restored, which has been said.
     packets_lost: bool,
+    plain: Arc<Plain>,
     installed: Installed,
     table: intercept::Table,
     ports: Ports,
@@ -122,7 +126,8 @@ impl Daemon {
     fn start(checked: &Checked, keys: &Keys, descriptors: u64) -> Result<Daemon> {
         let own_key = keys.identity.public_key();
         let table = table(checked);
-        for finding in findings::findings(&table).into_iter().chain(findings::descriptors(descriptors)) {
+        let all = findings::failures(&table).into_iter().chain(findings::findings(&table));
+        for finding in all.chain(findings::descriptors(descriptors)) {
             match finding.severity {
                 findings::Severity::Info => info!("{finding}"),
                 findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
@@ -143,6 +148,10 @@ impl Daemon {
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
         let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
         let (own, following) = Following::start().context("learn this host's own addresses")?;
+        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
+        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
+        let closed = enabled().map(|rule| rule.on_failure == checked::OnFailure::Closed);
+        let plain = Arc::new(Plain::new(policy(), closed.collect()));
         let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
@@ -176,6 +185,7 @@ impl Daemon {
                     Packets::new(
                         tun,
                         own.clone(),
+                        plain.clone(),
                         opened.clone(),
                         slot,
                         groups.as_ref().map(|groups| groups.of_lane(slot, &plan)),
@@ -212,7 +222,8 @@ impl Daemon {
             let groups_of_many = groups.as_ref().map(|parts| group_table(checked, |_| true, &parts.wanted));
             let groups = checked.groups.clone();
             let lanes = lanes.clone();
-            Tap::start(tun, tap::Table { policy: policy(), fails_open, groups, opened, lanes, groups_of_many })
+            let plain = plain.clone();
+            Tap::start(tun, tap::Table { policy: policy(), fails_open, plain, groups, opened, lanes, groups_of_many })
         });
         let tap = tap.transpose().context("start the tap")?;
         let multicast = groups.take().map(|parts| {
@@ -224,7 +235,8 @@ impl Daemon {
         let table_of_gate = (policy(), checked.groups.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
-        let facts = Facts::new(checked, lanes.clone(), gate.counters.clone(), router.drops.clone(), taken);
+        let counters = (gate.counters.clone(), router.drops.clone(), taken, plain.clone());
+        let facts = Facts::new(checked, lanes.clone(), counters);
         let control = control::Server::answer(control, Arc::new(facts)).context("answer at the control socket")?;
         Ok(Daemon {
             lanes,
@@ -234,6 +246,7 @@ impl Daemon {
             tap,
             multicast,
             packets_lost: false,
+            plain,
             installed,
             table,
             ports,
@@ -246,6 +259,15 @@ impl Daemon {
     /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
     /// place would take connections and deliver them nowhere, so the leases go until all is whole again.
     fn watch_rules(&mut self) {
+        // First: what is missing here lets something through that must not be.
+        match self.installed.keep_holding() {
+            Ok(false) => self.plain.hold_lost.store(false, Ordering::Relaxed),
+            Ok(true) => warn!("somebody removed what holds the closed rules, or a part; it is there again"),
+            Err(error) if !self.plain.hold_lost.swap(true, Ordering::Relaxed) => {
+                warn!(%error, "what holds the closed rules is not whole: what they name may take its plain way");
+            }
+            Err(_) => {}
+        }
         match self.installed.is_whole() {
             Ok(true) => self.gate.set_intact(true),
             Ok(false) => {
@@ -308,7 +330,7 @@ impl Daemon {
     }
 
     /// New connections go their plain way first, then flows end, then the rules that they needed are removed.
-    fn stop(self) {
+    fn stop(self, orderly: bool) {
         let start = Instant::now();
         self.control.stop();
         self.gate.stop();
@@ -334,7 +356,11 @@ impl Daemon {
         if let Some(tap) = self.tap {
             tap.stop();
         }
-        if let Err(error) = self.installed.remove() {
+        let removed = match orderly {
+            true => self.installed.remove(),
+            false => self.installed.give_up(),
+        };
+        if let Err(error) = removed {
             warn!(%error, "the interception rules could not be removed");
         }
         info!(took_ms = start.elapsed().as_millis() as u64, "ended");
@@ -494,7 +520,14 @@ pub fn table(checked: &Checked) -> intercept::Table {
             flows: tpo_engine::Limits::default().flows * checked.peers.len().max(1),
             rest_one_way: checked.idle * 2,
         },
+        hold_closed: checked.hold_closed,
     }
+}
+
+/// The rule of the configuration, by its place there, from which each rule of [`table`] comes.
+pub fn origins(checked: &Checked) -> Vec<usize> {
+    let rules = checked.rules.iter().enumerate().filter(|(_, rule)| !rule.is_for_many());
+    rules.flat_map(|(place, rule)| rule_specs(rule).into_iter().map(move |_| place)).collect()
 }
 
 /// The protocols other than TCP that are carried, either way.

@@ -15,10 +15,11 @@ use crate::gate;
 use crate::intercept::lease::Lease;
 use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
+use crate::plain::Plain;
 use crate::router::{Drops, Fault, Sighting};
 use crate::status::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
-    PassedReport, PeerReport, PeerState, Reason, StatusReport,
+    PassedReport, PeerReport, PeerState, PlainReport, Reason, StatusReport,
 };
 use crate::tap;
 
@@ -36,21 +37,22 @@ pub struct Facts {
     gate: Arc<gate::Counters>,
     router: Arc<Drops>,
     tap: Option<Arc<tap::Counters>>,
+    plain: Arc<Plain>,
+    /// The rule of the configuration for each rule in the kernel.
+    origins: Vec<usize>,
     start: Instant,
     memory_peak: AtomicU64,
 }
 
+/// What gate, router, tap and the plain way count.
+pub type Counters = (Arc<gate::Counters>, Arc<Drops>, Option<Arc<tap::Counters>>, Arc<Plain>);
+
 impl Facts {
     /// The facts of a daemon that has just started.
-    pub fn new(
-        checked: &Checked,
-        lanes: Vec<Lane>,
-        gate: Arc<gate::Counters>,
-        router: Arc<Drops>,
-        tap: Option<Arc<tap::Counters>>,
-    ) -> Facts {
+    pub fn new(checked: &Checked, lanes: Vec<Lane>, (gate, router, tap, plain): Counters) -> Facts {
         let (start, memory_peak) = (Instant::now(), AtomicU64::new(0));
-        Facts { checked: checked.clone(), lanes, gate, router, tap, start, memory_peak }
+        let origins = crate::daemon::origins(checked);
+        Facts { checked: checked.clone(), lanes, gate, router, tap, plain, origins, start, memory_peak }
     }
 
     /// The answer of each lane. All are asked before the first answer is waited for.
@@ -82,6 +84,10 @@ impl Facts {
             interfaces: self.checked.intercept.interfaces.clone(),
             rules: on.len(),
             rules_disabled: off.len(),
+            rules_closed: on.iter().filter(|rule| rule.on_failure == checked::OnFailure::Closed).count(),
+            hold_closed: self.checked.hold_closed,
+            held: self.held(),
+            hold_problem: self.plain.hold_lost.load(Ordering::Relaxed).then(|| "see the log".into()),
             problem: (!intact).then(|| "our rules or route were removed by someone; being reinstalled".into()),
             leases: leases.collect(),
         }
@@ -208,6 +214,64 @@ impl Facts {
     }
 }
 
+impl Facts {
+    /// Packets of closed rules that were refused, or lost, where they would have gone in the clear.
+    fn held(&self) -> u64 {
+        let kernel = Lease::open().ok().map_or(0, |mut kernel| {
+            let held = kernel.held().map_or(0, |held| held.packets);
+            held + kernel.counters().map_or(0, |all| all[counter::REFUSED].packets)
+        });
+        kernel + self.plain.kept.load(Ordering::Relaxed)
+    }
+
+    /// What went its plain way, by rule and reason: let go by the kernel's rules, and given back by us.
+    fn plain(&self) -> Vec<PlainReport> {
+        let mut counts: BTreeMap<(Option<usize>, Reason), u64> = BTreeMap::new();
+        let mut kernel = Lease::open().ok();
+        let of_rules = kernel.as_mut().and_then(|kernel| kernel.rule_counters().ok()).unwrap_or_default();
+        for (place, count) in &of_rules {
+            *counts.entry((self.origins.get(*place).copied(), Reason::PeerDown)).or_default() += count.packets;
+        }
+        if of_rules.is_empty() {
+            // Rules are too many to be counted apart: what they let go is known in all.
+            let all = kernel.as_mut().and_then(|kernel| kernel.counters().ok()).unwrap_or_default();
+            let together = all.get(counter::NO_LEASE).map_or(0, |count| count.packets);
+            *counts.entry((None, Reason::PeerDown)).or_default() += together;
+        }
+        let enabled: Vec<usize> =
+            (0..self.checked.rules.len()).filter(|rule| self.checked.rules[*rule].enabled).collect();
+        for (rule, reason, count) in self.plain.counts() {
+            *counts.entry((rule.and_then(|rule| enabled.get(rule).copied()), reason)).or_default() += count;
+        }
+        let report = |((rule, reason), count): ((Option<usize>, Reason), u64)| PlainReport {
+            rule: rule.map(|rule| rule + 1),
+            line: rule.map(|rule| self.checked.rules[rule].line),
+            names: rule.map_or_else(String::new, |rule| names(&self.checked.rules[rule].matches)),
+            number: reason.number(),
+            reason: reason.name().into(),
+            count,
+        };
+        counts.into_iter().filter(|(_, count)| *count > 0).map(report).collect()
+    }
+}
+
+/// What a rule names, in short.
+fn names(rule: &tpo_engine::Rule) -> String {
+    let ports = |ports: &std::ops::RangeInclusive<u16>| match (*ports.start(), *ports.end()) {
+        (0 | 1, u16::MAX) => String::new(),
+        (first, last) if first == last => format!(" port {first}"),
+        (first, last) => format!(" ports {first}-{last}"),
+    };
+    format!(
+        "{} from {}{} to {}{}",
+        crate::status::render::protocol(rule.protocol),
+        rule.source,
+        ports(&rule.source_ports),
+        rule.destination,
+        ports(&rule.destination_ports)
+    )
+}
+
 impl control::Facts for Facts {
     fn status(&self) -> StatusReport {
         let reports = self.ask(Lane::report);
@@ -232,6 +296,7 @@ impl control::Facts for Facts {
             intercept: self.intercept(&peers),
             memory: MemoryReport { used, peak, budget: self.checked.memory },
             passed: self.passed(&reports),
+            plain: self.plain(),
             peers,
             strangers: kinds(strangers.map(|(kind, count)| (kind, count.load(Ordering::Relaxed)))),
         }

@@ -16,6 +16,7 @@ pub mod keygen;
 pub mod log;
 pub mod memory;
 pub mod packet;
+pub mod plain;
 pub mod privilege;
 pub mod service;
 pub mod status;

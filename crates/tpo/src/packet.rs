@@ -21,8 +21,13 @@ const WHOLE: u8 = 0;
 const PLAIN_UDP: u8 = 1;
 const LABELLED_UDP: u8 = 2;
 const DONT_FRAGMENT: u8 = 1;
-/// IPv6's header in front of a fragment.
+/// IPv6's extension headers: of options for each hop, of a route, of a fragment, of an authentication, of options for the
+/// destination.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP_HEADER: usize = 8;
@@ -437,15 +442,7 @@ fn header(packet: &[u8]) -> Option<Header> {
                 return None;
             }
             let total = IPV6 + usize::from(u16_at(packet, 4)?);
-            let mut protocol = packet[6];
-            let mut piece = None;
-            let mut start = IPV6;
-            if protocol == FRAGMENT {
-                let offset = u16_at(packet, 42)?;
-                let number = u32::from_be_bytes(*packet.get(44..48)?.first_chunk()?);
-                (protocol, start) = (packet[40], IPV6 + 8);
-                piece = Some(Piece { number, is_first: offset & !7 == 0 });
-            }
+            let Extensions { protocol, start, piece } = extensions(packet)?;
             if total < start {
                 return None;
             }
@@ -458,7 +455,7 @@ fn header(packet: &[u8]) -> Option<Header> {
                 flags: DONT_FRAGMENT,
                 label: u32::from_be_bytes([0, packet[1] & 15, packet[2], packet[3]]),
                 piece,
-                is_simple: piece.is_none() && total == packet.len(),
+                is_simple: start == IPV6 && total == packet.len(),
                 body: start..total,
             })
         }
@@ -482,6 +479,44 @@ fn is_source_routed(mut options: &[u8]) -> bool {
             // No way to tell what follows.
             _ => return true,
         }
+    }
+}
+
+/// What stands behind the headers between an IPv6 header and what it carries.
+struct Extensions {
+    protocol: u8,
+    /// Where it begins.
+    start: usize,
+    piece: Option<Piece>,
+}
+
+/// Walks the chain of extension headers (RFC 8200 section 4) as the kernel does for its rules (`ipv6_find_hdr`), so that the two
+/// agree about every packet's protocol. `None` when the chain is cut short, or names other hosts by
+/// which the packet shall go.
+fn extensions(packet: &[u8]) -> Option<Extensions> {
+    let (mut protocol, mut start, mut piece) = (packet[6], IPV6, None);
+    loop {
+        let length = match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION => 8 * (usize::from(*packet.get(start + 1)?) + 1),
+            // Counts words of four bytes, less two (RFC 4302).
+            AUTHENTICATION => 4 * (usize::from(*packet.get(start + 1)?) + 2),
+            FRAGMENT => 8,
+            _ => return Some(Extensions { protocol, start, piece }),
+        };
+        let header = packet.get(start..start + length)?;
+        if protocol == ROUTING && header[3] != 0 {
+            // Its destination would not be the last, as with the options of IPv4.
+            return None;
+        }
+        if protocol == FRAGMENT {
+            let is_first = u16_at(header, 2)? & !7 == 0;
+            piece = Some(Piece { number: u32::from_be_bytes(*header[4..].first_chunk()?), is_first });
+            if !is_first {
+                // What follows is the middle of something.
+                return Some(Extensions { protocol: header[0], start: start + length, piece });
+            }
+        }
+        (protocol, start) = (header[0], start + length);
     }
 }
 
@@ -702,6 +737,53 @@ mod tests {
             packet[at] ^= 1;
             assert_eq!(look(&packet), None);
         }
+    }
+
+    /// The same packet with these extension headers in front of what it carries, each with its own number.
+    fn extended(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut long = packet[..IPV6].to_vec();
+        let mut next_at = 6;
+        for (number, header) in headers {
+            long[next_at] = *number;
+            next_at = long.len();
+            long.extend_from_slice(header);
+        }
+        long[next_at] = packet[6];
+        long.extend_from_slice(&packet[IPV6..]);
+        let length = (long.len() - IPV6) as u16;
+        long[4..6].copy_from_slice(&length.to_be_bytes());
+        long
+    }
+
+    #[test]
+    fn extension_headers_hide_neither_protocol_nor_ports() {
+        let plain = udp(true, b"behind options");
+        let (options, longer) = ([0, 0, 1, 4, 0, 0, 0, 0], [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let authentication = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let chains: [&[(u8, &[u8])]; 5] = [
+            &[(DESTINATION, &options)],
+            &[(HOP_BY_HOP, &longer), (DESTINATION, &options)],
+            &[(ROUTING, &[0; 8])],
+            &[(AUTHENTICATION, &authentication), (DESTINATION, &longer)],
+            &[(FRAGMENT, &[0, 0, 0, 1, 0, 0, 0, 9]), (DESTINATION, &options)],
+        ];
+        for chain in chains {
+            let packet = extended(&plain, chain);
+            let seen = look(&packet).unwrap_or_else(|| panic!("{chain:?} is understood"));
+            assert_eq!((seen.key, seen.opens), (key(true), true), "{chain:?}");
+            let (mut crossed, mut out) = (Vec::new(), Vec::new());
+            pack(&packet, &seen, &mut crossed);
+            assert_eq!(unpack(&crossed, &key(true), 1, &mut out), Ok(None));
+            assert_eq!(out, packet, "with all its headers");
+            for cut in IPV6..packet.len() - plain[IPV6..].len() {
+                assert_eq!(look(&packet[..cut]), None, "{chain:?} cut short at {cut}");
+            }
+        }
+        // It shall go elsewhere first.
+        assert_eq!(look(&extended(&plain, &[(ROUTING, &[0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])])), None);
+        // The middle of a packet: whatever its first byte is, it is no header.
+        let middle = extended(&plain, &[(FRAGMENT, &[0, 0, 0, 9, 0, 0, 0, 9])]);
+        assert_eq!(look(&middle).unwrap().piece, Some(Piece { number: 9, is_first: false }));
     }
 
     #[test]

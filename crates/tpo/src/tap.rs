@@ -23,6 +23,7 @@ use crate::intercept::tun::Tun;
 use crate::lane::{Command, Lane};
 use crate::multicast::groups::{For, Wanted};
 use crate::packet::{self, Seen};
+use crate::plain::{Cause, Plain};
 
 const TUN: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -214,6 +215,8 @@ pub struct Table {
     pub policy: Policy,
     /// In the order of the policy's rules.
     pub fails_open: Vec<bool>,
+    /// What may take its plain way.
+    pub plain: Arc<Plain>,
     /// What the rules' peers mean.
     pub groups: Vec<Group>,
     /// Flows that peers have opened.
@@ -352,28 +355,30 @@ fn read(
             }
             continue;
         }
-        let found = seen.and_then(|seen| {
+        let found = seen.as_ref().and_then(|seen| {
             let found = match &last {
                 Some((same, found))
                     if (same.key, same.opens, same.is_error) == (seen.key, seen.opens, seen.is_error) =>
                 {
                     *found
                 }
-                _ => table.find(&seen),
+                _ => table.find(seen),
             };
             last = Some((seen.clone(), found));
-            Some((seen, found?))
+            found
         });
-        match found {
-            Some((seen, (slot, ruled))) => {
+        match (seen, found) {
+            (Some(seen), Some((slot, ruled))) => {
                 batches[slot].push(seen, ruled, packet);
             }
-            None => {
+            (seen, _) if table.plain.may_go(seen.as_ref(), Cause::NoFlow) => {
                 counters.let_go.fetch_add(1, Ordering::Relaxed);
                 if let Err(error) = tun.write(packet) {
                     debug!(%error, "a packet that is nobody's is lost");
                 }
             }
+            // A closed rule names it.
+            _ => {}
         }
         if bytes > BATCH_BYTES {
             break;

@@ -167,6 +167,13 @@ fn init_and_check_go_together() {
     );
     // What this host's settings mean is another matter on every host.
     assert!(ran.err.lines().all(|line| line.starts_with("this host: ")), "{}", ran.err);
+    // What may go in the clear is said once, however many rules are open; and not where none is.
+    let open = "on_failure = open: while a peer is not up, what these rules name goes on in the clear";
+    assert_eq!(ran.err.matches(open).count(), 1, "{}", ran.err);
+    let text = fs::read_to_string(folder.path("tpo.toml")).unwrap();
+    fs::write(folder.path("closed.toml"), text.replacen("[tpo]", "[tpo]\non_failure = \"closed\"", 1)).unwrap();
+    let ran = folder.run(&["check", "--config", "closed.toml"]);
+    assert!(ran.code == 0 && !ran.err.contains("on_failure"), "{ran:?}");
 
     fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let ran = folder.run(&["--config", "tpo.toml", "check"]);

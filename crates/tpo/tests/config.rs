@@ -323,7 +323,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 14 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 16 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {
@@ -389,6 +389,12 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[tpo]\nlog_format = \"xml\"",
         ":2: error: [tpo] log_format: found \"xml\"; would do: \"human\" or \"json\"",
     ),
+    (
+        "[tpo]",
+        "[tpo]\non_failure = \"shut\"",
+        ":2: error: [tpo] on_failure: found \"shut\"; would do: \"open\" or \"closed\"",
+    ),
+    ("[tpo]", "[tpo]\nhold_closed = 1", ":2: error: [tpo] hold_closed: found 1; would do: true or false"),
     ("[tpo]", "[tpo]\nname = \"rome\"", ":3: error: not TOML: duplicate key"),
     ("[tpo]", "[tpo]\nlog = info", ":2: error: not TOML: "),
     (
@@ -699,6 +705,25 @@ fn a_rule_that_never_matches_is_noticed() {
         0,
         "only one port was taken first"
     );
+}
+
+#[test]
+fn closed_for_all_rules_but_those_that_say_otherwise_and_multicast() {
+    let rule = |more: &str, destination: &str| {
+        format!(
+            "\n[[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n{more}\n"
+        )
+    };
+    let rules = rule("", "10.10.2.0/24") + &rule("on_failure = \"open\"", "10.10.3.0/24") + &rule("", "239.1.0.0/16");
+    let more = "[multicast]\ninterfaces = [\"lan0\"]\n";
+    let failures = |text: &str| good(text).0.rules.iter().map(|rule| rule.on_failure).collect::<Vec<_>>();
+    let text = base() + &rules + more;
+    let [open, closed] = [OnFailure::Open, OnFailure::Closed];
+    assert!(failures(&text).iter().all(|failure| *failure == open));
+    let text = text.replacen("[tpo]", "[tpo]\non_failure = \"closed\"", 1);
+    let found = failures(&text);
+    assert_eq!(found[found.len() - 3..], [closed, open, open]);
+    assert!(found[..found.len() - 3].iter().all(|failure| *failure == closed));
 }
 
 #[test]

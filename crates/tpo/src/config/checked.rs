@@ -51,6 +51,8 @@ pub struct Checked {
     pub idle_both: Duration,
     /// `compress_isolation`: each buffer is compressed by itself, and none that holds several flows.
     pub compress_isolation: bool,
+    /// `hold_closed`: closed rules hold after an orderly stop too, and for every packet of TCP.
+    pub hold_closed: bool,
     /// `log`: what to log, in the words of [`log`](crate::log).
     pub log: String,
     /// `log_format`.
@@ -229,7 +231,7 @@ const AUTO: &str = "auto";
 /// The port that peers are expected at; nothing else is registered there.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
 /// Where the control socket is when nothing else is said: a folder of its own, so that the daemon needs no right in another.
-const CONTROL: &str = "/run/tpo/tpo.sock";
+pub const CONTROL: &str = "/run/tpo/tpo.sock";
 /// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4 bytes longer before it takes its place.
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
@@ -267,6 +269,7 @@ const MOST_LOOKED_AT: usize = 16;
 const WIDE_V4: u8 = 8;
 const WIDE_V6: u8 = 16;
 
+const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
 const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
 const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
@@ -275,7 +278,8 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
     let file = File::parse(text, findings);
     let before = findings.count(Level::Error);
     let peers = check_peers(&file, path, findings);
-    let mut rules = check_rules(&file, &peers, findings);
+    let on_failure = default_on_failure(&file);
+    let mut rules = check_rules(&file, &peers, on_failure, findings);
     let groups = number_groups(&mut rules, peers.list.len());
     // Where a peer or a rule is wrong nobody knows what was to be sent to whom.
     let behind = (findings.count(Level::Error) == before).then(|| Behind::new(&rules, peers.list.len()));
@@ -329,6 +333,9 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
     let idle = tpo.read("idle", value::duration(IDLES), findings).unwrap_or(IDLE);
     let idle_both = tpo.read("idle_both", value::duration(IDLES), findings).unwrap_or(IDLE_BOTH);
     let compress_isolation = tpo.read("compress_isolation", value::boolean, findings).unwrap_or(false);
+    // Its value has been read before the rules were.
+    let _ = tpo.read("on_failure", value::one_of(FAILURES), findings);
+    let hold_closed = tpo.read("hold_closed", value::boolean, findings).unwrap_or(false);
     let log = tpo.read("log", value::log_filter, findings).unwrap_or_else(|| "info".into());
     let formats = value::one_of(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
     let log_format = tpo.read("log_format", formats, findings).unwrap_or_default();
@@ -348,6 +355,7 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         idle,
         idle_both,
         compress_isolation,
+        hold_closed,
         log,
         log_format,
         intercept: Intercept::default(),
@@ -498,7 +506,14 @@ fn check_peer(mut section: Section<'_>, path: &Path, findings: &mut Findings) ->
     (name, peer)
 }
 
-fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<Rule> {
+/// `on_failure` of `[tpo]`, by itself: what is wrong with it is said where the whole section is read.
+fn default_on_failure(file: &File<'_>) -> OnFailure {
+    let mut ignored = Findings::default();
+    let section = file.section("tpo", &mut ignored);
+    section.and_then(|mut tpo| tpo.read("on_failure", value::one_of(FAILURES), &mut ignored)).unwrap_or(OnFailure::Open)
+}
+
+fn check_rules(file: &File<'_>, peers: &Peers, default: OnFailure, findings: &mut Findings) -> Vec<Rule> {
     let sections = file.sections("rule", findings);
     if sections.len() > MAX_RULES {
         findings.error(0, "[[rule]]", format!("{} sections", sections.len()), format!("at most {MAX_RULES}"));
@@ -506,7 +521,7 @@ fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<R
     }
     let mut rules = Vec::with_capacity(sections.len());
     for section in sections {
-        rules.extend(check_rule(section, peers, findings));
+        rules.extend(check_rule(section, peers, default, findings));
     }
     // The kernel knows each address family apart.
     let both_families = |rule: &&Rule| rule.matches.source.is_any() && rule.matches.destination.is_any();
@@ -518,12 +533,11 @@ fn check_rules(file: &File<'_>, peers: &Peers, findings: &mut Findings) -> Vec<R
     rules
 }
 
-fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) -> Option<Rule> {
+fn check_rule(mut section: Section<'_>, peers: &Peers, default: OnFailure, findings: &mut Findings) -> Option<Rule> {
     const CLASSES: &[(&str, Class)] =
         &[("interactive", Class::Interactive), ("normal", Class::Normal), ("bulk", Class::Bulk)];
     const DELIVERIES: &[(&str, Delivery)] =
         &[("timely", Delivery::Timely), ("reliable", Delivery::Reliable), ("plain", Delivery::Plain)];
-    const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
     let protocol = section.require("protocol", PROTOCOLS, protocol, findings);
     let source =
         section.require("source", "the clients' prefix, such as \"10.10.1.0/24\", or \"any\"", value::prefix, findings);
@@ -553,7 +567,10 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         };
         findings.error(section.line_of("keep_order"), section.key("keep_order"), found, would_do);
     }
-    let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(OnFailure::Open);
+    let is_for_many = destination.is_some_and(|destination: Prefix| destination.address.is_multicast());
+    // Multicast stays in its LAN whatever becomes of the copies: nothing of it can be closed.
+    let default = if is_for_many { OnFailure::Open } else { default };
+    let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(default);
     let transit = section.read("transit", value::boolean, findings).unwrap_or(false);
     let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
     let line = section.line;
@@ -567,7 +584,7 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, findings: &mut Findings) 
         let would_do = format!("at most {MOST_TOGETHER}: only a rule for multicast may name more");
         findings.error(section.line_of("peer"), section.key("peer"), found, would_do);
     }
-    if on_failure == OnFailure::Closed && destination.is_some_and(|destination| destination.address.is_multicast()) {
+    if on_failure == OnFailure::Closed && is_for_many {
         let would_do = "leave it out: multicast stays in its LAN whatever becomes of the copies";
         findings.error(
             section.line_of("on_failure"),

@@ -17,7 +17,8 @@ use crate::intercept::tun::Tun;
 use crate::multicast::groups::{For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, Refused, VNET};
-use crate::tap::{Batch, Opened, Ruled, shed};
+use crate::plain::{Cause, Plain};
+use crate::tap::{Batch, Item, Opened, Ruled, shed};
 use crate::transit::{Onward, Transit};
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
@@ -53,6 +54,7 @@ pub struct Counters {
 pub struct Packets {
     out: Out,
     run: Run,
+    plain: Arc<Plain>,
     opened: Arc<Opened>,
     slot: usize,
     /// Flows that the peer has opened.
@@ -249,6 +251,7 @@ impl Packets {
     pub fn new(
         tun: Arc<Tun>,
         own: Arc<Own>,
+        plain: Arc<Plain>,
         opened: Arc<Opened>,
         slot: usize,
         groups: Option<Groups>,
@@ -258,6 +261,7 @@ impl Packets {
         Packets {
             out,
             run: Run::default(),
+            plain,
             opened,
             slot,
             theirs: HashMap::new(),
@@ -304,8 +308,10 @@ impl Packets {
             let treatment =
                 item.ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
             if item.ruled.is_none() && !peer.has_exchange(&item.seen.key) {
-                self.out.counters.no_flow += 1;
-                self.let_go(packet);
+                if self.may_go(item, Cause::NoFlow) {
+                    self.out.counters.no_flow += 1;
+                    self.let_go(packet);
+                }
                 continue;
             }
             self.form.clear();
@@ -321,12 +327,16 @@ impl Packets {
                 Err(SendError::Full) => self.out.counters.dropped += 1,
                 Err(_) if item.ruled.is_some_and(|rule| !rule.fails_open) => self.out.counters.dropped += 1,
                 Err(SendError::TooManyFlows) => {
-                    self.out.counters.too_many += 1;
-                    self.let_go(packet);
+                    if self.may_go(item, Cause::FlowLimit) {
+                        self.out.counters.too_many += 1;
+                        self.let_go(packet);
+                    }
                 }
                 Err(SendError::NotConnected | SendError::Refused) => {
-                    self.out.counters.let_go += 1;
-                    self.let_go(packet);
+                    if self.may_go(item, Cause::PeerDown) {
+                        self.out.counters.let_go += 1;
+                        self.let_go(packet);
+                    }
                 }
             }
         }
@@ -338,6 +348,13 @@ impl Packets {
             self.opened.insert_ours(key, self.slot);
             self.ours.insert(flow, key);
         }
+    }
+
+    /// Whether the packet may take its plain way; what may not is lost.
+    fn may_go(&mut self, item: &Item, cause: Cause) -> bool {
+        let may = self.plain.may_go(Some(&item.seen), cause);
+        self.out.counters.dropped += u64::from(!may);
+        may
     }
 
     fn let_go(&mut self, packet: &[u8]) {
@@ -509,6 +526,7 @@ impl Packets {
                 match ruled {
                     Some(rule) if rule.fails_open => {
                         self.out.counters.let_go += 1;
+                        self.plain.went(key, Cause::PeerDown);
                         self.out.whole(bytes, key);
                     }
                     _ => self.out.counters.dropped += 1,

@@ -4,8 +4,7 @@
 
 use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
-use super::tool;
-use super::{MARK_DELIVER, MARK_OWN, Mode, Table};
+use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table, hold, tool};
 use serde_json::Value;
 use std::fmt::{self, Display};
 
@@ -56,6 +55,26 @@ pub fn findings(table: &Table) -> Vec<Finding> {
         found.extend(mark_rules(family, &ask("ip", &[family, "-j", "rule", "list"])));
     }
     found
+}
+
+/// What the rules' `on_failure` means: what may go in the clear, said once for all rules, and which closed rules have only one thing that
+/// holds them.
+pub fn failures(table: &Table) -> Vec<Finding> {
+    let of = |mode| table.rules.iter().filter(|rule| rule.enabled && rule.on_failure == mode).count();
+    let open = (of(OnFailure::Open) > 0).then(|| Finding {
+        severity: Severity::Info,
+        found: "on_failure = open".to_owned(),
+        means: "while a peer is not up, what these rules name goes on in the clear, and whoever can drop UDP between the two TPOs for two seconds can bring that about",
+        remedy: "on_failure = \"closed\", in [tpo] for all rules or in a rule, refuses it instead".to_owned(),
+    });
+    let fits = |v6| hold::routing(table, v6).is_ok_and(|(_, all)| all);
+    let many = (!fits(false) || !fits(true)).then(|| Finding {
+        severity: Severity::Info,
+        found: format!("closed rules need more than {} routing rules", hold::MOST_ROUTING_RULES),
+        means: "the later ones are held by the nftables table alone: a flush of the whole ruleset opens them for up to a second",
+        remedy: "join prefixes or port ranges".to_owned(),
+    });
+    open.into_iter().chain(many).collect()
 }
 
 /// A descriptor for each connection, and some for ourselves: below this many a site of a hundred people runs out.
@@ -222,6 +241,7 @@ mod tests {
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
             bounds: crate::intercept::Bounds::default(),
+            hold_closed: false,
         };
         let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
         judge(&table, read).into_iter().map(|finding| finding.severity).collect()

@@ -1,10 +1,11 @@
 //! Loads the rules into the kernel and takes them away again, with the policy route that delivers marked packets to this host.
 //!
 //! Everything that is made here bears our name: the nft table `inet tpo`, a routing table and an `ip rule` with numbers of their own.
-//! Nothing else is touched. What a killed run has left over bears the same names, so installing replaces it, in one
+//! Nothing else is touched. What holds the closed rules comes first and goes last ([`Holding`]). What a killed run has left over bears the same names, so installing replaces it, in one
 //! transaction: there is no moment without rules.
 
 use super::Table;
+use super::holding::{self, Holding};
 use super::layers::RuleError;
 use super::lock::Lock;
 use super::rules::{self, Ports, TABLE, VIA_V6};
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 pub const ROUTE_TABLE: u32 = 478;
 
 /// The same for packets that go to the TUN device.
-const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
+pub const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
 
 /// What went wrong while installing.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,11 @@ pub struct Installed {
     /// Keeps other daemons from this namespace; the kernel releases it however we end.
     _lock: Lock,
     watch: Watch,
+    holding: Holding,
+    /// What holds the closed rules stays after an orderly end.
+    hold_closed: bool,
+    /// What holds the closed rules goes with the rest.
+    let_go: bool,
     v6: bool,
     /// The device for packets, where there is one.
     tun: Option<Arc<Tun>>,
@@ -95,13 +101,26 @@ pub struct Installed {
 pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     let text = rules::render(table, ports)?;
     let lock = Lock::take()?;
-    let watch = Watch::open().map_err(|error| unseen(&error))?;
+    // First, so that no closed rule waits for anything else.
+    let holding = Holding::put(table)?;
+    // A start that fails leaves nothing new behind, and lets nothing go that was held before.
+    let let_go = !holding.was_there() && !table.hold_closed;
+    let watch = Watch::open(TABLE).map_err(|error| unseen(&error))?;
     if ports.v6.is_none() {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
     // From here on a failure takes back what was done.
-    let mut installed =
-        Installed { _lock: lock, watch, v6: ports.v6.is_some(), tun: None, device: None, removed: false };
+    let mut installed = Installed {
+        _lock: lock,
+        watch,
+        holding,
+        hold_closed: table.hold_closed,
+        let_go,
+        v6: ports.v6.is_some(),
+        tun: None,
+        device: None,
+        removed: false,
+    };
     if !table.packets.is_empty() {
         installed.tun = Some(Arc::new(Tun::open()?));
     }
@@ -115,10 +134,7 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     if !table.multicast.is_empty() && installed.v6 {
         add_copy_route()?;
     }
-    if let Err(error) = load(&text) {
-        installed.removed = remove_left_overs().is_ok();
-        return Err(error);
-    }
+    load(&text)?;
     installed.watch.remember().map_err(|error| unseen(&error))?;
     if installed.tun.is_some() {
         installed.device = installed.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
@@ -130,7 +146,7 @@ fn families(v6: bool) -> &'static [&'static str] {
     if v6 { &["-4", "-6"] } else { &["-4"] }
 }
 
-fn unseen(error: &io::Error) -> InstallError {
+pub(super) fn unseen(error: &io::Error) -> InstallError {
     let (what, said) = ("ask the kernel for the interception rules", error.to_string());
     match error.kind() {
         ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said },
@@ -221,24 +237,47 @@ impl Installed {
         }
     }
 
-    /// Removes everything. New connections go their plain way at once; those that are open lose their way to us.
+    /// Puts back what holds the closed rules where somebody else has removed it, or a part; whether that was so.
+    pub fn keep_holding(&mut self) -> Result<bool, InstallError> {
+        self.holding.keep()
+    }
+
+    /// Removes everything, in an orderly end: new connections go their plain way at once; those that are open lose their way to us.
+    /// What holds the closed rules stays where the administrator wants it so ([`Table::hold_closed`]).
     pub fn remove(mut self) -> Result<(), InstallError> {
         self.removed = true;
-        remove_left_overs()
+        self.let_go = !self.hold_closed;
+        self.take_away()
+    }
+
+    /// The same when the daemon ends by a failure: what holds the closed rules stays.
+    pub fn give_up(mut self) -> Result<(), InstallError> {
+        self.removed = true;
+        self.let_go = false;
+        self.take_away()
+    }
+
+    fn take_away(&self) -> Result<(), InstallError> {
+        let removed = remove_left_overs();
+        match self.let_go {
+            true => removed.and(holding::remove()),
+            false => removed,
+        }
     }
 }
 
 impl Drop for Installed {
     fn drop(&mut self) {
+        self.let_go &= !std::thread::panicking();
         if !self.removed
-            && let Err(error) = remove_left_overs()
+            && let Err(error) = self.take_away()
         {
-            warn!(%error, "the interception rules could not be removed; `nft delete table inet {TABLE}` does it");
+            warn!(%error, "the interception rules could not be removed; `tpo off` does it");
         }
     }
 }
 
-/// Removes what a killed run has left. Does nothing where there is nothing.
+/// Removes what a killed run has left, but for what holds the closed rules ([`holding::remove`]). Does nothing where there is nothing.
 pub fn remove_left_overs() -> Result<(), InstallError> {
     // The table first: the route without it is harmless, it without the route is not.
     let nft = load(&rules::nothing());
@@ -251,7 +290,7 @@ pub fn remove_left_overs() -> Result<(), InstallError> {
     nft
 }
 
-fn load(text: &str) -> Result<(), InstallError> {
+pub(super) fn load(text: &str) -> Result<(), InstallError> {
     let output = run("nft", &["-f", "-"].map(str::to_owned), text)?;
     verdict(&output, "load the nftables rules")
 }

@@ -35,6 +35,8 @@ pub struct Element {
     pub destination_ports: (u16, u16),
     /// What the rule says.
     pub verdict: Verdict,
+    /// Its place among the rules.
+    pub rule: usize,
 }
 
 /// The rules of one address family, spread over layers.
@@ -129,7 +131,7 @@ impl Layers {
 }
 
 impl Element {
-    fn overlaps(&self, other: &Element) -> bool {
+    pub(super) fn overlaps(&self, other: &Element) -> bool {
         // The destination first: it tells most rules apart.
         meet(self.destination, other.destination)
             && meet(self.source, other.source)
@@ -181,7 +183,7 @@ impl Builder {
 }
 
 /// The rule as a box, and whether it is one of IPv4.
-fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), RuleError> {
+pub(super) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), RuleError> {
     let (source, destination) = (rule.source, rule.destination);
     let is_v4 = match (source.0.is_ipv4(), destination.0.is_ipv4()) {
         (same, other) if same == other => same,
@@ -209,6 +211,7 @@ fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), RuleError> 
         destination: range(destination)?,
         destination_ports: ports(&rule.destination_ports)?,
         verdict,
+        rule: index,
     };
     Ok((element, is_v4))
 }

@@ -8,8 +8,10 @@
 //! the packets see as one change: no connection ever finds the lease absent in between. It goes by raw netlink, since
 //! starting an `nft` process twice a second would cost more than the daemon's idle life.
 
+use super::hold;
 use super::netlink::{INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string};
 use super::rules::{GROUPS, Standing, TABLE, counter, lease_set};
+use super::watch::exchange;
 use crate::config::checked::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,12 +110,22 @@ impl Lease {
 
     /// What one of the counters in [`counter`] says.
     pub fn counter(&mut self, name: &str) -> io::Result<Count> {
-        self.kernel.count(name)
+        self.kernel.count(TABLE, name)
     }
 
     /// What the rules have counted, by the names in [`counter`].
     pub fn counters(&mut self) -> io::Result<BTreeMap<&'static str, Count>> {
-        counter::ALL.into_iter().map(|name| Ok((name, self.kernel.count(name)?))).collect()
+        counter::ALL.into_iter().map(|name| Ok((name, self.kernel.count(TABLE, name)?))).collect()
+    }
+
+    /// What single rules let go ([`counter::of_rule`]), by the rule's place.
+    pub fn rule_counters(&mut self) -> io::Result<BTreeMap<usize, Count>> {
+        self.kernel.counts_of_rules()
+    }
+
+    /// What was held of closed rules; none where nothing is held.
+    pub fn held(&mut self) -> Option<Count> {
+        self.kernel.count(hold::TABLE, hold::HELD).ok()
     }
 }
 
@@ -175,9 +187,32 @@ impl Kernel {
         Ok(Kernel { socket, sequence: 0, buffer: vec![0; 32 * 1024] })
     }
 
-    fn count(&mut self, name: &str) -> io::Result<Count> {
+    fn counts_of_rules(&mut self) -> io::Result<BTreeMap<usize, Count>> {
         let mut attributes = Vec::new();
         string(&mut attributes, NFTA_OBJ_TABLE, TABLE);
+        attribute(&mut attributes, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        let dump = libc::NLM_F_DUMP as u16;
+        message(&mut request, nft(libc::NFT_MSG_GETOBJ), dump, self.sequence, &INET, &attributes);
+        let mut counts = BTreeMap::new();
+        let on = |kind, body: &[u8]| {
+            let attributes = body.get(INET.len()..).unwrap_or_default();
+            let name = find(attributes, NFTA_OBJ_NAME).and_then(|name| std::str::from_utf8(name).ok());
+            let place = name.and_then(|name| name.trim_end_matches('\0').strip_prefix(counter::OF_RULE)?.parse().ok());
+            if kind == nft(libc::NFT_MSG_NEWOBJ)
+                && let (Some(place), Some(count)) = (place, count_in(attributes))
+            {
+                counts.insert(place, count);
+            }
+        };
+        exchange(&self.socket, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)?;
+        Ok(counts)
+    }
+
+    fn count(&mut self, table: &str, name: &str) -> io::Result<Count> {
+        let mut attributes = Vec::new();
+        string(&mut attributes, NFTA_OBJ_TABLE, table);
         string(&mut attributes, NFTA_OBJ_NAME, name);
         attribute(&mut attributes, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
         self.sequence = self.sequence.wrapping_add(1);
@@ -188,13 +223,8 @@ impl Kernel {
         let mut found = None;
         self.replies(
             |kind, body| {
-                if kind != nft(libc::NFT_MSG_NEWOBJ) {
-                    return;
-                }
-                let data = find(body.get(4..).unwrap_or_default(), NFTA_OBJ_DATA).unwrap_or_default();
-                let number = |kind| find(data, kind).and_then(|n| n.try_into().ok()).map(u64::from_be_bytes);
-                if let (Some(packets), Some(bytes)) = (number(NFTA_COUNTER_PACKETS), number(NFTA_COUNTER_BYTES)) {
-                    found = Some(Count { packets, bytes });
+                if kind == nft(libc::NFT_MSG_NEWOBJ) {
+                    found = count_in(body.get(INET.len()..).unwrap_or_default());
                 }
             },
             sequence,
@@ -278,6 +308,13 @@ fn key(address: &IpAddr) -> Vec<u8> {
 
 /// Keys that go to the kernel in one change: the list of them is an attribute, which holds 64 kB.
 const KEYS_AT_ONCE: usize = 512;
+
+/// What a counter among these attributes of an object says.
+fn count_in(attributes: &[u8]) -> Option<Count> {
+    let data = find(attributes, NFTA_OBJ_DATA)?;
+    let number = |kind| find(data, kind).and_then(|n| n.try_into().ok()).map(u64::from_be_bytes);
+    Some(Count { packets: number(NFTA_COUNTER_PACKETS)?, bytes: number(NFTA_COUNTER_BYTES)? })
+}
 
 /// The elements of a set (a lease has one for each protocol that is carried), with or without a
 /// timeout.

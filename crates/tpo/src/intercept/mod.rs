@@ -6,6 +6,8 @@
 //! * [`layers`] (pure) orders overlapping rules so that the kernel's sets, which know no order, still give "first match wins";
 //! * [`rules`] (pure) renders one nftables table from it;
 //! * [`tool`] runs the programs `nft` and `ip` for it;
+//! * [`hold`] (pure) says what holds the closed rules when that table does not, [`routing`] speaks of routing rules with the kernel,
+//!   [`holding`] puts both in force;
 //! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
 //! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
@@ -27,12 +29,15 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 pub mod findings;
+pub mod hold;
+pub mod holding;
 pub mod install;
 pub mod layers;
 pub mod lease;
 pub mod lock;
 mod netlink;
 pub mod own;
+pub mod routing;
 pub mod rules;
 pub mod tcp;
 pub mod tool;
@@ -85,6 +90,9 @@ pub struct Table {
     pub multicast: Vec<String>,
     /// What may be taken at most.
     pub bounds: Bounds,
+    /// What holds the closed rules stays after an orderly end, and holds every packet of TCP that they name, not only those that open
+    /// a connection.
+    pub hold_closed: bool,
 }
 
 /// One line of the look-up table.

@@ -146,9 +146,21 @@ pub mod counter {
     pub const FLOOD_DROPPED: &str = "flood_dropped";
     /// Packets out of the TUN device whose answers could not be noted, because a set was full.
     pub const WAYS_FULL: &str = "ways_full";
-    /// All of them.
+    /// What the open rule at this place let go because the peer's lease was absent: SYNs of TCP, packets of the rest. Only where
+    /// [`super::MOST_COUNTED`] allows.
+    pub fn of_rule(place: usize) -> String {
+        format!("{OF_RULE}{place}")
+    }
+
+    /// How the names of these begin.
+    pub const OF_RULE: &str = "plain_";
+    /// All of them, but for those of single rules.
     pub const ALL: [&str; 8] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER, PACKETS, FLOOD, FLOOD_DROPPED, WAYS_FULL];
 }
+
+/// Of more rules than these what goes its plain way is counted only together: each costs a counter and a chain, and `tpo status` asks for
+/// all of them.
+pub const MOST_COUNTED: usize = 1_000;
 
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
 ///
@@ -164,7 +176,8 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
     let mut text = String::with_capacity(4096 + table.rules.len() * 96);
     // Adding before deleting makes the deletion possible whether or not there is an older one.
     write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n").expect(TO_STRING);
-    Writer { text: &mut text, table, ports, layers: &layers, others: &others }.all().expect(TO_STRING);
+    let counted = table.rules.iter().filter(|rule| rule.enabled).count() <= MOST_COUNTED;
+    Writer { text: &mut text, table, ports, layers: &layers, others: &others, counted }.all().expect(TO_STRING);
     text.push_str("}\n");
     text.push_str(&multicast(&table.multicast, ports.v6.is_some()));
     Ok(text)
@@ -221,10 +234,10 @@ pub const VIA_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9);
 const TO_STRING: &str = "writing into a String cannot fail";
 
 /// A pure SYN: the first packet of a connection.
-const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+pub(super) const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
 /// Packets to these are for somebody on this host, or for many; no rule applies.
-const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
+pub(super) const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
 
 /// After connection tracking and whatever else marks packets (some firewalls set the whole mark at `mangle`, and check the reverse path by
 /// mark at `mangle + 10`, where ours must not be seen yet), before addresses are rewritten at `mangle + 50`.
@@ -263,13 +276,16 @@ const V6_SITE: &str = "ffff:ffff:ffff:ffff::";
 /// their owners.
 const RESETS_PER_SECOND: u32 = 1_000;
 
-struct Writer<'a> {
-    text: &'a mut String,
-    table: &'a Table,
-    ports: Ports,
-    layers: &'a Layers,
+/// Writes the parts of a table of ours.
+pub(super) struct Writer<'a> {
+    pub(super) text: &'a mut String,
+    pub(super) table: &'a Table,
+    pub(super) ports: Ports,
+    pub(super) layers: &'a Layers,
     /// Of each other protocol that is carried.
-    others: &'a [(u8, Layers)],
+    pub(super) others: &'a [(u8, Layers)],
+    /// What open rules let go is counted for each.
+    pub(super) counted: bool,
 }
 
 impl Writer<'_> {
@@ -402,16 +418,24 @@ impl Writer<'_> {
         )?;
         let all = std::iter::once(self.layers).chain(self.others.iter().map(|(_, layers)| layers));
         let all = all.flat_map(|layers| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
-        let verdicts: BTreeSet<Verdict> = all.map(|e| e.verdict).collect();
-        for verdict in verdicts {
+        let chains: BTreeSet<(Verdict, Option<usize>)> = all.map(|e| (e.verdict, self.counted_apart(e))).collect();
+        for (verdict, rule) in chains {
+            let own = match rule {
+                Some(rule) => {
+                    let name = counter::of_rule(rule);
+                    writeln!(self.text, "  counter {name} {{\n  }}")?;
+                    format!("counter name {name} ")
+                }
+                None => String::new(),
+            };
             let peers = &self.table.groups[verdict.peer].peers;
             assert!(
                 peers.iter().all(|peer| *peer < self.table.peers),
                 "a rule names {peers:?} of {}",
                 self.table.peers
             );
-            let chain = verdict_chain(verdict);
             let bounded = bounded_chain(verdict.on_failure);
+            let chain = verdict_chain(verdict, rule);
             let sets: Vec<String> =
                 peers.iter().map(|peer| format!("    meta l4proto @{} goto {bounded}", lease_set(*peer))).collect();
             let sets = sets.join("\n");
@@ -421,7 +445,7 @@ impl Writer<'_> {
                     "  chain {chain} {{
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} return
 {sets}
-    counter name {no_lease} accept
+    {own}counter name {no_lease} accept
   }}",
                     no_lease = counter::NO_LEASE
                 )?,
@@ -438,12 +462,17 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Whether what the element lets go is counted by itself: the place of its rule.
+    fn counted_apart(&self, element: &Element) -> Option<usize> {
+        (self.counted && element.verdict.on_failure == OnFailure::Open).then_some(element.rule)
+    }
+
     fn maps(&mut self, name: &str, kind: &str, family: &Family, address: fn(u128) -> String) -> fmt::Result {
         self.maps_with(name, kind, true, family, address)
     }
 
     /// The same, with ports in the keys or without.
-    fn maps_with(
+    pub(super) fn maps_with(
         &mut self,
         name: &str,
         kind: &str,
@@ -461,7 +490,8 @@ impl Writer<'_> {
                 services = if ports { " . inet_service . inet_service" } else { "" }
             )?;
             for element in layer {
-                let Element { source, source_ports, destination, destination_ports, verdict } = *element;
+                let chain = verdict_chain(element.verdict, self.counted_apart(element));
+                let Element { source, source_ports, destination, destination_ports, .. } = *element;
                 let services = match ports {
                     true => format!(
                         " . {} . {}",
@@ -475,7 +505,7 @@ impl Writer<'_> {
                     "      {} . {}{services} : goto {},",
                     range(address(destination.0), address(destination.1)),
                     range(address(source.0), address(source.1)),
-                    verdict_chain(verdict)
+                    chain
                 )?;
             }
             writeln!(self.text, "    }}\n  }}")?;
@@ -492,7 +522,7 @@ impl Writer<'_> {
 
     /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule points: one look at the merged
     /// destinations ends their walk, at a tenth of the cost of one layer.
-    fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
+    pub(super) fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
         let v6 = if self.ports.v6.is_some() { layers.v6.layers.len() } else { 0 };
         let families = [("v4", "ip", layers.v4.layers.len()), ("v6", "ip6", v6)];
         writeln!(self.text, "  chain {chain} {{")?;
@@ -841,7 +871,7 @@ impl Writer<'_> {
         writeln!(self.text, "    {NOT_FORWARDED} accept")
     }
 
-    fn only_interfaces(&mut self) -> fmt::Result {
+    pub(super) fn only_interfaces(&mut self) -> fmt::Result {
         if self.table.interfaces.is_empty() {
             return Ok(());
         }
@@ -850,10 +880,12 @@ impl Writer<'_> {
     }
 }
 
-fn verdict_chain(verdict: Verdict) -> String {
-    match verdict.on_failure {
-        OnFailure::Open => format!("peer_{}_open", verdict.peer),
-        OnFailure::Closed => format!("peer_{}_closed", verdict.peer),
+/// The chain of a peer and a failure mode; of one rule, where what it lets go is counted apart.
+pub(super) fn verdict_chain(verdict: Verdict, rule: Option<usize>) -> String {
+    match (verdict.on_failure, rule) {
+        (OnFailure::Open, Some(rule)) => format!("rule_{rule}_open"),
+        (OnFailure::Open, None) => format!("peer_{}_open", verdict.peer),
+        (OnFailure::Closed, _) => format!("peer_{}_closed", verdict.peer),
     }
 }
 
@@ -864,7 +896,7 @@ fn bounded_chain(mode: OnFailure) -> &'static str {
     }
 }
 
-fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
+pub(super) fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
@@ -903,6 +935,7 @@ mod tests {
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
             bounds: Bounds::default(),
+            hold_closed: false,
         }
     }
 
@@ -911,7 +944,7 @@ mod tests {
     #[test]
     fn elements_carry_ranges_and_their_peers_chain() {
         let text = render(&table(&["lan0"]), PORTS).unwrap();
-        assert!(text.contains("10.10.2.0-10.10.2.255 . 10.10.1.0-10.10.1.255 . 80 . 0-65535 : goto peer_0_open,"));
+        assert!(text.contains("10.10.2.0-10.10.2.255 . 10.10.1.0-10.10.1.255 . 80 . 0-65535 : goto rule_0_open,"));
         assert!(text.contains("10.10.1.0-10.10.1.255 . 81-90 . 0-65535 : goto peer_1_closed,"));
         assert!(text.contains("iifname != { \"lan0\" } accept"));
         assert!(text.starts_with("add table inet tpo\ndelete table inet tpo\n"));
@@ -923,8 +956,20 @@ mod tests {
         table.groups.push(crate::group::Group { peers: vec![1, 0], spread: false });
         table.rules[0].peer = 2;
         let text = render(&table, PORTS).unwrap();
-        let both = "meta l4proto @alive_1 goto bounded_open\n    meta l4proto @alive_0 goto bounded_open\n    counter name no_lease accept";
+        let both = "meta l4proto @alive_1 goto bounded_open\n    meta l4proto @alive_0 goto bounded_open\n    counter name plain_0 counter name no_lease accept";
         assert!(text.contains(both), "{text}");
+    }
+
+    #[test]
+    fn many_rules_share_their_counters() {
+        let mut table = table(&[]);
+        let more =
+            (0..MOST_COUNTED as u16).map(|port| RuleSpec { destination_ports: port..=port, ..table.rules[0].clone() });
+        table.rules = more.collect();
+        assert!(render(&table, PORTS).unwrap().contains("goto rule_999_open"));
+        table.rules.push(RuleSpec { destination_ports: 5_000..=5_000, ..table.rules[0].clone() });
+        let text = render(&table, PORTS).unwrap();
+        assert!(text.contains("goto peer_0_open") && !text.contains("plain_"));
     }
 
     #[test]

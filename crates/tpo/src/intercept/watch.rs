@@ -5,7 +5,6 @@
 //! answer to [`super::install`].
 
 use super::netlink::{INET, attribute, find, message, next_message, nft};
-use super::rules::TABLE;
 use super::{MARK_DELIVER, MARK_PACKETS};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read};
@@ -18,6 +17,8 @@ const TRIES: usize = 3;
 /// Looks at our table and at our route. Belongs to the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(super) struct Watch {
+    /// The name of the table that is looked at.
+    table: &'static str,
     netfilter: Socket,
     routing: Socket,
     sequence: u32,
@@ -34,15 +35,14 @@ struct Chain {
 }
 
 impl Watch {
-    pub(super) fn open() -> io::Result<Watch> {
-        let open = |protocol| {
-            let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))?;
-            // The kernel answers inside the call that asks; waiting means that something is badly wrong.
-            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-            Ok::<_, io::Error>(socket)
-        };
-        let (netfilter, routing) = (open(libc::NETLINK_NETFILTER)?, open(libc::NETLINK_ROUTE)?);
-        Ok(Watch { netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], chains: Vec::new() })
+    pub(super) fn open(table: &'static str) -> io::Result<Watch> {
+        let (netfilter, routing) = (open_netlink(libc::NETLINK_NETFILTER)?, open_netlink(libc::NETLINK_ROUTE)?);
+        Ok(Watch { table, netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], chains: Vec::new() })
+    }
+
+    /// Whether there is a table of this name with any chain.
+    pub(super) fn is_there(&mut self) -> io::Result<bool> {
+        Ok(!self.list()?.is_empty())
     }
 
     /// What the table is now is what it should be.
@@ -67,7 +67,7 @@ impl Watch {
         let mut request = Vec::new();
         message(&mut request, nft(libc::NFT_MSG_GETCHAIN), libc::NLM_F_DUMP as u16, self.sequence, &INET, &[]);
         let mut chains = Vec::new();
-        let name = [TABLE.as_bytes(), &[0]].concat();
+        let name = [self.table.as_bytes(), &[0]].concat();
         let on = |kind, body: &[u8]| {
             let attributes = body.get(INET.len()..).unwrap_or_default();
             if kind == nft(libc::NFT_MSG_NEWCHAIN) && find(attributes, NFTA_CHAIN_TABLE) == Some(&name) {
@@ -128,8 +128,16 @@ impl Watch {
     }
 }
 
-/// Sends the request and reads its answers, until one of type `last` has come.
-fn exchange(
+/// A socket to ask the kernel by.
+pub(super) fn open_netlink(protocol: libc::c_int) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))?;
+    // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(socket)
+}
+
+/// Sends the request and reads its answers, until one of type `last` has come, or the kernel has said that it did as it was told.
+pub(super) fn exchange(
     socket: &Socket,
     buffer: &mut [u8],
     request: &[u8],
@@ -150,6 +158,9 @@ fn exchange(
             }
             if kind == libc::NLMSG_ERROR as u16 {
                 let code = body.first_chunk().map_or(libc::EIO, |code| -i32::from_ne_bytes(*code));
+                if code == 0 {
+                    return Ok(());
+                }
                 return Err(io::Error::from_raw_os_error(code));
             }
             on(kind, body);

@@ -8,5 +8,5 @@ pub mod report;
 pub use reason::Reason;
 pub use report::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
-    PassedReport, PeerReport, PeerState, StatusReport,
+    PassedReport, PeerReport, PeerState, PlainReport, StatusReport,
 };

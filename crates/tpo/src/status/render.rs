@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::Reason;
-use super::report::{CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, StatusReport};
+use super::report::{
+    CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, PlainReport, StatusReport,
+};
 
 /// Widest column: addresses fit, a long text does not push everything else off the screen.
 const WIDEST: usize = 60;
@@ -28,6 +30,7 @@ pub fn status(report: &StatusReport) -> String {
         let _ = writeln!(out, "datagrams of nobody we know: {strangers}");
     }
     not_accelerated(&mut out, report);
+    went_plain(&mut out, &report.plain);
     out
 }
 
@@ -252,6 +255,14 @@ fn interception(out: &mut String, intercept: &InterceptReport) {
         }
     }
     out.push_str(if intercept.local { ", this host's applications too\n" } else { ", not this host's applications\n" });
+    if let Some(problem) = &intercept.hold_problem {
+        let _ = writeln!(out, "  closed rules: NOT HELD WHOLE, {problem}");
+    } else if intercept.rules_closed > 0 {
+        let after = if intercept.hold_closed { ", also after a stop" } else { "" };
+        let closed = plural(intercept.rules_closed as u64, "closed rule");
+        let held = plural(intercept.held, "packet");
+        let _ = writeln!(out, "  {closed} held{after}: {held} refused that would have gone in the clear");
+    }
     for lease in &intercept.leases {
         match lease.held {
             true => {
@@ -284,6 +295,33 @@ fn not_accelerated(out: &mut String, report: &StatusReport) {
     out.push_str(&sentences);
 }
 
+/// The rest is in `--json`.
+const SHOWN_PLAIN: usize = 20;
+
+/// What left in the clear though a rule names it: whoever counts on encryption looks here.
+fn went_plain(out: &mut String, plain: &[PlainReport]) {
+    let mut most: Vec<&PlainReport> = plain.iter().filter(|plain| plain.count > 0).collect();
+    if most.is_empty() {
+        return;
+    }
+    most.sort_by_key(|plain| std::cmp::Reverse(plain.count));
+    out.push_str("\nwent in the clear (TCP: connections, all else: packets):\n");
+    let mut table = Table::new(&[("COUNT", Right), ("NO.", Right), ("REASON", Left), ("LINE", Right), ("RULE", Left)]);
+    for plain in most.iter().take(SHOWN_PLAIN) {
+        table.row(vec![
+            plain.count.to_string(),
+            plain.number.to_string(),
+            plain.reason.clone(),
+            plain.line.map_or_else(String::new, |line| line.to_string()),
+            if plain.names.is_empty() { "no single rule".into() } else { plain.names.clone() },
+        ]);
+    }
+    out.push_str(&table.to_string());
+    if most.len() > SHOWN_PLAIN {
+        let _ = writeln!(out, "and {} more lines in --json", most.len() - SHOWN_PLAIN);
+    }
+}
+
 fn counts(counts: &BTreeMap<String, u64>) -> Option<String> {
     let counted: Vec<String> =
         counts.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| format!("{count} {kind}")).collect();
@@ -294,7 +332,8 @@ fn plural(count: u64, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
-fn protocol(number: u8) -> String {
+/// The name of a protocol, or its number.
+pub fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

@@ -71,6 +71,22 @@ fn report() -> StatusReport {
             PassedReport::new(Reason::Memory, 0),
             PassedReport::new(Reason::NotAccepted, 2),
         ],
+        plain: vec![
+            PlainReport {
+                rule: Some(3),
+                line: Some(41),
+                names: "udp from 10.10.1.0/24 to 10.10.2.0/24 port 53".into(),
+                number: Reason::PeerDown.number(),
+                reason: Reason::PeerDown.name().into(),
+                count: 9,
+            },
+            PlainReport {
+                number: Reason::NoFlow.number(),
+                reason: Reason::NoFlow.name().into(),
+                count: 12,
+                ..PlainReport::default()
+            },
+        ],
         strangers: [("of an unknown key".to_owned(), 8)].into(),
     }
 }
@@ -102,6 +118,11 @@ COUNT  NO.  REASON        WHAT TO DO
     2    8  not accepted  add an [[accept]] at the far TPO, or narrow the rule here
   2: The rule's peer was not up when the connection began.
   8: The far TPO has no [[accept]] for this client and destination.
+
+went in the clear (TCP: connections, all else: packets):
+COUNT  NO.  REASON     LINE  RULE
+   12   14  no flow          no single rule
+    9    2  peer down    41  udp from 10.10.1.0/24 to 10.10.2.0/24 port 53
 ";
     assert_eq!(status(&report()), golden);
 }

@@ -27,6 +27,8 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Why connections were not accelerated, and how many; reasons that never came up are left out.
     pub passed: Vec<PassedReport>,
+    /// What rules name and went its plain way all the same, unencrypted, by rule and reason; what never came up is left out.
+    pub plain: Vec<PlainReport>,
     /// Datagrams that belonged to no peer, by kind.
     pub strangers: BTreeMap<String, u64>,
 }
@@ -49,6 +51,14 @@ pub struct InterceptReport {
     pub rules_disabled: usize,
     /// Why it is not installed.
     pub problem: Option<String>,
+    /// Rules in use that are closed.
+    pub rules_closed: usize,
+    /// What holds the closed rules stays after an orderly stop.
+    pub hold_closed: bool,
+    /// Packets of closed rules that were refused where they would have gone in the clear.
+    pub held: u64,
+    /// Why what holds the closed rules is not whole.
+    pub hold_problem: Option<String>,
     /// The lease of each peer.
     pub leases: Vec<LeaseReport>,
 }
@@ -206,6 +216,24 @@ impl PassedReport {
     pub fn new(reason: Reason, count: u64) -> PassedReport {
         PassedReport { number: reason.number(), reason: reason.name().into(), count }
     }
+}
+
+/// What one rule let go in the clear, for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PlainReport {
+    /// Which `[[rule]]` of the file, counted from 1; none: no rule, or no single one.
+    pub rule: Option<usize>,
+    /// The line where it begins.
+    pub line: Option<usize>,
+    /// What it names, in short.
+    pub names: String,
+    /// The number of the reason.
+    pub number: u8,
+    /// Its name.
+    pub reason: String,
+    /// Connections of TCP, packets of all else.
+    pub count: u64,
 }
 
 /// One flow.

@@ -88,6 +88,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         packets_rest: Duration::ZERO,
         multicast: Vec::new(),
         bounds: tpo::intercept::Bounds::default(),
+        hold_closed: false,
     }
 }
 

@@ -13,6 +13,7 @@ mod ends;
 mod failure;
 mod floods;
 mod grants;
+mod hold;
 mod hostile;
 mod keys;
 mod liar;
