@@ -45,7 +45,7 @@ enum Command {
     /// Hold the closed rules, without running: before the network comes up, or after a stop. Nothing that they name goes in the clear
     Hold,
     /// Remove everything that tpo has installed in this network namespace, also what holds closed rules. Not while a tpo runs
-    Off,
+    Off(OffArgs),
     /// Make a key: writes the private one to a file (mode 0600), prints the public one
     Keygen(KeygenArgs),
     /// Print a complete, commented configuration to begin with
@@ -69,6 +69,13 @@ enum Command {
     },
     /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces (needs root)
     Lab(Box<LabArgs>),
+}
+
+#[derive(Debug, Args)]
+struct OffArgs {
+    /// Leave what holds the closed rules: for a service manager, after a crash
+    #[arg(long)]
+    keep_closed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -289,7 +296,7 @@ pub fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Run(arguments) => run(&cli, arguments),
         Command::Hold => hold(&cli.config),
-        Command::Off => off(&cli.config),
+        Command::Off(arguments) => off(&cli.config, arguments),
         Command::Keygen(arguments) => keygen(arguments),
         Command::Init => say(config::sample::SAMPLE),
         Command::Check => check(&cli.config),
@@ -339,7 +346,7 @@ fn hold(path: &Path) -> Outcome {
 }
 
 /// `tpo off`. Needs no configuration: the names of what it removes are fixed. The file only tells at which socket a running tpo would answer.
-fn off(path: &Path) -> Outcome {
+fn off(path: &Path, arguments: &OffArgs) -> Outcome {
     let socket = config::control_socket(path).unwrap_or_else(|| config::checked::CONTROL.into());
     match control::status(&socket) {
         Ok(report) => {
@@ -357,7 +364,9 @@ fn off(path: &Path) -> Outcome {
     }
     // What takes connections first, then what keeps them from their plain way.
     let interception = intercept::install::remove_left_overs();
-    intercept::holding::remove()?;
+    if !arguments.keep_closed {
+        intercept::holding::remove()?;
+    }
     interception?;
     Ok(())
 }
