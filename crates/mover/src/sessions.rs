@@ -3,9 +3,9 @@
 //! Life of a session: *open* (its datagrams are read) → *sealing* → *old*, when the far side was
 //! heard in a later one → its keys are wiped shortly after. Who answered the handshake seals with
 //! the new session at once, because the far side had its keys first; who started it goes on with
-//! the one before until the far side is heard in the new one, because his last flight may still be
-//! on its way, or lost. So nothing is ever sealed with keys that the far side has not got yet, or
-//! not any more.
+//! the one before until the far side is heard in the new one, because the last flight may still be
+//! on its way, or lost. So nothing is ever sealed with keys that the far side does not have yet, or
+//! has wiped.
 
 use std::collections::VecDeque;
 use std::time::Instant;

@@ -42,15 +42,15 @@ struct Cli {
 enum Command {
     /// Run in the foreground until SIGTERM or SIGINT
     Run(RunArgs),
-    /// Hold the closed rules, without running: before the network comes up, or after a stop. Nothing that they name goes in the clear
+    /// Hold the closed rules, without running: before the network comes up, or after a stop. Of TCP new connections alone are held, unless hold_closed is set
     Hold,
     /// Remove everything that tpo has installed in this network namespace, also what holds closed rules. Not while a tpo runs
     Off(OffArgs),
-    /// Make a key: writes the private one to a file (mode 0600), prints the public one
+    /// Make a key pair or a pre-shared key: writes the secret to a file (mode 0600), prints the public key of a pair
     Keygen(KeygenArgs),
     /// Print a complete, commented configuration to begin with
     Init,
-    /// Check the configuration and the private key that it names
+    /// Check the configuration, the keys that it names, and what this host's settings mean for it
     Check,
     /// Show whether the running tpo works, what it does, and why not
     #[command(after_long_help = reasons())]
@@ -114,7 +114,7 @@ struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Wait until all peers are up, at most so many seconds
+    /// Wait until all peers are up, for SECONDS at most
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     wait_up: Option<Duration>,
     /// Wait for this peer only
@@ -402,11 +402,14 @@ fn check(path: &Path) -> Outcome {
     for finding in intercept::findings::failures(&table).into_iter().chain(intercept::findings::findings(&table)) {
         complain(&format!("this host: {finding}\n"));
     }
-    if let Err(error) = intercept::install::check_tools() {
-        complain(&format!("this host: {error}\n"));
+    let tools = intercept::install::check_tools().map_err(anyhow::Error::from);
+    let lacks: Vec<_> =
+        tools.err().into_iter().chain(crate::privilege::Who::choose(checked.user.as_deref()).err()).collect();
+    for lack in &lacks {
+        complain(&format!("this host: {lack:#}\n"));
     }
-    if let Err(error) = crate::privilege::Who::choose(checked.user.as_deref()) {
-        complain(&format!("this host: {error:#}\n"));
+    if !lacks.is_empty() {
+        return Err(anyhow::anyhow!("{} is good, but `tpo run` would not start on this host", path.display()).into());
     }
     let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
     let rules = match off {

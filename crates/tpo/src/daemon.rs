@@ -1,10 +1,6 @@
 //! The daemon: makes the rooms from the configuration, connects them, waits for the signal to end, and takes everything down in order.
 //!
-//! ```text
-//!            kernel ──► gate ──► lane (one for each peer) ◄── router ◄── listening socket
-//!                        │         └──────── connected socket ◄──► peer
-//!                        └ leases ──► kernel        control socket ◄── tpo status, tpo flows
-//! ```
+//! The picture of its threads is in ARCHITECTURE.md, "Threads".
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -133,15 +129,17 @@ impl Daemon {
                 findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
             }
         }
-        // First, because it finds out whether another tpo runs here. Without a lease the rules let everything pass.
+        // `install` finds out whether another tpo runs here, so only the listeners, whose ports it
+        // needs, come before it. Without a lease open rules let everything pass, and closed ones
+        // refuse.
         let listeners =
             Listeners::with_room(table.mode, table.bounds.half_open()).context("open the interceptor's sockets")?;
         let ports = listeners.ports();
         let installed = install::install(&table, ports).context("install the interception rules")?;
-        // From here on as somebody who can do little else; every thread that hears others starts after it. So are the sockets made, since two of the
-        // same port must be of the same user.
         let control = control::Bound::new(&checked.control)
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
+        // Every thread that hears others starts after this. The UDP sockets are made after it too:
+        // sockets that share a port must belong to the same user.
         confine(checked, &control).context("give up what is not needed")?;
         // Better to hear now that the rules cannot be put in force again than when somebody has removed them.
         install::rehearse(&table, ports).context("as a confined daemon")?;
@@ -277,18 +275,20 @@ impl Daemon {
                 self.gate.set_intact(false);
                 match self.installed.repair(&self.table, self.ports) {
                     Ok(()) => self.gate.set_intact(true),
-                    Err(error) => warn!(%error, "interception cannot be installed again: traffic goes its plain way"),
+                    Err(error) => {
+                        warn!(%error, "interception cannot be installed again: traffic goes as its rule's on_failure says")
+                    }
                 }
             }
             Err(error) => warn!(%error, "cannot look at the interception rules"),
         }
-        // Without this way nothing is cut off: packets take their plain one.
+        // Without this way open rules' packets take their plain one; closed rules are held.
         match self.installed.packets_are_whole() {
             Ok(true) => self.packets_lost = false,
             Ok(false) => match self.installed.repair_packets(&self.table) {
                 Ok(()) => warn!("somebody removed the way into our TUN device; it is there again"),
                 Err(error) if !std::mem::replace(&mut self.packets_lost, true) => {
-                    warn!(%error, "UDP, ICMP and other packets are no longer taken and go their plain way");
+                    warn!(%error, "UDP, ICMP and other packets are no longer taken: they go as their rule's on_failure says");
                 }
                 Err(_) => {}
             },

@@ -370,11 +370,12 @@ impl Loop {
         if self.counters.pressed.swap(!calm, Ordering::Relaxed) != calm {
             return;
         }
-        if !calm {
-            warn!(
+        match calm {
+            true => info!("new TCP connections are taken again"),
+            false => warn!(
                 seconds = self.pressure.hold().as_secs(),
                 "a flood of new connections has filled the listeners' queues: TCP is let go by its rules' on_failure for some time"
-            );
+            ),
         }
     }
 

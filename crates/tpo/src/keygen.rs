@@ -68,6 +68,12 @@ fn read_text(file: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(text)
 }
 
+/// Whether two key files hold the same text.
+pub fn hold_the_same(one: &Path, other: &Path) -> bool {
+    let read = |file: &Path| fs::read(file).map(Zeroizing::new);
+    matches!((read(one), read(other)), (Ok(one), Ok(other)) if one.trim_ascii() == other.trim_ascii())
+}
+
 /// The mode of a file that others than its owner may read or write.
 pub fn open_to_others(file: &Path) -> Option<u32> {
     let mode = fs::metadata(file).ok()?.permissions().mode() & 0o7777;

@@ -2,7 +2,8 @@
 //!
 //! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of all flows. Each turn takes
 //! one input (a batch of datagrams, the ready edges, a command, a deadline), drains every poll of the engine, and sleeps until the next one.
-//! Other threads reach it only by bounded [`Command`]s; it tells them that it lives and whether its peer is up by its [`Pulse`].
+//! Other threads reach it only by bounded [`Command`]s, the router by two bounded ways of its own ([`inlet`]); it tells them that it lives and
+//! whether its peer is up by its [`Pulse`].
 
 use std::collections::HashMap;
 use std::io;
@@ -57,7 +58,7 @@ const SESSION_TURN: usize = 256;
 const HANDSHAKE_TURN: usize = 8;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
-/// When so many flows have been there and most of them are gone, what they took goes back to the system.
+/// Flows of packets from which on memory is given back to the system once most of them are gone.
 const MANY_EXCHANGES: usize = 8_192;
 /// The same when so many bytes were held and half of them are not any more, at this interval at most: a large window fills and empties all the time.
 const MUCH_MEMORY: usize = 8 << 20;

@@ -50,7 +50,7 @@ pub struct Drops {
     pub unknown_sessions: AtomicU64,
     /// Handshakes between other keys than ours and our peers'.
     pub other_keys: AtomicU64,
-    /// Handshakes that name our key and a peer's, by who has not the secrets of the pair.
+    /// Handshakes that name our key and a peer's, but were made without the secrets of the pair.
     pub wrong_guards: AtomicU64,
     /// Handshakes with a right guard, for a lane that had too many of them waiting.
     pub handshakes_full: AtomicU64,

@@ -1,7 +1,7 @@
 //! The tap: reads the packets that the kernel hands over (UDP, ICMP, whatever else a rule names) and gives each to its peer's lane.
 //!
 //! One thread. A packet of a flow that a peer has opened goes to that peer; else the look-up table says whose it is (claims 4 to 6). What is
-//! nobody's goes back to the kernel and takes its plain way.
+//! nobody's goes back to the kernel and takes its plain way, unless a closed rule names it ([`crate::plain`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

@@ -146,9 +146,13 @@ fn a_pre_shared_key_that_is_none_or_that_others_can_read_is_refused() {
     fs::write(folder.path("lyon.psk"), &secret).unwrap();
     assert_eq!(folder.run(&["check", "--config", "tpo.toml"]).code, 0, "hex will do");
     fs::set_permissions(folder.path("lyon.psk"), fs::Permissions::from_mode(0o640)).unwrap();
-    let ran = refused("can be read by others (mode 0640)");
+    let ran = refused("can be read or written by others (mode 0640)");
     assert!(!ran.err.contains(&secret[..8]), "{}", ran.err);
     fs::set_permissions(folder.path("lyon.psk"), fs::Permissions::from_mode(0o600)).unwrap();
+    let private = fs::read(folder.path("paris.key")).unwrap();
+    fs::write(folder.path("lyon.psk"), &private).unwrap();
+    let ran = refused("lyon.psk holds the same as the private key");
+    assert!(!ran.err.contains(String::from_utf8(private).unwrap().trim()), "{}", ran.err);
     for wrong in [&secret[..63], &"0".repeat(64), "", "lyon"] {
         fs::write(folder.path("lyon.psk"), wrong).unwrap();
         let ran = refused("lyon.psk holds no pre-shared key");
@@ -174,6 +178,12 @@ fn init_and_check_go_together() {
     fs::write(folder.path("closed.toml"), text.replacen("[tpo]", "[tpo]\non_failure = \"closed\"", 1)).unwrap();
     let ran = folder.run(&["check", "--config", "closed.toml"]);
     assert!(ran.code == 0 && !ran.err.contains("on_failure"), "{ran:?}");
+
+    // What keeps it from starting here is no mistake of the file, and is not passed over either.
+    fs::write(folder.path("user.toml"), text.replacen("[tpo]", "[tpo]\nuser = \"nosuch\"", 1)).unwrap();
+    let ran = folder.run(&["check", "--config", "user.toml"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+    assert!(ran.err.contains("there is no user \"nosuch\"") && ran.err.contains("would not start"), "{}", ran.err);
 
     fs::set_permissions(folder.path("paris.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let ran = folder.run(&["--config", "tpo.toml", "check"]);

@@ -323,7 +323,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 16 + 3 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(known, 16 + 5 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
 }
 
 fn is_key_or_section(line: &str) -> bool {

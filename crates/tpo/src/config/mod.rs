@@ -97,8 +97,12 @@ pub fn load_pre_shared(checked: &Checked, findings: &mut Findings) -> Option<Vec
             }
         }
         if let Some(mode) = crate::keygen::open_to_others(file) {
-            let found = format!("{} can be read by others (mode {mode:04o})", file.display());
+            let found = format!("{} can be read or written by others (mode {mode:04o})", file.display());
             findings.error(*line, KEY, found, format!("chmod 600 {}", file.display()));
+        }
+        if crate::keygen::hold_the_same(file, &checked.private_key_file) {
+            let found = format!("{} holds the same as the private key, and the peer would get a copy", file.display());
+            findings.error(*line, KEY, found, "a key of its own, made by `tpo keygen --pre-shared FILE`".to_owned());
         }
     }
     (!findings.has_errors()).then_some(keys)

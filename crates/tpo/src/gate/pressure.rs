@@ -41,7 +41,7 @@ const BUSY_WINDOW: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_secs(10);
 const BUSY_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long TCP goes its plain way after a queue was full: half-open connections live three
+/// How long TCP goes by its rules' `on_failure` after a queue was full: half-open connections live three
 /// seconds.
 const HOLD: Duration = Duration::from_secs(5);
 /// The same at most. A flood that lasts costs the connections of half a second each time.

@@ -1,5 +1,5 @@
 //! What holds the closed rules when nothing else of ours is there: a second nftables table and routing rules. Pure: text and
-//! values out, which [`super::install`] gives to the kernel.
+//! values out, which [`super::holding`] gives to the kernel.
 //!
 //! The table `inet tpo` refuses what a closed rule names while the peer's lease is absent. That is quick and polite, but it is
 //! not enough: what it has marked for the TUN device takes its plain way when the device is gone, and everything does when
@@ -15,8 +15,10 @@
 //! A flush of nftables leaves the routing rules, a flush of routing rules leaves the table, and the daemon puts back within a
 //! second what it misses. Both outlive the daemon; the next one takes them over without a gap.
 //!
-//! TCP: connections that began before the rules were installed go on, so only a SYN is held, and what belongs to connections that we
-//! carry, which the table remembers; routing rules can tell neither. With [`Table::hold_closed`] every packet from a rule's sources to its destinations is held, by both.
+//! TCP: connections that began before the rules were installed go on. So the table holds SYNs, and
+//! packets of the connections that we carry, which it remembers. Routing rules can tell neither and
+//! hold no TCP. With [`Table::hold_closed`] both hold every packet from a rule's sources to its
+//! destinations.
 
 use super::layers::{self, Element, Family, Layers, RuleError};
 use super::routing::{Action, RoutingRule};

@@ -1,8 +1,10 @@
 //! Loads the rules into the kernel and takes them away again, with the policy route that delivers marked packets to this host.
 //!
-//! Everything that is made here bears our name: the nft table `inet tpo`, a routing table and an `ip rule` with numbers of their own.
-//! Nothing else is touched. What holds the closed rules comes first and goes last ([`Holding`]). What a killed run has left over bears the same names, so installing replaces it, in one
-//! transaction: there is no moment without rules.
+//! Everything that is made here bears our name or our numbers: the nft tables `tpo` (`inet`; `ip` and
+//! `ip6` where groups are copied), the routing tables [`ROUTE_TABLE`] and [`PACKET_TABLE`] with an
+//! `ip rule` each, the device. Nothing else is touched. What holds the closed rules ([`Holding`]) comes
+//! first and goes last. What a killed run has left over bears the same names, so installing replaces
+//! it, in one transaction: there is no moment without rules.
 
 use super::Table;
 use super::holding::{self, Holding};
@@ -168,7 +170,7 @@ impl Installed {
         Ok(self.watch.route_is_whole(false)? && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
     }
 
-    /// Whether marked packets still go to the TUN device. While they do not, they take their plain way.
+    /// Whether marked packets still go to the TUN device. While they do not, they take their plain way, or are held ([`Holding`]).
     pub fn packets_are_whole(&mut self) -> io::Result<bool> {
         Ok(self.tun.is_none()
             || (self.watch.way_of_packets(false)? == self.device

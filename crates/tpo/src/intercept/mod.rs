@@ -11,11 +11,13 @@
 //! * [`install`] loads that table with the policy route it needs, looks whether they are still there, repairs them, and takes both away again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease is renewed;
 //! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
+//! * [`lock`] lets one daemon into a network namespace; [`own`] knows this host's own addresses;
+//! * `watch` looks whether all is still there, `netlink` is the grammar in which the kernel is asked;
 //! * [`findings`] reads what this host's settings mean for interception; it never changes them.
 //!
 //! The order at start: [`tcp::Listeners::open`], [`install::install`] with their ports, [`lease::Lease::open`], then
-//! [`lease::Lease::renew`] for each peer that is up, every [`lease::RENEW_EVERY`]. At the end drop [`install::Installed`] first:
-//! new connections then go their plain way while the old ones are still served. In between, ask
+//! [`lease::Lease::renew`] for each peer that is up, every [`lease::RENEW_EVERY`]. At the end drop the leases, then end the flows, then remove
+//! [`install::Installed`]: open connections need its rules until they have ended. In between, ask
 //! [`install::Installed::is_whole`] every second or so, let no lease be renewed while it is not, and [`install::Installed::repair`] it.
 //!
 //! Connection tracking: forwarded connections need none in [`Mode::Tproxy`]. With [`Table::local`] it is needed for this host's own, and the kernel
@@ -130,11 +132,11 @@ pub enum Mode {
     Redirect,
 }
 
-/// What becomes of a new connection that a rule names while nobody can carry it.
+/// What becomes of a new connection, or of a packet of another protocol, that a rule names while nobody can carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnFailure {
     /// It goes its plain way.
     Open,
-    /// It is refused with a TCP reset.
+    /// It is refused: TCP by a reset, all else by an ICMP error. A flood is dropped in silence.
     Closed,
 }

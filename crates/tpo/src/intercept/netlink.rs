@@ -1,4 +1,4 @@
-//! The grammar of netlink messages, as far as [`super::lease`] and [`super::watch`] speak it. Pure: bytes in, bytes out.
+//! The grammar of netlink messages, as far as this room speaks it. Pure: bytes in, bytes out.
 
 /// One netlink message: its own header, the fixed one of its subsystem, the attributes.
 pub(super) fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, header: &[u8], attributes: &[u8]) {

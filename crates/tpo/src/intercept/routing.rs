@@ -4,7 +4,7 @@
 //! They lie between two landmarks, in the space of preferences right behind those of marked packets:
 //!
 //! ```text
-//! first       from this host, or from our TUN device: go to the end
+//! first       from this host, from our TUN device, or marked as ours: go to the end
 //! first + 1   the rules, in their order: prohibit, or go to the end
 //! first + 2   the end
 //! ```
@@ -12,6 +12,7 @@
 //! There are two such places. What changes is made anew in the place that is free, then the other one is cleared, so at no moment
 //! less is held than before. What is there already stays as it is.
 
+use super::MARK_OWN;
 use super::install::PACKET_TABLE;
 use super::netlink::{attribute, find, message, string};
 use super::tun::DEVICE;
@@ -59,6 +60,8 @@ struct KernelRule {
     preference: u32,
     action: u8,
     goto: Option<u32>,
+    /// All of these bits of the mark.
+    mark: Option<u32>,
     interface: Option<String>,
     source: Option<(Vec<u8>, u8)>,
     destination: Option<(Vec<u8>, u8)>,
@@ -85,6 +88,7 @@ impl KernelRule {
             preference: first + 1,
             action,
             goto,
+            mark: None,
             interface: rule.interface.clone(),
             source: prefix(rule.source),
             destination: prefix(rule.destination),
@@ -109,6 +113,7 @@ impl KernelRule {
             preference: number(FRA_PRIORITY).unwrap_or(0),
             action: header[7],
             goto: number(FRA_GOTO),
+            mark: number(FRA_FWMARK).filter(|mark| *mark != 0 && number(FRA_FWMASK) == Some(*mark)),
             interface: find(attributes, FRA_IIFNAME).map(|name| {
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
                 String::from_utf8_lossy(name).into_owned()
@@ -140,6 +145,10 @@ impl KernelRule {
         if let Some(target) = self.goto {
             attribute(&mut attributes, FRA_GOTO, &target.to_ne_bytes());
         }
+        if let Some(mark) = self.mark {
+            attribute(&mut attributes, FRA_FWMARK, &mark.to_ne_bytes());
+            attribute(&mut attributes, FRA_FWMASK, &mark.to_ne_bytes());
+        }
         if let Some(protocol) = self.protocol {
             attribute(&mut attributes, FRA_IP_PROTO, &[protocol]);
         }
@@ -155,14 +164,13 @@ impl KernelRule {
 
 /// All rules of a place that holds these, in the order of the kernel's list.
 fn place(rules: &[RoutingRule], first: u32) -> Vec<KernelRule> {
-    let past = |interface: &str| KernelRule {
-        preference: first,
-        action: FR_ACT_GOTO,
-        goto: Some(first + 2),
-        interface: Some(interface.to_owned()),
-        ..KernelRule::default()
-    };
-    let mut all = vec![past("lo"), past(DEVICE)];
+    let past = KernelRule { preference: first, action: FR_ACT_GOTO, goto: Some(first + 2), ..KernelRule::default() };
+    let by = |interface: &str| KernelRule { interface: Some(interface.to_owned()), ..past.clone() };
+    // Before it forwards a packet that came out of our device the kernel asks whether its source is
+    // plausible, by a look-up with the ends exchanged and the way out as the way in. Only the mark,
+    // which our table sets on what comes out of the device, tells that from a packet to be held.
+    let asked_back = KernelRule { mark: Some(MARK_OWN), ..past.clone() };
+    let mut all = vec![by("lo"), by(DEVICE), asked_back];
     for rule in rules {
         let rule = KernelRule::of(rule, first);
         if !all.contains(&rule) {
@@ -294,6 +302,8 @@ const FRA_SRC: u16 = 2;
 const FRA_IIFNAME: u16 = 3;
 const FRA_GOTO: u16 = 4;
 const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_FWMASK: u16 = 16;
 const FRA_PROTOCOL: u16 = 21;
 const FRA_IP_PROTO: u16 = 22;
 const FRA_SPORT_RANGE: u16 = 23;

@@ -750,7 +750,7 @@ impl Writer<'_> {
     type filter hook prerouting priority {PRIORITY_PACKETS}; policy accept;
     meta l4proto tcp accept
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} accept
-    iifname \"{DEVICE}\" jump others_out
+    iifname \"{DEVICE}\" meta mark set meta mark | {MARK_OWN:#x} jump others_out
     iifname \"{DEVICE}\" accept
     {NOT_FORWARDED} accept
     icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} accept

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::install::InstallError;
 
-/// How long a program may take, seconds. The largest look-up table loads in one; what takes longer hangs, and whoever waits for it is the thread
+/// How long a program may take. The largest look-up table loads in one; what takes longer hangs, and whoever waits for it is the thread
 /// that watches over the rules.
 pub const LIMIT: Duration = Duration::from_secs(10);
 

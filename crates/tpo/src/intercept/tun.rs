@@ -1,7 +1,7 @@
 //! The TUN device by which packets of what is no TCP come to us and go out again, whole.
 //!
 //! The kernel routes marked packets into it; what we write to it takes the way of any packet that came in somewhere: the firewall, the hop
-//! limit, path MTU and ICMP errors are the kernel's. It lives as long as the daemon: with it goes the route into it, and traffic takes its plain way.
+//! limit, path MTU and ICMP errors are the kernel's. It lives as long as the daemon: with it goes the route into it, and what no closed rule names takes its plain way.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -29,8 +29,13 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// What IPv4 does with what comes out of the device, by number. It bears addresses whose way back leads elsewhere, so a strict check of
 /// sources would drop everything. Behind the device is no network of ours: nothing that comes from there changes how this host routes,
 /// and no packet names its own way.
-const SETTINGS_V4: [(u16, u32); 3] =
-    [(IPV4_DEVCONF_RP_FILTER, 2), (IPV4_DEVCONF_ACCEPT_REDIRECTS, 0), (IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE, 0)];
+const SETTINGS_V4: [(u16, u32); 4] = [
+    (IPV4_DEVCONF_RP_FILTER, 2),
+    // The check knows our mark, by which the rules that hold closed rules let its question pass.
+    (IPV4_DEVCONF_SRC_VMARK, 1),
+    (IPV4_DEVCONF_ACCEPT_REDIRECTS, 0),
+    (IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE, 0),
+];
 
 /// The same of IPv6, for which netlink has no word. Packets that would make use of them do not leave the tunnel, so a host whose /proc/sys
 /// cannot be written loses nothing by it.
@@ -199,6 +204,7 @@ impl Link {
 // linux/ip.h, linux/if_link.h: what libc leaves out.
 const IPV4_DEVCONF_ACCEPT_REDIRECTS: u16 = 4;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+const IPV4_DEVCONF_SRC_VMARK: u16 = 24;
 const IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE: u16 = 9;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;

@@ -2,7 +2,7 @@
 //! a network manager removes routing rules that it did not make.
 //!
 //! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would cost more than an idle daemon. Gives its
-//! answer to [`super::install`].
+//! answers to [`super::install`] and [`super::holding`].
 
 use super::netlink::{INET, attribute, find, message, next_message, nft};
 use super::{MARK_DELIVER, MARK_PACKETS};

@@ -92,9 +92,16 @@ pub struct Counters {
     pub complaints_unproved: u64,
 }
 
-/// Session indices of one lane that are published: two of sessions, and of attempts as many as a
-/// peer is let begin side by side.
+/// Session indices of one lane that are published: four of sessions, one of an attempt of our own,
+/// and four of the peer's attempts.
 const INDICES: usize = 16;
+/// What stands where there is none: no session has it, because an index has 24 bits.
+const NO_INDEX: u32 = u32::MAX;
+
+/// A level of which the lane has not spoken yet: there is room.
+fn unsaid() -> [AtomicUsize; 2] {
+    [AtomicUsize::new(0), AtomicUsize::new(usize::MAX)]
+}
 
 /// Life signs of a lane, read by the interceptor's lease, and how much of its room is used.
 #[derive(Debug)]
@@ -118,7 +125,7 @@ pub struct Pulse {
     pub memory: AtomicUsize,
     /// Bytes of packets that wait for the lane.
     pub packets: AtomicUsize,
-    /// The session indices by which datagrams find the lane now; 0: none, which no session has.
+    /// The session indices by which datagrams find the lane now, or [`NO_INDEX`].
     indices: [AtomicU32; INDICES],
 }
 
@@ -128,21 +135,21 @@ impl Pulse {
             start: Instant::now(),
             beat_ms: AtomicU64::new(0),
             up: AtomicBool::new(false),
-            flows: Default::default(),
-            held: Default::default(),
-            calling: Default::default(),
+            flows: unsaid(),
+            held: unsaid(),
+            calling: unsaid(),
             connections: AtomicUsize::new(0),
             far_is_full: AtomicBool::new(false),
             lack: AtomicU8::new(0),
             memory: AtomicUsize::new(0),
             packets: AtomicUsize::new(0),
-            indices: Default::default(),
+            indices: [const { AtomicU32::new(NO_INDEX) }; INDICES],
         }
     }
 
     /// Says by which session indices the lane is found.
     pub(super) fn publish(&self, indices: impl Iterator<Item = u32>) {
-        for (place, index) in self.indices.iter().zip(indices.chain(std::iter::repeat(0))) {
+        for (place, index) in self.indices.iter().zip(indices.chain(std::iter::repeat(NO_INDEX))) {
             if place.load(Ordering::Relaxed) != index {
                 place.store(index, Ordering::Relaxed);
             }
@@ -293,5 +300,23 @@ impl Lane {
         self.stopping.store(true, Ordering::SeqCst);
         // A lane that cannot be woken has ended.
         let _ = self.waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_that_has_said_nothing_has_room_and_no_sessions() {
+        let pulse = Pulse::new();
+        for level in pulse.levels() {
+            assert!(level.used < level.marks.low, "{level:?}");
+        }
+        assert!(![0, 1, 0xff_ffff].into_iter().any(|index| pulse.knows(index)));
+        pulse.publish([0, 7].into_iter());
+        assert!(pulse.knows(0) && pulse.knows(7) && !pulse.knows(1));
+        pulse.publish([7].into_iter());
+        assert!(pulse.knows(7) && !pulse.knows(0));
     }
 }

@@ -1,6 +1,6 @@
 //! What the running daemon may do: its work, and little else. Whoever takes it over by a fault of ours gets no more.
 //!
-//! [`crate::daemon`] does first what root alone may do (the device's file, the control socket, the state folder), then calls [`confine`], while it still
+//! [`crate::daemon`] does first what root alone may do (the device's file, the rules and routes, the control socket, the state folder), then calls [`confine`], while it still
 //! is one thread, and only then starts the threads that read what peers, strangers and hosts of the LAN send. From there on:
 //!
 //! * it is a user of its own ([`Who`]), with three capabilities, in its programs too, and no way to more;
@@ -37,7 +37,7 @@ pub const USER: &str = "tpo";
 /// UIDS-GIDS says of 60578 to 61183 that they are unused).
 pub const NUMBER: u32 = 60_780;
 
-/// How long a thread of ours that has just been joined may still be seen, milliseconds.
+/// How long a thread of ours that has just been joined may still be seen.
 const LINGERS: Duration = Duration::from_millis(200);
 
 /// As whom it runs.

@@ -25,7 +25,7 @@ pub enum Reason {
     NotAccepted = 8,
     /// 9: it came in where we do not look.
     Interface = 9,
-    /// 10: no file descriptors are left.
+    /// 10: no file descriptors are left, or none of the peer's share.
     Descriptors = 10,
     /// 11: a protocol that is not carried.
     Protocol = 11,
@@ -108,7 +108,9 @@ impl Reason {
             Reason::Loop => "The connection is the TPO's own, or was brought here by a TPO.",
             Reason::NotAccepted => "The far TPO has no [[accept]] for this client and destination.",
             Reason::Interface => "The connection came in by an interface that [intercept] leaves out.",
-            Reason::Descriptors => "The process had no file descriptors left.",
+            Reason::Descriptors => {
+                "The peer's share of the file descriptors was used up, or the process had none left."
+            }
             Reason::Protocol => "The protocol is not carried.",
             Reason::Destination => "The kernel no longer knew where the redirected connection was going.",
             Reason::Stopping => "The TPO was ending.",
@@ -119,7 +121,7 @@ impl Reason {
                 "More new connections came, from one source or in all, than are taken (syn_rate_per_source, syn_rate)."
             }
             Reason::WaysFull => {
-                "The kernel's set of flows whose answers are ours was full: an answer took its ordinary way."
+                "The kernel's set of flows whose answers go back through the tunnel was full: an answer took its ordinary way."
             }
         }
     }

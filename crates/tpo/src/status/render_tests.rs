@@ -116,7 +116,7 @@ connections that were not accelerated:
 COUNT  NO.  REASON        WHAT TO DO
    17    2  peer down     see the peer and its lease above: they say why
     2    8  not accepted  add an [[accept]] at the far TPO, or narrow the rule here
-  2: The rule's peer was not up when the connection began.
+  2: The rule's peer was not up, or had no room, when the connection began.
   8: The far TPO has no [[accept]] for this client and destination.
 
 went in the clear (TCP: connections, all else: packets):

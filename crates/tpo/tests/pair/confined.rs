@@ -125,6 +125,8 @@ fn the_service_manager_hears_of_it_and_its_folder_is_written() {
     let mut pair = Pair::new(&Options::default());
     let state = pair.config(Host::A).with_file_name("state");
     std::fs::create_dir(&state).unwrap();
+    // As below /var/lib: others may pass.
+    std::fs::set_permissions(state.parent().unwrap(), std::fs::Permissions::from_mode(0o711)).unwrap();
     let address = pair.config(Host::A).with_file_name("notify");
     let manager = UnixDatagram::bind(&address).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -190,6 +192,7 @@ fn started_by_nobody_with_a_read_only_proc_it_works_as_well() {
     let script = format!(
         "mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && \
          mknod -m 666 {folder}/tun c 10 200 && mount --bind {folder}/tun /dev/net/tun && \
+         mkdir -p /run/tpo && mount -t tmpfs -o mode=755,uid={number} tmpfs /run/tpo && \
          exec setpriv --reuid {number} --regid {number} --clear-groups --bounding-set -all,+net_admin,+net_raw,+net_bind_service \
          --inh-caps -all,+net_admin,+net_raw,+net_bind_service --ambient-caps -all,+net_admin,+net_raw,+net_bind_service \
          --no-new-privs {tpo} run --config {config}",

@@ -398,6 +398,39 @@ fn all_arrive(pair: &mut Pair) {
     wait_for("a connection through the tunnel", || pair.is_accelerated(listener.local_addr().unwrap()));
 }
 
+/// Before the kernel forwards an answer out of the device it asks whether its source is plausible:
+/// by routing rules, among them those that hold the question.
+#[test]
+fn answers_come_back_whatever_check_of_sources_the_host_makes() {
+    let pair = Pair::start(&closed());
+    let udp = |host, to: SocketAddr| {
+        let socket = pair.lab.inside(host, || std::net::UdpSocket::bind(to).unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket
+    };
+    let at: SocketAddr = (SERVER_V4, PORT).into();
+    let (server, client) = (udp(Host::Server, at), udp(Host::Client, (CLIENT_V4, 0).into()));
+    let mut bytes = [0; 64];
+    for check in ["0", "1", "2"] {
+        for host in [Host::A, Host::B] {
+            let set = format!("net.ipv4.conf.all.rp_filter={check}");
+            assert!(pair.lab.command(host, "sysctl").args(["-qw", &set]).status().unwrap().success());
+        }
+        client.send_to(b"is it there?", at).unwrap();
+        let (length, from) = server.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{check}: {error}"));
+        server.send_to(&bytes[..length], from).unwrap();
+        let answer = client.recv(&mut bytes).unwrap_or_else(|error| panic!("{check}: {error}\n{}", pair.logs()));
+        assert_eq!(&bytes[..answer], b"is it there?");
+        let took = pair.lab.inside(Host::Client, || tpo_lab::ping(SERVER_V4.into(), Duration::from_secs(2)));
+        took.unwrap_or_else(|error| panic!("{check}: ping: {error}"));
+        // An error comes back too.
+        let nobody = udp(Host::Client, (CLIENT_V4, 0).into());
+        pair.lab.inside(Host::Client, || nobody.connect((SERVER_V4, PORT + 1))).unwrap();
+        nobody.send(b"is anybody there?").unwrap();
+        assert_eq!(nobody.recv(&mut bytes).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{check}");
+    }
+}
+
 #[test]
 fn a_killed_daemon_leaves_nothing_in_the_clear_nor_does_its_next_start() {
     let mut pair = Pair::start(&closed());

@@ -205,6 +205,11 @@ impl Pair {
         });
     }
 
+    /// Whether the daemon runs so far that it answers: its sockets are there.
+    pub(crate) fn answers(&self, host: Host) -> bool {
+        tpo().args(["status", "--json", "--config"]).arg(self.config(host)).output().unwrap().stdout.starts_with(b"{")
+    }
+
     pub(crate) fn status(&self, host: Host) -> Value {
         self.ask(host, "status")
     }
