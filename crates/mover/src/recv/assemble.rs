@@ -4,7 +4,7 @@
 //! or not fetched costs memory, which is bounded: it is charged with what is allocated for it, before it is, and a segment that would
 //! exceed the bound is refused. The datagram that carried it is then not acknowledged, so it comes again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::Limits;
 use crate::packet::Data;
@@ -13,13 +13,11 @@ use crate::seq;
 use crate::spares::Spares;
 use crate::timer::Nanos;
 
-/// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the table, which may be half empty, and the allocator's own. Bytes.
+/// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the tree, whose nodes may be half empty, and the allocator's own. Bytes.
 pub(crate) const ENTRY_COST: usize = 256;
 /// Pieces of one payload that do not touch each other: a payload of 256 KiB in datagrams of 512 bytes of which every second one is lost. What would be another
 /// piece is refused until gaps close, so that noting a segment never moves more than 4 KiB of entries.
 const MOST_PIECES: usize = 512;
-/// A table that had far more entries is made smaller when so few are left.
-const ROOM_LEFT: usize = 1_024;
 
 /// What became of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,8 +47,8 @@ impl Partial {
 
 /// The receiver's payloads.
 pub(crate) struct Assembler {
-    /// By logical number, all from `base` on. Hashed with a key that no peer knows; nothing depends on its order.
-    partial: HashMap<u64, Partial>,
+    /// By logical number, all from `base` on.
+    partial: BTreeMap<u64, Partial>,
     done: Done,
     /// The lowest logical number that is not done.
     base: u64,
@@ -72,7 +70,7 @@ pub(crate) struct Assembler {
 impl Assembler {
     pub(crate) fn new(limits: &Limits) -> Assembler {
         Assembler {
-            partial: HashMap::new(),
+            partial: BTreeMap::new(),
             done: Done::new(limits.logical_window),
             base: limits.first_logical,
             window: limits.logical_window,
@@ -165,9 +163,6 @@ impl Assembler {
         self.done.insert(logical);
         while self.done.take(self.base) {
             self.base += 1;
-        }
-        if self.partial.capacity() > ROOM_LEFT.max(8 * self.partial.len()) {
-            self.partial.shrink_to(2 * self.partial.len());
         }
     }
 
@@ -380,7 +375,7 @@ mod tests {
         let mut assembler = Assembler::new(&limits);
         let data = |logical| Data { at_once: false, protected: false, logical, offset: 0, size: 2, segment: &[7] };
         assert_eq!(assembler.handle_segment(&data((1 << 20) - 1)), Taken::New);
-        assert!(assembler.held() < 2 * ENTRY_COST && assembler.partial.capacity() < 16, "{}", assembler.held());
+        assert!(assembler.held() < 2 * ENTRY_COST && assembler.partial.len() == 1, "{}", assembler.held());
         let taken = (0..1_000).filter(|logical| assembler.handle_segment(&data(*logical)) == Taken::New).count();
         assert!(taken < 2_000 / ENTRY_COST, "{taken} begun with 2,000 bytes");
         assembler.check_invariants();
