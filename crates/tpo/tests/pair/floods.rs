@@ -333,6 +333,23 @@ fn of_a_flood_of_a_closed_rule_nothing_leaves_and_nothing_is_sent_back() {
 }
 
 #[test]
+fn known_hosts_are_known_again_after_the_table_was_made_anew() {
+    let world = World::new(&options("open"));
+    let known = || world.says(Host::A, "nft list set inet tpo known_v4").contains("10.10.1.100");
+    // The repair falls anywhere between two looks of the gate.
+    for _ in 0..5 {
+        world.connect(0);
+        wait_for("the host to be known", known);
+        world.says(Host::A, "nft delete table inet tpo");
+        wait_for("the table", || !world.says(Host::A, "nft list table inet tpo").is_empty());
+        assert!(!known(), "the table is another one");
+        wait_for("the lease", || world.pair.status(Host::A)["intercept"]["leases"][0]["held"] == true);
+        // The gate looks twice a second.
+        std::thread::sleep(Duration::from_millis(600));
+    }
+}
+
+#[test]
 fn while_the_listeners_queues_are_full_tcp_is_let_go() {
     let options = Options {
         intercept: "syn_rate_per_source = 1000000\nsyn_rate = 1000000",
