@@ -384,7 +384,8 @@ impl Writer<'_> {
                 self.text,
                 "  chain {chain} {{
     meta l4proto != tcp return
-    fib saddr type local return"
+    meta oif != 0 return
+    iifname \"lo\" return"
             )?;
             for standing in Standing::ALL {
                 for (family, _, source, _) in families {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use super::site::{Options, Pair, SOON, V4, wait_for};
+use super::site::{Options, Pair, SOON, V4, V6, wait_for};
 
 /// SYNs per second of a flood.
 const FLOOD: u64 = 10_000;
@@ -50,6 +50,10 @@ enum From {
     MadeUp,
     /// Any address of one /64.
     OneSite,
+    /// The address of the gateway itself, of IPv4 or IPv6.
+    Gateway {
+        v6: bool,
+    },
 }
 
 impl From {
@@ -58,7 +62,15 @@ impl From {
             From::OneHost => Ipv4Addr::new(10, 66, 0, 1).into(),
             From::MadeUp => Ipv4Addr::from(0x0a42_0000 | dice.u32(..1 << 16)).into(),
             From::OneSite => Ipv6Addr::from((0xfd66_u128 << 112) | u128::from(dice.u64(..))).into(),
+            From::Gateway { v6: false } => Ipv4Addr::new(10, 10, 1, 1).into(),
+            From::Gateway { v6: true } => Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1).into(),
         }
+    }
+}
+
+impl From {
+    fn is_v6(self) -> bool {
+        matches!(self, From::OneSite | From::Gateway { v6: true })
     }
 }
 
@@ -238,7 +250,7 @@ END",
 
     /// The same of all other hosts, during a flood; and how many SYNs it had, in which time.
     fn others_in_a_flood(&self, from: From, time: Duration) -> (Outcome, u64, Duration) {
-        let server = if from == From::OneSite { "fd10:2::2" } else { V4 }.parse().unwrap();
+        let server = if from.is_v6() { V6 } else { V4 }.parse().unwrap();
         let (stop, sent, start) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
         let outcome = std::thread::scope(|scope| {
             scope.spawn(|| self.pair.lab.inside(Host::Client, || flood(from, server, &stop, &sent)));
@@ -330,6 +342,21 @@ fn a_flood_from_all_addresses_of_a_site_ends_nobodys_connections() {
 #[test]
 fn of_a_flood_of_a_closed_rule_nothing_leaves_and_nothing_is_sent_back() {
     a_flood_ends_nobodys_connections(From::MadeUp, "closed");
+}
+
+#[test]
+fn a_flood_that_bears_the_gateways_own_address_is_bounded_too() {
+    let world = World::new(&options("open"));
+    world.others(OTHERS, Duration::from_secs(2));
+    for v6 in [false, true] {
+        let before = world.passed("flood");
+        let (busy, sent, took) = world.others_in_a_flood(From::Gateway { v6 }, Duration::from_secs(3));
+        let passed = world.passed("flood") - before;
+        let most = 1_000 + 500 * (took.as_secs() + 1);
+        assert!(sent > 2 * most, "{sent} SYNs are no flood");
+        assert!(passed + most >= sent, "{passed} of {sent} are not taken, {most} at most should be");
+        assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
+    }
 }
 
 #[test]
