@@ -50,6 +50,8 @@ enum From {
     MadeUp,
     /// Any address of one /64.
     OneSite,
+    /// A host of eight addresses of one /64.
+    ManyAddresses,
     /// The address of the gateway itself, of IPv4 or IPv6.
     Gateway {
         v6: bool,
@@ -62,6 +64,7 @@ impl From {
             From::OneHost => Ipv4Addr::new(10, 66, 0, 1).into(),
             From::MadeUp => Ipv4Addr::from(0x0a42_0000 | dice.u32(..1 << 16)).into(),
             From::OneSite => Ipv6Addr::from((0xfd66_u128 << 112) | u128::from(dice.u64(..))).into(),
+            From::ManyAddresses => From::address(dice.u16(..8)),
             From::Gateway { v6: false } => Ipv4Addr::new(10, 10, 1, 1).into(),
             From::Gateway { v6: true } => Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1).into(),
         }
@@ -69,8 +72,13 @@ impl From {
 }
 
 impl From {
+    /// One of the addresses of the host of many.
+    fn address(number: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 1 + number).into()
+    }
+
     fn is_v6(self) -> bool {
-        matches!(self, From::OneSite | From::Gateway { v6: true })
+        matches!(self, From::OneSite | From::ManyAddresses | From::Gateway { v6: true })
     }
 }
 
@@ -357,6 +365,31 @@ fn a_flood_that_bears_the_gateways_own_address_is_bounded_too() {
         assert!(passed + most >= sent, "{passed} of {sent} are not taken, {most} at most should be");
         assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
     }
+}
+
+#[test]
+fn one_host_of_many_known_addresses_leaves_room_for_others() {
+    // Four known sources may send what all together may, and a /64 three quarters of that.
+    let options = Options { intercept: "syn_rate_per_source = 300\nsyn_rate = 1600", ..options("open") };
+    let world = World::new(&options);
+    world.others(OTHERS, Duration::from_secs(2));
+    let to = SocketAddr::new(V6.parse().unwrap(), FLOODED_PORT);
+    for address in (0..8).map(From::address) {
+        world.says(Host::Client, &format!("ip addr add {address}/128 dev eth0 nodad"));
+        world.pair.lab.inside(Host::Client, || {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
+            socket.connect_timeout(&to.into(), SOON).unwrap();
+        });
+        wait_for("the address to be known", || {
+            world.says(Host::A, "nft list set inet tpo known_v6").contains(&address.to_string())
+        });
+        // From now on nobody answers there.
+        world.says(Host::Client, &format!("ip addr del {address}/128 dev eth0"));
+    }
+    let (busy, sent, took) = world.others_in_a_flood(From::ManyAddresses, Duration::from_secs(seconds()));
+    assert!(sent > 2_400 * took.as_secs(), "{sent} SYNs are no flood");
+    assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
 }
 
 #[test]
