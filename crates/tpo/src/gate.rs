@@ -57,6 +57,8 @@ pub struct Counters {
     /// Whether the rules in the kernel are as they were installed. While not, no lease is held: what is intercepted could end nowhere.
     /// Set by [`Gate::set_intact`].
     pub intact: AtomicBool,
+    /// The rules were not intact, or were made anew, since the gate looked last: their sets and counters are empty.
+    pub made_anew: AtomicBool,
     /// Turns of the gate's loop, two a second at least: a life sign.
     pub turns: AtomicU64,
     /// The listeners' queues were full: no lease holds TCP for some seconds.
@@ -149,6 +151,8 @@ impl Gate {
     /// Says whether the rules in the kernel are whole. The gate acts on a change at once.
     pub fn set_intact(&self, intact: bool) {
         if self.counters.intact.swap(intact, Ordering::SeqCst) != intact {
+            // Both ways: what the gate has told while they were not is gone too.
+            self.counters.made_anew.store(true, Ordering::SeqCst);
             // The gate looks every half second anyway.
             let _ = self.waker.wake();
         }
@@ -359,8 +363,8 @@ impl Loop {
 
     /// TCP is in the leases while the listeners' queues have room.
     fn watch_queues(&mut self, now: Instant) {
-        if !self.counters.intact.load(Ordering::SeqCst) {
-            // Its counters and sets are gone with the table.
+        if self.counters.made_anew.swap(false, Ordering::SeqCst) {
+            // A repair may take less time than there is between two looks.
             self.known.forget();
         }
         self.known.age(now);

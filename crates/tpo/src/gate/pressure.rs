@@ -12,16 +12,17 @@
 //! twice as long as the last time.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
+use std::hash::Hash;
 use std::io::{Read, Seek};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use crate::intercept::lease::KnownSources;
-use crate::intercept::rules::{HALF_OPEN_SECONDS, MOST_KNOWN, Standing};
+use crate::intercept::rules::{HALF_OPEN_SECONDS, MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
 
 /// A source stays known for this time after it was last told; those of a day's work stay known
 /// through their pauses.
@@ -51,7 +52,10 @@ const HOLD_MOST: Duration = Duration::from_secs(60);
 pub(super) struct Known {
     /// None: the kernel cannot be told, and all sources are bounded as new ones are.
     kernel: Option<KnownSources>,
-    sources: HashMap<IpAddr, Source>,
+    v4: HashMap<Ipv4Addr, Source>,
+    v6: HashMap<Ipv6Addr, Source>,
+    /// How many of these are of the same /64.
+    sites: HashMap<u64, usize>,
     /// To be told as known.
     newly_known: Vec<IpAddr>,
     /// To be told as busy.
@@ -74,18 +78,32 @@ impl Known {
     pub(super) fn new(now: Instant) -> Known {
         let kernel = KnownSources::open().inspect_err(|error| debug!(%error, "no netlink for known sources")).ok();
         let (newly_known, newly_busy) = (Vec::new(), Vec::new());
-        Known { kernel, sources: HashMap::new(), newly_known, newly_busy, next: now }
+        let (v4, v6, sites) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Known { kernel, v4, v6, sites, newly_known, newly_busy, next: now }
     }
 
     /// This source has completed a handshake.
     pub(super) fn note(&mut self, address: IpAddr, now: Instant) {
-        let is_full = self.sources.len() >= MOST_KNOWN;
-        let source = match self.sources.entry(address) {
-            Entry::Occupied(source) => source.into_mut(),
-            Entry::Vacant(_) if is_full => return,
-            Entry::Vacant(place) => {
+        let new = || Source { known: now, busy: None, count: 1, window: now };
+        let place = match address {
+            IpAddr::V4(address) => place_of(&mut self.v4, address, new),
+            IpAddr::V6(address) => {
+                let of_site = self.sites.get(&site(address)).copied().unwrap_or_default();
+                if of_site >= MOST_KNOWN_OF_SITE && !self.v6.contains_key(&address) {
+                    return;
+                }
+                let place = place_of(&mut self.v6, address, new);
+                if matches!(place, Place::New) {
+                    self.sites.insert(site(address), of_site + 1);
+                }
+                place
+            }
+        };
+        let source = match place {
+            Place::Old(source) => source,
+            Place::None => return,
+            Place::New => {
                 self.newly_known.push(address);
-                place.insert(Source { known: now, busy: None, count: 1, window: now });
                 return;
             }
         };
@@ -125,25 +143,66 @@ impl Known {
             {
                 debug!(%error, "sources could not be told");
                 // Their next connections tell them again.
-                for source in &sources {
-                    self.sources.remove(source);
-                }
+                let untold: HashSet<IpAddr> = sources.into_iter().collect();
+                self.v4.retain(|address, _| !untold.contains(&IpAddr::V4(*address)));
+                self.v6.retain(|address, _| !untold.contains(&IpAddr::V6(*address)));
+                count_sites(&mut self.sites, &self.v6);
             }
         }
     }
 
     /// Forgets those that the kernel has forgotten, so that others have room.
     pub(super) fn age(&mut self, now: Instant) {
-        if self.sources.len() >= MOST_KNOWN / 2 {
-            self.sources.retain(|_, source| now.saturating_duration_since(source.known) < KNOWN);
+        let is_known = |source: &Source| now.saturating_duration_since(source.known) < KNOWN;
+        if self.v4.len() >= MOST_KNOWN / 2 {
+            self.v4.retain(|_, source| is_known(source));
+        }
+        // One /64 may be full long before all are.
+        if self.v6.len() >= MOST_KNOWN_OF_SITE / 2 {
+            self.v6.retain(|_, source| is_known(source));
+            count_sites(&mut self.sites, &self.v6);
         }
     }
 
     /// The kernel has forgotten all: the rules were installed anew.
     pub(super) fn forget(&mut self) {
-        self.sources.clear();
+        self.v4.clear();
+        self.v6.clear();
+        self.sites.clear();
         self.newly_known.clear();
         self.newly_busy.clear();
+    }
+}
+
+/// Where a source stands.
+enum Place<'a> {
+    Old(&'a mut Source),
+    New,
+    /// There are too many.
+    None,
+}
+
+fn place_of<A: Eq + Hash>(sources: &mut HashMap<A, Source>, address: A, new: impl FnOnce() -> Source) -> Place<'_> {
+    let is_full = sources.len() >= MOST_KNOWN;
+    match sources.entry(address) {
+        Entry::Occupied(source) => Place::Old(source.into_mut()),
+        Entry::Vacant(_) if is_full => Place::None,
+        Entry::Vacant(place) => {
+            place.insert(new());
+            Place::New
+        }
+    }
+}
+
+/// The part of an address that its host cannot choose.
+fn site(address: Ipv6Addr) -> u64 {
+    (address.to_bits() >> 64) as u64
+}
+
+fn count_sites(sites: &mut HashMap<u64, usize>, sources: &HashMap<Ipv6Addr, Source>) {
+    sites.clear();
+    for address in sources.keys() {
+        *sites.entry(site(*address)).or_default() += 1;
     }
 }
 
@@ -194,9 +253,9 @@ impl Pressure {
         let (_, handed_before, taken_before) = self.looks[0];
         // Those that a client has given up count too, so that this is what the queues hold at most.
         let half_open = (handed - handed_before).saturating_sub(taken - taken_before);
-        // The kernel counts the full queues of all services of this host. It was ours only if many
-        // of ours are half-open.
-        let is_full = half_open >= self.room || grew && half_open >= self.room / 4;
+        // The kernel counts the full queues of all services of this host. It was ours only if ours
+        // are close to it: connections spread so evenly over the queues that one is full only then.
+        let is_full = half_open >= self.room || grew && half_open >= self.room / 4 * 3;
         if is_full && self.until.is_none() {
             let again = self.ended.is_some_and(|ended| now.saturating_duration_since(ended) < HOLD_MOST);
             self.hold = if again { (self.hold * 2).min(HOLD_MOST) } else { HOLD };
@@ -287,9 +346,36 @@ mod tests {
         for n in 0..MOST_KNOWN as u32 + 10 {
             known.note(address(n), now);
         }
-        assert_eq!(known.sources.len(), MOST_KNOWN);
+        assert_eq!(known.v4.len(), MOST_KNOWN);
         known.age(now + KNOWN + BUSY);
-        assert!(known.sources.len() <= 1);
+        assert!(known.v4.len() <= 1);
+    }
+
+    #[test]
+    fn one_network_of_ipv6_uses_up_nobody_elses_places() {
+        let now = Instant::now();
+        let mut known = Known { kernel: None, ..Known::new(now) };
+        let address = |site: u128, host: u128| IpAddr::from(Ipv6Addr::from_bits(0xfd << 120 | site << 64 | host));
+        let mut note = |address, now| {
+            known.note(address, now);
+            known.newly_known.drain(..).any(|told| told == address)
+        };
+        let told = (0..MOST_KNOWN as u128 + 10).filter(|host| note(address(1, *host), now)).count();
+        assert_eq!(told, MOST_KNOWN_OF_SITE);
+        assert!(note(address(2, 1), now), "of another /64");
+        assert!(note(Ipv4Addr::new(10, 1, 1, 1).into(), now), "of the other family");
+        assert!(!note(address(1, 1), now + TELL_EVERY) && note(address(1, 1), now + TELL_AGAIN), "it is still at work");
+        known.age(now + KNOWN);
+        known.note(address(1, u64::MAX.into()), now + KNOWN);
+        assert_eq!((known.v6.len(), known.newly_known.len()), (2, 1), "what is forgotten makes room");
+        // All networks together.
+        for site in 3..20 {
+            (0..MOST_KNOWN_OF_SITE as u128).for_each(|host| known.note(address(site, host), now + KNOWN));
+        }
+        assert_eq!(known.v6.len(), MOST_KNOWN);
+        assert_eq!(known.sites.values().sum::<usize>(), MOST_KNOWN);
+        known.note(Ipv4Addr::new(10, 1, 1, 2).into(), now + KNOWN);
+        assert!(known.newly_known.contains(&Ipv4Addr::new(10, 1, 1, 2).into()));
     }
 
     const ROOM: usize = 1_000;
@@ -329,8 +415,9 @@ mod tests {
     #[test]
     fn the_full_queues_of_other_services_are_not_ours() {
         let mut world = World::new();
-        assert!((0..100).all(|_| world.look(20, 10, 1_000)), "60 half-open ones of three seconds");
-        assert!(!(0..10).all(|_| world.look(100, 0, 1)), "hundreds of them, and a queue that was full");
+        // More than a quarter of the room, as one source may hold within its bound.
+        assert!((0..100).all(|_| world.look(80, 10, 1_000)), "420 half-open ones of three seconds");
+        assert!(!(0..10).all(|_| world.look(130, 0, 1)), "close to all of the room, and a queue that was full");
     }
 
     #[test]

@@ -258,7 +258,8 @@ impl Holder<'_> {
             && self.writer.others.iter().any(|(protocol, _)| *protocol == TCP)
     }
 
-    /// Remembers which connections are ours: what has our mark is, while the daemon and `inet tpo` are there.
+    /// Remembers which connections are ours: what has our mark is, while the daemon and `inet tpo` are there. A SYN opens none
+    /// yet, and a flood of them would fill the sets; it is held by its rule anyway.
     fn carried(&mut self) -> fmt::Result {
         for (family, _) in self.families() {
             let kind = if *family == "v4" { "ipv4_addr" } else { "ipv6_addr" };
@@ -274,6 +275,7 @@ impl Holder<'_> {
             "  chain carried {{
     type filter hook prerouting priority {PRIORITY_MARKED}; policy accept;
     meta l4proto != tcp accept
+    {SYN} accept
     meta mark & {MARK_DELIVER:#x} != {MARK_DELIVER:#x} accept"
         ))?;
         for (family, header) in self.families() {

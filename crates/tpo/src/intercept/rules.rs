@@ -22,7 +22,8 @@
 //! bounds takes its plain way, or is dropped where its rule fails closed. In order:
 //!
 //! * A source that has completed a handshake (the daemon says so, by the sets of [`Standing`]) has
-//!   its own bound, and all such have one together. One that completes many has a higher one.
+//!   its own bound, and all such have one together. One that completes many has a higher one. In
+//!   IPv6 all such of a /64 together have that of one that completes many.
 //! * Other sources, which may be made up, have a lower one each, by /64 in IPv6, and a lower one
 //!   together. They cannot use up what known ones need.
 //! * The set that counts for each source is bounded: when it is full, sources that are not in it
@@ -257,9 +258,13 @@ const NEW_SHARE: u32 = 6;
 /// Of the SYNs of all sources, those that have completed no handshake may send a quarter.
 const NEW_SHARE_OF_ALL: u32 = 4;
 
-/// Sources that have completed a handshake, at most: beyond it further ones are bounded as new ones
-/// are.
+/// Sources of each family that have completed a handshake, at most: beyond it further ones are
+/// bounded as new ones are.
 pub const MOST_KNOWN: usize = 65_536;
+
+/// Of these the addresses of one /64 of IPv6, so that one host of many addresses does not use up
+/// the places of other networks: an eighth, a large LAN with several addresses for each host.
+pub const MOST_KNOWN_OF_SITE: usize = MOST_KNOWN / 8;
 
 /// Sources whose SYNs are counted apart, for each family and kind. A flood from more sources in
 /// [`SYN_MEMORY`] is beyond the bounds.
@@ -327,10 +332,11 @@ impl Writer<'_> {
         let new = (known / NEW_SHARE).max(1);
         let all_new = (syns / NEW_SHARE_OF_ALL).max(1);
         let all_known = (syns - all_new).max(1);
+        // The last quarter is for the others.
+        let busy = known.max(all_known - all_known / 4);
         let rate_of = |standing| match standing {
             Standing::Known => known,
-            // The last quarter is for the others.
-            Standing::Busy => known.max(all_known - all_known / 4),
+            Standing::Busy => busy,
         };
         // A browser or a load tester opens many at once.
         let burst = 2 * new;
@@ -341,6 +347,12 @@ impl Writer<'_> {
         for (which, rate) in [("known", all_known), ("new", all_new)] {
             writeln!(self.text, "  limit syns_{which} {{\n    rate over {rate}/second burst {rate} packets\n  }}")?;
         }
+        writeln!(
+            self.text,
+            "  set syns_site {{
+    type ipv6_addr; flags dynamic,timeout; timeout {SYN_MEMORY}; size {MOST_SOURCES};
+  }}"
+        )?;
         for (family, kind, ..) in families {
             writeln!(
                 self.text,
@@ -376,15 +388,23 @@ impl Writer<'_> {
                         "    update @syns_{name}_{family} {{ {source} limit rate over {rate}/second burst {rate} packets }} goto {chain}_over"
                     )?;
                 }
-                writeln!(self.text, "    limit name \"syns_known\" goto {chain}_over\n  }}")?;
+                // A host of IPv6 may make as many of its addresses known as it likes: together
+                // they are no more than one busy source.
+                writeln!(
+                    self.text,
+                    "    update @syns_site {{ ip6 saddr & {V6_SITE} limit rate over {busy}/second burst {busy} packets }} goto {chain}_over
+    limit name \"syns_known\" goto {chain}_over\n  }}"
+                )?;
             }
             // What this host's applications begin is finished by its own kernel: it stays half-open
-            // for no time.
+            // for no time. It leaves by an interface (the output hooks) or has come from `lo`. Its
+            // addresses would not say so: anybody in a LAN may bear them as a source.
             writeln!(
                 self.text,
                 "  chain {chain} {{
     meta l4proto != tcp return
-    fib saddr type local return"
+    meta oif != 0 return
+    iifname \"lo\" return"
             )?;
             for standing in Standing::ALL {
                 for (family, _, source, _) in families {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use super::site::{Options, Pair, SOON, V4, wait_for};
+use super::site::{Options, Pair, SOON, V4, V6, wait_for};
 
 /// SYNs per second of a flood.
 const FLOOD: u64 = 10_000;
@@ -50,6 +50,12 @@ enum From {
     MadeUp,
     /// Any address of one /64.
     OneSite,
+    /// A host of eight addresses of one /64.
+    ManyAddresses,
+    /// The address of the gateway itself, of IPv4 or IPv6.
+    Gateway {
+        v6: bool,
+    },
 }
 
 impl From {
@@ -58,7 +64,21 @@ impl From {
             From::OneHost => Ipv4Addr::new(10, 66, 0, 1).into(),
             From::MadeUp => Ipv4Addr::from(0x0a42_0000 | dice.u32(..1 << 16)).into(),
             From::OneSite => Ipv6Addr::from((0xfd66_u128 << 112) | u128::from(dice.u64(..))).into(),
+            From::ManyAddresses => From::address(dice.u16(..8)),
+            From::Gateway { v6: false } => Ipv4Addr::new(10, 10, 1, 1).into(),
+            From::Gateway { v6: true } => Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1).into(),
         }
+    }
+}
+
+impl From {
+    /// One of the addresses of the host of many.
+    fn address(number: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 1 + number).into()
+    }
+
+    fn is_v6(self) -> bool {
+        matches!(self, From::OneSite | From::ManyAddresses | From::Gateway { v6: true })
     }
 }
 
@@ -198,6 +218,11 @@ END",
         rest.split_whitespace().next().unwrap().parse().unwrap()
     }
 
+    fn says(&self, host: Host, line: &str) -> String {
+        let output = self.pair.lab.command(host, "sh").args(["-c", line]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     fn flows(&self) -> u64 {
         self.pair.status(Host::A)["peers"][0]["flows_total"].as_u64().unwrap()
     }
@@ -233,7 +258,7 @@ END",
 
     /// The same of all other hosts, during a flood; and how many SYNs it had, in which time.
     fn others_in_a_flood(&self, from: From, time: Duration) -> (Outcome, u64, Duration) {
-        let server = if from == From::OneSite { "fd10:2::2" } else { V4 }.parse().unwrap();
+        let server = if from.is_v6() { V6 } else { V4 }.parse().unwrap();
         let (stop, sent, start) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
         let outcome = std::thread::scope(|scope| {
             scope.spawn(|| self.pair.lab.inside(Host::Client, || flood(from, server, &stop, &sent)));
@@ -296,7 +321,12 @@ fn a_flood_ends_nobodys_connections(from: From, on_failure: &'static str) {
         // Its plain way: refused by the server itself.
         "open" => assert!(clear > passed / 2, "{clear} of {passed}"),
         // Neither in the clear, nor turned upon those whose address was made up.
-        _ => assert_eq!((clear, resets), (0, 0)),
+        _ => {
+            assert_eq!((clear, resets), (0, 0));
+            // Of connections that never opened nothing is remembered as carried.
+            let carried = world.says(Host::A, "nft list set inet tpo_hold carried_v4");
+            assert!(carried.contains("carried_v4") && !carried.contains("10.66."), "{}", carried.len());
+        }
     }
     let leases = &world.pair.status(Host::A)["intercept"]["leases"][0];
     assert_eq!(leases["held"], true, "{leases}");
@@ -320,6 +350,63 @@ fn a_flood_from_all_addresses_of_a_site_ends_nobodys_connections() {
 #[test]
 fn of_a_flood_of_a_closed_rule_nothing_leaves_and_nothing_is_sent_back() {
     a_flood_ends_nobodys_connections(From::MadeUp, "closed");
+}
+
+#[test]
+fn a_flood_that_bears_the_gateways_own_address_is_bounded_too() {
+    let world = World::new(&options("open"));
+    world.others(OTHERS, Duration::from_secs(2));
+    for v6 in [false, true] {
+        let before = world.passed("flood");
+        let (busy, sent, took) = world.others_in_a_flood(From::Gateway { v6 }, Duration::from_secs(3));
+        let passed = world.passed("flood") - before;
+        let most = 1_000 + 500 * (took.as_secs() + 1);
+        assert!(sent > 2 * most, "{sent} SYNs are no flood");
+        assert!(passed + most >= sent, "{passed} of {sent} are not taken, {most} at most should be");
+        assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
+    }
+}
+
+#[test]
+fn one_host_of_many_known_addresses_leaves_room_for_others() {
+    // Four known sources may send what all together may, and a /64 three quarters of that.
+    let options = Options { intercept: "syn_rate_per_source = 300\nsyn_rate = 1600", ..options("open") };
+    let world = World::new(&options);
+    world.others(OTHERS, Duration::from_secs(2));
+    let to = SocketAddr::new(V6.parse().unwrap(), FLOODED_PORT);
+    for address in (0..8).map(From::address) {
+        world.says(Host::Client, &format!("ip addr add {address}/128 dev eth0 nodad"));
+        world.pair.lab.inside(Host::Client, || {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
+            socket.connect_timeout(&to.into(), SOON).unwrap();
+        });
+        wait_for("the address to be known", || {
+            world.says(Host::A, "nft list set inet tpo known_v6").contains(&address.to_string())
+        });
+        // From now on nobody answers there.
+        world.says(Host::Client, &format!("ip addr del {address}/128 dev eth0"));
+    }
+    let (busy, sent, took) = world.others_in_a_flood(From::ManyAddresses, Duration::from_secs(seconds()));
+    assert!(sent > 2_400 * took.as_secs(), "{sent} SYNs are no flood");
+    assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
+}
+
+#[test]
+fn known_hosts_are_known_again_after_the_table_was_made_anew() {
+    let world = World::new(&options("open"));
+    let known = || world.says(Host::A, "nft list set inet tpo known_v4").contains("10.10.1.100");
+    // The repair falls anywhere between two looks of the gate.
+    for _ in 0..5 {
+        world.connect(0);
+        wait_for("the host to be known", known);
+        world.says(Host::A, "nft delete table inet tpo");
+        wait_for("the table", || !world.says(Host::A, "nft list table inet tpo").is_empty());
+        assert!(!known(), "the table is another one");
+        wait_for("the lease", || world.pair.status(Host::A)["intercept"]["leases"][0]["held"] == true);
+        // The gate looks twice a second.
+        std::thread::sleep(Duration::from_millis(600));
+    }
 }
 
 #[test]
