@@ -83,8 +83,11 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
             service.alive(Instant::now());
         }
         if Instant::now() >= next_look {
-            daemon.watch_rules();
-            daemon.watch_groups();
+            // This thread gives the life sign as well.
+            intercept::tool::within_limit(|| {
+                daemon.watch_rules();
+                daemon.watch_groups();
+            });
             next_look = Instant::now() + RULES_EVERY;
         }
         std::thread::sleep(LOOK_EVERY);
