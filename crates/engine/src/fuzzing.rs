@@ -206,16 +206,30 @@ impl Hostile {
         payload
     }
 
-    /// Numbered, and smaller than any sender makes them: nothing, or a few bytes.
+    /// So many like messages of a flow that is over or never was.
+    fn late(&self, count: u16) -> Vec<u8> {
+        let flow = FlowId(self.side | ((1 << 31) - 1));
+        let header = Header { function: Function::Credit, fin: false, flow, sequence: 0, length: 0, form: Form::Short };
+        let mut message = [0; message::SHORT];
+        header.emit(&mut message);
+        message.repeat(count.into())
+    }
+
+    /// Numbered, and smaller than any sender makes them: nothing, a few bytes, or thousands of messages.
     fn small_compressed(&mut self, dice: Dice<'_>) -> Vec<u8> {
-        let raw = vec![0; dice(200) as usize];
-        let mut frame = vec![0; 600];
+        let count = if dice(8) == 0 { 1 + dice(16_000) as u16 } else { 0 };
+        let raw = match count {
+            0 => vec![0; dice(200) as usize],
+            _ => self.late(count),
+        };
+        let mut frame = vec![0; zstd_safe::compress_bound(raw.len())];
         let length = zstd_safe::compress(&mut frame[..], &raw, 1).expect("it has room");
         let mut payload = vec![0; HEADER];
         payload.extend_from_slice(&frame[4..length]);
         self.number = self.number.wrapping_add(dice(3));
         let inside = (payload.len() - message::ROUTING) as u32;
         payload[0] = COMPRESSED;
+        payload[2..4].copy_from_slice(&count.to_be_bytes());
         payload[4..8].copy_from_slice(&inside.to_be_bytes());
         payload[8..12].copy_from_slice(&self.number.to_be_bytes());
         payload[12..16].copy_from_slice(&(raw.len() as u32).to_be_bytes());
@@ -413,8 +427,10 @@ pub fn messages(bytes: &[u8], now: Instant) {
     let mut driver = Driver::new(limits, false);
     driver.on_connected(true, 100_000);
     let (mut hostile, mut allowed, mut now) = (Hostile::new(true), HashSet::new(), now);
+    let mut said = 0;
     for step in 0..40 {
         let payload = hostile.payload(64 << 10, &mut dice);
+        said += payload.len() as u64;
         driver.unpack(payload, now);
         while let Some(event) = driver.poll_event() {
             match event {
@@ -451,6 +467,7 @@ pub fn messages(bytes: &[u8], now: Instant) {
         assert!(driver.held_by_queues() <= 16 << 20 && driver.held_by_compression() <= MOST_HISTORY + (32 << 20));
         let counters = driver.counters();
         assert!(counters.walked <= most_steps(counters), "too many steps: {counters:?}");
+        assert!(counters.messages_in <= said, "{said} bytes are too few: {counters:?}");
         now += Duration::from_millis(u64::from(dice(50)));
     }
 }

@@ -88,14 +88,16 @@ pub enum AsItIs {
     FastLink,
     /// It holds messages of several flows, one of which does not share its compression.
     Apart,
+    /// It holds more messages than it would have bytes, which no receiver takes.
+    Crowded,
 }
 
 impl AsItIs {
     /// How many reasons there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
     /// All of them, by their number.
     pub const ALL: [AsItIs; AsItIs::COUNT] =
-        [AsItIs::Off, AsItIs::Small, AsItIs::Stubborn, AsItIs::FastLink, AsItIs::Apart];
+        [AsItIs::Off, AsItIs::Small, AsItIs::Stubborn, AsItIs::FastLink, AsItIs::Apart, AsItIs::Crowded];
 }
 
 /// What happened since the start. None of these ever goes down.

@@ -221,6 +221,8 @@ impl Victim {
             let counters = stats.counters;
             assert!(counters.walked <= most_steps(&counters), "too many steps: {counters:?}");
             let bytes = stats.mover.bytes_received;
+            // What was rebuilt came in fewer bytes.
+            assert!(counters.messages_in <= 2 * bytes, "{bytes} bytes became {} messages", counters.messages_in);
             assert!(stats.mover.walked <= 128 * bytes + 100_000, "{} steps for {bytes} bytes", stats.mover.walked);
         }
     }

@@ -42,6 +42,7 @@ use crate::service::Service;
 use crate::shares::Shares;
 use crate::tap::{self, Opened, Tap};
 use crate::transit::Transit;
+use crate::turns::Watched;
 use crate::workshop::Workshop;
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
@@ -50,7 +51,7 @@ const ENDING: Duration = Duration::from_secs(2);
 const RULES_EVERY: Duration = Duration::from_secs(1);
 /// The initial credit of a flow grows with a configured rate up to this: flows whose application takes nothing may hold it.
 const MOST_CREDIT: u32 = 1 << 20;
-/// A gate or lane that has not turned for this long gets no life sign out to the service manager: both turn several times a second.
+/// When the gate, the router or the tap has not turned for this long, the service manager gets no life sign: each turns twice a second at least.
 const WEDGED: Duration = Duration::from_secs(2);
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -78,12 +79,15 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     while signal.load(Ordering::Relaxed) == 0 && failed.is_none() {
         share_memory(&daemon.lanes, memory, &mut told);
         failed = daemon.ended_by_itself();
-        if daemon.turns(Instant::now()) {
+        if daemon.watched.all_turn(WEDGED, Instant::now()) {
             service.alive(Instant::now());
         }
         if Instant::now() >= next_look {
-            daemon.watch_rules();
-            daemon.watch_groups();
+            // This thread gives the life sign as well.
+            intercept::tool::within_limit(|| {
+                daemon.watch_rules();
+                daemon.watch_groups();
+            });
             next_look = Instant::now() + RULES_EVERY;
         }
         std::thread::sleep(LOOK_EVERY);
@@ -114,8 +118,9 @@ struct Daemon {
     ports: Ports,
     control: control::Server,
     following: Following,
-    /// The gate's turns when they were last seen to be others, and when that was.
-    gate_seen: (u64, Instant),
+    /// What the service manager's watchdog wants to know of. No lane is among them: how much one has to do at a time is its peer's choice, and
+    /// who wedges his own lane loses his lease and nothing else ([`crate::gate`]).
+    watched: Watched,
 }
 
 impl Daemon {
@@ -236,6 +241,8 @@ impl Daemon {
         let counters = (gate.counters.clone(), router.drops.clone(), taken, plain.clone());
         let facts = Facts::new(checked, lanes.clone(), counters);
         let control = control::Server::answer(control, Arc::new(facts)).context("answer at the control socket")?;
+        let turns = [Some(&gate.counters.turns), Some(&router.turns), tap.as_ref().map(|tap| &tap.turns)];
+        let watched = Watched::new(turns.into_iter().flatten().cloned(), Instant::now());
         Ok(Daemon {
             lanes,
             threads,
@@ -250,7 +257,7 @@ impl Daemon {
             ports,
             control,
             following,
-            gate_seen: (0, Instant::now()),
+            watched,
         })
     }
 
@@ -303,16 +310,6 @@ impl Daemon {
         {
             warn!(%error, "multicast is no longer taken from the LANs");
         }
-    }
-
-    /// Whether the gate and every lane have turned since a moment ago: what the service manager's watchdog wants to know.
-    fn turns(&mut self, now: Instant) -> bool {
-        let turns = self.gate.counters.turns.load(Ordering::Relaxed);
-        if turns != self.gate_seen.0 {
-            self.gate_seen = (turns, now);
-        }
-        now.saturating_duration_since(self.gate_seen.1) < WEDGED
-            && self.lanes.iter().all(|lane| lane.pulse.is_alive(now, WEDGED))
     }
 
     /// The name of a thread that has ended though nobody asked it to.

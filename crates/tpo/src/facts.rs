@@ -381,6 +381,7 @@ fn compression(squeezed: &Squeezed, rate: u64) -> CompressionReport {
             AsItIs::Stubborn => "does not shrink",
             AsItIs::FastLink => "fast link",
             AsItIs::Apart => "kept apart",
+            AsItIs::Crowded => "too many messages",
         };
         (name, squeezed.raw[why as usize])
     });

@@ -22,6 +22,7 @@ use crate::intercept::rules::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
 use crate::lane::{Command, Lane};
 use crate::shares::{ARRIVING, Lack, Level, Marks, Opener, Room};
+use crate::turns::Turns;
 use pressure::{FullQueues, Known, Pressure};
 
 const WAKE: Token = Token(0);
@@ -60,7 +61,7 @@ pub struct Counters {
     /// The rules were not intact, or were made anew, since the gate looked last: their sets and counters are empty.
     pub made_anew: AtomicBool,
     /// Turns of the gate's loop, two a second at least: a life sign.
-    pub turns: AtomicU64,
+    pub turns: Turns,
     /// The listeners' queues were full: no lease holds TCP for some seconds.
     pub pressed: AtomicBool,
 }
@@ -223,7 +224,7 @@ impl Loop {
         let mut next_renewal = Instant::now();
         let mut batch = Vec::new();
         while !self.stopping.load(Ordering::SeqCst) {
-            self.counters.turns.fetch_add(1, Ordering::Relaxed);
+            self.counters.turns.count();
             let now = Instant::now();
             if now >= next_renewal {
                 self.watch_queues(now);

@@ -50,6 +50,8 @@ const COMMANDS: usize = 4_096;
 const PULSE: Duration = Duration::from_millis(200);
 /// Batches received before the lane turns to its other work, so that nothing starves under a flood.
 const RECEIVE_TURN: usize = 4;
+/// No other batch is received when those of the turn have taken this long: what a datagram costs is its sender's choice.
+const RECEIVE_TIME: Duration = Duration::from_millis(5);
 /// Commands handled in one turn, likewise.
 const COMMAND_TURN: usize = 256;
 /// Datagrams from the router handled in one turn, likewise: each handshake datagram may cost a
@@ -304,7 +306,7 @@ impl Loop {
     /// Takes datagrams from the connected socket until it is empty or the turn is over.
     fn receive(&mut self) {
         self.hear_complaints();
-        let mut turns = 0;
+        let (start, mut turns) = (Instant::now(), 0);
         while let Some(received) = self.voice.receive(&mut self.runs) {
             match received {
                 Ok(0) => return,
@@ -330,7 +332,9 @@ impl Loop {
                 Err(_) => self.hear_complaints(),
             }
             turns += 1;
-            if turns == RECEIVE_TURN {
+            let now = Instant::now();
+            self.pulse.turn(now);
+            if turns == RECEIVE_TURN || now >= start + RECEIVE_TIME {
                 // The poll is edge triggered: what is left would never be announced again.
                 self.voice.watch();
                 return;

@@ -33,6 +33,7 @@ pub mod router;
 pub mod shares;
 pub mod tap;
 pub mod transit;
+pub mod turns;
 pub mod workshop;
 
 pub mod sys;

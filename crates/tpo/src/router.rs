@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 use crate::lane::Lane;
 use crate::link::udp::{Link, Runs};
 use crate::log::Seldom;
+use crate::turns::{TURN_EVERY, Turns};
 
 mod sightings;
 
@@ -158,6 +159,8 @@ pub struct Router {
     thread: JoinHandle<()>,
     /// What it dropped so far.
     pub drops: Arc<Drops>,
+    /// Turns of its loop: a life sign.
+    pub turns: Turns,
 }
 
 impl Router {
@@ -167,13 +170,16 @@ impl Router {
         let waker = Waker::new(poll.registry(), WAKE)?;
         poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE)?;
         let drops = Arc::new(Drops::new(Sightings::new(&table.endpoints)));
-        let counters = drops.clone();
+        let turns = Turns::default();
+        let (counters, turning) = (drops.clone(), turns.clone());
         let thread = std::thread::Builder::new().name("router".into()).spawn(move || {
             let mut events = Events::with_capacity(8);
             let mut runs = Runs::new();
-            let (mut wait, mut line, mut look) = (None, Seldom::new(LINE_EVERY), Seldom::new(Duration::from_secs(1)));
+            let (mut wait, mut line, mut look) =
+                (TURN_EVERY, Seldom::new(LINE_EVERY), Seldom::new(Duration::from_secs(1)));
             loop {
-                if let Err(error) = poll.poll(&mut events, wait)
+                turning.count();
+                if let Err(error) = poll.poll(&mut events, Some(wait))
                     && error.kind() != io::ErrorKind::Interrupted
                 {
                     warn!(%error, "the router cannot wait for datagrams and ends");
@@ -184,13 +190,13 @@ impl Router {
                 }
                 // The poll is edge triggered: what a turn leaves waiting would not be announced again.
                 let drained = route(&link, &mut runs, &table, &counters, &mut line);
-                wait = (!drained).then_some(Duration::ZERO);
+                wait = if drained { TURN_EVERY } else { Duration::ZERO };
                 if look.admits(Instant::now()).is_some() {
                     counters.buffer_full.store(link.dropped(), Ordering::Relaxed);
                 }
             }
         })?;
-        Ok(Router { waker, thread, drops })
+        Ok(Router { waker, thread, drops, turns })
     }
 
     /// Whether the thread has ended by itself, which it never should.

@@ -54,7 +54,7 @@ impl Service {
         self.tell("STOPPING=1\n");
     }
 
-    /// A life sign, when one is due. To be called often, and only while everything turns.
+    /// A life sign, when one is due. To be called often, and only while what serves all peers turns.
     pub fn alive(&mut self, now: Instant) {
         let Some(every) = self.every else { return };
         if self.last.is_none_or(|last| now.saturating_duration_since(last) >= every) {

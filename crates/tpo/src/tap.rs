@@ -24,6 +24,7 @@ use crate::lane::{Command, Lane};
 use crate::multicast::groups::{For, Wanted};
 use crate::packet::{self, Seen};
 use crate::plain::{Cause, Plain};
+use crate::turns::{TURN_EVERY, Turns};
 
 const TUN: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -207,6 +208,8 @@ pub struct Tap {
     thread: JoinHandle<()>,
     /// What it counted.
     pub counters: Arc<Counters>,
+    /// Turns of its loop: a life sign.
+    pub turns: Turns,
 }
 
 /// Everything that says whose a packet is.
@@ -274,15 +277,17 @@ impl Tap {
         let waker = Waker::new(poll.registry(), WAKE)?;
         poll.registry().register(&mut SourceFd(&tun.as_raw_fd()), TUN, Interest::READABLE)?;
         let counters = Arc::new(Counters::default());
-        let shared = counters.clone();
+        let turns = Turns::default();
+        let (shared, turning) = (counters.clone(), turns.clone());
         let thread = std::thread::Builder::new().name("tap".into()).spawn(move || {
             let mut events = Events::with_capacity(8);
-            let mut wait = None;
+            let mut wait = TURN_EVERY;
             let mut buffer = vec![0; packet::VNET + LONGEST];
             let mut pieces = Pieces::default();
             let mut batches: Vec<Batch> = table.lanes.iter().map(|_| Batch::default()).collect();
             loop {
-                if let Err(error) = poll.poll(&mut events, wait)
+                turning.count();
+                if let Err(error) = poll.poll(&mut events, Some(wait))
                     && error.kind() != io::ErrorKind::Interrupted
                 {
                     warn!(%error, "the tap cannot wait for packets and ends");
@@ -293,7 +298,7 @@ impl Tap {
                 }
                 // The poll is edge triggered: what a turn leaves waiting would not be announced again.
                 let drained = read(&tun, &table, &mut pieces, &mut batches, &mut buffer, &shared);
-                wait = (!drained).then_some(Duration::ZERO);
+                wait = if drained { TURN_EVERY } else { Duration::ZERO };
                 let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
                 for (lane, batch) in table.lanes.iter().zip(&mut batches) {
                     hand_over(lane, std::mem::take(batch), &tun, &shared);
@@ -303,7 +308,7 @@ impl Tap {
                 }
             }
         })?;
-        Ok(Tap { waker, thread, counters })
+        Ok(Tap { waker, thread, counters, turns })
     }
 
     /// Whether the thread has ended by itself, which it never should.

@@ -922,6 +922,20 @@ fn a_flushed_ruleset_is_found_and_repaired() {
     }
 }
 
+/// As a second daemon does whose lock is another file: its table has the same name, chains and rules.
+#[test]
+fn a_table_of_the_same_shape_in_the_place_of_ours_is_found() {
+    let net = Net::up();
+    let table = || table(rules_for(PORT, OnFailure::Closed), 1);
+    let daemon = Daemon::start(&net, table());
+    daemon.keep(0);
+    assert!(daemon.is_whole());
+    net.nft(Place::Tpo, &tpo::intercept::rules::render(&table(), daemon.ports()).unwrap());
+    assert!(!daemon.is_whole());
+    daemon.repair().unwrap();
+    assert!(daemon.is_whole());
+}
+
 #[test]
 fn foreign_marks_are_left_alone() {
     let net = Net::up();

@@ -9,7 +9,7 @@ use std::{
 use zstd_safe::{DCtx, DDict};
 
 use super::{
-    HEADER, MAGIC, Proposal,
+    HEADER, MAGIC, Proposal, is_worth_its_messages,
     work::{Make, Work},
 };
 use crate::{
@@ -99,6 +99,10 @@ impl Expander {
         let word = |at: usize| u32::from_be_bytes([payload[at], payload[at + 1], payload[at + 2], payload[at + 3]]);
         if payload.len() < HEADER || word(4) as usize != payload.len() - ROUTING {
             return Err(PayloadError::Truncated);
+        }
+        // Before anything is done for it.
+        if !is_worth_its_messages(payload) {
+            return Err(PayloadError::Compressed);
         }
         let (generation, number, raw) = (payload[1], word(8), word(12) as usize);
         // Buffers that dictionaries are made of were worth compressing.

@@ -20,6 +20,12 @@ pub(crate) const HEADER: usize = 16;
 /// The four bytes with which every zstd frame begins (RFC 8878 section 3.1.1); they are not sent.
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
+/// Whether a compressed payload names no more messages than it has bytes. Zstd makes thousands of like messages from some tens of bytes; who takes them apart
+/// would have as much to do for one datagram as otherwise for thousands.
+fn is_worth_its_messages(payload: &[u8]) -> bool {
+    usize::from(u16::from_be_bytes([payload[2], payload[3]])) <= payload.len()
+}
+
 /// What is asked of compression, by a peer's or a rule's `compress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Compress {

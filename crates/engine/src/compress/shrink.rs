@@ -14,7 +14,7 @@ use std::{
 use zstd_safe::{CCtx, CDict, compress_bound};
 
 use super::{
-    COMPRESSED, Compress, Compression, HEADER, LEVELS, MAGIC,
+    COMPRESSED, Compress, Compression, HEADER, LEVELS, MAGIC, is_worth_its_messages,
     work::{Make, Work},
 };
 use crate::{
@@ -293,12 +293,15 @@ impl Shrinker {
             record.failures += 1;
             return Err((AsItIs::Stubborn, cost));
         }
+        self.out[2..4].copy_from_slice(&buffer[2..4]);
+        if !is_worth_its_messages(&self.out[..total]) {
+            return Err((AsItIs::Crowded, cost));
+        }
         (record.failures, record.known) = (0, true);
         let number = if how.isolated { 0 } else { self.keep(&buffer[ROUTING..]) };
         // What zstd began with is written over.
         self.out[0] = COMPRESSED;
         self.out[1] = generation;
-        self.out[2..4].copy_from_slice(&buffer[2..4]);
         self.out[4..8].copy_from_slice(&((total - ROUTING) as u32).to_be_bytes());
         self.out[8..12].copy_from_slice(&number.to_be_bytes());
         self.out[12..16].copy_from_slice(&(raw as u32).to_be_bytes());

@@ -985,3 +985,84 @@ fn what_a_rule_asks_crosses_with_its_flow() {
         }
     }
 }
+
+/// Some tens of bytes that become thousands of messages would keep a lane busy for milliseconds each.
+#[test]
+fn a_compressed_buffer_has_no_more_messages_than_bytes() {
+    let now = crate::clock();
+    let how = (How { compress: Compress::Auto, isolated: true }, true);
+    let squeeze = |raw: &[u8], count: u16| {
+        let mut buffer = raw.to_vec();
+        message::emit_routing(&mut buffer, 1);
+        Shrinker::new(Compression::default()).shrink(&mut buffer, how, &mut Default::default(), 100_000);
+        assert_eq!(buffer[0], COMPRESSED);
+        buffer[2..4].copy_from_slice(&count.to_be_bytes());
+        buffer
+    };
+    let late = |count: u32| many((0..count).map(|_| header(Function::Credit, FAR + 7, 0, Form::Short, 0)));
+    let mut driver = connected(Limits::default());
+    for count in [200, 1_000, 16_000] {
+        let raw = late(u32::from(count));
+        let bad = squeeze(&raw, count);
+        assert!(bad.len() < 200, "{count} messages in {} bytes", bad.len());
+        let before = *driver.counters();
+        driver.unpack(bad, now);
+        let after = driver.counters();
+        assert_eq!((after.malformed - before.malformed, after.messages_in - before.messages_in), (1, 0), "{count}");
+        assert!(driver.take_broken());
+        // What we pack keeps to it: such a buffer stays as it is.
+        let (mut ours, mut record) = (raw.clone(), Default::default());
+        let squeezed = Shrinker::new(Compression::default()).shrink(&mut ours, how, &mut record, 100_000);
+        assert_eq!((ours == raw, squeezed.raw[AsItIs::Crowded as usize]), (true, 1), "{count}");
+    }
+    // As many as there are bytes are none too many.
+    let (mut few, mut count) = (squeeze(&late(20), 20), 20);
+    while usize::from(count) < few.len() {
+        count += 1;
+        few = squeeze(&late(u32::from(count)), count);
+    }
+    let before = *driver.counters();
+    driver.unpack(squeeze(&late(u32::from(count) - 1), count - 1), now);
+    let after = driver.counters();
+    assert_eq!((after.malformed, after.late - before.late), (before.malformed, u64::from(count) - 1));
+}
+
+/// Thousands of like datagrams of one byte each, as many to a buffer as it holds: nothing that is packed is more than the far side takes.
+#[test]
+fn the_smallest_like_datagrams_are_compressed_and_arrive() {
+    let now = crate::clock();
+    let ends = any_key(0);
+    let key = PacketKey::new(17, ends.source, ends.destination).expect("UDP");
+    let mut drivers = [Driver::new(Limits::default(), false), Driver::new(Limits::default(), true)];
+    for driver in &mut drivers {
+        driver.on_connected(true, 100_000);
+        driver.set_compression(Compression::default());
+        driver.set_path(1_000_000, 1_400, 1_400);
+    }
+    let (mut sent, mut arrived, mut bytes, mut wire) = (0, 0, 0, 0);
+    for turn in 0..100 {
+        for largest in [1_400, 16_800, 64_400] {
+            let room = Room { segment: 1_400, urgent: 1_400, largest, shrunk: largest, most: 65_536 };
+            let now = now + turn * 10 * MS;
+            for _ in 0..1_000 {
+                let how = (Treatment::from(Class::Bulk), crate::Delivery::Timely);
+                sent += usize::from(drivers[0].send_datagram(&key, how, b"a", now).is_ok());
+            }
+            drivers[0].end_gathering(now + 5 * MS);
+            let mut buffer = Vec::new();
+            while let Some(packed) = drivers[0].pack(&mut Silent, &mut buffer, room, now) {
+                bytes += buffer.len();
+                drivers[0].shrink(&mut buffer, packed, now);
+                wire += buffer.len();
+                drivers[1].unpack(std::mem::take(&mut buffer), now);
+                drivers[1].take_datagrams(|_| arrived += 1);
+            }
+            while let Some(packed) = drivers[1].pack(&mut Silent, &mut buffer, room, now) {
+                drivers[1].shrink(&mut buffer, packed, now);
+                drivers[0].unpack(std::mem::take(&mut buffer), now);
+            }
+        }
+    }
+    assert_eq!((drivers[1].counters().malformed, arrived), (0, sent));
+    assert!(sent > 200_000 && wire < bytes / 4, "{sent} datagrams, {bytes} bytes became {wire}");
+}

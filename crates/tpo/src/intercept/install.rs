@@ -260,11 +260,14 @@ impl Installed {
     }
 
     fn take_away(&self) -> Result<(), InstallError> {
-        let removed = remove_left_overs();
-        match self.let_go {
-            true => removed.and(holding::remove()),
-            false => removed,
-        }
+        // The service manager waits for an end for some time only.
+        tool::within_limit(|| {
+            let removed = remove_left_overs();
+            match self.let_go {
+                true => removed.and(holding::remove()),
+                false => removed,
+            }
+        })
     }
 }
 

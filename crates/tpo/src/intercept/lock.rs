@@ -22,7 +22,7 @@ const TRIES: usize = 16;
 #[derive(Debug)]
 pub struct Lock {
     file: PathBuf,
-    _held: File,
+    held: File,
 }
 
 impl Lock {
@@ -53,20 +53,28 @@ impl Lock {
             }
             // Its last holder removes the file: then this one has the lock of a file without a
             // name, and others make another.
-            let (mine, named) = (held.metadata()?, std::fs::symlink_metadata(&file));
-            if named.is_ok_and(|named| (named.dev(), named.ino()) == (mine.dev(), mine.ino())) {
-                return Ok(Some(Lock { file, _held: held }));
+            let lock = Lock { file: file.clone(), held };
+            if lock.has_its_name()? {
+                return Ok(Some(lock));
             }
         }
         Err(io::Error::other(format!("{} is made anew again and again", file.display())))
+    }
+
+    /// Whether the file that is locked is the one that has the name.
+    fn has_its_name(&self) -> io::Result<bool> {
+        let (mine, named) = (self.held.metadata()?, std::fs::symlink_metadata(&self.file));
+        Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (mine.dev(), mine.ino())))
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Before the lock is released. A file that stays, because we may not remove it any more, is
-        // as good for the next daemon.
-        let _ = std::fs::remove_file(&self.file);
+        // as good for the next daemon; one that somebody made anew may be another daemon's.
+        if self.has_its_name().unwrap_or(false) {
+            let _ = std::fs::remove_file(&self.file);
+        }
     }
 }
 
@@ -139,6 +147,29 @@ mod tests {
                 });
             }
         });
+    }
+
+    /// A service manager removes its folder under /run with all that lies in it.
+    #[test]
+    fn who_has_lost_the_name_leaves_the_file_of_another() {
+        let home = Scratch::new("tpo-lock").unwrap();
+        let folder = home.join("tpo");
+        let first = Lock::within(&folder, 1).unwrap().expect("nobody has it");
+        fs::remove_dir_all(&folder).unwrap();
+        let second = Lock::within(&folder, 1).unwrap().expect("a file of its own");
+        drop(first);
+        assert!(Lock::within(&folder, 1).unwrap().is_none(), "the second one's file is there");
+        drop(second);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    /// A unit that does not start would end with the folder, and with the lock of a daemon that runs.
+    #[test]
+    fn the_unit_keeps_the_folder() {
+        let unit = include_str!("../../../../packaging/tpo.service");
+        let folder = Path::new(FOLDER).strip_prefix("/run").unwrap().display();
+        let has = |wanted: String| unit.lines().any(|line| line == wanted);
+        assert!(has(format!("RuntimeDirectory={folder}")) && has("RuntimeDirectoryPreserve=yes".into()));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The programs of others that interception calls: `nft` and `ip`. They are looked for where distributions put them, never by an environment,
-//! get an empty one, and must answer within [`LIMIT`].
+//! get an empty one, and must answer within [`LIMIT`], and all that are called for one purpose together as well ([`within_limit`]).
 //!
 //! Takes from [`super::install`] and [`super::findings`] what to run, gives them what it said.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,29 @@ use super::install::InstallError;
 
 /// How long a program may take. The largest look-up table loads in one; what takes longer hangs, and whoever waits for it is the thread
 /// that watches over the rules.
+///
+/// Far below what the service manager waits for a life sign of that thread (30 s, of which half may have passed before).
 pub const LIMIT: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// When all that this thread calls must have ended.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Does something for which programs are called one after the other: all of them together take no longer than [`LIMIT`]. Each may take half of
+/// what is left, so that one that hangs leaves some time to those after it.
+pub fn within_limit<T>(act: impl FnOnce() -> T) -> T {
+    within(LIMIT, act)
+}
+
+fn within<T>(limit: Duration, act: impl FnOnce() -> T) -> T {
+    let deadline = Instant::now() + limit;
+    let before = DEADLINE.get();
+    DEADLINE.set(Some(before.map_or(deadline, |before| before.min(deadline))));
+    let done = act();
+    DEADLINE.set(before);
+    done
+}
 
 /// Where distributions put them, in the order in which they are looked for.
 pub const FOLDERS: [&str; 6] =
@@ -72,7 +95,10 @@ fn run_of(
         ErrorKind::NotFound => missing(),
         _ => failed(error),
     })?;
-    let deadline = Instant::now() + limit;
+    let start = Instant::now();
+    let left = DEADLINE.get().map(|deadline| deadline.saturating_duration_since(start));
+    let limit = left.map_or(limit, |left| limit.min(left / 2));
+    let deadline = start + limit;
     let mut pause = PAUSE;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(failed)? {
@@ -140,6 +166,22 @@ mod tests {
         assert_eq!(error.to_string(), "`nft` did not end within 0.3 s and was killed");
         let process = std::fs::read_to_string(fake.0.join("process")).unwrap();
         assert!(!Path::new("/proc").join(process.trim()).exists(), "it is gone, and not a zombie");
+    }
+
+    /// As many calls as a repair of everything makes.
+    #[test]
+    fn calls_for_one_purpose_hang_no_longer_together_than_one() {
+        let fake = Fake::new("hang", "exec sleep 1000");
+        let start = Instant::now();
+        within(Duration::from_secs(1), || {
+            for _ in 0..20 {
+                let error = within_limit(|| fake.run("", LIMIT)).unwrap_err();
+                assert!(matches!(error, InstallError::TooSlow { .. }), "{error}");
+            }
+        });
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        // What comes after it has all of its own time again.
+        assert!(DEADLINE.get().is_none());
     }
 
     #[test]

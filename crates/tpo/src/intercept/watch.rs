@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// Times that the chains are listed before a difference counts: a list that another's change has interrupted may lack some.
+/// Times that table and chains are listed before a difference counts: a list that another's change has interrupted may lack some.
 const TRIES: usize = 3;
 
 /// Looks at our table and at our route. Belongs to the network namespace of the thread that opened it.
@@ -23,11 +23,19 @@ pub(super) struct Watch {
     routing: Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    seen: Seen,
+}
+
+/// What is seen of our table.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// The table's own handle, which no other table of the namespace ever gets: another daemon's of the same shape has another one.
+    table: Vec<u8>,
     chains: Vec<Chain>,
 }
 
-/// A chain of our table. The handle changes when the table is made anew; the uses are its rules, and the jumps and map elements that lead to
-/// it, so they change when rules or maps are flushed.
+/// A chain of our table. The handle, counted within the table, changes when the chain is made anew; the uses are its rules, and the jumps and map
+/// elements that lead to it, so they change when rules or maps are flushed.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Chain {
     handle: Vec<u8>,
@@ -37,47 +45,57 @@ struct Chain {
 impl Watch {
     pub(super) fn open(table: &'static str) -> io::Result<Watch> {
         let (netfilter, routing) = (open_netlink(libc::NETLINK_NETFILTER)?, open_netlink(libc::NETLINK_ROUTE)?);
-        Ok(Watch { table, netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], chains: Vec::new() })
+        Ok(Watch { table, netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], seen: Seen::default() })
     }
 
     /// Whether there is a table of this name with any chain.
     pub(super) fn is_there(&mut self) -> io::Result<bool> {
-        Ok(!self.list()?.is_empty())
+        Ok(!self.look()?.chains.is_empty())
     }
 
     /// What the table is now is what it should be.
     pub(super) fn remember(&mut self) -> io::Result<()> {
-        self.chains = self.list()?;
+        self.seen = self.look()?;
         Ok(())
     }
 
     /// Whether the table is as it was when it was remembered.
     pub(super) fn table_is_whole(&mut self) -> io::Result<bool> {
         for _ in 0..TRIES {
-            let chains = self.list()?;
-            if chains == self.chains && !chains.is_empty() {
+            let seen = self.look()?;
+            if seen == self.seen && !seen.chains.is_empty() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn list(&mut self) -> io::Result<Vec<Chain>> {
+    fn look(&mut self) -> io::Result<Seen> {
+        let mut seen = Seen::default();
+        self.list((libc::NFT_MSG_GETTABLE, libc::NFT_MSG_NEWTABLE), NFTA_TABLE_NAME, |attributes| {
+            seen.table = find(attributes, NFTA_TABLE_HANDLE).unwrap_or_default().to_vec();
+        })?;
+        self.list((libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN), NFTA_CHAIN_TABLE, |attributes| {
+            let value = |kind| find(attributes, kind).unwrap_or_default().to_vec();
+            seen.chains.push(Chain { handle: value(NFTA_CHAIN_HANDLE), uses: value(NFTA_CHAIN_USE) });
+        })?;
+        seen.chains.sort();
+        Ok(seen)
+    }
+
+    /// Lists what there is of a kind, by its question and answer, and tells the attributes of each that names our table by the attribute `of`.
+    fn list(&mut self, (get, new): (i32, i32), of: u16, mut tell: impl FnMut(&[u8])) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        message(&mut request, nft(libc::NFT_MSG_GETCHAIN), libc::NLM_F_DUMP as u16, self.sequence, &INET, &[]);
-        let mut chains = Vec::new();
+        message(&mut request, nft(get), libc::NLM_F_DUMP as u16, self.sequence, &INET, &[]);
         let name = [self.table.as_bytes(), &[0]].concat();
         let on = |kind, body: &[u8]| {
             let attributes = body.get(INET.len()..).unwrap_or_default();
-            if kind == nft(libc::NFT_MSG_NEWCHAIN) && find(attributes, NFTA_CHAIN_TABLE) == Some(&name) {
-                let value = |kind| find(attributes, kind).unwrap_or_default().to_vec();
-                chains.push(Chain { handle: value(NFTA_CHAIN_HANDLE), uses: value(NFTA_CHAIN_USE) });
+            if kind == nft(new) && find(attributes, of) == Some(&name) {
+                tell(attributes);
             }
         };
-        exchange(&self.netfilter, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)?;
-        chains.sort();
-        Ok(chains)
+        exchange(&self.netfilter, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)
     }
 
     /// Whether a packet with our mark is delivered to this host. Asked by its effect, so it also finds a rule of others that comes before ours.
@@ -176,6 +194,8 @@ const RTMSG: usize = 12;
 const RTMSG_TYPE: usize = 7;
 
 // linux/netfilter/nf_tables.h, what libc leaves out.
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_HANDLE: u16 = 2;
 const NFTA_CHAIN_USE: u16 = 6;

@@ -162,9 +162,14 @@ impl Pulse {
         self.indices.iter().any(|known| known.load(Ordering::Relaxed) == index)
     }
 
-    /// Shows that the loop turns; true when the peer has come up or gone down.
-    pub(super) fn beat(&self, now: Instant, up: bool) -> bool {
+    /// Shows that the loop turns.
+    pub(super) fn turn(&self, now: Instant) {
         self.beat_ms.store(now.duration_since(self.start).as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// The same, and whether the peer is up; true when the peer has come up or gone down.
+    pub(super) fn beat(&self, now: Instant, up: bool) -> bool {
+        self.turn(now);
         self.up.swap(up, Ordering::Relaxed) != up
     }
 

@@ -2,11 +2,13 @@
 
 use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
+use crate::liar::Liar;
 use crate::site::{Options, Pair, V4, exchange, expect_reset, wait_for};
 
 const PORT: u16 = 47_800;
@@ -161,4 +163,59 @@ fn what_accept_does_not_name_is_refused() {
     assert!(start.elapsed() < Duration::from_secs(2));
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_err(), "the server was never asked");
+}
+
+/// So many messages of a flow that never was, each with a sequence number below `different`, as a compressed payload.
+fn late_and_compressed(count: u16, different: usize) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for number in 0..usize::from(count) {
+        raw.extend([1, 16, 3, 0, 0, 0, 0, 7, 0, 0, 0]);
+        raw.push((number * 157 % different) as u8);
+        raw.extend([0; 4]);
+    }
+    let mut frame = vec![0; zstd_safe::compress_bound(raw.len())];
+    let length = zstd_safe::compress(&mut frame[..], &raw, 9).unwrap();
+    // Without the magic number.
+    let frame = &frame[4..length];
+    let mut payload = vec![2, 0];
+    payload.extend(count.to_be_bytes());
+    payload.extend((8 + frame.len() as u32).to_be_bytes());
+    payload.extend(0u32.to_be_bytes());
+    payload.extend((raw.len() as u32).to_be_bytes());
+    payload.extend(frame);
+    payload
+}
+
+/// Its lane may be busy with what a peer says; the service manager hears of it that all others are served.
+#[test]
+fn a_peer_that_keeps_its_lane_busy_keeps_no_life_sign_back() {
+    let mut pair = Pair::new(&Options::default());
+    let address = pair.config(Host::B).with_file_name("notify");
+    let manager = UnixDatagram::bind(&address).unwrap();
+    pair.run_with(Host::B, &[("NOTIFY_SOCKET", address.as_os_str()), ("WATCHDOG_USEC", "1000000".as_ref())]);
+    wait_for("B", || manager.recv(&mut [0; 64]).is_ok());
+    manager.set_nonblocking(true).unwrap();
+    let many = late_and_compressed(16_000, 1);
+    let mut most = 200;
+    while usize::from(most) <= late_and_compressed(most, 251).len() {
+        most += 50;
+    }
+    let as_many_as_may_be = late_and_compressed(most - 50, 251);
+    assert!(many.len() < 100 && as_many_as_may_be.len() < 1_200, "{}, {}", many.len(), as_many_as_may_be.len());
+    for payload in [as_many_as_may_be, many] {
+        let mut liar = Liar::instead_of_a(&pair);
+        let (start, mut said, mut gap, mut last) = (Instant::now(), 0, Duration::ZERO, Instant::now());
+        while start.elapsed() < Duration::from_secs(10) {
+            said += (0..2_000).take_while(|_| liar.blurt(payload.clone())).count();
+            liar.listen(Duration::from_millis(20));
+            while manager.recv(&mut [0; 64]).is_ok() {
+                last = Instant::now();
+            }
+            gap = gap.max(last.elapsed());
+        }
+        println!("{said} payloads of {} bytes, no life sign for {gap:?} at most", payload.len());
+        assert!(said > 1_000, "{said}");
+        // Two come within a second.
+        assert!(gap < Duration::from_secs(2), "no life sign for {gap:?}\n{}", pair.logs());
+    }
 }

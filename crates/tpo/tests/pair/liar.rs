@@ -120,6 +120,11 @@ impl Liar {
         self.listen(Duration::from_millis(50));
     }
 
+    /// Says this payload when there is room for it; whether there was.
+    pub(crate) fn blurt(&mut self, payload: Vec<u8>) -> bool {
+        self.mover.send(payload, false, Instant::now()).is_ok()
+    }
+
     /// Whether these bytes have come.
     pub(crate) fn has_heard(&self, bytes: &[u8]) -> bool {
         self.heard.iter().any(|payload| payload.windows(bytes.len()).any(|some| some == bytes))
