@@ -186,7 +186,7 @@ fn who_is_behind_a_peer_follows_from_the_rules() {
         + &rule("239.1.0.0/16", "transit = true");
     let sources = |text: &str| {
         let (checked, findings) = good(text);
-        assert_eq!(findings.to_string().lines().count(), 1, "{findings}");
+        assert_eq!(findings.count(Level::Warning), 0, "{findings}");
         checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect::<std::collections::BTreeSet<_>>()
     };
     let is = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<std::collections::BTreeSet<_>>();
@@ -243,7 +243,12 @@ fn the_readme_is_a_good_configuration() {
     let readme = include_str!("../../../README.md");
     let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("its configuration");
     let (checked, findings) = good(&text.replace("<what keygen printed in Lyon>", KEY));
-    assert_eq!(findings.to_string(), "");
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    assert_eq!(
+        findings.to_string(),
+        "/etc/tpo/tpo.toml:21: note: [[accept]] source: left out, so nobody may come from \"lyon\" but the destinations of the \
+         rules for it, 10.10.2.0/24: others are refused, unless a line with source names them\n"
+    );
     let sources: Vec<_> = checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect();
     assert_eq!(sources, ["10.10.2.0/24"]);
 }
@@ -278,7 +283,44 @@ fn every_wide_accept_is_named() {
     }
     // What follows from a rule is no less wide.
     let any = base().replace("destination = \"10.10.2.0/24\"", "destination = \"any\"");
-    assert_eq!(notes(&any), ["12: [[accept]] source: any is wide"]);
+    let (_, findings) = good(&any);
+    let note = findings.iter().find(|finding| finding.key == "[[accept]] source").unwrap();
+    assert!(note.found.ends_with(", any") && note.would_do.starts_with("any is wide: a client behind"), "{note}");
+    assert_eq!(notes(&any).len(), 1);
+}
+
+/// Who leaves `source` out is told once, for each accept, whom that means: the others are refused.
+#[test]
+fn an_accept_without_source_says_whom_it_means() {
+    let notes = |text: &str| {
+        let (_, findings) = good(text);
+        assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+        let notes =
+            findings.iter().filter(|finding| finding.level == Level::Note && finding.key == "[[accept]] source");
+        notes.map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+    };
+    let rule = |destination: &str| {
+        format!("[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n")
+    };
+    let accept =
+        |destination: &str, more: &str| format!("[[accept]]\npeer = \"lyon\"\ndestination = \"{destination}\"\n{more}");
+    let means = |line: usize, who: &str| {
+        format!("{line}: left out, so nobody may come from \"lyon\" but the destinations of the rules for it, {who}")
+    };
+    assert_eq!(notes(&base()), [means(12, "10.10.2.0/24")]);
+    let text = base()
+        + &accept("10.10.1.0/24", "protocol = \"udp\"\n")
+        + &accept("10.10.9.0/24", "source = \"10.10.2.0/24\"\n")
+        + &accept("fd10:1::/64", "protocol = \"udp\"\n")
+        + &rule("fd10:2::/64")
+        + &rule("10.10.2.0/24")
+        + &rule("10.10.0.0/24");
+    let v4 = "10.10.2.0/24, 10.10.0.0/24";
+    assert_eq!(notes(&text), [means(12, v4), means(15, v4), means(23, "fd10:2::/64")]);
+    // A line to read, however many there are.
+    let many: String = (1..=20).map(|i| rule(&format!("10.20.{i}.0/24"))).collect();
+    let [note] = &notes(&(base() + &many))[..] else { panic!("one accept") };
+    assert!(note.ends_with(", 10.10.2.0/24, 10.20.1.0/24, 10.20.2.0/24, 10.20.3.0/24, 10.20.4.0/24, 10.20.5.0/24, 10.20.6.0/24, 10.20.7.0/24 and 13 more"), "{note}");
 }
 
 #[test]
@@ -734,7 +776,7 @@ fn a_peer_that_nothing_names_is_noticed() {
         warnings(&text),
         ["15: no [[rule]] and no [[accept]] names peer \"oslo\": nothing is carried to it or from it"]
     );
-    let (_, findings) = good(&base());
+    let (_, findings) = good(&base().replace("[[accept]]", "[[accept]]\nsource = \"10.10.2.0/24\""));
     let notes = findings.to_string();
     assert_eq!(
         notes,
