@@ -323,6 +323,30 @@ fn an_accept_without_source_says_whom_it_means() {
     assert!(note.ends_with(", 10.10.2.0/24, 10.20.1.0/24, 10.20.2.0/24, 10.20.3.0/24, 10.20.4.0/24, 10.20.5.0/24, 10.20.6.0/24, 10.20.7.0/24 and 13 more"), "{note}");
 }
 
+/// A prefix never means the host's own addresses: who might think so is told.
+#[test]
+fn an_accept_that_holds_an_address_of_this_host_says_that_it_is_not_meant() {
+    let notes = |text: &str, own: &[&str]| {
+        let (checked, _) = good(text);
+        let own: Vec<_> = own.iter().map(|text| text.parse().unwrap()).collect();
+        let notes = tpo::config::on_host(&checked, &own);
+        assert_eq!(notes.count(Level::Note), notes.iter().count());
+        notes.iter().map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+    };
+    let accept = |destination: &str, more: &str| {
+        format!("[[accept]]\npeer = \"lyon\"\nsource = \"any\"\ndestination = \"{destination}\"\n{more}")
+    };
+    let own = ["127.0.0.1", "192.0.2.1", "10.10.1.1", "fd10:1::1", "fe80::1"];
+    let held = "12: 10.10.1.0/24 holds 10.10.1.1, an address of this host";
+    assert_eq!(notes(&base(), &own), [held]);
+    assert_eq!(notes(&base(), &["10.10.2.1", "fd10:1::1"]), [""; 0]);
+    // Said once for a destination, whatever the protocols; not where it is meant; "any" has its own words.
+    let udp = base() + &accept("10.10.1.0/24", "protocol = \"udp\"\n");
+    assert_eq!(notes(&udp, &own), [held]);
+    assert_eq!(notes(&(base() + &accept("10.10.1.1", "")), &own), [""; 0]);
+    assert_eq!(notes(&(base() + &accept("any", "")), &own), [held]);
+}
+
 #[test]
 fn the_sample_is_good_once_its_key_is_filled_in() {
     let refused = check(SAMPLE).unwrap_err();

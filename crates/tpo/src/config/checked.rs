@@ -1,7 +1,7 @@
 //! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and keys are parsed, paths are
 //! complete. The rest of the program takes this and never sees the text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
-use crate::address::{Prefixes, is_special_only};
+use crate::address::{Prefixes, is_special, is_special_only};
 use crate::group::Group;
 use crate::intercept::Bounds;
 use crate::intercept::layers::MAX_RULES;
@@ -945,6 +945,38 @@ fn note_clients(accept: &Accept, named: &str, peer: &str, findings: &mut Finding
         None => "others are refused, unless a line with source names them".into(),
     };
     findings.note(accept.line, SOURCE, found, means);
+}
+
+/// Says of accepts whose prefix holds an address of this host that it is not meant: a note for each
+/// such destination, unless another accept for the same peer names the address alone.
+pub(super) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Findings) {
+    let alone = |prefix: &Prefix| prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
+    let is_alone: HashSet<(usize, IpAddr)> = checked
+        .accepts
+        .iter()
+        .filter(|accept| alone(&accept.destination))
+        .map(|accept| (accept.peer, accept.destination.address))
+        .collect();
+    let mut told: HashSet<(usize, IpAddr, u8)> = HashSet::new();
+    // What is meant by "any" is said where it is called wide.
+    for accept in checked.accepts.iter().filter(|accept| !is_wide(&accept.destination) && !alone(&accept.destination)) {
+        let Prefix { address, length } = accept.destination;
+        let is_held = |own: &&IpAddr| {
+            own.is_ipv4() == address.is_ipv4()
+                && accept.destination.contains(**own)
+                && !is_special(**own)
+                && !is_alone.contains(&(accept.peer, **own))
+        };
+        let Some(held) = own.iter().find(is_held) else { continue };
+        if told.insert((accept.peer, address, length)) {
+            let found = format!("{} holds {held}, an address of this host", accept.destination);
+            let means = format!(
+                "a prefix does not mean it, so peer \"{}\" reaches it only by an [[accept]] that names it alone",
+                checked.peers[accept.peer].name
+            );
+            findings.note(accept.line, "[[accept]] destination", found, means);
+        }
+    }
 }
 
 /// What a wide source means.
