@@ -1,10 +1,12 @@
 //! Configurations as people write them: what is good, what is not, and in which words they are told.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tpo::config::checked::{LogFormat, Mode, OnFailure, SourceAddress};
 use tpo::config::{Checked, Findings, Level, parse, sample::SAMPLE};
+use tpo_engine::{PacketKey, Policy};
 
 const KEY: &str = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
 const OTHER_KEY: &str = "AAowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
@@ -48,7 +50,7 @@ fn what_is_left_out_has_its_default() {
         (rule.matches.protocol, rule.matches.peer, rule.on_failure, rule.enabled),
         (6, 0, OnFailure::Open, true)
     );
-    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (1..=65_535, 1..=65_535));
+    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (0..=65_535, 0..=65_535));
     assert_eq!((rule.line, checked.accepts[0].line), (7, 12));
     assert_eq!((checked.accepts[0].protocol, checked.accepts[0].source_address), (6, SourceAddress::Client));
 }
@@ -321,6 +323,19 @@ fn an_accept_without_source_says_whom_it_means() {
     let many: String = (1..=20).map(|i| rule(&format!("10.20.{i}.0/24"))).collect();
     let [note] = &notes(&(base() + &many))[..] else { panic!("one accept") };
     assert!(note.ends_with(", 10.10.2.0/24, 10.20.1.0/24, 10.20.2.0/24, 10.20.3.0/24, 10.20.4.0/24, 10.20.5.0/24, 10.20.6.0/24, 10.20.7.0/24 and 13 more"), "{note}");
+}
+
+/// Who wants no answer may send from port 0: a rule and an accept that name no ports mean it too.
+#[test]
+fn rules_without_ports_mean_port_0_too() {
+    let (checked, _) = good(&base().replace("\"tcp\"", "\"udp\""));
+    let policy = Policy::new(vec![checked.rules[0].matches.clone()]);
+    for (source, destination) in [(0, 53), (4_000, 0), (0, 0), (65_535, 65_535)] {
+        let from = SocketAddr::from(([10, 10, 1, 2], source));
+        let to = SocketAddr::from(([10, 10, 2, 2], destination));
+        assert!(policy.find(&PacketKey::new(17, from, to).unwrap()).is_some(), "{from} to {to}");
+    }
+    assert!(checked.accepts[0].destination_ports.contains(&0));
 }
 
 /// A prefix never means the host's own addresses: who might think so is told.

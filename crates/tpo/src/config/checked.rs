@@ -275,7 +275,9 @@ const MOST_NAMED: usize = 8;
 const SOURCE: &str = "[[accept]] source";
 
 const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
-const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
+/// Whatever a rule may leave out: port 0 is nobody's service, but whoever wants no answer may send
+/// UDP from it (RFC 768), and a closed rule holds that too.
+const ALL_PORTS: RangeInclusive<u16> = 0..=65_535;
 const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
 /// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
