@@ -85,10 +85,15 @@ impl Batch {
 
 /// The room that a flood took is given back when few are left.
 pub fn shed<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
-    const KEPT: usize = 4_096;
-    if map.capacity() > KEPT.max(8 * map.len()) {
+    if is_roomy(map.capacity(), map.len()) {
         map.shrink_to(2 * map.len());
     }
+}
+
+/// Whether a table has far more room than it needs.
+pub fn is_roomy(capacity: usize, length: usize) -> bool {
+    const KEPT: usize = 4_096;
+    capacity > KEPT.max(8 * length)
 }
 
 /// Which lane's peer owns a flow, for the packets that come back.
