@@ -22,6 +22,10 @@ impl Config {
     /// this), and what does not is cut to what the link takes at a time anyway.
     pub const BUFFER_SIZE: usize = 128 * 1024;
 
+    /// What the embedding program may remember of each flow of datagrams, bytes: its key in tables of
+    /// its own, which may have just grown to twice what they need. Charged with the flow.
+    pub const EDGE_COST: usize = 512;
+
     /// The usual buffer and limits over this mover.
     pub fn new(mover: tpo_mover::Config) -> Config {
         Config {
@@ -46,7 +50,7 @@ pub struct Limits {
     /// What a new flow may send before it has heard from us: one start-up window of a fast link.
     pub initial_credit: u32,
     /// Flows of datagrams that may live at once, beside the streams; more are refused, and those that live are not touched. 131,072 idle ones
-    /// are some 50 MB.
+    /// are charged 168 MB, what their edges remember included.
     pub exchanges: usize,
     /// A flow of datagrams in which only one side has spoken ends after so long without one.
     pub one_way: Duration,
@@ -148,8 +152,8 @@ pub(crate) const EARLY_COST: usize = 160;
 /// What a flow costs beside what it holds: itself, its places in tables and in the schedule, what its buffers did when compressed. Bytes.
 pub(crate) const FLOW_COST: usize = 512;
 
-/// The same of a flow of datagrams.
-pub(crate) const EXCHANGE_COST: usize = 768;
+/// The same of a flow of datagrams, what its edge remembers of it included.
+pub(crate) const EXCHANGE_COST: usize = 768 + Config::EDGE_COST;
 
 /// What a datagram costs that waits for the link, or for one before it, beside its bytes.
 pub(crate) const DATAGRAM_COST: usize = 128;

@@ -402,6 +402,11 @@ fn check(path: &Path) -> Outcome {
     for finding in intercept::findings::failures(&table).into_iter().chain(intercept::findings::findings(&table)) {
         complain(&format!("this host: {finding}\n"));
     }
+    // A host that does not tell its addresses is no reason to refuse the file.
+    let own = crate::sys::own_addresses().unwrap_or_default();
+    for line in config::on_host(&checked, &own).to_string().lines() {
+        complain(&format!("this host: {line}\n"));
+    }
     let tools = intercept::install::check_tools().map_err(anyhow::Error::from);
     let lacks: Vec<_> =
         tools.err().into_iter().chain(crate::privilege::Who::choose(checked.user.as_deref()).err()).collect();

@@ -12,7 +12,7 @@ use tpo_engine::{AsItIs, Class, FlowInfo, Squeezed};
 use crate::config::{Checked, checked};
 use crate::control;
 use crate::gate;
-use crate::intercept::lease::Lease;
+use crate::intercept::lease::{Count, Lease};
 use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
 use crate::plain::Plain;
@@ -229,14 +229,9 @@ impl Facts {
         let mut counts: BTreeMap<(Option<usize>, Reason), u64> = BTreeMap::new();
         let mut kernel = Lease::open().ok();
         let of_rules = kernel.as_mut().and_then(|kernel| kernel.rule_counters().ok()).unwrap_or_default();
-        for (place, count) in &of_rules {
-            *counts.entry((self.origins.get(*place).copied(), Reason::PeerDown)).or_default() += count.packets;
-        }
-        if of_rules.is_empty() {
-            // Rules are too many to be counted apart: what they let go is known in all.
-            let all = kernel.as_mut().and_then(|kernel| kernel.counters().ok()).unwrap_or_default();
-            let together = all.get(counter::NO_LEASE).map_or(0, |count| count.packets);
-            *counts.entry((None, Reason::PeerDown)).or_default() += together;
+        let all = kernel.as_mut().and_then(|kernel| kernel.counters().ok()).unwrap_or_default();
+        for (place, reason, count) in let_go(&of_rules, &all) {
+            *counts.entry((place.and_then(|place| self.origins.get(place).copied()), reason)).or_default() += count;
         }
         let enabled: Vec<usize> =
             (0..self.checked.rules.len()).filter(|rule| self.checked.rules[*rule].enabled).collect();
@@ -253,6 +248,22 @@ impl Facts {
         };
         counts.into_iter().filter(|(_, count)| *count > 0).map(report).collect()
     }
+}
+
+/// What the kernel's rules let go their plain way, by the rule's place in the table, where one is
+/// known, and reason.
+fn let_go(of_rules: &BTreeMap<usize, Count>, all: &BTreeMap<&'static str, Count>) -> Vec<(Option<usize>, Reason, u64)> {
+    let of = |name| all.get(name).map_or(0, |count| count.packets);
+    let mut gone: Vec<_> =
+        of_rules.iter().map(|(place, count)| (Some(*place), Reason::PeerDown, count.packets)).collect();
+    if of_rules.is_empty() {
+        // Rules are too many to be counted apart: what they let go is known in all.
+        gone.push((None, Reason::PeerDown, of(counter::NO_LEASE)));
+    }
+    // The bounds of SYNs, and the sets of ways back, are one for all rules.
+    gone.push((None, Reason::Flood, of(counter::FLOOD)));
+    gone.push((None, Reason::WaysFull, of(counter::WAYS_FULL)));
+    gone
 }
 
 /// What a rule names, in short.
@@ -449,4 +460,28 @@ fn kinds<const N: usize>(all: [(&str, u64); N]) -> BTreeMap<String, u64> {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What goes in the clear is told whatever let it go: no lease, the bounds of SYNs, a full set.
+    #[test]
+    fn everything_that_the_kernel_lets_go_is_told() {
+        let count = |packets| Count { packets, ..Count::default() };
+        let all = [
+            (counter::NO_LEASE, count(7)),
+            (counter::FLOOD, count(5)),
+            (counter::FLOOD_DROPPED, count(100)),
+            (counter::WAYS_FULL, count(3)),
+            (counter::REFUSED, count(100)),
+        ];
+        let all = all.into_iter().collect();
+        let beside = [(None, Reason::Flood, 5), (None, Reason::WaysFull, 3)];
+        let apart = let_go(&[(1, count(4)), (2, count(3))].into_iter().collect(), &all);
+        assert_eq!(apart, [&[(Some(1), Reason::PeerDown, 4), (Some(2), Reason::PeerDown, 3)][..], &beside].concat());
+        let together = let_go(&BTreeMap::new(), &all);
+        assert_eq!(together, [&[(None, Reason::PeerDown, 7)][..], &beside].concat());
+    }
 }

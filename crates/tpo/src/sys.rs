@@ -3,6 +3,7 @@
 
 use std::io;
 use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -197,6 +198,37 @@ pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The addresses of all interfaces of the calling thread's namespace.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut first = std::ptr::null_mut();
+    // SAFETY: `first` is a valid place for the list, which is freed below, once.
+    check(unsafe { libc::getifaddrs(&raw mut first) })?;
+    let mut addresses = Vec::new();
+    let mut next = first;
+    // SAFETY: each entry is part of the list until it is freed; null ends it.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        // SAFETY: an address that is there is as long as its family says, and aligned for it.
+        let address = unsafe {
+            match entry.ifa_addr.as_ref().map(|address| i32::from(address.sa_family)) {
+                Some(libc::AF_INET) => {
+                    let v4 = &*entry.ifa_addr.cast::<libc::sockaddr_in>();
+                    Some(IpAddr::from(Ipv4Addr::from_bits(u32::from_be(v4.sin_addr.s_addr))))
+                }
+                Some(libc::AF_INET6) => {
+                    let v6 = &*entry.ifa_addr.cast::<libc::sockaddr_in6>();
+                    Some(IpAddr::from(Ipv6Addr::from(v6.sin6_addr.s6_addr)))
+                }
+                _ => None,
+            }
+        };
+        addresses.extend(address);
+    }
+    // SAFETY: it came from `getifaddrs`, and nothing of it is used any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(addresses)
 }
 
 /// Asks a child process of ours to end (SIGTERM).

@@ -85,10 +85,15 @@ impl Batch {
 
 /// The room that a flood took is given back when few are left.
 pub fn shed<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
-    const KEPT: usize = 4_096;
-    if map.capacity() > KEPT.max(8 * map.len()) {
+    if is_roomy(map.capacity(), map.len()) {
         map.shrink_to(2 * map.len());
     }
+}
+
+/// Whether a table has far more room than it needs.
+pub fn is_roomy(capacity: usize, length: usize) -> bool {
+    const KEPT: usize = 4_096;
+    capacity > KEPT.max(8 * length)
 }
 
 /// Which lane's peer owns a flow, for the packets that come back.
@@ -301,7 +306,7 @@ impl Tap {
                 wait = if drained { TURN_EVERY } else { Duration::ZERO };
                 let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
                 for (lane, batch) in table.lanes.iter().zip(&mut batches) {
-                    hand_over(lane, std::mem::take(batch), &tun, &shared);
+                    hand_over(lane, std::mem::take(batch), &tun, &table.plain, &shared);
                 }
                 if drained && packets >= MANY {
                     std::thread::sleep(MODERATION);
@@ -393,7 +398,7 @@ fn read(
 }
 
 /// Gives a batch to its lane. What the lane has no room for takes its plain way if its rule fails open.
-fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, counters: &Counters) {
+fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, plain: &Plain, counters: &Counters) {
     let packets = batch.items.len() as u64;
     if packets == 0 {
         return;
@@ -406,20 +411,61 @@ fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, counters: &Counters) {
     waiting.fetch_sub(bytes, Ordering::Relaxed);
     counters.lane_full.fetch_add(packets, Ordering::Relaxed);
     if let Command::Packets(batch) = refused {
-        for item in batch.items.iter().filter(|item| item.ruled.is_some_and(|rule| rule.fails_open)) {
-            if let Err(error) = tun.write(&batch.bytes[item.bytes.clone()]) {
+        for packet in let_go(&batch, plain) {
+            if let Err(error) = tun.write(packet) {
                 debug!(%error, "a packet that no lane takes is lost");
             }
         }
     }
 }
 
+/// The packets of a batch that may take their plain way, each of which is counted as it is taken.
+fn let_go<'b>(batch: &'b Batch, plain: &'b Plain) -> impl Iterator<Item = &'b [u8]> {
+    let fails_open = |item: &&Item| item.ruled.is_some_and(|rule| rule.fails_open);
+    let may_go = |item: &&Item| plain.may_go(Some(&item.seen), Cause::FlowLimit);
+    batch.items.iter().filter(fails_open).filter(may_go).map(|item| &batch.bytes[item.bytes.clone()])
+}
+
 #[cfg(test)]
 mod tests {
+    use tpo_engine::Class;
+
     use super::*;
 
     fn key(source: &str, destination: &str) -> PacketKey {
         PacketKey::new(17, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
+    }
+
+    /// What a full lane gives back goes in the clear: it is told as all else that does.
+    #[test]
+    fn what_no_lane_takes_is_counted_by_its_rule() {
+        let rule = |ports| tpo_engine::Rule {
+            protocol: packet::UDP,
+            source: "10.1.0.0/16".parse().unwrap(),
+            source_ports: 0..=u16::MAX,
+            destination: "10.2.0.0/16".parse().unwrap(),
+            destination_ports: ports,
+            peer: 0,
+            treatment: Class::Normal.into(),
+            delivery: Delivery::Timely,
+        };
+        let plain = Plain::new(Policy::new(vec![rule(53..=53), rule(54..=54)]), vec![false, true]);
+        let mut batch = Batch::default();
+        let mut push = |port: u16, fails_open: Option<bool>| {
+            let key = key("10.1.0.1:5000", &format!("10.2.0.1:{port}"));
+            let mut bytes = Vec::new();
+            assert!(packet::plain(&key, packet::Head { hops: 64, ..Default::default() }, b"word", 7, &mut bytes));
+            let ruled = |fails_open| Ruled { treatment: Class::Normal.into(), delivery: Delivery::Timely, fails_open };
+            batch.push(packet::look(&bytes).unwrap(), fails_open.map(ruled), &bytes);
+            bytes
+        };
+        let open = push(53, Some(true));
+        push(54, Some(false));
+        // An answer in a flow that a peer has opened, and a copy of what is sent to many.
+        push(53, None);
+        push(53, Some(false));
+        assert_eq!(let_go(&batch, &plain).collect::<Vec<_>>(), [&open[..]]);
+        assert_eq!(plain.counts(), [(Some(0), crate::status::Reason::FlowLimit, 1)]);
     }
 
     /// Who opened a flow keeps it while it lives, and so does who carries one of ours; one that is

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -169,8 +170,26 @@ fn init_and_check_go_together() {
         (0, "tpo.toml: good. peers: 1, rules: 2, accepts: 1, warnings: 0\n"),
         "{ran:?}"
     );
-    // What this host's settings mean is another matter on every host.
-    assert!(ran.err.lines().all(|line| line.starts_with("this host: ")), "{}", ran.err);
+    // What this host's settings mean is another matter on every host. Of the file there is to say
+    // whom its accept means.
+    let (of_host, of_file): (Vec<&str>, Vec<&str>) = ran.err.lines().partition(|line| line.starts_with("this host: "));
+    let [note] = of_file[..] else { panic!("{of_file:?} beside {of_host:?}") };
+    let means = "note: [[accept]] source: left out, so nobody may come from \"lyon\" but the destinations of the rules for it, 10.10.2.0/24: ";
+    assert!(note.contains(means), "{note}");
+    // Of an address that this host has it is said that a prefix does not mean it.
+    let text = fs::read_to_string(folder.path("tpo.toml")).unwrap();
+    let own = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    // A host without any route has no such address to be found by.
+    if let Ok(SocketAddr::V4(own)) = own {
+        let network = Ipv4Addr::from_bits(own.ip().to_bits() & !0xff);
+        let prefix = text.replace("destination = \"10.10.1.0/24\"", &format!("destination = \"{network}/24\""));
+        fs::write(folder.path("own.toml"), prefix).unwrap();
+        let ran = folder.run(&["check", "--config", "own.toml"]);
+        assert!(ran.err.contains(&format!("holds {}, an address of this host", own.ip())), "{own}: {ran:?}");
+    }
     // What may go in the clear is said once, however many rules are open; and not where none is.
     let open = "on_failure = open: while a peer is not up, what these rules name goes on in the clear";
     assert_eq!(ran.err.matches(open).count(), 1, "{}", ran.err);

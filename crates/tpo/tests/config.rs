@@ -1,10 +1,12 @@
 //! Configurations as people write them: what is good, what is not, and in which words they are told.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tpo::config::checked::{LogFormat, Mode, OnFailure, SourceAddress};
 use tpo::config::{Checked, Findings, Level, parse, sample::SAMPLE};
+use tpo_engine::{PacketKey, Policy};
 
 const KEY: &str = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
 const OTHER_KEY: &str = "AAowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";
@@ -48,7 +50,7 @@ fn what_is_left_out_has_its_default() {
         (rule.matches.protocol, rule.matches.peer, rule.on_failure, rule.enabled),
         (6, 0, OnFailure::Open, true)
     );
-    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (1..=65_535, 1..=65_535));
+    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (0..=65_535, 0..=65_535));
     assert_eq!((rule.line, checked.accepts[0].line), (7, 12));
     assert_eq!((checked.accepts[0].protocol, checked.accepts[0].source_address), (6, SourceAddress::Client));
 }
@@ -186,7 +188,7 @@ fn who_is_behind_a_peer_follows_from_the_rules() {
         + &rule("239.1.0.0/16", "transit = true");
     let sources = |text: &str| {
         let (checked, findings) = good(text);
-        assert_eq!(findings.to_string().lines().count(), 1, "{findings}");
+        assert_eq!(findings.count(Level::Warning), 0, "{findings}");
         checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect::<std::collections::BTreeSet<_>>()
     };
     let is = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<std::collections::BTreeSet<_>>();
@@ -243,7 +245,12 @@ fn the_readme_is_a_good_configuration() {
     let readme = include_str!("../../../README.md");
     let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("its configuration");
     let (checked, findings) = good(&text.replace("<what keygen printed in Lyon>", KEY));
-    assert_eq!(findings.to_string(), "");
+    assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+    assert_eq!(
+        findings.to_string(),
+        "/etc/tpo/tpo.toml:21: note: [[accept]] source: left out, so nobody may come from \"lyon\" but the destinations of the \
+         rules for it, 10.10.2.0/24: others are refused, unless a line with source names them\n"
+    );
     let sources: Vec<_> = checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect();
     assert_eq!(sources, ["10.10.2.0/24"]);
 }
@@ -278,7 +285,81 @@ fn every_wide_accept_is_named() {
     }
     // What follows from a rule is no less wide.
     let any = base().replace("destination = \"10.10.2.0/24\"", "destination = \"any\"");
-    assert_eq!(notes(&any), ["12: [[accept]] source: any is wide"]);
+    let (_, findings) = good(&any);
+    let note = findings.iter().find(|finding| finding.key == "[[accept]] source").unwrap();
+    assert!(note.found.ends_with(", any") && note.would_do.starts_with("any is wide: a client behind"), "{note}");
+    assert_eq!(notes(&any).len(), 1);
+}
+
+/// Who leaves `source` out is told once, for each accept, whom that means: the others are refused.
+#[test]
+fn an_accept_without_source_says_whom_it_means() {
+    let notes = |text: &str| {
+        let (_, findings) = good(text);
+        assert_eq!(findings.count(Level::Warning), 0, "{findings}");
+        let notes =
+            findings.iter().filter(|finding| finding.level == Level::Note && finding.key == "[[accept]] source");
+        notes.map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+    };
+    let rule = |destination: &str| {
+        format!("[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n")
+    };
+    let accept =
+        |destination: &str, more: &str| format!("[[accept]]\npeer = \"lyon\"\ndestination = \"{destination}\"\n{more}");
+    let means = |line: usize, who: &str| {
+        format!("{line}: left out, so nobody may come from \"lyon\" but the destinations of the rules for it, {who}")
+    };
+    assert_eq!(notes(&base()), [means(12, "10.10.2.0/24")]);
+    let text = base()
+        + &accept("10.10.1.0/24", "protocol = \"udp\"\n")
+        + &accept("10.10.9.0/24", "source = \"10.10.2.0/24\"\n")
+        + &accept("fd10:1::/64", "protocol = \"udp\"\n")
+        + &rule("fd10:2::/64")
+        + &rule("10.10.2.0/24")
+        + &rule("10.10.0.0/24");
+    let v4 = "10.10.2.0/24, 10.10.0.0/24";
+    assert_eq!(notes(&text), [means(12, v4), means(15, v4), means(23, "fd10:2::/64")]);
+    // A line to read, however many there are.
+    let many: String = (1..=20).map(|i| rule(&format!("10.20.{i}.0/24"))).collect();
+    let [note] = &notes(&(base() + &many))[..] else { panic!("one accept") };
+    assert!(note.ends_with(", 10.10.2.0/24, 10.20.1.0/24, 10.20.2.0/24, 10.20.3.0/24, 10.20.4.0/24, 10.20.5.0/24, 10.20.6.0/24, 10.20.7.0/24 and 13 more"), "{note}");
+}
+
+/// Who wants no answer may send from port 0: a rule and an accept that name no ports mean it too.
+#[test]
+fn rules_without_ports_mean_port_0_too() {
+    let (checked, _) = good(&base().replace("\"tcp\"", "\"udp\""));
+    let policy = Policy::new(vec![checked.rules[0].matches.clone()]);
+    for (source, destination) in [(0, 53), (4_000, 0), (0, 0), (65_535, 65_535)] {
+        let from = SocketAddr::from(([10, 10, 1, 2], source));
+        let to = SocketAddr::from(([10, 10, 2, 2], destination));
+        assert!(policy.find(&PacketKey::new(17, from, to).unwrap()).is_some(), "{from} to {to}");
+    }
+    assert!(checked.accepts[0].destination_ports.contains(&0));
+}
+
+/// A prefix never means the host's own addresses: who might think so is told.
+#[test]
+fn an_accept_that_holds_an_address_of_this_host_says_that_it_is_not_meant() {
+    let notes = |text: &str, own: &[&str]| {
+        let (checked, _) = good(text);
+        let own: Vec<_> = own.iter().map(|text| text.parse().unwrap()).collect();
+        let notes = tpo::config::on_host(&checked, &own);
+        assert_eq!(notes.count(Level::Note), notes.iter().count());
+        notes.iter().map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+    };
+    let accept = |destination: &str, more: &str| {
+        format!("[[accept]]\npeer = \"lyon\"\nsource = \"any\"\ndestination = \"{destination}\"\n{more}")
+    };
+    let own = ["127.0.0.1", "192.0.2.1", "10.10.1.1", "fd10:1::1", "fe80::1"];
+    let held = "12: 10.10.1.0/24 holds 10.10.1.1, an address of this host";
+    assert_eq!(notes(&base(), &own), [held]);
+    assert_eq!(notes(&base(), &["10.10.2.1", "fd10:1::1"]), [""; 0]);
+    // Said once for a destination, whatever the protocols; not where it is meant; "any" has its own words.
+    let udp = base() + &accept("10.10.1.0/24", "protocol = \"udp\"\n");
+    assert_eq!(notes(&udp, &own), [held]);
+    assert_eq!(notes(&(base() + &accept("10.10.1.1", "")), &own), [""; 0]);
+    assert_eq!(notes(&(base() + &accept("any", "")), &own), [held]);
 }
 
 #[test]
@@ -734,7 +815,7 @@ fn a_peer_that_nothing_names_is_noticed() {
         warnings(&text),
         ["15: no [[rule]] and no [[accept]] names peer \"oslo\": nothing is carried to it or from it"]
     );
-    let (_, findings) = good(&base());
+    let (_, findings) = good(&base().replace("[[accept]]", "[[accept]]\nsource = \"10.10.2.0/24\""));
     let notes = findings.to_string();
     assert_eq!(
         notes,

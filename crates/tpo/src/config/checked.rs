@@ -1,7 +1,7 @@
 //! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and keys are parsed, paths are
 //! complete. The rest of the program takes this and never sees the text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
-use crate::address::{Prefixes, is_special_only};
+use crate::address::{Prefixes, is_special, is_special_only};
 use crate::group::Group;
 use crate::intercept::Bounds;
 use crate::intercept::layers::MAX_RULES;
@@ -269,8 +269,15 @@ const MOST_LOOKED_AT: usize = 16;
 const WIDE_V4: u8 = 8;
 const WIDE_V6: u8 = 16;
 
+/// Prefixes that a note names: a line to read, not a list of ten thousand.
+const MOST_NAMED: usize = 8;
+/// Where notes about clients belong.
+const SOURCE: &str = "[[accept]] source";
+
 const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", OnFailure::Closed)];
-const ALL_PORTS: RangeInclusive<u16> = 1..=65_535;
+/// Whatever a rule may leave out: port 0 is nobody's service, but whoever wants no answer may send
+/// UDP from it (RFC 768), and a closed rule holds that too.
+const ALL_PORTS: RangeInclusive<u16> = 0..=65_535;
 const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
 /// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
@@ -290,7 +297,7 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
     file.finish(&["tpo", "intercept", "multicast", "peer", "rule", "accept"], findings);
     let checked = Checked { intercept, multicast, peers: peers.list, rules, groups, accepts, ..checked? };
     if !findings.has_errors() {
-        check_together(&checked, findings);
+        check_together(&checked, behind.as_ref(), findings);
     }
     Some(checked)
 }
@@ -626,7 +633,32 @@ fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Group> {
 
 /// Who lives behind each peer by our own rules: what we send to it. IPv4 and IPv6 apart, and
 /// together.
-struct Behind(Vec<[Arc<Prefixes>; 3]>);
+struct Behind(Vec<[Clients; 3]>);
+
+/// Whom an accept means that does not say `source`.
+struct Clients {
+    sources: Arc<Prefixes>,
+    /// The same for people: the first ones in the order of the rules, and how many more.
+    named: String,
+}
+
+impl Clients {
+    fn of(destinations: impl Iterator<Item = Prefix> + Clone) -> Clients {
+        let sources: Prefixes = destinations.clone().collect();
+        let mut first: Vec<Prefix> = Vec::new();
+        for prefix in destinations {
+            if first.len() < MOST_NAMED && !first.contains(&prefix) {
+                first.push(prefix);
+            }
+        }
+        let mut named = first.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
+        let more = sources.iter().count() - first.len();
+        if more > 0 {
+            named += &format!(" and {more} more");
+        }
+        Clients { sources: Arc::new(sources), named }
+    }
+}
 
 impl Behind {
     fn new(rules: &[Rule], peers: usize) -> Behind {
@@ -635,21 +667,28 @@ impl Behind {
             rule.group.peers.iter().for_each(|peer| all[*peer].push(rule.matches.destination));
         }
         let sets = |prefixes: Vec<Prefix>| {
-            let some = |which: &dyn Fn(&Prefix) -> bool| Arc::new(prefixes.iter().copied().filter(which).collect());
+            let all = prefixes.iter().copied();
             let of = |v4: bool| move |prefix: &Prefix| prefix.is_any() || prefix.address.is_ipv4() == v4;
-            [some(&of(true)), some(&of(false)), some(&|_| true)]
+            [Clients::of(all.clone().filter(of(true))), Clients::of(all.clone().filter(of(false))), Clients::of(all)]
         };
         Behind(all.into_iter().map(sets).collect())
     }
 
     /// Who may want to reach this.
-    fn of(&self, peer: usize, destination: Prefix) -> &Arc<Prefixes> {
+    fn of(&self, peer: usize, destination: Prefix) -> &Clients {
         let [v4, v6, both] = &self.0[peer];
         match (destination.is_any(), destination.address.is_ipv4()) {
             (true, _) => both,
             (false, true) => v4,
             (false, false) => v6,
         }
+    }
+
+    /// Whom the rules mean, if this accept leaves that to them.
+    fn followed_by(&self, accept: &Accept) -> Option<&Clients> {
+        let clients = self.of(accept.peer, accept.destination);
+        // What is written is never shared.
+        Arc::ptr_eq(&clients.sources, &accept.sources).then_some(clients)
     }
 }
 
@@ -696,7 +735,7 @@ fn check_accept(
     let sources = match source {
         Some(source) => Arc::new([source].into_iter().collect()),
         None if section.says("source") => Arc::default(),
-        None => behind.map(|behind| behind.of(peer, destination).clone()).unwrap_or_default(),
+        None => behind.map(|behind| behind.of(peer, destination).sources.clone()).unwrap_or_default(),
     };
     if behind.is_some() && !section.says("source") && sources.is_empty() {
         let name = &peers.list.get(peer)?.name;
@@ -812,7 +851,7 @@ impl Peers {
 }
 
 /// What only shows when all sections are seen together; most of it is advice.
-fn check_together(checked: &Checked, findings: &mut Findings) {
+fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Findings) {
     for (index, peer) in checked.peers.iter().enumerate() {
         if peer.endpoint.is_none() {
             let found = format!("peer \"{}\" has none", peer.name);
@@ -855,7 +894,14 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
             would_do,
         );
     }
-    checked.accepts.iter().for_each(|accept| note_wide(accept, &checked.peers[accept.peer].name, findings));
+    for accept in &checked.accepts {
+        let peer = &checked.peers[accept.peer].name;
+        note_wide_destination(accept, peer, findings);
+        match behind.and_then(|behind| behind.followed_by(accept)) {
+            Some(clients) => note_clients(accept, &clients.named, peer, findings),
+            None => note_wide_source(accept, peer, findings),
+        }
+    }
     if checked.peers.len() > 1 && checked.accepts.iter().any(|accept| accept.protocol != TCP) {
         let enabled: Vec<&Rule> = checked.rules.iter().filter(|rule| rule.enabled).collect();
         let policy = Policy::new(enabled.iter().map(|rule| rule.matches.clone()).collect());
@@ -868,10 +914,13 @@ fn check_together(checked: &Checked, findings: &mut Findings) {
     }
 }
 
-/// Says of an accept that it grants more than a network of somebody's.
-fn note_wide(accept: &Accept, peer: &str, findings: &mut Findings) {
-    let is_wide =
-        |prefix: &Prefix| prefix.is_any() || prefix.length < if prefix.address.is_ipv4() { WIDE_V4 } else { WIDE_V6 };
+/// More than a network of somebody's.
+fn is_wide(prefix: &Prefix) -> bool {
+    prefix.is_any() || prefix.length < if prefix.address.is_ipv4() { WIDE_V4 } else { WIDE_V6 }
+}
+
+/// Says of an accept that it gives away more than a network of somebody's.
+fn note_wide_destination(accept: &Accept, peer: &str, findings: &mut Findings) {
     if is_wide(&accept.destination) {
         let found = format!("{} is wide", accept.destination);
         let may = format!(
@@ -879,13 +928,64 @@ fn note_wide(accept: &Accept, peer: &str, findings: &mut Findings) {
         );
         findings.note(accept.line, "[[accept]] destination", found, may);
     }
+}
+
+/// Says the same of its clients.
+fn note_wide_source(accept: &Accept, peer: &str, findings: &mut Findings) {
     if let Some(source) = accept.sources.iter().find(is_wide) {
-        let found = format!("{source} is wide");
-        let may = format!(
-            "a client behind \"{peer}\" may have whatever address it says, but for this host's own, loopback and link-local ones"
-        );
-        findings.note(accept.line, "[[accept]] source", found, may);
+        findings.note(accept.line, SOURCE, format!("{source} is wide"), whoever(peer));
     }
+}
+
+/// Says of an accept that does not name its clients whom it means: others are refused, also those
+/// whom the peer's own rules let come.
+fn note_clients(accept: &Accept, named: &str, peer: &str, findings: &mut Findings) {
+    let found =
+        format!("left out, so nobody may come from \"{peer}\" but the destinations of the rules for it, {named}");
+    let means = match accept.sources.iter().find(is_wide) {
+        Some(wide) => format!("{wide} is wide: {}", whoever(peer)),
+        None => "others are refused, unless a line with source names them".into(),
+    };
+    findings.note(accept.line, SOURCE, found, means);
+}
+
+/// Says of accepts whose prefix holds an address of this host that it is not meant: a note for each
+/// such destination, unless another accept for the same peer names the address alone.
+pub(super) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Findings) {
+    let alone = |prefix: &Prefix| prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
+    let is_alone: HashSet<(usize, IpAddr)> = checked
+        .accepts
+        .iter()
+        .filter(|accept| alone(&accept.destination))
+        .map(|accept| (accept.peer, accept.destination.address))
+        .collect();
+    let mut told: HashSet<(usize, IpAddr, u8)> = HashSet::new();
+    // What is meant by "any" is said where it is called wide.
+    for accept in checked.accepts.iter().filter(|accept| !is_wide(&accept.destination) && !alone(&accept.destination)) {
+        let Prefix { address, length } = accept.destination;
+        let is_held = |own: &&IpAddr| {
+            own.is_ipv4() == address.is_ipv4()
+                && accept.destination.contains(**own)
+                && !is_special(**own)
+                && !is_alone.contains(&(accept.peer, **own))
+        };
+        let Some(held) = own.iter().find(is_held) else { continue };
+        if told.insert((accept.peer, address, length)) {
+            let found = format!("{} holds {held}, an address of this host", accept.destination);
+            let means = format!(
+                "a prefix does not mean it, so peer \"{}\" reaches it only by an [[accept]] that names it alone",
+                checked.peers[accept.peer].name
+            );
+            findings.note(accept.line, "[[accept]] destination", found, means);
+        }
+    }
+}
+
+/// What a wide source means.
+fn whoever(peer: &str) -> String {
+    format!(
+        "a client behind \"{peer}\" may have whatever address it says, but for this host's own, loopback and link-local ones"
+    )
 }
 
 /// Warns of clients whose packets are let in by an accept, but to whom our own rule sends through
@@ -918,7 +1018,7 @@ fn warn_of_anothers<'c>(
                 rule.line
             );
             let would_do = format!("both in that rule, peer = [\"{other}\", \"{own}\"], or other clients here");
-            findings.warning(accept.line, "[[accept]] source", found, would_do);
+            findings.warning(accept.line, SOURCE, found, would_do);
         }
     }
 }

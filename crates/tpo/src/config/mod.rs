@@ -10,6 +10,7 @@ pub mod sample;
 pub mod shadow;
 pub mod value;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,6 +47,13 @@ pub fn parse(text: &str, path: &Path) -> Result<(Checked, Findings), Findings> {
         Some(checked) if !findings.has_errors() => Ok((checked, findings)),
         _ => Err(findings),
     }
+}
+
+/// What a good configuration means on a host with these addresses: notes only.
+pub fn on_host(checked: &Checked, own: &[IpAddr]) -> Findings {
+    let mut findings = Findings::new(&checked.file);
+    checked::note_own(checked, own, &mut findings);
+    findings
 }
 
 /// Reads the private key that the configuration names. Refuses a file that others can read or write, as ssh does, and a peer that has our own key.

@@ -119,8 +119,7 @@ pub fn masked(address: IpAddr, length: u8) -> IpAddr {
 
 /// One port or a range of ports: `443`, `"443"`, `"8000-8999"`.
 pub fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
-    const WOULD_DO: &str =
-        "a port or a range such as \"443\" or \"8000-8999\", 1 to 65535; several ranges are several sections";
+    const WOULD_DO: &str = "a port or a range such as \"443\" or \"8000-8999\", 1 to 65535, or \"0-65535\" for all; several ranges are several sections";
     let range = match written {
         Written::Integer(number) => u16::try_from(*number).ok().map(|port| port..=port),
         Written::Text(text) => match text.split_once('-') {
@@ -133,7 +132,8 @@ pub fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
         Some(range) if range.start() > range.end() => {
             Err(format!("the lower port first: \"{}-{}\"", range.end(), range.start()))
         }
-        Some(range) if *range.start() > 0 => Ok(range),
+        // Port 0 is no service to be named, but it is one of all.
+        Some(range) if *range.start() > 0 || range == (0..=u16::MAX) => Ok(range),
         _ => Err(WOULD_DO.into()),
     }
 }
@@ -358,7 +358,12 @@ mod tests {
 
     #[test]
     fn ports_are_one_or_a_range() {
-        let cases = [("443", Some(443..=443)), ("1-65535", Some(1..=65_535)), ("8000 - 8999", Some(8_000..=8_999))];
+        let cases = [
+            ("443", Some(443..=443)),
+            ("1-65535", Some(1..=65_535)),
+            ("0-65535", Some(0..=65_535)),
+            ("8000 - 8999", Some(8_000..=8_999)),
+        ];
         for (written, range) in cases {
             assert_eq!(text(ports, written), range, "{written}");
         }

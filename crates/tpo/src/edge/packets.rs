@@ -18,7 +18,7 @@ use crate::multicast::groups::{For, TELL_EVERY, Wanted, emit_membership, members
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, Refused, VNET};
 use crate::plain::{Cause, Plain};
-use crate::tap::{Batch, Item, Opened, Ruled, shed};
+use crate::tap::{Batch, Item, Opened, Ruled, is_roomy, shed};
 use crate::transit::{Onward, Transit};
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
@@ -59,8 +59,7 @@ pub struct Packets {
     slot: usize,
     /// Flows that the peer has opened.
     theirs: HashMap<FlowId, Theirs>,
-    /// Flows of our side, if other peers might want them.
-    ours: HashMap<FlowId, PacketKey>,
+    ours: Ours,
     /// With which of this host's changes of addresses the peer's flows were permitted.
     permitted_at: u64,
     form: Vec<u8>,
@@ -68,8 +67,47 @@ pub struct Packets {
     /// Where some of it goes on to another peer.
     transit: Option<Arc<Transit>>,
     onward: BTreeMap<usize, Onward>,
-    /// Flows that other peers have brought for this one, some of which may be over.
+}
+
+/// Flows of our side, if other peers might want them.
+#[derive(Default)]
+struct Ours {
+    by_flow: HashMap<FlowId, PacketKey>,
+    /// Those that other peers have brought for this one.
     taken_over: HashSet<PacketKey>,
+}
+
+impl Ours {
+    fn note(&mut self, flow: FlowId, key: PacketKey) {
+        self.by_flow.insert(flow, key);
+    }
+
+    /// Another peer has brought it; none is kept that did not come to be.
+    fn note_taken_over(&mut self, key: &PacketKey, is_there: impl Fn(&PacketKey) -> bool) {
+        if !is_there(key) {
+            self.taken_over.remove(key);
+            return;
+        }
+        // One whose opening found a full queue is not known by its number, nor when it ends.
+        if self.taken_over.len() >= MOST_TAKEN_OVER {
+            self.taken_over.retain(is_there);
+        }
+        self.taken_over.insert(*key);
+    }
+
+    fn is_taken_over(&self, key: &PacketKey) -> bool {
+        self.taken_over.contains(key)
+    }
+
+    /// It is over; which it was.
+    fn end(&mut self, flow: FlowId) -> Option<PacketKey> {
+        let key = self.by_flow.remove(&flow)?;
+        shed(&mut self.by_flow);
+        if self.taken_over.remove(&key) && is_roomy(self.taken_over.capacity(), self.taken_over.len()) {
+            self.taken_over.shrink_to(2 * self.taken_over.len());
+        }
+        Some(key)
+    }
 }
 
 /// A flow that the peer has opened.
@@ -265,13 +303,12 @@ impl Packets {
             opened,
             slot,
             theirs: HashMap::new(),
-            ours: HashMap::new(),
+            ours: Ours::default(),
             permitted_at: 0,
             form: Vec::new(),
             groups,
             transit,
             onward: BTreeMap::new(),
-            taken_over: HashSet::new(),
         }
     }
 
@@ -346,7 +383,7 @@ impl Packets {
     fn note_ours(&mut self, flow: FlowId, key: PacketKey) {
         if self.opened.notes_ours() {
             self.opened.insert_ours(key, self.slot);
-            self.ours.insert(flow, key);
+            self.ours.note(flow, key);
         }
     }
 
@@ -502,22 +539,19 @@ impl Packets {
             let treatment =
                 ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
             let is_there = peer.has_exchange(key);
-            if ruled.is_some() && !self.taken_over.contains(key) {
-                if is_there {
-                    // Our own LAN has opened it: it has gone round and come back.
-                    self.out.counters.dropped += 1;
-                    continue;
-                }
-                if self.taken_over.len() >= MOST_TAKEN_OVER {
-                    self.taken_over.retain(|key| peer.has_exchange(key));
-                }
-                self.taken_over.insert(*key);
+            if ruled.is_some() && is_there && !self.ours.is_taken_over(key) {
+                // Our own LAN has opened it: it has gone round and come back.
+                self.out.counters.dropped += 1;
+                continue;
             }
             let belongs = ruled.is_some() || is_there;
             let taken = match belongs && peer.is_up() {
                 true => peer.send_datagram(key, treatment, bytes, now).ok(),
                 false => None,
             };
+            if ruled.is_some() {
+                self.ours.note_taken_over(key, |key| peer.has_exchange(key));
+            }
             if let Some(Some(flow)) = taken {
                 self.note_ours(flow, *key);
             }
@@ -577,9 +611,54 @@ impl Packets {
             self.opened.remove(&key, self.slot);
             shed(&mut self.theirs);
         }
-        if let Some(key) = self.ours.remove(&flow) {
+        if let Some(key) = self.ours.end(flow) {
             self.opened.remove_ours(&key, self.slot);
-            shed(&mut self.ours);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of;
+
+    use tpo_engine::Config;
+
+    use super::*;
+
+    /// What the tables hold of one flow is charged: whatever kind of flow it is, in tables that have
+    /// just grown, of which seven sixteenths are in use then (and a byte of control for each place).
+    #[test]
+    fn what_the_edge_remembers_of_a_flow_is_in_its_price() {
+        let place = |bytes: usize| (bytes + 1) * 16 / 7;
+        let owner = place(size_of::<(PacketKey, usize)>());
+        let theirs = place(size_of::<(FlowId, Theirs)>()) + owner;
+        let ours = place(size_of::<(FlowId, PacketKey)>()) + owner;
+        let taken_over = ours + place(size_of::<PacketKey>());
+        for (kind, bytes) in [("theirs", theirs), ("ours", ours), ("taken over", taken_over)] {
+            assert!(bytes <= Config::EDGE_COST, "{kind}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn nothing_stays_of_flows_that_are_over() {
+        let mut ours = Ours::default();
+        let key = |number: u32| {
+            let from = std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a01_0000 + number), 4_000));
+            PacketKey::new(packet::UDP, from, "10.2.2.2:53".parse().unwrap()).unwrap()
+        };
+        const FLOWS: u32 = 20_000;
+        for number in 0..FLOWS {
+            ours.note_taken_over(&key(number), |_| true);
+            ours.note(FlowId(number), key(number));
+            // One that the engine refuses was never there.
+            ours.note_taken_over(&key(FLOWS + number), |_| false);
+        }
+        assert_eq!((ours.taken_over.len(), ours.by_flow.len()), (FLOWS as usize, FLOWS as usize));
+        assert!(ours.is_taken_over(&key(7)) && !ours.is_taken_over(&key(FLOWS)));
+        for number in 0..FLOWS {
+            assert_eq!(ours.end(FlowId(number)), Some(key(number)));
+        }
+        assert_eq!((ours.taken_over.len(), ours.by_flow.len()), (0, 0));
+        assert!(ours.taken_over.capacity() <= 8_192, "{}", ours.taken_over.capacity());
     }
 }

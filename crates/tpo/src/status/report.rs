@@ -232,7 +232,8 @@ pub struct PlainReport {
     pub number: u8,
     /// Its name.
     pub reason: String,
-    /// Connections of TCP, packets of all else.
+    /// Connections of TCP, packets of all else. Where ways were full it is the packets brought whose
+    /// answers could not be noted: so many answers at most.
     pub count: u64,
 }
 
