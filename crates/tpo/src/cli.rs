@@ -80,7 +80,7 @@ struct OffArgs {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Closed rules hold after an orderly stop too, as with hold_closed = true in [tpo]; `tpo off` ends it
+    /// Closed rules hold after an orderly stop too, as with hold_closed = true in the file; `tpo off` ends it
     #[arg(long)]
     hold_closed: bool,
 }

@@ -2,7 +2,7 @@
 //!
 //! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of all flows. Each turn takes
 //! one input (a batch of datagrams, the ready edges, a command, a deadline), drains every poll of the engine, and sleeps until the next one.
-//! Other threads reach it only by bounded [`Command`]s, the router by two bounded ways of its own ([`inlet`]); it tells them that it lives and
+//! Other threads reach it only by bounded [`Command`]s, the router by two bounded ways of its own (`lane/inlet.rs`); it tells them that it lives and
 //! whether its peer is up by its [`Pulse`].
 
 use std::collections::HashMap;

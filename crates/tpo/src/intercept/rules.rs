@@ -14,7 +14,7 @@
 //!
 //! Refused means a TCP reset, not silence: the application learns at once, and an administrator sees "connection refused" instead of
 //! a hang of minutes that looks like a broken network. A flood of SYNs gets few of them
-//! ([`RESETS_PER_SECOND`]): its sources may be made up, and a reset would reach whoever has the
+//! (`RESETS_PER_SECOND`): its sources may be made up, and a reset would reach whoever has the
 //! address.
 //!
 //! SYNs are bounded before `tproxy` ([`Bounds`]): a listener whose queue is full sends SYN cookies,

@@ -1,6 +1,6 @@
 //! Which system calls the daemon and its programs may make (seccomp).
 //!
-//! Two filters, of which the stricter answer counts. What only an attacker calls ends the process ([`HOSTILE`]). What is not in [`ALLOWED`] answers as in a
+//! Two filters, of which the stricter answer counts. What only an attacker calls ends the process (`HOSTILE`). What is not in `ALLOWED` answers as in a
 //! kernel that does not know it, "function not implemented": a new version of the C library then takes the older way, as it does on an older kernel.
 
 use std::collections::BTreeMap;
