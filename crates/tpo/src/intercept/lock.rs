@@ -8,6 +8,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::install::InstallError;
 
@@ -17,6 +18,10 @@ const FOLDER: &str = "/run/tpo";
 /// Rounds until the file that is locked is the one that has the name: each further one means that a
 /// daemon ended just then.
 const TRIES: usize = 16;
+/// Files of other namespaces that one start looks at, so that it takes milliseconds.
+const MOST_SWEPT: usize = 1_024;
+/// Longer than a look at them takes.
+const SWEEP: Duration = Duration::from_millis(100);
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
 #[derive(Debug)]
@@ -33,8 +38,16 @@ impl Lock {
     /// [`InstallError::AlreadyRunning`] if another process has it; else what keeps us from it.
     pub fn take() -> Result<Lock, InstallError> {
         let namespace = std::fs::metadata("/proc/thread-self/ns/net").map_err(|error| refused(&error))?.ino();
-        let taken = Lock::within(Path::new(FOLDER), namespace).map_err(|error| refused(&error))?;
-        taken.ok_or(InstallError::AlreadyRunning)
+        let folder = Path::new(FOLDER);
+        for wait in [SWEEP, Duration::ZERO] {
+            if let Some(lock) = Lock::within(folder, namespace).map_err(|error| refused(&error))? {
+                sweep(folder, namespace);
+                return Ok(lock);
+            }
+            // A daemon of another namespace that is just starting may have looked at our file.
+            std::thread::sleep(wait);
+        }
+        Err(InstallError::AlreadyRunning)
     }
 
     /// `None`: another process has it.
@@ -75,6 +88,18 @@ impl Drop for Lock {
         if self.has_its_name().unwrap_or(false) {
             let _ = std::fs::remove_file(&self.file);
         }
+    }
+}
+
+/// Removes the files that nobody holds: a daemon that became another user could not remove its own,
+/// and a killed one did not. Else there would be one for each namespace that ever was.
+fn sweep(folder: &Path, own: u64) {
+    let Ok(files) = std::fs::read_dir(folder) else { return };
+    let number = |name: &str| name.strip_prefix("netns-")?.strip_suffix(".lock")?.parse().ok();
+    let namespaces = files.flatten().filter_map(|file| number(file.file_name().to_str()?));
+    for namespace in namespaces.filter(|namespace| *namespace != own).take(MOST_SWEPT) {
+        // Whose lock can be had is nobody's; dropped, it takes its file along.
+        drop(Lock::within(folder, namespace));
     }
 }
 
@@ -147,6 +172,23 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn files_that_nobody_holds_are_swept_and_others_stay() {
+        let home = Scratch::new("tpo-lock").unwrap();
+        let folder = home.join("tpo");
+        let own = Lock::within(&folder, 1).unwrap().expect("nobody has it");
+        let another = Lock::within(&folder, 2).unwrap().expect("nobody has it");
+        for name in ["netns-3.lock", "netns-4.lock", "netns-x.lock", "tpo.sock"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        sweep(&folder, 1);
+        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["netns-1.lock", "netns-2.lock", "netns-x.lock", "tpo.sock"]);
+        assert!(Lock::within(&folder, 2).unwrap().is_none());
+        drop((own, another));
     }
 
     /// A service manager removes its folder under /run with all that lies in it.
