@@ -1,6 +1,8 @@
-//! The two commands of the README, `cargo xtask demo` and `cargo xtask test`, and the checks that `.ci/run` adds to the second.
+//! The two commands of the README, `cargo xtask demo` and `cargo xtask test`, and the checks that
+//! `.ci/run` adds to the second.
 //!
-//! Both work on a fresh Debian with rustc and a C compiler: programs that are missing are installed from the distribution, and said so.
+//! Both work on a fresh Debian with rustc and a C compiler: programs that are missing are installed
+//! from the distribution, and said so.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -8,12 +10,18 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 
 /// Programs used at run time, each with the Debian package that brings it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("nft", "nftables"), ("ip", "iproute2"), ("curl", "curl"), ("sysctl", "procps"), ("kill", "procps")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("sysctl", "procps"),
+    ("kill", "procps"),
+];
 
 const UNIT: &str = "packaging/tpo.service";
 
-/// What `systemd-analyze security` may find of the unit at most, in tenths; docs/security.md says what is left and why.
+/// What `systemd-analyze security` may find of the unit at most, in tenths; docs/security.md says
+/// what is left and why.
 const EXPOSURE: &str = "20";
 
 const USAGE: &str = "usage: cargo xtask demo | test | check
@@ -45,7 +53,9 @@ fn demo(rest: &[String]) -> Result<()> {
     prepare()?;
     run(cargo().args(["build", "--release", "--package", "tpo"]))?;
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    run(Command::new(Path::new(&target).join("release/tpo")).arg("demo").args(rest))
+    run(Command::new(Path::new(&target).join("release/tpo"))
+        .arg("demo")
+        .args(rest))
 }
 
 fn test(rest: &[String]) -> Result<()> {
@@ -55,9 +65,21 @@ fn test(rest: &[String]) -> Result<()> {
 
 fn check() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     run(cargo()
-        .args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     if !is_installed("systemd-analyze") {
         install(&["systemd"])?;
@@ -76,15 +98,20 @@ fn check() -> Result<()> {
 /// Root, and the programs: what the tests and the demo cannot do without.
 fn prepare() -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective =
-        status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1));
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .and_then(|ids| ids.split_whitespace().nth(1));
     if effective != Some("0") {
         bail!(
             "this makes network namespaces and needs root; run it as root, for example: sudo -E env PATH=\"$PATH\" cargo xtask …"
         );
     }
-    let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !is_installed(program))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -92,10 +119,15 @@ fn prepare() -> Result<()> {
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    println!("xtask: installing from the distribution: {}", packages.join(" "));
+    println!(
+        "xtask: installing from the distribution: {}",
+        packages.join(" ")
+    );
     let apt = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(arguments);
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(arguments);
         command
     };
     run(&mut apt(&["update", "-qq"]))?;
@@ -104,7 +136,9 @@ fn install(packages: &[&str]) -> Result<()> {
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| Path::new(folder).join(program).is_file())
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|folder| Path::new(folder).join(program).is_file())
 }
 
 fn cargo() -> Command {
@@ -112,7 +146,9 @@ fn cargo() -> Command {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("start {command:?}"))?;
     if !status.success() {
         bail!("{command:?} failed: {status}");
     }

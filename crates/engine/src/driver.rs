@@ -1,8 +1,10 @@
-//! The packet driver of one peer: it owns the flows and routes between them, the schedule and the control messages.
+//! The packet driver of one peer: it owns the flows and routes between them, the schedule and the
+//! control messages.
 //!
-//! [`pack`] fills a buffer when the mover may send, reading from the edges in the order of the [`schedule`]; [`unpack`] takes
-//! a received buffer apart. The rest of this file is the edges' side: opening, accepting, delivering, ending. It knows
-//! nothing of the mover, so that two drivers can be tested against each other with nothing between them.
+//! [`pack`] fills a buffer when the mover may send, reading from the edges in the order of the
+//! [`schedule`]; [`unpack`] takes a received buffer apart. The rest of this file is the edges'
+//! side: opening, accepting, delivering, ending. It knows nothing of the mover, so that two drivers
+//! can be tested against each other with nothing between them.
 
 use std::{collections::VecDeque, io::IoSlice, time::Duration, time::Instant};
 
@@ -24,11 +26,13 @@ pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
     Class, Event, FlowId, FlowInfo, Limits, OpenError, Status, StreamKey, Treatment,
-    compress::{COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked},
+    compress::{
+        COMPRESSED, Compress, Compression, Expander, Made, Proposal, Record, Shrinker, Work, Worked,
+    },
     config::{
-        ARRIVED_BYTES, COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, FLOW_COST, FREE_PART, LEAST_SPARSE,
-        LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW, MOST_ANSWERS, MOST_EVENTS, MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE,
-        SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
+        ARRIVED_BYTES, COMPRESSION_RESTS, CONTROL_SLACK, DICTIONARIES_REST, FLOW_COST, FREE_PART,
+        LEAST_SPARSE, LOOK_AFTER, MAX_REFUSALS, MIN_WINDOW, MOST_ANSWERS, MOST_EVENTS,
+        MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE, SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
     },
     flow::{Behaviour, Climate, Due, Flow, Memory, Window},
     stats::{Counters, Squeezed, Usage},
@@ -61,12 +65,14 @@ pub(crate) struct Driver {
     resets: usize,
     answers: usize,
     urgent: usize,
-    /// Flows of which the far side shall know soon that they were accepted, have ended on both sides, or are there: the first bytes say the first and the last,
-    /// and any buffer takes all of them along.
+    /// Flows of which the far side shall know soon that they were accepted, have ended on both
+    /// sides, or are there: the first bytes say the first and the last, and any buffer takes all of
+    /// them along.
     unsaid: Vec<FlowId>,
     unsaid_until: Option<Instant>,
     events: VecDeque<Event>,
-    /// Flows whose far side has reset them and whose data is still being delivered, by when to look after them.
+    /// Flows whose far side has reset them and whose data is still being delivered, by when to look
+    /// after them.
     lingering: VecDeque<Lingering>,
     /// What all streams cost: themselves, and what they hold.
     held: usize,
@@ -103,7 +109,8 @@ struct Compressed {
 }
 
 impl Compressed {
-    /// When more may be given back. The sender's part is over whether or not the other side is heard, since that one may hear well, and counts on it.
+    /// When more may be given back. The sender's part is over whether or not the other side is
+    /// heard, since that one may hear well, and counts on it.
     fn due(&self) -> Option<Instant> {
         match self.rests {
             false => Some(self.at + COMPRESSION_RESTS),
@@ -135,9 +142,13 @@ enum Control {
 }
 
 impl Control {
-    /// Somebody waits for it. Not for second ends, and not for dictionaries: what would be protected by parity, and kept short for it, is the data beside them.
+    /// Somebody waits for it. Not for second ends, and not for dictionaries: what would be
+    /// protected by parity, and kept short for it, is the data beside them.
     fn is_urgent(&self) -> bool {
-        !matches!(self, Control::Dictionary(_) | Control::Holds(..) | Control::End(_))
+        !matches!(
+            self,
+            Control::Dictionary(_) | Control::Holds(..) | Control::End(_)
+        )
     }
 }
 
@@ -152,7 +163,10 @@ struct Lingering {
 impl Driver {
     /// `higher`: our public key is the higher one of the two.
     pub(crate) fn new(limits: Limits, higher: bool) -> Driver {
-        let limits = Limits { initial_credit: limits.told_credit(), ..limits };
+        let limits = Limits {
+            initial_credit: limits.told_credit(),
+            ..limits
+        };
         Driver {
             limits,
             budget: limits.peer_bytes,
@@ -178,7 +192,10 @@ impl Driver {
             held_max: 0,
             holders: Holders::new(),
             spent: Vec::new(),
-            shrinker: Shrinker::new(Compression { compress: Compress::Off, ..Compression::default() }),
+            shrinker: Shrinker::new(Compression {
+                compress: Compress::Off,
+                ..Compression::default()
+            }),
             expander: Expander::new(),
             work: VecDeque::new(),
             together: Record::default(),
@@ -191,7 +208,8 @@ impl Driver {
         }
     }
 
-    // --- the peer ---------------------------------------------------------------------------------------------------------
+    // --- the peer
+    // ---------------------------------------------------------------------------------------------
 
     /// A session stands. If the peer is another instance than before, nothing of before lives.
     pub(crate) fn on_connected(&mut self, fresh: bool, peer_credit: u32) {
@@ -209,15 +227,23 @@ impl Driver {
         if let Some(compressed) = &mut self.compressed {
             compressed.heard_since = (!silent).then_some(now);
         }
-        self.events.push_back(if silent { Event::Silent } else { Event::Heard });
+        self.events
+            .push_back(if silent { Event::Silent } else { Event::Heard });
     }
 
-    /// When flows that may be over, and the like, are to be looked at: a few times a second at most, since there may be many.
+    /// When flows that may be over, and the like, are to be looked at: a few times a second at
+    /// most, since there may be many.
     pub(crate) fn looks_after_at(&self) -> Option<Instant> {
         let lingering = self.lingering.front().map(|first| first.until);
         let compressed = self.compressed.and_then(|compressed| compressed.due());
-        let first = [self.exchanges.ends_at(), lingering, compressed].into_iter().flatten().min()?;
-        Some(self.looked_after.map_or(first, |last| first.max(last + LOOK_AFTER)))
+        let first = [self.exchanges.ends_at(), lingering, compressed]
+            .into_iter()
+            .flatten()
+            .min()?;
+        Some(
+            self.looked_after
+                .map_or(first, |last| first.max(last + LOOK_AFTER)),
+        )
     }
 
     pub(crate) fn set_compression(&mut self, compression: Compression) {
@@ -226,7 +252,9 @@ impl Driver {
 
     /// Compresses a packed buffer, if that pays.
     pub(crate) fn shrink(&mut self, buffer: &mut Vec<u8>, packed: Packed, now: Instant) {
-        let Packed { flow, class, apart, .. } = packed;
+        let Packed {
+            flow, class, apart, ..
+        } = packed;
         let shrinker = &mut self.shrinker;
         // The flow may have ended with what was read for it last.
         let stream = flow.and_then(|flow| self.flows.get_mut(&flow));
@@ -237,9 +265,19 @@ impl Driver {
         let squeezed = match own {
             Some((asked, ours, record)) => {
                 let how = shrinker.how(asked, ours);
-                shrinker.shrink(buffer, (how, true), record.get_or_insert_with(Box::default), self.rate)
+                shrinker.shrink(
+                    buffer,
+                    (how, true),
+                    record.get_or_insert_with(Box::default),
+                    self.rate,
+                )
             }
-            None => shrinker.shrink(buffer, (shrinker.how_together(apart), false), &mut self.together, self.rate),
+            None => shrinker.shrink(
+                buffer,
+                (shrinker.how_together(apart), false),
+                &mut self.together,
+                self.rate,
+            ),
         };
         self.squeezed[class as usize] += squeezed;
         if buffer[0] == COMPRESSED {
@@ -284,7 +322,8 @@ impl Driver {
         self.rtt = rtt.unwrap_or(UNKNOWN_RTT);
     }
 
-    /// What the link takes, bytes per second, and one datagram, bytes; `urgent`: one whose parity must fit into another.
+    /// What the link takes, bytes per second, and one datagram, bytes; `urgent`: one whose parity
+    /// must fit into another.
     pub(crate) fn set_path(&mut self, rate: u64, segment: usize, urgent: usize) {
         let within = |time: Duration| u128::from(rate) * time.as_nanos() / 1_000_000_000;
         self.sparse = (within(SPARSE_TIME).min(SPARSE.into()) as u32).max(LEAST_SPARSE);
@@ -299,7 +338,8 @@ impl Driver {
         self.budget = bytes.min(self.limits.peer_bytes);
     }
 
-    // --- the edges --------------------------------------------------------------------------------------------------------
+    // --- the edges
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn open(
         &mut self,
@@ -309,22 +349,32 @@ impl Driver {
     ) -> Result<FlowId, OpenError> {
         let peer_credit = self.peer_credit.ok_or(OpenError::NotConnected)?;
         if self.flows.len() >= self.limits.flows {
-            return Err(OpenError::TooManyFlows { flows: self.limits.flows });
+            return Err(OpenError::TooManyFlows {
+                flows: self.limits.flows,
+            });
         }
         if self.held() > self.budget {
-            return Err(OpenError::OutOfMemory { held: self.held(), budget: self.budget });
+            return Err(OpenError::OutOfMemory {
+                held: self.held(),
+                budget: self.budget,
+            });
         }
         let (flows, exchanges) = (&self.flows, &self.exchanges);
-        let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
+        let flow = self
+            .giver
+            .give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
         self.counters.opened_here += 1;
         let slot = self.insert(flow, key, asked.into(), true, peer_credit, now);
-        // Even with nothing to read yet: the far side shall connect, perhaps the server speaks first.
+        // Even with nothing to read yet: the far side shall connect, perhaps the server speaks
+        // first.
         self.schedule.wake(slot);
         Ok(flow)
     }
 
     pub(crate) fn accept(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if state.accepted {
             return;
         }
@@ -339,7 +389,9 @@ impl Driver {
     }
 
     pub(crate) fn readable(&mut self, flow: FlowId, now: Instant) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if state.may_send() && state.outgoing.credit_left() > 0 {
             if state.behave(0, self.sparse, now) {
                 self.schedule.set_class(state.slot, state.class);
@@ -356,7 +408,9 @@ impl Driver {
 
     pub(crate) fn delivered(&mut self, flow: FlowId, n: usize, now: Instant) {
         let climate = self.climate();
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         let before = state.incoming.held();
         state.incoming.take(n, &mut self.spent);
         state.moved = now;
@@ -364,7 +418,9 @@ impl Driver {
         self.counters.bytes_delivered += n as u64;
         let delivered = state.incoming.delivered();
         let waiting = state.incoming.deliverable_bytes();
-        let due = state.window.on_delivered(n, (delivered, waiting as u64), &climate, now);
+        let due = state
+            .window
+            .on_delivered(n, (delivered, waiting as u64), &climate, now);
         state.told_deliver &= waiting > 0;
         match due {
             Due::Nothing => {}
@@ -387,7 +443,8 @@ impl Driver {
         event
     }
 
-    /// Whether more payloads may be taken apart before the edges have fetched what came of the last ones.
+    /// Whether more payloads may be taken apart before the edges have fetched what came of the last
+    /// ones.
     pub(crate) fn takes_payloads(&self) -> bool {
         self.events.len() < MOST_EVENTS && self.exchanges.arrived_bytes() < ARRIVED_BYTES
     }
@@ -412,7 +469,10 @@ impl Driver {
                 datagrams_in: 0,
                 datagrams_out: 0,
                 wait: Duration::ZERO,
-                squeezed: state.record.as_ref().map_or_else(Squeezed::default, |record| record.squeezed),
+                squeezed: state
+                    .record
+                    .as_ref()
+                    .map_or_else(Squeezed::default, |record| record.squeezed),
                 since: state.since,
                 moved: state.moved,
             })
@@ -481,7 +541,11 @@ impl Driver {
     /// A compressed buffer leaves, or has come.
     fn on_compressed(&mut self, now: Instant) {
         let heard_since = if self.silent { None } else { Some(now) };
-        self.compressed = Some(Compressed { at: now, heard_since, rests: false });
+        self.compressed = Some(Compressed {
+            at: now,
+            heard_since,
+            rests: false,
+        });
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -496,7 +560,8 @@ impl Driver {
         self.peer_credit.is_some()
     }
 
-    // --- inside -----------------------------------------------------------------------------------------------------------
+    // --- inside
+    // ---------------------------------------------------------------------------------------------
 
     fn insert(
         &mut self,
@@ -520,16 +585,25 @@ impl Driver {
     fn climate(&self) -> Climate {
         let memory = match self.held() {
             held if held > self.budget => Memory::Short,
-            held if held >= self.budget / 2 => Memory::Filling(((self.budget - held) / FREE_PART) as u64),
+            held if held >= self.budget / 2 => {
+                Memory::Filling(((self.budget - held) / FREE_PART) as u64)
+            }
             _ => Memory::Ample,
         };
         let max = self.limits.largest_window();
-        Climate { rtt: self.rtt, max, min: MIN_WINDOW.min(max), memory }
+        Climate {
+            rtt: self.rtt,
+            max,
+            min: MIN_WINDOW.min(max),
+            memory,
+        }
     }
 
     /// Grants what the window allows beyond what the peer was told.
     fn grant(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         let delivered = state.incoming.delivered();
         if state.window.update(delivered) {
             self.queue_credit(flow);
@@ -537,8 +611,11 @@ impl Driver {
     }
 
     fn queue_credit(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
-        // After its end the far side sends nothing more, and after a reset it knows the flow no longer.
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
+        // After its end the far side sends nothing more, and after a reset it knows the flow no
+        // longer.
         if !state.credit_due && state.ending.is_none() && !state.incoming.fin_known() {
             state.credit_due = true;
             self.queue_control(Control::Credit(flow));
@@ -546,7 +623,9 @@ impl Driver {
     }
 
     fn queue_pause(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if !state.pause_due && state.ending.is_none() && !state.incoming.fin_known() {
             state.pause_due = true;
             self.queue_control(Control::Pause(flow));
@@ -555,7 +634,9 @@ impl Driver {
 
     /// Tells the edge of data and of the end, and ends the flow if nothing is left of it.
     fn tell(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if !state.accepted {
             return;
         }
@@ -578,9 +659,11 @@ impl Driver {
         }
     }
 
-    /// Messages of flows that have ended meanwhile stay in the queue until it is packed, or until they are more than the others.
-    /// A living flow has at most one of each kind, so the queue is bounded by the flows, the resets and the answers, which have their own bounds. What a walk
-    /// leaves is at most three quarters of what the next one takes, so a message costs a few steps whatever the peer does.
+    /// Messages of flows that have ended meanwhile stay in the queue until it is packed, or until
+    /// they are more than the others. A living flow has at most one of each kind, so the queue is
+    /// bounded by the flows, the resets and the answers, which have their own bounds. What a walk
+    /// leaves is at most three quarters of what the next one takes, so a message costs a few steps
+    /// whatever the peer does.
     fn queue_control(&mut self, control: Control) {
         self.count_control(&control, true);
         self.control.push_back(control);
@@ -590,7 +673,10 @@ impl Driver {
             let mut control = std::mem::take(&mut self.control);
             control.retain(|control| {
                 let stays = match control {
-                    Control::Accepted(flow) | Control::Credit(flow) | Control::Pause(flow) | Control::End(flow) => {
+                    Control::Accepted(flow)
+                    | Control::Credit(flow)
+                    | Control::Pause(flow)
+                    | Control::End(flow) => {
                         self.flows.contains_key(flow) || self.exchanges.contains(*flow)
                     }
                     Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
@@ -606,7 +692,9 @@ impl Driver {
     }
 
     fn pop_control(&mut self) {
-        let Some(control) = self.control.pop_front() else { return };
+        let Some(control) = self.control.pop_front() else {
+            return;
+        };
         self.count_control(&control, false);
         if self.control.is_empty() && self.control.capacity() > QUEUE_ROOM {
             self.control = VecDeque::new();
@@ -625,7 +713,8 @@ impl Driver {
         add(&mut self.urgent, control.is_urgent());
     }
 
-    /// Tells the peer whether the dictionary of this generation is there. A sender asks for two at a time; who asks for many gets no answer.
+    /// Tells the peer whether the dictionary of this generation is there. A sender asks for two at
+    /// a time; who asks for many gets no answer.
     fn answer(&mut self, generation: u8, holds: bool) {
         if self.answers < MOST_ANSWERS {
             self.queue_control(Control::Holds(generation, holds));
@@ -636,7 +725,11 @@ impl Driver {
 
     /// When what waits a moment for company must go.
     pub(crate) fn gathers_until(&self) -> Option<Instant> {
-        self.exchanges.gathers_until().into_iter().chain(self.unsaid_until).min()
+        self.exchanges
+            .gathers_until()
+            .into_iter()
+            .chain(self.unsaid_until)
+            .min()
     }
 
     /// Lets it go when it is time.
@@ -647,8 +740,8 @@ impl Driver {
         }
     }
 
-    /// The far side need not hear at once that the flow was accepted, has its second end, or is there at all before its first bytes are. At this time at
-    /// the latest, or within [`UNSAID`].
+    /// The far side need not hear at once that the flow was accepted, has its second end, or is
+    /// there at all before its first bytes are. At this time at the latest, or within [`UNSAID`].
     fn leave_unsaid(&mut self, flow: FlowId, until: Option<Instant>) {
         if self.unsaid.len() >= CONTROL_SLACK {
             // The link takes nothing: that queue knows which of them have ended meanwhile.
@@ -665,11 +758,16 @@ impl Driver {
         for flow in std::mem::take(&mut self.unsaid) {
             match self.flows.get(&flow) {
                 Some(state) if state.end_due => self.queue_control(Control::End(flow)),
-                Some(state) if state.must_open() && state.may_send() => self.schedule.wake(state.slot),
-                // Its first bytes have opened it, and what a flow has sent says that it was accepted.
+                Some(state) if state.must_open() && state.may_send() => {
+                    self.schedule.wake(state.slot)
+                }
+                // Its first bytes have opened it, and what a flow has sent says that it was
+                // accepted.
                 Some(state) if state.ours || state.outgoing.next() > 0 || state.outgoing.fin() => {}
                 Some(_) => self.queue_control(Control::Accepted(flow)),
-                None if self.exchanges.contains(flow) => self.queue_control(Control::Accepted(flow)),
+                None if self.exchanges.contains(flow) => {
+                    self.queue_control(Control::Accepted(flow))
+                }
                 None => {}
             }
         }
@@ -703,22 +801,34 @@ impl Driver {
         for (flow, state) in &self.flows {
             state.check_invariants();
             held += FLOW_COST + state.incoming.held();
-            assert_eq!(self.schedule.flow_of(state.slot), *flow, "a slot is its flow's");
+            assert_eq!(
+                self.schedule.flow_of(state.slot),
+                *flow,
+                "a slot is its flow's"
+            );
             assert_eq!(state.ours, self.giver.is_ours(*flow));
             if self.schedule.is_ready(state.slot) {
                 assert!(state.may_send(), "{flow} is scheduled but may not send");
             }
-            assert!(!(state.told_finish && state.outgoing.fin()), "{flow} has ended and is still here");
+            assert!(
+                !(state.told_finish && state.outgoing.fin()),
+                "{flow} has ended and is still here"
+            );
         }
         self.exchanges.check_invariants();
         assert!(self.exchanges.len() <= self.limits.exchanges);
         assert_eq!(held, self.held, "the sum of what flows hold");
         self.holders.check_invariants(&self.flows);
         assert!(self.flows.len() <= self.limits.flows);
-        let count = |which: fn(&Control) -> bool| self.control.iter().filter(|control| which(control)).count();
+        let count = |which: fn(&Control) -> bool| {
+            self.control.iter().filter(|control| which(control)).count()
+        };
         let resets = count(|control| matches!(control, Control::Reset { .. }));
         assert_eq!(resets, self.resets);
-        assert_eq!(count(|control| matches!(control, Control::Holds(..))), self.answers);
+        assert_eq!(
+            count(|control| matches!(control, Control::Holds(..))),
+            self.answers
+        );
         assert_eq!(count(Control::is_urgent), self.urgent);
         assert!(self.answers <= MOST_ANSWERS);
         assert!(resets <= self.limits.flows + MAX_REFUSALS);
@@ -728,8 +838,8 @@ impl Driver {
     }
 }
 
-/// What all flows may hold before the one that holds most is reset: a quarter above the budget, so that refusing new flows
-/// and shrinking credits have time to work.
+/// What all flows may hold before the one that holds most is reset: a quarter above the budget, so
+/// that refusing new flows and shrinking credits have time to work.
 fn hard_limit(budget: usize) -> usize {
     budget + budget / 4
 }

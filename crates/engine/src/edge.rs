@@ -4,8 +4,8 @@ use crate::{FlowId, PacketKey, Status, StreamKey, Treatment};
 
 /// Where the packet driver reads: the edges, seen by the engine.
 pub trait Source {
-    /// Reads what the flow's application has written, straight into the buffer that will go on the wire. `into` is never
-    /// empty; what is not filled is not sent.
+    /// Reads what the flow's application has written, straight into the buffer that will go on the
+    /// wire. `into` is never empty; what is not filled is not sent.
     fn read(&mut self, flow: FlowId, into: &mut [u8]) -> Read;
 }
 
@@ -14,19 +14,23 @@ pub trait Source {
 pub enum Read {
     /// So many bytes, at least one.
     Bytes(usize),
-    /// Nothing now. The engine forgets that the flow was ready until [`Peer::readable`](crate::Peer::readable).
+    /// Nothing now. The engine forgets that the flow was ready until
+    /// [`Peer::readable`](crate::Peer::readable).
     Blocked,
     /// The application has ended this direction.
     End,
-    /// The application's connection broke. The flow ends with this status, as by [`Peer::reset`](crate::Peer::reset), and
-    /// [`Event::Reset`] follows, so that the edge can forget the flow outside of this call.
+    /// The application's connection broke. The flow ends with this status, as by
+    /// [`Peer::reset`](crate::Peer::reset), and [`Event::Reset`] follows, so that the edge can
+    /// forget the flow outside of this call.
     Failed(Status),
 }
 
-/// What the edges and the program must know. Events of a flow that the edge has ended meanwhile may still come: pass over them.
+/// What the edges and the program must know. Events of a flow that the edge has ended meanwhile may
+/// still come: pass over them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A session with the peer stands. `fresh`: with another instance than before, or the first one.
+    /// A session with the peer stands. `fresh`: with another instance than before, or the first
+    /// one.
     Connected {
         /// No flow of before lives.
         fresh: bool,
@@ -47,7 +51,8 @@ pub enum Event {
         /// How the far side's rule wants it to be treated.
         asked: Treatment,
     },
-    /// The far side opened a flow of datagrams, which [`Peer::take_datagrams`](crate::Peer::take_datagrams) gives from now on unless it is
+    /// The far side opened a flow of datagrams, which
+    /// [`Peer::take_datagrams`](crate::Peer::take_datagrams) gives from now on unless it is
     /// [reset](crate::Peer::reset). Its end is told by `Closed` or `Reset`.
     Exchange {
         /// Its number.
@@ -57,7 +62,8 @@ pub enum Event {
         /// How the far side's rule wants it to be treated.
         asked: Treatment,
     },
-    /// There is something to deliver where there was nothing. Comes again after each time that all was taken.
+    /// There is something to deliver where there was nothing. Comes again after each time that all
+    /// was taken.
     Deliver {
         /// Whose.
         flow: FlowId,
@@ -79,7 +85,8 @@ pub enum Event {
         /// Why.
         status: Status,
     },
-    /// Both directions ended in order, or a flow of datagrams has rested for long enough: it is gone, close the socket.
+    /// Both directions ended in order, or a flow of datagrams has rested for long enough: it is
+    /// gone, close the socket.
     Closed {
         /// Which flow.
         flow: FlowId,

@@ -1,9 +1,10 @@
 //! One flow: who it is, how far its life has come, and its two directions.
 //!
-//! A flow's life: opened (here, or by a full-form message from there) → answered or accepted → each direction ends on its own
-//! with a FIN → closed when both have ended and everything was delivered; or reset at any time. The directions are small
-//! machines: [`Outgoing`] knows what may be sent, [`Incoming`] puts arriving data in order, [`Window`] decides how much the
-//! far side may send. The driver owns the flows and routes between them, the schedule and the control messages.
+//! A flow's life: opened (here, or by a full-form message from there) → answered or accepted → each
+//! direction ends on its own with a FIN → closed when both have ended and everything was delivered;
+//! or reset at any time. The directions are small machines: [`Outgoing`] knows what may be sent,
+//! [`Incoming`] puts arriving data in order, [`Window`] decides how much the far side may send. The
+//! driver owns the flows and routes between them, the schedule and the control messages.
 
 use std::{fmt, time::Duration, time::Instant};
 
@@ -28,7 +29,8 @@ use crate::driver::Slot;
 use crate::key::{FlowKey, StreamKey};
 use crate::stats::Squeezed;
 
-/// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key opened it.
+/// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key
+/// opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId(pub u32);
 
@@ -38,7 +40,8 @@ impl fmt::Display for FlowId {
     }
 }
 
-/// How a flow is treated beside others: each class has a share of the link, in the proportion 16 : 8 : 4 : 2.
+/// How a flow is treated beside others: each class has a share of the link, in the proportion 16 :
+/// 8 : 4 : 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Class {
@@ -46,7 +49,8 @@ pub enum Class {
     Control = 0,
     /// Somebody waits for each answer.
     Interactive = 1,
-    /// The usual: by behaviour. New and sparse flows are treated as interactive, long ones become bulk.
+    /// The usual: by behaviour. New and sparse flows are treated as interactive, long ones become
+    /// bulk.
     Normal = 2,
     /// May wait.
     Bulk = 3,
@@ -54,7 +58,12 @@ pub enum Class {
 
 impl Class {
     /// In the order of their numbers.
-    pub const ALL: [Class; 4] = [Class::Control, Class::Interactive, Class::Normal, Class::Bulk];
+    pub const ALL: [Class; 4] = [
+        Class::Control,
+        Class::Interactive,
+        Class::Normal,
+        Class::Bulk,
+    ];
     /// How many classes there are.
     pub const COUNT: usize = Class::ALL.len();
 
@@ -62,14 +71,15 @@ impl Class {
         Class::ALL.get(usize::from(number)).copied()
     }
 
-    /// Whether somebody waits for its buffers: they go before others and are never larger than a segment, because a larger
-    /// one would wait for all of its segments.
+    /// Whether somebody waits for its buffers: they go before others and are never larger than a
+    /// segment, because a larger one would wait for all of its segments.
     pub(crate) fn is_urgent(self) -> bool {
         self <= Class::Interactive
     }
 }
 
-/// How a rule wants its flows to be treated. The far side is told when a flow opens, and treats its own direction so too.
+/// How a rule wants its flows to be treated. The far side is told when a flow opens, and treats its
+/// own direction so too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Treatment {
     /// Beside others.
@@ -83,12 +93,16 @@ pub struct Treatment {
 }
 
 impl Treatment {
-    /// On the next leg of a flow that another peer brought with the wishes `before`: what this rule leaves open is as they say, and what was to be kept
-    /// apart stays apart.
+    /// On the next leg of a flow that another peer brought with the wishes `before`: what this rule
+    /// leaves open is as they say, and what was to be kept apart stays apart.
     #[must_use]
     pub fn after(self, before: &Treatment) -> Treatment {
         Treatment {
-            class: if self.class == Class::Normal { before.class } else { self.class },
+            class: if self.class == Class::Normal {
+                before.class
+            } else {
+                self.class
+            },
             compress: self.compress.or(before.compress),
             isolated: self.isolated || before.isolated,
             in_order: self.in_order || before.in_order,
@@ -98,7 +112,12 @@ impl Treatment {
 
 impl From<Class> for Treatment {
     fn from(class: Class) -> Treatment {
-        Treatment { class, compress: None, isolated: false, in_order: false }
+        Treatment {
+            class,
+            compress: None,
+            isolated: false,
+            in_order: false,
+        }
     }
 }
 
@@ -145,8 +164,8 @@ impl Status {
         }
     }
 
-    /// Whether the flow ended by its applications or the network around them, so that the data sent before still counts.
-    /// The other kinds act at once.
+    /// Whether the flow ended by its applications or the network around them, so that the data sent
+    /// before still counts. The other kinds act at once.
     pub(crate) fn is_orderly(self) -> bool {
         match self {
             Status::None
@@ -155,7 +174,9 @@ impl Status {
             | Status::Unreachable
             | Status::TimedOut
             | Status::NotAllowed => true,
-            Status::NoResources | Status::GoingAway | Status::Protocol | Status::PeerRestarted => false,
+            Status::NoResources | Status::GoingAway | Status::Protocol | Status::PeerRestarted => {
+                false
+            }
         }
     }
 }
@@ -245,8 +266,9 @@ impl Flow {
         }
     }
 
-    /// So many bytes were packed for the far side, or none and the application has something again. True if it is another class from now on.
-    /// `sparse`: up to so much of late somebody waits for it.
+    /// So many bytes were packed for the far side, or none and the application has something again.
+    /// True if it is another class from now on. `sparse`: up to so much of late somebody waits for
+    /// it.
     pub(crate) fn behave(&mut self, bytes: usize, sparse: u32, now: Instant) -> bool {
         let life = now.saturating_duration_since(self.since);
         let class = self.behaviour.class(self.asked.class, bytes, sparse, life);
@@ -255,10 +277,12 @@ impl Flow {
 
     /// The application has nothing more to send now.
     pub(crate) fn rest(&mut self, now: Instant) {
-        self.behaviour.rest(now.saturating_duration_since(self.since));
+        self.behaviour
+            .rest(now.saturating_duration_since(self.since));
     }
 
-    /// Whether its application may be read: it is connected, has not ended, and nobody has reset the flow.
+    /// Whether its application may be read: it is connected, has not ended, and nobody has reset
+    /// the flow.
     pub(crate) fn may_send(&self) -> bool {
         self.accepted && self.ending.is_none() && !self.end_due && !self.outgoing.fin()
     }
@@ -279,11 +303,23 @@ impl Flow {
     pub(crate) fn check_invariants(&self) {
         self.outgoing.check_invariants();
         self.incoming.check_invariants();
-        assert!(self.incoming.end() <= self.window.granted(), "data was taken beyond the credit");
-        assert!(self.told_deliver <= (self.incoming.deliverable_bytes() > 0), "told of data that is not there");
-        assert!(self.accepted || self.incoming.delivered() == 0, "delivered before it was accepted");
+        assert!(
+            self.incoming.end() <= self.window.granted(),
+            "data was taken beyond the credit"
+        );
+        assert!(
+            self.told_deliver <= (self.incoming.deliverable_bytes() > 0),
+            "told of data that is not there"
+        );
+        assert!(
+            self.accepted || self.incoming.delivered() == 0,
+            "delivered before it was accepted"
+        );
         if self.accepted && self.incoming.deliverable_bytes() > 0 {
-            assert!(self.told_deliver, "data waits that the edge was not told of");
+            assert!(
+                self.told_deliver,
+                "data waits that the edge was not told of"
+            );
         }
         if self.accepted && self.incoming.finished() {
             assert!(self.told_finish, "the end was not told");
@@ -291,8 +327,9 @@ impl Flow {
     }
 }
 
-/// What a flow has sent of late: a bucket that leaks while its application has nothing to send. Waiting for a turn, for credit or for the
-/// end of an outage is no rest: on a slow link, bulk would look like many short requests.
+/// What a flow has sent of late: a bucket that leaks while its application has nothing to send.
+/// Waiting for a turn, for credit or for the end of an outage is no rest: on a slow link, bulk
+/// would look like many short requests.
 #[derive(Debug, Default)]
 pub(crate) struct Behaviour {
     recent: u32,
@@ -302,7 +339,11 @@ pub(crate) struct Behaviour {
 
 impl Behaviour {
     pub(crate) fn first_class(asked: Class) -> Class {
-        if asked == Class::Normal { Class::Interactive } else { asked }
+        if asked == Class::Normal {
+            Class::Interactive
+        } else {
+            asked
+        }
     }
 
     /// What the flow is, having sent so many bytes at this time of its `life`.
@@ -310,9 +351,20 @@ impl Behaviour {
         if asked != Class::Normal {
             return asked;
         }
-        let passed = self.rests.take().map_or(0, |since| (life.as_millis() as u32).wrapping_sub(since));
-        let leaked = if u128::from(passed) >= PAUSE.as_millis() { u32::MAX } else { passed * SPARSE_RATE_MS };
-        self.recent = self.recent.saturating_sub(leaked).saturating_add(bytes as u32).min(2 * LONG);
+        let passed = self
+            .rests
+            .take()
+            .map_or(0, |since| (life.as_millis() as u32).wrapping_sub(since));
+        let leaked = if u128::from(passed) >= PAUSE.as_millis() {
+            u32::MAX
+        } else {
+            passed * SPARSE_RATE_MS
+        };
+        self.recent = self
+            .recent
+            .saturating_sub(leaked)
+            .saturating_add(bytes as u32)
+            .min(2 * LONG);
         match self.recent {
             recent if recent <= sparse => Class::Interactive,
             recent if recent <= LONG => Class::Normal,
@@ -381,40 +433,68 @@ mod tests {
     #[test]
     fn behaviour_tells_what_a_flow_is() {
         let mut flow = Behaviour::default();
-        let class =
-            |flow: &mut Behaviour, bytes, at| flow.class(Class::Normal, bytes, SPARSE, Duration::from_millis(at));
+        let class = |flow: &mut Behaviour, bytes, at| {
+            flow.class(Class::Normal, bytes, SPARSE, Duration::from_millis(at))
+        };
         assert_eq!(class(&mut flow, 0, 0), Class::Interactive, "new");
         assert_eq!(class(&mut flow, 64 << 10, 1), Class::Interactive);
         assert_eq!(class(&mut flow, 10_000, 2), Class::Normal);
         for at in 3..100 {
             class(&mut flow, 30_000, at);
         }
-        assert_eq!(class(&mut flow, 300, 9_000), Class::Bulk, "it waited for its turn all the time");
+        assert_eq!(
+            class(&mut flow, 300, 9_000),
+            Class::Bulk,
+            "it waited for its turn all the time"
+        );
         flow.rest(Duration::from_millis(9_000));
         assert_eq!(class(&mut flow, 0, 9_400), Class::Bulk);
         flow.rest(Duration::from_millis(9_400));
         flow.rest(Duration::from_millis(9_800));
-        assert_eq!(class(&mut flow, 300, 9_900), Class::Interactive, "after a pause");
+        assert_eq!(
+            class(&mut flow, 300, 9_900),
+            Class::Interactive,
+            "after a pause"
+        );
         // A terminal or a call, for an hour.
         for at in (10_000..3_600_000).step_by(20) {
             flow.rest(Duration::from_millis(at - 19));
             assert_eq!(class(&mut flow, 1_200, at), Class::Interactive, "at {at}");
         }
         for asked in [Class::Control, Class::Interactive, Class::Bulk] {
-            assert_eq!(flow.class(asked, 10 << 20, SPARSE, Duration::from_secs(4_000)), asked, "its rule says so");
+            assert_eq!(
+                flow.class(asked, 10 << 20, SPARSE, Duration::from_secs(4_000)),
+                asked,
+                "its rule says so"
+            );
         }
     }
 
     #[test]
     fn a_hub_keeps_what_the_first_rule_wants() {
         let open = Treatment::from(Class::Normal);
-        let wishes = Treatment { class: Class::Bulk, compress: Some(Compress::Off), isolated: true, in_order: true };
+        let wishes = Treatment {
+            class: Class::Bulk,
+            compress: Some(Compress::Off),
+            isolated: true,
+            in_order: true,
+        };
         assert_eq!(open.after(&wishes), wishes);
         assert_eq!(open.after(&open), open);
-        let own = Treatment { compress: Some(Compress::Level(3)), ..Class::Interactive.into() };
+        let own = Treatment {
+            compress: Some(Compress::Level(3)),
+            ..Class::Interactive.into()
+        };
         let both = own.after(&wishes);
-        assert_eq!((both.class, both.compress), (own.class, own.compress), "its own word goes before");
-        assert!(both.isolated && both.in_order, "what was kept apart stays apart");
+        assert_eq!(
+            (both.class, both.compress),
+            (own.class, own.compress),
+            "its own word goes before"
+        );
+        assert!(
+            both.isolated && both.in_order,
+            "what was kept apart stays apart"
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    Class, Compression, Counters, Delivery, Event, FlowId, FlowKey, Limits, PacketKey, Read, Source, Status, StreamKey,
-    Treatment,
+    Class, Compression, Counters, Delivery, Event, FlowId, FlowKey, Limits, PacketKey, Read,
+    Source, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Compress, Expander, HEADER, How, Made, Proposal, Record, Shrinker},
     config::{MADE_FOR_EACH, MOST_HISTORY},
     driver::{Driver, Room},
@@ -17,7 +17,9 @@ use crate::{
 
 /// Reads a payload, and checks that what could be read is written back as it was.
 pub fn payload(bytes: &[u8]) {
-    let Ok(messages) = message::parse_payload(bytes) else { return };
+    let Ok(messages) = message::parse_payload(bytes) else {
+        return;
+    };
     for (header, data) in messages {
         let mut again = [0; 64];
         header.emit(&mut again);
@@ -28,13 +30,20 @@ pub fn payload(bytes: &[u8]) {
     }
 }
 
-/// What was compressed, from a peer that says anything: payloads and proposals as they come from `bytes`. Half of them start from one that is good and
-/// is bent by the bytes, since few others get past the first look.
+/// What was compressed, from a peer that says anything: payloads and proposals as they come from
+/// `bytes`. Half of them start from one that is good and is bent by the bytes, since few others get
+/// past the first look.
 pub fn expand(mut bytes: &[u8]) {
     let mut shrinker = Shrinker::new(Compression::default());
     let mut expander = Expander::new();
     let mut number = 0;
-    let (how, mut records) = (How { compress: Compress::Auto, isolated: false }, [Record::default(); 2]);
+    let (how, mut records) = (
+        How {
+            compress: Compress::Auto,
+            isolated: false,
+        },
+        [Record::default(); 2],
+    );
     while let [kind, a, b, rest @ ..] = bytes {
         bytes = rest;
         let length = (usize::from(*a) << 4 | usize::from(*b) >> 4).min(bytes.len());
@@ -51,7 +60,9 @@ pub fn expand(mut bytes: &[u8]) {
                 if good[0] == COMPRESSED {
                     number += 1;
                     // Without a dictionary, which only an answer would allow it to use.
-                    let came = expander.expand(&good).expect("what we compress we can take apart");
+                    let came = expander
+                        .expand(&good)
+                        .expect("what we compress we can take apart");
                     assert_eq!(came, raw);
                 }
             }
@@ -60,7 +71,10 @@ pub fn expand(mut bytes: &[u8]) {
                 bent.extend_from_slice(&[7; 300]);
                 message::emit_routing(&mut bent, 1);
                 shrinker.shrink(&mut bent, (how, true), &mut records[1], 100_000);
-                for (at, byte) in taken.chunks_exact(2).map(|two| (usize::from(two[0]), two[1])) {
+                for (at, byte) in taken
+                    .chunks_exact(2)
+                    .map(|two| (usize::from(two[0]), two[1]))
+                {
                     if let Some(place) = bent.get_mut(at) {
                         *place ^= byte;
                     }
@@ -68,7 +82,11 @@ pub fn expand(mut bytes: &[u8]) {
                 drop(expander.expand(&bent));
             }
             _ => {
-                let proposal = Proposal { generation: *a, first: u32::from(*b), last: u32::from(*b) + number };
+                let proposal = Proposal {
+                    generation: *a,
+                    first: u32::from(*b),
+                    last: u32::from(*b) + number,
+                };
                 expander.on_proposal(proposal);
                 if let Some(Ok(work)) = expander.poll_ready()
                     && let Made::Expand { serial, dictionary } = work.run().0
@@ -81,17 +99,27 @@ pub fn expand(mut bytes: &[u8]) {
     }
 }
 
-/// Takes payloads apart into a set of flows, as they come from `bytes`: each is preceded by two bytes of length, whose
-/// highest bits choose what the near side does before it. Needs a `now`, because nothing here reads a clock.
+/// Takes payloads apart into a set of flows, as they come from `bytes`: each is preceded by two
+/// bytes of length, whose highest bits choose what the near side does before it. Needs a `now`,
+/// because nothing here reads a clock.
 pub fn unpack(mut bytes: &[u8], now: Instant) {
-    let limits = Limits { flows: 16, exchanges: 16, flow_bytes: 1 << 20, peer_bytes: 2 << 20, ..Limits::default() };
+    let limits = Limits {
+        flows: 16,
+        exchanges: 16,
+        flow_bytes: 1 << 20,
+        peer_bytes: 2 << 20,
+        ..Limits::default()
+    };
     let mut driver = Driver::new(limits, false);
     driver.on_connected(true, 100_000);
     let mut now = now;
     for number in 0..2 {
         let source = ([10, 0, 0, number], 4000).into();
-        let key = StreamKey::new(source, ([10, 9, 9, 9], 80).into()).expect("two addresses of IPv4");
-        driver.open(key, Class::Normal, now).expect("the limits leave room for two flows");
+        let key =
+            StreamKey::new(source, ([10, 9, 9, 9], 80).into()).expect("two addresses of IPv4");
+        driver
+            .open(key, Class::Normal, now)
+            .expect("the limits leave room for two flows");
     }
     while let [high, low, rest @ ..] = bytes {
         let length = usize::from(u16::from_be_bytes([high & 0x0f, *low])).min(rest.len());
@@ -109,16 +137,26 @@ pub fn unpack(mut bytes: &[u8], now: Instant) {
 
 fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
     let any = (([10, 0, 0, 1], 53).into(), ([10, 9, 9, 9], 53).into());
-    let ends: Vec<_> = driver.flows().map(|info| (info.key.source, info.key.destination)).collect();
+    let ends: Vec<_> = driver
+        .flows()
+        .map(|info| (info.key.source, info.key.destination))
+        .collect();
     let mut flows: Vec<FlowId> = driver.flows().map(|info| info.flow).collect();
     flows.sort_unstable();
-    let flow = flows.get(usize::from(choice) / 4 % flows.len().max(1)).copied().unwrap_or(FlowId(0));
+    let flow = flows
+        .get(usize::from(choice) / 4 % flows.len().max(1))
+        .copied()
+        .unwrap_or(FlowId(0));
     match choice % 4 {
         0 => driver.accept(flow),
         1 => {
             let mut slices = Vec::new();
             driver.deliverable(flow, &mut slices);
-            let n = slices.iter().map(|slice| slice.len()).sum::<usize>().div_ceil(2);
+            let n = slices
+                .iter()
+                .map(|slice| slice.len())
+                .sum::<usize>()
+                .div_ceil(2);
             driver.delivered(flow, n, now);
         }
         2 => driver.reset(flow, Status::Reset),
@@ -126,7 +164,12 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
             let (source, destination) = *ends.get(usize::from(choice)).unwrap_or(&any);
             let key = PacketKey::new(17, source, destination).expect("the ends of another flow");
             // Lost or not, as datagrams are.
-            let _ = driver.send_datagram(&key, (Class::Normal.into(), Delivery::Timely), &[7; 100], now);
+            let _ = driver.send_datagram(
+                &key,
+                (Class::Normal.into(), Delivery::Timely),
+                &[7; 100],
+                now,
+            );
             driver.take_datagrams(|arrived| assert!(arrived.bytes.len() < 4_096));
             driver.handle_timeout(now);
         }
@@ -135,7 +178,13 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
             driver.pack(
                 &mut Short,
                 &mut Vec::new(),
-                Room { segment: 500, urgent: 458, largest: 1000, shrunk: 0, most: 1200 },
+                Room {
+                    segment: 500,
+                    urgent: 458,
+                    largest: 1000,
+                    shrunk: 0,
+                    most: 1200,
+                },
                 now,
             );
         }
@@ -152,7 +201,8 @@ impl Source for Short {
     }
 }
 
-/// A peer that says anything: payloads with messages of all kinds, well formed and not, in any order.
+/// A peer that says anything: payloads with messages of all kinds, well formed and not, in any
+/// order.
 pub struct Hostile {
     /// The bit of the flows that it opens.
     side: u32,
@@ -194,12 +244,22 @@ impl Hostile {
             // Once it cannot be taken apart, the session is over.
             0 => {
                 let at = dice(payload.len().max(1) as u32) as usize;
-                payload.get_mut(at).into_iter().for_each(|byte| *byte ^= 1 << dice(8));
+                payload
+                    .get_mut(at)
+                    .into_iter()
+                    .for_each(|byte| *byte ^= 1 << dice(8));
             }
             1 => payload.truncate(dice(payload.len() as u32 + 1) as usize),
             2..20 if payload.first() == Some(&1) => {
-                let how = (How { compress: Compress::Auto, isolated: dice(4) == 0 }, true);
-                self.shrinker.shrink(&mut payload, how, &mut self.record, 100_000);
+                let how = (
+                    How {
+                        compress: Compress::Auto,
+                        isolated: dice(4) == 0,
+                    },
+                    true,
+                );
+                self.shrinker
+                    .shrink(&mut payload, how, &mut self.record, 100_000);
             }
             _ => {}
         }
@@ -209,15 +269,27 @@ impl Hostile {
     /// So many like messages of a flow that is over or never was.
     fn late(&self, count: u16) -> Vec<u8> {
         let flow = FlowId(self.side | ((1 << 31) - 1));
-        let header = Header { function: Function::Credit, fin: false, flow, sequence: 0, length: 0, form: Form::Short };
+        let header = Header {
+            function: Function::Credit,
+            fin: false,
+            flow,
+            sequence: 0,
+            length: 0,
+            form: Form::Short,
+        };
         let mut message = [0; message::SHORT];
         header.emit(&mut message);
         message.repeat(count.into())
     }
 
-    /// Numbered, and smaller than any sender makes them: nothing, a few bytes, or thousands of messages.
+    /// Numbered, and smaller than any sender makes them: nothing, a few bytes, or thousands of
+    /// messages.
     fn small_compressed(&mut self, dice: Dice<'_>) -> Vec<u8> {
-        let count = if dice(8) == 0 { 1 + dice(16_000) as u16 } else { 0 };
+        let count = if dice(8) == 0 {
+            1 + dice(16_000) as u16
+        } else {
+            0
+        };
         let raw = match count {
             0 => vec![0; dice(200) as usize],
             _ => self.late(count),
@@ -276,15 +348,36 @@ impl Hostile {
             4 => self.jump(dice),
             5 | 6 => self.datagram(dice),
             7 | 8 => self.in_order(dice),
-            9 => Header { fin: true, ..self.in_order(dice) },
+            9 => Header {
+                fin: true,
+                ..self.in_order(dice)
+            },
             10 => {
-                let function = if dice(2) == 0 { Function::Credit } else { Function::Accepted };
-                let sequence = if dice(2) == 0 { dice(1 << 20) } else { dice(u32::MAX) };
-                Header { function, length: 0, sequence, ..self.in_order(dice) }
+                let function = if dice(2) == 0 {
+                    Function::Credit
+                } else {
+                    Function::Accepted
+                };
+                let sequence = if dice(2) == 0 {
+                    dice(1 << 20)
+                } else {
+                    dice(u32::MAX)
+                };
+                Header {
+                    function,
+                    length: 0,
+                    sequence,
+                    ..self.in_order(dice)
+                }
             }
             _ => {
                 let form = Form::Status(dice(256) as u8, Status::from_number(dice(12) as u8));
-                Header { function: Function::Reset, length: 0, form, ..self.in_order(dice) }
+                Header {
+                    function: Function::Reset,
+                    length: 0,
+                    form,
+                    ..self.in_order(dice)
+                }
             }
         }
     }
@@ -292,7 +385,11 @@ impl Hostile {
     /// One of its flows, or one of ours, and its place in `offsets`.
     fn flow(&mut self, dice: Dice<'_>) -> (FlowId, usize) {
         let back = dice(16);
-        let side = if dice(8) == 0 { self.side ^ 1 << 31 } else { self.side };
+        let side = if dice(8) == 0 {
+            self.side ^ 1 << 31
+        } else {
+            self.side
+        };
         let number = self.next.wrapping_sub(back) & !(1 << 31);
         (FlowId(side | number), number as usize % 16)
     }
@@ -302,24 +399,50 @@ impl Hostile {
         self.offsets[self.next as usize % 16] = 0;
         let length = if dice(3) == 0 { dice(2_000) } else { dice(4) };
         self.offsets[self.next as usize % 16] += length;
-        let function = if dice(6) == 0 { Function::Datagram(Delivery::Timely) } else { Function::Data };
+        let function = if dice(6) == 0 {
+            Function::Datagram(Delivery::Timely)
+        } else {
+            Function::Data
+        };
         let flow = FlowId(self.side | self.next);
         let form = opening_form(function, dice);
-        Header { function, fin: false, flow, sequence: 0, length, form }
+        Header {
+            function,
+            fin: false,
+            flow,
+            sequence: 0,
+            length,
+            form,
+        }
     }
 
     /// Much data of another flow each time, which nobody may take.
     fn bulk(&mut self, dice: Dice<'_>) -> Header {
         let opening = self.opening(dice);
-        Header { function: Function::Data, length: dice(60_000), ..opening }
+        Header {
+            function: Function::Data,
+            length: dice(60_000),
+            ..opening
+        }
     }
 
     fn in_order(&mut self, dice: Dice<'_>) -> Header {
         let (flow, place) = self.flow(dice);
-        let length = if dice(3) == 0 { dice(30_000) } else { dice(100) };
+        let length = if dice(3) == 0 {
+            dice(30_000)
+        } else {
+            dice(100)
+        };
         let sequence = self.offsets[place];
         self.offsets[place] = sequence.wrapping_add(length);
-        Header { function: Function::Data, fin: false, flow, sequence, length, form: Form::Short }
+        Header {
+            function: Function::Data,
+            fin: false,
+            flow,
+            sequence,
+            length,
+            form: Form::Short,
+        }
     }
 
     /// A byte or a few with a gap before it.
@@ -328,19 +451,40 @@ impl Hostile {
         let flow = FlowId(self.side | self.next);
         let back = dice(8) / 7;
         let sequence = self.offsets[self.next as usize % 16].wrapping_sub(back);
-        Header { function: Function::Data, fin: false, flow, sequence, length: 1, form: Form::Short }
+        Header {
+            function: Function::Data,
+            fin: false,
+            flow,
+            sequence,
+            length: 1,
+            form: Form::Short,
+        }
     }
 
     fn proposal(&mut self, dice: Dice<'_>) -> Header {
         self.generation = self.generation.wrapping_add(1);
-        let function = if dice(8) == 0 { Function::Holds } else { Function::Dictionary };
+        let function = if dice(8) == 0 {
+            Function::Holds
+        } else {
+            Function::Dictionary
+        };
         let (first, last) = if dice(2) == 0 {
             (dice(50), dice(400))
         } else {
-            (self.number.saturating_sub(dice(5_000)), self.number + dice(2))
+            (
+                self.number.saturating_sub(dice(5_000)),
+                self.number + dice(2),
+            )
         };
         let form = Form::Status(self.generation, Status::None);
-        Header { function, fin: false, flow: FlowId(first), sequence: last, length: 0, form }
+        Header {
+            function,
+            fin: false,
+            flow: FlowId(first),
+            sequence: last,
+            length: 0,
+            form,
+        }
     }
 
     /// A reset of a flow far ahead: the window of numbers moves.
@@ -348,19 +492,41 @@ impl Hostile {
         self.next = (self.next + if dice(2) == 0 { 65_535 } else { dice(200_000) }) & !(1 << 31);
         let form = Form::Status(6, Status::Reset);
         let flow = FlowId(self.side | self.next);
-        Header { function: Function::Reset, fin: false, flow, sequence: 0, length: 0, form }
+        Header {
+            function: Function::Reset,
+            fin: false,
+            flow,
+            sequence: 0,
+            length: 0,
+            form,
+        }
     }
 
     fn datagram(&mut self, dice: Dice<'_>) -> Header {
         let (flow, place) = self.flow(dice);
-        let ahead = if dice(20) == 0 { dice(100_000) } else { dice(4) };
+        let ahead = if dice(20) == 0 {
+            dice(100_000)
+        } else {
+            dice(4)
+        };
         self.offsets[place] = self.offsets[place].wrapping_add(ahead);
         let sequence = self.offsets[place].wrapping_sub(dice(40));
         let delivery = Delivery::from_number(dice(3) as u8).expect("there are three");
         let length = if dice(10) == 0 { dice(9_000) } else { dice(60) };
         let function = Function::Datagram(delivery);
-        let form = if dice(4) == 0 { opening_form(function, dice) } else { Form::Short };
-        Header { function, fin: false, flow, sequence, length, form }
+        let form = if dice(4) == 0 {
+            opening_form(function, dice)
+        } else {
+            Form::Short
+        };
+        Header {
+            function,
+            fin: false,
+            flow,
+            sequence,
+            length,
+            form,
+        }
     }
 }
 
@@ -370,7 +536,10 @@ fn opening_form(function: Function, dice: Dice<'_>) -> Form {
     let (source, destination) = ends(dice);
     let is_stream = (function == Function::Data) != (dice(32) == 0);
     if is_stream {
-        Form::Stream(StreamKey::new(source, destination).expect("both are IPv4"), treatment(dice))
+        Form::Stream(
+            StreamKey::new(source, destination).expect("both are IPv4"),
+            treatment(dice),
+        )
     } else {
         let protocol = [17, 17, 1, 2, 47][dice(5) as usize];
         let key = PacketKey::new(protocol, source, destination).expect("both are IPv4");
@@ -381,12 +550,23 @@ fn opening_form(function: Function, dice: Dice<'_>) -> Form {
 /// Addresses: those to 10.9.0.0/16 are allowed by [`is_allowed`], and the others are not.
 fn ends(dice: Dice<'_>) -> (SocketAddr, SocketAddr) {
     let source = ([10, 0, 0, dice(200) as u8], dice(60_000) as u16).into();
-    (source, ([10, 9 + dice(2) as u8, 0, dice(200) as u8], dice(60_000) as u16).into())
+    (
+        source,
+        (
+            [10, 9 + dice(2) as u8, 0, dice(200) as u8],
+            dice(60_000) as u16,
+        )
+            .into(),
+    )
 }
 
 fn treatment(dice: Dice<'_>) -> Treatment {
     let class = Class::ALL[dice(4) as usize];
-    Treatment { in_order: dice(2) == 0, isolated: dice(4) == 0, ..class.into() }
+    Treatment {
+        in_order: dice(2) == 0,
+        isolated: dice(4) == 0,
+        ..class.into()
+    }
 }
 
 /// What the worlds with a [`Hostile`] let it reach.
@@ -403,15 +583,18 @@ fn take_or_refuse(driver: &mut Driver, allowed: &mut HashSet<FlowId>, flow: Flow
     }
 }
 
-/// Steps that a peer may have cost with all that it has said: sixteen for each message, and for each buffer as many as its bytes pay for when a dictionary is
-/// made of buffers as small as there are.
+/// Steps that a peer may have cost with all that it has said: sixteen for each message, and for
+/// each buffer as many as its bytes pay for when a dictionary is made of buffers as small as there
+/// are.
 pub fn most_steps(counters: &Counters) -> u64 {
-    let said = counters.messages_in + counters.buffers_in + counters.malformed + counters.opened_here;
+    let said =
+        counters.messages_in + counters.buffers_in + counters.malformed + counters.opened_here;
     16 * said + MADE_FOR_EACH as u64 * counters.buffers_in + 20_000
 }
 
-/// Payloads of a [`Hostile`] whose dice are these bytes, and what the near side does between them: nothing that is not allowed is given on, and what is held
-/// and the steps that it takes stay bounded.
+/// Payloads of a [`Hostile`] whose dice are these bytes, and what the near side does between them:
+/// nothing that is not allowed is given on, and what is held and the steps that it takes stay
+/// bounded.
 pub fn messages(bytes: &[u8], now: Instant) {
     let mut rest = bytes.iter();
     // Dice that run out are all zero.
@@ -423,7 +606,12 @@ pub fn messages(bytes: &[u8], now: Instant) {
         number % most.max(1)
     };
     let budget = 4 << 20;
-    let limits = Limits { flows: 300, exchanges: 300, peer_bytes: budget, ..Limits::default() };
+    let limits = Limits {
+        flows: 300,
+        exchanges: 300,
+        peer_bytes: budget,
+        ..Limits::default()
+    };
     let mut driver = Driver::new(limits, false);
     driver.on_connected(true, 100_000);
     let (mut hostile, mut allowed, mut now) = (Hostile::new(true), HashSet::new(), now);
@@ -434,8 +622,12 @@ pub fn messages(bytes: &[u8], now: Instant) {
         driver.unpack(payload, now);
         while let Some(event) = driver.poll_event() {
             match event {
-                Event::Open { flow, key, .. } => take_or_refuse(&mut driver, &mut allowed, flow, &key),
-                Event::Exchange { flow, key, .. } => take_or_refuse(&mut driver, &mut allowed, flow, &key),
+                Event::Open { flow, key, .. } => {
+                    take_or_refuse(&mut driver, &mut allowed, flow, &key)
+                }
+                Event::Exchange { flow, key, .. } => {
+                    take_or_refuse(&mut driver, &mut allowed, flow, &key)
+                }
                 Event::Reset { flow, .. } | Event::Closed { flow } => drop(allowed.remove(&flow)),
                 Event::Deliver { flow } => {
                     assert!(allowed.contains(&flow), "{flow} is not allowed");
@@ -463,11 +655,24 @@ pub fn messages(bytes: &[u8], now: Instant) {
             driver.on_connected(true, 100_000);
         }
         driver.check_invariants();
-        assert!(driver.held() <= budget + budget / 4, "{} bytes held", driver.held());
-        assert!(driver.held_by_queues() <= 16 << 20 && driver.held_by_compression() <= MOST_HISTORY + (32 << 20));
+        assert!(
+            driver.held() <= budget + budget / 4,
+            "{} bytes held",
+            driver.held()
+        );
+        assert!(
+            driver.held_by_queues() <= 16 << 20
+                && driver.held_by_compression() <= MOST_HISTORY + (32 << 20)
+        );
         let counters = driver.counters();
-        assert!(counters.walked <= most_steps(counters), "too many steps: {counters:?}");
-        assert!(counters.messages_in <= said, "{said} bytes are too few: {counters:?}");
+        assert!(
+            counters.walked <= most_steps(counters),
+            "too many steps: {counters:?}"
+        );
+        assert!(
+            counters.messages_in <= said,
+            "{said} bytes are too few: {counters:?}"
+        );
         now += Duration::from_millis(u64::from(dice(50)));
     }
 }
@@ -492,7 +697,8 @@ mod tests {
         }
     }
 
-    /// A payload that is nearly right: numbers of few flows, small offsets, sometimes a byte changed.
+    /// A payload that is nearly right: numbers of few flows, small offsets, sometimes a byte
+    /// changed.
     fn bent(random: &mut fastrand::Rng) -> Vec<u8> {
         use crate::Delivery;
         use crate::message::{Form, Function, Header, ROUTING, emit_routing};
@@ -500,10 +706,19 @@ mod tests {
         let count = random.usize(0..4);
         for _ in 0..count {
             let datagram = Function::Datagram(Delivery::Timely);
-            let function =
-                [Function::Data, Function::Accepted, Function::Credit, Function::Reset, datagram][random.usize(0..5)];
+            let function = [
+                Function::Data,
+                Function::Accepted,
+                Function::Credit,
+                Function::Reset,
+                datagram,
+            ][random.usize(0..5)];
             let data = function == Function::Data;
-            let length = if data || function == datagram { random.u32(0..200) } else { 0 };
+            let length = if data || function == datagram {
+                random.u32(0..200)
+            } else {
+                0
+            };
             let key = crate::driver::tests::any_key(random.usize(0..4));
             let form = match function {
                 Function::Data if random.bool() => Form::Stream(key, crate::Class::Normal.into()),
@@ -516,7 +731,14 @@ mod tests {
             };
             let flow = crate::FlowId(random.u32(0..4) | if random.bool() { 1 << 31 } else { 0 });
             let sequence = random.u32(0..8) * 100;
-            let header = Header { function, fin: data && random.u8(0..8) == 0, flow, sequence, length, form };
+            let header = Header {
+                function,
+                fin: data && random.u8(0..8) == 0,
+                flow,
+                sequence,
+                length,
+                form,
+            };
             let at = payload.len();
             payload.resize(at + header.header_length() + length as usize, 1);
             header.emit(&mut payload[at..]);
@@ -534,7 +756,9 @@ mod tests {
     fn messages_of_any_kind_are_bounded() {
         for seed in 0..400 {
             let random = &mut fastrand::Rng::with_seed(seed);
-            let bytes: Vec<u8> = (0..random.usize(100..60_000)).map(|_| random.u8(..)).collect();
+            let bytes: Vec<u8> = (0..random.usize(100..60_000))
+                .map(|_| random.u8(..))
+                .collect();
             super::messages(&bytes, crate::clock());
         }
     }

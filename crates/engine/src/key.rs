@@ -31,7 +31,11 @@ pub struct FlowKey {
 impl FlowKey {
     /// As the other end sees it.
     pub fn turned(&self) -> FlowKey {
-        FlowKey { protocol: self.protocol, source: self.destination, destination: self.source }
+        FlowKey {
+            protocol: self.protocol,
+            source: self.destination,
+            destination: self.source,
+        }
     }
 }
 
@@ -81,7 +85,11 @@ impl PacketKey {
     /// # Errors
     /// For TCP and what is no protocol of packets; when the ends are of two families, or in a form
     /// that is not the usual one.
-    pub fn new(protocol: u8, source: SocketAddr, destination: SocketAddr) -> Result<PacketKey, KeyError> {
+    pub fn new(
+        protocol: u8,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<PacketKey, KeyError> {
         if NO_PACKETS.contains(&protocol) {
             return Err(KeyError::Protocol(protocol));
         }
@@ -119,7 +127,11 @@ fn key(protocol: u8, source: SocketAddr, destination: SocketAddr) -> Result<Flow
     }
     // A socket's address may bear a scope and a flow label, which are the host's own.
     let plain = |end: SocketAddr| SocketAddr::new(end.ip(), end.port());
-    Ok(FlowKey { protocol, source: plain(source), destination: plain(destination) })
+    Ok(FlowKey {
+        protocol,
+        source: plain(source),
+        destination: plain(destination),
+    })
 }
 
 /// Whether the address is no IPv4 address in IPv6's mapped or compatible form (RFC 4291, section
@@ -156,14 +168,32 @@ mod tests {
     #[test]
     fn an_address_has_one_form() {
         let good = "[fd00::1]:80";
-        for bad in ["[::ffff:127.0.0.1]:80", "[::ffff:10.1.1.1]:80", "[::127.0.0.1]:80", "[::2]:80"] {
+        for bad in [
+            "[::ffff:127.0.0.1]:80",
+            "[::ffff:10.1.1.1]:80",
+            "[::127.0.0.1]:80",
+            "[::2]:80",
+        ] {
             for (source, destination) in [ends(bad, good), ends(good, bad)] {
-                assert_eq!(StreamKey::new(source, destination), Err(KeyError::Form), "{bad}");
-                assert_eq!(PacketKey::new(17, source, destination), Err(KeyError::Form), "{bad}");
+                assert_eq!(
+                    StreamKey::new(source, destination),
+                    Err(KeyError::Form),
+                    "{bad}"
+                );
+                assert_eq!(
+                    PacketKey::new(17, source, destination),
+                    Err(KeyError::Form),
+                    "{bad}"
+                );
             }
         }
         // Their own forms, whatever else may be said of them.
-        for own in ["[::]:80", "[::1]:80", "[::1:0:0]:80", "[64:ff9b::7f00:1]:80"] {
+        for own in [
+            "[::]:80",
+            "[::1]:80",
+            "[::1:0:0]:80",
+            "[64:ff9b::7f00:1]:80",
+        ] {
             let (source, destination) = ends(own, good);
             assert!(StreamKey::new(source, destination).is_ok(), "{own}");
         }
@@ -171,6 +201,10 @@ mod tests {
         assert_eq!(StreamKey::new(source, destination), Err(KeyError::Families));
         let scoped: SocketAddr = "[fe80::1%7]:80".parse().unwrap();
         let plain: SocketAddr = "[fe80::1]:80".parse().unwrap();
-        assert_eq!(StreamKey::new(scoped, plain), StreamKey::new(plain, scoped), "a scope is its host's own");
+        assert_eq!(
+            StreamKey::new(scoped, plain),
+            StreamKey::new(plain, scoped),
+            "a scope is its host's own"
+        );
     }
 }

@@ -1,12 +1,16 @@
-//! The accelerator without an operating system: messages of flows to payloads and back (claims 7-18, 42, 47).
+//! The accelerator without an operating system: messages of flows to payloads and back (claims
+//! 7-18, 42, 47).
 //!
-//! The walk of a byte through this crate: an edge (of the program) says that a flow is [`Peer::readable`]; when the mover
-//! may send, the packet driver takes the flow's turn (the schedule's order), reads its bytes through [`Source`] straight
-//! into a buffer behind a routing header and a message header, and gives the buffer to the mover as a payload. At the far
-//! side the payload is taken apart, each flow's bytes are put in order, and the edge is told to [`Event::Deliver`] them.
+//! The walk of a byte through this crate: an edge (of the program) says that a flow is
+//! [`Peer::readable`]; when the mover may send, the packet driver takes the flow's turn (the
+//! schedule's order), reads its bytes through [`Source`] straight into a buffer behind a routing
+//! header and a message header, and gives the buffer to the mover as a payload. At the far side the
+//! payload is taken apart, each flow's bytes are put in order, and the edge is told to
+//! [`Event::Deliver`] them.
 //!
-//! Nothing here opens a socket, reads a clock, takes a lock or draws randomness: time is an argument, numbers come from the
-//! order of calls. One owner drives a [`Peer`] with the verbs that the mover has too: `handle_…`, `poll_…`, `poll_timeout`.
+//! Nothing here opens a socket, reads a clock, takes a lock or draws randomness: time is an
+//! argument, numbers come from the order of calls. One owner drives a [`Peer`] with the verbs that
+//! the mover has too: `handle_…`, `poll_…`, `poll_timeout`.
 #![forbid(unsafe_code)]
 
 mod compress;

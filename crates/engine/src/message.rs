@@ -1,7 +1,9 @@
-//! The packet driver's routing header (claim 14) and the message header (claim 15): parse and emit, nothing else.
+//! The packet driver's routing header (claim 14) and the message header (claim 15): parse and emit,
+//! nothing else.
 //!
-//! `docs/wire.md` section 4 is the page that this file follows. The types here are those on the wire; what a flow number or
-//! a sequence number means is the business of [`flow`](crate::flow) and [`driver`](crate::driver).
+//! `docs/wire.md` section 4 is the page that this file follows. The types here are those on the
+//! wire; what a flow number or a sequence number means is the business of [`flow`](crate::flow) and
+//! [`driver`](crate::driver).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -9,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    Class, Compress, Delivery, FlowId, FlowKey, KeyError, PacketKey, Status, StreamKey, Treatment, error::PayloadError,
-    key::TCP,
+    Class, Compress, Delivery, FlowId, FlowKey, KeyError, PacketKey, Status, StreamKey, Treatment,
+    error::PayloadError, key::TCP,
 };
 
 /// Length of the routing header.
@@ -22,7 +24,8 @@ pub(crate) const STATUS: usize = 18;
 const FULL_V4: usize = 32;
 const FULL_V6: usize = 56;
 
-/// Function type of the routing header: messages, not compressed. Other numbers are for compressed ones.
+/// Function type of the routing header: messages, not compressed. Other numbers are for compressed
+/// ones.
 const MESSAGES: u8 = 1;
 const VERSION: u8 = 1;
 const FIN: u8 = 1;
@@ -47,13 +50,17 @@ pub(crate) enum Function {
     Accepted,
     /// The other side may send up to the offset in the sequence number.
     Credit,
-    /// The credit in the sequence number, and all before it, is taken back as far as it is not used: nothing more until there is a greater one.
+    /// The credit in the sequence number, and all before it, is taken back as far as it is not
+    /// used: nothing more until there is a greater one.
     Pause,
-    /// The flow has ended in both directions; the sequence number tells how much data was sent before.
+    /// The flow has ended in both directions; the sequence number tells how much data was sent
+    /// before.
     Reset,
-    /// Make a dictionary: flow and sequence number are the numbers of its first and its last buffer, the protocol field its generation.
+    /// Make a dictionary: flow and sequence number are the numbers of its first and its last
+    /// buffer, the protocol field its generation.
     Dictionary,
-    /// The dictionary of the generation in the protocol field is there; or, with a status, cannot be.
+    /// The dictionary of the generation in the protocol field is there; or, with a status, cannot
+    /// be.
     Holds,
     /// One datagram; in full form it also opens the flow. The sequence number counts them.
     Datagram(Delivery),
@@ -85,7 +92,11 @@ pub(crate) struct Header {
 
 /// Bytes of a full header for these addresses.
 pub(crate) fn full_length(key: &FlowKey) -> usize {
-    if key.source.is_ipv4() && key.destination.is_ipv4() { FULL_V4 } else { FULL_V6 }
+    if key.source.is_ipv4() && key.destination.is_ipv4() {
+        FULL_V4
+    } else {
+        FULL_V6
+    }
 }
 
 /// Writes a routing header over the first bytes of `buffer`, the rest of which holds the messages.
@@ -109,8 +120,16 @@ pub(crate) fn parse_payload(payload: &[u8]) -> Result<Messages<'_>, PayloadError
     if u32_at(payload, 4) as usize != payload.len() - ROUTING {
         return Err(PayloadError::Truncated);
     }
-    let messages = Messages { payload, at: ROUTING, left: count };
-    let mut check = Messages { payload, at: ROUTING, left: count };
+    let messages = Messages {
+        payload,
+        at: ROUTING,
+        left: count,
+    };
+    let mut check = Messages {
+        payload,
+        at: ROUTING,
+        left: count,
+    };
     while check.left > 0 {
         check.parse_next()?;
     }
@@ -149,7 +168,10 @@ impl Iterator for Messages<'_> {
         if self.left == 0 {
             return None;
         }
-        Some(self.parse_next().expect("parse_payload has walked all messages once"))
+        Some(
+            self.parse_next()
+                .expect("parse_payload has walked all messages once"),
+        )
     }
 }
 
@@ -223,7 +245,9 @@ impl Header {
     fn check_form(&self) -> Result<(), PayloadError> {
         let fits = match self.function {
             Function::Data => matches!(self.form, Form::Short | Form::Stream(..)),
-            Function::Datagram(_) => !self.fin && matches!(self.form, Form::Short | Form::Packets(..)),
+            Function::Datagram(_) => {
+                !self.fin && matches!(self.form, Form::Short | Form::Packets(..))
+            }
             Function::Accepted | Function::Credit | Function::Pause => {
                 self.length == 0 && !self.fin && self.form == Form::Short
             }
@@ -231,7 +255,11 @@ impl Header {
                 self.length == 0 && !self.fin && matches!(self.form, Form::Status(..))
             }
         };
-        if fits { Ok(()) } else { Err(PayloadError::Form) }
+        if fits {
+            Ok(())
+        } else {
+            Err(PayloadError::Form)
+        }
     }
 }
 
@@ -297,8 +325,10 @@ fn parse_key(bytes: &[u8], length: usize, function: Function) -> Result<Form, Pa
     } else {
         (v6_at(bytes, 24).into(), v6_at(bytes, 40).into())
     };
-    let (source, destination) =
-        (SocketAddr::new(source, u16_at(bytes, 18)), SocketAddr::new(destination, u16_at(bytes, 20)));
+    let (source, destination) = (
+        SocketAddr::new(source, u16_at(bytes, 18)),
+        SocketAddr::new(destination, u16_at(bytes, 20)),
+    );
     let treatment = Treatment {
         class,
         compress: compress_from(bytes[23] & !(ISOLATED | IN_ORDER)),
@@ -307,7 +337,9 @@ fn parse_key(bytes: &[u8], length: usize, function: Function) -> Result<Form, Pa
     };
     match function {
         Function::Data if bytes[16] != TCP => Err(KeyError::Protocol(bytes[16])),
-        Function::Data => StreamKey::new(source, destination).map(|key| Form::Stream(key, treatment)),
+        Function::Data => {
+            StreamKey::new(source, destination).map(|key| Form::Stream(key, treatment))
+        }
         Function::Datagram(_) => {
             PacketKey::new(bytes[16], source, destination).map(|key| Form::Packets(key, treatment))
         }
@@ -363,8 +395,11 @@ mod tests {
     use super::*;
 
     fn key(v6: bool) -> StreamKey {
-        let (source, destination) =
-            if v6 { ("[fd10:1::2]:40000", "[fd10:2::2]:80") } else { ("10.1.1.2:40000", "10.2.2.2:80") };
+        let (source, destination) = if v6 {
+            ("[fd10:1::2]:40000", "[fd10:2::2]:80")
+        } else {
+            ("10.1.1.2:40000", "10.2.2.2:80")
+        };
         StreamKey::new(source.parse().unwrap(), destination.parse().unwrap()).unwrap()
     }
 
@@ -373,19 +408,37 @@ mod tests {
     }
 
     fn header(function: Function, form: Form, length: u32) -> Header {
-        Header { function, fin: false, flow: FlowId(0x8000_0007), sequence: 0xfeed_beef, length, form }
+        Header {
+            function,
+            fin: false,
+            flow: FlowId(0x8000_0007),
+            sequence: 0xfeed_beef,
+            length,
+            form,
+        }
     }
 
     #[test]
     fn each_form_round_trips() {
         let headers = [
             header(Function::Data, Form::Short, 9),
-            Header { fin: true, ..header(Function::Data, Form::Stream(key(false), Class::Bulk.into()), 9) },
+            Header {
+                fin: true,
+                ..header(
+                    Function::Data,
+                    Form::Stream(key(false), Class::Bulk.into()),
+                    9,
+                )
+            },
             header(
                 Function::Data,
                 Form::Stream(
                     key(true),
-                    Treatment { compress: Some(Compress::Level(3)), isolated: true, ..Class::Interactive.into() },
+                    Treatment {
+                        compress: Some(Compress::Level(3)),
+                        isolated: true,
+                        ..Class::Interactive.into()
+                    },
                 ),
                 0,
             ),
@@ -397,7 +450,11 @@ mod tests {
                 Function::Datagram(Delivery::Plain),
                 Form::Packets(
                     packets(true),
-                    Treatment { compress: Some(Compress::Off), in_order: true, ..Class::Normal.into() },
+                    Treatment {
+                        compress: Some(Compress::Off),
+                        in_order: true,
+                        ..Class::Normal.into()
+                    },
                 ),
                 20,
             ),
@@ -410,17 +467,25 @@ mod tests {
             assert_eq!(header.header_length(), length);
             assert_eq!(bytes[length], 0xaa, "emit stays inside its length");
             assert_eq!(Header::parse(&bytes), Ok((*header, length)));
-            assert_eq!(Header::parse(&bytes[..length - 1]), Err(PayloadError::Truncated));
+            assert_eq!(
+                Header::parse(&bytes[..length - 1]),
+                Err(PayloadError::Truncated)
+            );
         }
     }
 
     #[test]
     fn full_ipv4_header_is_byte_for_byte_the_documented_one() {
         let mut bytes = [0; 32];
-        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 5).emit(&mut bytes);
+        header(
+            Function::Data,
+            Form::Stream(key(false), Class::Normal.into()),
+            5,
+        )
+        .emit(&mut bytes);
         let expected = [
-            1, 32, 1, 0, 0x80, 0, 0, 7, 0xfe, 0xed, 0xbe, 0xef, 0, 0, 0, 5, 6, 0, 0x9c, 0x40, 0, 80, 2, 0, 10, 1, 1, 2,
-            10, 2, 2, 2,
+            1, 32, 1, 0, 0x80, 0, 0, 7, 0xfe, 0xed, 0xbe, 0xef, 0, 0, 0, 5, 6, 0, 0x9c, 0x40, 0,
+            80, 2, 0, 10, 1, 1, 2, 10, 2, 2, 2,
         ];
         assert_eq!(bytes, expected);
     }
@@ -428,7 +493,12 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut good = [0; 32];
-        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 0).emit(&mut good);
+        header(
+            Function::Data,
+            Form::Stream(key(false), Class::Normal.into()),
+            0,
+        )
+        .emit(&mut good);
         let check = |at: usize, value: u8, error: PayloadError| {
             let mut bytes = good;
             bytes[at] = value;
@@ -450,18 +520,29 @@ mod tests {
     #[test]
     fn no_protocol_becomes_another_by_its_function() {
         let mut stream = [0; 32];
-        header(Function::Data, Form::Stream(key(false), Class::Normal.into()), 0).emit(&mut stream);
+        header(
+            Function::Data,
+            Form::Stream(key(false), Class::Normal.into()),
+            0,
+        )
+        .emit(&mut stream);
         let datagram = Function::Datagram(Delivery::Timely);
         for protocol in 0..=255 {
             stream[2] = Function::Data.number();
             stream[16] = protocol;
-            let parsed = Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Stream(..)));
+            let parsed =
+                Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Stream(..)));
             assert_eq!(
                 parsed,
-                if protocol == 6 { Ok(true) } else { Err(PayloadError::Key(KeyError::Protocol(protocol))) }
+                if protocol == 6 {
+                    Ok(true)
+                } else {
+                    Err(PayloadError::Key(KeyError::Protocol(protocol)))
+                }
             );
             stream[2] = datagram.number();
-            let parsed = Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Packets(..)));
+            let parsed =
+                Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Packets(..)));
             match [0, 6, 43, 44, 58, 60].contains(&protocol) {
                 true => assert_eq!(parsed, Err(PayloadError::Key(KeyError::Protocol(protocol)))),
                 false => assert_eq!(parsed, Ok(true)),
@@ -472,12 +553,21 @@ mod tests {
     #[test]
     fn a_mapped_address_is_no_address() {
         let mut good = [0; 56];
-        header(Function::Data, Form::Stream(key(true), Class::Normal.into()), 0).emit(&mut good);
+        header(
+            Function::Data,
+            Form::Stream(key(true), Class::Normal.into()),
+            0,
+        )
+        .emit(&mut good);
         for at in [24, 40] {
             for form in ["::ffff:127.0.0.1", "::ffff:10.2.2.2", "::127.0.0.1"] {
                 let mut bytes = good;
                 bytes[at..at + 16].copy_from_slice(&form.parse::<Ipv6Addr>().unwrap().octets());
-                assert_eq!(Header::parse(&bytes), Err(PayloadError::Key(KeyError::Form)), "{form}");
+                assert_eq!(
+                    Header::parse(&bytes),
+                    Err(PayloadError::Key(KeyError::Form)),
+                    "{form}"
+                );
             }
         }
     }
@@ -502,6 +592,9 @@ mod tests {
         assert_eq!(parse_payload(&fewer).err(), Some(PayloadError::LeftOver));
         let mut compressed = payload;
         compressed[0] = 2;
-        assert_eq!(parse_payload(&compressed).err(), Some(PayloadError::Routing(2)));
+        assert_eq!(
+            parse_payload(&compressed).err(),
+            Some(PayloadError::Routing(2))
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! One far TPO: joins the packet driver and the data mover, and only routes between them.
 //!
-//! Whoever owns a `Peer` (the program's lane, or a world of the lab) gives it one input and then drains every poll:
-//! [`poll_transmit`](Peer::poll_transmit) until it gives none, [`poll_event`](Peer::poll_event) until it gives none, and asks
+//! Whoever owns a `Peer` (the program's lane, or a world of the lab) gives it one input and then
+//! drains every poll: [`poll_transmit`](Peer::poll_transmit) until it gives none,
+//! [`poll_event`](Peer::poll_event) until it gives none, and asks
 //! [`poll_timeout`](Peer::poll_timeout) for the next wake-up.
 
 use std::{io::IoSlice, net::SocketAddr, time::Instant};
@@ -9,8 +10,8 @@ use std::{io::IoSlice, net::SocketAddr, time::Instant};
 use tpo_mover::{Heard, Mover, Reason, Transmit};
 
 use crate::{
-    Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source, Stats, Status,
-    StreamKey, Treatment, Usage, Work, Worked,
+    Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source,
+    Stats, Status, StreamKey, Treatment, Usage, Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
 };
@@ -24,7 +25,8 @@ pub struct Peer {
     max_payload: usize,
     /// What all of it may hold.
     budget: usize,
-    /// Payloads wait in the mover since then, because the edges have not fetched what came of others.
+    /// Payloads wait in the mover since then, because the edges have not fetched what came of
+    /// others.
     left_over: Option<Instant>,
     /// A packed buffer that the mover did not take, because its window of numbers was full.
     refused: Option<(Vec<u8>, bool)>,
@@ -51,11 +53,17 @@ impl Peer {
         peer
     }
 
-    // --- the link side ----------------------------------------------------------------------------------------------------
+    // --- the link side
+    // ---------------------------------------------------------------------------------------------
 
     /// One received datagram. Opened in place; never panics, whatever the bytes. Says what it has
     /// proved of its sender.
-    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Heard {
         let heard = self.mover.handle_datagram(from, datagram, now);
         self.take_from_mover(now);
         heard
@@ -76,14 +84,24 @@ impl Peer {
     /// When `handle_timeout` wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let driver = &self.driver;
-        let own = [driver.gathers_until(), driver.holds_until(), driver.looks_after_at(), self.left_over];
+        let own = [
+            driver.gathers_until(),
+            driver.holds_until(),
+            driver.looks_after_at(),
+            self.left_over,
+        ];
         let mover = self.mover.poll_timeout().map(|(at, _)| at);
         own.into_iter().flatten().chain(mover).min()
     }
 
-    /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has budget, buffers are packed from
-    /// what `source` reads; nothing is read that cannot be sent.
-    pub fn poll_transmit(&mut self, source: &mut dyn Source, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
+    /// Appends datagrams to `out` as the mover's verb of this name does. While the mover has
+    /// budget, buffers are packed from what `source` reads; nothing is read that cannot be sent.
+    pub fn poll_transmit(
+        &mut self,
+        source: &mut dyn Source,
+        out: &mut Vec<u8>,
+        now: Instant,
+    ) -> Option<Transmit> {
         self.pack(source, now);
         let leaving = self.mover.is_leaving();
         let transmit = self.mover.poll_transmit(out, now);
@@ -104,10 +122,17 @@ impl Peer {
         self.take_from_mover(now);
     }
 
-    // --- the edge side ----------------------------------------------------------------------------------------------------
+    // --- the edge side
+    // ---------------------------------------------------------------------------------------------
 
-    /// The near application opened a connection. Its data may be read at once, up to the peer's initial credit.
-    pub fn open(&mut self, key: StreamKey, treatment: impl Into<Treatment>, now: Instant) -> Result<FlowId, OpenError> {
+    /// The near application opened a connection. Its data may be read at once, up to the peer's
+    /// initial credit.
+    pub fn open(
+        &mut self,
+        key: StreamKey,
+        treatment: impl Into<Treatment>,
+        now: Instant,
+    ) -> Result<FlowId, OpenError> {
         self.driver.open(key, treatment, now)
     }
 
@@ -116,7 +141,8 @@ impl Peer {
         self.driver.accept(flow);
     }
 
-    /// The flow's application has bytes to read, or has ended. To be called after each wake-up of its socket.
+    /// The flow's application has bytes to read, or has ended. To be called after each wake-up of
+    /// its socket.
     pub fn readable(&mut self, flow: FlowId, now: Instant) {
         self.driver.readable(flow, now);
     }
@@ -135,7 +161,8 @@ impl Peer {
         bytes: &[u8],
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
-        self.driver.send_datagram(key, (treatment.into(), delivery), bytes, now)
+        self.driver
+            .send_datagram(key, (treatment.into(), delivery), bytes, now)
     }
 
     /// Whether a flow of datagrams lives between these ends, whoever opened it.
@@ -143,12 +170,14 @@ impl Peer {
         self.driver.has_exchange(key)
     }
 
-    /// Gives every datagram that arrived to `each`. To be called after each input, when the events have been polled.
+    /// Gives every datagram that arrived to `each`. To be called after each input, when the events
+    /// have been polled.
     pub fn take_datagrams(&mut self, each: impl FnMut(&Arrived<'_>)) {
         self.driver.take_datagrams(each);
     }
 
-    /// A dictionary of the compression engine to be made. Until [`on_worked`](Peer::on_worked) has the result, all goes on without it.
+    /// A dictionary of the compression engine to be made. Until [`on_worked`](Peer::on_worked) has
+    /// the result, all goes on without it.
     pub fn poll_work(&mut self) -> Option<Work> {
         self.driver.poll_work()
     }
@@ -158,14 +187,15 @@ impl Peer {
         self.driver.on_worked(worked);
     }
 
-    /// Ends the flow in both directions with a status. It is forgotten at once, no event follows; bytes that were read
-    /// before still reach the far application if the status is one of the application's.
+    /// Ends the flow in both directions with a status. It is forgotten at once, no event follows;
+    /// bytes that were read before still reach the far application if the status is one of the
+    /// application's.
     pub fn reset(&mut self, flow: FlowId, status: Status, _now: Instant) {
         self.driver.reset(flow, status);
     }
 
-    /// In-order bytes that wait to be written to the flow's application, at most 64 slices. None before `accept`, and none
-    /// of a flow that is gone.
+    /// In-order bytes that wait to be written to the flow's application, at most 64 slices. None
+    /// before `accept`, and none of a flow that is gone.
     pub fn deliverable<'a>(&'a self, flow: FlowId, slices: &mut Vec<IoSlice<'a>>) {
         self.driver.deliverable(flow, slices);
     }
@@ -181,23 +211,25 @@ impl Peer {
         self.driver.poll_event()
     }
 
-    /// Resets all flows with `GoingAway` and says goodbye. Drain `poll_transmit` and `poll_event` afterwards.
+    /// Resets all flows with `GoingAway` and says goodbye. Drain `poll_transmit` and `poll_event`
+    /// afterwards.
     pub fn close(&mut self, now: Instant) {
         self.driver.close();
         self.refused = None;
         self.mover.close(now);
     }
 
-    /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; for its flows `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a
-    /// tenth more is never exceeded, beside some megabytes that each peer has.
+    /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; for its
+    /// flows `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a tenth more is
+    /// never exceeded, beside some megabytes that each peer has.
     pub fn set_budget(&mut self, bytes: usize) {
         self.budget = bytes;
         self.share_memory();
         self.driver.keep_inside_memory();
     }
 
-    /// What this peer holds now: its flows, its queues, what compression knows, and its mover, as they are allocated. To be shared out between peers by
-    /// `set_budget`.
+    /// What this peer holds now: its flows, its queues, what compression knows, and its mover, as
+    /// they are allocated. To be shared out between peers by `set_budget`.
     pub fn memory(&self) -> usize {
         self.driver.held() + self.beside_flows()
     }
@@ -206,27 +238,32 @@ impl Peer {
         self.driver.held_by_compression() + self.driver.held_by_queues() + self.mover.memory()
     }
 
-    /// What one part holds the others cannot. Flows are told of seven eighths, because they may go a quarter above what they are told before the one that holds
-    /// most is reset; the mover has a quarter for each direction, or half of what is left; compression a quarter.
+    /// What one part holds the others cannot. Flows are told of seven eighths, because they may go
+    /// a quarter above what they are told before the one that holds most is reset; the mover has a
+    /// quarter for each direction, or half of what is left; compression a quarter.
     fn share_memory(&mut self) {
         let (total, beside) = (self.budget, self.beside_flows());
         self.driver.set_compression_limit(total / 4);
-        self.driver.set_budget((total / 8 * 7).saturating_sub(beside).max(total / 4));
+        self.driver
+            .set_budget((total / 8 * 7).saturating_sub(beside).max(total / 4));
         let left = total.saturating_sub(self.driver.held() + beside - self.mover.memory());
         self.mover.set_memory(total.min(left.saturating_mul(2)));
     }
 
-    /// How much of what its streams may cost is used: near the bounds, new ones are better not begun.
+    /// How much of what its streams may cost is used: near the bounds, new ones are better not
+    /// begun.
     pub fn usage(&self) -> Usage {
         self.driver.usage()
     }
 
-    /// Calls a peer that is called on demand; `is_connected` and an event tell when it has answered.
+    /// Calls a peer that is called on demand; `is_connected` and an event tell when it has
+    /// answered.
     pub fn connect(&mut self, now: Instant) {
         self.mover.connect(now);
     }
 
-    /// Ends the session of a peer that is called on demand, with a goodbye. Only while nothing is carried: flows would be reset.
+    /// Ends the session of a peer that is called on demand, with a goodbye. Only while nothing is
+    /// carried: flows would be reset.
     pub fn disconnect(&mut self) {
         self.mover.disconnect();
     }
@@ -288,7 +325,8 @@ impl Peer {
         self.driver.check_invariants();
     }
 
-    // --- between driver and mover -------------------------------------------------------------------------------------------
+    // --- between driver and mover
+    // ---------------------------------------------------------------------------------------------
 
     /// Packs and hands over while the mover can send at once and somebody has something.
     fn pack(&mut self, source: &mut dyn Source, now: Instant) {
@@ -304,11 +342,14 @@ impl Peer {
             let budget = self.mover.budget(now);
             let room = match budget {
                 // What waits in the mover would be overtaken.
-                0 if self.driver.has_urgent_work() && self.mover.takes_urgent(now) => self.one_segment(),
+                0 if self.driver.has_urgent_work() && self.mover.takes_urgent(now) => {
+                    self.one_segment()
+                }
                 0 => return,
                 budget => self.room(budget.max(self.mover.worthwhile())),
             };
-            self.driver.set_path(self.mover.rate(), room.segment, room.urgent);
+            self.driver
+                .set_path(self.mover.rate(), room.segment, room.urgent);
             let mut buffer = self.mover.spare();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.give_spare(buffer);
@@ -324,7 +365,11 @@ impl Peer {
     /// Room for one datagram.
     fn one_segment(&self) -> Room {
         let room = self.room(1);
-        Room { largest: room.segment, shrunk: 0, ..room }
+        Room {
+            largest: room.segment,
+            shrunk: 0,
+            ..room
+        }
     }
 
     /// Whole segments: as many as fill `wanted`, at least one, no more than both sides take.
@@ -332,9 +377,19 @@ impl Peer {
         let most = self.buffer_size.min(self.max_payload);
         let segment = self.mover.segment_payload().min(most);
         let urgent = self.mover.urgent_payload().min(segment);
-        let whole = |bytes: usize| bytes.next_multiple_of(segment).min(most / segment * segment);
+        let whole = |bytes: usize| {
+            bytes
+                .next_multiple_of(segment)
+                .min(most / segment * segment)
+        };
         let shrunk = (self.mover.rate() as f64 * SHRUNK.as_secs_f64()) as usize;
-        Room { segment, urgent, largest: whole(wanted), shrunk: shrunk.max(wanted), most }
+        Room {
+            segment,
+            urgent,
+            largest: whole(wanted),
+            shrunk: shrunk.max(wanted),
+            most,
+        }
     }
 
     fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> bool {
@@ -381,7 +436,11 @@ impl Peer {
 
     fn on_mover_event(&mut self, event: tpo_mover::Event, now: Instant) {
         match event {
-            tpo_mover::Event::Connected { fresh, initial_credit, max_payload } => {
+            tpo_mover::Event::Connected {
+                fresh,
+                initial_credit,
+                max_payload,
+            } => {
                 self.max_payload = max_payload;
                 if fresh {
                     self.refused = None;

@@ -1,10 +1,12 @@
-//! The look-up table (claims 4 and 5): source prefix, source ports, destination prefix, destination ports, protocol → rule.
-//! The first rule that matches wins.
+//! The look-up table (claims 4 and 5): source prefix, source ports, destination prefix, destination
+//! ports, protocol → rule. The first rule that matches wins.
 //!
-//! A table of ten thousand rules is asked for each new flow, so it is not walked. All addresses live in one space of 128
-//! bits, IPv4 in its mapped part. For each end the prefixes that contain the address are found by one hash look-up for each
-//! length that occurs; each pair of a source and a destination prefix that some rules share leads to a small list, and inside
-//! a long one the ports lead on by a segment tree. Whatever can only hold later rules than the best so far is passed over.
+//! A table of ten thousand rules is asked for each new flow, so it is not walked. All addresses
+//! live in one space of 128 bits, IPv4 in its mapped part. For each end the prefixes that contain
+//! the address are found by one hash look-up for each length that occurs; each pair of a source and
+//! a destination prefix that some rules share leads to a small list, and inside a long one the
+//! ports lead on by a segment tree. Whatever can only hold later rules than the best so far is
+//! passed over.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,8 +29,12 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Every address of both families, written `any`. `::/0` is the same; IPv4 alone is `0.0.0.0/0`.
-    pub const ANY: Prefix = Prefix { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 };
+    /// Every address of both families, written `any`. `::/0` is the same; IPv4 alone is
+    /// `0.0.0.0/0`.
+    pub const ANY: Prefix = Prefix {
+        address: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        length: 0,
+    };
 
     /// Whether it has every address of both families.
     pub fn is_any(&self) -> bool {
@@ -43,7 +49,11 @@ impl Prefix {
 
     /// Length and bits in the space of 128 bits.
     fn in_one_space(&self) -> (u8, u128) {
-        let length = if self.address.is_ipv4() { self.length + 96 } else { self.length };
+        let length = if self.address.is_ipv4() {
+            self.length + 96
+        } else {
+            self.length
+        };
         (length, mask(bits_of(self.address), length))
     }
 }
@@ -55,28 +65,45 @@ impl FromStr for Prefix {
         if text == "any" {
             return Ok(Prefix::ANY);
         }
-        let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-        let address: IpAddr = address.parse().map_err(|_| PrefixError::Address(text.to_owned()))?;
+        let (address, length) = text
+            .split_once('/')
+            .map_or((text, None), |(address, length)| (address, Some(length)));
+        let address: IpAddr = address
+            .parse()
+            .map_err(|_| PrefixError::Address(text.to_owned()))?;
         let max = if address.is_ipv4() { 32 } else { 128 };
         let length = match length {
             None => max,
             Some(length) => match length.parse() {
                 Ok(number) if number <= max => number,
-                _ => return Err(PrefixError::Length { found: length.to_owned(), max }),
+                _ => {
+                    return Err(PrefixError::Length {
+                        found: length.to_owned(),
+                        max,
+                    });
+                }
             },
         };
         let masked = masked(address, length);
         if masked == address {
             Ok(Prefix { address, length })
         } else {
-            Err(PrefixError::HostBits { address, length, masked })
+            Err(PrefixError::HostBits {
+                address,
+                length,
+                masked,
+            })
         }
     }
 }
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_any() { f.write_str("any") } else { write!(f, "{}/{}", self.address, self.length) }
+        if self.is_any() {
+            f.write_str("any")
+        } else {
+            write!(f, "{}/{}", self.address, self.length)
+        }
     }
 }
 
@@ -132,13 +159,27 @@ impl Policy {
             let destination = destinations.add(&rule.destination, number);
             let line = Line {
                 rule: number,
-                ports: [PortRange::new(&rule.source_ports), PortRange::new(&rule.destination_ports)],
+                ports: [
+                    PortRange::new(&rule.source_ports),
+                    PortRange::new(&rule.destination_ports),
+                ],
             };
             sources.join(source, destinations.known[destination as usize].length);
-            lines.entry((source, destination, rule.protocol)).or_default().push(line);
+            lines
+                .entry((source, destination, rule.protocol))
+                .or_default()
+                .push(line);
         }
-        let buckets = lines.into_iter().map(|(key, lines)| (key, Bucket::new(lines))).collect();
-        Policy { rules, sources, destinations, buckets }
+        let buckets = lines
+            .into_iter()
+            .map(|(key, lines)| (key, Bucket::new(lines)))
+            .collect();
+        Policy {
+            rules,
+            sources,
+            destinations,
+            buckets,
+        }
     }
 
     /// The first rule that names this flow.
@@ -181,12 +222,14 @@ impl Policy {
 /// No rule: behind all others.
 const NONE: u32 = u32::MAX;
 
-// --- prefixes -----------------------------------------------------------------------------------------------------------------
+// --- prefixes
+// -------------------------------------------------------------------------------------------------
 
 /// The different prefixes of one end of all rules.
 #[derive(Debug, Default)]
 struct Prefixes {
-    /// Lengths that occur, in the space of 128 bits: those that IPv4 addresses and IPv6 addresses can match.
+    /// Lengths that occur, in the space of 128 bits: those that IPv4 addresses and IPv6 addresses
+    /// can match.
     lengths_v4: BTreeSet<u8>,
     lengths_v6: BTreeSet<u8>,
     ids: HashMap<(u8, u128), u32, Spread>,
@@ -204,7 +247,8 @@ struct Known {
 }
 
 impl Known {
-    /// Whether a rule might name it beside a destination prefix of this length. Lengths 0 and 1 share a bit.
+    /// Whether a rule might name it beside a destination prefix of this length. Lengths 0 and 1
+    /// share a bit.
     fn may_meet(&self, length: u8) -> bool {
         self.partners & length_bit(length) != 0
     }
@@ -214,8 +258,9 @@ fn length_bit(length: u8) -> u128 {
     1 << length.saturating_sub(1)
 }
 
-/// The prefixes that contain an address, no more than there are lengths: the first rule that uses each, and its number. In the
-/// order of the rules, so that the search may stop at the best one so far.
+/// The prefixes that contain an address, no more than there are lengths: the first rule that uses
+/// each, and its number. In the order of the rules, so that the search may stop at the best one so
+/// far.
 struct Found {
     known: [(u32, u32); 129],
     count: usize,
@@ -239,7 +284,11 @@ impl Prefixes {
         let next = u32::try_from(self.known.len()).expect("rules are counted in 32 bits");
         let id = *self.ids.entry((length, bits)).or_insert(next);
         if id == next {
-            self.known.push(Known { length, first: rule, partners: 0 });
+            self.known.push(Known {
+                length,
+                first: rule,
+                partners: 0,
+            });
         }
         id
     }
@@ -250,9 +299,16 @@ impl Prefixes {
     }
 
     fn find(&self, address: SocketAddr) -> Found {
-        let mut found = Found { known: [(0, 0); 129], count: 0 };
+        let mut found = Found {
+            known: [(0, 0); 129],
+            count: 0,
+        };
         let bits = bits_of(address.ip());
-        let lengths = if bits >> 32 == MAPPED { &self.lengths_v4 } else { &self.lengths_v6 };
+        let lengths = if bits >> 32 == MAPPED {
+            &self.lengths_v4
+        } else {
+            &self.lengths_v6
+        };
         for length in lengths {
             if let Some(id) = self.ids.get(&(*length, mask(bits, *length))) {
                 found.known[found.count] = (self.known[*id as usize].first, *id);
@@ -288,7 +344,8 @@ fn masked(address: IpAddr, length: u8) -> IpAddr {
     }
 }
 
-// --- ports --------------------------------------------------------------------------------------------------------------------
+// --- ports
+// -------------------------------------------------------------------------------------------------
 
 /// A rule inside a bucket: what is left to compare.
 #[derive(Debug, Clone, Copy)]
@@ -306,7 +363,10 @@ struct PortRange {
 
 impl PortRange {
     fn new(range: &RangeInclusive<u16>) -> PortRange {
-        PortRange { first: *range.start(), last: *range.end() }
+        PortRange {
+            first: *range.start(),
+            last: *range.end(),
+        }
     }
 
     fn contains(self, port: u16) -> bool {
@@ -326,23 +386,32 @@ const FEW: usize = 24;
 
 impl Bucket {
     fn new(lines: Vec<Line>) -> Bucket {
-        if lines.len() <= FEW { Bucket::Few(lines) } else { Bucket::Many(PortTree::new(lines)) }
+        if lines.len() <= FEW {
+            Bucket::Few(lines)
+        } else {
+            Bucket::Many(PortTree::new(lines))
+        }
     }
 
     /// The first rule that matches, or `best` if that comes before.
     fn find(&self, ports: [u16; 2], best: u32) -> u32 {
         match self {
             Bucket::Few(lines) => {
-                let matches = |line: &&Line| line.ports[0].contains(ports[0]) && line.ports[1].contains(ports[1]);
-                lines.iter().find(matches).map_or(best, |line| best.min(line.rule))
+                let matches = |line: &&Line| {
+                    line.ports[0].contains(ports[0]) && line.ports[1].contains(ports[1])
+                };
+                lines
+                    .iter()
+                    .find(matches)
+                    .map_or(best, |line| best.min(line.rule))
             }
             Bucket::Many(tree) => tree.find(ports, best),
         }
     }
 }
 
-/// A segment tree over the ports of that end whose ranges differ more: each line hangs at the few nodes that make up its
-/// range, a port visits the nodes from its leaf to the root.
+/// A segment tree over the ports of that end whose ranges differ more: each line hangs at the few
+/// nodes that make up its range, a port visits the nodes from its leaf to the root.
 #[derive(Debug)]
 struct PortTree {
     /// 0: over source ports, 1: over destination ports.
@@ -355,7 +424,13 @@ struct PortTree {
 
 impl PortTree {
     fn new(lines: Vec<Line>) -> PortTree {
-        let different = |axis: usize| lines.iter().map(|line| line.ports[axis]).collect::<BTreeSet<_>>().len();
+        let different = |axis: usize| {
+            lines
+                .iter()
+                .map(|line| line.ports[axis])
+                .collect::<BTreeSet<_>>()
+                .len()
+        };
         let axis = usize::from(different(1) >= different(0));
         let mut starts = BTreeSet::from([0]);
         for line in &lines {
@@ -363,7 +438,11 @@ impl PortTree {
             starts.extend(line.ports[axis].last.checked_add(1));
         }
         let leaves: Vec<u16> = starts.into_iter().collect();
-        let mut tree = PortTree { axis, nodes: vec![Vec::new(); 2 * leaves.len()], leaves };
+        let mut tree = PortTree {
+            axis,
+            nodes: vec![Vec::new(); 2 * leaves.len()],
+            leaves,
+        };
         for line in lines {
             tree.hang(line);
         }
@@ -376,7 +455,10 @@ impl PortTree {
             return;
         }
         let count = self.leaves.len();
-        let (mut from, mut to) = (self.leaf(range.first) + count, self.leaf(range.last) + count + 1);
+        let (mut from, mut to) = (
+            self.leaf(range.first) + count,
+            self.leaf(range.last) + count + 1,
+        );
         while from < to {
             if from % 2 == 1 {
                 self.hang_at(from, line);
@@ -393,8 +475,16 @@ impl PortTree {
     /// Behind a line that takes all ports of the other end nothing can match any more.
     fn hang_at(&mut self, node: usize, line: Line) {
         let other = 1 - self.axis;
-        let covered = self.nodes[node].iter().any(|line| line.ports[other] == PortRange { first: 0, last: u16::MAX });
-        let repeated = self.nodes[node].last().is_some_and(|last| last.ports[other] == line.ports[other]);
+        let covered = self.nodes[node].iter().any(|line| {
+            line.ports[other]
+                == PortRange {
+                    first: 0,
+                    last: u16::MAX,
+                }
+        });
+        let repeated = self.nodes[node]
+            .last()
+            .is_some_and(|last| last.ports[other] == line.ports[other]);
         if !covered && !repeated {
             self.nodes[node].push(line);
         }
@@ -409,7 +499,10 @@ impl PortTree {
         let mut node = self.leaf(ports[self.axis]) + self.leaves.len();
         while node > 0 {
             let lines = self.nodes[node].iter().take_while(|line| line.rule < best);
-            if let Some(line) = lines.into_iter().find(|line| line.ports[other].contains(ports[other])) {
+            if let Some(line) = lines
+                .into_iter()
+                .find(|line| line.ports[other].contains(ports[other]))
+            {
                 best = line.rule;
             }
             node /= 2;
@@ -418,11 +511,13 @@ impl PortTree {
     }
 }
 
-// --- hashing ------------------------------------------------------------------------------------------------------------------
+// --- hashing
+// -------------------------------------------------------------------------------------------------
 
 type Spread = BuildHasherDefault<Multiply>;
 
-/// The tables are built from the configuration alone, so nobody outside can choose what collides in them.
+/// The tables are built from the configuration alone, so nobody outside can choose what collides in
+/// them.
 #[derive(Debug, Default)]
 struct Multiply(u64);
 

@@ -47,7 +47,8 @@ pub struct Usage {
     pub held: usize,
     /// Bytes that they may.
     pub budget: usize,
-    /// Flows that the near side opened and the far side ended for lack of room there, since the start.
+    /// Flows that the near side opened and the far side ended for lack of room there, since the
+    /// start.
     pub refused_there: u64,
 }
 
@@ -96,8 +97,14 @@ impl AsItIs {
     /// How many reasons there are.
     pub const COUNT: usize = 6;
     /// All of them, by their number.
-    pub const ALL: [AsItIs; AsItIs::COUNT] =
-        [AsItIs::Off, AsItIs::Small, AsItIs::Stubborn, AsItIs::FastLink, AsItIs::Apart, AsItIs::Crowded];
+    pub const ALL: [AsItIs; AsItIs::COUNT] = [
+        AsItIs::Off,
+        AsItIs::Small,
+        AsItIs::Stubborn,
+        AsItIs::FastLink,
+        AsItIs::Apart,
+        AsItIs::Crowded,
+    ];
 }
 
 /// What happened since the start. None of these ever goes down.
@@ -111,9 +118,11 @@ pub struct Counters {
     pub refused: u64,
     /// Refusals and resets that could not even be queued: the peer opens flows and takes no answer.
     pub refusals_dropped: u64,
-    /// Answers to proposals of dictionaries that were not given, because the peer takes none and goes on proposing.
+    /// Answers to proposals of dictionaries that were not given, because the peer takes none and
+    /// goes on proposing.
     pub answers_dropped: u64,
-    /// Steps of walks over queues and lists: what a peer sends costs a few of them for each of its messages, whatever it sends.
+    /// Steps of walks over queues and lists: what a peer sends costs a few of them for each of its
+    /// messages, whatever it sends.
     pub walked: u64,
     /// Flows that ended in order, both ways.
     pub closed: u64,

@@ -1,10 +1,17 @@
-//! A peer with true keys that says anything, in worlds of their own: messages of all kinds in any order, what was compressed and what only looks so,
-//! acknowledgements, segments and parity that no mover would send. Nothing is given on that is not allowed, what is held stays below the budget as the
-//! allocator counts it, messages cost few steps, and an honest peer beside it does not notice.
+//! A peer with true keys that says anything, in worlds of their own: messages of all kinds in any
+//! order, what was compressed and what only looks so, acknowledgements, segments and parity that no
+//! mover would send. Nothing is given on that is not allowed, what is held stays below the budget
+//! as the allocator counts it, messages cost few steps, and an honest peer beside it does not
+//! notice.
 //!
-//! `TPO_SEED` picks one seed, `TPO_SEEDS` multiplies how many there are; a failure prints the command that replays it.
+//! `TPO_SEED` picks one seed, `TPO_SEEDS` multiplies how many there are; a failure prints the
+//! command that replays it.
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "counters of a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "counters of a test"
+)]
 
 #[path = "world/who.rs"]
 #[allow(unreachable_pub)]
@@ -20,7 +27,8 @@ use std::{
 };
 
 use tpo_engine::{
-    Class, Delivery, Event, FlowId, FlowKey, Limits, PacketKey, Peer, Read, Source, Status, StreamKey,
+    Class, Delivery, Event, FlowId, FlowKey, Limits, PacketKey, Peer, Read, Source, Status,
+    StreamKey,
     fuzzing::{Hostile, is_allowed, most_steps},
 };
 use tpo_lab::{Node, Profile, World};
@@ -69,7 +77,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What each peer has beside what is counted: tables of fixed size, and queues up to the size from which on they are counted. Bytes.
+/// What each peer has beside what is counted: tables of fixed size, and queues up to the size from
+/// which on they are counted. Bytes.
 const BESIDE: isize = 6 << 20;
 
 /// What happens to the engine of a site that guards itself.
@@ -154,7 +163,8 @@ impl Victim {
         if self.peer.is_connected() && now >= self.opens_at {
             self.opens_at = now + Duration::from_millis(self.dice.u64(1..60));
             let number = self.dice.u16(1..60_000);
-            let (source, destination) = (([10, 9, 0, 1], number).into(), ([10, 9, 0, 2], 80).into());
+            let (source, destination) =
+                (([10, 9, 0, 1], number).into(), ([10, 9, 0, 2], 80).into());
             let key = StreamKey::new(source, destination).expect("both are IPv4");
             if let Ok(flow) = self.peer.open(key, Class::Normal, now) {
                 self.own.insert(flow, self.dice.u64(0..200_000));
@@ -162,7 +172,9 @@ impl Victim {
             }
             let key = PacketKey::new(17, source, destination).expect("both are IPv4");
             // Lost or not, as datagrams are.
-            let _ = self.peer.send_datagram(&key, (Class::Normal, Delivery::Timely), &[7; 200], now);
+            let _ =
+                self.peer
+                    .send_datagram(&key, (Class::Normal, Delivery::Timely), &[7; 200], now);
         }
         self.check();
     }
@@ -171,7 +183,10 @@ impl Victim {
     fn asked(&mut self, flow: FlowId, key: &FlowKey, now: Instant) {
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         self.peer.deliverable(flow, &mut slices);
-        assert!(slices.is_empty(), "{flow} gives something before it is accepted");
+        assert!(
+            slices.is_empty(),
+            "{flow} gives something before it is accepted"
+        );
         if is_allowed(key) {
             self.allowed.insert(flow);
             self.peer.accept(flow, now);
@@ -189,7 +204,10 @@ impl Victim {
             Event::Open { flow, key, .. } => self.asked(flow, &key, now),
             Event::Exchange { flow, key, .. } => self.asked(flow, &key, now),
             Event::Deliver { flow } => {
-                assert!(self.allowed.contains(&flow) || self.own.contains_key(&flow), "{flow} is not allowed");
+                assert!(
+                    self.allowed.contains(&flow) || self.own.contains_key(&flow),
+                    "{flow} is not allowed"
+                );
                 let mut slices: Vec<IoSlice<'_>> = Vec::new();
                 self.peer.deliverable(flow, &mut slices);
                 let all: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -204,26 +222,49 @@ impl Victim {
                 self.own.remove(&flow);
             }
             Event::Connected { .. } => self.connected = true,
-            Event::Silent | Event::Heard | Event::Dead | Event::Finish { .. } | Event::Accepted { .. } => {}
+            Event::Silent
+            | Event::Heard
+            | Event::Dead
+            | Event::Finish { .. }
+            | Event::Accepted { .. } => {}
         }
     }
 
     fn check(&mut self) {
         let memory = self.peer.memory();
         let most = self.budget + self.budget / 10;
-        assert!(self.live <= memory as isize + BESIDE, "{} bytes live, and {memory} are counted", self.live);
+        assert!(
+            self.live <= memory as isize + BESIDE,
+            "{} bytes live, and {memory} are counted",
+            self.live
+        );
         // What movers hold in any case is more than the smallest budgets of these worlds leave.
-        assert!(memory <= most + (10 << 20), "{memory} bytes are held, the budget is {}", self.budget);
+        assert!(
+            memory <= most + (10 << 20),
+            "{memory} bytes are held, the budget is {}",
+            self.budget
+        );
         self.checks += 1;
         if self.checks.is_multiple_of(64) {
             self.peer.check_invariants();
             let stats = self.peer.stats();
             let counters = stats.counters;
-            assert!(counters.walked <= most_steps(&counters), "too many steps: {counters:?}");
+            assert!(
+                counters.walked <= most_steps(&counters),
+                "too many steps: {counters:?}"
+            );
             let bytes = stats.mover.bytes_received;
             // What was rebuilt came in fewer bytes.
-            assert!(counters.messages_in <= 2 * bytes, "{bytes} bytes became {} messages", counters.messages_in);
-            assert!(stats.mover.walked <= 128 * bytes + 100_000, "{} steps for {bytes} bytes", stats.mover.walked);
+            assert!(
+                counters.messages_in <= 2 * bytes,
+                "{bytes} bytes became {} messages",
+                counters.messages_in
+            );
+            assert!(
+                stats.mover.walked <= 128 * bytes + 100_000,
+                "{} steps for {bytes} bytes",
+                stats.mover.walked
+            );
         }
     }
 }
@@ -272,7 +313,8 @@ impl Bad {
         let dice = &mut self.dice;
         let mut throw = |most: u32| dice.u32(0..most.max(1));
         if self.forges && throw(3) == 0 {
-            self.forged.extend(tpo_mover::fuzzing::forge(&mut self.mover, &mut throw, now));
+            self.forged
+                .extend(tpo_mover::fuzzing::forge(&mut self.mover, &mut throw, now));
         }
         if self.mover.budget(now) > 0 {
             let payload = self.says.payload(200 << 10, &mut throw);
@@ -316,7 +358,13 @@ impl Node for Site {
                 let opens = victim.peer.is_connected().then_some(victim.opens_at);
                 victim.peer.poll_timeout().into_iter().chain(opens).min()
             }
-            Site::Bad(bad) => bad.mover.poll_timeout().map(|(at, _)| at).into_iter().chain([bad.next]).min(),
+            Site::Bad(bad) => bad
+                .mover
+                .poll_timeout()
+                .map(|(at, _)| at)
+                .into_iter()
+                .chain([bad.next])
+                .min(),
         }
     }
 
@@ -325,8 +373,11 @@ impl Node for Site {
             Site::Victim(victim) => {
                 // The batch is the world's.
                 out.reserve(70_000);
-                let transmit =
-                    victim.counted(|victim| victim.peer.poll_transmit(&mut Lines(&mut victim.own), out, now))?;
+                let transmit = victim.counted(|victim| {
+                    victim
+                        .peer
+                        .poll_transmit(&mut Lines(&mut victim.own), out, now)
+                })?;
                 Some((transmit.to, transmit.segment_size))
             }
             Site::Bad(bad) => {
@@ -363,7 +414,10 @@ struct Replay(u64);
 
 impl Drop for Replay {
     fn drop(&mut self) {
-        eprintln!("replay: TPO_SEED={} cargo test -p tpo-engine --test hostile -- --nocapture", self.0);
+        eprintln!(
+            "replay: TPO_SEED={} cargo test -p tpo-engine --test hostile -- --nocapture",
+            self.0
+        );
     }
 }
 
@@ -385,32 +439,58 @@ fn run(seed: u64, seen: &mut Seen) {
     let mut world = World::new(seed);
     let now = world.now();
     let budget = [4 << 20, 6 << 20, 16 << 20, 64 << 20][dice.usize(0..4)];
-    let limits = Limits { peer_bytes: budget, flows: 10_000, exchanges: 3_000, ..Limits::default() };
-    world.add(address(BAD - 1), Site::Victim(Victim::new((A, BAD - 1), seed, limits, now)));
+    let limits = Limits {
+        peer_bytes: budget,
+        flows: 10_000,
+        exchanges: 3_000,
+        ..Limits::default()
+    };
+    world.add(
+        address(BAD - 1),
+        Site::Victim(Victim::new((A, BAD - 1), seed, limits, now)),
+    );
     world.add(address(BAD), Site::Bad(Bad::new(B, seed, now)));
     let link: Profile = "rate=100mbit delay=5ms mtu=0".parse().expect("a link");
     world.connect(BAD - 1, BAD, link.clone(), link.clone());
     let beside = seed.is_multiple_of(4);
     if beside {
         for (side, place) in [(A, HONEST), (B, HONEST + 1)] {
-            world.add(address(place), Site::Victim(Victim::new((side, place), seed, limits, now)));
+            world.add(
+                address(place),
+                Site::Victim(Victim::new((side, place), seed, limits, now)),
+            );
         }
         world.connect(HONEST, HONEST + 1, link.clone(), link);
     }
     // They meet before anything is lost.
     world.run_for(Duration::from_millis(60));
-    let link: Profile = "rate=100mbit delay=5ms loss=0.5% mtu=0".parse().expect("a link");
+    let link: Profile = "rate=100mbit delay=5ms loss=0.5% mtu=0"
+        .parse()
+        .expect("a link");
     for (from, to) in [(BAD - 1, BAD), (BAD, BAD - 1)] {
         world.set(from, to, link.clone());
     }
     world.run_for(Duration::from_millis(dice.u64(200..600)));
-    let Site::Bad(bad) = world.node(BAD) else { panic!("it was added as such") };
+    let Site::Bad(bad) = world.node(BAD) else {
+        panic!("it was added as such")
+    };
     seen.said += bad.said;
     for place in [HONEST, HONEST + 1].into_iter().filter(|_| beside) {
         let honest = victim(&world, place);
         let counters = honest.peer.stats().counters;
-        assert!(honest.delivered > 0 && honest.datagrams > 0, "nothing goes on beside it: {counters:?}");
-        assert_eq!((counters.breaches, counters.malformed, counters.squeezed, counters.lost), (0, 0, 0, 0));
+        assert!(
+            honest.delivered > 0 && honest.datagrams > 0,
+            "nothing goes on beside it: {counters:?}"
+        );
+        assert_eq!(
+            (
+                counters.breaches,
+                counters.malformed,
+                counters.squeezed,
+                counters.lost
+            ),
+            (0, 0, 0, 0)
+        );
         honest.peer.check_invariants();
     }
     let victim = victim(&world, BAD - 1);
@@ -436,14 +516,24 @@ fn a_peer_may_say_anything() {
         run(seed.parse().expect("TPO_SEED is a number"), &mut seen);
         return;
     }
-    let times: u64 = std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
+    let times: u64 =
+        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
     for seed in 0..SEEDS * times {
         let replay = Replay(seed);
         run(seed, &mut seen);
         std::mem::forget(replay);
     }
     println!("{seen:?}");
-    assert!(seen.said > 1_000 && seen.delivered > 0 && seen.datagrams > 0, "nothing happened: {seen:?}");
-    assert!(seen.breaches > 0 && seen.malformed > 0, "nothing bad was said: {seen:?}");
-    assert!(seen.squeezed > 0 && seen.refused > 0, "memory was never short: {seen:?}");
+    assert!(
+        seen.said > 1_000 && seen.delivered > 0 && seen.datagrams > 0,
+        "nothing happened: {seen:?}"
+    );
+    assert!(
+        seen.breaches > 0 && seen.malformed > 0,
+        "nothing bad was said: {seen:?}"
+    );
+    assert!(
+        seen.squeezed > 0 && seen.refused > 0,
+        "memory was never short: {seen:?}"
+    );
 }

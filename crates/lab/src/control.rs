@@ -1,7 +1,8 @@
 //! The lab as a program: held up in the foreground, changed and ended through a Unix socket.
 //!
-//! The protocol is one line of text each way and ends with the connection: `set <a to b> | <b to a>`, `site <number> <link>`, `show` or `down`;
-//! the answer's first line is `ok` or `error <why>`, the rest is text for people.
+//! The protocol is one line of text each way and ends with the connection: `set <a to b> | <b to
+//! a>`, `site <number> <link>`, `show` or `down`; the answer's first line is `ok` or `error <why>`,
+//! the rest is text for people.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -20,7 +21,10 @@ use crate::sys;
 
 /// What a lab consists of.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time; a box would be in every caller's way")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time; a box would be in every caller's way"
+)]
 pub enum Topology {
     /// Client, A, B and server.
     Pair(Wan),
@@ -69,11 +73,15 @@ const LONGEST_REQUEST: u64 = 64 * 1024;
 /// How long a client may take over its line, in which the lab hears nobody else.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Brings a lab up and holds it until SIGTERM, SIGINT or [`Request::Down`]. The socket appears when the lab is up.
+/// Brings a lab up and holds it until SIGTERM, SIGINT or [`Request::Down`]. The socket appears when
+/// the lab is up.
 pub fn serve(prefix: &str, topology: Topology, control_socket_path: &Path) -> Result<()> {
     let path = control_socket_path;
     if UnixStream::connect(path).is_ok() {
-        bail!("a lab answers at {} already: end it first with `down`", path.display());
+        bail!(
+            "a lab answers at {} already: end it first with `down`",
+            path.display()
+        );
     }
     // Before the WAN's thread starts, so that it leaves the signals to us.
     let signals = sys::termination_signals().context("signals")?;
@@ -83,11 +91,13 @@ pub fn serve(prefix: &str, topology: Topology, control_socket_path: &Path) -> Re
     };
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("the old control socket {}", path.display()));
+            return Err(error)
+                .with_context(|| format!("the old control socket {}", path.display()));
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("the control socket {}", path.display()))?;
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("the control socket {}", path.display()))?;
     listener.set_nonblocking(true)?;
     let _file = Socket(path);
     loop {
@@ -95,7 +105,9 @@ pub fn serve(prefix: &str, topology: Topology, control_socket_path: &Path) -> Re
         if ready & 1 != 0 {
             return Ok(());
         }
-        let Ok((stream, _)) = listener.accept() else { continue };
+        let Ok((stream, _)) = listener.accept() else {
+            continue;
+        };
         // A client that broke its own connection is no reason to end the lab.
         if answer(stream, &lab, prefix).unwrap_or(false) {
             return Ok(());
@@ -106,17 +118,21 @@ pub fn serve(prefix: &str, topology: Topology, control_socket_path: &Path) -> Re
 /// Asks a running lab.
 pub fn request(control_socket_path: &Path, request: Request) -> Result<Reply> {
     let path = control_socket_path;
-    let mut stream =
-        UnixStream::connect(path).with_context(|| format!("no lab answers at {}: is it up?", path.display()))?;
+    let mut stream = UnixStream::connect(path)
+        .with_context(|| format!("no lab answers at {}: is it up?", path.display()))?;
     let line = match request {
         Request::Set { a_to_b, b_to_a } => format!("set {a_to_b} | {b_to_a}\n"),
         Request::Site { site, link } => format!("site {site} {link}\n"),
         Request::Show => "show\n".into(),
         Request::Down => "down\n".into(),
     };
-    stream.write_all(line.as_bytes()).context("asking the lab")?;
+    stream
+        .write_all(line.as_bytes())
+        .context("asking the lab")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).context("the lab's answer")?;
+    stream
+        .read_to_string(&mut answer)
+        .context("the lab's answer")?;
     match answer.split_once('\n') {
         Some(("ok", text)) => Ok(Reply { text: text.into() }),
         Some((line, _)) if line.starts_with("error ") => bail!("{}", &line["error ".len()..]),
@@ -139,43 +155,67 @@ fn answer(stream: UnixStream, lab: &Running, prefix: &str) -> Result<bool> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
-    BufReader::new(&stream).take(LONGEST_REQUEST).read_line(&mut line)?;
+    BufReader::new(&stream)
+        .take(LONGEST_REQUEST)
+        .read_line(&mut line)?;
     let (text, down) = match (parse(line.trim()), lab) {
         (Ok(Request::Set { a_to_b, b_to_a }), Running::Pair(lab)) if lab.profiles().is_some() => {
             lab.set(a_to_b, b_to_a);
             ("ok\n".into(), false)
         }
-        (Ok(Request::Set { .. }), Running::Pair(_)) => {
-            ("error this lab's WAN is plain: nothing to set\n".into(), false)
-        }
-        (Ok(Request::Set { .. }), Running::Sites(_)) => {
-            ("error this lab has a link for each site: say which one\n".into(), false)
-        }
-        (Ok(Request::Site { site, link }), Running::Sites(lab)) if (1..=lab.len()).contains(&site) => {
+        (Ok(Request::Set { .. }), Running::Pair(_)) => (
+            "error this lab's WAN is plain: nothing to set\n".into(),
+            false,
+        ),
+        (Ok(Request::Set { .. }), Running::Sites(_)) => (
+            "error this lab has a link for each site: say which one\n".into(),
+            false,
+        ),
+        (Ok(Request::Site { site, link }), Running::Sites(lab))
+            if (1..=lab.len()).contains(&site) =>
+        {
             lab.set(site, &link);
             ("ok\n".into(), false)
         }
-        (Ok(Request::Site { site, .. }), _) => (format!("error this lab has no site {site}\n"), false),
+        (Ok(Request::Site { site, .. }), _) => {
+            (format!("error this lab has no site {site}\n"), false)
+        }
         (Ok(Request::Show), lab) => (format!("ok\n{}", show(lab, prefix)), false),
         (Ok(Request::Down), _) => ("ok\n".into(), true),
         (Err(error), _) => (format!("error {error}\n"), false),
     };
     // Who asked for the end and left gets it all the same.
     let written = (&stream).write_all(text.as_bytes());
-    if down { Ok(true) } else { Ok(written.map(|()| false)?) }
+    if down {
+        Ok(true)
+    } else {
+        Ok(written.map(|()| false)?)
+    }
 }
 
 fn parse(line: &str) -> Result<Request> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     match verb {
         "set" => {
-            let (a_to_b, b_to_a) = rest.split_once('|').context("set: would accept `set <a to b> | <b to a>`")?;
-            Ok(Request::Set { a_to_b: a_to_b.parse()?, b_to_a: b_to_a.parse()? })
+            let (a_to_b, b_to_a) = rest
+                .split_once('|')
+                .context("set: would accept `set <a to b> | <b to a>`")?;
+            Ok(Request::Set {
+                a_to_b: a_to_b.parse()?,
+                b_to_a: b_to_a.parse()?,
+            })
         }
         "site" => {
-            let (site, link) = rest.split_once(' ').context("site: would accept `site <number> <link>`")?;
-            let site = site.parse().with_context(|| format!("site: found `{site}`, would accept a number"))?;
-            Ok(Request::Site { site, link: link.parse()? })
+            let (site, link) = rest
+                .split_once(' ')
+                .context("site: would accept `site <number> <link>`")?;
+            let site = site
+                .parse()
+                .with_context(|| format!("site: found `{site}`, would accept a number"))?;
+            Ok(Request::Site {
+                site,
+                link: link.parse()?,
+            })
         }
         "show" => Ok(Request::Show),
         "down" => Ok(Request::Down),
@@ -187,18 +227,30 @@ fn show(lab: &Running, prefix: &str) -> String {
     let (mut text, links, own_drops) = match lab {
         Running::Pair(lab) => {
             let text = describe(prefix);
-            let Some((a_to_b, b_to_a)) = lab.profiles() else { return text + "\nWAN: a plain veth pair\n" };
+            let Some((a_to_b, b_to_a)) = lab.profiles() else {
+                return text + "\nWAN: a plain veth pair\n";
+            };
             let (forth, back) = lab.stats();
-            let links = vec![("A to B".to_owned(), a_to_b, forth), ("B to A".to_owned(), b_to_a, back)];
+            let links = vec![
+                ("A to B".to_owned(), a_to_b, forth),
+                ("B to A".to_owned(), b_to_a, back),
+            ];
             (text, links, lab.own_drops())
         }
         Running::Sites(lab) => {
             let each = (1..=lab.len()).flat_map(|site| {
                 let (away, towards) = (lab.stats(site).0, lab.stats(site).1);
                 let link = lab.profile(site);
-                [(format!("from site {site}"), link.clone(), away), (format!("to site {site}"), link, towards)]
+                [
+                    (format!("from site {site}"), link.clone(), away),
+                    (format!("to site {site}"), link, towards),
+                ]
             });
-            (describe_sites(prefix, lab.len()), each.collect(), lab.own_drops())
+            (
+                describe_sites(prefix, lab.len()),
+                each.collect(),
+                lab.own_drops(),
+            )
         }
     };
     for (name, profile, stats) in links {
@@ -237,7 +289,10 @@ mod tests {
 
     #[test]
     fn requests_are_read_and_refused_by_name() {
-        let set = Request::Set { a_to_b: "demo".parse().unwrap(), b_to_a: Profile::default() };
+        let set = Request::Set {
+            a_to_b: "demo".parse().unwrap(),
+            b_to_a: Profile::default(),
+        };
         assert_eq!(parse("set demo | perfect").unwrap(), set);
         assert_eq!(parse("set rate=100mbit delay=50ms loss=1% |").unwrap(), set);
         assert_eq!(parse("show").unwrap(), Request::Show);
@@ -246,7 +301,13 @@ mod tests {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");
         };
-        assert_eq!(parse("site 3 demo").unwrap(), Request::Site { site: 3, link: "demo".parse().unwrap() });
+        assert_eq!(
+            parse("site 3 demo").unwrap(),
+            Request::Site {
+                site: 3,
+                link: "demo".parse().unwrap()
+            }
+        );
         refused("site 3", "<number> <link>");
         refused("site x demo", "found `x`");
         refused("set demo", "<b to a>");

@@ -1,4 +1,5 @@
-//! The live lab: client - A = WAN = B - server, four namespaces on one machine, with the link model in the middle.
+//! The live lab: client - A = WAN = B - server, four namespaces on one machine, with the link model
+//! in the middle.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -30,7 +31,10 @@ pub enum Host {
 
 /// What lies between A and B.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time; a box would be in every caller's way")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time; a box would be in every caller's way"
+)]
 pub enum Wan {
     /// The link model, between two TUN devices.
     Emulated {
@@ -46,14 +50,17 @@ pub enum Wan {
 impl Wan {
     /// The same link in both directions.
     pub fn symmetric(profile: Profile) -> Wan {
-        Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile }
+        Wan::Emulated {
+            a_to_b: profile.clone(),
+            b_to_a: profile,
+        }
     }
 }
 
 /// Four namespaces, `<prefix>-client`, `-a`, `-b` and `-server`, until it is dropped.
 ///
-/// Interfaces: `eth0` in client and server, `lan0` and `wan0` in A and B. A and B forward; client and server have their
-/// default routes through them, and they have theirs through each other.
+/// Interfaces: `eth0` in client and server, `lan0` and `wan0` in A and B. A and B forward; client
+/// and server have their default routes through them, and they have theirs through each other.
 pub struct Lab {
     // The carrier goes first: with it go the TUN devices.
     carrier: Option<Carrier>,
@@ -72,7 +79,12 @@ const fn interface(host: Host, name: &'static str, net: u8, number: u8) -> Inter
         9 => (Ipv4Addr::new(10, 9, 0, number), 0x9),
         net => (Ipv4Addr::new(10, 10, net, number), net as u16),
     };
-    Interface { host, name, v4, v6: Ipv6Addr::new(0xfd10, v6, 0, 0, 0, 0, 0, number as u16) }
+    Interface {
+        host,
+        name,
+        v4,
+        v6: Ipv6Addr::new(0xfd10, v6, 0, 0, 0, 0, 0, number as u16),
+    }
 }
 
 /// Every address of the lab: /24 and /64 each.
@@ -85,7 +97,8 @@ const INTERFACES: [Interface; 6] = [
     interface(Host::Server, "eth0", 2, 2),
 ];
 
-/// Packets that wait in a TUN device while our thread does not run; all other waiting belongs to the link model.
+/// Packets that wait in a TUN device while our thread does not run; all other waiting belongs to
+/// the link model.
 pub(crate) const TUN_QUEUE: u32 = 10_000;
 
 impl Host {
@@ -112,7 +125,9 @@ impl Host {
     }
 
     fn interface(self, name: &str) -> &'static Interface {
-        let found = INTERFACES.iter().find(|interface| interface.host == self && interface.name == name);
+        let found = INTERFACES
+            .iter()
+            .find(|interface| interface.host == self && interface.name == name);
         found.unwrap_or_else(|| panic!("{} has no interface {name}", self.name()))
     }
 }
@@ -123,8 +138,16 @@ impl Lab {
         check_prefix(name_prefix)?;
         netns::permitted()?;
         let make = |host: Host| Namespace::new(&format!("{name_prefix}-{}", host.name()));
-        let namespaces = [make(Host::Client)?, make(Host::A)?, make(Host::B)?, make(Host::Server)?];
-        let mut lab = Lab { carrier: None, namespaces };
+        let namespaces = [
+            make(Host::Client)?,
+            make(Host::A)?,
+            make(Host::B)?,
+            make(Host::Server)?,
+        ];
+        let mut lab = Lab {
+            carrier: None,
+            namespaces,
+        };
         for host in Host::ALL {
             lab.namespace(host).sysctl(SETTINGS)?;
         }
@@ -138,15 +161,22 @@ impl Lab {
             Wan::Emulated { a_to_b, b_to_a } => {
                 let tun = |host| {
                     let tun = lab.namespace(host).inside(|| Tun::open("wan0"));
-                    tun.context("/dev/net/tun cannot make a device: is the kernel's TUN driver there?")
+                    tun.context(
+                        "/dev/net/tun cannot make a device: is the kernel's TUN driver there?",
+                    )
                 };
                 let (a, b) = (tun(Host::A)?, tun(Host::B)?);
                 for host in [Host::A, Host::B] {
-                    let lines = format!("link set wan0 txqueuelen {TUN_QUEUE}\nlink set wan0 addrgenmode none\n");
+                    let lines = format!(
+                        "link set wan0 txqueuelen {TUN_QUEUE}\nlink set wan0 addrgenmode none\n"
+                    );
                     lab.namespace(host).ip(&lines)?;
                 }
-                let seed = name_prefix.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
-                lab.carrier = Some(Carrier::start(a, b, a_to_b, b_to_a, seed).context("the WAN thread")?);
+                let seed = name_prefix
+                    .bytes()
+                    .fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
+                lab.carrier =
+                    Some(Carrier::start(a, b, a_to_b, b_to_a, seed).context("the WAN thread")?);
             }
         }
         lab.address()?;
@@ -158,7 +188,8 @@ impl Lab {
         self.namespace(host).command(program.as_ref())
     }
 
-    /// Runs `f` in a fresh thread inside the host's namespace; sockets made in it stay in the namespace.
+    /// Runs `f` in a fresh thread inside the host's namespace; sockets made in it stay in the
+    /// namespace.
     pub fn inside<T: Send>(&self, host: Host, f: impl FnOnce() -> T + Send) -> T {
         self.namespace(host).inside(f)
     }
@@ -168,9 +199,13 @@ impl Lab {
         self.namespace(host).name()
     }
 
-    /// Changes both directions of an emulated WAN from now on. Panics on a plain one, which has nothing to set.
+    /// Changes both directions of an emulated WAN from now on. Panics on a plain one, which has
+    /// nothing to set.
     pub fn set(&self, a_to_b: Profile, b_to_a: Profile) {
-        self.carrier.as_ref().expect("a plain WAN cannot be set").set(a_to_b, b_to_a);
+        self.carrier
+            .as_ref()
+            .expect("a plain WAN cannot be set")
+            .set(a_to_b, b_to_a);
     }
 
     /// The two directions as they are now; `None` for a plain WAN.
@@ -180,15 +215,19 @@ impl Lab {
 
     /// What the two directions, A to B and B to A, did so far; all zero for a plain WAN.
     pub fn stats(&self) -> (LinkStats, LinkStats) {
-        self.carrier.as_ref().map_or_else(Default::default, Carrier::stats)
+        self.carrier
+            .as_ref()
+            .map_or_else(Default::default, Carrier::stats)
     }
 
-    /// Bytes that wait for the bottleneck of each direction, A to B and B to A, at this moment; zero for a plain WAN.
+    /// Bytes that wait for the bottleneck of each direction, A to B and B to A, at this moment;
+    /// zero for a plain WAN.
     pub fn waiting(&self) -> (u64, u64) {
         self.carrier.as_ref().map_or((0, 0), Carrier::waiting)
     }
 
-    /// Packets that the lab itself, not the model, dropped: a measurement with any is worth nothing.
+    /// Packets that the lab itself, not the model, dropped: a measurement with any is worth
+    /// nothing.
     pub fn own_drops(&self) -> u64 {
         self.carrier.as_ref().map_or(0, Carrier::own_drops)
     }
@@ -200,9 +239,10 @@ impl Lab {
 
     /// Sets the MTU of both ends of the WAN (1500 at first).
     pub fn set_mtu(&self, mtu: u32) -> Result<()> {
-        [Host::A, Host::B]
-            .into_iter()
-            .try_for_each(|host| self.namespace(host).ip(&format!("link set wan0 mtu {mtu}\n")))
+        [Host::A, Host::B].into_iter().try_for_each(|host| {
+            self.namespace(host)
+                .ip(&format!("link set wan0 mtu {mtu}\n"))
+        })
     }
 
     fn namespace(&self, host: Host) -> &Namespace {
@@ -212,7 +252,9 @@ impl Lab {
     /// A veth pair between two hosts.
     fn join(&self, one: Host, interface: &str, other: Host, far: &str) -> Result<()> {
         let far_namespace = self.namespace(other).name();
-        self.namespace(one).ip(&format!("link add {interface} type veth peer name {far} netns {far_namespace}\n"))
+        self.namespace(one).ip(&format!(
+            "link add {interface} type veth peer name {far} netns {far_namespace}\n"
+        ))
     }
 
     /// Addresses, interfaces up, routes.
@@ -220,7 +262,10 @@ impl Lab {
         let v6 = Path::new("/proc/sys/net/ipv6").exists();
         for host in Host::ALL {
             let mut lines = String::new();
-            for Interface { name, v4, v6: six, .. } in INTERFACES.iter().filter(|interface| interface.host == host) {
+            for Interface {
+                name, v4, v6: six, ..
+            } in INTERFACES.iter().filter(|interface| interface.host == host)
+            {
                 let _ = writeln!(lines, "addr add {v4}/24 dev {name}");
                 if v6 {
                     let _ = writeln!(lines, "addr add {six}/64 dev {name} nodad");
@@ -231,9 +276,12 @@ impl Lab {
         }
         for host in Host::ALL {
             let mut lines = String::new();
-            // A link whose other end came up later counts as down for up to a second, and IPv6 waits for it, unless
-            // somebody asks for its state: to be asked makes the kernel look at once.
-            for Interface { name, .. } in INTERFACES.iter().filter(|interface| interface.host == host) {
+            // A link whose other end came up later counts as down for up to a second, and IPv6
+            // waits for it, unless somebody asks for its state: to be asked makes the kernel look
+            // at once.
+            for Interface { name, .. } in
+                INTERFACES.iter().filter(|interface| interface.host == host)
+            {
                 let _ = writeln!(lines, "link show dev {name}");
             }
             let gateway = match host {
@@ -256,7 +304,9 @@ impl Lab {
 pub fn remove(name_prefix: &str) -> Result<()> {
     check_prefix(name_prefix)?;
     netns::permitted()?;
-    Host::ALL.into_iter().try_for_each(|host| netns::remove(&format!("{name_prefix}-{}", host.name())))
+    Host::ALL
+        .into_iter()
+        .try_for_each(|host| netns::remove(&format!("{name_prefix}-{}", host.name())))
 }
 
 /// The topology with namespaces, interfaces and addresses, for people.
@@ -264,23 +314,35 @@ pub fn describe(name_prefix: &str) -> String {
     let mut text = String::from("client ---- A ==== WAN ==== B ---- server\n\n");
     for Interface { host, name, v4, v6 } in &INTERFACES {
         let namespace = format!("{name_prefix}-{}", host.name());
-        let _ = writeln!(text, "{namespace:<20} {name}  {:<14} {v6}/64", format!("{v4}/24"));
+        let _ = writeln!(
+            text,
+            "{namespace:<20} {name}  {:<14} {v6}/64",
+            format!("{v4}/24")
+        );
     }
-    let _ = write!(text, "\nRun a program in one of them: ip netns exec {name_prefix}-client <program>\n");
+    let _ = write!(
+        text,
+        "\nRun a program in one of them: ip netns exec {name_prefix}-client <program>\n"
+    );
     text
 }
 
 pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
-    let plain = prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let plain = prefix
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if prefix.is_empty() || prefix.len() > 64 || !plain {
-        bail!("lab prefix: found `{prefix}`, would accept 1 to 64 letters, digits, - or _, such as `tpo`");
+        bail!(
+            "lab prefix: found `{prefix}`, would accept 1 to 64 letters, digits, - or _, such as `tpo`"
+        );
     }
     Ok(())
 }
 
 /// Kernel settings of every host.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
-    // 128 MiB, 10 Gbit/s for 100 ms: direct TCP must not be held back by its window. No run may remember another.
+    // 128 MiB, 10 Gbit/s for 100 ms: direct TCP must not be held back by its window. No run may
+    // remember another.
     ("net/ipv4/tcp_rmem", "4096 131072 134217728"),
     ("net/ipv4/tcp_wmem", "4096 65536 134217728"),
     ("net/ipv4/tcp_slow_start_after_idle", "0"),
@@ -326,7 +388,9 @@ mod tests {
     #[test]
     fn a_bad_prefix_is_refused_before_anything_is_done() {
         for bad in ["", "a b", "../etc", "a/b"] {
-            let Err(error) = Lab::up(bad, Wan::Plain) else { panic!("{bad} was taken") };
+            let Err(error) = Lab::up(bad, Wan::Plain) else {
+                panic!("{bad} was taken")
+            };
             assert!(error.to_string().contains("would accept"), "{error}");
             assert!(remove(bad).is_err());
         }

@@ -1,10 +1,11 @@
 //! Worlds to test in: one link model, under a virtual clock and between two real TUN devices.
 //!
-//! The model is pure: [`Link`] is one direction of a WAN, told the time and seeded once. It has three users: [`World`],
-//! where any number of machines talk under a virtual clock; [`Lab`], which stands four network namespaces up with the
-//! model between the two in the middle; and whoever runs that lab from the command line, through [`serve`] and
-//! [`request`]. Beside them [`Scratch`], the folder for what such a run writes. This crate knows
-//! neither the mover nor the engine: they depend on it for their tests.
+//! The model is pure: [`Link`] is one direction of a WAN, told the time and seeded once. It has
+//! three users: [`World`], where any number of machines talk under a virtual clock; [`Lab`], which
+//! stands four network namespaces up with the model between the two in the middle; and whoever runs
+//! that lab from the command line, through [`serve`] and [`request`]. Beside them [`Scratch`], the
+//! folder for what such a run writes. This crate knows neither the mover nor the engine: they
+//! depend on it for their tests.
 
 mod control;
 mod lab;

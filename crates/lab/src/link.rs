@@ -1,18 +1,20 @@
 //! One direction of a WAN, pure: bytes and times come in, fates go out.
 //!
-//! A packet meets, in this order: a policer, a drop-tail queue in bytes, the bottleneck that serialises at the rate, outages and
-//! loss, propagation with jitter and reordering, and at the end duplication and corruption. What is lost has therefore
-//! used the bottleneck, as on a real path whose lossy part lies behind its narrow part.
+//! A packet meets, in this order: a policer, a drop-tail queue in bytes, the bottleneck that
+//! serialises at the rate, outages and loss, propagation with jitter and reordering, and at the end
+//! duplication and corruption. What is lost has therefore used the bottleneck, as on a real path
+//! whose lossy part lies behind its narrow part.
 //!
-//! Without jitter and reordering packets leave in the order in which they came, also when the delay shrinks.
+//! Without jitter and reordering packets leave in the order in which they came, also when the delay
+//! shrinks.
 
 use std::time::{Duration, Instant};
 
 use crate::loss::Loss;
 use crate::profile::Profile;
 
-/// Picoseconds in a nanosecond. The link counts time in picoseconds since its start, so that rounding a packet's
-/// serialisation time bends no rate up to 1000 Gbit/s; 64 bits last 213 days.
+/// Picoseconds in a nanosecond. The link counts time in picoseconds since its start, so that
+/// rounding a packet's serialisation time bends no rate up to 1000 Gbit/s; 64 bits last 213 days.
 const PICOS: u64 = 1_000;
 
 /// One direction of a WAN.
@@ -28,7 +30,8 @@ pub struct Link {
     next_change: usize,
     /// When the bottleneck will have sent all that was accepted.
     busy_until: u64,
-    /// What waited when the rate last changed keeps its times: until when, and the rate (bits/s) at which it drains.
+    /// What waited when the rate last changed keeps its times: until when, and the rate (bits/s) at
+    /// which it drains.
     before: (u64, f64),
     /// The latest arrival given out, for order.
     last_arrival: u64,
@@ -128,7 +131,8 @@ impl Link {
         link
     }
 
-    /// Another profile from now on; its outages and schedule count from now. What was accepted keeps its fate and time.
+    /// Another profile from now on; its outages and schedule count from now. What was accepted
+    /// keeps its fate and time.
     pub fn set(&mut self, mut profile: Profile, now: Instant) {
         let now = self.picos(now);
         self.apply_schedule(now);
@@ -141,7 +145,8 @@ impl Link {
         self.derive();
     }
 
-    /// What becomes of a packet of `length` bytes (IP bytes, header included) handed to the link now.
+    /// What becomes of a packet of `length` bytes (IP bytes, header included) handed to the link
+    /// now.
     pub fn carry(&mut self, length: usize, now: Instant) -> Fate {
         let now = self.picos(now);
         self.apply_schedule(now);
@@ -179,7 +184,11 @@ impl Link {
         });
         let corrupt = self.happens(self.profile.corrupt);
         self.stats.corrupted += u64::from(corrupt);
-        Fate::Delivered(Delivery { at: self.instant(at), again: again.map(|again| self.instant(again)), corrupt })
+        Fate::Delivered(Delivery {
+            at: self.instant(at),
+            again: again.map(|again| self.instant(again)),
+            corrupt,
+        })
     }
 
     /// Bytes that wait for the bottleneck now, the rest of the one that is being sent included.
@@ -209,8 +218,8 @@ impl Link {
         passes
     }
 
-    /// Drop-tail and serialisation: when the packet has left the bottleneck, or `None` if there was no room. An idle
-    /// bottleneck takes any packet.
+    /// Drop-tail and serialisation: when the packet has left the bottleneck, or `None` if there was
+    /// no room. An idle bottleneck takes any packet.
     fn queue(&mut self, length: usize, now: u64) -> Option<u64> {
         let Some(rate) = self.profile.rate else {
             // No limit now, but what waited for an earlier one goes first.
@@ -232,7 +241,10 @@ impl Link {
         }
         let (until, rate) = self.before;
         let old = bytes_in(until.saturating_sub(now), rate);
-        let new = bytes_in(self.busy_until - until.max(now), self.profile.rate.unwrap_or(0) as f64);
+        let new = bytes_in(
+            self.busy_until - until.max(now),
+            self.profile.rate.unwrap_or(0) as f64,
+        );
         // Rounded to the next byte, so that a bottleneck that sends is never called idle.
         (old + new).ceil() as u64
     }
@@ -243,7 +255,10 @@ impl Link {
         self.before = if left == 0 {
             (0, 0.0)
         } else {
-            (self.busy_until, self.waiting_at(now) as f64 * 8.0 * 1e12 / left as f64)
+            (
+                self.busy_until,
+                self.waiting_at(now) as f64 * 8.0 * 1e12 / left as f64,
+            )
         };
     }
 
@@ -263,7 +278,11 @@ impl Link {
     /// Delay and jitter of one packet.
     fn travel(&mut self) -> u64 {
         let jitter = self.profile.jitter.as_nanos() as u64;
-        let extra = if jitter == 0 { 0 } else { self.dice.u64(0..=jitter) };
+        let extra = if jitter == 0 {
+            0
+        } else {
+            self.dice.u64(0..=jitter)
+        };
         (self.profile.delay.as_nanos() as u64 + extra) * PICOS
     }
 
@@ -307,7 +326,8 @@ impl Link {
     }
 }
 
-/// Picoseconds that a packet takes at a rate. 64 bits hold two megabytes' worth, more than any IP packet.
+/// Picoseconds that a packet takes at a rate. 64 bits hold two megabytes' worth, more than any IP
+/// packet.
 fn serialisation(length: usize, rate: u64) -> u64 {
     length as u64 * 8 * 1_000_000_000_000 / rate.max(1)
 }

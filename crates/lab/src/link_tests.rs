@@ -18,7 +18,12 @@ fn arrival(fate: Fate) -> Option<Instant> {
 
 #[test]
 fn the_rate_is_as_asked() {
-    for (text, rate) in [("1mbit", 1e6), ("100mbit", 1e8), ("1gbit", 1e9), ("97gbit", 97e9)] {
+    for (text, rate) in [
+        ("1mbit", 1e6),
+        ("100mbit", 1e8),
+        ("1gbit", 1e9),
+        ("97gbit", 97e9),
+    ] {
         let (mut link, start) = link(&format!("rate={text} queue=100MB"));
         let mut last = start;
         for i in 0..20_000 {
@@ -33,7 +38,10 @@ fn the_rate_is_as_asked() {
 fn a_lone_packet_takes_serialisation_and_delay() {
     let (mut link, start) = link("rate=12mbit delay=50ms");
     assert_eq!(arrival(link.carry(1500, start)), Some(start + ms(51)));
-    assert_eq!(arrival(link.carry(1500, start + ms(10))), Some(start + ms(61)));
+    assert_eq!(
+        arrival(link.carry(1500, start + ms(10))),
+        Some(start + ms(61))
+    );
 }
 
 #[test]
@@ -41,7 +49,11 @@ fn a_perfect_link_changes_nothing() {
     let (mut link, start) = link("perfect");
     for i in 0..1000 {
         let now = start + Duration::from_nanos(i);
-        let expected = Fate::Delivered(Delivery { at: now, again: None, corrupt: false });
+        let expected = Fate::Delivered(Delivery {
+            at: now,
+            again: None,
+            corrupt: false,
+        });
         assert_eq!(link.carry(65_000, now), expected);
     }
     assert_eq!(link.stats().queue_max_bytes, 0);
@@ -50,11 +62,22 @@ fn a_perfect_link_changes_nothing() {
 #[test]
 fn the_queue_drops_what_would_wait_beyond_its_limit() {
     let (mut link, start) = link("rate=12mbit delay=500ms queue=15000");
-    let taken = (0..100).filter(|_| arrival(link.carry(1500, start)).is_some()).count();
-    assert_eq!(taken, 10, "the bytes in propagation do not count, those at the bottleneck do");
-    assert_eq!((link.stats().dropped_queue, link.stats().queue_max_bytes), (90, 15_000));
+    let taken = (0..100)
+        .filter(|_| arrival(link.carry(1500, start)).is_some())
+        .count();
+    assert_eq!(
+        taken, 10,
+        "the bytes in propagation do not count, those at the bottleneck do"
+    );
+    assert_eq!(
+        (link.stats().dropped_queue, link.stats().queue_max_bytes),
+        (90, 15_000)
+    );
     assert_eq!(link.waiting(start + ms(5)), 7_500);
-    assert!(arrival(link.carry(1500, start + ms(1))).is_some(), "one has left, one finds room");
+    assert!(
+        arrival(link.carry(1500, start + ms(1))).is_some(),
+        "one has left, one finds room"
+    );
     assert!(arrival(link.carry(1500, start + ms(1))).is_none());
 }
 
@@ -96,8 +119,9 @@ fn loss_duplicates_and_corruption_are_as_asked() {
 #[test]
 fn jitter_is_uniform_and_inside_its_bounds() {
     let (mut link, start) = link("delay=10ms jitter=4ms");
-    let delays: Vec<f64> =
-        (0..50_000).map(|_| (arrival(link.carry(100, start)).unwrap() - start).as_secs_f64() * 1e3).collect();
+    let delays: Vec<f64> = (0..50_000)
+        .map(|_| (arrival(link.carry(100, start)).unwrap() - start).as_secs_f64() * 1e3)
+        .collect();
     let mean = delays.iter().sum::<f64>() / delays.len() as f64;
     assert!((mean - 12.0).abs() < 0.05, "{mean}");
     assert!(delays.iter().all(|d| (10.0..=14.0).contains(d)));
@@ -113,7 +137,10 @@ fn order_holds_without_jitter_even_when_the_delay_shrinks() {
         assert!(at >= last, "packet {i}");
         last = at;
     }
-    assert_eq!(arrival(link.carry(1500, start + ms(500))), Some(start + ms(510) + Duration::from_micros(120)));
+    assert_eq!(
+        arrival(link.carry(1500, start + ms(500))),
+        Some(start + ms(510) + Duration::from_micros(120))
+    );
 }
 
 #[test]
@@ -121,12 +148,20 @@ fn an_outage_takes_all_that_leaves_within_it() {
     let (mut link, start) = link("rate=12mbit delay=5ms outage=10ms+20ms");
     let fate = |link: &mut Link, at| link.carry(1500, start + ms(at));
     assert!(arrival(fate(&mut link, 8)).is_some());
-    assert_eq!(fate(&mut link, 9), Fate::Dropped(Cause::Outage), "leaves the bottleneck at 10 ms");
+    assert_eq!(
+        fate(&mut link, 9),
+        Fate::Dropped(Cause::Outage),
+        "leaves the bottleneck at 10 ms"
+    );
     assert_eq!(fate(&mut link, 28), Fate::Dropped(Cause::Outage));
     assert!(arrival(fate(&mut link, 29)).is_some());
     assert_eq!(link.stats().dropped_outage, 2);
     link.set("outage=0s+10ms".parse().unwrap(), start + ms(100));
-    assert_eq!(fate(&mut link, 105), Fate::Dropped(Cause::Outage), "counted from when the profile was set");
+    assert_eq!(
+        fate(&mut link, 105),
+        Fate::Dropped(Cause::Outage),
+        "counted from when the profile was set"
+    );
     assert!(arrival(fate(&mut link, 111)).is_some());
 }
 
@@ -141,7 +176,9 @@ fn a_new_rate_holds_for_new_packets_and_the_backlog_keeps_its_bytes() {
     let after = start + ms(10) + Duration::from_micros(100);
     assert_eq!(arrival(link.carry(1500, start + ms(5))), Some(after));
     assert_eq!(link.waiting(start + ms(5)), 9_000);
-    let room = (0..100).filter(|_| arrival(link.carry(1500, start + ms(5))).is_some()).count();
+    let room = (0..100)
+        .filter(|_| arrival(link.carry(1500, start + ms(5))).is_some())
+        .count();
     assert_eq!(room, 14);
 }
 
@@ -158,7 +195,10 @@ fn the_schedule_is_kept() {
     let (mut link, start) = link("delay=1ms at=10ms:loss=100% at=20ms:loss=0%,delay=2ms");
     assert_eq!(arrival(link.carry(100, start)), Some(start + ms(1)));
     assert_eq!(link.carry(100, start + ms(10)), Fate::Dropped(Cause::Loss));
-    assert_eq!(arrival(link.carry(100, start + ms(20))), Some(start + ms(22)));
+    assert_eq!(
+        arrival(link.carry(100, start + ms(20))),
+        Some(start + ms(22))
+    );
     assert_eq!(link.profile().delay, ms(2));
 }
 
@@ -168,7 +208,9 @@ fn the_same_seed_gives_the_same_fates() {
     let now = Instant::now();
     let run = |seed| {
         let mut link = Link::new(text.parse().unwrap(), seed, now);
-        (0..1000).map(|i| link.carry(1000, now + ms(i))).collect::<Vec<_>>()
+        (0..1000)
+            .map(|i| link.carry(1000, now + ms(i)))
+            .collect::<Vec<_>>()
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
@@ -177,13 +219,21 @@ fn the_same_seed_gives_the_same_fates() {
 #[test]
 fn a_policer_drops_what_comes_faster_and_makes_no_queue() {
     let start = Instant::now();
-    let mut link = Link::new("police=8mbit bucket=10000 delay=5ms".parse().unwrap(), 1, start);
+    let mut link = Link::new(
+        "police=8mbit bucket=10000 delay=5ms".parse().unwrap(),
+        1,
+        start,
+    );
     let mut passed = |from: u64, until: u64, step: u64| {
         let mut bytes = 0;
         for at in (from..until).step_by(step as usize) {
             let now = start + Duration::from_micros(at);
             if let Fate::Delivered(delivery) = link.carry(1_000, now) {
-                assert_eq!(delivery.at, now + Duration::from_millis(5), "it does not wait");
+                assert_eq!(
+                    delivery.at,
+                    now + Duration::from_millis(5),
+                    "it does not wait"
+                );
                 bytes += 1_000;
             }
         }

@@ -1,10 +1,11 @@
-//! Which packets a link loses: independent dice, or a Gilbert-Elliott chain when losses come in bursts.
+//! Which packets a link loses: independent dice, or a Gilbert-Elliott chain when losses come in
+//! bursts.
 
 /// The state of one direction's loss process.
 ///
-/// With bursts, the chain has a good state that loses nothing and a bad one that loses everything. It leaves the bad
-/// state with probability `1 / burst`, so a burst is `burst` packets long on average, and enters it as often as the
-/// asked share of lost packets needs.
+/// With bursts, the chain has a good state that loses nothing and a bad one that loses everything.
+/// It leaves the bad state with probability `1 / burst`, so a burst is `burst` packets long on
+/// average, and enters it as often as the asked share of lost packets needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Loss {
     share: f64,
@@ -14,16 +15,22 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// `share` of all packets lost, in runs of `burst` packets on average; a burst up to 1 means independent losses.
+    /// `share` of all packets lost, in runs of `burst` packets on average; a burst up to 1 means
+    /// independent losses.
     pub(crate) fn new(share: f64, burst: f64) -> Self {
         let share = share.clamp(0.0, 1.0);
         let chain = (burst > 1.0 && share > 0.0 && share < 1.0).then(|| {
-            // A good run is at least one packet long, so short bursts cannot lose more than burst / (burst + 1) of
-            // all packets: the asked share counts, and the burst grows to what it needs.
+            // A good run is at least one packet long, so short bursts cannot lose more than burst /
+            // (burst + 1) of all packets: the asked share counts, and the burst grows to what it
+            // needs.
             let burst = burst.max(share / (1.0 - share));
             ((share / (burst * (1.0 - share))).min(1.0), 1.0 / burst)
         });
-        Self { share, chain, bad: false }
+        Self {
+            share,
+            chain,
+            bad: false,
+        }
     }
 
     /// The fate of the next packet.
@@ -34,7 +41,11 @@ impl Loss {
         let Some((enter, leave)) = self.chain else {
             return self.share >= 1.0 || dice.f64() < self.share;
         };
-        self.bad = if self.bad { dice.f64() >= leave } else { dice.f64() < enter };
+        self.bad = if self.bad {
+            dice.f64() >= leave
+        } else {
+            dice.f64() < enter
+        };
         self.bad
     }
 }
@@ -54,7 +65,10 @@ mod tests {
             runs += u32::from(now && !before);
             before = now;
         }
-        (f64::from(lost) / f64::from(total), f64::from(lost) / f64::from(runs.max(1)))
+        (
+            f64::from(lost) / f64::from(total),
+            f64::from(lost) / f64::from(runs.max(1)),
+        )
     }
 
     fn near(found: f64, asked: f64, tolerance: f64) -> bool {
@@ -66,7 +80,10 @@ mod tests {
         for share in [0.001, 0.01, 0.3, 0.9] {
             let (lost, run) = measure(share, 0.0);
             assert!(near(lost, share, 0.1), "{share}: lost {lost}");
-            assert!(near(run, 1.0 / (1.0 - share), 0.05), "{share}: runs of {run}");
+            assert!(
+                near(run, 1.0 / (1.0 - share), 0.05),
+                "{share}: runs of {run}"
+            );
         }
         assert_eq!(measure(0.0, 0.0).0, 0.0);
         assert_eq!(measure(1.0, 0.0).0, 1.0);

@@ -9,7 +9,8 @@ use crate::sys;
 const ECHO_V4: u8 = 8;
 const ECHO_V6: u8 = 128;
 
-/// The round-trip time to an address, from the calling thread's namespace; an error of kind `TimedOut` without an answer.
+/// The round-trip time to an address, from the calling thread's namespace; an error of kind
+/// `TimedOut` without an answer.
 pub fn ping(address: IpAddr, timeout: Duration) -> io::Result<Duration> {
     let socket = sys::echo_socket(address.is_ipv6())?;
     socket.connect(SocketAddr::new(address, 0))?;
@@ -21,12 +22,17 @@ pub fn ping(address: IpAddr, timeout: Duration) -> io::Result<Duration> {
     socket.send(&request)?;
     let mut answer = [0u8; 128];
     loop {
-        let left = timeout.checked_sub(begun.elapsed()).filter(|left| !left.is_zero());
+        let left = timeout
+            .checked_sub(begun.elapsed())
+            .filter(|left| !left.is_zero());
         socket.set_read_timeout(Some(left.ok_or(ErrorKind::TimedOut)?))?;
         match socket.recv(&mut answer) {
-            Ok(length) if length == request.len() && answer[8..length] == request[8..] => return Ok(begun.elapsed()),
+            Ok(length) if length == request.len() && answer[8..length] == request[8..] => {
+                return Ok(begun.elapsed());
+            }
             Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),
         }
     }

@@ -1,7 +1,8 @@
-//! What a link is like, and its text form: `rate=100mbit delay=50ms loss=1% queue=1MB outage=10s+2s at=30s:loss=5%`.
+//! What a link is like, and its text form: `rate=100mbit delay=50ms loss=1% queue=1MB outage=10s+2s
+//! at=30s:loss=5%`.
 //!
-//! Read from a person or a test, given to [`Link`](crate::Link). A text may begin with the name of a known kind of link
-//! (see [`NAMED`]); later settings override earlier ones.
+//! Read from a person or a test, given to [`Link`](crate::Link). A text may begin with the name of
+//! a known kind of link (see [`NAMED`]); later settings override earlier ones.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,14 +13,17 @@ use std::time::Duration;
 pub struct Profile {
     /// Bits per second of IP packets; `None`: no limit.
     pub rate: Option<u64>,
-    /// Drop-tail limit in bytes that wait for the bottleneck; 0: one bandwidth-delay product (2 * delay * rate), at
-    /// least 64 KiB. Without a rate nothing ever waits.
+    /// Drop-tail limit in bytes that wait for the bottleneck; 0: one bandwidth-delay product (2 *
+    /// delay * rate), at least 64 KiB. Without a rate nothing ever waits.
     pub queue: usize,
-    /// Bits per second of IP packets that a policer lets pass: what comes faster is dropped at once, without a queue. `None`: no policer.
+    /// Bits per second of IP packets that a policer lets pass: what comes faster is dropped at
+    /// once, without a queue. `None`: no policer.
     pub police: Option<u64>,
-    /// The policer's bucket in bytes: what may pass at once after a rest. 0: what its rate makes in 50 ms, at least 16 KiB.
+    /// The policer's bucket in bytes: what may pass at once after a rest. 0: what its rate makes in
+    /// 50 ms, at least 16 KiB.
     pub bucket: usize,
-    /// Longest packet in IP bytes that passes; longer ones vanish and nobody is told (a black hole). 0: any length.
+    /// Longest packet in IP bytes that passes; longer ones vanish and nobody is told (a black
+    /// hole). 0: any length.
     pub mtu: usize,
     /// Propagation time.
     pub delay: Duration,
@@ -37,8 +41,8 @@ pub struct Profile {
     pub duplicate: f64,
     /// Share of packets that arrive with flipped bits.
     pub corrupt: f64,
-    /// Start and length of times in which everything that leaves the bottleneck is lost, counted from the link's start
-    /// (or from when this profile was set).
+    /// Start and length of times in which everything that leaves the bottleneck is lost, counted
+    /// from the link's start (or from when this profile was set).
     pub outages: Vec<(Duration, Duration)>,
     /// Changes to come, counted like outages.
     pub schedule: Vec<(Duration, Change)>,
@@ -75,7 +79,8 @@ pub enum Change {
     Corrupt(f64),
 }
 
-/// Known kinds of links: name and text. Figures are round ones of the kind, not measurements of a product.
+/// Known kinds of links: name and text. Figures are round ones of the kind, not measurements of a
+/// product.
 pub const NAMED: &[(&str, &str)] = &[
     ("perfect", ""),
     ("metro", "rate=1gbit delay=2ms"),
@@ -83,10 +88,22 @@ pub const NAMED: &[(&str, &str)] = &[
     ("ocean", "rate=1gbit delay=50ms loss=0.1%"),
     ("demo", "rate=100mbit delay=50ms loss=1%"),
     ("dsl", "rate=16mbit delay=15ms jitter=1ms queue=256KiB"),
-    ("mobile", "rate=30mbit delay=30ms jitter=8ms loss=0.5% burst=4 queue=1MB"),
-    ("leo", "rate=150mbit delay=20ms jitter=4ms loss=0.5% burst=8"),
-    ("geo", "rate=20mbit delay=290ms jitter=3ms loss=0.5% burst=3"),
-    ("storm", "rate=50mbit delay=100ms jitter=20ms loss=10% burst=3 reorder=2% duplicate=1% corrupt=0.5%"),
+    (
+        "mobile",
+        "rate=30mbit delay=30ms jitter=8ms loss=0.5% burst=4 queue=1MB",
+    ),
+    (
+        "leo",
+        "rate=150mbit delay=20ms jitter=4ms loss=0.5% burst=8",
+    ),
+    (
+        "geo",
+        "rate=20mbit delay=290ms jitter=3ms loss=0.5% burst=3",
+    ),
+    (
+        "storm",
+        "rate=50mbit delay=100ms jitter=20ms loss=10% burst=3 reorder=2% duplicate=1% corrupt=0.5%",
+    ),
 ];
 
 /// A text that is no profile: which key, what was found there and what would do.
@@ -102,7 +119,11 @@ pub struct ProfileError {
 
 impl fmt::Display for ProfileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "link setting `{}`: found `{}`, would accept {}", self.key, self.found, self.would_do)
+        write!(
+            f,
+            "link setting `{}`: found `{}`, would accept {}",
+            self.key, self.found, self.would_do
+        )
     }
 }
 
@@ -112,7 +133,10 @@ impl Profile {
     /// A known kind of link by its name.
     pub fn named(name: &str) -> Option<Profile> {
         let (_, text) = NAMED.iter().find(|(known, _)| *known == name)?;
-        Some(text.parse().expect("the texts in NAMED are profiles; a test parses each"))
+        Some(
+            text.parse()
+                .expect("the texts in NAMED are profiles; a test parses each"),
+        )
     }
 
     /// Applies one setting.
@@ -138,7 +162,9 @@ impl Profile {
     pub fn queue_limit(&self) -> usize {
         const SMALLEST: usize = 64 * 1024;
         match (self.queue, self.rate) {
-            (0, Some(rate)) => ((2.0 * self.delay.as_secs_f64() * rate as f64 / 8.0) as usize).max(SMALLEST),
+            (0, Some(rate)) => {
+                ((2.0 * self.delay.as_secs_f64() * rate as f64 / 8.0) as usize).max(SMALLEST)
+            }
             (0, None) => SMALLEST,
             (queue, _) => queue,
         }
@@ -190,22 +216,36 @@ impl FromStr for Profile {
             let Some((key, value)) = word.split_once('=') else {
                 match Profile::named(word) {
                     Some(named) if i == 0 => profile = named,
-                    _ => return Err(refuse(word, word, "key=value, or first the name of a known link such as `demo`")),
+                    _ => {
+                        return Err(refuse(
+                            word,
+                            word,
+                            "key=value, or first the name of a known link such as `demo`",
+                        ));
+                    }
                 }
                 continue;
             };
             match key {
                 "outage" => {
                     let would_do = "start+length, such as 10s+2s";
-                    let (start, length) = value.split_once('+').ok_or_else(|| refuse(key, value, would_do))?;
-                    profile.outages.push((duration(key, start)?, duration(key, length)?));
+                    let (start, length) = value
+                        .split_once('+')
+                        .ok_or_else(|| refuse(key, value, would_do))?;
+                    profile
+                        .outages
+                        .push((duration(key, start)?, duration(key, length)?));
                 }
                 "at" => {
                     let would_do = "time:key=value, such as 10s:rate=10mbit,loss=2%";
-                    let (when, changes) = value.split_once(':').ok_or_else(|| refuse(key, value, would_do))?;
+                    let (when, changes) = value
+                        .split_once(':')
+                        .ok_or_else(|| refuse(key, value, would_do))?;
                     let when = duration(key, when)?;
                     for change in changes.split(',') {
-                        let (key, value) = change.split_once('=').ok_or_else(|| refuse(key, change, would_do))?;
+                        let (key, value) = change
+                            .split_once('=')
+                            .ok_or_else(|| refuse(key, change, would_do))?;
                         profile.schedule.push((when, Change::parse(key, value)?));
                     }
                 }
@@ -219,10 +259,24 @@ impl FromStr for Profile {
 
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let changed = self.settings().into_iter().zip(Profile::default().settings());
-        let mut words: Vec<String> = changed.filter(|(is, was)| is != was).map(|(is, _)| is.to_string()).collect();
-        words.extend(self.outages.iter().map(|(at, long)| format!("outage={}+{}", Time(*at), Time(*long))));
-        words.extend(self.schedule.iter().map(|(at, change)| format!("at={}:{change}", Time(*at))));
+        let changed = self
+            .settings()
+            .into_iter()
+            .zip(Profile::default().settings());
+        let mut words: Vec<String> = changed
+            .filter(|(is, was)| is != was)
+            .map(|(is, _)| is.to_string())
+            .collect();
+        words.extend(
+            self.outages
+                .iter()
+                .map(|(at, long)| format!("outage={}+{}", Time(*at), Time(*long))),
+        );
+        words.extend(
+            self.schedule
+                .iter()
+                .map(|(at, change)| format!("at={}:{change}", Time(*at))),
+        );
         if words.is_empty() {
             words.push("perfect".into());
         }
@@ -240,8 +294,13 @@ impl Change {
             "delay" => Change::Delay(duration(key, value)?),
             "jitter" => Change::Jitter(duration(key, value)?),
             "mtu" => {
-                let mtu = value.parse().ok().filter(|mtu| *mtu == 0 || (68..=65_535).contains(mtu));
-                Change::Mtu(mtu.ok_or_else(|| refuse(key, value, "bytes from 68 to 65535, or 0 for any length"))?)
+                let mtu = value
+                    .parse()
+                    .ok()
+                    .filter(|mtu| *mtu == 0 || (68..=65_535).contains(mtu));
+                Change::Mtu(mtu.ok_or_else(|| {
+                    refuse(key, value, "bytes from 68 to 65535, or 0 for any length")
+                })?)
             }
             "loss" => Change::Loss(share(key, value)?),
             "burst" => {
@@ -285,8 +344,18 @@ struct Rate(Option<u64>);
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(rate) = self.0 else { return f.write_str("none") };
-        let (number, unit) = largest(rate, &[(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")], "bit");
+        let Some(rate) = self.0 else {
+            return f.write_str("none");
+        };
+        let (number, unit) = largest(
+            rate,
+            &[
+                (1_000_000_000, "gbit"),
+                (1_000_000, "mbit"),
+                (1_000, "kbit"),
+            ],
+            "bit",
+        );
         write!(f, "{number}{unit}")
     }
 }
@@ -298,19 +367,30 @@ impl fmt::Display for Size {
         if self.0 == 0 {
             return f.write_str("auto");
         }
-        let units = [(1 << 20, "MiB"), (1_000_000, "MB"), (1 << 10, "KiB"), (1_000, "kB")];
+        let units = [
+            (1 << 20, "MiB"),
+            (1_000_000, "MB"),
+            (1 << 10, "KiB"),
+            (1_000, "kB"),
+        ];
         let (number, unit) = largest(self.0 as u64, &units, "B");
         write!(f, "{number}{unit}")
     }
 }
 
 fn refuse(key: &str, found: &str, would_do: &'static str) -> ProfileError {
-    ProfileError { key: key.into(), found: found.into(), would_do }
+    ProfileError {
+        key: key.into(),
+        found: found.into(),
+        would_do,
+    }
 }
 
 /// Splits "1.5ms" into the number and the unit in lower case.
 fn number_and_unit(text: &str) -> Option<(f64, String)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     Some((text[..end].parse().ok()?, text[end..].to_ascii_lowercase()))
 }
 
@@ -329,9 +409,11 @@ fn rate(key: &str, text: &str) -> Result<Option<u64>, ProfileError> {
         };
         Some((number * factor).round())
     });
-    // Slower than 1 kbit/s a single packet takes minutes, and the link's picosecond clock would run out.
+    // Slower than 1 kbit/s a single packet takes minutes, and the link's picosecond clock would run
+    // out.
     let bits = bits.filter(|bits| (1e3..=1e12).contains(bits));
-    bits.map(|bits| Some(bits as u64)).ok_or_else(|| refuse(key, text, would_do))
+    bits.map(|bits| Some(bits as u64))
+        .ok_or_else(|| refuse(key, text, would_do))
 }
 
 fn size(key: &str, text: &str) -> Result<usize, ProfileError> {
@@ -352,7 +434,9 @@ fn size(key: &str, text: &str) -> Result<usize, ProfileError> {
         Some((number * factor).round())
     });
     let bytes = bytes.filter(|bytes| (1.0..=1e12).contains(bytes));
-    bytes.map(|bytes| bytes as usize).ok_or_else(|| refuse(key, text, "bytes, such as 64KiB or 1MB, or auto"))
+    bytes
+        .map(|bytes| bytes as usize)
+        .ok_or_else(|| refuse(key, text, "bytes, such as 64KiB or 1MB, or auto"))
 }
 
 fn duration(key: &str, text: &str) -> Result<Duration, ProfileError> {
@@ -372,7 +456,9 @@ fn duration(key: &str, text: &str) -> Result<Duration, ProfileError> {
     // A week: longer than any run, far from the end of the link's picosecond clock.
     let nanos = nanos.filter(|nanos| *nanos <= 7.0 * 24.0 * 3600e9);
     let would_do = "a time up to a week with its unit, such as 50ms, 1.5s or 200us";
-    nanos.map(|nanos| Duration::from_nanos(nanos as u64)).ok_or_else(|| refuse(key, text, would_do))
+    nanos
+        .map(|nanos| Duration::from_nanos(nanos as u64))
+        .ok_or_else(|| refuse(key, text, would_do))
 }
 
 fn share(key: &str, text: &str) -> Result<f64, ProfileError> {
@@ -386,7 +472,9 @@ fn share(key: &str, text: &str) -> Result<f64, ProfileError> {
 
 /// The largest unit that leaves a whole number.
 fn largest<'a>(value: u64, units: &[(u64, &'a str)], smallest: &'a str) -> (u64, &'a str) {
-    let unit = units.iter().find(|(factor, _)| value > 0 && value.is_multiple_of(*factor));
+    let unit = units
+        .iter()
+        .find(|(factor, _)| value > 0 && value.is_multiple_of(*factor));
     unit.map_or((value, smallest), |(factor, name)| (value / factor, name))
 }
 
@@ -406,7 +494,11 @@ impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Percent where that reads back as the same number, else the plain share.
         let percent = (self.0 * 1e12).round() / 1e10;
-        if percent / 100.0 == self.0 { write!(f, "{percent}%") } else { write!(f, "{}", self.0) }
+        if percent / 100.0 == self.0 {
+            write!(f, "{percent}%")
+        } else {
+            write!(f, "{}", self.0)
+        }
     }
 }
 
@@ -445,7 +537,11 @@ mod tests {
             ],
         };
         assert_eq!(read, expected);
-        assert_eq!(read.to_string().parse::<Profile>().unwrap(), expected, "{read}");
+        assert_eq!(
+            read.to_string().parse::<Profile>().unwrap(),
+            expected,
+            "{read}"
+        );
     }
 
     #[test]
@@ -453,7 +549,11 @@ mod tests {
         for (name, text) in NAMED {
             let named: Profile = name.parse().unwrap();
             assert_eq!(named, text.parse().unwrap(), "{name}");
-            assert_eq!(named.to_string().parse::<Profile>().unwrap(), named, "{name}: {named}");
+            assert_eq!(
+                named.to_string().parse::<Profile>().unwrap(),
+                named,
+                "{name}: {named}"
+            );
         }
         assert_eq!(Profile::default().to_string(), "perfect");
         assert_eq!("demo loss=2%".parse::<Profile>().unwrap().loss, 0.02);
@@ -463,23 +563,48 @@ mod tests {
     fn any_share_survives_its_text() {
         let mut dice = fastrand::Rng::with_seed(1);
         for _ in 0..10_000 {
-            let profile = Profile { loss: dice.f64(), ..Profile::default() };
+            let profile = Profile {
+                loss: dice.f64(),
+                ..Profile::default()
+            };
             assert_eq!(profile.to_string().parse::<Profile>().unwrap(), profile);
         }
     }
 
     #[test]
     fn the_default_queue_is_one_bandwidth_delay_product() {
-        assert_eq!("rate=100mbit delay=50ms".parse::<Profile>().unwrap().queue_limit(), 1_250_000);
-        assert_eq!("rate=1mbit delay=1ms".parse::<Profile>().unwrap().queue_limit(), 64 * 1024);
-        assert_eq!("rate=1mbit queue=3000".parse::<Profile>().unwrap().queue_limit(), 3000);
+        assert_eq!(
+            "rate=100mbit delay=50ms"
+                .parse::<Profile>()
+                .unwrap()
+                .queue_limit(),
+            1_250_000
+        );
+        assert_eq!(
+            "rate=1mbit delay=1ms"
+                .parse::<Profile>()
+                .unwrap()
+                .queue_limit(),
+            64 * 1024
+        );
+        assert_eq!(
+            "rate=1mbit queue=3000"
+                .parse::<Profile>()
+                .unwrap()
+                .queue_limit(),
+            3000
+        );
     }
 
     #[test]
     fn bad_text_is_refused_with_key_and_finding() {
         let check = |text: &str, key: &str, found: &str| {
             let error = text.parse::<Profile>().unwrap_err();
-            assert_eq!((error.key.as_str(), error.found.as_str()), (key, found), "{text}");
+            assert_eq!(
+                (error.key.as_str(), error.found.as_str()),
+                (key, found),
+                "{text}"
+            );
             assert!(error.to_string().contains(error.would_do), "{error}");
         };
         check("speed=1gbit", "speed", "speed");

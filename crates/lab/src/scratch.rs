@@ -34,10 +34,18 @@ impl Scratch {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Scratch { path }),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::new(error.kind(), format!("make {}: {error}", path.display()))),
+                Err(error) => {
+                    return Err(Error::new(
+                        error.kind(),
+                        format!("make {}: {error}", path.display()),
+                    ));
+                }
             }
         }
-        let said = format!("all {TRIES} names tried for a folder in {} are taken", folder.display());
+        let said = format!(
+            "all {TRIES} names tried for a folder in {} are taken",
+            folder.display()
+        );
         Err(Error::new(ErrorKind::AlreadyExists, said))
     }
 
@@ -73,10 +81,17 @@ mod tests {
     #[test]
     fn it_is_ours_alone_and_goes_with_its_value() {
         let scratch = Scratch::new("tpo-scratch").unwrap();
-        let (path, other) = (scratch.path().to_owned(), Scratch::new("tpo-scratch").unwrap());
+        let (path, other) = (
+            scratch.path().to_owned(),
+            Scratch::new("tpo-scratch").unwrap(),
+        );
         assert_ne!(path, other.path(), "no name comes twice");
         let found = std::fs::symlink_metadata(&path).unwrap();
-        assert!(found.is_dir() && found.mode() & 0o777 == 0o700, "{:o}", found.mode());
+        assert!(
+            found.is_dir() && found.mode() & 0o777 == 0o700,
+            "{:o}",
+            found.mode()
+        );
         std::fs::write(scratch.join("key"), "secret").unwrap();
         let failed = std::panic::catch_unwind(move || {
             let _scratch = scratch;
@@ -95,8 +110,15 @@ mod tests {
         let mut numbers = 0..;
         let made = Scratch::within(home.path(), "x", || numbers.next().unwrap()).unwrap();
         assert_eq!(made.path(), home.join("x-0000000000000003"));
-        assert!(Scratch::within(home.path(), "x", || 1).is_err(), "and if there is no other name, nothing is");
+        assert!(
+            Scratch::within(home.path(), "x", || 1).is_err(),
+            "and if there is no other name, nothing is"
+        );
         drop(made);
-        assert!(home.join("x-0000000000000000").exists() && trap.path().exists() && !home.join("nowhere").exists());
+        assert!(
+            home.join("x-0000000000000000").exists()
+                && trap.path().exists()
+                && !home.join("nowhere").exists()
+        );
     }
 }

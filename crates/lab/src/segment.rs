@@ -1,7 +1,9 @@
-//! Super-packets: what a TUN device hands out whole, and how to cut runs of wire segments out of it.
+//! Super-packets: what a TUN device hands out whole, and how to cut runs of wire segments out of
+//! it.
 //!
-//! A frame is a virtio header of ten bytes and an IP packet. The header may say that the packet stands for many segments
-//! of the same size (linux/virtio_net.h), which the kernel would have cut at a real network card. Pure: bytes in, bytes out.
+//! A frame is a virtio header of ten bytes and an IP packet. The header may say that the packet
+//! stands for many segments of the same size (linux/virtio_net.h), which the kernel would have cut
+//! at a real network card. Pure: bytes in, bytes out.
 
 use std::ops::Range;
 
@@ -46,7 +48,8 @@ impl Super {
             (GSO_UDP, 6) => (true, UDP),
             _ => return None,
         };
-        // The kernel tells where the transport header is; that spares a walk through IPv6 extension headers.
+        // The kernel tells where the transport header is; that spares a walk through IPv6 extension
+        // headers.
         let transport = if header[0] & NEEDS_CHECKSUM != 0 {
             usize::from(u16::from_ne_bytes([header[6], header[7]]))
         } else {
@@ -57,19 +60,24 @@ impl Super {
                 TCP => usize::from(packet.get(transport + 12)? >> 4) * 4,
                 _ => 8,
             };
-        // A header that claims to be shorter than any (or, the network's, to reach beyond the transport's start) is nonsense.
+        // A header that claims to be shorter than any (or, the network's, to reach beyond the
+        // transport's start) is nonsense.
         let network = network_length(packet)?.max(if v6 { 40 } else { 20 });
         let shortest = if protocol == TCP { 20 } else { 8 };
         let payload = packet.len().checked_sub(headers)?;
-        (segment > 0 && payload > segment && transport >= network && headers >= transport + shortest).then_some(Super {
-            gso,
-            v6,
-            protocol,
-            transport,
-            headers,
-            payload,
-            segment,
-        })
+        (segment > 0
+            && payload > segment
+            && transport >= network
+            && headers >= transport + shortest)
+            .then_some(Super {
+                gso,
+                v6,
+                protocol,
+                transport,
+                headers,
+                payload,
+                segment,
+            })
     }
 
     /// Segments on the wire.
@@ -82,7 +90,8 @@ impl Super {
         self.headers + (self.payload - i * self.segment).min(self.segment)
     }
 
-    /// Appends a frame that holds only a run of the segments: one packet, or a smaller super-packet.
+    /// Appends a frame that holds only a run of the segments: one packet, or a smaller
+    /// super-packet.
     pub(crate) fn cut(&self, frame: &[u8], run: Range<usize>, out: &mut Vec<u8>) {
         let (first, last) = (run.start == 0, run.end == self.count());
         let begin = run.start * self.segment;
@@ -108,7 +117,8 @@ impl Super {
         }
         let transport = &mut packet[self.transport..];
         if self.protocol == TCP {
-            let sequence = u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
+            let sequence =
+                u32::from_be_bytes([transport[4], transport[5], transport[6], transport[7]]);
             transport[4..8].copy_from_slice(&sequence.wrapping_add(begin as u32).to_be_bytes());
             if !last {
                 transport[13] &= !(TCP_FIN | TCP_PUSH);
@@ -145,25 +155,36 @@ impl Super {
 
     /// What a partial checksum holds: the sum of the pseudo header.
     fn pseudo_sum(&self, packet: &[u8]) -> u64 {
-        let addresses = if self.v6 { &packet[8..40] } else { &packet[12..20] };
+        let addresses = if self.v6 {
+            &packet[8..40]
+        } else {
+            &packet[12..20]
+        };
         sum(addresses) + u64::from(self.protocol) + (packet.len() - self.transport) as u64
     }
 }
 
-/// Flips one bit of a frame's packet, behind the network header, so that the receiver's checksum finds it: the checksum
-/// that the sender left to the hardware is written out first.
+/// Flips one bit of a frame's packet, behind the network header, so that the receiver's checksum
+/// finds it: the checksum that the sender left to the hardware is written out first.
 pub(crate) fn corrupt(frame: &mut [u8], dice: &mut fastrand::Rng) {
     finish_checksum(frame);
     // Neither partial nor known to be good: the receiver has to look for itself.
     frame.iter_mut().take(VIRTIO).for_each(|byte| *byte = 0);
-    let Some(network) = frame.get(VIRTIO..).and_then(network_length) else { return };
-    // Behind the transport header where there is something, else inside it (past the ports: it stays in its flow).
+    let Some(network) = frame.get(VIRTIO..).and_then(network_length) else {
+        return;
+    };
+    // Behind the transport header where there is something, else inside it (past the ports: it
+    // stays in its flow).
     let packet = &mut frame[VIRTIO..];
     let payload = match (protocol(packet), packet.get(network + 12)) {
         (Some(TCP), Some(words)) => network + usize::from(words >> 4) * 4,
         _ => network + 8,
     };
-    let from = if payload < packet.len() { payload } else { network + 4 };
+    let from = if payload < packet.len() {
+        payload
+    } else {
+        network + 4
+    };
     if from < packet.len() {
         let at = dice.usize(from..packet.len());
         packet[at] ^= 1 << dice.u8(0..8);
@@ -211,8 +232,15 @@ fn protocol(packet: &[u8]) -> Option<u8> {
 /// The sum of 16-bit words that the internet checksum is made of (RFC 1071), not yet folded.
 fn sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(2);
-    let total: u64 = words.by_ref().map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum();
-    total + words.remainder().first().map_or(0, |byte| u64::from(*byte) << 8)
+    let total: u64 = words
+        .by_ref()
+        .map(|word| u64::from(u16::from_be_bytes([word[0], word[1]])))
+        .sum();
+    total
+        + words
+            .remainder()
+            .first()
+            .map_or(0, |byte| u64::from(*byte) << 8)
 }
 
 fn fold(mut sum: u64) -> u16 {

@@ -46,7 +46,11 @@ fn intact(mut frame: Vec<u8>) -> bool {
     let packet = &frame[VIRTIO..];
     let network = network_length(packet).unwrap();
     let protocol = protocol(packet).unwrap();
-    let addresses = if network == 40 { &packet[8..40] } else { &packet[12..20] };
+    let addresses = if network == 40 {
+        &packet[8..40]
+    } else {
+        &packet[12..20]
+    };
     let pseudo = sum(addresses) + u64::from(protocol) + (packet.len() - network) as u64;
     let header = network == 40 || fold(sum(&packet[..network])) == 0xffff;
     header && fold(pseudo + sum(&packet[network..])) == 0xffff
@@ -67,23 +71,42 @@ fn each_segment_has_its_own_length_and_headers() {
             let mut out = Vec::new();
             found.cut(&whole, i..i + 1, &mut out);
             assert_eq!(out.len() - VIRTIO, found.length(i));
-            assert!(intact(out.clone()), "v6 {v6} protocol {protocol} segment {i}");
+            assert!(
+                intact(out.clone()),
+                "v6 {v6} protocol {protocol} segment {i}"
+            );
             assert_eq!(Super::parse(&out), None, "one segment is no super-packet");
             let packet = &out[VIRTIO..];
             let transport = &packet[found.transport..];
             if v6 {
-                assert_eq!(u16::from_be_bytes([packet[4], packet[5]]) as usize, packet.len() - 40);
+                assert_eq!(
+                    u16::from_be_bytes([packet[4], packet[5]]) as usize,
+                    packet.len() - 40
+                );
             } else {
-                assert_eq!(u16::from_be_bytes([packet[2], packet[3]]) as usize, packet.len());
-                assert_eq!(u16::from_be_bytes([packet[4], packet[5]]), 65_530u16.wrapping_add(i as u16));
+                assert_eq!(
+                    u16::from_be_bytes([packet[2], packet[3]]) as usize,
+                    packet.len()
+                );
+                assert_eq!(
+                    u16::from_be_bytes([packet[4], packet[5]]),
+                    65_530u16.wrapping_add(i as u16)
+                );
             }
             if protocol == TCP {
                 let sequence = u32::from_be_bytes(transport[4..8].try_into().unwrap());
                 assert_eq!(sequence, (u32::MAX - 100).wrapping_add(1_000 * i as u32));
-                assert_eq!(transport[13] & (TCP_FIN | TCP_PUSH) != 0, i == 3, "only the last pushes and ends");
+                assert_eq!(
+                    transport[13] & (TCP_FIN | TCP_PUSH) != 0,
+                    i == 3,
+                    "only the last pushes and ends"
+                );
                 assert_eq!(transport[13] & TCP_CWR != 0, i == 0);
             } else {
-                assert_eq!(u16::from_be_bytes([transport[4], transport[5]]) as usize, transport.len());
+                assert_eq!(
+                    u16::from_be_bytes([transport[4], transport[5]]) as usize,
+                    transport.len()
+                );
             }
             payload.extend_from_slice(&packet[found.headers..]);
         }

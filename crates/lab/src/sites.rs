@@ -1,4 +1,5 @@
-//! Several sites around a backbone, for meshes, hubs and multicast: each site has a host, a gateway, and a WAN link of its own.
+//! Several sites around a backbone, for meshes, hubs and multicast: each site has a host, a
+//! gateway, and a WAN link of its own.
 //!
 //! ```text
 //!   host 1 ---- gateway 1 ==== link 1 ==== core ==== link 2 ==== gateway 2 ---- host 2
@@ -34,7 +35,8 @@ pub enum Place {
     Gateway(usize),
 }
 
-/// `<prefix>-core`, and for each site `<prefix>-gw<n>` and `<prefix>-host<n>`, until it is dropped. The core and the gateways forward.
+/// `<prefix>-core`, and for each site `<prefix>-gw<n>` and `<prefix>-host<n>`, until it is dropped.
+/// The core and the gateways forward.
 pub struct Sites {
     // The carriers go first: with them go the TUN devices.
     carriers: Vec<Carrier>,
@@ -46,7 +48,8 @@ pub struct Sites {
 const MOST: usize = 128;
 
 impl Place {
-    /// The IPv4 address in the site's LAN: `10.10.<site>.1` is the gateway, `10.10.<site>.2` the host.
+    /// The IPv4 address in the site's LAN: `10.10.<site>.1` is the gateway, `10.10.<site>.2` the
+    /// host.
     pub fn v4(self) -> IpAddr {
         let (site, number) = self.numbers();
         Ipv4Addr::new(10, 10, site, number).into()
@@ -72,7 +75,8 @@ pub fn wan_address(site: usize) -> IpAddr {
 }
 
 impl Sites {
-    /// Makes one site for each link, after removing what is left of a lab with the same prefix. A link is the same in both directions.
+    /// Makes one site for each link, after removing what is left of a lab with the same prefix. A
+    /// link is the same in both directions.
     pub fn up(name_prefix: &str, links: &[Profile]) -> Result<Sites> {
         check_prefix(name_prefix)?;
         check_number(links.len())?;
@@ -81,23 +85,37 @@ impl Sites {
         let core = make("core")?;
         core.sysctl(SETTINGS)?;
         core.sysctl(FORWARDING)?;
-        let mut lab = Sites { carriers: Vec::new(), core, sites: Vec::new() };
+        let mut lab = Sites {
+            carriers: Vec::new(),
+            core,
+            sites: Vec::new(),
+        };
         for (link, site) in links.iter().zip(1..) {
             let (gateway, host) = (make(&format!("gw{site}"))?, make(&format!("host{site}"))?);
             gateway.sysctl(SETTINGS)?;
             gateway.sysctl(FORWARDING)?;
             host.sysctl(SETTINGS)?;
-            host.ip(&format!("link add eth0 type veth peer name lan0 netns {}\n", gateway.name()))?;
+            host.ip(&format!(
+                "link add eth0 type veth peer name lan0 netns {}\n",
+                gateway.name()
+            ))?;
             let port = format!("site{site}");
             let tun = |namespace: &Namespace, name: &str| {
                 let tun = namespace.inside(|| Tun::open(name));
-                let tun = tun.context("/dev/net/tun cannot make a device: is the kernel's TUN driver there?")?;
-                namespace.ip(&format!("link set {name} txqueuelen {TUN_QUEUE}\nlink set {name} addrgenmode none\n"))?;
+                let tun = tun.context(
+                    "/dev/net/tun cannot make a device: is the kernel's TUN driver there?",
+                )?;
+                namespace.ip(&format!(
+                    "link set {name} txqueuelen {TUN_QUEUE}\nlink set {name} addrgenmode none\n"
+                ))?;
                 anyhow::Ok(tun)
             };
             let ends = (tun(&gateway, "wan0")?, tun(&lab.core, &port)?);
-            let seed = name_prefix.bytes().fold(site, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
-            let carrier = Carrier::start(ends.0, ends.1, link.clone(), link.clone(), seed).context("the WAN thread")?;
+            let seed = name_prefix.bytes().fold(site, |seed: u64, byte| {
+                seed.wrapping_mul(31) + u64::from(byte)
+            });
+            let carrier = Carrier::start(ends.0, ends.1, link.clone(), link.clone(), seed)
+                .context("the WAN thread")?;
             address(&lab.core, &gateway, &host, site, &port)?;
             lab.carriers.push(carrier);
             lab.sites.push((gateway, host));
@@ -105,10 +123,14 @@ impl Sites {
         Ok(lab)
     }
 
-    /// Makes the LANs of two sites one: a switch at each host, with a cable between them. Everybody keeps the address that he has.
+    /// Makes the LANs of two sites one: a switch at each host, with a cable between them. Everybody
+    /// keeps the address that he has.
     pub fn join_lans(&self, one: usize, other: usize) -> Result<()> {
         let [(_, first), (_, second)] = [one, other].map(|site| &self.sites[site - 1]);
-        first.ip(&format!("link add cable type veth peer name cable netns {}\n", second.name()))?;
+        first.ip(&format!(
+            "link add cable type veth peer name cable netns {}\n",
+            second.name()
+        ))?;
         for (site, host) in [(one, first), (other, second)] {
             // The switch has the name by which everybody knows the host's interface.
             host.ip(&format!(
@@ -125,19 +147,24 @@ impl Sites {
         let start = Instant::now();
         for host in [first, second] {
             while host.bridge_ports_forwarding()? < 2 {
-                ensure!(start.elapsed() < SWITCH_READY, "the switches of the joined LANs do not forward");
+                ensure!(
+                    start.elapsed() < SWITCH_READY,
+                    "the switches of the joined LANs do not forward"
+                );
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
         Ok(())
     }
 
-    /// A command that will run inside the machine's namespace. What is started is the caller's to end.
+    /// A command that will run inside the machine's namespace. What is started is the caller's to
+    /// end.
     pub fn command(&self, place: Place, program: impl AsRef<OsStr>) -> Command {
         self.namespace(place).command(program.as_ref())
     }
 
-    /// Runs `f` in a fresh thread inside the machine's namespace; sockets made in it stay in the namespace.
+    /// Runs `f` in a fresh thread inside the machine's namespace; sockets made in it stay in the
+    /// namespace.
     pub fn inside<T: Send>(&self, place: Place, f: impl FnOnce() -> T + Send) -> T {
         self.namespace(place).inside(f)
     }
@@ -181,7 +208,13 @@ impl Sites {
 }
 
 /// Addresses, interfaces up, routes.
-fn address(core: &Namespace, gateway: &Namespace, host: &Namespace, site: u64, port: &str) -> Result<()> {
+fn address(
+    core: &Namespace,
+    gateway: &Namespace,
+    host: &Namespace,
+    site: u64,
+    port: &str,
+) -> Result<()> {
     let v6 = Path::new("/proc/sys/net/ipv6").exists();
     let mut lines = [String::new(), String::new(), String::new()];
     let [at_core, at_gateway, at_host] = &mut lines;
@@ -208,8 +241,10 @@ fn address(core: &Namespace, gateway: &Namespace, host: &Namespace, site: u64, p
             "addr add fd10:9{site:02}::1/64 dev wan0 nodad\naddr add fd10:{site:x}::1/64 dev lan0 nodad\n\
              route add default via fd10:9{site:02}::fe\n"
         );
-        let _ =
-            write!(at_host, "addr add fd10:{site:x}::2/64 dev eth0 nodad\nroute add default via fd10:{site:x}::1\n");
+        let _ = write!(
+            at_host,
+            "addr add fd10:{site:x}::2/64 dev eth0 nodad\nroute add default via fd10:{site:x}::1\n"
+        );
     }
     core.ip(at_core)?;
     gateway.ip(at_gateway)?;
@@ -227,19 +262,41 @@ fn check_number(sites: usize) -> Result<()> {
 
 /// The topology with namespaces, interfaces and addresses, for people.
 pub fn describe_sites(name_prefix: &str, sites: usize) -> String {
-    let mut text = String::from("host ---- gateway ==== WAN link ==== core, once for each site\n\n");
+    let mut text =
+        String::from("host ---- gateway ==== WAN link ==== core, once for each site\n\n");
     for site in 1..=sites {
         for (name, interface, v4, v6) in [
-            ("host", "eth0", Place::Host(site).v4(), Place::Host(site).v6()),
-            ("gw", "lan0", Place::Gateway(site).v4(), Place::Gateway(site).v6()),
+            (
+                "host",
+                "eth0",
+                Place::Host(site).v4(),
+                Place::Host(site).v6(),
+            ),
+            (
+                "gw",
+                "lan0",
+                Place::Gateway(site).v4(),
+                Place::Gateway(site).v6(),
+            ),
         ] {
             let namespace = format!("{name_prefix}-{name}{site}");
-            let _ = writeln!(text, "{namespace:<20} {interface}  {:<14} {v6}/64", format!("{v4}/24"));
+            let _ = writeln!(
+                text,
+                "{namespace:<20} {interface}  {:<14} {v6}/64",
+                format!("{v4}/24")
+            );
         }
         let namespace = format!("{name_prefix}-gw{site}");
-        let _ = writeln!(text, "{namespace:<20} wan0  {:<14}", format!("{}/24", wan_address(site)));
+        let _ = writeln!(
+            text,
+            "{namespace:<20} wan0  {:<14}",
+            format!("{}/24", wan_address(site))
+        );
     }
-    let _ = write!(text, "\nRun a program in one of them: ip netns exec {name_prefix}-host1 <program>\n");
+    let _ = write!(
+        text,
+        "\nRun a program in one of them: ip netns exec {name_prefix}-host1 <program>\n"
+    );
     text
 }
 
@@ -250,8 +307,10 @@ mod tests {
     #[test]
     fn the_addresses_are_the_promised_ones() {
         let text = describe_sites("x", 3);
-        for part in ["x-host3              eth0  10.10.3.2/24   fd10:3::2/64", "x-gw2                wan0  10.9.2.1/24"]
-        {
+        for part in [
+            "x-host3              eth0  10.10.3.2/24   fd10:3::2/64",
+            "x-gw2                wan0  10.9.2.1/24",
+        ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
@@ -259,7 +318,9 @@ mod tests {
     #[test]
     fn one_site_is_no_lab() {
         let link: Profile = "rate=10mbit".parse().unwrap();
-        let Err(error) = Sites::up("x", &[link]) else { panic!("it was made") };
+        let Err(error) = Sites::up("x", &[link]) else {
+            panic!("it was made")
+        };
         assert!(error.to_string().contains("would accept 2 to"), "{error}");
     }
 }

@@ -17,14 +17,20 @@ pub(crate) struct Tun {
 impl Tun {
     /// Makes the device in the calling thread's namespace; it vanishes with this value.
     pub(crate) fn open(name: &str) -> io::Result<Tun> {
-        Ok(Tun { file: sys::open_tun(name)? })
+        Ok(Tun {
+            file: sys::open_tun(name)?,
+        })
     }
 
     /// Reads the next frame into `buffer` (of [`FRAME`] bytes); `None` when there is none now.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match (&self.file).read(buffer) {
             Ok(length) => Ok(Some(length)),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

@@ -1,8 +1,9 @@
 //! The live WAN: one thread that carries packets between two TUN devices through two links.
 //!
-//! Super-packets stay whole as long as their segments share a fate. Each segment is carried by the link on its own, with
-//! its own length, loss and arrival; segments that follow each other without a gap and arrive within [`QUANTUM`] travel on
-//! as one, and come out when the last of them would. So the kernel's cost is paid per run, not per packet.
+//! Super-packets stay whole as long as their segments share a fate. Each segment is carried by the
+//! link on its own, with its own length, loss and arrival; segments that follow each other without
+//! a gap and arrive within [`QUANTUM`] travel on as one, and come out when the last of them would.
+//! So the kernel's cost is paid per run, not per packet.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,17 +21,18 @@ use crate::segment::{self, Super, VIRTIO};
 use crate::sys;
 use crate::tun::{FRAME, Tun};
 
-/// Segments whose arrivals lie closer together than this may come out together, with the last of them: 41 segments at
-/// 1 Gbit/s, a whole super-packet; 4 at 100 Mbit/s.
+/// Segments whose arrivals lie closer together than this may come out together, with the last of
+/// them: 41 segments at 1 Gbit/s, a whole super-packet; 4 at 100 Mbit/s.
 const QUANTUM: Duration = Duration::from_micros(500);
-/// As a network card does: when wake-ups follow each other faster than this, the next one waits this long and finds more
-/// to do. Only where the links are at least [`PAUSE_DELAY`] long, which hides it; 80,000 single packets per second took a
-/// whole core without it.
+/// As a network card does: when wake-ups follow each other faster than this, the next one waits
+/// this long and finds more to do. Only where the links are at least [`PAUSE_DELAY`] long, which
+/// hides it; 80,000 single packets per second took a whole core without it.
 const PAUSE: Duration = Duration::from_micros(50);
 const PAUSE_DELAY: Duration = Duration::from_millis(1);
 /// Frames read from one side before the other side and the deliveries get their turn.
 const BATCH: usize = 16;
-/// Bytes on their way in one direction: 20 Gbit/s for 200 ms. What comes beyond is dropped and counted.
+/// Bytes on their way in one direction: 20 Gbit/s for 200 ms. What comes beyond is dropped and
+/// counted.
 const MAX_ON_THE_WAY: usize = 512 << 20;
 /// Whole frames whose buffers are kept for reuse, in each direction.
 const MAX_SPARE: usize = 256;
@@ -53,19 +55,32 @@ struct Shared {
 
 impl Shared {
     fn links(&self) -> MutexGuard<'_, [Link; 2]> {
-        self.links.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.links
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Whether both directions are so long that a [`PAUSE`] does not show.
     fn long(&self) -> bool {
-        self.links().iter().all(|link| link.profile().delay >= PAUSE_DELAY)
+        self.links()
+            .iter()
+            .all(|link| link.profile().delay >= PAUSE_DELAY)
     }
 }
 
 impl Carrier {
-    pub(crate) fn start(a: Tun, b: Tun, a_to_b: Profile, b_to_a: Profile, seed: u64) -> io::Result<Carrier> {
+    pub(crate) fn start(
+        a: Tun,
+        b: Tun,
+        a_to_b: Profile,
+        b_to_a: Profile,
+        seed: u64,
+    ) -> io::Result<Carrier> {
         let now = Instant::now();
-        let links = [Link::new(a_to_b, seed, now), Link::new(b_to_a, seed ^ 1, now)];
+        let links = [
+            Link::new(a_to_b, seed, now),
+            Link::new(b_to_a, seed ^ 1, now),
+        ];
         let shared = Arc::new(Shared {
             links: Mutex::new(links),
             thread: AtomicI32::new(0),
@@ -73,13 +88,31 @@ impl Carrier {
             refused: AtomicU64::new(0),
         });
         let (stopped, stop) = io::pipe()?;
-        let side = |from, to| Side { from, to, way: Way::new(), buffer: vec![0; FRAME], readable: true, gone: false };
+        let side = |from, to| Side {
+            from,
+            to,
+            way: Way::new(),
+            buffer: vec![0; FRAME],
+            readable: true,
+            gone: false,
+        };
         let (a, b) = (Arc::new(a), Arc::new(b));
         let sides = [side(a.clone(), b.clone()), side(b, a)];
         let dice = fastrand::Rng::with_seed(seed ^ 2);
-        let mut worker = Worker { sides, stopped, shared: shared.clone(), dice };
-        let thread = std::thread::Builder::new().name("wan".into()).spawn(move || worker.run())?;
-        Ok(Carrier { shared, stop: Some(stop), thread: Some(thread) })
+        let mut worker = Worker {
+            sides,
+            stopped,
+            shared: shared.clone(),
+            dice,
+        };
+        let thread = std::thread::Builder::new()
+            .name("wan".into())
+            .spawn(move || worker.run())?;
+        Ok(Carrier {
+            shared,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     pub(crate) fn set(&self, a_to_b: Profile, b_to_a: Profile) {
@@ -106,7 +139,8 @@ impl Carrier {
         (links[0].waiting(now), links[1].waiting(now))
     }
 
-    /// Frames that this thread, not the model, dropped: too many on the way, or refused by the kernel.
+    /// Frames that this thread, not the model, dropped: too many on the way, or refused by the
+    /// kernel.
     pub(crate) fn own_drops(&self) -> u64 {
         self.shared.overrun.load(Ordering::Relaxed) + self.shared.refused.load(Ordering::Relaxed)
     }
@@ -115,7 +149,9 @@ impl Carrier {
     pub(crate) fn cpu(&self) -> Option<Duration> {
         let thread = self.shared.thread.load(Ordering::Relaxed);
         let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-        Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
+        Some(Duration::from_nanos(
+            text.split_whitespace().next()?.parse().ok()?,
+        ))
     }
 }
 
@@ -152,7 +188,9 @@ struct Side {
 impl Worker {
     fn run(&mut self) {
         sys::hurry();
-        self.shared.thread.store(sys::thread_id(), Ordering::Relaxed);
+        self.shared
+            .thread
+            .store(sys::thread_id(), Ordering::Relaxed);
         let shared = self.shared.clone();
         let mut woke = Instant::now();
         loop {
@@ -166,7 +204,13 @@ impl Worker {
             let next = self.sides.iter().filter_map(|side| side.way.next()).min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             let end = self.stopped.as_fd();
-            let watched = [0, 1].map(|i| if self.sides[i].gone { end } else { self.sides[i].from.as_fd() });
+            let watched = [0, 1].map(|i| {
+                if self.sides[i].gone {
+                    end
+                } else {
+                    self.sides[i].from.as_fd()
+                }
+            });
             let watched = [end, watched[0], watched[1]];
             let wait = |watched: &[BorrowedFd<'_>], timeout| {
                 sys::wait(watched, timeout).expect("waiting for open descriptors cannot be refused")
@@ -201,9 +245,17 @@ impl Worker {
                         continue;
                     }
                     let now = Instant::now();
-                    let Side { to, way, buffer, .. } = side;
+                    let Side {
+                        to, way, buffer, ..
+                    } = side;
                     let write = |frame: &[u8]| write(to, frame, shared);
-                    offer(buffer, length, &mut links[i], &mut Out { way, write, now }, &mut self.dice);
+                    offer(
+                        buffer,
+                        length,
+                        &mut links[i],
+                        &mut Out { way, write, now },
+                        &mut self.dice,
+                    );
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => {
@@ -259,7 +311,9 @@ fn offer<W: FnMut(&[u8])>(
     let count = parts.map_or(1, |parts| parts.count());
     let bytes = |i| parts.map_or(length - VIRTIO, |parts: Super| parts.length(i));
     let cut = |run: Range<usize>| {
-        let Some(parts) = parts else { return frame.to_vec() };
+        let Some(parts) = parts else {
+            return frame.to_vec();
+        };
         let mut piece = Vec::with_capacity(VIRTIO + run.clone().map(bytes).sum::<usize>());
         parts.cut(frame, run, &mut piece);
         piece
@@ -307,7 +361,8 @@ struct Run {
 
 impl Run {
     fn joins(&self, at: Instant) -> bool {
-        self.times.is_none_or(|(first, last)| at >= last && at - first <= QUANTUM)
+        self.times
+            .is_none_or(|(first, last)| at >= last && at - first <= QUANTUM)
     }
 
     fn add(&mut self, i: usize, at: Instant) {
@@ -323,10 +378,16 @@ impl Run {
 
     /// The arrival, if the run is all there is.
     fn whole(&self, count: usize) -> Option<Instant> {
-        self.times.filter(|_| self.segments == (0..count)).map(|(_, last)| last)
+        self.times
+            .filter(|_| self.segments == (0..count))
+            .map(|(_, last)| last)
     }
 
-    fn close<W: FnMut(&[u8])>(&mut self, out: &mut Out<'_, W>, cut: &impl Fn(Range<usize>) -> Vec<u8>) {
+    fn close<W: FnMut(&[u8])>(
+        &mut self,
+        out: &mut Out<'_, W>,
+        cut: &impl Fn(Range<usize>) -> Vec<u8>,
+    ) {
         if let Some((_, last)) = self.times.take() {
             out.way.push(last, cut(self.segments.clone()));
         }
@@ -350,7 +411,8 @@ impl<W: FnMut(&[u8])> Out<'_, W> {
             self.way.push(at, buffer[..length].to_vec());
         } else {
             let spare = self.way.spares.pop().unwrap_or_else(|| vec![0; FRAME]);
-            self.way.push_part(at, std::mem::replace(buffer, spare), length);
+            self.way
+                .push_part(at, std::mem::replace(buffer, spare), length);
         }
     }
 }
@@ -376,7 +438,12 @@ struct Frame {
 
 impl Way {
     fn new() -> Way {
-        Way { frames: BinaryHeap::new(), order: 0, bytes: 0, spares: Vec::new() }
+        Way {
+            frames: BinaryHeap::new(),
+            order: 0,
+            bytes: 0,
+            spares: Vec::new(),
+        }
     }
 
     fn next(&self) -> Option<Instant> {
@@ -391,7 +458,12 @@ impl Way {
     fn push_part(&mut self, at: Instant, bytes: Vec<u8>, length: usize) {
         self.order += 1;
         self.bytes += bytes.len();
-        self.frames.push(Reverse(Frame { at, order: self.order, bytes, length }));
+        self.frames.push(Reverse(Frame {
+            at,
+            order: self.order,
+            bytes,
+            length,
+        }));
     }
 
     fn pop(&mut self) -> Option<Frame> {

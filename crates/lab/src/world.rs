@@ -1,8 +1,9 @@
-//! The deterministic world: any machines that speak in datagrams, links between them, and a clock that only events move.
+//! The deterministic world: any machines that speak in datagrams, links between them, and a clock
+//! that only events move.
 //!
-//! One input goes to one node, then every poll of that node is drained, then comes the next event: the same loop as the
-//! real program's, so that a machine cannot tell the two apart. The same seed and the same calls give the same run, which
-//! [`World::trace`] proves by one number.
+//! One input goes to one node, then every poll of that node is drained, then comes the next event:
+//! the same loop as the real program's, so that a machine cannot tell the two apart. The same seed
+//! and the same calls give the same run, which [`World::trace`] proves by one number.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,10 +21,11 @@ pub trait Node {
     fn handle_timeout(&mut self, now: Instant);
     /// When this machine next wants [`Node::handle_timeout`].
     fn poll_timeout(&self) -> Option<Instant>;
-    /// Appends datagrams of `segment` bytes each (the last may be shorter) to `out`, which is empty; returns where to and
-    /// `segment`.
+    /// Appends datagrams of `segment` bytes each (the last may be shorter) to `out`, which is
+    /// empty; returns where to and `segment`.
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)>;
-    /// Called after each input was drained: the application's turn (read payloads, write new ones) and invariants.
+    /// Called after each input was drained: the application's turn (read payloads, write new ones)
+    /// and invariants.
     fn drained(&mut self, _now: Instant) {}
 }
 
@@ -100,8 +102,8 @@ struct Event {
 /// IP and UDP headers of a datagram, which the link carries too.
 const HEADERS_V4: usize = 20 + 8;
 const HEADERS_V6: usize = 40 + 8;
-/// Timeouts of one node within one virtual millisecond: more is a storm. A sender paced in steps of a microsecond has a
-/// thousand.
+/// Timeouts of one node within one virtual millisecond: more is a storm. A sender paced in steps of
+/// a microsecond has a thousand.
 const TIMEOUTS_PER_MILLISECOND: u32 = 20_000;
 
 impl<N: Node> World<N> {
@@ -128,17 +130,34 @@ impl<N: Node> World<N> {
 
     /// Puts a node into the world; it is drained before the next event. Returns its number.
     pub fn add(&mut self, address: SocketAddr, node: N) -> usize {
-        assert!(self.find(address).is_none(), "two nodes with the address {address}");
-        self.places.push(Place { address, node, timeout: None, dirty: true, timers: Timers::default() });
+        assert!(
+            self.find(address).is_none(),
+            "two nodes with the address {address}"
+        );
+        self.places.push(Place {
+            address,
+            node,
+            timeout: None,
+            dirty: true,
+            timers: Timers::default(),
+        });
         self.places.len() - 1
     }
 
     /// Lays both directions between two nodes.
     pub fn connect(&mut self, a: usize, b: usize, a_to_b: Profile, b_to_a: Profile) {
         for (from, to, profile) in [(a, b, a_to_b), (b, a, b_to_a)] {
-            assert!(self.road(from, to).is_none(), "nodes {from} and {to} are connected already");
+            assert!(
+                self.road(from, to).is_none(),
+                "nodes {from} and {to} are connected already"
+            );
             let seed = self.dice.u64(..);
-            self.links.push(Road { from, to, bottleneck: None, link: Link::new(profile, seed, self.now()) });
+            self.links.push(Road {
+                from,
+                to,
+                bottleneck: None,
+                link: Link::new(profile, seed, self.now()),
+            });
         }
     }
 
@@ -149,11 +168,16 @@ impl<N: Node> World<N> {
         self.bottlenecks.len() - 1
     }
 
-    /// Leads one direction through a bottleneck: its datagrams pass that first, then their own link. A bottleneck duplicates and corrupts
-    /// nothing: that is left to the links behind it.
+    /// Leads one direction through a bottleneck: its datagrams pass that first, then their own
+    /// link. A bottleneck duplicates and corrupts nothing: that is left to the links behind it.
     pub fn lead_through(&mut self, from: usize, to: usize, bottleneck: usize) {
-        assert!(bottleneck < self.bottlenecks.len(), "no bottleneck {bottleneck}");
-        let road = self.road(from, to).unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
+        assert!(
+            bottleneck < self.bottlenecks.len(),
+            "no bottleneck {bottleneck}"
+        );
+        let road = self
+            .road(from, to)
+            .unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
         self.links[road].bottleneck = Some(bottleneck);
     }
 
@@ -192,13 +216,17 @@ impl<N: Node> World<N> {
     /// Changes one direction from now on.
     pub fn set(&mut self, from: usize, to: usize, profile: Profile) {
         let now = self.now();
-        let road = self.road(from, to).unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
+        let road = self
+            .road(from, to)
+            .unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
         self.links[road].link.set(profile, now);
     }
 
     /// Counters of one direction.
     pub fn link(&self, from: usize, to: usize) -> LinkStats {
-        let road = self.road(from, to).unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
+        let road = self
+            .road(from, to)
+            .unwrap_or_else(|| panic!("no link from node {from} to node {to}"));
         self.links[road].link.stats()
     }
 
@@ -212,8 +240,12 @@ impl<N: Node> World<N> {
         self.fly(from, to, bytes, self.elapsed + after);
     }
 
-    /// Shows every datagram to a closure as it is sent, before the link, to record, alter or drop it.
-    pub fn tap(&mut self, tap: impl FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict + 'static) {
+    /// Shows every datagram to a closure as it is sent, before the link, to record, alter or drop
+    /// it.
+    pub fn tap(
+        &mut self,
+        tap: impl FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict + 'static,
+    ) {
         self.tap = Some(Box::new(tap));
     }
 
@@ -222,13 +254,14 @@ impl<N: Node> World<N> {
         self.drain(i);
     }
 
-    /// The next event: one input to one node, then every poll of it. False when nothing will ever happen again.
+    /// The next event: one input to one node, then every poll of it. False when nothing will ever
+    /// happen again.
     pub fn step(&mut self) -> bool {
         self.step_before(Duration::MAX)
     }
 
-    /// Steps until `f` holds, at most `limit` of virtual time from now. Returns whether it held; the clock stands at the
-    /// event that made it hold, or at the limit.
+    /// Steps until `f` holds, at most `limit` of virtual time from now. Returns whether it held;
+    /// the clock stands at the event that made it hold, or at the limit.
     pub fn run_until(&mut self, mut f: impl FnMut(&Self) -> bool, limit: Duration) -> bool {
         let end = self.elapsed + limit;
         loop {
@@ -257,8 +290,18 @@ impl<N: Node> World<N> {
             self.drain(i);
             return true;
         }
-        let timer = self.places.iter().enumerate().filter_map(|(i, place)| Some((place.timeout?, i))).min();
-        let timer = timer.map(|(at, i)| (at.saturating_duration_since(self.start).max(self.elapsed), i));
+        let timer = self
+            .places
+            .iter()
+            .enumerate()
+            .filter_map(|(i, place)| Some((place.timeout?, i)))
+            .min();
+        let timer = timer.map(|(at, i)| {
+            (
+                at.saturating_duration_since(self.start).max(self.elapsed),
+                i,
+            )
+        });
         let datagram = self.events.peek().map(|Reverse(event)| event.at);
         match (timer, datagram) {
             // Of the same time, the datagram goes first: it may make the timeout needless.
@@ -287,7 +330,10 @@ impl<N: Node> World<N> {
         let (seed, elapsed) = (self.seed, self.elapsed);
         let place = &mut self.places[i];
         if place.timers.millisecond != millisecond {
-            place.timers = Timers { millisecond, count: 0 };
+            place.timers = Timers {
+                millisecond,
+                count: 0,
+            };
         }
         place.timers.count += 1;
         assert!(
@@ -303,13 +349,15 @@ impl<N: Node> World<N> {
         let length = self.flying[slot].bytes.len();
         self.note(2, to, length);
         let flying = &mut self.flying[slot];
-        self.places[to].node.handle_datagram(flying.from, &mut flying.bytes, now);
+        self.places[to]
+            .node
+            .handle_datagram(flying.from, &mut flying.bytes, now);
         self.free.push(slot);
         self.drain(to);
     }
 
-    /// Every poll of a node: transmit until nothing is left, the application's turn, what that made it send, and the
-    /// timeouts that are due.
+    /// Every poll of a node: transmit until nothing is left, the application's turn, what that made
+    /// it send, and the timeouts that are due.
     fn drain(&mut self, i: usize) {
         let now = self.now();
         self.places[i].dirty = false;
@@ -327,7 +375,11 @@ impl<N: Node> World<N> {
             if timeout.is_none_or(|timeout| timeout > now) {
                 return;
             }
-            stuck = if sent || timeout != before { 0 } else { stuck + 1 };
+            stuck = if sent || timeout != before {
+                0
+            } else {
+                stuck + 1
+            };
             before = timeout;
             assert!(
                 stuck < 2,
@@ -345,8 +397,14 @@ impl<N: Node> World<N> {
         let mut any = false;
         loop {
             out.clear();
-            let Some((to, segment)) = self.places[i].node.poll_transmit(&mut out, now) else { break };
-            assert!(segment > 0 && !out.is_empty(), "node {i} sends nothing to {to}, seed {}", self.seed);
+            let Some((to, segment)) = self.places[i].node.poll_transmit(&mut out, now) else {
+                break;
+            };
+            assert!(
+                segment > 0 && !out.is_empty(),
+                "node {i} sends nothing to {to}, seed {}",
+                self.seed
+            );
             any = true;
             for datagram in out.chunks(segment) {
                 self.send(i, to, datagram, now);
@@ -359,7 +417,10 @@ impl<N: Node> World<N> {
     fn send(&mut self, i: usize, address: SocketAddr, datagram: &[u8], now: Instant) {
         self.note(3, i, datagram.len());
         let from = self.places[i].address;
-        let Some((to, road)) = self.find(address).and_then(|to| Some((to, self.road(i, to)?))) else {
+        let Some((to, road)) = self
+            .find(address)
+            .and_then(|to| Some((to, self.road(i, to)?)))
+        else {
             self.unroutable += 1;
             return;
         };
@@ -375,14 +436,22 @@ impl<N: Node> World<N> {
     }
 
     fn carry(&mut self, from: SocketAddr, to: usize, road: usize, datagram: &[u8], now: Instant) {
-        let headers = if from.is_ipv4() { HEADERS_V4 } else { HEADERS_V6 };
+        let headers = if from.is_ipv4() {
+            HEADERS_V4
+        } else {
+            HEADERS_V6
+        };
         let length = datagram.len() + headers;
         let mut at = now;
         if let Some(bottleneck) = self.links[road].bottleneck {
-            let Fate::Delivered(delivery) = self.bottlenecks[bottleneck].carry(length, now) else { return };
+            let Fate::Delivered(delivery) = self.bottlenecks[bottleneck].carry(length, now) else {
+                return;
+            };
             at = delivery.at;
         }
-        let Fate::Delivered(delivery) = self.links[road].link.carry(length, at) else { return };
+        let Fate::Delivered(delivery) = self.links[road].link.carry(length, at) else {
+            return;
+        };
         let first = self.copy(datagram);
         let slot = self.fly(from, to, first, delivery.at - self.start);
         if delivery.corrupt && !datagram.is_empty() {
@@ -399,7 +468,10 @@ impl<N: Node> World<N> {
 
     /// A copy of a datagram, in a used buffer where there is one.
     fn copy(&mut self, datagram: &[u8]) -> Vec<u8> {
-        let used = self.free.last().map(|slot| std::mem::take(&mut self.flying[*slot].bytes));
+        let used = self
+            .free
+            .last()
+            .map(|slot| std::mem::take(&mut self.flying[*slot].bytes));
         let mut bytes = used.unwrap_or_default();
         bytes.clear();
         bytes.extend_from_slice(datagram);
@@ -419,16 +491,24 @@ impl<N: Node> World<N> {
             }
         };
         self.order += 1;
-        self.events.push(Reverse(Event { at, order: self.order, slot }));
+        self.events.push(Reverse(Event {
+            at,
+            order: self.order,
+            slot,
+        }));
         slot
     }
 
     fn find(&self, address: SocketAddr) -> Option<usize> {
-        self.places.iter().position(|place| place.address == address)
+        self.places
+            .iter()
+            .position(|place| place.address == address)
     }
 
     fn road(&self, from: usize, to: usize) -> Option<usize> {
-        self.links.iter().position(|road| road.from == from && road.to == to)
+        self.links
+            .iter()
+            .position(|road| road.from == from && road.to == to)
     }
 
     /// Folds an event into the trace.

@@ -82,7 +82,12 @@ fn datagrams_arrive_when_the_link_says() {
     let mut world = pair(1, "rate=8mbit delay=10ms", 3);
     assert!(world.run_until(|w| w.node(1).got.len() == 3, Duration::from_secs(1)));
     // 1000 bytes with headers take 1 ms at 8 Mbit/s.
-    let times: Vec<u128> = world.node(1).got.iter().map(|(at, _)| (*at - world.start).as_micros()).collect();
+    let times: Vec<u128> = world
+        .node(1)
+        .got
+        .iter()
+        .map(|(at, _)| (*at - world.start).as_micros())
+        .collect();
     assert_eq!(times, [11_000, 12_000, 13_000]);
     assert_eq!(world.link(0, 1).delivered_bytes, 3_000);
     assert!(world.node(1).drained >= 3);
@@ -95,7 +100,13 @@ fn a_train_is_cut_into_its_segments() {
     world.node_mut(0).batch = 10;
     world.run_for(Duration::from_secs(1));
     assert_eq!(world.node(1).got.len(), 10);
-    assert!(world.node(1).got.iter().all(|(_, bytes)| bytes.len() == 972));
+    assert!(
+        world
+            .node(1)
+            .got
+            .iter()
+            .all(|(_, bytes)| bytes.len() == 972)
+    );
     assert_eq!(world.elapsed(), Duration::from_secs(1));
 }
 
@@ -116,7 +127,10 @@ fn corruption_flips_bits_and_duplicates_come_whole() {
     world.run_for(Duration::from_secs(1));
     let got = &world.node(1).got;
     assert_eq!(got.len(), 200);
-    let whole = got.iter().filter(|(_, bytes)| bytes[0..2] == [0, 0] && bytes[4..].iter().all(|b| *b == 0x5a)).count();
+    let whole = got
+        .iter()
+        .filter(|(_, bytes)| bytes[0..2] == [0, 0] && bytes[4..].iter().all(|b| *b == 0x5a))
+        .count();
     assert!((100..110).contains(&whole), "{whole} whole ones");
 }
 
@@ -129,7 +143,11 @@ fn taps_see_alter_and_drop_and_replays_arrive() {
         assert_eq!((from, to), (address(1), address(2)));
         notes.borrow_mut().push(bytes.clone());
         bytes.truncate(20);
-        if bytes[3] % 2 == 0 { Verdict::Keep } else { Verdict::Drop }
+        if bytes[3] % 2 == 0 {
+            Verdict::Keep
+        } else {
+            Verdict::Drop
+        }
     });
     world.run_for(Duration::from_millis(100));
     assert_eq!(seen.borrow().len(), 10);
@@ -228,19 +246,39 @@ impl Node for Counter {
     }
 }
 
-/// Prints what a datagram costs (`--nocapture`): 0.2 microseconds when it was written. Real time is not asserted.
+/// Prints what a datagram costs (`--nocapture`): 0.2 microseconds when it was written. Real time is
+/// not asserted.
 #[test]
 fn it_is_fast() {
     let mut world = World::new(1);
     let next = Some(world.now());
-    let a = world.add(address(1), Counter { to: address(2), next, due: false, got: 0 });
-    let b = world.add(address(2), Counter { to: address(1), next: None, due: false, got: 0 });
+    let a = world.add(
+        address(1),
+        Counter {
+            to: address(2),
+            next,
+            due: false,
+            got: 0,
+        },
+    );
+    let b = world.add(
+        address(2),
+        Counter {
+            to: address(1),
+            next: None,
+            due: false,
+            got: 0,
+        },
+    );
     let link: Profile = "rate=1gbit delay=20ms loss=1%".parse().unwrap();
     world.connect(a, b, link.clone(), link);
     let begun = Instant::now();
     world.run_for(Duration::from_secs(5));
     let each = begun.elapsed() / 200_000;
-    println!("{each:?} per datagram, {:.0} per second", 1.0 / each.as_secs_f64());
+    println!(
+        "{each:?} per datagram, {:.0} per second",
+        1.0 / each.as_secs_f64()
+    );
     assert!(world.node(b).got > 190_000, "{}", world.node(b).got);
 }
 
@@ -248,7 +286,11 @@ fn it_is_fast() {
 fn a_bottleneck_is_shared() {
     let mut world = World::new(3);
     for n in 0..4 {
-        let node = Talker { batch: 10, next: (n % 2 == 0).then(|| world.now()), ..talker(n + 2, 10, &world) };
+        let node = Talker {
+            batch: 10,
+            next: (n % 2 == 0).then(|| world.now()),
+            ..talker(n + 2, 10, &world)
+        };
         world.add(address(n + 1), node);
     }
     let profile = |text: &str| text.parse::<Profile>().unwrap();
@@ -260,11 +302,25 @@ fn a_bottleneck_is_shared() {
     world.lead_through(2, 3, neck);
     let start = world.now();
     world.run_for(Duration::from_millis(100));
-    let came = |n: usize| -> Vec<u128> { world.node(n).got.iter().map(|(at, _)| (*at - start).as_millis()).collect() };
-    // The first ten in their order, then those of the other that found room, each behind its own delay.
+    let came = |n: usize| -> Vec<u128> {
+        world
+            .node(n)
+            .got
+            .iter()
+            .map(|(at, _)| (*at - start).as_millis())
+            .collect()
+    };
+    // The first ten in their order, then those of the other that found room, each behind its own
+    // delay.
     assert_eq!(came(1), (11..=20).collect::<Vec<_>>());
     assert_eq!(came(3), (31..=34).collect::<Vec<_>>());
     let stats = world.bottleneck_stats(neck);
     assert_eq!((stats.offered_packets, stats.dropped_queue), (20, 6));
-    assert_eq!((world.link(0, 1).offered_packets, world.link(2, 3).offered_packets), (10, 4));
+    assert_eq!(
+        (
+            world.link(0, 1).offered_packets,
+            world.link(2, 3).offered_packets
+        ),
+        (10, 4)
+    );
 }

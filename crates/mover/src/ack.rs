@@ -1,7 +1,7 @@
 //! Acknowledgements: their flags as run-length coded words, and when the receiver sends them.
 //!
-//! `encode` reads the receiver's bitmap, newest word first; `Words` gives the same words to the sender's loss detection.
-//! `Schedule` decides when one is due.
+//! `encode` reads the receiver's bitmap, newest word first; `Words` gives the same words to the
+//! sender's loss detection. `Schedule` decides when one is due.
 
 use crate::error::ParseError;
 use crate::recv::bitmap::Bitmap;
@@ -18,7 +18,8 @@ pub(crate) fn encode(bitmap: &Bitmap, floor: u64, room: usize, out: &mut Vec<u8>
     };
     let start = out.len();
     let lowest = floor.max(bitmap.start()).min(highest);
-    // Bits that mean nothing count as ones: above the highest, and below the floor where every fate is known.
+    // Bits that mean nothing count as ones: above the highest, and below the floor where every fate
+    // is known.
     let padded = |word: u64| {
         let mut bits = bitmap.word(word);
         if word == highest / 64 {
@@ -41,8 +42,11 @@ pub(crate) fn encode(bitmap: &Bitmap, floor: u64, room: usize, out: &mut Vec<u8>
             bits => {
                 run.flush(out);
                 // The true bits: a one above the highest would name a datagram that nobody sent.
-                let bits =
-                    if word == highest / 64 { bitmap.word(word) | (bits & low_mask(lowest, word)) } else { bits };
+                let bits = if word == highest / 64 {
+                    bitmap.word(word) | (bits & low_mask(lowest, word))
+                } else {
+                    bits
+                };
                 out.push(LITERAL);
                 out.extend_from_slice(&bits.to_be_bytes());
             }
@@ -52,7 +56,11 @@ pub(crate) fn encode(bitmap: &Bitmap, floor: u64, room: usize, out: &mut Vec<u8>
 }
 
 fn low_mask(lowest: u64, word: u64) -> u64 {
-    if word == lowest / 64 { (1 << (lowest % 64)) - 1 } else { 0 }
+    if word == lowest / 64 {
+        (1 << (lowest % 64)) - 1
+    } else {
+        0
+    }
 }
 
 #[derive(Default)]
@@ -73,13 +81,18 @@ impl Run {
 
     fn flush(&mut self, out: &mut Vec<u8>) {
         if self.length > 0 {
-            out.push(if self.ones { (self.length - 1) as u8 } else { LITERAL + self.length as u8 });
+            out.push(if self.ones {
+                (self.length - 1) as u8
+            } else {
+                LITERAL + self.length as u8
+            });
         }
         self.length = 0;
     }
 }
 
-/// The words of an acknowledgement, newest first: number of the word and its bits. Runs of zeros are left out.
+/// The words of an acknowledgement, newest first: number of the word and its bits. Runs of zeros
+/// are left out.
 pub(crate) struct Words<'a> {
     rest: &'a [u8],
     /// The next word, plus one; 0: there are no more.
@@ -90,7 +103,12 @@ pub(crate) struct Words<'a> {
 
 impl<'a> Words<'a> {
     pub(crate) fn new(words: &'a [u8], highest: u64) -> Words<'a> {
-        Words { rest: words, next: highest / 64 + 1, ones: 0, highest }
+        Words {
+            rest: words,
+            next: highest / 64 + 1,
+            ones: 0,
+            highest,
+        }
     }
 
     fn step(&mut self) -> u64 {
@@ -145,7 +163,8 @@ pub(crate) const LONGEST_DELAY: Nanos = 25 * MILLISECOND;
 /// The same of parity, which nobody sends again: the wire's field for the delay holds 1,048 ms.
 const LONGEST_PATIENCE: Nanos = SECOND;
 const SHORTEST_DELAY: Nanos = MILLISECOND;
-/// So many times later what asks for nothing is acknowledged, by what leaves anyhow: the peer's own floor follows it.
+/// So many times later what asks for nothing is acknowledged, by what leaves anyhow: the peer's own
+/// floor follows it.
 const UNASKED: u64 = 8;
 /// A gap that is a real loss is told a bit later than a gap that is only reordering would close.
 const GAP_DELAY_SHIFT: u32 = 5;
@@ -208,12 +227,17 @@ impl Schedule {
 
     /// How long acknowledgements of a stream of data are held back, given the shortest round trip.
     pub(crate) fn interval(minimum_rtt: Option<Nanos>) -> Nanos {
-        minimum_rtt.map_or(SHORTEST_DELAY, |rtt| (rtt / 8).clamp(SHORTEST_DELAY, LONGEST_DELAY))
+        minimum_rtt.map_or(SHORTEST_DELAY, |rtt| {
+            (rtt / 8).clamp(SHORTEST_DELAY, LONGEST_DELAY)
+        })
     }
 
-    /// How long the acknowledgement of parity is held back: whoever answers the answer to what it protects has done so by then, and it rides on that.
+    /// How long the acknowledgement of parity is held back: whoever answers the answer to what it
+    /// protects has done so by then, and it rides on that.
     pub(crate) fn patience(minimum_rtt: Option<Nanos>) -> Nanos {
-        minimum_rtt.map_or(LONGEST_DELAY, |rtt| (rtt + rtt / 2).clamp(LONGEST_DELAY, LONGEST_PATIENCE))
+        minimum_rtt.map_or(LONGEST_DELAY, |rtt| {
+            (rtt + rtt / 2).clamp(LONGEST_DELAY, LONGEST_PATIENCE)
+        })
     }
 
     pub(crate) fn on_arrival(&mut self, arrival: Arrival, minimum_rtt: Option<Nanos>, now: Nanos) {
@@ -223,7 +247,9 @@ impl Schedule {
         }
         if arrival.gap {
             self.missing = true;
-            let soon = minimum_rtt.map_or(0, |rtt| rtt >> GAP_DELAY_SHIFT).clamp(SHORTEST_DELAY, LONGEST_DELAY);
+            let soon = minimum_rtt
+                .map_or(0, |rtt| rtt >> GAP_DELAY_SHIFT)
+                .clamp(SHORTEST_DELAY, LONGEST_DELAY);
             self.make_due(now + soon);
         }
         if arrival.patient {
@@ -234,8 +260,16 @@ impl Schedule {
         }
         self.waiting += 1;
         let interval = Schedule::interval(minimum_rtt);
-        let interval = if self.missing { (interval / 2).max(SHORTEST_DELAY) } else { interval };
-        let many = if self.missing { DATAGRAMS_MISSING } else { DATAGRAMS };
+        let interval = if self.missing {
+            (interval / 2).max(SHORTEST_DELAY)
+        } else {
+            interval
+        };
+        let many = if self.missing {
+            DATAGRAMS_MISSING
+        } else {
+            DATAGRAMS
+        };
         if arrival.at_once || self.waiting >= many {
             self.make_due(now);
         } else {
@@ -263,8 +297,9 @@ impl Schedule {
         Some(due.max(self.budget_at + self.budget.unsigned_abs() * SECOND / rate + MICROSECOND))
     }
 
-    /// May one ride on a datagram that leaves now? Not on each: what it would say is news only after a while, and what nobody waits for only
-    /// after a round trip. On `urgent` data, which it may push into a second datagram, only if the peer asked for it.
+    /// May one ride on a datagram that leaves now? Not on each: what it would say is news only
+    /// after a while, and what nobody waits for only after a round trip. On `urgent` data, which it
+    /// may push into a second datagram, only if the peer asked for it.
     pub(crate) fn may_ride(&self, urgent: bool, minimum_rtt: Option<Nanos>, now: Nanos) -> bool {
         let interval = Schedule::interval(minimum_rtt);
         match self.due {
@@ -301,7 +336,11 @@ mod tests {
         let mut numbers = Vec::new();
         for word in Words::new(words, highest) {
             let (word, bits) = word.unwrap();
-            numbers.extend((0..64).filter(|bit| bits >> bit & 1 == 1).map(|bit| word * 64 + bit));
+            numbers.extend(
+                (0..64)
+                    .filter(|bit| bits >> bit & 1 == 1)
+                    .map(|bit| word * 64 + bit),
+            );
         }
         numbers.sort_unstable();
         numbers
@@ -320,20 +359,34 @@ mod tests {
                     bitmap.insert(number);
                 }
             }
-            let Some(highest) = bitmap.highest() else { continue };
+            let Some(highest) = bitmap.highest() else {
+                continue;
+            };
             let floor = dice.u64(first.saturating_sub(300)..=highest);
             let mut words = Vec::new();
             encode(&bitmap, floor, usize::MAX, &mut words);
-            let said: Vec<u64> = decoded(&words, highest).into_iter().filter(|number| *number >= floor).collect();
-            let received: Vec<u64> = (floor..=highest).filter(|number| bitmap.contains(*number)).collect();
+            let said: Vec<u64> = decoded(&words, highest)
+                .into_iter()
+                .filter(|number| *number >= floor)
+                .collect();
+            let received: Vec<u64> = (floor..=highest)
+                .filter(|number| bitmap.contains(*number))
+                .collect();
             assert!(said == received, "seed {seed}");
             // Cut off for want of room, it says the newest and nothing wrong.
             let room = dice.usize(10..100);
             let mut short = Vec::new();
             encode(&bitmap, floor, room, &mut short);
             assert!(short.len() <= room);
-            assert!(decoded(&short, highest).iter().all(|number| *number < floor || bitmap.contains(*number)));
-            assert!(decoded(&short, highest).last() == Some(&highest), "seed {seed}");
+            assert!(
+                decoded(&short, highest)
+                    .iter()
+                    .all(|number| *number < floor || bitmap.contains(*number))
+            );
+            assert!(
+                decoded(&short, highest).last() == Some(&highest),
+                "seed {seed}"
+            );
         }
     }
 
@@ -351,10 +404,19 @@ mod tests {
         let mut dice = fastrand::Rng::with_seed(9);
         for _ in 0..20_000 {
             let bytes: Vec<u8> = (0..dice.usize(0..40)).map(|_| dice.u8(..)).collect();
-            let highest = if dice.bool() { dice.u64(0..500) } else { dice.u64(0..crate::seq::LIMIT) };
+            let highest = if dice.bool() {
+                dice.u64(0..500)
+            } else {
+                dice.u64(0..crate::seq::LIMIT)
+            };
             let words: Vec<_> = Words::new(&bytes, highest).collect();
             assert!(words.len() <= bytes.len() * 128);
-            assert!(words.iter().flatten().all(|(word, _)| *word <= highest / 64));
+            assert!(
+                words
+                    .iter()
+                    .flatten()
+                    .all(|(word, _)| *word <= highest / 64)
+            );
         }
     }
 
@@ -362,29 +424,65 @@ mod tests {
     fn a_stream_is_acknowledged_together_and_a_lone_datagram_soon() {
         let mut schedule = Schedule::new(0);
         let rtt = Some(80 * MILLISECOND);
-        let arrival = Arrival { asks: true, at_once: false, patient: false, is_highest: true, gap: false };
+        let arrival = Arrival {
+            asks: true,
+            at_once: false,
+            patient: false,
+            is_highest: true,
+            gap: false,
+        };
         schedule.on_arrival(arrival, rtt, 1);
-        assert_eq!(schedule.deadline(0), Some(1 + 10 * MILLISECOND), "the first after a rest");
+        assert_eq!(
+            schedule.deadline(0),
+            Some(1 + 10 * MILLISECOND),
+            "the first after a rest"
+        );
         schedule.on_sent(60, 0, 1);
         for at in 2..200 {
             schedule.on_arrival(arrival, rtt, at);
             assert_eq!(schedule.deadline(0), Some(2 + 10 * MILLISECOND));
         }
-        schedule.on_arrival(Arrival { at_once: true, ..arrival }, rtt, 300);
+        schedule.on_arrival(
+            Arrival {
+                at_once: true,
+                ..arrival
+            },
+            rtt,
+            300,
+        );
         assert_eq!(schedule.deadline(0), Some(300));
     }
 
     #[test]
     fn what_nobody_waits_for_rides_once_in_a_round_trip() {
         let rtt = Some(80 * MILLISECOND);
-        let arrival = Arrival { asks: false, at_once: false, patient: false, is_highest: true, gap: false };
+        let arrival = Arrival {
+            asks: false,
+            at_once: false,
+            patient: false,
+            is_highest: true,
+            gap: false,
+        };
         let mut schedule = Schedule::new(0);
         schedule.on_arrival(arrival, rtt, 1);
         assert_eq!(schedule.deadline(0), None);
         assert!(!schedule.may_ride(false, rtt, 79 * MILLISECOND));
-        assert!(schedule.may_ride(false, rtt, 80 * MILLISECOND) && !schedule.may_ride(true, rtt, 80 * MILLISECOND));
-        schedule.on_arrival(Arrival { asks: true, ..arrival }, rtt, 2);
-        assert!(schedule.may_ride(true, rtt, 10 * MILLISECOND), "what asks, after an eighth");
+        assert!(
+            schedule.may_ride(false, rtt, 80 * MILLISECOND)
+                && !schedule.may_ride(true, rtt, 80 * MILLISECOND)
+        );
+        schedule.on_arrival(
+            Arrival {
+                asks: true,
+                ..arrival
+            },
+            rtt,
+            2,
+        );
+        assert!(
+            schedule.may_ride(true, rtt, 10 * MILLISECOND),
+            "what asks, after an eighth"
+        );
         schedule.on_sent(60, 0, 10 * MILLISECOND);
         assert!(!schedule.may_ride(false, rtt, SECOND), "nothing came since");
     }
@@ -392,7 +490,13 @@ mod tests {
     #[test]
     fn many_acknowledgements_wait_for_their_budget() {
         let mut schedule = Schedule::new(0);
-        let arrival = Arrival { asks: true, at_once: true, patient: false, is_highest: true, gap: false };
+        let arrival = Arrival {
+            asks: true,
+            at_once: true,
+            patient: false,
+            is_highest: true,
+            gap: false,
+        };
         let mut sent = 0;
         for now in (0..SECOND).step_by(MICROSECOND as usize * 100) {
             schedule.on_arrival(arrival, None, now);
@@ -402,6 +506,9 @@ mod tests {
             }
         }
         let allowed = BUDGET_BURST as u64 + BUDGET_RATE_FLOOR / BUDGET_SHARE;
-        assert!(sent <= allowed + 200 && sent + 200 >= allowed, "{sent} of {allowed}");
+        assert!(
+            sent <= allowed + 200 && sent + 200 >= allowed,
+            "{sent} of {allowed}"
+        );
     }
 }

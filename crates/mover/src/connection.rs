@@ -1,7 +1,8 @@
 //! One life of the pair of movers: everything that begins new when the peer is a new instance.
 //!
-//! Joins the sending half, the receiving half, the keys and the watch over the peer; fills datagrams and takes them apart.
-//! `mover.rs` makes a connection when a handshake is done and drops it when the peer is dead or another.
+//! Joins the sending half, the receiving half, the keys and the watch over the peer; fills
+//! datagrams and takes them apart. `mover.rs` makes a connection when a handshake is done and drops
+//! it when the peer is dead or another.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -24,7 +25,8 @@ const RIDING_SHARE: usize = 3;
 const CLOSE_COPIES: usize = 3;
 /// Without a configured rate: what the return path carries at least, as a share of what comes in.
 const RETURN_SHARE: u64 = 16;
-/// And while datagrams are missing: acknowledgements are lost as well, and the window is not to wait for them.
+/// And while datagrams are missing: acknowledgements are lost as well, and the window is not to
+/// wait for them.
 const RETURN_SHARE_MISSING: u64 = 8;
 
 /// What a received datagram changed.
@@ -98,9 +100,15 @@ impl Connection {
         self.sessions.sealing_since()
     }
 
-    /// A new handshake with the same instance is done: everything goes on under new keys. True if that ended a silence.
+    /// A new handshake with the same instance is done: everything goes on under new keys. True if
+    /// that ended a silence.
     pub(crate) fn rekey(&mut self, established: Established, now: Nanos) -> bool {
-        let Established { session, remote, initiator, .. } = established;
+        let Established {
+            session,
+            remote,
+            initiator,
+            ..
+        } = established;
         if initiator {
             self.sessions.offer(session, now);
         } else {
@@ -123,13 +131,23 @@ impl Connection {
         }
     }
 
-    /// Bytes per second that the way back surely carries: what acknowledgements may take a share of.
+    /// Bytes per second that the way back surely carries: what acknowledgements may take a share
+    /// of.
     fn return_rate(&self) -> u64 {
-        let share = if self.receiver.is_missing() { RETURN_SHARE_MISSING } else { RETURN_SHARE };
-        self.rate.unwrap_or_else(|| self.sender.bandwidth().max(self.receiver.arrival_rate() / share))
+        let share = if self.receiver.is_missing() {
+            RETURN_SHARE_MISSING
+        } else {
+            RETURN_SHARE
+        };
+        self.rate.unwrap_or_else(|| {
+            self.sender
+                .bandwidth()
+                .max(self.receiver.arrival_rate() / share)
+        })
     }
 
-    // --- in --------------------------------------------------------------------------------------------------------------
+    // --- in
+    // ---------------------------------------------------------------------------------------------
 
     /// A session datagram. Nothing changes unless it opens.
     pub(crate) fn handle_datagram(
@@ -165,7 +183,13 @@ impl Connection {
             ended_silence: self.liveness.on_heard(now),
             closed: None,
         };
-        if from != self.remote && self.receiver.bitmap.highest().is_none_or(|highest| number > highest) {
+        if from != self.remote
+            && self
+                .receiver
+                .bitmap
+                .highest()
+                .is_none_or(|highest| number > highest)
+        {
             self.move_to(from, now);
             stats.moves += 1;
         }
@@ -173,21 +197,35 @@ impl Connection {
         received
     }
 
-    fn take_subfields(&mut self, plain: &[u8], number: u64, now: Nanos, stats: &mut Stats) -> Option<u8> {
+    fn take_subfields(
+        &mut self,
+        plain: &[u8],
+        number: u64,
+        now: Nanos,
+        stats: &mut Stats,
+    ) -> Option<u8> {
         let (mut closed, wishes) = self.read_subfields(plain, number, now, stats);
-        self.receiver.on_taken(number, &wishes, self.sender.rtt().minimum(), now);
+        self.receiver
+            .on_taken(number, &wishes, self.sender.rtt().minimum(), now);
         if wishes.protected && !wishes.refused {
             self.receiver.keep(number, plain);
         }
         while let Some((number, plain)) = self.receiver.poll_rebuilt() {
             let (close, wishes) = self.read_subfields(&plain, number, now, stats);
             closed = closed.or(close);
-            self.receiver.on_rebuilt(number, &wishes, self.sender.rtt().minimum(), now);
+            self.receiver
+                .on_rebuilt(number, &wishes, self.sender.rtt().minimum(), now);
         }
         closed
     }
 
-    fn read_subfields(&mut self, plain: &[u8], number: u64, now: Nanos, stats: &mut Stats) -> (Option<u8>, Wishes) {
+    fn read_subfields(
+        &mut self,
+        plain: &[u8],
+        number: u64,
+        now: Nanos,
+        stats: &mut Stats,
+    ) -> (Option<u8>, Wishes) {
         let mut wishes = Wishes::default();
         let mut closed = None;
         for subfield in Subfields::new(plain, number, self.max_payload) {
@@ -196,7 +234,9 @@ impl Connection {
                 Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, &mut wishes),
                 Ok(Subfield::Ping) => (wishes.asks, wishes.at_once) = (true, true),
                 Ok(Subfield::Close { reason }) => closed = Some(reason),
-                Ok(Subfield::Parity(parity)) => self.receiver.handle_parity(&parity, number, &mut wishes),
+                Ok(Subfield::Parity(parity)) => {
+                    self.receiver.handle_parity(&parity, number, &mut wishes)
+                }
                 Ok(Subfield::Ack(ack)) => {
                     self.receiver.handle_ack(&ack, number);
                     match self.sender.on_ack(&ack, now) {
@@ -214,7 +254,8 @@ impl Connection {
         (closed, wishes)
     }
 
-    // --- out -------------------------------------------------------------------------------------------------------------
+    // --- out
+    // ---------------------------------------------------------------------------------------------
 
     /// Appends a batch of datagrams: all of the returned size except that the last may be shorter.
     pub(crate) fn poll_transmit(
@@ -224,7 +265,10 @@ impl Connection {
         now: Nanos,
         stats: &mut Stats,
     ) -> Option<usize> {
-        let ack_due = self.receiver.ack_deadline(self.return_rate()).is_some_and(|due| due <= now);
+        let ack_due = self
+            .receiver
+            .ack_deadline(self.return_rate())
+            .is_some_and(|due| due <= now);
         // A load may turn out empty: repairs whose bytes were acknowledged in the meantime.
         while let Some(load) = self.sender.next_load(ack_due, now) {
             let size = self.sender.size_for(load);
@@ -257,7 +301,8 @@ impl Connection {
         None
     }
 
-    /// Appends one datagram of at most `size` bytes; its length and its paced bytes on the wire. Nothing, if nothing is left to say.
+    /// Appends one datagram of at most `size` bytes; its length and its paced bytes on the wire.
+    /// Nothing, if nothing is left to say.
     fn emit(
         &mut self,
         out: &mut Vec<u8>,
@@ -271,9 +316,13 @@ impl Connection {
         let end = start + size - TAG;
         out.extend_from_slice(&[0; HEADER]);
         let number = self.sender.next_number();
-        // A parity row is as long as the longest datagram, and so may the last one be that leaves again: nothing rides on them.
+        // A parity row is as long as the longest datagram, and so may the last one be that leaves
+        // again: nothing rides on them.
         let urgent = load == Load::Data && self.sender.has_urgent();
-        let may_ride = self.sender.tells_floor() || self.receiver.may_ride(urgent, self.sender.rtt().minimum(), now);
+        let may_ride = self.sender.tells_floor()
+            || self
+                .receiver
+                .may_ride(urgent, self.sender.rtt().minimum(), now);
         let rides = !matches!(load, Load::Parity | Load::Tail) && may_ride;
         if load == Load::Ack || rides {
             let room = match load {
@@ -283,7 +332,8 @@ impl Connection {
                 }
             };
             let own = (number, self.sender.tell_floor());
-            self.receiver.emit_ack(out, room, own, self.return_rate(), now);
+            self.receiver
+                .emit_ack(out, room, own, self.return_rate(), now);
         }
         let filled = self.sender.fill(out, end, load);
         let asks = filled.asks;
@@ -306,20 +356,29 @@ impl Connection {
     }
 
     /// The goodbye, some times over. The connection is over after it.
-    pub(crate) fn emit_close(&mut self, out: &mut Vec<u8>, reason: u8, instant: Instant, now: Nanos) -> usize {
+    pub(crate) fn emit_close(
+        &mut self,
+        out: &mut Vec<u8>,
+        reason: u8,
+        instant: Instant,
+        now: Nanos,
+    ) -> usize {
         let length = HEADER + packet::CLOSE + TAG;
         for _ in 0..CLOSE_COPIES {
             let start = out.len();
             out.extend_from_slice(&[0; HEADER]);
             packet::emit_close(out, reason);
             out.extend_from_slice(&[0; TAG]);
-            self.sessions.seal(self.sender.next_number(), &mut out[start..], instant);
-            self.sender.on_sent(length, Load::Ack, Filled::default(), now);
+            self.sessions
+                .seal(self.sender.next_number(), &mut out[start..], instant);
+            self.sender
+                .on_sent(length, Load::Ack, Filled::default(), now);
         }
         length
     }
 
-    /// For hostile worlds: any subfields as the next datagram, after so many numbers that are never used.
+    /// For hostile worlds: any subfields as the next datagram, after so many numbers that are never
+    /// used.
     pub(crate) fn forge(
         &mut self,
         skip: u64,
@@ -328,22 +387,28 @@ impl Connection {
     ) -> Vec<u8> {
         let (instant, now) = times;
         for _ in 0..skip {
-            self.sender.on_sent(HEADER + TAG, Load::Ack, Filled::default(), now);
+            self.sender
+                .on_sent(HEADER + TAG, Load::Ack, Filled::default(), now);
         }
         let number = self.sender.next_number();
         let mut datagram = vec![0; HEADER];
         plain(number, &mut datagram);
         datagram.extend_from_slice(&[0; TAG]);
         self.sessions.seal(number, &mut datagram, instant);
-        self.sender.on_sent(datagram.len(), Load::Ack, Filled::default(), now);
+        self.sender
+            .on_sent(datagram.len(), Load::Ack, Filled::default(), now);
         datagram
     }
 
-    // --- time ------------------------------------------------------------------------------------------------------------
+    // --- time
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
         self.sender.deadlines(earliest);
-        earliest.consider(self.receiver.ack_deadline(self.return_rate()), Timer::Acknowledge);
+        earliest.consider(
+            self.receiver.ack_deadline(self.return_rate()),
+            Timer::Acknowledge,
+        );
         self.liveness.deadlines(earliest);
         earliest.consider(self.sessions.deadline(), Timer::Session);
     }

@@ -1,18 +1,22 @@
 //! The secrecy of a session: every datagram sealed in place under keys that step with age and use.
 //!
-//! The handshake makes a [`Session`] from its two secrets; the mover seals each datagram that leaves and opens each that arrives.
-//! The physical sequence number is the nonce, so the mover never seals a number twice (asserted here).
+//! The handshake makes a [`Session`] from its two secrets; the mover seals each datagram that
+//! leaves and opens each that arrives. The physical sequence number is the nonce, so the mover
+//! never seals a number twice (asserted here).
 //!
-//! Life of the keys: both directions start in phase 0. One of the two sides, that whose sending secret is the lower, leads: it steps
-//! its sending phase when 120 s or 2^27 datagrams have passed, but not before it has heard its present phase back. The other side
-//! follows with its own sending as soon as a datagram of the next phase has opened. So neither side is ever more than one step
-//! from the other, however long an outage lasts. The phase stands in the clear header and picks one key: a forged datagram
-//! costs one AEAD operation and changes nothing but a counter.
+//! Life of the keys: both directions start in phase 0. One of the two sides, that whose sending
+//! secret is the lower, leads: it steps its sending phase when 120 s or 2^27 datagrams have passed,
+//! but not before it has heard its present phase back. The other side follows with its own sending
+//! as soon as a datagram of the next phase has opened. So neither side is ever more than one step
+//! from the other, however long an outage lasts. The phase stands in the clear header and picks one
+//! key: a forged datagram costs one AEAD operation and changes nothing but a counter.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::Zeroize;
@@ -33,12 +37,14 @@ const KIND_SESSION: u8 = 0x40;
 /// The version in the second byte of handshake datagrams.
 pub(crate) const VERSION: u8 = 1;
 
-/// A key seals no longer than WireGuard's: old traffic stays secret when a running process is seized.
+/// A key seals no longer than WireGuard's: old traffic stays secret when a running process is
+/// seized.
 const PHASE_AGE: Duration = Duration::from_secs(120);
-/// A key seals no more datagrams than this: half of what RFC 9001 appendix B.1.1 allows AES-GCM for datagrams of 2 KiB.
+/// A key seals no more datagrams than this: half of what RFC 9001 appendix B.1.1 allows AES-GCM for
+/// datagrams of 2 KiB.
 const PHASE_DATAGRAMS: u64 = 1 << 27;
-/// A session opens nothing more after so many forgeries: the integrity limit of ChaCha20-Poly1305 (RFC 9001 section 6.6), the lower
-/// of our two suites.
+/// A session opens nothing more after so many forgeries: the integrity limit of ChaCha20-Poly1305
+/// (RFC 9001 section 6.6), the lower of our two suites.
 const FAILURES: u64 = 1 << 36;
 
 /// The AEAD that the handshake agreed on.
@@ -103,22 +109,26 @@ pub enum Outer {
     },
 }
 
-/// Looks at the clear header of a datagram; None if it can be none of ours. Proves nothing: anyone can write a header.
+/// Looks at the clear header of a datagram; None if it can be none of ours. Proves nothing: anyone
+/// can write a header.
 pub fn peek(datagram: &[u8]) -> Option<Outer> {
     let hint = |at: usize| datagram.get(at..at + 8)?.try_into().ok();
     match *datagram.first()? {
         KIND_HANDSHAKE if *datagram.get(1)? == VERSION => Some(Outer::Handshake { hint: hint(2)? }),
         KIND_RETRY if *datagram.get(1)? == VERSION => Some(Outer::Retry { hint: hint(2)? }),
-        kind if kind & 0xf0 == KIND_SESSION && datagram.len() >= HEADER + TAG => Some(Outer::Session {
-            phase: kind & 0x0f,
-            index: u32::from_be_bytes([0, datagram[1], datagram[2], datagram[3]]),
-            seq_low: u32::from_be_bytes([datagram[4], datagram[5], datagram[6], datagram[7]]),
-        }),
+        kind if kind & 0xf0 == KIND_SESSION && datagram.len() >= HEADER + TAG => {
+            Some(Outer::Session {
+                phase: kind & 0x0f,
+                index: u32::from_be_bytes([0, datagram[1], datagram[2], datagram[3]]),
+                seq_low: u32::from_be_bytes([datagram[4], datagram[5], datagram[6], datagram[7]]),
+            })
+        }
         _ => None,
     }
 }
 
-/// The bytes that name a pair and a direction in handshake datagrams, so that a receiver with many peers finds the right one.
+/// The bytes that name a pair and a direction in handshake datagrams, so that a receiver with many
+/// peers finds the right one.
 pub fn pair_hint(sender: &PublicKey, receiver: &PublicKey) -> [u8; 8] {
     let hash = digest(&SHA256, &pair_text(b"tpo hint", sender, receiver));
     hash.as_ref()[..8].try_into().expect("SHA-256 has 32 bytes")
@@ -130,7 +140,8 @@ pub(crate) fn pair_text(label: &[u8], sender: &PublicKey, receiver: &PublicKey) 
 }
 
 impl Session {
-    /// A session in phase 0. `local` is the index that the far side puts into its datagrams, `remote` the one that we put into ours.
+    /// A session in phase 0. `local` is the index that the far side puts into its datagrams,
+    /// `remote` the one that we put into ours.
     pub(crate) fn new(
         suite: Suite,
         send_secret: &[u8; 32],
@@ -155,23 +166,29 @@ impl Session {
         self.local
     }
 
-    /// Seals in place. `datagram` is 8 bytes of room for the header, the plain subfields, 16 bytes of room for the tag; the header is
-    /// written here. `seq` is larger than at every call before: a number sealed twice would give the key away.
+    /// Seals in place. `datagram` is 8 bytes of room for the header, the plain subfields, 16 bytes
+    /// of room for the tag; the header is written here. `seq` is larger than at every call before:
+    /// a number sealed twice would give the key away.
     pub(crate) fn seal(&mut self, seq: u64, datagram: &mut [u8], now: Instant) {
         assert!(
             datagram.len() >= HEADER + TAG,
             "a datagram of {} bytes has no room for header and tag",
             datagram.len()
         );
-        assert!(seq >= self.send.next_seq, "number {seq} sealed after {}", self.send.next_seq);
+        assert!(
+            seq >= self.send.next_seq,
+            "number {seq} sealed after {}",
+            self.send.next_seq
+        );
         if self.leads && self.is_due(now) {
             self.send.step(now);
         }
         self.send.seal(seq, self.remote, datagram);
     }
 
-    /// Opens in place and returns the plain subfields. `seq` is the whole number whose low bits the header carries. Whether the number
-    /// was seen before is the caller's question, to be asked before and answered after.
+    /// Opens in place and returns the plain subfields. `seq` is the whole number whose low bits the
+    /// header carries. Whether the number was seen before is the caller's question, to be asked
+    /// before and answered after.
     pub(crate) fn open<'a>(
         &mut self,
         seq: u64,
@@ -179,7 +196,9 @@ impl Session {
         now: Instant,
     ) -> Result<&'a mut [u8], OpenError> {
         let Some(Outer::Session { phase, index, .. }) = peek(datagram) else {
-            return Err(OpenError::Form { length: datagram.len() });
+            return Err(OpenError::Form {
+                length: datagram.len(),
+            });
         };
         if index != self.local {
             return Err(OpenError::Index { found: index });
@@ -189,12 +208,18 @@ impl Session {
         }
         let place = self.recv.place(phase)?;
         let key = match place {
-            Place::Previous => self.recv.previous.as_ref().ok_or(OpenError::Phase { found: phase, current: 0 })?,
+            Place::Previous => self.recv.previous.as_ref().ok_or(OpenError::Phase {
+                found: phase,
+                current: 0,
+            })?,
             Place::Current => &self.recv.current,
             Place::Next => &self.recv.next,
         };
         let (header, sealed) = datagram.split_at_mut(HEADER);
-        let Ok(plain) = key.aead.open_in_place(key.nonce(seq), Aad::from(&*header), sealed) else {
+        let Ok(plain) = key
+            .aead
+            .open_in_place(key.nonce(seq), Aad::from(&*header), sealed)
+        else {
             self.failures += 1;
             return Err(OpenError::Tag);
         };
@@ -206,13 +231,15 @@ impl Session {
         Ok(plain)
     }
 
-    /// Datagrams that came for this session and did not open. The mover counts them over all sessions itself.
+    /// Datagrams that came for this session and did not open. The mover counts them over all
+    /// sessions itself.
     #[cfg(test)]
     pub(crate) fn failures(&self) -> u64 {
         self.failures
     }
 
-    /// The far side has stepped. The leader hears that its own step arrived; the follower steps its sending too.
+    /// The far side has stepped. The leader hears that its own step arrived; the follower steps its
+    /// sending too.
     fn on_next_phase(&mut self, now: Instant) {
         self.recv.step();
         self.recv.opened = 1;
@@ -221,7 +248,8 @@ impl Session {
         }
     }
 
-    /// Only asked on the leading side, which also counts what it received: the follower's key wears just as its own.
+    /// Only asked on the leading side, which also counts what it received: the follower's key wears
+    /// just as its own.
     fn is_due(&self, now: Instant) -> bool {
         let worn = now.saturating_duration_since(self.send.since) >= PHASE_AGE
             || self.send.sealed >= PHASE_DATAGRAMS
@@ -259,7 +287,15 @@ impl Sending {
     fn new(suite: Suite, secret: &[u8; 32], now: Instant) -> Sending {
         let secret = Prk::new_less_safe(HKDF_SHA256, secret);
         let key = PhaseKey::derive(suite, &secret);
-        Sending { suite, secret, key, phase: 0, since: now, sealed: 0, next_seq: 0 }
+        Sending {
+            suite,
+            secret,
+            key,
+            phase: 0,
+            since: now,
+            sealed: 0,
+            next_seq: 0,
+        }
     }
 
     fn seal(&mut self, seq: u64, index: u32, datagram: &mut [u8]) {
@@ -268,8 +304,16 @@ impl Sending {
         header[..4].copy_from_slice(&index.to_be_bytes());
         header[0] = KIND_SESSION | (self.phase & 0x0f) as u8;
         header[4..].copy_from_slice(&(seq as u32).to_be_bytes());
-        let sealed = self.key.aead.seal_in_place_separate_tag(self.key.nonce(seq), Aad::from(&*header), plain);
-        tag.copy_from_slice(sealed.expect("a datagram is far shorter than an AEAD may seal").as_ref());
+        let sealed = self.key.aead.seal_in_place_separate_tag(
+            self.key.nonce(seq),
+            Aad::from(&*header),
+            plain,
+        );
+        tag.copy_from_slice(
+            sealed
+                .expect("a datagram is far shorter than an AEAD may seal")
+                .as_ref(),
+        );
         self.sealed += 1;
         self.next_seq = seq + 1;
     }
@@ -283,7 +327,8 @@ impl Sending {
     }
 }
 
-/// The keys of the far side's direction. Those of the next phase are made when a phase begins, so that a forged header causes no work.
+/// The keys of the far side's direction. Those of the next phase are made when a phase begins, so
+/// that a forged header causes no work.
 struct Receiving {
     suite: Suite,
     /// Of the next phase.
@@ -310,7 +355,15 @@ impl Receiving {
         let current = PhaseKey::derive(suite, &secret);
         let secret = next_secret(&secret);
         let next = PhaseKey::derive(suite, &secret);
-        Receiving { suite, secret, previous: None, current, next, phase: 0, opened: 0 }
+        Receiving {
+            suite,
+            secret,
+            previous: None,
+            current,
+            next,
+            phase: 0,
+            opened: 0,
+        }
     }
 
     fn place(&self, phase: u8) -> Result<Place, OpenError> {
@@ -319,7 +372,10 @@ impl Receiving {
             0 => Ok(Place::Current),
             1 => Ok(Place::Next),
             15 => Ok(Place::Previous),
-            _ => Err(OpenError::Phase { found: phase, current }),
+            _ => Err(OpenError::Phase {
+                found: phase,
+                current,
+            }),
         }
     }
 
@@ -340,7 +396,9 @@ struct PhaseKey {
 
 impl PhaseKey {
     fn derive(suite: Suite, secret: &Prk) -> PhaseKey {
-        let key = secret.expand(&[b"tpo key"], suite.algorithm()).expect("a key is shorter than HKDF can give");
+        let key = secret
+            .expand(&[b"tpo key"], suite.algorithm())
+            .expect("a key is shorter than HKDF can give");
         let aead = LessSafeKey::new(UnboundKey::from(key));
         let mut iv = [0; 12];
         expand(secret, b"tpo iv", &mut iv);
@@ -372,7 +430,11 @@ impl Suite {
 }
 
 fn next_secret(secret: &Prk) -> Prk {
-    Prk::from(secret.expand(&[b"tpo next"], HKDF_SHA256).expect("a secret is shorter than HKDF can give"))
+    Prk::from(
+        secret
+            .expand(&[b"tpo next"], HKDF_SHA256)
+            .expect("a secret is shorter than HKDF can give"),
+    )
 }
 
 /// HKDF-Extract with SHA-256. The pre-shared key is the salt, zeros where there is none: who lacks
@@ -384,7 +446,9 @@ pub(crate) fn extract(pre_shared: Option<&PreSharedKey>, secret: &[u8; 32]) -> P
 
 /// HKDF-Expand with SHA-256.
 pub(crate) fn expand(secret: &Prk, info: &[u8], out: &mut [u8]) {
-    let okm = secret.expand(std::slice::from_ref(&info), Length(out.len())).expect("as long as HKDF can give");
+    let okm = secret
+        .expand(std::slice::from_ref(&info), Length(out.len()))
+        .expect("as long as HKDF can give");
     okm.fill(out).expect("the length was given");
 }
 

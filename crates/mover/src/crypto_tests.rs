@@ -24,7 +24,10 @@ fn sealed(session: &mut Session, seq: u64, plain: &[u8], now: Instant) -> Vec<u8
 fn check_carries(from: &mut Session, to: &mut Session, seq: u64, now: Instant) {
     let plain: Vec<u8> = (0..100).map(|i| (seq as u8).wrapping_mul(31) ^ i).collect();
     let mut datagram = sealed(from, seq, &plain, now);
-    assert_eq!(to.open(seq, &mut datagram, now).map(|plain| plain.to_vec()), Ok(plain));
+    assert_eq!(
+        to.open(seq, &mut datagram, now).map(|plain| plain.to_vec()),
+        Ok(plain)
+    );
 }
 
 fn phase(datagram: &[u8]) -> u8 {
@@ -38,11 +41,25 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_bytes_on_the_wire_stay_what_they_are() {
     let now = start();
-    for (suite, phase_0, phase_1) in [(Suite::Aes128Gcm, AES_0, AES_1), (Suite::ChaCha20Poly1305, CHACHA_0, CHACHA_1)] {
+    for (suite, phase_0, phase_1) in [
+        (Suite::Aes128Gcm, AES_0, AES_1),
+        (Suite::ChaCha20Poly1305, CHACHA_0, CHACHA_1),
+    ] {
         let (mut leader, mut follower) = pair(suite, now);
         check_carries(&mut follower, &mut leader, 0, now);
-        assert_eq!(hex(&sealed(&mut leader, 0x1_0203_0405, b"subfields", now)), phase_0);
-        assert_eq!(hex(&sealed(&mut leader, 0x1_0203_0406, b"subfields", now + PHASE_AGE)), phase_1);
+        assert_eq!(
+            hex(&sealed(&mut leader, 0x1_0203_0405, b"subfields", now)),
+            phase_0
+        );
+        assert_eq!(
+            hex(&sealed(
+                &mut leader,
+                0x1_0203_0406,
+                b"subfields",
+                now + PHASE_AGE
+            )),
+            phase_1
+        );
     }
 }
 
@@ -61,7 +78,11 @@ fn both_directions_carry_and_keep_apart() {
         check_carries(&mut follower, &mut leader, seq, now);
     }
     let mut own = sealed(&mut leader, 1 << 62, b"x", now);
-    assert_eq!(leader.open(1 << 62, &mut own, now), Err(OpenError::Index { found: 0xb222 }), "not our own datagrams");
+    assert_eq!(
+        leader.open(1 << 62, &mut own, now),
+        Err(OpenError::Index { found: 0xb222 }),
+        "not our own datagrams"
+    );
 }
 
 #[test]
@@ -69,12 +90,26 @@ fn peek_reads_what_seal_wrote() {
     let now = start();
     let (mut leader, _) = pair(Suite::Aes128Gcm, now);
     let datagram = sealed(&mut leader, 0x7_0000_0001, b"", now);
-    assert_eq!(peek(&datagram), Some(Outer::Session { phase: 0, index: 0x00b_222, seq_low: 1 }));
+    assert_eq!(
+        peek(&datagram),
+        Some(Outer::Session {
+            phase: 0,
+            index: 0x00b_222,
+            seq_low: 1
+        })
+    );
     for length in 0..HEADER + TAG {
         assert_eq!(peek(&datagram[..length]), None);
     }
-    for kind in (0..0x40).chain(0x50..=0xff).filter(|kind| ![KIND_HANDSHAKE, KIND_RETRY].contains(kind)) {
-        assert_eq!(peek(&[&[kind], &datagram[1..]].concat()), None, "kind {kind:#x}");
+    for kind in (0..0x40)
+        .chain(0x50..=0xff)
+        .filter(|kind| ![KIND_HANDSHAKE, KIND_RETRY].contains(kind))
+    {
+        assert_eq!(
+            peek(&[&[kind], &datagram[1..]].concat()),
+            None,
+            "kind {kind:#x}"
+        );
     }
 }
 
@@ -89,14 +124,26 @@ fn a_changed_cut_or_misnumbered_datagram_does_not_open() {
         assert!(follower.open(5, &mut changed, now).is_err(), "bit {bit}");
     }
     for length in 0..datagram.len() {
-        assert!(follower.open(5, &mut datagram[..length].to_vec(), now).is_err(), "cut to {length}");
+        assert!(
+            follower
+                .open(5, &mut datagram[..length].to_vec(), now)
+                .is_err(),
+            "cut to {length}"
+        );
     }
     assert!(follower.open(6, &mut datagram.clone(), now).is_err());
-    assert!(follower.open(5 + (1 << 32), &mut datagram.clone(), now).is_err());
+    assert!(
+        follower
+            .open(5 + (1 << 32), &mut datagram.clone(), now)
+            .is_err()
+    );
     let failures = follower.failures();
     assert!(failures > 200, "{failures} failed openings counted");
     assert_eq!(follower.recv.phase, 0, "a forged phase steps nothing");
-    assert!(follower.open(5, &mut datagram.clone(), now).is_ok(), "and the true one still opens");
+    assert!(
+        follower.open(5, &mut datagram.clone(), now).is_ok(),
+        "and the true one still opens"
+    );
 }
 
 #[test]
@@ -113,12 +160,19 @@ fn age_steps_the_leader_and_the_follower_follows() {
     let now = start();
     let (mut leader, mut follower) = pair(Suite::Aes128Gcm, now);
     let late = now + PHASE_AGE;
-    assert_eq!(phase(&sealed(&mut follower, 0, b"", late)), 0, "the follower does not step by itself");
+    assert_eq!(
+        phase(&sealed(&mut follower, 0, b"", late)),
+        0,
+        "the follower does not step by itself"
+    );
     let mut before = sealed(&mut leader, 0, b"before", now);
     let mut after = sealed(&mut leader, 1, b"after", late);
     assert_eq!((phase(&before), phase(&after)), (0, 1));
     assert!(follower.open(1, &mut after, late).is_ok());
-    assert!(follower.open(0, &mut before, late).is_ok(), "reordered across the step");
+    assert!(
+        follower.open(0, &mut before, late).is_ok(),
+        "reordered across the step"
+    );
     let mut answer = sealed(&mut follower, 1, b"", late);
     assert_eq!(phase(&answer), 1);
     assert!(leader.open(1, &mut answer, late).is_ok());
@@ -149,7 +203,15 @@ fn number_of_datagrams_steps_in_either_direction() {
     assert_eq!(phase(&sealed(&mut leader, 1, b"", now)), 0);
     check_carries(&mut leader, &mut follower, 2, now);
     check_carries(&mut follower, &mut leader, 0, now);
-    assert_eq!((leader.send.phase, leader.recv.phase, follower.send.phase, follower.recv.phase), (1, 1, 1, 1));
+    assert_eq!(
+        (
+            leader.send.phase,
+            leader.recv.phase,
+            follower.send.phase,
+            follower.recv.phase
+        ),
+        (1, 1, 1, 1)
+    );
     leader.recv.opened = PHASE_DATAGRAMS - 1;
     check_carries(&mut follower, &mut leader, 1, now);
     assert_eq!(phase(&sealed(&mut leader, 3, b"", now)), 2);
@@ -167,10 +229,20 @@ fn phases_wrap_and_only_neighbours_open() {
         old.push(datagram);
         check_carries(&mut follower, &mut leader, seq, now);
         for (seq, datagram) in old.iter().enumerate().rev().skip(2) {
-            assert!(follower.open(seq as u64, &mut datagram.clone(), now).is_err(), "phase {seq} is over");
+            assert!(
+                follower
+                    .open(seq as u64, &mut datagram.clone(), now)
+                    .is_err(),
+                "phase {seq} is over"
+            );
         }
         if let Some((seq, datagram)) = old.iter().enumerate().rev().nth(1) {
-            assert!(follower.open(seq as u64, &mut datagram.clone(), now).is_ok(), "the phase before still opens");
+            assert!(
+                follower
+                    .open(seq as u64, &mut datagram.clone(), now)
+                    .is_ok(),
+                "the phase before still opens"
+            );
         }
         now += PHASE_AGE;
     }
@@ -189,7 +261,10 @@ fn a_worn_session_refuses() {
 fn debug_shows_no_secret() {
     let (leader, _) = pair(Suite::Aes128Gcm, start());
     let shown = format!("{leader:?}");
-    assert_eq!(shown, "Session { local: 41233, remote: 45602, send_phase: 0, recv_phase: 0, .. }");
+    assert_eq!(
+        shown,
+        "Session { local: 41233, remote: 45602, send_phase: 0, recv_phase: 0, .. }"
+    );
 }
 
 #[test]
@@ -216,6 +291,10 @@ fn speed() {
             sealing = sealing.min(between - begin);
         }
         let each = |time: Duration| time.as_nanos() / 64;
-        println!("{suite:?}: seal {} ns, open {} ns per 1,400 bytes", each(sealing), each(opening));
+        println!(
+            "{suite:?}: seal {} ns, open {} ns per 1,400 bytes",
+            each(sealing),
+            each(opening)
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What can be wrong with bytes that were authenticated: facts for the counters, never a reason to panic.
+//! What can be wrong with bytes that were authenticated: facts for the counters, never a reason to
+//! panic.
 
 use thiserror::Error;
 

@@ -38,7 +38,8 @@ pub fn subfields(bytes: &[u8]) {
     }
 }
 
-/// The decoder of acknowledgement words: newest first, each word once, nothing above the highest number.
+/// The decoder of acknowledgement words: newest first, each word once, nothing above the highest
+/// number.
 pub fn words(bytes: &[u8]) {
     let Some((highest, words)) = bytes.split_first_chunk::<8>() else {
         return;
@@ -52,10 +53,11 @@ pub fn words(bytes: &[u8]) {
     }
 }
 
-/// The receiver's side of parity: protected datagrams and rows with any content, in any order. Each step is a kind, a length of one byte
-/// and so many bytes.
+/// The receiver's side of parity: protected datagrams and rows with any content, in any order. Each
+/// step is a kind, a length of one byte and so many bytes.
 pub fn parity(bytes: &[u8]) {
-    let (mut received, mut rebuilder, mut rebuilt) = (Bitmap::new(), Rebuilder::default(), Vec::new());
+    let (mut received, mut rebuilder, mut rebuilt) =
+        (Bitmap::new(), Rebuilder::default(), Vec::new());
     let (mut rest, mut number) = (bytes, 1_000);
     while let [kind, length, tail @ ..] = rest {
         let (text, tail) = tail.split_at(tail.len().min(usize::from(*length)));
@@ -68,8 +70,19 @@ pub fn parity(bytes: &[u8]) {
             }
         } else if let [row, back, gaps, text @ ..] = text {
             let (gaps, bytes) = text.split_at(text.len().min(usize::from(gaps % 40)));
-            let parity = packet::Parity { row: *row, first: 0, gaps, bytes };
-            rebuilder.on_parity(&parity, number - u64::from(*back), number, &received, &mut rebuilt);
+            let parity = packet::Parity {
+                row: *row,
+                first: 0,
+                gaps,
+                bytes,
+            };
+            rebuilder.on_parity(
+                &parity,
+                number - u64::from(*back),
+                number,
+                &received,
+                &mut rebuilt,
+            );
         }
         for (number, plain) in rebuilt.drain(..) {
             assert!(!plain.is_empty() && received.is_new(number));
@@ -79,9 +92,10 @@ pub fn parity(bytes: &[u8]) {
     }
 }
 
-/// A whole mover in a session. The bytes say what happens to it: each step is a kind, a length of one byte and so many bytes.
-/// Kinds: raw datagrams; datagrams of its true peer's keys with these bytes as subfields; payloads to send; time; what the link
-/// may say. Its own datagrams vanish, or are read by a second mover whose answers it gets.
+/// A whole mover in a session. The bytes say what happens to it: each step is a kind, a length of
+/// one byte and so many bytes. Kinds: raw datagrams; datagrams of its true peer's keys with these
+/// bytes as subfields; payloads to send; time; what the link may say. Its own datagrams vanish, or
+/// are read by a second mover whose answers it gets.
 pub fn mover(bytes: &[u8], start: Instant) {
     let mut stage = Stage::new(start);
     let mut rest = bytes;
@@ -98,9 +112,14 @@ pub fn mover(bytes: &[u8], start: Instant) {
     stage.check();
 }
 
-/// A datagram of this mover's session with subfields that no mover would send, well formed and not, and its receiver. `dice` gives a number below the one
-/// that it is told. Whoever calls this has given up its session's good name: its own payloads may be contradicted.
-pub fn forge(mover: &mut Mover, dice: &mut dyn FnMut(u32) -> u32, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+/// A datagram of this mover's session with subfields that no mover would send, well formed and not,
+/// and its receiver. `dice` gives a number below the one that it is told. Whoever calls this has
+/// given up its session's good name: its own payloads may be contradicted.
+pub fn forge(
+    mover: &mut Mover,
+    dice: &mut dyn FnMut(u32) -> u32,
+    now: Instant,
+) -> Option<(SocketAddr, Vec<u8>)> {
     let near = mover.stats().payloads_sent as u32;
     let skip = match dice(30) {
         0 => dice(40_000),
@@ -108,10 +127,20 @@ pub fn forge(mover: &mut Mover, dice: &mut dyn FnMut(u32) -> u32, now: Instant) 
         _ => 0,
     };
     let room = if dice(10) == 0 { 30_000 } else { 1_300 };
-    mover.forge(u64::from(skip), |number, out| hostile_subfields(number, near, room, out, dice), now)
+    mover.forge(
+        u64::from(skip),
+        |number, out| hostile_subfields(number, near, room, out, dice),
+        now,
+    )
 }
 
-fn hostile_subfields(number: u64, near: u32, room: usize, out: &mut Vec<u8>, dice: &mut dyn FnMut(u32) -> u32) {
+fn hostile_subfields(
+    number: u64,
+    near: u32,
+    room: usize,
+    out: &mut Vec<u8>,
+    dice: &mut dyn FnMut(u32) -> u32,
+) {
     let kind = dice(6);
     let (logical, size) = (near + dice(1 << 20), 2 + dice((256 << 10) - 1) as usize);
     let mut offset = dice(100) as usize;
@@ -148,12 +177,17 @@ fn hostile_subfields(number: u64, near: u32, room: usize, out: &mut Vec<u8>, dic
                 packet::emit_data(out, &data, number);
             }
             2 => {
-                let words: Vec<u8> =
-                    (0..dice(200)).map(|_| if dice(2) == 0 { 0x7f } else { dice(256) as u8 }).collect();
+                let words: Vec<u8> = (0..dice(200))
+                    .map(|_| if dice(2) == 0 { 0x7f } else { dice(256) as u8 })
+                    .collect();
                 let ack = packet::Ack {
                     highest_sent: number as u32,
                     floor: (number as u32).wrapping_sub(dice(2_000)),
-                    highest_received: if dice(2) == 0 { dice(5_000) } else { dice(u32::MAX) },
+                    highest_received: if dice(2) == 0 {
+                        dice(5_000)
+                    } else {
+                        dice(u32::MAX)
+                    },
                     delay: dice(1 << 16) as u16,
                     rate: dice(u32::MAX),
                     rebuilt: dice(50),
@@ -165,7 +199,13 @@ fn hostile_subfields(number: u64, near: u32, room: usize, out: &mut Vec<u8>, dic
                 let (bytes, gaps) = (vec![dice(256) as u8; 3 + dice(900) as usize], [1; 3]);
                 let gaps = &gaps[..dice(4) as usize];
                 let first = (number as u32).wrapping_sub(4 + dice(60));
-                packet::Parity { row: dice(18) as u8, first, gaps, bytes: &bytes }.emit(out);
+                packet::Parity {
+                    row: dice(18) as u8,
+                    first,
+                    gaps,
+                    bytes: &bytes,
+                }
+                .emit(out);
             }
             4 => packet::emit_ping(out),
             6 => packet::emit_padding(out, 3 + dice(300) as usize),
@@ -182,35 +222,62 @@ struct Stage {
     now: Instant,
     movers: [Mover; 2],
     addresses: [SocketAddr; 2],
-    /// The second mover's twin with the same keys, to seal what no mover would say. Its numbers are far above the true ones, so
-    /// that no number is sealed twice; once it has spoken, the first mover no more knows the second.
+    /// The second mover's twin with the same keys, to seal what no mover would say. Its numbers are
+    /// far above the true ones, so that no number is sealed twice; once it has spoken, the first
+    /// mover no more knows the second.
     forger: Session,
     number: u64,
 }
 
 impl Stage {
     fn new(now: Instant) -> Stage {
-        let identities = [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
-        let addresses = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
+        let identities =
+            [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
+        let addresses = [
+            SocketAddr::from(([192, 0, 2, 1], 1)),
+            SocketAddr::from(([192, 0, 2, 2], 2)),
+        ];
         let session = |side: usize| {
-            let (send, recv) = if side == 0 { ([3; 32], [4; 32]) } else { ([4; 32], [3; 32]) };
-            let (local, remote) = if side == 0 { (OURS, THEIRS) } else { (THEIRS, OURS) };
+            let (send, recv) = if side == 0 {
+                ([3; 32], [4; 32])
+            } else {
+                ([4; 32], [3; 32])
+            };
+            let (local, remote) = if side == 0 {
+                (OURS, THEIRS)
+            } else {
+                (THEIRS, OURS)
+            };
             Session::new(Suite::Aes128Gcm, &send, &recv, local, remote, now)
         };
         let movers = [0, 1].map(|side: usize| {
             let key = identities[1 - side].public_key();
-            let mut config = Config::new(identities[side].clone(), key, 1 + side as u16, [side as u8; 32]);
+            let mut config = Config::new(
+                identities[side].clone(),
+                key,
+                1 + side as u16,
+                [side as u8; 32],
+            );
             config.limits.reassembly_bytes = 1 << 20;
             config.limits.send_bytes = 1 << 20;
             let mut mover = Mover::new(config, now);
             mover.install(7 + side as u64, session(side), addresses[1 - side], now);
             mover
         });
-        Stage { now, movers, addresses, forger: session(1), number: 1 << 30 }
+        Stage {
+            now,
+            movers,
+            addresses,
+            forger: session(1),
+            number: 1 << 30,
+        }
     }
 
     fn step(&mut self, kind: u8, text: &[u8]) {
-        let value = text.iter().take(4).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let value = text
+            .iter()
+            .take(4)
+            .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         match kind % 10 {
             0 => {
                 self.movers[0].handle_datagram(self.addresses[1], &mut text.to_vec(), self.now);
@@ -287,7 +354,10 @@ mod tests {
 
     /// A short run of what the fuzzer does for hours.
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "a test is its own caller and brings the clock")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a test is its own caller and brings the clock"
+    )]
     fn doors_withstand_dice() {
         let start = Instant::now();
         for seed in 0..1_500 {
@@ -317,7 +387,11 @@ mod tests {
             0 => packet::emit_ping(&mut out),
             1 => {
                 let words: Vec<u8> = (0..dice.usize(0..30)).map(|_| dice.u8(..)).collect();
-                let near = if dice.bool() { dice.u32(0..1 << 20) } else { dice.u32(..) };
+                let near = if dice.bool() {
+                    dice.u32(0..1 << 20)
+                } else {
+                    dice.u32(..)
+                };
                 let ack = packet::Ack {
                     highest_sent: dice.u32(..),
                     floor: near.wrapping_sub(dice.u32(0..1_000)),
@@ -333,7 +407,11 @@ mod tests {
                 let segment = vec![1; dice.usize(1..100)];
                 let offset = dice.usize(0..1_000);
                 let size = offset + segment.len() + dice.usize(0..100_000);
-                let logical = if dice.bool() { dice.u32(0..100) } else { dice.u32(..) };
+                let logical = if dice.bool() {
+                    dice.u32(0..100)
+                } else {
+                    dice.u32(..)
+                };
                 let data = packet::Data {
                     at_once: dice.bool(),
                     protected: dice.bool(),
@@ -348,8 +426,18 @@ mod tests {
             3 => {
                 let bytes = vec![dice.u8(..); dice.usize(0..100)];
                 let gaps: Vec<u8> = (0..dice.usize(0..5)).map(|_| dice.u8(0..4)).collect();
-                let first = if dice.bool() { dice.u32(0..100) } else { dice.u32(..) };
-                packet::Parity { row: dice.u8(0..9), first, gaps: &gaps, bytes: &bytes }.emit(&mut out);
+                let first = if dice.bool() {
+                    dice.u32(0..100)
+                } else {
+                    dice.u32(..)
+                };
+                packet::Parity {
+                    row: dice.u8(0..9),
+                    first,
+                    gaps: &gaps,
+                    bytes: &bytes,
+                }
+                .emit(&mut out);
             }
             _ => packet::emit_padding(&mut out, dice.usize(0..100)),
         }

@@ -17,12 +17,13 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, alg_id};
 use rustls::sign::SigningKey;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The public half of an [`Identity`]: 32 bytes, as text 44 characters of standard base64. Ordered bytewise, which settles
-/// simultaneous starts of two handshakes.
+/// The public half of an [`Identity`]: 32 bytes, as text 44 characters of standard base64. Ordered
+/// bytewise, which settles simultaneous starts of two handshakes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; 32]);
 
-/// The private key of this TPO with its public half, ready to sign. Its `Debug` shows the public half only.
+/// The private key of this TPO with its public half, ready to sign. Its `Debug` shows the public
+/// half only.
 pub struct Identity {
     seed: Zeroizing<[u8; 32]>,
     public: PublicKey,
@@ -57,7 +58,8 @@ pub enum KeyError {
 }
 
 impl PublicKey {
-    /// The key of these bytes. Any 32 bytes are taken: bytes that are no point of the curve verify no signature.
+    /// The key of these bytes. Any 32 bytes are taken: bytes that are no point of the curve verify
+    /// no signature.
     pub fn from_bytes(bytes: [u8; 32]) -> PublicKey {
         PublicKey(bytes)
     }
@@ -94,20 +96,22 @@ impl FromStr for PublicKey {
 }
 
 impl Identity {
-    /// A new identity from the operating system's randomness. The one place of this crate that draws from it: for `tpo keygen`
-    /// and tests of the layers above.
+    /// A new identity from the operating system's randomness. The one place of this crate that
+    /// draws from it: for `tpo keygen` and tests of the layers above.
     pub fn generate() -> Identity {
         let mut seed = Zeroizing::new([0; 32]);
         aws_lc_rs::rand::fill(&mut seed[..]).expect("the operating system has randomness");
         Identity::from_seed(seed)
     }
 
-    /// Reads what [`Identity::private_text`] wrote. White space at both ends is ignored (a file ends with a new line).
+    /// Reads what [`Identity::private_text`] wrote. White space at both ends is ignored (a file
+    /// ends with a new line).
     pub fn from_private_text(text: &str) -> Result<Identity, KeyError> {
         decode(text).map(Identity::from_seed)
     }
 
-    /// The private key as text, to be written to a file that only its owner may read. Wiped from memory when dropped.
+    /// The private key as text, to be written to a file that only its owner may read. Wiped from
+    /// memory when dropped.
     pub fn private_text(&self) -> Zeroizing<String> {
         Zeroizing::new(encode(&self.seed))
     }
@@ -124,8 +128,10 @@ impl Identity {
     pub(crate) fn agree(&self, peer: &PublicKey) -> Zeroizing<[u8; 32]> {
         let mut shared = Zeroizing::new([0; 32]);
         if let Some(point) = CompressedEdwardsY(peer.0).decompress() {
-            let mut expanded: [u8; 64] =
-                digest(&SHA512, &self.seed[..]).as_ref().try_into().expect("SHA-512 has 64 bytes");
+            let mut expanded: [u8; 64] = digest(&SHA512, &self.seed[..])
+                .as_ref()
+                .try_into()
+                .expect("SHA-512 has 64 bytes");
             let mut scalar: [u8; 32] = expanded[..32].try_into().expect("a half of 64 bytes");
             *shared = point.to_montgomery().mul_clamped(scalar).to_bytes();
             expanded.zeroize();
@@ -147,24 +153,41 @@ impl Identity {
     }
 
     pub(crate) fn from_seed(seed: Zeroizing<[u8; 32]>) -> Identity {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&seed[..]).expect("any 32 bytes are an Ed25519 seed");
-        let public = pair.public_key().as_ref().try_into().expect("an Ed25519 public key has 32 bytes");
-        let document = pair.to_pkcs8v1().expect("a key pair made from its seed can be written");
+        let pair = Ed25519KeyPair::from_seed_unchecked(&seed[..])
+            .expect("any 32 bytes are an Ed25519 seed");
+        let public = pair
+            .public_key()
+            .as_ref()
+            .try_into()
+            .expect("an Ed25519 public key has 32 bytes");
+        let document = pair
+            .to_pkcs8v1()
+            .expect("a key pair made from its seed can be written");
         let document = PrivatePkcs8KeyDer::from(document.as_ref());
-        let signing = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&document).expect("what was written can be read");
-        Identity { seed, public: PublicKey(public), signing }
+        let signing = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&document)
+            .expect("what was written can be read");
+        Identity {
+            seed,
+            public: PublicKey(public),
+            signing,
+        }
     }
 
     /// Someone who knows a public key without its private half and signs with his own.
     #[cfg(test)]
     pub(crate) fn impostor(public: PublicKey) -> Identity {
-        Identity { public, ..Identity::from_seed(Zeroizing::new([0xee; 32])) }
+        Identity {
+            public,
+            ..Identity::from_seed(Zeroizing::new([0xee; 32]))
+        }
     }
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("public", &self.public).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("public", &self.public)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,8 +202,16 @@ impl PreSharedKey {
     /// Reads 44 characters of base64 or 64 of hex. White space at both ends is ignored.
     pub fn from_text(text: &str) -> Result<PreSharedKey, KeyError> {
         let text = text.trim();
-        let key = if text.len() == 64 { decode_hex(text)? } else { decode(text)? };
-        if *key == [0; 32] { Err(KeyError::Zeros) } else { Ok(PreSharedKey(key)) }
+        let key = if text.len() == 64 {
+            decode_hex(text)?
+        } else {
+            decode(text)?
+        };
+        if *key == [0; 32] {
+            Err(KeyError::Zeros)
+        } else {
+            Ok(PreSharedKey(key))
+        }
     }
 
     /// The key as base64, to be written to a file that only its owner may read. Wiped from memory
@@ -200,11 +231,14 @@ impl fmt::Debug for PreSharedKey {
     }
 }
 
-/// 32 bytes as 43 characters of base64 (RFC 4648 section 4) and the one `=` that fills the last group.
+/// 32 bytes as 43 characters of base64 (RFC 4648 section 4) and the one `=` that fills the last
+/// group.
 fn encode(bytes: &[u8; 32]) -> String {
     let mut text = String::with_capacity(44);
     for group in bytes.chunks(3) {
-        let word = group.iter().enumerate().fold(0u32, |word, (i, &byte)| word | u32::from(byte) << (16 - 8 * i));
+        let word = group.iter().enumerate().fold(0u32, |word, (i, &byte)| {
+            word | u32::from(byte) << (16 - 8 * i)
+        });
         for i in 0..=group.len() {
             text.push(letter(word >> (18 - 6 * i) & 63));
         }
@@ -242,7 +276,9 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
 fn decode_hex(text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
     let mut bytes = Zeroizing::new([0; 32]);
     for (at, character) in text.bytes().enumerate() {
-        let digit = char::from(character).to_digit(16).ok_or(KeyError::Character { at: at + 1 })?;
+        let digit = char::from(character)
+            .to_digit(16)
+            .ok_or(KeyError::Character { at: at + 1 })?;
         bytes[at / 2] |= (digit as u8) << (4 - 4 * (at % 2));
     }
     Ok(bytes)
@@ -300,19 +336,34 @@ mod tests {
         assert_eq!(parse(""), KeyError::Length { found: 0 });
         assert_eq!(parse(&PUBLIC[..43]), KeyError::Length { found: 43 });
         assert_eq!(parse(&PUBLIC.replace('=', "A")), KeyError::Ending);
-        assert_eq!(parse(&PUBLIC.replace("Ro=", "Rp=")), KeyError::Ending, "bits beyond the 256 must be zero");
-        assert_eq!(parse(&PUBLIC.replace('+', "-").replace('/', "_")), KeyError::Character { at: 14 });
-        assert_eq!(parse(&PUBLIC.replacen('1', "\u{e9}", 1).replacen('1', "", 1)), KeyError::Character { at: 1 });
+        assert_eq!(
+            parse(&PUBLIC.replace("Ro=", "Rp=")),
+            KeyError::Ending,
+            "bits beyond the 256 must be zero"
+        );
+        assert_eq!(
+            parse(&PUBLIC.replace('+', "-").replace('/', "_")),
+            KeyError::Character { at: 14 }
+        );
+        assert_eq!(
+            parse(&PUBLIC.replacen('1', "\u{e9}", 1).replacen('1', "", 1)),
+            KeyError::Character { at: 1 }
+        );
     }
 
     /// Both sides compute the same, and it is the X25519 of RFC 7748 over the Montgomery forms:
     /// computed once more by another program, from the formulas of the two RFCs.
     #[test]
     fn two_identities_agree_on_a_secret_that_their_public_keys_do_not_give() {
-        let [one, two, three] = [1, 2, 3].map(|seed| Identity::from_seed(Zeroizing::new([seed; 32])));
+        let [one, two, three] =
+            [1, 2, 3].map(|seed| Identity::from_seed(Zeroizing::new([seed; 32])));
         assert_eq!(one.agree(&two.public), two.agree(&one.public));
         assert_ne!(one.agree(&two.public), three.agree(&two.public));
-        let hex: String = one.agree(&two.public).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = one
+            .agree(&two.public)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         assert_eq!(hex, AGREED);
     }
 
@@ -344,14 +395,34 @@ mod tests {
     fn pre_shared_keys_are_read_as_base64_and_hex_and_shown_never() {
         let key = PreSharedKey::from_text(&format!("{PUBLIC}\n")).unwrap();
         let hex = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
-        assert_eq!(PreSharedKey::from_text(hex).unwrap().as_bytes(), key.as_bytes());
-        assert_eq!(PreSharedKey::from_text(&hex.to_uppercase()).unwrap().as_bytes(), key.as_bytes());
+        assert_eq!(
+            PreSharedKey::from_text(hex).unwrap().as_bytes(),
+            key.as_bytes()
+        );
+        assert_eq!(
+            PreSharedKey::from_text(&hex.to_uppercase())
+                .unwrap()
+                .as_bytes(),
+            key.as_bytes()
+        );
         assert_eq!(*key.text(), PUBLIC);
-        assert_eq!(PreSharedKey::from_text(&hex.replace('f', "g")).unwrap_err(), KeyError::Character { at: 21 });
-        assert_eq!(PreSharedKey::from_text(&"0".repeat(64)).unwrap_err(), KeyError::Zeros);
-        assert_eq!(PreSharedKey::from_text("").unwrap_err(), KeyError::Length { found: 0 });
+        assert_eq!(
+            PreSharedKey::from_text(&hex.replace('f', "g")).unwrap_err(),
+            KeyError::Character { at: 21 }
+        );
+        assert_eq!(
+            PreSharedKey::from_text(&"0".repeat(64)).unwrap_err(),
+            KeyError::Zeros
+        );
+        assert_eq!(
+            PreSharedKey::from_text("").unwrap_err(),
+            KeyError::Length { found: 0 }
+        );
         assert_eq!(format!("{key:?}"), "PreSharedKey { .. }");
-        assert_ne!(PreSharedKey::generate().as_bytes(), PreSharedKey::generate().as_bytes());
+        assert_ne!(
+            PreSharedKey::generate().as_bytes(),
+            PreSharedKey::generate().as_bytes()
+        );
     }
 
     #[test]
@@ -360,7 +431,10 @@ mod tests {
         let shown = format!("{identity:?} {identity:#?} {:?}", identity.signing);
         assert!(shown.contains(PUBLIC));
         for part in [&SECRET[..8], "9d61", "9D61", "157, 97"] {
-            assert!(!shown.contains(part), "{part} of the private key in {shown}");
+            assert!(
+                !shown.contains(part),
+                "{part} of the private key in {shown}"
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Is the peer there? From what is heard and refused to *silent*, *heard* and *dead*.
 //!
-//! Fed by `connection.rs` with authenticated datagrams and by the link with refusals. A refusal is only a hint that anyone on
-//! the path can forge: it is believed after several of our datagrams were refused, each counted once, and none was answered.
+//! Fed by `connection.rs` with authenticated datagrams and by the link with refusals. A refusal is
+//! only a hint that anyone on the path can forge: it is believed after several of our datagrams
+//! were refused, each counted once, and none was answered.
 
 use std::time::Duration;
 
@@ -85,10 +86,15 @@ impl Liveness {
         self.heard_at
     }
 
-    /// The link says that nobody listens. `handle_timeout` tells when this is believed: after enough refusals and some time in which
-    /// nothing was heard. The refusals themselves need not go on so long: hosts answer a few of them, then one in each second.
+    /// The link says that nobody listens. `handle_timeout` tells when this is believed: after
+    /// enough refusals and some time in which nothing was heard. The refusals themselves need not
+    /// go on so long: hosts answer a few of them, then one in each second.
     pub(crate) fn on_refused(&mut self, round_trip: Option<Nanos>, now: Nanos) {
-        if self.refused.as_ref().is_some_and(|refused| now > refused.last + REFUSAL_LIFE) {
+        if self
+            .refused
+            .as_ref()
+            .is_some_and(|refused| now > refused.last + REFUSAL_LIFE)
+        {
             self.refused = None;
         }
         if self.asked == 0 {
@@ -96,14 +102,22 @@ impl Liveness {
         }
         self.asked -= 1;
         let believed_at = now + REFUSED_FOR.max(2 * round_trip.unwrap_or(0));
-        let fresh = Refused { last: now, count: 0, next_probe: now + REFUSED_PROBE, believed_at };
+        let fresh = Refused {
+            last: now,
+            count: 0,
+            next_probe: now + REFUSED_PROBE,
+            believed_at,
+        };
         let refused = self.refused.get_or_insert(fresh);
         refused.count += 1;
         refused.last = now;
     }
 
     fn believed_at(&self) -> Option<Nanos> {
-        self.refused.as_ref().filter(|refused| refused.count >= REFUSALS).map(|refused| refused.believed_at)
+        self.refused
+            .as_ref()
+            .filter(|refused| refused.count >= REFUSALS)
+            .map(|refused| refused.believed_at)
     }
 
     /// Is a ping due, to show that we are there or to ask a peer that was refused?
@@ -116,11 +130,16 @@ impl Liveness {
             }
             due
         });
-        if self.refused.as_ref().is_some_and(|refused| now > refused.last + REFUSAL_LIFE) {
+        if self
+            .refused
+            .as_ref()
+            .is_some_and(|refused| now > refused.last + REFUSAL_LIFE)
+        {
             self.refused = None;
         }
         if keepalive {
-            // Counts as sent: what really leaves follows at once, and a closed socket must not make a storm of it.
+            // Counts as sent: what really leaves follows at once, and a closed socket must not make
+            // a storm of it.
             self.sent_at = now;
         }
         keepalive || asked
@@ -142,9 +161,16 @@ impl Liveness {
 
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
         earliest.consider(Some(self.sent_at + self.keepalive), Timer::Keepalive);
-        earliest.consider(self.refused.as_ref().map(|refused| refused.next_probe), Timer::Keepalive);
+        earliest.consider(
+            self.refused.as_ref().map(|refused| refused.next_probe),
+            Timer::Keepalive,
+        );
         earliest.consider(self.believed_at(), Timer::Silence);
-        let silence = if self.silent { self.dead_after } else { self.silent_after };
+        let silence = if self.silent {
+            self.dead_after
+        } else {
+            self.silent_after
+        };
         earliest.consider(Some(self.heard_at + silence), Timer::Silence);
     }
 }
@@ -170,11 +196,17 @@ mod tests {
     fn silence_comes_in_two_steps() {
         let mut liveness = liveness();
         assert_eq!(liveness.handle_timeout(1_999 * MILLISECOND), None);
-        assert_eq!(liveness.handle_timeout(2_000 * MILLISECOND), Some(Finding::Silent));
+        assert_eq!(
+            liveness.handle_timeout(2_000 * MILLISECOND),
+            Some(Finding::Silent)
+        );
         assert_eq!(liveness.handle_timeout(299_999 * MILLISECOND), None);
         assert!(liveness.on_heard(299_999 * MILLISECOND));
         assert!(!liveness.on_heard(299_999 * MILLISECOND));
-        assert_eq!(liveness.handle_timeout(599_999 * MILLISECOND), Some(Finding::Dead));
+        assert_eq!(
+            liveness.handle_timeout(599_999 * MILLISECOND),
+            Some(Finding::Dead)
+        );
     }
 
     /// Refused after something was sent; whether that is believed at once.
@@ -195,11 +227,23 @@ mod tests {
         assert!(!liveness.take_ping(99 * MILLISECOND));
         assert!(liveness.take_ping(100 * MILLISECOND));
         assert_eq!(liveness.handle_timeout(299 * MILLISECOND), None);
-        assert_eq!(liveness.handle_timeout(300 * MILLISECOND), Some(Finding::Refused), "without another refusal");
+        assert_eq!(
+            liveness.handle_timeout(300 * MILLISECOND),
+            Some(Finding::Refused),
+            "without another refusal"
+        );
         liveness.on_heard(301 * MILLISECOND);
-        assert_eq!(liveness.handle_timeout(302 * MILLISECOND), None, "an answer takes it all back");
+        assert_eq!(
+            liveness.handle_timeout(302 * MILLISECOND),
+            None,
+            "an answer takes it all back"
+        );
         for at in 4..14 {
-            let believed = refuse(&mut liveness, Some(400 * MILLISECOND), at * 100 * MILLISECOND);
+            let believed = refuse(
+                &mut liveness,
+                Some(400 * MILLISECOND),
+                at * 100 * MILLISECOND,
+            );
             assert_eq!(believed, at * 100 >= 400 + 800, "two round trips");
         }
     }

@@ -1,9 +1,11 @@
-//! The data mover towards one peer: joins the handshake, the connection and the caller, and decides nothing else.
+//! The data mover towards one peer: joins the handshake, the connection and the caller, and decides
+//! nothing else.
 //!
-//! Life: *connecting* (no connection; the handshake tries if it knows where) → *connected* (a [`Connection`]; it survives
-//! silence, new keys and new addresses) → *connecting* again when the peer is dead, has closed or is a new instance. On demand: *at rest* in place of
-//! connecting, until somebody asks for a connection or the peer calls.
-//! Driven like every pure machine here: one input, then every poll, then the next input.
+//! Life: *connecting* (no connection; the handshake tries if it knows where) → *connected* (a
+//! [`Connection`]; it survives silence, new keys and new addresses) → *connecting* again when the
+//! peer is dead, has closed or is a new instance. On demand: *at rest* in place of connecting,
+//! until somebody asks for a connection or the peer calls. Driven like every pure machine here: one
+//! input, then every poll, then the next input.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,7 +24,8 @@ use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
 
 /// The only reason on the wire so far: the side that says it is going away.
 const CLOSE_GOING_AWAY: u8 = 0;
-/// The start of physical numbers is random below this: not guessable, and far from the wrap of the low 32 bits.
+/// The start of physical numbers is random below this: not guessable, and far from the wrap of the
+/// low 32 bits.
 const FIRST_PHYSICAL_BITS: u32 = 20;
 
 /// A batch of datagrams that leaves together.
@@ -80,9 +83,11 @@ pub enum Event {
     Silent,
     /// The peer is heard again.
     Heard,
-    /// The peer that we knew is gone and a new instance is there: comes before its `Connected`. What was in flight is lost.
+    /// The peer that we knew is gone and a new instance is there: comes before its `Connected`.
+    /// What was in flight is lost.
     Restarted,
-    /// The peer is gone; flows must be reset. The mover goes on trying to connect if it knows where.
+    /// The peer is gone; flows must be reset. The mover goes on trying to connect if it knows
+    /// where.
     Dead(Reason),
 }
 
@@ -127,14 +132,17 @@ pub struct Mover {
 impl Mover {
     /// A mover that starts to connect at once if it knows where.
     pub fn new(mut config: Config, now: Instant) -> Mover {
-        config.max_payload = config.max_payload.clamp(MIN_PAYLOAD as usize, Limits::MAX_PAYLOAD);
+        config.max_payload = config
+            .max_payload
+            .clamp(MIN_PAYLOAD as usize, Limits::MAX_PAYLOAD);
         let root = Prk::new_less_safe(HKDF_SHA256, &config.seed);
         let mut random = [0; 12];
         expand(&root, b"tpo instance", &mut random);
         let (instance, first) = random.split_at(8);
         // Zero would mean "none".
         let instance = u64::from_le_bytes(instance.try_into().expect("eight bytes")).max(1);
-        let first = u32::from_le_bytes(first.try_into().expect("four bytes")) >> (32 - FIRST_PHYSICAL_BITS);
+        let first =
+            u32::from_le_bytes(first.try_into().expect("four bytes")) >> (32 - FIRST_PHYSICAL_BITS);
         let handshake = Handshake::new(
             config.identity.clone(),
             config.peer_key,
@@ -146,7 +154,11 @@ impl Mover {
         // no more.
         let after = nanos(config.limits.rekey_after);
         let is_lower = config.identity.public_key() < config.peer_key;
-        let rekey_after = if is_lower { after } else { after.saturating_add(after / 10) };
+        let rekey_after = if is_lower {
+            after
+        } else {
+            after.saturating_add(after / 10)
+        };
         let mut mover = Mover {
             first_physical: config.limits.first_physical.unwrap_or(u64::from(first)),
             clock: Clock::new(now),
@@ -168,11 +180,17 @@ impl Mover {
         mover
     }
 
-    // --- the link side ---------------------------------------------------------------------------------------------------
+    // --- the link side
+    // ---------------------------------------------------------------------------------------------
 
     /// One received datagram, already cut out of a larger buffer. Opened in place. Never panics,
     /// whatever the bytes. Says what it has proved: the caller learns nothing else from it either.
-    pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant) -> Heard {
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Heard {
         if self.closed {
             return Heard::Nothing;
         }
@@ -188,7 +206,9 @@ impl Mover {
                     Err(_) => Heard::Nothing,
                 }
             }
-            Some(Outer::Session { index, seq_low, .. }) => self.handle_session(from, (index, seq_low), datagram, now),
+            Some(Outer::Session { index, seq_low, .. }) => {
+                self.handle_session(from, (index, seq_low), datagram, now)
+            }
             None => {
                 self.stats.datagrams_foreign += 1;
                 Heard::Nothing
@@ -199,10 +219,19 @@ impl Mover {
     /// The session indices by which datagrams find us now: of the sessions first, then of attempts
     /// that may become one.
     pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.connection.iter().flat_map(Connection::indices).chain(self.handshake.indices())
+        self.connection
+            .iter()
+            .flat_map(Connection::indices)
+            .chain(self.handshake.indices())
     }
 
-    fn handle_session(&mut self, from: SocketAddr, name: (u32, u32), datagram: &mut [u8], now: Instant) -> Heard {
+    fn handle_session(
+        &mut self,
+        from: SocketAddr,
+        name: (u32, u32),
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Heard {
         let Some(connection) = &mut self.connection else {
             self.stats.datagrams_unknown += 1;
             return Heard::Nothing;
@@ -218,7 +247,11 @@ impl Mover {
         if received.closed.is_some() {
             self.die(Reason::Closed, now);
         }
-        if received.heard { Heard::Peer } else { Heard::Nothing }
+        if received.heard {
+            Heard::Peer
+        } else {
+            Heard::Nothing
+        }
     }
 
     /// The time that `poll_timeout` named has come. Calling it earlier does no harm.
@@ -233,14 +266,17 @@ impl Mover {
             return;
         };
         let finding = connection.handle_timeout(time);
-        let long_silent = time >= connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+        let long_silent =
+            time >= connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
         match finding {
             Some(Finding::Silent) => self.tell(Event::Silent),
             Some(Finding::Dead) => self.die(Reason::Silence, now),
             Some(Finding::Refused) => self.die(Reason::Refused, now),
             None => {}
         }
-        let Some(connection) = &self.connection else { return };
+        let Some(connection) = &self.connection else {
+            return;
+        };
         if long_silent {
             // The old session stays: whichever is heard first goes on.
             let to = self.config.endpoint.unwrap_or(connection.remote());
@@ -256,20 +292,27 @@ impl Mover {
             return None;
         }
         let mut earliest = Earliest::default();
-        earliest.consider(self.handshake.poll_timeout().map(|at| self.clock.read(at)), Timer::Handshake);
+        earliest.consider(
+            self.handshake.poll_timeout().map(|at| self.clock.read(at)),
+            Timer::Handshake,
+        );
         if let Some(connection) = &self.connection {
             connection.deadlines(&mut earliest);
-            let silence = connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+            let silence =
+                connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
             let worn = connection.keys_since().saturating_add(self.rekey_after);
             let idle = !self.handshake.is_active();
             earliest.consider(idle.then_some(silence), Timer::Silence);
             earliest.consider(idle.then_some(worn), Timer::Rekey);
         }
-        earliest.get().map(|(at, timer)| (self.clock.instant(at), timer))
+        earliest
+            .get()
+            .map(|(at, timer)| (self.clock.instant(at), timer))
     }
 
-    /// Appends datagrams to `out`, which the caller has cleared: all `segment_size` long except that the last may be shorter; at
-    /// most 64 and 64,000 bytes. `None` when nothing may be sent now.
+    /// Appends datagrams to `out`, which the caller has cleared: all `segment_size` long except
+    /// that the last may be shorter; at most 64 and 64,000 bytes. `None` when nothing may be sent
+    /// now.
     pub fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
         if self.closed {
             return None;
@@ -281,7 +324,11 @@ impl Mover {
             let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
             let to = connection.remote();
             self.drop_connection(now);
-            return Some(Transmit { to, what: What::Session, segment_size });
+            return Some(Transmit {
+                to,
+                what: What::Session,
+                segment_size,
+            });
         }
         if std::mem::take(&mut self.leaving)
             && let Some(connection) = self.connection.as_mut()
@@ -289,14 +336,26 @@ impl Mover {
             let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
             let to = connection.remote();
             self.die(Reason::Closed, now);
-            return Some(Transmit { to, what: What::Session, segment_size });
+            return Some(Transmit {
+                to,
+                what: What::Session,
+                segment_size,
+            });
         }
         if let Some((to, what)) = self.handshake.poll_transmit(out, now) {
-            return Some(Transmit { to, what, segment_size: out.len() });
+            return Some(Transmit {
+                to,
+                what,
+                segment_size: out.len(),
+            });
         }
         let connection = self.connection.as_mut()?;
         let segment_size = connection.poll_transmit(out, now, time, &mut self.stats)?;
-        Some(Transmit { to: connection.remote(), what: What::Session, segment_size })
+        Some(Transmit {
+            to: connection.remote(),
+            what: What::Session,
+            segment_size,
+        })
     }
 
     /// The link could not send datagrams this large.
@@ -307,7 +366,8 @@ impl Mover {
         }
     }
 
-    /// The link heard that nobody listens at the peer's port. A hint, believed only after several probes without an answer.
+    /// The link heard that nobody listens at the peer's port. A hint, believed only after several
+    /// probes without an answer.
     pub fn on_refused(&mut self, now: Instant) {
         self.stats.refusals += 1;
         let time = self.clock.read(now);
@@ -318,17 +378,22 @@ impl Mover {
         connection.liveness.on_refused(round_trip, time);
     }
 
-    // --- the engine side -------------------------------------------------------------------------------------------------
+    // --- the engine side
+    // ---------------------------------------------------------------------------------------------
 
-    /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing is queued before them. 0: do
-    /// not pack; a timeout comes when it is worth asking again.
+    /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing
+    /// is queued before them. 0: do not pack; a timeout comes when it is worth asking again.
     pub fn budget(&self, now: Instant) -> usize {
         let time = self.clock.read(now);
         let open = !self.closing && !self.leaving;
-        self.connection.as_ref().filter(|_| open).map_or(0, |connection| connection.sender.budget(time))
+        self.connection
+            .as_ref()
+            .filter(|_| open)
+            .map_or(0, |connection| connection.sender.budget(time))
     }
 
-    /// So many streams are carried: before anything is known of the path they begin like as many connections.
+    /// So many streams are carried: before anything is known of the path they begin like as many
+    /// connections.
     pub fn set_flows(&mut self, flows: usize, now: Instant) {
         let time = self.clock.read(now);
         if let Some(connection) = &mut self.connection {
@@ -336,35 +401,53 @@ impl Mover {
         }
     }
 
-    /// Whether an urgent payload of one datagram could leave at once, though `budget` says that others wait: it overtakes them.
+    /// Whether an urgent payload of one datagram could leave at once, though `budget` says that
+    /// others wait: it overtakes them.
     pub fn takes_urgent(&self, now: Instant) -> bool {
         let time = self.clock.read(now);
         let open = !self.closing && !self.leaving;
-        self.connection.as_ref().filter(|_| open).is_some_and(|connection| connection.sender.takes_urgent(time))
+        self.connection
+            .as_ref()
+            .filter(|_| open)
+            .is_some_and(|connection| connection.sender.takes_urgent(time))
     }
 
-    /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three milliseconds, at most eight datagrams. On a slow
-    /// link that is more than `budget`, and the rest waits here, behind whatever is urgent.
+    /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three
+    /// milliseconds, at most eight datagrams. On a slow link that is more than `budget`, and the
+    /// rest waits here, behind whatever is urgent.
     pub fn worthwhile(&self) -> usize {
-        self.connection.as_ref().map_or(0, |connection| connection.sender.worthwhile())
+        self.connection
+            .as_ref()
+            .map_or(0, |connection| connection.sender.worthwhile())
     }
 
-    /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes with the path.
+    /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes
+    /// with the path.
     pub fn segment_payload(&self) -> usize {
-        self.connection.as_ref().map_or(0, |connection| connection.sender.segment_payload())
+        self.connection
+            .as_ref()
+            .map_or(0, |connection| connection.sender.segment_payload())
     }
 
-    /// Bytes of an urgent payload that fit into one datagram now: fewer, because its parity must fit too.
+    /// Bytes of an urgent payload that fit into one datagram now: fewer, because its parity must
+    /// fit too.
     pub fn urgent_payload(&self) -> usize {
-        self.connection.as_ref().map_or(0, |connection| connection.sender.urgent_payload())
+        self.connection
+            .as_ref()
+            .map_or(0, |connection| connection.sender.urgent_payload())
     }
 
-    /// Takes a payload for delivery exactly once; urgent ones go before the others. It comes back if there is no connection, no
-    /// room for more unacknowledged payloads, or if it is empty or larger than both sides accept.
+    /// Takes a payload for delivery exactly once; urgent ones go before the others. It comes back
+    /// if there is no connection, no room for more unacknowledged payloads, or if it is empty or
+    /// larger than both sides accept.
     pub fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> Result<(), Vec<u8>> {
         let time = self.clock.read(now);
         let most = self.max_payload();
-        let Some(connection) = self.connection.as_mut().filter(|_| !self.closing && payload.len() <= most) else {
+        let Some(connection) = self
+            .connection
+            .as_mut()
+            .filter(|_| !self.closing && payload.len() <= most)
+        else {
             return Err(payload);
         };
         let bytes = payload.len() as u64;
@@ -375,13 +458,19 @@ impl Mover {
     }
 
     fn max_payload(&self) -> usize {
-        let peer = self.connection.as_ref().map_or(0, |connection| connection.peer().max_payload as usize);
+        let peer = self
+            .connection
+            .as_ref()
+            .map_or(0, |connection| connection.peer().max_payload as usize);
         self.config.max_payload.min(peer)
     }
 
-    /// A spare buffer, to be filled again: its length and content are arbitrary. New and empty if there is none.
+    /// A spare buffer, to be filled again: its length and content are arbitrary. New and empty if
+    /// there is none.
     pub fn spare(&mut self) -> Vec<u8> {
-        self.connection.as_mut().map_or_else(Vec::new, |connection| connection.sender.spare())
+        self.connection
+            .as_mut()
+            .map_or_else(Vec::new, |connection| connection.sender.spare())
     }
 
     /// Takes back the buffer of a received payload, so that the next ones need no new memory.
@@ -403,7 +492,8 @@ impl Mover {
         self.connection.as_mut()?.receiver.poll_payload()
     }
 
-    /// What happened, oldest first. Payloads polled after a `Connected { fresh: true }` are of the new connection.
+    /// What happened, oldest first. Payloads polled after a `Connected { fresh: true }` are of the
+    /// new connection.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
@@ -413,7 +503,8 @@ impl Mover {
         self.closing = true;
     }
 
-    /// A connection is needed: the peer is called until it answers. For a mover on demand; others call by themselves.
+    /// A connection is needed: the peer is called until it answers. For a mover on demand; others
+    /// call by themselves.
     pub fn connect(&mut self, now: Instant) {
         self.wanted = true;
         if self.connection.is_none()
@@ -424,7 +515,8 @@ impl Mover {
         }
     }
 
-    /// The connection is no longer needed: a mover on demand says goodbye with the next `poll_transmit` and rests, which its event tells.
+    /// The connection is no longer needed: a mover on demand says goodbye with the next
+    /// `poll_transmit` and rests, which its event tells.
     pub fn disconnect(&mut self) {
         if self.config.on_demand && self.connection.is_some() {
             self.leaving = true;
@@ -436,7 +528,8 @@ impl Mover {
         self.leaving
     }
 
-    /// The peer has sent what makes no sense above: the session is given up, as if the peer were dead, and connected anew.
+    /// The peer has sent what makes no sense above: the session is given up, as if the peer were
+    /// dead, and connected anew.
     pub fn give_up(&mut self, now: Instant) {
         if self.connection.is_some() {
             self.die(Reason::Broken, now);
@@ -445,35 +538,54 @@ impl Mover {
 
     /// What the link takes as far as known, bytes per second.
     pub fn rate(&self) -> u64 {
-        self.connection.as_ref().map_or(0, |connection| connection.sender.rate())
+        self.connection
+            .as_ref()
+            .map_or(0, |connection| connection.sender.rate())
     }
 
     /// Connected, and heard within `silent_after`.
     pub fn is_up(&self) -> bool {
         !self.closing
             && !self.leaving
-            && self.connection.as_ref().is_some_and(|connection| !connection.liveness.is_silent())
+            && self
+                .connection
+                .as_ref()
+                .is_some_and(|connection| !connection.liveness.is_silent())
     }
 
     /// Smoothed round trip.
     pub fn rtt(&self) -> Option<Duration> {
-        self.connection.as_ref()?.sender.rtt().smoothed().map(Duration::from_nanos)
+        self.connection
+            .as_ref()?
+            .sender
+            .rtt()
+            .smoothed()
+            .map(Duration::from_nanos)
     }
 
     /// Shortest round trip.
     pub fn min_rtt(&self) -> Option<Duration> {
-        self.connection.as_ref()?.sender.rtt().minimum().map(Duration::from_nanos)
+        self.connection
+            .as_ref()?
+            .sender
+            .rtt()
+            .minimum()
+            .map(Duration::from_nanos)
     }
 
-    /// Bytes held now, as they are allocated: payloads that are not acknowledged by the peer, or received and not whole or not fetched, the records of datagrams
-    /// on their way, what parity keeps, and spare buffers. Beside it a connection has about 0.6 MB of tables of fixed size.
+    /// Bytes held now, as they are allocated: payloads that are not acknowledged by the peer, or
+    /// received and not whole or not fetched, the records of datagrams on their way, what parity
+    /// keeps, and spare buffers. Beside it a connection has about 0.6 MB of tables of fixed size.
     pub fn memory(&self) -> usize {
-        self.connection.as_ref().map_or(0, |connection| connection.sender.held() + connection.receiver.held())
+        self.connection.as_ref().map_or(0, |connection| {
+            connection.sender.held() + connection.receiver.held()
+        })
     }
 
-    /// Holds payloads of about `bytes` from now on: half of them, a quarter for each direction, for what repairs and gaps need;
-    /// the rest is the caller's. Never less than [`Limits::LEAST_MEMORY`] each, never more than the limits of the configuration.
-    /// What is held already stays.
+    /// Holds payloads of about `bytes` from now on: half of them, a quarter for each direction, for
+    /// what repairs and gaps need; the rest is the caller's. Never less than
+    /// [`Limits::LEAST_MEMORY`] each, never more than the limits of the configuration. What is held
+    /// already stays.
     pub fn set_memory(&mut self, bytes: usize) {
         self.memory = bytes;
         self.apply_memory();
@@ -484,21 +596,32 @@ impl Mover {
         let limits = &self.config.limits;
         if let Some(connection) = &mut self.connection {
             connection.sender.set_limit(share.min(limits.send_bytes));
-            connection.receiver.set_limit(share.min(limits.reassembly_bytes));
+            connection
+                .receiver
+                .set_limit(share.min(limits.reassembly_bytes));
         }
     }
 
-    /// What is known of the path: to be given to the next mover of this peer as [`Config::path`]. Of what is known now and what is remembered,
-    /// the wider one, as long as it is the same path: an idle connection learns little.
+    /// What is known of the path: to be given to the next mover of this peer as [`Config::path`].
+    /// Of what is known now and what is remembered, the wider one, as long as it is the same path:
+    /// an idle connection learns little.
     pub fn path(&self, now: Instant) -> Option<Path> {
         let time = self.clock.read(now);
-        let remembered = self
-            .remembered
-            .map(|(path, at)| Path { age: path.age + Duration::from_nanos(time.saturating_sub(at)), ..path });
-        let known = self.connection.as_ref().and_then(|connection| connection.sender.path());
+        let remembered = self.remembered.map(|(path, at)| Path {
+            age: path.age + Duration::from_nanos(time.saturating_sub(at)),
+            ..path
+        });
+        let known = self
+            .connection
+            .as_ref()
+            .and_then(|connection| connection.sender.path());
         match (known, remembered) {
             (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {
-                Some(if known.bandwidth >= remembered.bandwidth / 2 { known } else { remembered })
+                Some(if known.bandwidth >= remembered.bandwidth / 2 {
+                    known
+                } else {
+                    remembered
+                })
             }
             (Some(known), _) => Some(known),
             (None, remembered) => remembered.filter(|path| path.age <= Path::LONGEST_AGE),
@@ -538,7 +661,8 @@ impl Mover {
         }
     }
 
-    // --- connecting ------------------------------------------------------------------------------------------------------
+    // --- connecting
+    // ---------------------------------------------------------------------------------------------
 
     /// Whether there was one.
     fn take_established(&mut self, now: Instant) -> bool {
@@ -552,14 +676,21 @@ impl Mover {
 
     fn on_established(&mut self, established: Established, now: Instant) {
         let time = self.clock.read(now);
-        let records = (Params::parse(&established.peer_params), Params::parse(&established.own_params));
+        let records = (
+            Params::parse(&established.peer_params),
+            Params::parse(&established.own_params),
+        );
         let (Some(peer), Some(own)) = records else {
             self.stats.subfields_malformed += 1;
             return;
         };
-        // Both sides decide by the two records of this attempt, so they decide alike: go on only if each named the other.
+        // Both sides decide by the two records of this attempt, so they decide alike: go on only if
+        // each named the other.
         let goes_on = peer.other == self.instance && own.other == peer.instance;
-        let known = self.connection.as_mut().filter(|connection| connection.peer().instance == peer.instance);
+        let known = self
+            .connection
+            .as_mut()
+            .filter(|connection| connection.peer().instance == peer.instance);
         if goes_on && let Some(connection) = known {
             let ended_silence = connection.rekey(established, time);
             self.tell_connected(false);
@@ -569,7 +700,8 @@ impl Mover {
             return;
         }
         if goes_on {
-            // The peer goes on with what we have given up since the attempt began: let it hear nothing, and say so anew.
+            // The peer goes on with what we have given up since the attempt began: let it hear
+            // nothing, and say so anew.
             self.stats.sessions_stale += 1;
             self.connect_anew(now);
             return;
@@ -579,16 +711,32 @@ impl Mover {
             self.tell(Event::Restarted);
         }
         self.config.path = self.path(now);
-        let Established { session, remote, .. } = established;
-        self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
+        let Established {
+            session, remote, ..
+        } = established;
+        self.connection = Some(Connection::new(
+            &self.config,
+            self.first_physical,
+            peer,
+            session,
+            remote,
+            time,
+        ));
         self.apply_memory();
         self.set_params();
         self.tell_connected(true);
     }
 
     fn tell_connected(&mut self, fresh: bool) {
-        let initial_credit = self.connection.as_ref().map_or(0, |connection| connection.peer().initial_credit);
-        self.tell(Event::Connected { fresh, initial_credit, max_payload: self.max_payload() });
+        let initial_credit = self
+            .connection
+            .as_ref()
+            .map_or(0, |connection| connection.peer().initial_credit);
+        self.tell(Event::Connected {
+            fresh,
+            initial_credit,
+            max_payload: self.max_payload(),
+        });
     }
 
     fn die(&mut self, reason: Reason, now: Instant) {
@@ -599,7 +747,8 @@ impl Mover {
         self.connect_anew(now);
     }
 
-    /// Attempts under way carry what we knew before; they must not be completed by what we have forgotten.
+    /// Attempts under way carry what we knew before; they must not be completed by what we have
+    /// forgotten.
     fn connect_anew(&mut self, now: Instant) {
         self.handshake.stop();
         self.set_params();
@@ -611,7 +760,10 @@ impl Mover {
     fn set_params(&mut self) {
         let params = Params {
             instance: self.instance,
-            other: self.connection.as_ref().map_or(0, |connection| connection.peer().instance),
+            other: self
+                .connection
+                .as_ref()
+                .map_or(0, |connection| connection.peer().instance),
             max_payload: self.config.max_payload as u32,
             initial_credit: self.config.initial_credit,
         };
@@ -646,7 +798,10 @@ impl Mover {
     ) -> Option<(SocketAddr, Vec<u8>)> {
         let time = self.clock.read(now);
         let connection = self.connection.as_mut()?;
-        Some((connection.remote(), connection.forge(skip, plain, (now, time))))
+        Some((
+            connection.remote(),
+            connection.forge(skip, plain, (now, time)),
+        ))
     }
 
     pub(crate) fn install(
@@ -664,7 +819,14 @@ impl Mover {
             initial_credit: 0,
         };
         self.handshake.stop();
-        self.connection = Some(Connection::new(&self.config, self.first_physical, peer, session, remote, time));
+        self.connection = Some(Connection::new(
+            &self.config,
+            self.first_physical,
+            peer,
+            session,
+            remote,
+            time,
+        ));
         self.tell_connected(true);
     }
 }

@@ -1,19 +1,22 @@
 //! The largest datagram that the path carries (after RFC 8899).
 //!
-//! Starts from a size that every path carries, asks with padded probes, and falls back when large datagrams vanish while
-//! small ones pass. `send` asks for the size and reports what became of probes and of large datagrams; the link reports what
-//! the kernel refused. Sizes are bytes of UDP payload.
+//! Starts from a size that every path carries, asks with padded probes, and falls back when large
+//! datagrams vanish while small ones pass. `send` asks for the size and reports what became of
+//! probes and of large datagrams; the link reports what the kernel refused. Sizes are bytes of UDP
+//! payload.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::timer::{Nanos, SECOND};
 
-/// Every path carries it (RFC 8200's 1,280 less IPv6 and UDP headers, rounded down; RFC 9000's initial size).
+/// Every path carries it (RFC 8200's 1,280 less IPv6 and UDP headers, rounded down; RFC 9000's
+/// initial size).
 pub(crate) const BASE: usize = 1_200;
 /// Below this the headers would outweigh the payload; a configured segment is raised to it.
 const SMALLEST: usize = 256;
-/// What is asked for over IPv4: inside tunnels, PPPoE, Ethernet, jumbo frames of two kinds. Four of the largest still make one batch of
-/// 64 kB, which is the kernel's limit for what one call hands over; above that a loss costs more than the headers saved.
+/// What is asked for over IPv4: inside tunnels, PPPoE, Ethernet, jumbo frames of two kinds. Four of
+/// the largest still make one batch of 64 kB, which is the kernel's limit for what one call hands
+/// over; above that a loss costs more than the headers saved.
 const SIZES_V4: [usize; 5] = [1_400, 1_452, 1_472, 8_952, 16_356];
 /// The same over IPv6, whose header is 20 bytes longer.
 const SIZES_V6: [usize; 5] = [1_380, 1_432, 1_452, 8_932, 16_336];
@@ -25,7 +28,8 @@ const TRIES: u32 = 3;
 const RAISE_AFTER: Nanos = 600 * SECOND;
 /// When the search starts again after a black hole.
 const RETRY_AFTER: Nanos = 2 * SECOND;
-/// Rounds of lost large datagrams without any that passed, while small ones did: the path has become narrower.
+/// Rounds of lost large datagrams without any that passed, while small ones did: the path has
+/// become narrower.
 const BLACK_HOLE_ROUNDS: u32 = 3;
 
 /// Bytes of IP and UDP headers in front of a datagram to this address.
@@ -153,14 +157,28 @@ impl Mtu {
             self.next_probe = Some(now);
         }
         if self.current >= size {
-            // The base may be refused too, by an interface of less than 1,280: then half of what was refused.
-            self.fall_to(if size > BASE { BASE } else { (size / 2).max(SMALLEST) }, now);
+            // The base may be refused too, by an interface of less than 1,280: then half of what
+            // was refused.
+            self.fall_to(
+                if size > BASE {
+                    BASE
+                } else {
+                    (size / 2).max(SMALLEST)
+                },
+                now,
+            );
         }
     }
 
-    /// One acknowledgement's news: were datagrams larger than the base lost, did any arrive, did smaller ones arrive?
-    /// True if this shows a black hole; the size has then fallen.
-    pub(crate) fn on_news(&mut self, large_lost: bool, large_arrived: bool, small_arrived: bool, now: Nanos) -> bool {
+    /// One acknowledgement's news: were datagrams larger than the base lost, did any arrive, did
+    /// smaller ones arrive? True if this shows a black hole; the size has then fallen.
+    pub(crate) fn on_news(
+        &mut self,
+        large_lost: bool,
+        large_arrived: bool,
+        small_arrived: bool,
+        now: Nanos,
+    ) -> bool {
         if self.current <= BASE || large_arrived {
             self.black_hole = 0;
             return false;
@@ -188,7 +206,10 @@ impl Mtu {
     pub(crate) fn on_new_path(&mut self, to: SocketAddr, now: Nanos) {
         let falls = self.falls;
         let segment = self.fixed.map(|fixed| fixed as u16);
-        *self = Mtu { falls, ..Mtu::new(segment, to, now) };
+        *self = Mtu {
+            falls,
+            ..Mtu::new(segment, to, now)
+        };
     }
 }
 
@@ -196,12 +217,17 @@ impl Mtu {
 mod tests {
     use super::*;
 
-    /// Lets the search run on a path that carries `path` bytes, each probe of a fitting size arriving.
+    /// Lets the search run on a path that carries `path` bytes, each probe of a fitting size
+    /// arriving.
     fn search(mtu: &mut Mtu, path: usize, now: Nanos) -> u32 {
         let mut probes = 0;
         while let Some(size) = mtu.poll_probe(now) {
             probes += 1;
-            if size <= path { mtu.on_probe_acked(size, now) } else { mtu.on_probe_lost(size, now) }
+            if size <= path {
+                mtu.on_probe_acked(size, now)
+            } else {
+                mtu.on_probe_lost(size, now)
+            }
         }
         probes
     }
@@ -236,8 +262,14 @@ mod tests {
         search(&mut mtu, 1_472, 0);
         assert!(!mtu.on_news(true, false, true, 1));
         assert!(!mtu.on_news(true, false, true, 2));
-        assert!(!mtu.on_news(true, true, true, 3), "a large one came through");
-        assert!(!mtu.on_news(true, false, false, 4), "nothing came: an outage");
+        assert!(
+            !mtu.on_news(true, true, true, 3),
+            "a large one came through"
+        );
+        assert!(
+            !mtu.on_news(true, false, false, 4),
+            "nothing came: an outage"
+        );
         assert!((0..3).any(|at| mtu.on_news(true, false, true, 5 + at)));
         assert_eq!((mtu.current(), mtu.falls()), (BASE, 1));
         assert!(mtu.poll_probe(6).is_none());

@@ -1,9 +1,10 @@
 //! Spreads datagrams over time: quanta of at most one millisecond, paid for afterwards.
 //!
-//! `send` asks how much may leave now and says what left; the rate comes from the congestion control. The bucket holds
-//! wire bytes. It may go into debt by one batch, so that a batch leaves whole, and holds at most two batches' or two
-//! milliseconds' credit, so that a rest is not followed by a burst. Fast links are woken for a whole quantum of several
-//! batches: a wake-up costs more than a system call, and the queue that it makes is still one millisecond.
+//! `send` asks how much may leave now and says what left; the rate comes from the congestion
+//! control. The bucket holds wire bytes. It may go into debt by one batch, so that a batch leaves
+//! whole, and holds at most two batches' or two milliseconds' credit, so that a rest is not
+//! followed by a burst. Fast links are woken for a whole quantum of several batches: a wake-up
+//! costs more than a system call, and the queue that it makes is still one millisecond.
 
 use crate::config::Limits;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
@@ -17,25 +18,34 @@ pub(crate) struct Pacer {
     rate: u64,
     /// Wire bytes of one full datagram.
     datagram: u64,
-    /// Wire bytes that may leave, in parts of one byte per second of rate: bytes times nanoseconds per second.
+    /// Wire bytes that may leave, in parts of one byte per second of rate: bytes times nanoseconds
+    /// per second.
     credit: i128,
     at: Nanos,
 }
 
 impl Pacer {
     pub(crate) fn new(rate: u64, datagram: usize, now: Nanos) -> Pacer {
-        let mut pacer = Pacer { rate: rate.max(1), datagram: datagram as u64, credit: 0, at: now };
+        let mut pacer = Pacer {
+            rate: rate.max(1),
+            datagram: datagram as u64,
+            credit: 0,
+            at: now,
+        };
         pacer.credit = i128::from(pacer.batch()) * i128::from(SECOND);
         pacer
     }
 
     /// Wire bytes of one batch.
     pub(crate) fn batch(&self) -> u64 {
-        (self.rate / 1_000).min(Limits::BATCH_BYTES as u64).max(BATCH_DATAGRAMS * self.datagram)
+        (self.rate / 1_000)
+            .min(Limits::BATCH_BYTES as u64)
+            .max(BATCH_DATAGRAMS * self.datagram)
     }
 
     fn most_credit(&self) -> i128 {
-        // A busy lane may come late by a millisecond after the quantum; what it missed then is not idleness.
+        // A busy lane may come late by a millisecond after the quantum; what it missed then is not
+        // idleness.
         i128::from((2 * self.batch()).max(self.rate / 500)) * i128::from(SECOND)
     }
 
@@ -66,7 +76,8 @@ impl Pacer {
         if credit < 0 {
             return 0;
         }
-        // With the one batch of debt that is allowed, at most two leave at once; more only for a late lane.
+        // With the one batch of debt that is allowed, at most two leave at once; more only for a
+        // late lane.
         let credit = (credit / i128::from(SECOND)) as u64;
         (credit + self.batch()).min((2 * self.batch()).max(credit))
     }
@@ -74,9 +85,14 @@ impl Pacer {
     /// When it is worth asking for an `allowance` again: a quantum may leave. May lie in the past.
     pub(crate) fn release(&self) -> Nanos {
         // One batch of the quantum is on credit.
-        let quantum = i128::from((self.rate / 1_000).saturating_sub(self.batch())) * i128::from(SECOND);
-        let wait = (quantum - self.credit).max(0).unsigned_abs().div_ceil(u128::from(self.rate));
-        self.at.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
+        let quantum =
+            i128::from((self.rate / 1_000).saturating_sub(self.batch())) * i128::from(SECOND);
+        let wait = (quantum - self.credit)
+            .max(0)
+            .unsigned_abs()
+            .div_ceil(u128::from(self.rate));
+        self.at
+            .saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 
     /// Nothing left for so long that the bucket is full: the sender has less to send than it may.
@@ -89,8 +105,8 @@ impl Pacer {
         self.credit = self.credit_at(now) - i128::from(bytes) * i128::from(SECOND);
         self.at = self.at.max(now);
         // Probes and acknowledgements leave without asking; they may not silence the data for long.
-        let floor =
-            -i128::from(self.rate) * i128::from(50 * MILLISECOND) - i128::from(4 * self.batch()) * i128::from(SECOND);
+        let floor = -i128::from(self.rate) * i128::from(50 * MILLISECOND)
+            - i128::from(4 * self.batch()) * i128::from(SECOND);
         self.credit = self.credit.max(floor);
     }
 }
@@ -123,7 +139,10 @@ mod tests {
             for step in [1_000, 100_000, 900_000] {
                 let sent = sent_in_a_second(rate, step);
                 let burst = 4 * 64_500.min((rate / 1_000).max(3_000));
-                assert!(sent <= rate + burst && sent + burst >= rate * 99 / 100, "{sent} at {rate}, step {step}");
+                assert!(
+                    sent <= rate + burst && sent + burst >= rate * 99 / 100,
+                    "{sent} at {rate}, step {step}"
+                );
             }
         }
     }

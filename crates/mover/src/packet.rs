@@ -1,7 +1,8 @@
-//! The sealed part of a session datagram: a sequence of subfields (`docs/wire.md`, section 3; claims 21-23).
+//! The sealed part of a session datagram: a sequence of subfields (`docs/wire.md`, section 3;
+//! claims 21-23).
 //!
-//! Takes plain bytes from the crypto and gives typed subfields to the receiver and the sender, and the other way round. Pure
-//! parsing: whatever the bytes are, the answer is a subfield or an error.
+//! Takes plain bytes from the crypto and gives typed subfields to the receiver and the sender, and
+//! the other way round. Pure parsing: whatever the bytes are, the answer is a subfield or an error.
 
 use crate::error::ParseError;
 use crate::seq;
@@ -43,7 +44,8 @@ pub(crate) enum Subfield<'a> {
     Parity(Parity<'a>),
 }
 
-/// One segment of one payload (claim 22). The physical number is the datagram's and was compared by the parser.
+/// One segment of one payload (claim 22). The physical number is the datagram's and was compared by
+/// the parser.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Data<'a> {
     pub(crate) at_once: bool,
@@ -68,7 +70,8 @@ pub(crate) struct Ack<'a> {
     pub(crate) words: &'a [u8],
 }
 
-/// One parity row over protected datagrams (`fec`): their numbers, the row of the code, the coded bytes.
+/// One parity row over protected datagrams (`fec`): their numbers, the row of the code, the coded
+/// bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Parity<'a> {
     pub(crate) row: u8,
@@ -86,7 +89,9 @@ impl Parity<'_> {
     }
 
     pub(crate) fn emit(&self, out: &mut Vec<u8>) {
-        debug_assert!(self.length() <= usize::from(u16::MAX) && self.gaps.len() <= usize::from(u8::MAX));
+        debug_assert!(
+            self.length() <= usize::from(u16::MAX) && self.gaps.len() <= usize::from(u8::MAX)
+        );
         out.extend_from_slice(&(self.length() as u16).to_be_bytes());
         out.extend_from_slice(&[PARITY_TYPE, self.row]);
         out.extend_from_slice(&self.first.to_be_bytes());
@@ -106,7 +111,11 @@ pub(crate) struct Subfields<'a> {
 impl<'a> Subfields<'a> {
     /// `physical`: the datagram's number; `max_payload`: the largest payload that we accept.
     pub(crate) fn new(plain: &'a [u8], physical: u64, max_payload: usize) -> Subfields<'a> {
-        Subfields { rest: plain, physical: seq::low(physical), max_payload }
+        Subfields {
+            rest: plain,
+            physical: seq::low(physical),
+            max_payload,
+        }
     }
 
     fn parse(&mut self) -> Result<Subfield<'a>, ParseError> {
@@ -127,7 +136,9 @@ impl<'a> Subfields<'a> {
             ACK_TYPE => parse_ack(subfield),
             PING_TYPE => Ok(Subfield::Ping),
             CLOSE_TYPE if length < CLOSE => Err(ParseError::Length { kind, length }),
-            CLOSE_TYPE => Ok(Subfield::Close { reason: subfield[PREFIX] }),
+            CLOSE_TYPE => Ok(Subfield::Close {
+                reason: subfield[PREFIX],
+            }),
             PARITY_TYPE => parse_parity(subfield),
             other => Err(ParseError::Kind(other)),
         }
@@ -135,7 +146,10 @@ impl<'a> Subfields<'a> {
 
     fn parse_data(&self, subfield: &'a [u8]) -> Result<Subfield<'a>, ParseError> {
         if subfield.len() < DATA_HEADER {
-            return Err(ParseError::Length { kind: DATA_TYPE, length: subfield.len() });
+            return Err(ParseError::Length {
+                kind: DATA_TYPE,
+                length: subfield.len(),
+            });
         }
         if word(subfield, 8) != self.physical {
             return Err(ParseError::Physical);
@@ -143,10 +157,24 @@ impl<'a> Subfields<'a> {
         let (offset, size) = (triple(subfield, 12), triple(subfield, 15));
         let segment = &subfield[DATA_HEADER..];
         if segment.is_empty() || size > self.max_payload || offset + segment.len() > size {
-            return Err(ParseError::Segment { offset, length: segment.len(), size });
+            return Err(ParseError::Segment {
+                offset,
+                length: segment.len(),
+                size,
+            });
         }
-        let (at_once, protected) = (subfield[3] & FLAG_AT_ONCE != 0, subfield[3] & FLAG_PROTECTED != 0);
-        Ok(Subfield::Data(Data { at_once, protected, logical: word(subfield, 4), offset, size, segment }))
+        let (at_once, protected) = (
+            subfield[3] & FLAG_AT_ONCE != 0,
+            subfield[3] & FLAG_PROTECTED != 0,
+        );
+        Ok(Subfield::Data(Data {
+            at_once,
+            protected,
+            logical: word(subfield, 4),
+            offset,
+            size,
+            segment,
+        }))
     }
 }
 
@@ -167,7 +195,10 @@ impl<'a> Iterator for Subfields<'a> {
 
 fn parse_ack(subfield: &[u8]) -> Result<Subfield<'_>, ParseError> {
     if subfield.len() < ACK_HEADER {
-        return Err(ParseError::Length { kind: ACK_TYPE, length: subfield.len() });
+        return Err(ParseError::Length {
+            kind: ACK_TYPE,
+            length: subfield.len(),
+        });
     }
     Ok(Subfield::Ack(Ack {
         highest_sent: word(subfield, 4),
@@ -181,13 +212,23 @@ fn parse_ack(subfield: &[u8]) -> Result<Subfield<'_>, ParseError> {
 }
 
 fn parse_parity(subfield: &[u8]) -> Result<Subfield<'_>, ParseError> {
-    let wrong = ParseError::Length { kind: PARITY_TYPE, length: subfield.len() };
+    let wrong = ParseError::Length {
+        kind: PARITY_TYPE,
+        length: subfield.len(),
+    };
     if subfield.len() < PARITY_HEADER {
         return Err(wrong);
     }
     let rest = &subfield[PARITY_HEADER..];
-    let (gaps, bytes) = rest.split_at_checked(usize::from(subfield[8])).ok_or(wrong)?;
-    Ok(Subfield::Parity(Parity { row: subfield[3], first: word(subfield, 4), gaps, bytes }))
+    let (gaps, bytes) = rest
+        .split_at_checked(usize::from(subfield[8]))
+        .ok_or(wrong)?;
+    Ok(Subfield::Parity(Parity {
+        row: subfield[3],
+        first: word(subfield, 4),
+        gaps,
+        bytes,
+    }))
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -205,7 +246,8 @@ pub(crate) fn emit_data(out: &mut Vec<u8>, data: &Data<'_>, physical: u64) {
     let mut header = [0; DATA_HEADER];
     header[..2].copy_from_slice(&(length as u16).to_be_bytes());
     header[2] = DATA_TYPE;
-    header[3] = if data.at_once { FLAG_AT_ONCE } else { 0 } | if data.protected { FLAG_PROTECTED } else { 0 };
+    header[3] = if data.at_once { FLAG_AT_ONCE } else { 0 }
+        | if data.protected { FLAG_PROTECTED } else { 0 };
     header[4..8].copy_from_slice(&data.logical.to_be_bytes());
     header[8..12].copy_from_slice(&seq::low(physical).to_be_bytes());
     header[12..15].copy_from_slice(&(data.offset as u32).to_be_bytes()[1..]);
@@ -214,7 +256,8 @@ pub(crate) fn emit_data(out: &mut Vec<u8>, data: &Data<'_>, physical: u64) {
     out.extend_from_slice(data.segment);
 }
 
-/// Appends an acknowledgement subfield; `words` writes the flags behind the fixed part, which then gets its length.
+/// Appends an acknowledgement subfield; `words` writes the flags behind the fixed part, which then
+/// gets its length.
 pub(crate) fn emit_ack(out: &mut Vec<u8>, ack: &Ack<'_>, words: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0, 0, ACK_TYPE, 0]);
@@ -273,8 +316,20 @@ mod tests {
             let offset = dice.usize(0..200_000);
             let size = offset + segment.len() + dice.usize(0..20_000);
             let (at_once, protected) = (dice.bool(), dice.bool());
-            let data = Data { at_once, protected, logical: dice.u32(..), offset, size, segment: &segment };
-            let parity = Parity { row: dice.u8(..), first: dice.u32(..), gaps: &words, bytes: &segment };
+            let data = Data {
+                at_once,
+                protected,
+                logical: dice.u32(..),
+                offset,
+                size,
+                segment: &segment,
+            };
+            let parity = Parity {
+                row: dice.u8(..),
+                first: dice.u32(..),
+                gaps: &words,
+                bytes: &segment,
+            };
             let ack = Ack {
                 highest_sent: dice.u32(..),
                 floor: dice.u32(..),
@@ -311,13 +366,17 @@ mod tests {
         for _ in 0..50_000 {
             let mut bytes: Vec<u8> = (0..dice.usize(0..80)).map(|_| dice.u8(..)).collect();
             if dice.bool() && bytes.len() > 3 {
-                // Likely lengths and types, so that the parser gets further than the first comparison.
+                // Likely lengths and types, so that the parser gets further than the first
+                // comparison.
                 bytes[0] = 0;
                 bytes[1] = dice.u8(0..80);
                 bytes[2] = dice.u8(0..7);
             }
             let parsed = all(&bytes, u64::from(dice.u32(..)));
-            assert!(parsed.iter().rev().skip(1).all(Result::is_ok), "nothing follows an error");
+            assert!(
+                parsed.iter().rev().skip(1).all(Result::is_ok),
+                "nothing follows an error"
+            );
             assert!(parsed.len() <= bytes.len() / PREFIX + 1);
         }
     }
@@ -327,12 +386,29 @@ mod tests {
         let mut out = Vec::new();
         emit_data(
             &mut out,
-            &Data { at_once: false, protected: false, logical: 1, offset: 10, size: 20, segment: &[7; 10] },
+            &Data {
+                at_once: false,
+                protected: false,
+                logical: 1,
+                offset: 10,
+                size: 20,
+                segment: &[7; 10],
+            },
             5,
         );
         out[17] = 19;
-        assert_eq!(all(&out, 5), [Err(ParseError::Segment { offset: 10, length: 10, size: 19 })]);
+        assert_eq!(
+            all(&out, 5),
+            [Err(ParseError::Segment {
+                offset: 10,
+                length: 10,
+                size: 19
+            })]
+        );
         out[15] = 0xff;
-        assert!(matches!(all(&out, 5)[0], Err(ParseError::Segment { .. })), "larger than we accept");
+        assert!(
+            matches!(all(&out, 5)[0], Err(ParseError::Segment { .. })),
+            "larger than we accept"
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 const VERSION: u8 = 1;
 const LENGTH: usize = 25;
-/// The smallest `max_payload` that a record may name: a payload fills at least one small datagram, and the packet driver has room for its
-/// headers.
+/// The smallest `max_payload` that a record may name: a payload fills at least one small datagram,
+/// and the packet driver has room for its headers.
 pub(crate) const MIN_PAYLOAD: u32 = 1_200;
 
 /// What one side says about itself in the handshake.
@@ -27,15 +27,32 @@ impl Params {
         out
     }
 
-    /// `None` for a record of another version or length, of the instance 0, which means "none", or of payloads too small
-    /// to work with.
+    /// `None` for a record of another version or length, of the instance 0, which means "none", or
+    /// of payloads too small to work with.
     pub(crate) fn parse(record: &[u8]) -> Option<Params> {
         if record.len() != LENGTH || record[0] != VERSION {
             return None;
         }
-        let eight = |at: usize| u64::from_be_bytes(record[at..at + 8].try_into().expect("the length was compared"));
-        let four = |at: usize| u32::from_be_bytes(record[at..at + 4].try_into().expect("the length was compared"));
-        let params = Params { instance: eight(1), other: eight(9), max_payload: four(17), initial_credit: four(21) };
+        let eight = |at: usize| {
+            u64::from_be_bytes(
+                record[at..at + 8]
+                    .try_into()
+                    .expect("the length was compared"),
+            )
+        };
+        let four = |at: usize| {
+            u32::from_be_bytes(
+                record[at..at + 4]
+                    .try_into()
+                    .expect("the length was compared"),
+            )
+        };
+        let params = Params {
+            instance: eight(1),
+            other: eight(9),
+            max_payload: four(17),
+            initial_credit: four(21),
+        };
         (params.instance != 0 && params.max_payload >= MIN_PAYLOAD).then_some(params)
     }
 }
@@ -46,13 +63,36 @@ mod tests {
 
     #[test]
     fn what_is_emitted_is_parsed_again() {
-        let params = Params { instance: 1 << 60, other: 7, max_payload: 65_536, initial_credit: 1 };
+        let params = Params {
+            instance: 1 << 60,
+            other: 7,
+            max_payload: 65_536,
+            initial_credit: 1,
+        };
         let record = params.emit();
         assert_eq!(Params::parse(&record), Some(params));
         assert_eq!(Params::parse(&record[1..]), None);
-        assert_eq!(Params::parse(&Params { instance: 0, ..params }.emit()), None);
-        for (max_payload, good) in [(0, false), (127, false), (1_199, false), (1_200, true), (u32::MAX, true)] {
-            let params = Params { max_payload, ..params };
+        assert_eq!(
+            Params::parse(
+                &Params {
+                    instance: 0,
+                    ..params
+                }
+                .emit()
+            ),
+            None
+        );
+        for (max_payload, good) in [
+            (0, false),
+            (127, false),
+            (1_199, false),
+            (1_200, true),
+            (u32::MAX, true),
+        ] {
+            let params = Params {
+                max_payload,
+                ..params
+            };
             assert_eq!(Params::parse(&params.emit()), good.then_some(params));
         }
         for at in 0..record.len() {

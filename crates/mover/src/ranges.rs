@@ -53,8 +53,14 @@ impl Ranges {
         let mut merged = (start, end);
         let mut merge = |range: (u32, u32)| merged = (merged.0.min(range.0), merged.1.max(range.1));
         let from = self.rest.partition_point(|range| range.1 < start);
-        let until = from + self.rest[from..].iter().take_while(|range| touches(range)).count();
-        self.rest[from..until].iter().for_each(|range| merge(*range));
+        let until = from
+            + self.rest[from..]
+                .iter()
+                .take_while(|range| touches(range))
+                .count();
+        self.rest[from..until]
+            .iter()
+            .for_each(|range| merge(*range));
         if touches(&self.first) {
             merge(self.first);
             self.first = merged;
@@ -102,11 +108,14 @@ impl Ranges {
         usize::from(self.first.0 != self.first.1) + self.rest.len()
     }
 
-    /// Whether a range would be a piece of its own, which touches no other. Not to be asked of one whose bytes are there.
+    /// Whether a range would be a piece of its own, which touches no other. Not to be asked of one
+    /// whose bytes are there.
     pub(crate) fn is_apart(&self, start: u32, end: u32) -> bool {
         let at = self.rest.partition_point(|range| range.1 < start);
         let touches = |range: &(u32, u32)| range.1 >= start && range.0 <= end;
-        self.first.0 != self.first.1 && !touches(&self.first) && !self.rest.get(at).is_some_and(touches)
+        self.first.0 != self.first.1
+            && !touches(&self.first)
+            && !self.rest.get(at).is_some_and(touches)
     }
 
     /// Bytes that the pieces take beside the first.
@@ -116,7 +125,11 @@ impl Ranges {
 
     /// Bytes that one more piece would take beyond those at most.
     pub(crate) fn growth(&self) -> usize {
-        if self.rest.len() < self.rest.capacity() { 0 } else { self.held().max(4 * size_of::<(u32, u32)>()) }
+        if self.rest.len() < self.rest.capacity() {
+            0
+        } else {
+            self.held().max(4 * size_of::<(u32, u32)>())
+        }
     }
 }
 
@@ -135,7 +148,11 @@ mod tests {
                 let start = dice.u32(0..size);
                 let end = dice.u32(start + 1..=size.min(start + 40));
                 let slice = &mut map[start as usize..end as usize];
-                assert_eq!(ranges.covers(start, end), slice.iter().all(|there| *there), "seed {seed}");
+                assert_eq!(
+                    ranges.covers(start, end),
+                    slice.iter().all(|there| *there),
+                    "seed {seed}"
+                );
                 let missing = slice.iter().position(|there| !there).map(|at| {
                     let length = slice[at..].iter().take_while(|there| !**there).count();
                     (start + at as u32, start + (at + length) as u32)
@@ -144,11 +161,17 @@ mod tests {
                 let (pieces, held, growth) = (ranges.pieces(), ranges.held(), ranges.growth());
                 let apart = missing.is_some() && ranges.is_apart(start, end);
                 assert_eq!(ranges.insert(start, end), missing.is_some(), "seed {seed}");
-                assert_eq!(apart, pieces > 0 && ranges.pieces() > pieces, "seed {seed}: {ranges:?}");
+                assert_eq!(
+                    apart,
+                    pieces > 0 && ranges.pieces() > pieces,
+                    "seed {seed}: {ranges:?}"
+                );
                 assert!(ranges.held() <= held + growth, "seed {seed}");
                 slice.fill(true);
-                let pieces =
-                    map.iter().zip(std::iter::once(&false).chain(&map)).filter(|(now, before)| **now && !**before);
+                let pieces = map
+                    .iter()
+                    .zip(std::iter::once(&false).chain(&map))
+                    .filter(|(now, before)| **now && !**before);
                 assert_eq!(ranges.pieces(), pieces.count(), "seed {seed}: {ranges:?}");
             }
             assert!(map.iter().all(|there| *there));

@@ -1,13 +1,17 @@
-//! How long a datagram and its acknowledgement take: smoothed, varying, shortest (RFC 9002, section 5, with changes).
+//! How long a datagram and its acknowledgement take: smoothed, varying, shortest (RFC 9002, section
+//! 5, with changes).
 
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// A sample within this part of the minimum confirms it, so a long path need not be emptied to measure it again.
+/// A sample within this part of the minimum confirms it, so a long path need not be emptied to
+/// measure it again.
 const NEAR_PART: u64 = 50;
 const NEAR_FLOOR: Nanos = MILLISECOND / 2;
-/// The shortest round trip is forgotten when nothing confirmed it for so long: the path has changed.
+/// The shortest round trip is forgotten when nothing confirmed it for so long: the path has
+/// changed.
 const MINIMUM_LIFE: Nanos = 30 * SECOND;
-/// Before the first sample: longer than a satellite hop, so that probes of a new session are rarely in vain.
+/// Before the first sample: longer than a satellite hop, so that probes of a new session are rarely
+/// in vain.
 pub(crate) const UNKNOWN: Nanos = SECOND;
 
 /// The round trip as known so far.
@@ -23,10 +27,15 @@ pub(crate) struct Rtt {
 }
 
 impl Rtt {
-    /// A datagram sent `elapsed` ago was acknowledged; the peer held the acknowledgement back for `delay`.
+    /// A datagram sent `elapsed` ago was acknowledged; the peer held the acknowledgement back for
+    /// `delay`.
     pub(crate) fn on_sample(&mut self, elapsed: Nanos, delay: Nanos, now: Nanos) {
         // A peer that claims to have waited longer than the whole round trip is not believed.
-        let adjusted = if delay < elapsed { elapsed - delay } else { elapsed.max(1) };
+        let adjusted = if delay < elapsed {
+            elapsed - delay
+        } else {
+            elapsed.max(1)
+        };
         self.on_minimum(adjusted, now);
         self.latest = adjusted;
         match self.smoothed {
@@ -47,12 +56,14 @@ impl Rtt {
             return;
         };
         if sample <= minimum + minimum / NEAR_PART + NEAR_FLOOR.min(minimum / 4) {
-            (self.minimum, self.minimum_at, self.next_minimum) = (Some(minimum.min(sample)), now, Nanos::MAX);
+            (self.minimum, self.minimum_at, self.next_minimum) =
+                (Some(minimum.min(sample)), now, Nanos::MAX);
             return;
         }
         self.next_minimum = self.next_minimum.min(sample);
         if now > self.minimum_at + MINIMUM_LIFE {
-            (self.minimum, self.minimum_at, self.next_minimum) = (Some(self.next_minimum), now, Nanos::MAX);
+            (self.minimum, self.minimum_at, self.next_minimum) =
+                (Some(self.next_minimum), now, Nanos::MAX);
         }
     }
 
@@ -83,9 +94,12 @@ impl Rtt {
         self.smoothed.unwrap_or(UNKNOWN).max(self.latest)
     }
 
-    /// How long to wait for an acknowledgement before asking for one, apart from the peer's own delay.
+    /// How long to wait for an acknowledgement before asking for one, apart from the peer's own
+    /// delay.
     pub(crate) fn probe_after(&self) -> Nanos {
-        self.smoothed.map_or(UNKNOWN, |smoothed| smoothed + (4 * self.varies).max(MILLISECOND))
+        self.smoothed.map_or(UNKNOWN, |smoothed| {
+            smoothed + (4 * self.varies).max(MILLISECOND)
+        })
     }
 }
 
@@ -101,7 +115,11 @@ mod tests {
         rtt.on_sample(120 * MILLISECOND, 20 * MILLISECOND, 1);
         assert_eq!(rtt.latest(), 100 * MILLISECOND);
         rtt.on_sample(110 * MILLISECOND, 50 * MILLISECOND, 2);
-        assert_eq!(rtt.minimum(), Some(60 * MILLISECOND), "a shorter path shows at once");
+        assert_eq!(
+            rtt.minimum(),
+            Some(60 * MILLISECOND),
+            "a shorter path shows at once"
+        );
     }
 
     #[test]
@@ -122,6 +140,9 @@ mod tests {
         for second in 0..100 {
             rtt.on_sample(605 * MILLISECOND, 0, second * SECOND);
         }
-        assert_eq!((rtt.minimum(), rtt.minimum_at()), (Some(600 * MILLISECOND), 99 * SECOND));
+        assert_eq!(
+            (rtt.minimum(), rtt.minimum_at()),
+            (Some(600 * MILLISECOND), 99 * SECOND)
+        );
     }
 }

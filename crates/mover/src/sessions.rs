@@ -36,13 +36,21 @@ struct Open {
 
 impl Open {
     fn new(session: Session, now: Nanos) -> Open {
-        Open { session, since: now, heard: false, until: None }
+        Open {
+            session,
+            since: now,
+            heard: false,
+            until: None,
+        }
     }
 }
 
 impl Sessions {
     pub(crate) fn new(session: Session, now: Nanos) -> Sessions {
-        Sessions { open: [Open::new(session, now)].into(), sealing: 0 }
+        Sessions {
+            open: [Open::new(session, now)].into(),
+            sealing: 0,
+        }
     }
 
     /// The same two instances have agreed on new keys, and we started it.
@@ -63,18 +71,30 @@ impl Sessions {
 
     /// The session that a datagram with this index is sealed for.
     pub(crate) fn find(&mut self, index: u32) -> Option<&mut Session> {
-        self.open.iter_mut().map(|open| &mut open.session).find(|session| session.local_index() == index)
+        self.open
+            .iter_mut()
+            .map(|open| &mut open.session)
+            .find(|session| session.local_index() == index)
     }
 
     /// The local indices of the sessions that open, the newest first.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.open.iter().rev().map(|open| open.session.local_index())
+        self.open
+            .iter()
+            .rev()
+            .map(|open| open.session.local_index())
     }
 
     /// A datagram with this index opened: the ones before go on opening until `until`. True the
     /// first time that this session is heard.
     pub(crate) fn on_opened(&mut self, index: u32, until: Nanos) -> bool {
-        let Some(at) = self.open.iter().position(|open| open.session.local_index() == index) else { return false };
+        let Some(at) = self
+            .open
+            .iter()
+            .position(|open| open.session.local_index() == index)
+        else {
+            return false;
+        };
         self.sealing = self.sealing.max(at);
         if std::mem::replace(&mut self.open[at].heard, true) {
             return false;
@@ -105,7 +125,11 @@ impl Sessions {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) {
-        while let Some(at) = self.open.iter().position(|open| open.until.is_some_and(|until| until <= now)) {
+        while let Some(at) = self
+            .open
+            .iter()
+            .position(|open| open.until.is_some_and(|until| until <= now))
+        {
             self.open.remove(at);
             self.sealing -= usize::from(at < self.sealing);
         }
@@ -119,7 +143,14 @@ mod tests {
 
     /// The session whose index at our side is `local`; the far side's is 1,000 more.
     fn session(local: u32, now: Instant) -> Session {
-        Session::new(Suite::Aes128Gcm, &[1; 32], &[2; 32], local, local + 1_000, now)
+        Session::new(
+            Suite::Aes128Gcm,
+            &[1; 32],
+            &[2; 32],
+            local,
+            local + 1_000,
+            now,
+        )
     }
 
     /// The index of the session that seals.
@@ -131,7 +162,11 @@ mod tests {
     }
 
     fn open(sessions: &Sessions) -> Vec<u32> {
-        sessions.open.iter().map(|open| open.session.local_index()).collect()
+        sessions
+            .open
+            .iter()
+            .map(|open| open.session.local_index())
+            .collect()
     }
 
     #[test]
@@ -139,18 +174,38 @@ mod tests {
         #[allow(clippy::disallowed_methods, reason = "a test brings the clock")]
         let now = Instant::now();
         let (mut sessions, mut number) = (Sessions::new(session(1, now), 0), 0);
-        assert!(sessions.on_opened(1, 5) && !sessions.on_opened(1, 6), "the first time only");
+        assert!(
+            sessions.on_opened(1, 5) && !sessions.on_opened(1, 6),
+            "the first time only"
+        );
         sessions.offer(session(2, now), 10);
         assert_eq!(sealing(&mut sessions, &mut number, now), 1);
         assert!(!sessions.on_opened(1, 20), "the old one goes on");
-        assert_eq!((sessions.deadline(), sessions.since(), sessions.sealing_since()), (None, 10, 0));
+        assert_eq!(
+            (
+                sessions.deadline(),
+                sessions.since(),
+                sessions.sealing_since()
+            ),
+            (None, 10, 0)
+        );
         assert!(sessions.on_opened(2, 50));
         assert_eq!(sealing(&mut sessions, &mut number, now), 2);
         assert!(sessions.find(1).is_some(), "what was on its way is read");
         assert_eq!(sessions.deadline(), Some(50));
-        assert!(!sessions.on_opened(2, 70), "more of the same wins the old one no time");
+        assert!(
+            !sessions.on_opened(2, 70),
+            "more of the same wins the old one no time"
+        );
         sessions.handle_timeout(50);
-        assert_eq!((open(&sessions), sessions.deadline(), sessions.sealing_since()), (vec![2], None, 10));
+        assert_eq!(
+            (
+                open(&sessions),
+                sessions.deadline(),
+                sessions.sealing_since()
+            ),
+            (vec![2], None, 10)
+        );
         assert_eq!(sealing(&mut sessions, &mut number, now), 2);
     }
 
@@ -161,7 +216,10 @@ mod tests {
         let (mut sessions, mut number) = (Sessions::new(session(1, now), 0), 0);
         sessions.adopt(session(2, now), 10);
         assert_eq!(sealing(&mut sessions, &mut number, now), 2);
-        assert!(sessions.on_opened(1, 30), "even if it is heard for the first time now");
+        assert!(
+            sessions.on_opened(1, 30),
+            "even if it is heard for the first time now"
+        );
         assert_eq!(sealing(&mut sessions, &mut number, now), 2);
         sessions.handle_timeout(u64::MAX);
         assert_eq!(open(&sessions), [1, 2], "however long that takes");

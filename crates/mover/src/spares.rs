@@ -1,13 +1,16 @@
-//! Buffers that were used once and wait to be filled again, so that a steady stream costs no allocation.
+//! Buffers that were used once and wait to be filled again, so that a steady stream costs no
+//! allocation.
 //!
-//! Two stacks: a payload of one datagram never lies in a buffer of a hundred kilobytes, because whoever holds it then holds all of that. The queue and
-//! the assembler take from here; what lies here is counted, and goes when nothing moves.
+//! Two stacks: a payload of one datagram never lies in a buffer of a hundred kilobytes, because
+//! whoever holds it then holds all of that. The queue and the assembler take from here; what lies
+//! here is counted, and goes when nothing moves.
 
 use crate::timer::{Nanos, SECOND};
 
 /// Capacity of a buffer for a payload of one datagram, bytes: an Ethernet frame and some.
 const SMALL: usize = 2_048;
-/// A buffer is taken for a payload of at least half of it: who holds a payload of more than one datagram holds twice its bytes at most.
+/// A buffer is taken for a payload of at least half of it: who holds a payload of more than one
+/// datagram holds twice its bytes at most.
 const WASTE: usize = 2;
 /// Bytes of all spare buffers of one direction: 64 of the largest usual buffer.
 const SPARE_BYTES: usize = 8 << 20;
@@ -31,7 +34,15 @@ pub(crate) struct Spares {
 
 impl Spares {
     pub(crate) fn new(most: usize) -> Spares {
-        Spares { small: Vec::new(), large: Vec::new(), most, most_bytes: SPARE_BYTES, bytes: 0, used: false, looked: 0 }
+        Spares {
+            small: Vec::new(),
+            large: Vec::new(),
+            most,
+            most_bytes: SPARE_BYTES,
+            bytes: 0,
+            used: false,
+            looked: 0,
+        }
     }
 
     /// Payloads may hold so many bytes from now on.
@@ -49,7 +60,11 @@ impl Spares {
 
     pub(crate) fn give(&mut self, buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        let stack = if capacity <= SMALL { &mut self.small } else { &mut self.large };
+        let stack = if capacity <= SMALL {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
         if capacity > 0 && stack.len() < self.most && self.bytes + capacity <= self.most_bytes {
             self.bytes += capacity;
             self.used = true;
@@ -60,16 +75,27 @@ impl Spares {
     /// Any buffer, a large one first: its content and length are arbitrary.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         self.used = true;
-        let buffer = self.large.pop().or_else(|| self.small.pop()).unwrap_or_default();
+        let buffer = self
+            .large
+            .pop()
+            .or_else(|| self.small.pop())
+            .unwrap_or_default();
         self.bytes -= buffer.capacity();
         buffer
     }
 
-    /// A buffer for so many bytes, in which not much more is wasted; its content and length are arbitrary.
+    /// A buffer for so many bytes, in which not much more is wasted; its content and length are
+    /// arbitrary.
     pub(crate) fn take_for(&mut self, bytes: usize) -> Vec<u8> {
         self.used = true;
-        let stack = if bytes <= SMALL { &mut self.small } else { &mut self.large };
-        let mut buffer = stack.pop_if(|buffer| !is_wasteful(buffer.capacity(), bytes)).unwrap_or_default();
+        let stack = if bytes <= SMALL {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        let mut buffer = stack
+            .pop_if(|buffer| !is_wasteful(buffer.capacity(), bytes))
+            .unwrap_or_default();
         self.bytes -= buffer.capacity();
         if buffer.capacity() < bytes {
             buffer = Vec::with_capacity(bytes);
@@ -99,7 +125,14 @@ impl Spares {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert_eq!(self.bytes, self.small.iter().chain(&self.large).map(Vec::capacity).sum::<usize>());
+        assert_eq!(
+            self.bytes,
+            self.small
+                .iter()
+                .chain(&self.large)
+                .map(Vec::capacity)
+                .sum::<usize>()
+        );
         assert!(self.bytes <= SPARE_BYTES && self.small.len().max(self.large.len()) <= self.most);
     }
 }

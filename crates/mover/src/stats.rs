@@ -1,4 +1,5 @@
-//! Plain numbers for whoever renders them. Counters count from the making of the mover, over all its connections.
+//! Plain numbers for whoever renders them. Counters count from the making of the mover, over all
+//! its connections.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,8 @@ pub struct Stats {
     /// Parity that made no sense.
     /// Parity that made no sense.
     pub parity_wrong: u64,
-    /// Steps of walks over what is kept, entries of pieces that a segment moved: few for each byte received, whatever the peer sends.
+    /// Steps of walks over what is kept, entries of pieces that a segment moved: few for each byte
+    /// received, whatever the peer sends.
     pub walked: u64,
     /// Payloads handed up.
     pub payloads_received: u64,

@@ -1,7 +1,8 @@
 //! Time inside the mover, and the names of what it waits for.
 //!
-//! The parts count in nanoseconds since the mover was made: eight bytes in every flight record instead of an `Instant`'s
-//! sixteen, and plain integer arithmetic. `mover.rs` turns the caller's `Instant`s into these and back.
+//! The parts count in nanoseconds since the mover was made: eight bytes in every flight record
+//! instead of an `Instant`'s sixteen, and plain integer arithmetic. `mover.rs` turns the caller's
+//! `Instant`s into these and back.
 
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,8 @@ impl Clock {
         Clock { start }
     }
 
-    /// A caller's clock that jumps back before our start reads as our start: nothing here may underflow.
+    /// A caller's clock that jumps back before our start reads as our start: nothing here may
+    /// underflow.
     pub(crate) fn read(&self, now: Instant) -> Nanos {
         nanos(now.saturating_duration_since(self.start))
     }

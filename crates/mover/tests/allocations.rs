@@ -1,6 +1,11 @@
-//! In steady state no datagram costs an allocation, at either end. Counted by the allocator itself, in a binary of its own.
+//! In steady state no datagram costs an allocation, at either end. Counted by the allocator itself,
+//! in a binary of its own.
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "counters of a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "counters of a test"
+)]
 
 mod pair;
 
@@ -44,8 +49,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Carries so many bytes and returns the datagrams and allocations that it took: `[sender, receiver]`.
-fn carry(pair: &mut Pair, now: &mut std::time::Instant, bytes: u64, loss_percent: u8, urgent: bool) -> (u64, [u64; 2]) {
+/// Carries so many bytes and returns the datagrams and allocations that it took: `[sender,
+/// receiver]`.
+fn carry(
+    pair: &mut Pair,
+    now: &mut std::time::Instant,
+    bytes: u64,
+    loss_percent: u8,
+    urgent: bool,
+) -> (u64, [u64; 2]) {
     let (a, b) = (pair.address(A), pair.address(B));
     let mut dice = fastrand::Rng::with_seed(3);
     let (mut out, mut back) = (Vec::with_capacity(70_000), Vec::with_capacity(70_000));
@@ -57,7 +69,11 @@ fn carry(pair: &mut Pair, now: &mut std::time::Instant, bytes: u64, loss_percent
     };
     let end = *now + Duration::from_secs(60);
     while received < bytes {
-        assert!(*now < end, "{received} of {bytes} bytes: {:?}", pair.stats(A));
+        assert!(
+            *now < end,
+            "{received} of {bytes} bytes: {:?}",
+            pair.stats(A)
+        );
         *now += Duration::from_micros(200);
         let now = *now;
         let mover = &mut pair.world.node_mut(A).mover;
@@ -69,7 +85,11 @@ fn carry(pair: &mut Pair, now: &mut std::time::Instant, bytes: u64, loss_percent
             }
             while mover.budget(now) > 0 {
                 let mut payload = mover.spare();
-                let size = if urgent { mover.urgent_payload() } else { mover.segment_payload() * 44 };
+                let size = if urgent {
+                    mover.urgent_payload()
+                } else {
+                    mover.segment_payload() * 44
+                };
                 payload.resize(size, 0);
                 if mover.send(payload, urgent, now).is_err() {
                     break;
@@ -120,9 +140,15 @@ fn a_datagram_costs_no_allocation() {
         let mut now = pair.world.now();
         carry(&mut pair, &mut now, 100_000_000, loss_percent, urgent);
         let (datagrams, spent) = carry(&mut pair, &mut now, 50_000_000, loss_percent, urgent);
-        println!("loss {loss_percent} %, urgent {urgent}: {datagrams} datagrams, allocations {spent:?}");
+        println!(
+            "loss {loss_percent} %, urgent {urgent}: {datagrams} datagrams, allocations {spent:?}"
+        );
         assert!(datagrams > 30_000);
-        // What is acknowledged of a payload with holes is a list of its own, and now and then something reaches a size that it never had.
-        assert!(spent.iter().all(|spent| *spent < datagrams / 50), "{spent:?}");
+        // What is acknowledged of a payload with holes is a list of its own, and now and then
+        // something reaches a size that it never had.
+        assert!(
+            spent.iter().all(|spent| *spent < datagrams / 50),
+            "{spent:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Several tunnels through one bottleneck: how they share it, and what they make it drop. A table under version control, `fairness.txt`,
-//! kept like `matrix.txt` (see `matrix.rs`).
+//! Several tunnels through one bottleneck: how they share it, and what they make it drop. A table
+//! under version control, `fairness.txt`, kept like `matrix.txt` (see `matrix.rs`).
 
 mod pair;
 
@@ -36,25 +36,58 @@ struct Shared {
 
 impl Crowd {
     fn name(&self) -> String {
-        let Crowd { tunnels, rivals, mbit, rtt_ms, buffer, loss_percent, .. } = self;
-        let rivals = if *rivals > 0 { format!(" {rivals} CUBIC") } else { String::new() };
-        format!("{tunnels} tunnels{rivals} {mbit:4} Mbit/s {rtt_ms:3} ms {buffer:4} products {loss_percent} %")
+        let Crowd {
+            tunnels,
+            rivals,
+            mbit,
+            rtt_ms,
+            buffer,
+            loss_percent,
+            ..
+        } = self;
+        let rivals = if *rivals > 0 {
+            format!(" {rivals} CUBIC")
+        } else {
+            String::new()
+        };
+        format!(
+            "{tunnels} tunnels{rivals} {mbit:4} Mbit/s {rtt_ms:3} ms {buffer:4} products {loss_percent} %"
+        )
     }
 
     /// The tunnels start one second after the other; `time` seconds are measured after `warm`.
     fn share(&self, warm: f64, time: f64) -> Shared {
-        let Crowd { tunnels, rivals, mbit, rtt_ms, buffer, loss_percent, seed } = *self;
+        let Crowd {
+            tunnels,
+            rivals,
+            mbit,
+            rtt_ms,
+            buffer,
+            loss_percent,
+            seed,
+        } = *self;
         let guests = tunnels + rivals;
         let mut world: World<Side> = World::new(seed);
         let product = mbit * 125.0 * rtt_ms;
-        let neck = world.bottleneck(profile(&format!("rate={}kbit queue={}", mbit * 1e3, (product * buffer) as u64)));
+        let neck = world.bottleneck(profile(&format!(
+            "rate={}kbit queue={}",
+            mbit * 1e3,
+            (product * buffer) as u64
+        )));
         let way = format!("delay={}us mtu=1500", rtt_ms * 500.0);
         let sides: Vec<[usize; 2]> = (0..guests)
             .map(|guest| {
-                let mut setup = Setup::new(seed * 100 + guest as u64, &format!("{way} loss={loss_percent}%"));
+                let mut setup = Setup::new(
+                    seed * 100 + guest as u64,
+                    &format!("{way} loss={loss_percent}%"),
+                );
                 setup.b_to_a = profile(&way);
                 setup.net = guest as u8;
-                let congestion = if guest < tunnels { Congestion::Auto } else { Congestion::Cubic };
+                let congestion = if guest < tunnels {
+                    Congestion::Auto
+                } else {
+                    Congestion::Cubic
+                };
                 setup.change = Box::new(move |config, _| config.congestion = congestion);
                 Pair::join(setup, &mut world, neck)
             })
@@ -64,15 +97,26 @@ impl Crowd {
             world.node_mut(*a).stopped = false;
         }
         world.run_for(secs(warm));
-        let received =
-            |world: &World<Side>| -> Vec<u64> { sides.iter().map(|[_, b]| world.node(*b).received_bytes).collect() };
+        let received = |world: &World<Side>| -> Vec<u64> {
+            sides
+                .iter()
+                .map(|[_, b]| world.node(*b).received_bytes)
+                .collect()
+        };
         let (before, stats) = (received(&world), world.bottleneck_stats(neck));
         let mut queue_ms = 0.0;
         let steps = (time * 10.0) as usize;
         let mut last = before.clone();
         for _ in 0..steps {
             world.run_for(secs(0.1));
-            let rtt = world.node(sides[0][0]).mover.stats().rtt.expect("it is up").as_secs_f64() * 1e3;
+            let rtt = world
+                .node(sides[0][0])
+                .mover
+                .stats()
+                .rtt
+                .expect("it is up")
+                .as_secs_f64()
+                * 1e3;
             queue_ms += (rtt - rtt_ms) / steps as f64;
             if std::env::var("TPO_TRACE").is_ok() {
                 let is = received(&world);
@@ -80,15 +124,29 @@ impl Crowd {
                     .map(|guest| {
                         let got = (is[guest] - last[guest]) as f64 * 8e-5;
                         let stats = world.node(sides[guest][0]).mover.stats();
-                        format!("{got:5.1} ({:5.1} {:9}) ", stats.bandwidth as f64 * 8e-6, stats.phase)
+                        format!(
+                            "{got:5.1} ({:5.1} {:9}) ",
+                            stats.bandwidth as f64 * 8e-6,
+                            stats.phase
+                        )
                     })
                     .collect();
-                println!("{:6.1} rtt {rtt:5.1} {rates}", world.elapsed().as_secs_f64());
+                println!(
+                    "{:6.1} rtt {rtt:5.1} {rates}",
+                    world.elapsed().as_secs_f64()
+                );
                 last = is;
             }
         }
-        let got: Vec<f64> = received(&world).iter().zip(&before).map(|(is, was)| (is - was) as f64).collect();
-        let (sum, squares) = (got.iter().sum::<f64>(), got.iter().map(|got| got * got).sum::<f64>());
+        let got: Vec<f64> = received(&world)
+            .iter()
+            .zip(&before)
+            .map(|(is, was)| (is - was) as f64)
+            .collect();
+        let (sum, squares) = (
+            got.iter().sum::<f64>(),
+            got.iter().map(|got| got * got).sum::<f64>(),
+        );
         let after = world.bottleneck_stats(neck);
         Shared {
             shares: got.iter().map(|got| got / sum).collect(),
@@ -103,7 +161,11 @@ impl Crowd {
 
 impl Shared {
     fn row(&self) -> String {
-        let shares: Vec<String> = self.shares.iter().map(|share| format!("{:.0}", share * 100.0)).collect();
+        let shares: Vec<String> = self
+            .shares
+            .iter()
+            .map(|share| format!("{:.0}", share * 100.0))
+            .collect();
         format!(
             "Jain {:.3}  η {:.3}  dropped {:.2} %  queue {:5.1} ms  shares {}",
             self.jain,
@@ -116,7 +178,11 @@ impl Shared {
 }
 
 fn run(crowds: &[Crowd], warm: f64, time: f64) -> Vec<Shared> {
-    on_two_threads(crowds, |crowd| crowd.tunnels as u64, |crowd| crowd.share(warm, time))
+    on_two_threads(
+        crowds,
+        |crowd| crowd.tunnels as u64,
+        |crowd| crowd.share(warm, time),
+    )
 }
 
 fn crowds(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<Crowd> {
@@ -137,7 +203,8 @@ fn crowds(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<
     crowds
 }
 
-/// A scavenger and another on 100 Mbit/s and 50 ms: its share of both while the other sends, and of the link some time afterwards.
+/// A scavenger and another on 100 Mbit/s and 50 ms: its share of both while the other sends, and of
+/// the link some time afterwards.
 fn scavenge(other: Congestion, buffer: usize) -> (f64, f64) {
     const MBIT: u64 = 100;
     let mut world: World<Side> = World::new(5);
@@ -156,7 +223,10 @@ fn scavenge(other: Congestion, buffer: usize) -> (f64, f64) {
     world.run_for(secs(10.0));
     let before = [received(&world, scavenger), received(&world, other)];
     world.run_for(secs(20.0));
-    let got = [received(&world, scavenger) - before[0], received(&world, other) - before[1]];
+    let got = [
+        received(&world, scavenger) - before[0],
+        received(&world, other) - before[1],
+    ];
     world.node_mut(other[0]).stopped = true;
     world.run_for(secs(10.0));
     let before = received(&world, scavenger);
@@ -170,9 +240,15 @@ fn a_scavenger_leaves_the_link_to_others_and_takes_it_back() {
     for other in [Congestion::Cubic, Congestion::Auto] {
         for buffer in [1_250_000, 3_000_000] {
             let (share, alone) = scavenge(other, buffer);
-            println!("beside {other:?}, buffer {buffer}: {share:.3} of both, then {alone:.3} of the link");
+            println!(
+                "beside {other:?}, buffer {buffer}: {share:.3} of both, then {alone:.3} of the link"
+            );
             // `auto` leaves queues alone that TCP fills: it is given way to a little later.
-            let most = if other == Congestion::Auto { 0.25 } else { 0.05 };
+            let most = if other == Congestion::Auto {
+                0.25
+            } else {
+                0.05
+            };
             assert!(share <= most, "{share}");
             assert!(alone >= 0.9, "{alone}");
         }
@@ -182,16 +258,25 @@ fn a_scavenger_leaves_the_link_to_others_and_takes_it_back() {
 /// Of eight tunnels one minute is a matter of chance: they are judged by the mean of three worlds.
 #[test]
 fn tunnels_share_as_they_did() {
-    let rivals = [2.0, 5.0].map(|buffer| Crowd { rivals: 1, ..crowds(&[1], &[buffer], &[0.0], 7)[0] });
+    let rivals = [2.0, 5.0].map(|buffer| Crowd {
+        rivals: 1,
+        ..crowds(&[1], &[buffer], &[0.0], 7)[0]
+    });
     let mut crowds_of_one_world = crowds(&[2, 4], &[0.5, 2.0], &[0.0], 7);
     crowds_of_one_world.extend(crowds(&[4], &[1.0], &[1.0], 7));
     crowds_of_one_world.extend(rivals);
-    let eight: Vec<Crowd> =
-        [0.5, 2.0].iter().flat_map(|&buffer| [7, 8, 9].map(|seed| (buffer, seed))).map(of_eight).collect();
+    let eight: Vec<Crowd> = [0.5, 2.0]
+        .iter()
+        .flat_map(|&buffer| [7, 8, 9].map(|seed| (buffer, seed)))
+        .map(of_eight)
+        .collect();
     let crowds = [crowds_of_one_world, eight].concat();
     let shared = run(&crowds, 10.0, 60.0);
-    let table: String =
-        crowds.iter().zip(&shared).map(|(crowd, shared)| format!("{}: {}\n", crowd.name(), shared.row())).collect();
+    let table: String = crowds
+        .iter()
+        .zip(&shared)
+        .map(|(crowd, shared)| format!("{}: {}\n", crowd.name(), shared.row()))
+        .collect();
     println!("{table}");
     compare(TABLE, &table);
     let mut rest = &shared[..];
@@ -201,12 +286,25 @@ fn tunnels_share_as_they_did() {
         let (name, count) = (alike[0].name(), shared.len() as f64);
         let mean = |of: fn(&Shared) -> f64| shared.iter().map(of).sum::<f64>() / count;
         if alike[0].rivals > 0 {
-            assert!((0.35..=0.65).contains(&shared[0].shares[0]), "{name}: a share of {}", shared[0].shares[0]);
+            assert!(
+                (0.35..=0.65).contains(&shared[0].shares[0]),
+                "{name}: a share of {}",
+                shared[0].shares[0]
+            );
         } else {
-            assert!(mean(|shared| shared.jain) >= 0.95, "{name}: Jain below 0.95");
-            assert!(shared.iter().all(|shared| shared.jain >= 0.9), "{name}: Jain below 0.9");
+            assert!(
+                mean(|shared| shared.jain) >= 0.95,
+                "{name}: Jain below 0.95"
+            );
+            assert!(
+                shared.iter().all(|shared| shared.jain >= 0.9),
+                "{name}: Jain below 0.9"
+            );
         }
-        assert!(mean(|shared| shared.dropped) <= 0.01, "{name}: drops above 1 %");
+        assert!(
+            mean(|shared| shared.dropped) <= 0.01,
+            "{name}: drops above 1 %"
+        );
         assert!(mean(|shared| shared.eta) >= 0.95, "{name}: η below 0.95");
     }
 }
@@ -229,14 +327,29 @@ fn table() {
     }
 }
 
-/// One crowd of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s, ms, products of buffer, loss in percent.
+/// One crowd of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s, ms,
+/// products of buffer, loss in percent.
 #[test]
 #[ignore = "a tool for people"]
 fn crowd() {
-    let Ok(text) = std::env::var("TPO_CROWD") else { return };
-    let fields: Vec<f64> = text.split_whitespace().map(|field| field.parse().expect("a number")).collect();
-    let [tunnels, rivals, mbit, rtt_ms, buffer, loss_percent] = fields[..] else { panic!("six numbers") };
-    let crowd =
-        Crowd { tunnels: tunnels as usize, rivals: rivals as usize, mbit, rtt_ms, buffer, loss_percent, seed: seed() };
+    let Ok(text) = std::env::var("TPO_CROWD") else {
+        return;
+    };
+    let fields: Vec<f64> = text
+        .split_whitespace()
+        .map(|field| field.parse().expect("a number"))
+        .collect();
+    let [tunnels, rivals, mbit, rtt_ms, buffer, loss_percent] = fields[..] else {
+        panic!("six numbers")
+    };
+    let crowd = Crowd {
+        tunnels: tunnels as usize,
+        rivals: rivals as usize,
+        mbit,
+        rtt_ms,
+        buffer,
+        loss_percent,
+        seed: seed(),
+    };
     println!("{}: {}", crowd.name(), crowd.share(0.0, 60.0).row());
 }

@@ -1,4 +1,5 @@
-//! What a pair does when its link changes, and when its rate is fixed. What it reaches on links that stay as they are: `matrix.rs`.
+//! What a pair does when its link changes, and when its rate is fixed. What it reaches on links
+//! that stay as they are: `matrix.rs`.
 
 mod pair;
 
@@ -7,7 +8,8 @@ use pair::{A, B, Pair, Setup, Task, secs};
 use std::time::Duration;
 use tpo_mover::{Congestion, Path};
 
-/// From 100 to 20 Mbit/s and back: down within a second, and the queue that this made is gone in three; up within five.
+/// From 100 to 20 Mbit/s and back: down within a second, and the queue that this made is gone in
+/// three; up within five.
 #[test]
 fn a_change_of_capacity_is_followed() {
     for (seed, loss) in [(3, "0%"), (3, "2%"), (4, "2%"), (5, "0%"), (6, "2%")] {
@@ -30,7 +32,11 @@ fn a_change_of_capacity_is_followed() {
         println!("loss {loss}: {bandwidth:.1} Mbit/s after a second");
         assert!(bandwidth < 22.0, "loss {loss}: {bandwidth}");
         pair.world.run_for(secs(2.0));
-        assert!(pair.stats(A).rtt.unwrap() < secs(0.15), "loss {loss}: {:?}", pair.stats(A));
+        assert!(
+            pair.stats(A).rtt.unwrap() < secs(0.15),
+            "loss {loss}: {:?}",
+            pair.stats(A)
+        );
         let narrow = rate_over(&mut pair, 3.0);
         assert!(narrow > 16.5, "loss {loss}: {narrow}");
         pair.world.set(A, B, pair::profile(&link(100)));
@@ -40,14 +46,24 @@ fn a_change_of_capacity_is_followed() {
     }
 }
 
-/// The rate doubles until a queue stands, and no longer: where the queue holds one product little is dropped of the first sixteen round trips (up to
-/// 4.8 % when a whole round had to show it), and what start-up leaves in it is gone after some three.
+/// The rate doubles until a queue stands, and no longer: where the queue holds one product little
+/// is dropped of the first sixteen round trips (up to 4.8 % when a whole round had to show it), and
+/// what start-up leaves in it is gone after some three.
 #[test]
 fn startup_leaves_a_queue_when_it_sees_it() {
-    for (rate, rtt, loss) in [(20, 600, 0.0), (100, 600, 1.0), (1_000, 600, 0.0), (500, 250, 0.5), (100, 100, 1.0)] {
+    for (rate, rtt, loss) in [
+        (20, 600, 0.0),
+        (100, 600, 1.0),
+        (1_000, 600, 0.0),
+        (500, 250, 0.5),
+        (100, 100, 1.0),
+    ] {
         let queue = rate * rtt * 125;
         let delay = rtt / 2;
-        let mut setup = Setup::new(2, &format!("rate={rate}mbit delay={delay}ms loss={loss}% mtu=1500 queue={queue}"));
+        let mut setup = Setup::new(
+            2,
+            &format!("rate={rate}mbit delay={delay}ms loss={loss}% mtu=1500 queue={queue}"),
+        );
         setup.a = Task::bulk();
         let mut pair = Pair::new(setup);
         pair.connect();
@@ -63,7 +79,10 @@ fn startup_leaves_a_queue_when_it_sees_it() {
         println!(
             "{rate} Mbit/s, {rtt} ms: a queue for {stood:.1} round trips, {dropped:.2} % dropped, {reached:.2} reached"
         );
-        assert!(stood < 3.5 && dropped < 2.5 && reached > 0.9, "{rate} Mbit/s, {rtt} ms");
+        assert!(
+            stood < 3.5 && dropped < 2.5 && reached > 0.9,
+            "{rate} Mbit/s, {rtt} ms"
+        );
     }
 }
 
@@ -85,16 +104,27 @@ fn a_fixed_rate_is_a_fixed_rate() {
     assert!((2_450_000.0..2_510_000.0).contains(&rate), "{rate}");
 }
 
-/// In every mode the configured rate bounds all that leaves, repairs, parity and headers included, in every second; and on a path that
-/// carries it, it is reached.
+/// In every mode the configured rate bounds all that leaves, repairs, parity and headers included,
+/// in every second; and on a path that carries it, it is reached.
 #[test]
 fn a_configured_rate_bounds_the_wire_in_every_mode() {
     const RATE: u64 = 2_500_000;
-    for congestion in [Congestion::Auto, Congestion::Fixed, Congestion::Cubic, Congestion::Scavenger] {
+    for congestion in [
+        Congestion::Auto,
+        Congestion::Fixed,
+        Congestion::Cubic,
+        Congestion::Scavenger,
+    ] {
         for loss in [0, 3] {
-            let mut setup = Setup::new(9, &format!("rate=100mbit delay=20ms loss={loss}% mtu=1500"));
-            setup.change = Box::new(move |config, _| (config.congestion, config.rate) = (congestion, Some(RATE)));
-            setup.a = Task { urgent: 10, ..Task::bulk() };
+            let mut setup =
+                Setup::new(9, &format!("rate=100mbit delay=20ms loss={loss}% mtu=1500"));
+            setup.change = Box::new(move |config, _| {
+                (config.congestion, config.rate) = (congestion, Some(RATE))
+            });
+            setup.a = Task {
+                urgent: 10,
+                ..Task::bulk()
+            };
             let mut pair = Pair::new(setup);
             pair.connect();
             let mut seconds = Vec::new();
@@ -104,17 +134,24 @@ fn a_configured_rate_bounds_the_wire_in_every_mode() {
                 seconds.push((pair.world.link(A, B).offered_bytes - before) as f64 / RATE as f64);
             }
             println!("{congestion:?} at {loss} %: {seconds:.3?}");
-            assert!(seconds.iter().all(|share| *share <= 1.01), "{congestion:?} at {loss} %: {seconds:.3?}");
+            assert!(
+                seconds.iter().all(|share| *share <= 1.01),
+                "{congestion:?} at {loss} %: {seconds:.3?}"
+            );
             let reached = seconds[6..].iter().sum::<f64>() / 6.0;
             // Loss that is not its own is more than CUBIC and the scavenger bear.
-            let least =
-                if loss == 0 || matches!(congestion, Congestion::Auto | Congestion::Fixed) { 0.95 } else { 0.0 };
+            let least = if loss == 0 || matches!(congestion, Congestion::Auto | Congestion::Fixed) {
+                0.95
+            } else {
+                0.0
+            };
             assert!(reached >= least, "{congestion:?} at {loss} %: {reached:.3}");
         }
     }
 }
 
-/// A path that is remembered is filled at once; one that has become narrower in the meantime costs a round trip's worth.
+/// A path that is remembered is filled at once; one that has become narrower in the meantime costs
+/// a round trip's worth.
 #[test]
 fn what_is_remembered_is_begun_with() {
     let long = Cell::new(1_000.0, 600.0, 0.0);
@@ -123,39 +160,70 @@ fn what_is_remembered_is_begun_with() {
         round_trip: Duration::from_millis(600),
         age: Duration::from_secs(3_600),
     };
-    let remembered = reach(&long, 4.0, 4.0, move |config| config.path = Some(path(1_000)));
+    let remembered = reach(&long, 4.0, 4.0, move |config| {
+        config.path = Some(path(1_000))
+    });
     println!("remembered {}", remembered.row());
-    assert!(remembered.ramp.is_some_and(|ramp| ramp <= 3.0), "{:?}", remembered.ramp);
+    assert!(
+        remembered.ramp.is_some_and(|ramp| ramp <= 3.0),
+        "{:?}",
+        remembered.ramp
+    );
     assert!(remembered.eta >= 0.90 && remembered.held < 300_000_000 && remembered.queue_ms < 60.0);
     let narrow = Cell::new(100.0, 600.0, 0.0);
-    let reached = reach(&narrow, 14.0, 8.0, move |config| config.path = Some(path(1_000)));
+    let reached = reach(&narrow, 14.0, 8.0, move |config| {
+        config.path = Some(path(1_000))
+    });
     println!("narrower {}", reached.row());
     assert!(reached.eta >= 0.85 && reached.queue_ms < 120.0 && reached.dropped < 0.01);
     // Another path: nothing of it counts.
     let other = Cell::new(100.0, 100.0, 0.0);
-    let reached = reach(&other, 2.0, 4.0, move |config| config.path = Some(path(1_000)));
+    let reached = reach(&other, 2.0, 4.0, move |config| {
+        config.path = Some(path(1_000))
+    });
     println!("other {}", reached.row());
     assert!(reached.eta >= 0.95 && reached.dropped < 0.01);
 }
 
-/// A rate that was configured ten times too high costs what it put on its way before the first queue showed, and no more.
+/// A rate that was configured ten times too high costs what it put on its way before the first
+/// queue showed, and no more.
 #[test]
 fn a_rate_that_is_no_rate_of_the_path_is_forgotten() {
     for (rtt_ms, loss) in [(20.0, 1.0), (100.0, 0.0), (600.0, 1.0)] {
-        let cell = Cell { rate: 10.0, ..Cell::new(100.0, rtt_ms, loss) };
+        let cell = Cell {
+            rate: 10.0,
+            ..Cell::new(100.0, rtt_ms, loss)
+        };
         let reached = reach(&cell, 4.0, 8.0, |_| ());
         println!("too high {}{}", cell.name(), reached.row());
-        assert!(reached.eta >= 0.9 && reached.queue_ms < 30.0 && reached.dropped < 0.01, "{}", reached.row());
+        assert!(
+            reached.eta >= 0.9 && reached.queue_ms < 30.0 && reached.dropped < 0.01,
+            "{}",
+            reached.row()
+        );
     }
 }
 
-/// Every controller gets through an outage, whatever it was doing when it began, and has its rate back within ten seconds.
+/// Every controller gets through an outage, whatever it was doing when it began, and has its rate
+/// back within ten seconds.
 #[test]
 fn an_outage_passes() {
-    for congestion in [Congestion::Auto, Congestion::Cubic, Congestion::Scavenger, Congestion::Fixed] {
-        let loss = if congestion == Congestion::Cubic { 0 } else { 1 };
+    for congestion in [
+        Congestion::Auto,
+        Congestion::Cubic,
+        Congestion::Scavenger,
+        Congestion::Fixed,
+    ] {
+        let loss = if congestion == Congestion::Cubic {
+            0
+        } else {
+            1
+        };
         for start in [2.0, 3.3] {
-            let mut setup = Setup::new(11, &format!("rate=50mbit delay=20ms loss={loss}% mtu=1500 outage={start}s+4s"));
+            let mut setup = Setup::new(
+                11,
+                &format!("rate=50mbit delay=20ms loss={loss}% mtu=1500 outage={start}s+4s"),
+            );
             setup.change = Box::new(move |config, _| {
                 config.congestion = congestion;
                 config.rate = (congestion == Congestion::Fixed).then_some(5_500_000);
@@ -173,14 +241,21 @@ fn an_outage_passes() {
     }
 }
 
-/// What begins on a path of which nothing is known: one connection's worth, or that of sixteen, within the first round trip; and the path is found as soon.
+/// What begins on a path of which nothing is known: one connection's worth, or that of sixteen,
+/// within the first round trip; and the path is found as soon.
 #[test]
 fn many_streams_begin_like_as_many_connections() {
     for (flows, sent) in [(1, 24..40), (16, 140..170)] {
         let mut setup = Setup::new(5, "rate=100mbit delay=50ms mtu=1500 queue=1250000");
-        setup.a = Task { flows, ..Task::bulk() };
+        setup.a = Task {
+            flows,
+            ..Task::bulk()
+        };
         let mut pair = Pair::new(setup);
-        assert!(pair.world.run_until(|world| world.node(A).mover.is_up(), secs(5.0)));
+        assert!(
+            pair.world
+                .run_until(|world| world.node(A).mover.is_up(), secs(5.0))
+        );
         let before = pair.world.link(A, B).offered_packets;
         pair.world.run_for(secs(0.098));
         let first = pair.world.link(A, B).offered_packets - before;
@@ -191,6 +266,10 @@ fn many_streams_begin_like_as_many_connections() {
         let dropped = link.dropped_queue as f64 / link.offered_packets as f64;
         println!("{flows} streams: {dropped:.4} dropped in the first two seconds");
         assert!(dropped < 0.025, "{flows} streams: {dropped}");
-        assert!(pair.stats(A).bandwidth as f64 > 0.9 * 12.5e6, "{flows} streams: {:?}", pair.stats(A));
+        assert!(
+            pair.stats(A).bandwidth as f64 > 0.9 * 12.5e6,
+            "{flows} streams: {:?}",
+            pair.stats(A)
+        );
     }
 }

@@ -25,12 +25,20 @@ impl Hands {
         let addresses = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 47_800)));
         let keys = [0, 1].map(|side: usize| identities[side].public_key());
         let mover = |side: usize| {
-            let mut config =
-                Config::new(identities[side].clone(), keys[1 - side], side as u16 + 5, [side as u8 + 1; 32]);
+            let mut config = Config::new(
+                identities[side].clone(),
+                keys[1 - side],
+                side as u16 + 5,
+                [side as u8 + 1; 32],
+            );
             config.endpoint = (side == 0).then_some(addresses[1]);
             Mover::new(config, now)
         };
-        Hands { movers: [mover(0), mover(1)], addresses, now }
+        Hands {
+            movers: [mover(0), mover(1)],
+            addresses,
+            now,
+        }
     }
 
     /// Everything that this side has to send now, each with what it is.
@@ -38,7 +46,10 @@ impl Hands {
         let mut all = Vec::new();
         let mut out = Vec::new();
         while let Some(transmit) = self.movers[side].poll_transmit(&mut out, self.now) {
-            all.extend(out.chunks(transmit.segment_size).map(|datagram| (transmit.what, datagram.to_vec())));
+            all.extend(
+                out.chunks(transmit.segment_size)
+                    .map(|datagram| (transmit.what, datagram.to_vec())),
+            );
             out.clear();
         }
         all
@@ -62,7 +73,11 @@ fn a_datagram_says_no_more_than_it_proves() {
     let mut hands = Hands::new();
     let calls = hands.sent(0);
     assert!(!calls.is_empty() && calls.iter().all(|(what, _)| *what == What::Call));
-    assert_eq!(hands.movers[0].indices().count(), 1, "of the attempt: what the answer will bear");
+    assert_eq!(
+        hands.movers[0].indices().count(),
+        1,
+        "of the attempt: what the answer will bear"
+    );
     assert_eq!(hands.movers[1].indices().count(), 0);
     let mut attempt = None;
     for (_, call) in &calls {
@@ -70,7 +85,9 @@ fn a_datagram_says_no_more_than_it_proves() {
         damaged[60] ^= 1;
         assert_eq!(hands.hears(1, &damaged), Heard::Stranger);
         assert_eq!(hands.hears(1, &call[..call.len() - 1]), Heard::Stranger);
-        let Heard::Caller(number) = hands.hears(1, call) else { panic!("a call is heard as one") };
+        let Heard::Caller(number) = hands.hears(1, call) else {
+            panic!("a call is heard as one")
+        };
         assert!(attempt.is_none_or(|attempt| attempt == number));
         attempt = Some(number);
     }
@@ -86,15 +103,29 @@ fn a_datagram_says_no_more_than_it_proves() {
         assert_eq!(hands.hears(0, &damaged), Heard::Stranger);
         last = hands.hears(0, answer);
     }
-    assert_eq!(last, Heard::Peer, "only the whole answer proves that it is the peer");
-    assert!(matches!(hands.movers[0].poll_event(), Some(Event::Connected { .. })));
+    assert_eq!(
+        last,
+        Heard::Peer,
+        "only the whole answer proves that it is the peer"
+    );
+    assert!(matches!(
+        hands.movers[0].poll_event(),
+        Some(Event::Connected { .. })
+    ));
 
     let mut proved = Vec::new();
     for (what, datagram) in hands.sent(0) {
         proved.push((what, hands.hears(1, &datagram)));
     }
-    assert_eq!(proved.first(), Some(&(What::Call, Heard::Peer)), "the last flight: {proved:?}");
-    assert!(hands.movers[1].indices().eq(waiting), "the attempt has become the session");
+    assert_eq!(
+        proved.first(),
+        Some(&(What::Call, Heard::Peer)),
+        "the last flight: {proved:?}"
+    );
+    assert!(
+        hands.movers[1].indices().eq(waiting),
+        "the attempt has become the session"
+    );
 
     // A session datagram proves it once: a copy, a forgery, and one for another index prove
     // nothing.
@@ -111,7 +142,16 @@ fn a_datagram_says_no_more_than_it_proves() {
         assert_eq!(hands.hears(0, datagram), Heard::Peer);
         assert_eq!(hands.hears(0, datagram), Heard::Nothing, "a copy");
     }
-    for noise in [&[][..], &[0x10; 1_200], &[0x20; 53], &[0x45; 40], &[0xff; 100]] {
-        assert!(matches!(hands.hears(0, noise), Heard::Nothing | Heard::Stranger));
+    for noise in [
+        &[][..],
+        &[0x10; 1_200],
+        &[0x20; 53],
+        &[0x45; 40],
+        &[0xff; 100],
+    ] {
+        assert!(matches!(
+            hands.hears(0, noise),
+            Heard::Nothing | Heard::Stranger
+        ));
     }
 }

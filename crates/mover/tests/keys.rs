@@ -20,13 +20,23 @@ const HANDSHAKE: u8 = 0x10;
 fn every(after: Duration, at_once: bool) -> Change {
     Box::new(move |config, _| {
         let is_lower = config.identity.public_key() < config.peer_key;
-        config.limits.rekey_after = if at_once && !is_lower { after * 10 / 11 } else { after };
+        config.limits.rekey_after = if at_once && !is_lower {
+            after * 10 / 11
+        } else {
+            after
+        };
     })
 }
 
 /// How old the keys are with which `side` seals.
 fn age(world: &World<Side>, side: usize) -> Duration {
-    world.now() - world.node(side).mover.stats().keys_since.expect("connected")
+    world.now()
+        - world
+            .node(side)
+            .mover
+            .stats()
+            .keys_since
+            .expect("connected")
 }
 
 /// Milliseconds from the sending of each message of `from` to its coming, for those sent in this
@@ -34,8 +44,13 @@ fn age(world: &World<Side>, side: usize) -> Duration {
 fn delays(pair: &Pair, from: usize, sent: impl Fn(Instant) -> bool) -> Vec<f64> {
     let came_at = &pair.side(1 - from).came_at;
     let messages = pair.side(from).messages.iter().filter(|(at, _)| sent(*at));
-    let mut delays: Vec<f64> =
-        messages.flat_map(|(at, numbers)| numbers.clone().map(|n| (came_at[&n] - *at).as_secs_f64() * 1e3)).collect();
+    let mut delays: Vec<f64> = messages
+        .flat_map(|(at, numbers)| {
+            numbers
+                .clone()
+                .map(|n| (came_at[&n] - *at).as_secs_f64() * 1e3)
+        })
+        .collect();
     delays.sort_by(f64::total_cmp);
     delays
 }
@@ -44,7 +59,11 @@ fn quiet(pair: &Pair) {
     for side in [A, B] {
         let events = &pair.side(side).events;
         let bad = |event: &&Event| !matches!(event, Event::Connected { .. });
-        assert_eq!(events.iter().find(bad), None, "nothing but new keys: {events:?}");
+        assert_eq!(
+            events.iter().find(bad),
+            None,
+            "nothing but new keys: {events:?}"
+        );
         let fresh = |event: &&Event| matches!(event, Event::Connected { fresh: true, .. });
         assert_eq!(events.iter().filter(fresh).count(), 1, "{events:?}");
     }
@@ -55,19 +74,31 @@ fn quiet(pair: &Pair) {
 #[test]
 fn each_hour_has_its_keys_and_no_message_is_late() {
     let all = RefCell::new([Vec::new(), Vec::new()]);
-    seeds("keys", "each_hour_has_its_keys_and_no_message_is_late", 4, |seed| {
-        for (at, rekeys) in [(0, true), (1, false)] {
-            all.borrow_mut()[at].extend(delays_around_changes(seed, rekeys));
-        }
-    });
+    seeds(
+        "keys",
+        "each_hour_has_its_keys_and_no_message_is_late",
+        4,
+        |seed| {
+            for (at, rekeys) in [(0, true), (1, false)] {
+                all.borrow_mut()[at].extend(delays_around_changes(seed, rekeys));
+            }
+        },
+    );
     let [with, without] = all.into_inner().map(|mut delays| {
         delays.sort_by(f64::total_cmp);
-        (delays.len(), delays[delays.len() / 2], delays[delays.len() * 99 / 100])
+        (
+            delays.len(),
+            delays[delays.len() / 2],
+            delays[delays.len() * 99 / 100],
+        )
     });
     println!("messages, median, p99 in ms: {with:?}; without new keys {without:?}");
     // What each seed draws differs with the first datagram more; so does the tail of what stands
     // behind bulk.
-    assert!(with.0 > 5_000 && with.2 <= without.2 + 1.0, "{with:?}; without new keys {without:?}");
+    assert!(
+        with.0 > 5_000 && with.2 <= without.2 + 1.0,
+        "{with:?}; without new keys {without:?}"
+    );
 }
 
 fn delays_around_changes(seed: u64, rekeys: bool) -> Vec<f64> {
@@ -80,11 +111,18 @@ fn delays_around_changes(seed: u64, rekeys: bool) -> Vec<f64> {
     let mut windows = Vec::new();
     for change in 1..=4 {
         // The lower side changes after 50 minutes, each time counted from the last.
-        pair.world.run_until(|world| world.elapsed() >= 50 * MINUTE * change - secs(4.0), 60 * MINUTE);
+        pair.world.run_until(
+            |world| world.elapsed() >= 50 * MINUTE * change - secs(4.0),
+            60 * MINUTE,
+        );
         for side in [A, B] {
             let node = pair.world.node_mut(side);
             (node.logs, node.stopped) = (true, false);
-            node.set_task(Task { messages: Some((1, secs(0.01))), payloads: 10_000_000, ..Task::bulk() });
+            node.set_task(Task {
+                messages: Some((1, secs(0.01))),
+                payloads: 10_000_000,
+                ..Task::bulk()
+            });
             pair.world.kick(side);
         }
         // The rate is found; then the keys change.
@@ -100,10 +138,17 @@ fn delays_around_changes(seed: u64, rekeys: bool) -> Vec<f64> {
         }
         pair.world.run_for(MINUTE);
     }
-    assert_eq!(pair.stats(A).handshake.established, if rekeys { 5 } else { 1 });
+    assert_eq!(
+        pair.stats(A).handshake.established,
+        if rekeys { 5 } else { 1 }
+    );
     quiet(&pair);
     pair.agree();
-    let of = |side| delays(&pair, side, |at| windows.iter().any(|window| window.contains(&at)));
+    let of = |side| {
+        delays(&pair, side, |at| {
+            windows.iter().any(|window| window.contains(&at))
+        })
+    };
     [of(A), of(B)].concat()
 }
 
@@ -125,7 +170,11 @@ fn new_keys_on_any_link() {
         );
         let mut setup = Setup::new(seed, &link);
         setup.change = every(secs(20.0), seed % 2 == 0);
-        let often = Task { every: Some(secs(0.04)), sizes: 13..=3_000, ..Task::payloads(3_000) };
+        let often = Task {
+            every: Some(secs(0.04)),
+            sizes: 13..=3_000,
+            ..Task::payloads(3_000)
+        };
         (setup.a, setup.b) = (often.clone(), often);
         let mut pair = Pair::new(setup);
         pair.connect();
@@ -133,13 +182,20 @@ fn new_keys_on_any_link() {
             pair.world.run_for(secs(1.0));
             for side in [A, B] {
                 let age = age(&pair.world, side);
-                assert!(age < secs(30.0), "seed {seed}: keys of {age:?}: {:?}", pair.stats(side).handshake);
+                assert!(
+                    age < secs(30.0),
+                    "seed {seed}: keys of {age:?}: {:?}",
+                    pair.stats(side).handshake
+                );
             }
         }
         pair.finish(secs(60.0));
         quiet(&pair);
         let established = pair.stats(A).handshake.established;
-        assert!((6..12).contains(&established), "seed {seed}: {established} handshakes in two minutes");
+        assert!(
+            (6..12).contains(&established),
+            "seed {seed}: {established} handshakes in two minutes"
+        );
         pair.rest();
         pair.agree();
     });
@@ -152,7 +208,10 @@ fn a_lost_last_flight_delays_nothing() {
     seeds("keys", "a_lost_last_flight_delays_nothing", 10, |seed| {
         let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1500");
         setup.change = every(secs(20.0), false);
-        let task = Task { messages: Some((1, secs(0.02))), ..Task::default() };
+        let task = Task {
+            messages: Some((1, secs(0.02))),
+            ..Task::default()
+        };
         (setup.a, setup.b) = (task.clone(), task);
         let mut pair = Pair::new(setup);
         pair.connect();
@@ -161,13 +220,18 @@ fn a_lost_last_flight_delays_nothing() {
         }
         // All sealed fragments of initiators: bit 0 of byte 24 is the level, bit 1 says who sent
         // it.
-        pair.world.tap(|_, _, bytes| match bytes[0] == HANDSHAKE && bytes[24] == 1 {
-            true => Verdict::Drop,
-            false => Verdict::Keep,
-        });
+        pair.world.tap(
+            |_, _, bytes| match bytes[0] == HANDSHAKE && bytes[24] == 1 {
+                true => Verdict::Drop,
+                false => Verdict::Keep,
+            },
+        );
         pair.world.run_for(secs(60.0));
         let stats = pair.stats(A);
-        assert!(stats.handshake.started + pair.stats(B).handshake.started > 5, "{stats:?}");
+        assert!(
+            stats.handshake.started + pair.stats(B).handshake.started > 5,
+            "{stats:?}"
+        );
         pair.world.tap(|_, _, _| Verdict::Keep);
         pair.world.run_for(secs(30.0));
         for side in [A, B] {
@@ -178,7 +242,10 @@ fn a_lost_last_flight_delays_nothing() {
         for side in [A, B] {
             let delays = delays(&pair, side, |_| true);
             let worst = delays.last().unwrap();
-            assert!(delays.len() > 3_000 && *worst < 27.0, "seed {seed}: one way of 20 ms took {worst} ms");
+            assert!(
+                delays.len() > 3_000 && *worst < 27.0,
+                "seed {seed}: one way of 20 ms took {worst} ms"
+            );
             assert_eq!(pair.stats(side).segments_repaired, 0, "seed {seed}");
         }
         quiet(&pair);
@@ -188,37 +255,63 @@ fn a_lost_last_flight_delays_nothing() {
 /// One side ends and runs again in the middle of the change, at any moment of it.
 #[test]
 fn a_restart_in_the_middle_of_new_keys_is_a_restart() {
-    seeds("keys", "a_restart_in_the_middle_of_new_keys_is_a_restart", 60, |seed| {
-        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms jitter=5ms mtu=1500");
-        setup.change = every(secs(20.0), seed % 4 < 2);
-        setup.calls = [true, true];
-        let often = Task { every: Some(secs(0.05)), ..Task::payloads(100_000) };
-        (setup.a, setup.b) = (often.clone(), often);
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(5.0));
-        let begun = Rc::new(RefCell::new(false));
-        let seen = begun.clone();
-        pair.world.tap(move |_, _, bytes| {
-            *seen.borrow_mut() |= bytes[0] == HANDSHAKE;
-            Verdict::Keep
-        });
-        assert!(pair.world.run_until(|_| *begun.borrow(), secs(20.0)), "a new handshake");
-        pair.world.run_for(Duration::from_millis(seed * 2));
-        let (gone, stays) = if seed % 2 == 0 { (A, B) } else { (B, A) };
-        pair.restart(gone, Task::payloads(50));
-        let found = pair.world.run_until(|world| world.node(stays).events.contains(&Event::Restarted), secs(10.0));
-        assert!(found, "seed {seed}: {:?}", pair.side(stays).events);
-        pair.world.node_mut(stays).stopped = true;
-        pair.world.run_for(secs(3.0));
-        let run = pair.side(gone).run();
-        assert!(pair.side(stays).has_all(run, 50), "seed {seed}: {:?}", pair.stats(gone));
-        let restarts = pair.side(stays).events.iter().filter(|event| **event == Event::Restarted).count();
-        assert_eq!(restarts, 1, "seed {seed}: {:?}", pair.side(stays).events);
-        pair.world.run_for(secs(25.0));
-        assert!(age(&pair.world, stays) < secs(22.0), "and the new life has new keys too");
-        pair.rest();
-    });
+    seeds(
+        "keys",
+        "a_restart_in_the_middle_of_new_keys_is_a_restart",
+        60,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=20mbit delay=20ms jitter=5ms mtu=1500");
+            setup.change = every(secs(20.0), seed % 4 < 2);
+            setup.calls = [true, true];
+            let often = Task {
+                every: Some(secs(0.05)),
+                ..Task::payloads(100_000)
+            };
+            (setup.a, setup.b) = (often.clone(), often);
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(5.0));
+            let begun = Rc::new(RefCell::new(false));
+            let seen = begun.clone();
+            pair.world.tap(move |_, _, bytes| {
+                *seen.borrow_mut() |= bytes[0] == HANDSHAKE;
+                Verdict::Keep
+            });
+            assert!(
+                pair.world.run_until(|_| *begun.borrow(), secs(20.0)),
+                "a new handshake"
+            );
+            pair.world.run_for(Duration::from_millis(seed * 2));
+            let (gone, stays) = if seed % 2 == 0 { (A, B) } else { (B, A) };
+            pair.restart(gone, Task::payloads(50));
+            let found = pair.world.run_until(
+                |world| world.node(stays).events.contains(&Event::Restarted),
+                secs(10.0),
+            );
+            assert!(found, "seed {seed}: {:?}", pair.side(stays).events);
+            pair.world.node_mut(stays).stopped = true;
+            pair.world.run_for(secs(3.0));
+            let run = pair.side(gone).run();
+            assert!(
+                pair.side(stays).has_all(run, 50),
+                "seed {seed}: {:?}",
+                pair.stats(gone)
+            );
+            let restarts = pair
+                .side(stays)
+                .events
+                .iter()
+                .filter(|event| **event == Event::Restarted)
+                .count();
+            assert_eq!(restarts, 1, "seed {seed}: {:?}", pair.side(stays).events);
+            pair.world.run_for(secs(25.0));
+            assert!(
+                age(&pair.world, stays) < secs(22.0),
+                "and the new life has new keys too"
+            );
+            pair.rest();
+        },
+    );
 }
 
 /// Recordings of true first flights from thousands of addresses, and copies of all that is said in
@@ -229,7 +322,10 @@ fn attempts_do_not_disturb_a_session() {
         let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1500");
         setup.change = every(secs(5.0), false);
         setup.calls = [true, true];
-        let task = Task { messages: Some((1, secs(0.02))), ..Task::default() };
+        let task = Task {
+            messages: Some((1, secs(0.02))),
+            ..Task::default()
+        };
         (setup.a, setup.b) = (task.clone(), task);
         let mut pair = Pair::new(setup);
         let tape = Rc::new(RefCell::new(Vec::new()));
@@ -250,11 +346,15 @@ fn attempts_do_not_disturb_a_session() {
         for _ in 0..20_000 {
             let (to, bytes) = tape.borrow()[dice.usize(..tape.borrow().len())].clone();
             let from = SocketAddr::from(([198, 51, dice.u8(..), dice.u8(1..)], dice.u16(1..)));
-            pair.world.inject(from, if to == a { A } else { B }, bytes, Duration::ZERO);
+            pair.world
+                .inject(from, if to == a { A } else { B }, bytes, Duration::ZERO);
             pair.world.run_for(Duration::from_micros(500));
         }
         for side in [A, B] {
-            assert!(age(&pair.world, side) < secs(6.0), "seed {seed}: the keys change as ever");
+            assert!(
+                age(&pair.world, side) < secs(6.0),
+                "seed {seed}: the keys change as ever"
+            );
             assert_eq!(pair.side(side).mover.remote(), Some(pair.address(1 - side)));
             assert_eq!(pair.stats(side).moves, 0);
             pair.world.node_mut(side).stopped = true;
@@ -271,28 +371,42 @@ fn attempts_do_not_disturb_a_session() {
 /// An outage that begins while the keys change, with every one of their datagrams lost in turn.
 #[test]
 fn an_outage_in_the_middle_of_new_keys_loses_nothing() {
-    seeds("keys", "an_outage_in_the_middle_of_new_keys_loses_nothing", 40, |seed| {
-        let link = "rate=20mbit delay=20ms mtu=1500";
-        let mut setup = Setup::new(seed, link);
-        setup.change = every(secs(20.0), seed % 2 == 0);
-        let often = Task { every: Some(secs(0.05)), ..Task::payloads(1_500) };
-        (setup.a, setup.b) = (often.clone(), often);
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        let left = pair.world.run_until(|world| age(world, A) >= secs(19.9), secs(30.0));
-        assert!(left);
-        pair.world.run_for(Duration::from_millis(80 + seed * 5));
-        for (from, to) in [(A, B), (B, A)] {
-            pair.world.set(from, to, profile(&format!("{link} outage=0s+{}s", 1 + seed % 20)));
-        }
-        pair.finish(secs(120.0));
-        pair.rest();
-        pair.agree();
-        for side in [A, B] {
-            let events = &pair.side(side).events;
-            let lost = |event: &&Event| matches!(event, Event::Dead(_) | Event::Restarted);
-            assert_eq!(events.iter().find(lost), None, "seed {seed}: {events:?}");
-            assert!(age(&pair.world, side) < secs(30.0));
-        }
-    });
+    seeds(
+        "keys",
+        "an_outage_in_the_middle_of_new_keys_loses_nothing",
+        40,
+        |seed| {
+            let link = "rate=20mbit delay=20ms mtu=1500";
+            let mut setup = Setup::new(seed, link);
+            setup.change = every(secs(20.0), seed % 2 == 0);
+            let often = Task {
+                every: Some(secs(0.05)),
+                ..Task::payloads(1_500)
+            };
+            (setup.a, setup.b) = (often.clone(), often);
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            let left = pair
+                .world
+                .run_until(|world| age(world, A) >= secs(19.9), secs(30.0));
+            assert!(left);
+            pair.world.run_for(Duration::from_millis(80 + seed * 5));
+            for (from, to) in [(A, B), (B, A)] {
+                pair.world.set(
+                    from,
+                    to,
+                    profile(&format!("{link} outage=0s+{}s", 1 + seed % 20)),
+                );
+            }
+            pair.finish(secs(120.0));
+            pair.rest();
+            pair.agree();
+            for side in [A, B] {
+                let events = &pair.side(side).events;
+                let lost = |event: &&Event| matches!(event, Event::Dead(_) | Event::Restarted);
+                assert_eq!(events.iter().find(lost), None, "seed {seed}: {events:?}");
+                assert!(age(&pair.world, side) < secs(30.0));
+            }
+        },
+    );
 }

@@ -6,8 +6,15 @@ use std::time::Duration;
 
 use pair::{A, B, Pair, Setup, Task, secs};
 
-/// Messages of so many datagrams, after `skipped` others; what was added to the way itself, milliseconds, sorted.
-fn added(link: &str, payloads: usize, bulk: bool, seed: u64, (skipped, count): (usize, usize)) -> (Vec<f64>, Pair) {
+/// Messages of so many datagrams, after `skipped` others; what was added to the way itself,
+/// milliseconds, sorted.
+fn added(
+    link: &str,
+    payloads: usize,
+    bulk: bool,
+    seed: u64,
+    (skipped, count): (usize, usize),
+) -> (Vec<f64>, Pair) {
     let mut setup = Setup::new(seed, link);
     let one_way = setup.a_to_b.delay;
     let bulk = if bulk { u64::MAX } else { 0 };
@@ -22,14 +29,21 @@ fn added(link: &str, payloads: usize, bulk: bool, seed: u64, (skipped, count): (
     let mut pair = Pair::new(setup);
     pair.world.node_mut(B).logs = true;
     pair.connect();
-    pair.world.run_until(|world| world.node(A).messages.len() > skipped + count, secs(600.0));
+    pair.world.run_until(
+        |world| world.node(A).messages.len() > skipped + count,
+        secs(600.0),
+    );
     let messages = pair.side(A).messages[skipped..skipped + count].to_vec();
     pair.world.run_for(secs(3.0));
     let came = &pair.side(B).came_at;
     let mut added: Vec<f64> = messages
         .iter()
         .map(|(sent, numbers)| {
-            let last = numbers.clone().map(|number| came[&number]).max().expect("a message has payloads");
+            let last = numbers
+                .clone()
+                .map(|number| came[&number])
+                .max()
+                .expect("a message has payloads");
             (last - *sent).saturating_sub(one_way).as_secs_f64() * 1e3
         })
         .collect();
@@ -53,7 +67,13 @@ fn row(name: &str, link: &str, payloads: usize, bulk: bool) -> [f64; 3] {
     row_after(name, link, payloads, bulk, (0, 3))
 }
 
-fn row_after(name: &str, link: &str, payloads: usize, bulk: bool, (skipped, seed): (usize, u64)) -> [f64; 3] {
+fn row_after(
+    name: &str,
+    link: &str,
+    payloads: usize,
+    bulk: bool,
+    (skipped, seed): (usize, u64),
+) -> [f64; 3] {
     let (added, pair) = added(link, payloads, bulk, seed, (skipped, 1_000));
     let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| quantile(&added, share));
     let (sent, there) = (pair.stats(A), pair.stats(B));
@@ -80,7 +100,8 @@ const BURSTY: &str = "rate=100mbit delay=50ms loss=2% burst=3 mtu=1500";
 fn a_lone_message_does_not_wait_for_a_round_trip() {
     let [p50, p95, p99] = row("one datagram", LOSSY, 1, false);
     assert!(p50 <= 1.0 && p95 <= 1.0 && p99 <= 6.0);
-    // The lab counts bursts in packets, not in time: of a lone message the copy is the next one. Real bursts end meanwhile.
+    // The lab counts bursts in packets, not in time: of a lone message the copy is the next one.
+    // Real bursts end meanwhile.
     let [p50, p95, _] = row("one datagram, bursts", BURSTY, 1, false);
     assert!(p50 <= 1.0 && p95 <= 1.0);
 }
@@ -101,7 +122,8 @@ fn beside_bulk_it_waits_for_one_batch_more() {
     assert!(p50 <= 8.0 && p95 <= 15.0);
 }
 
-/// Twenty seconds after the start a link of any length keeps what waits short: an up queues a few milliseconds, not a part of the round trip.
+/// Twenty seconds after the start a link of any length keeps what waits short: an up queues a few
+/// milliseconds, not a part of the round trip.
 #[test]
 fn beside_bulk_a_long_link_is_no_slower() {
     // At 20 Mbit/s a datagram takes 0.6 ms.
@@ -117,13 +139,18 @@ fn beside_bulk_a_long_link_is_no_slower() {
     }
 }
 
-/// Behind the last datagram of what is not urgent nothing follows that would show its loss: it leaves again an eighth of a round trip later, and no
-/// probe has to be waited for.
+/// Behind the last datagram of what is not urgent nothing follows that would show its loss: it
+/// leaves again an eighth of a round trip later, and no probe has to be waited for.
 #[test]
 fn the_end_of_a_burst_is_not_waited_for() {
     let mut setup = Setup::new(5, LOSSY);
     let (every, size) = (Duration::from_millis(500), 20_000);
-    setup.a = Task { sizes: size..=size, urgent: 0, every: Some(every), ..Task::payloads(2_000) };
+    setup.a = Task {
+        sizes: size..=size,
+        urgent: 0,
+        every: Some(every),
+        ..Task::payloads(2_000)
+    };
     let mut pair = Pair::new(setup);
     pair.world.node_mut(B).logs = true;
     pair.connect();
@@ -140,6 +167,7 @@ fn the_end_of_a_burst_is_not_waited_for() {
     added.sort_by(f64::total_cmp);
     let [p50, p80, p99] = [0.5, 0.8, 0.99].map(|share| quantile(&added, share));
     println!("twenty kilobytes that are not urgent: p50 {p50:.1}, p80 {p80:.1}, p99 {p99:.1} ms");
-    // More than a quarter of them lose something and wait for a round trip of 100 ms; without the copies a fiftieth waits for two.
+    // More than a quarter of them lose something and wait for a round trip of 100 ms; without the
+    // copies a fiftieth waits for two.
     assert!(p50 <= 2.0 && p80 <= 110.0 && p99 <= 130.0);
 }

@@ -1,4 +1,5 @@
-//! What a datagram costs at both ends, without any network: run in release with `--ignored --nocapture`.
+//! What a datagram costs at both ends, without any network: run in release with `--ignored
+//! --nocapture`.
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
 mod pair;
@@ -21,8 +22,12 @@ fn measure(loss: u8, size: u16) {
     let mut pair = Pair::new(setup);
     pair.connect();
     let mut now = pair.world.now();
-    let (mut sending, mut receiving, mut acking, mut reading) =
-        (Duration::ZERO, Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let (mut sending, mut receiving, mut acking, mut reading) = (
+        Duration::ZERO,
+        Duration::ZERO,
+        Duration::ZERO,
+        Duration::ZERO,
+    );
     let mut dice = fastrand::Rng::with_seed(1);
     let (a, b) = (pair.address(A), pair.address(B));
     let (mut datagrams, mut bytes, mut acks) = (0_u64, 0_u64, 0_u64);
@@ -37,7 +42,10 @@ fn measure(loss: u8, size: u16) {
         }
         while mover.budget(now) > 0 {
             let mut payload = mover.spare();
-            payload.resize(mover.segment_payload() * (65_536 / mover.segment_payload()), 0);
+            payload.resize(
+                mover.segment_payload() * (65_536 / mover.segment_payload()),
+                0,
+            );
             if mover.send(payload, false, now).is_err() {
                 break;
             }

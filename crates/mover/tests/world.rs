@@ -1,4 +1,5 @@
-//! Two movers in a seeded world: every payload exactly once and byte-identical, whatever the network does.
+//! Two movers in a seeded world: every payload exactly once and byte-identical, whatever the
+//! network does.
 
 mod pair;
 
@@ -28,9 +29,16 @@ fn a_clean_link() {
         let pair = scenario(setup);
         for side in [A, B] {
             let stats = pair.stats(side);
-            assert_eq!((stats.datagrams_lost, stats.segments_repaired), (0, 0), "{stats:?}");
+            assert_eq!(
+                (stats.datagrams_lost, stats.segments_repaired),
+                (0, 0),
+                "{stats:?}"
+            );
             // What left last may leave once more, while nobody knows that the link is clean.
-            assert!(stats.segments_duplicate <= 2 && stats.datagrams_forged == 0, "{stats:?}");
+            assert!(
+                stats.segments_duplicate <= 2 && stats.datagrams_forged == 0,
+                "{stats:?}"
+            );
         }
     });
 }
@@ -89,36 +97,61 @@ fn nine_of_ten_acknowledgements_lost() {
         pair.finish(secs(600.0));
         pair.rest();
         let (a, b) = (pair.stats(A), pair.stats(B));
-        // Every acknowledgement tells everything, so hardly a datagram is sent twice for want of one.
+        // Every acknowledgement tells everything, so hardly a datagram is sent twice for want of
+        // one.
         let twice = b.segments_duplicate as f64 / b.datagrams_received as f64;
         assert!(twice < 0.25, "seed {seed}: {twice} {a:?} {b:?}");
     });
 }
 
-/// Who only receives learns from acknowledgements of its own, which it has no cause for, what is decided: without that it repeats all that was ever lost.
+/// Who only receives learns from acknowledgements of its own, which it has no cause for, what is
+/// decided: without that it repeats all that was ever lost.
 #[test]
 fn acknowledgements_of_one_way_traffic_stay_short() {
-    seeds("world", "acknowledgements_of_one_way_traffic_stay_short", 10, |seed| {
-        let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=2% mtu=1500");
-        let every = Some(Duration::from_micros(480));
-        setup.a = Task { sizes: 1_200..=1_200, urgent: 100, every, ..Task::payloads(25_000) };
-        let pair = scenario(setup);
-        let (a, b) = (pair.stats(A), pair.stats(B));
-        let length = b.bytes_sent / b.datagrams_sent;
-        assert!(length < 150, "seed {seed}: {length} bytes each, {b:?}");
-        assert!(b.acks_sent > 12 * 50, "seed {seed}: {} in twelve seconds", b.acks_sent);
-        assert!(a.acks_sent < b.acks_sent / 3, "seed {seed}: {} of {}", a.acks_sent, b.acks_sent);
-    });
+    seeds(
+        "world",
+        "acknowledgements_of_one_way_traffic_stay_short",
+        10,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=2% mtu=1500");
+            let every = Some(Duration::from_micros(480));
+            setup.a = Task {
+                sizes: 1_200..=1_200,
+                urgent: 100,
+                every,
+                ..Task::payloads(25_000)
+            };
+            let pair = scenario(setup);
+            let (a, b) = (pair.stats(A), pair.stats(B));
+            let length = b.bytes_sent / b.datagrams_sent;
+            assert!(length < 150, "seed {seed}: {length} bytes each, {b:?}");
+            assert!(
+                b.acks_sent > 12 * 50,
+                "seed {seed}: {} in twelve seconds",
+                b.acks_sent
+            );
+            assert!(
+                a.acks_sent < b.acks_sent / 3,
+                "seed {seed}: {} of {}",
+                a.acks_sent,
+                b.acks_sent
+            );
+        },
+    );
 }
 
 #[test]
 fn reordering_by_a_whole_round_trip() {
     seeds("world", "reordering_by_a_whole_round_trip", 100, |seed| {
-        let mut setup = Setup::new(seed, "rate=50mbit delay=20ms mtu=1500 reorder=10% reorder_by=40ms queue=4MB");
+        let mut setup = Setup::new(
+            seed,
+            "rate=50mbit delay=20ms mtu=1500 reorder=10% reorder_by=40ms queue=4MB",
+        );
         setup.a = Task::payloads(300);
         let pair = scenario(setup);
         let stats = pair.stats(A);
-        // Really lost is only what overtook the end of the handshake, and a few that were too late even to be remembered.
+        // Really lost is only what overtook the end of the handshake, and a few that were too late
+        // even to be remembered.
         let unknown = pair.stats(B).datagrams_unknown;
         // Of few losses one is more than a twentieth.
         let undone = stats.losses_spurious + unknown + 1;
@@ -127,7 +160,10 @@ fn reordering_by_a_whole_round_trip() {
             "seed {seed}: {unknown} {stats:?}"
         );
         let repaired = stats.segments_repaired as f64 / stats.datagrams_sent as f64;
-        assert!(repaired < 0.08, "seed {seed}: the window did not adapt, {repaired} {stats:?}");
+        assert!(
+            repaired < 0.08,
+            "seed {seed}: the window did not adapt, {repaired} {stats:?}"
+        );
     });
 }
 
@@ -138,24 +174,33 @@ fn a_storm_of_duplicates() {
         (setup.a, setup.b) = (Task::payloads(100), Task::payloads(50));
         let pair = scenario(setup);
         let stats = pair.stats(B);
-        assert!(stats.datagrams_replayed * 10 > stats.datagrams_received * 9, "{stats:?}");
+        assert!(
+            stats.datagrams_replayed * 10 > stats.datagrams_received * 9,
+            "{stats:?}"
+        );
     });
 }
 
 #[test]
 fn corrupted_datagrams_count_and_change_nothing() {
-    seeds("world", "corrupted_datagrams_count_and_change_nothing", 60, |seed| {
-        let mut setup = Setup::new(seed, "rate=50mbit delay=10ms mtu=1500 corrupt=15%");
-        (setup.a, setup.b) = (Task::payloads(100), Task::payloads(50));
-        let pair = scenario(setup);
-        for side in [A, B] {
-            let stats = pair.stats(side);
-            assert!(stats.datagrams_forged > 0, "{stats:?}");
-        }
-    });
+    seeds(
+        "world",
+        "corrupted_datagrams_count_and_change_nothing",
+        60,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=50mbit delay=10ms mtu=1500 corrupt=15%");
+            (setup.a, setup.b) = (Task::payloads(100), Task::payloads(50));
+            let pair = scenario(setup);
+            for side in [A, B] {
+                let stats = pair.stats(side);
+                assert!(stats.datagrams_forged > 0, "{stats:?}");
+            }
+        },
+    );
 }
 
-/// Every datagram of the run comes again later, more than once, from its own and from another address.
+/// Every datagram of the run comes again later, more than once, from its own and from another
+/// address.
 #[test]
 fn late_replays_of_every_datagram() {
     seeds("world", "late_replays_of_every_datagram", 60, |seed| {
@@ -179,16 +224,25 @@ fn late_replays_of_every_datagram() {
         for (at, (from, to, bytes)) in copies.iter().enumerate() {
             let side = if *to == pair.address(A) { A } else { B };
             let from = if at % 3 == 0 { stranger } else { *from };
-            pair.world.inject(from, side, bytes.clone(), secs(at as f64 * 1e-3));
+            pair.world
+                .inject(from, side, bytes.clone(), secs(at as f64 * 1e-3));
         }
         pair.world.run_for(secs(copies.len() as f64 * 1e-3 + 1.0));
         for side in [A, B] {
             let stats = pair.stats(side);
             assert_eq!(stats.payloads_received, before[side].payloads_received);
-            assert_eq!(stats.segments_duplicate, before[side].segments_duplicate, "nothing was even opened");
+            assert_eq!(
+                stats.segments_duplicate, before[side].segments_duplicate,
+                "nothing was even opened"
+            );
             assert_eq!(stats.moves, before[side].moves);
             assert!(stats.datagrams_replayed > before[side].datagrams_replayed + 20);
-            assert_eq!(pair.side(side).events.len(), events[side], "{:?}", pair.side(side).events);
+            assert_eq!(
+                pair.side(side).events.len(),
+                events[side],
+                "{:?}",
+                pair.side(side).events
+            );
             assert_eq!(pair.side(side).mover.remote(), Some(pair.address(1 - side)));
         }
         assert_eq!(pair.world.unroutable(), 0, "a stranger got an answer");
@@ -200,41 +254,60 @@ fn late_replays_of_every_datagram() {
 
 #[test]
 fn an_outage_of_thirty_seconds_loses_nothing() {
-    seeds("world", "an_outage_of_thirty_seconds_loses_nothing", 120, |seed| {
-        let start = 0.2 + seed as f64 * 0.037;
-        let link = format!("rate=20mbit delay=25ms loss={}% mtu=1500", seed % 3);
-        let mut setup = Setup::new(seed, &link);
-        (setup.a, setup.b) = (Task::payloads(500), Task::payloads(100));
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(start));
-        for (from, to) in [(A, B), (B, A)] {
-            pair.world.set(from, to, profile(&format!("{link} outage=0s+30s")));
-        }
-        pair.world.run_for(secs(29.9));
-        assert!(!pair.side(A).mover.is_up() && !pair.side(B).mover.is_up());
-        for side in [A, B] {
-            // One at the start, then after 2.5 s, 6 s, 12 s: an outage is no reason to make keys all the time.
-            let started = pair.stats(side).handshake.started;
-            assert!(started <= 5, "seed {seed}: {started} attempts");
-        }
-        let received = pair.side(B).received_count;
-        let back = pair.world.elapsed().as_secs_f64() + 0.1;
-        // Two round trips and a second after it is back, payloads come again.
-        let resumed = pair.world.run_until(|world| world.node(B).received_count > received, secs(1.3));
-        assert!(resumed || pair.side(A).sent == received, "seed {seed}: {:?} {:?}", pair.stats(A), back);
-        pair.finish(secs(60.0));
-        pair.rest();
-        pair.agree();
-        for side in [A, B] {
-            let events = &pair.side(side).events;
-            assert!(events.contains(&Event::Silent) && events.contains(&Event::Heard), "{events:?}");
+    seeds(
+        "world",
+        "an_outage_of_thirty_seconds_loses_nothing",
+        120,
+        |seed| {
+            let start = 0.2 + seed as f64 * 0.037;
+            let link = format!("rate=20mbit delay=25ms loss={}% mtu=1500", seed % 3);
+            let mut setup = Setup::new(seed, &link);
+            (setup.a, setup.b) = (Task::payloads(500), Task::payloads(100));
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(start));
+            for (from, to) in [(A, B), (B, A)] {
+                pair.world
+                    .set(from, to, profile(&format!("{link} outage=0s+30s")));
+            }
+            pair.world.run_for(secs(29.9));
+            assert!(!pair.side(A).mover.is_up() && !pair.side(B).mover.is_up());
+            for side in [A, B] {
+                // One at the start, then after 2.5 s, 6 s, 12 s: an outage is no reason to make
+                // keys all the time.
+                let started = pair.stats(side).handshake.started;
+                assert!(started <= 5, "seed {seed}: {started} attempts");
+            }
+            let received = pair.side(B).received_count;
+            let back = pair.world.elapsed().as_secs_f64() + 0.1;
+            // Two round trips and a second after it is back, payloads come again.
+            let resumed = pair
+                .world
+                .run_until(|world| world.node(B).received_count > received, secs(1.3));
             assert!(
-                !events.iter().any(|event| matches!(event, Event::Dead(_) | Event::Restarted)),
-                "seed {seed}: {events:?}"
+                resumed || pair.side(A).sent == received,
+                "seed {seed}: {:?} {:?}",
+                pair.stats(A),
+                back
             );
-        }
-    });
+            pair.finish(secs(60.0));
+            pair.rest();
+            pair.agree();
+            for side in [A, B] {
+                let events = &pair.side(side).events;
+                assert!(
+                    events.contains(&Event::Silent) && events.contains(&Event::Heard),
+                    "{events:?}"
+                );
+                assert!(
+                    !events
+                        .iter()
+                        .any(|event| matches!(event, Event::Dead(_) | Event::Restarted)),
+                    "seed {seed}: {events:?}"
+                );
+            }
+        },
+    );
 }
 
 #[test]
@@ -246,7 +319,11 @@ fn an_outage_of_one_direction() {
         pair.connect();
         pair.world.run_for(secs(0.1 + seed as f64 * 0.01));
         let (from, to) = if seed % 2 == 0 { (A, B) } else { (B, A) };
-        pair.world.set(from, to, profile("rate=20mbit delay=25ms mtu=1500 outage=0s+20s"));
+        pair.world.set(
+            from,
+            to,
+            profile("rate=20mbit delay=25ms mtu=1500 outage=0s+20s"),
+        );
         pair.world.run_for(secs(19.0));
         assert!(!pair.side(to).mover.is_up(), "it hears nothing");
         assert!(pair.side(from).mover.is_up(), "it hears the other's pings");
@@ -273,14 +350,22 @@ fn the_low_half_of_the_numbers_wraps() {
 fn both_call_at_once() {
     seeds("world", "both_call_at_once", 500, |seed| {
         let loss = seed % 4 * 10;
-        let mut setup = Setup::new(seed, &format!("rate=50mbit delay={}ms loss={loss}% mtu=1500", seed % 50));
+        let mut setup = Setup::new(
+            seed,
+            &format!("rate=50mbit delay={}ms loss={loss}% mtu=1500", seed % 50),
+        );
         (setup.a, setup.b) = (Task::payloads(30), Task::payloads(30));
         setup.calls = [true, true];
         let pair = scenario(setup);
         if loss == 0 {
             for side in [A, B] {
                 let fresh = |event: &&Event| matches!(event, Event::Connected { fresh: true, .. });
-                assert_eq!(pair.side(side).events.iter().filter(fresh).count(), 1, "{:?}", pair.side(side).events);
+                assert_eq!(
+                    pair.side(side).events.iter().filter(fresh).count(),
+                    1,
+                    "{:?}",
+                    pair.side(side).events
+                );
             }
         }
     });
@@ -289,7 +374,13 @@ fn both_call_at_once() {
 #[test]
 fn a_restart_is_found_and_starts_anew() {
     seeds("world", "a_restart_is_found_and_starts_anew", 240, |seed| {
-        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=30ms loss={}% jitter=10ms mtu=1500", seed % 3));
+        let mut setup = Setup::new(
+            seed,
+            &format!(
+                "rate=20mbit delay=30ms loss={}% jitter=10ms mtu=1500",
+                seed % 3
+            ),
+        );
         (setup.a, setup.b) = (Task::payloads(2_000), Task::payloads(2_000));
         setup.calls = [true, true];
         let mut pair = Pair::new(setup);
@@ -304,16 +395,32 @@ fn a_restart_is_found_and_starts_anew() {
         );
         assert!(found, "seed {seed}: {:?}", pair.side(stays).events);
         let events = &pair.side(stays).events;
-        let at = events.iter().position(|event| *event == Event::Restarted).unwrap();
-        assert!(matches!(events[at + 1], Event::Connected { fresh: true, .. }), "{events:?}");
-        // The one that stays stops its old task: its flows are gone. What it sends from now on arrives whole.
+        let at = events
+            .iter()
+            .position(|event| *event == Event::Restarted)
+            .unwrap();
+        assert!(
+            matches!(events[at + 1], Event::Connected { fresh: true, .. }),
+            "{events:?}"
+        );
+        // The one that stays stops its old task: its flows are gone. What it sends from now on
+        // arrives whole.
         pair.world.node_mut(stays).stopped = true;
         pair.world.run_for(secs(2.0));
-        let (run, came) =
-            (pair.side(gone).run(), pair.side(stays).received.get(&pair.side(gone).run()).map_or(0, Vec::len));
+        let (run, came) = (
+            pair.side(gone).run(),
+            pair.side(stays)
+                .received
+                .get(&pair.side(gone).run())
+                .map_or(0, Vec::len),
+        );
         assert_eq!(came, 50, "seed {seed}, run {run}: {:?}", pair.stats(gone));
         assert!(pair.side(stays).has_all(run, 50), "exactly once");
-        let before = pair.side(stays).received.get(&old.run()).map_or(0, Vec::len);
+        let before = pair
+            .side(stays)
+            .received
+            .get(&old.run())
+            .map_or(0, Vec::len);
         assert!(before as u64 <= old.sent);
         pair.rest();
     });
@@ -321,62 +428,97 @@ fn a_restart_is_found_and_starts_anew() {
 
 #[test]
 fn the_caller_finds_a_peer_that_started_anew_and_does_not_call() {
-    seeds("world", "the_caller_finds_a_peer_that_started_anew_and_does_not_call", 20, |seed| {
-        let mut setup = Setup::new(seed, "rate=20mbit delay=30ms mtu=1500");
-        setup.a = Task { every: Some(secs(0.05)), ..Task::payloads(100_000) };
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(1.0));
-        pair.restart(B, Task::payloads(20));
-        let found = pair.world.run_until(|world| world.node(A).events.contains(&Event::Restarted), secs(20.0));
-        assert!(found, "seed {seed}: {:?}", pair.side(A).events);
-        pair.world.run_for(secs(1.0));
-        let run = pair.side(B).run();
-        assert!(pair.side(A).has_all(run, 20));
-        assert!(pair.stats(B).datagrams_unknown > 0, "what was sealed for its old life did not open");
-    });
+    seeds(
+        "world",
+        "the_caller_finds_a_peer_that_started_anew_and_does_not_call",
+        20,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=20mbit delay=30ms mtu=1500");
+            setup.a = Task {
+                every: Some(secs(0.05)),
+                ..Task::payloads(100_000)
+            };
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(1.0));
+            pair.restart(B, Task::payloads(20));
+            let found = pair.world.run_until(
+                |world| world.node(A).events.contains(&Event::Restarted),
+                secs(20.0),
+            );
+            assert!(found, "seed {seed}: {:?}", pair.side(A).events);
+            pair.world.run_for(secs(1.0));
+            let run = pair.side(B).run();
+            assert!(pair.side(A).has_all(run, 20));
+            assert!(
+                pair.stats(B).datagrams_unknown > 0,
+                "what was sealed for its old life did not open"
+            );
+        },
+    );
 }
 
 #[test]
 fn a_path_that_becomes_narrower_is_noticed() {
-    seeds("world", "a_path_that_becomes_narrower_is_noticed", 40, |seed| {
-        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms loss=1% mtu=1500");
-        setup.a = Task::payloads(3_000);
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(2.0));
-        assert_eq!(pair.stats(A).datagram_size, 1_472);
-        pair.world.set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1300"));
-        let received = pair.side(B).received_count;
-        let resumed = pair.world.run_until(|world| world.node(B).received_count > received + 50, secs(5.0));
-        assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
-        assert_eq!(pair.stats(A).datagram_size, 1_200);
-        pair.world.set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1480"));
-        pair.finish(secs(120.0));
-        pair.rest();
-        assert_eq!(pair.stats(A).mtu_falls, 1);
-    });
+    seeds(
+        "world",
+        "a_path_that_becomes_narrower_is_noticed",
+        40,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=20mbit delay=20ms loss=1% mtu=1500");
+            setup.a = Task::payloads(3_000);
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(2.0));
+            assert_eq!(pair.stats(A).datagram_size, 1_472);
+            pair.world
+                .set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1300"));
+            let received = pair.side(B).received_count;
+            let resumed = pair.world.run_until(
+                |world| world.node(B).received_count > received + 50,
+                secs(5.0),
+            );
+            assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
+            assert_eq!(pair.stats(A).datagram_size, 1_200);
+            pair.world
+                .set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1480"));
+            pair.finish(secs(120.0));
+            pair.rest();
+            assert_eq!(pair.stats(A).mtu_falls, 1);
+        },
+    );
 }
 
-/// Jumbo frames are found and used, and left when the path carries them no longer and nobody says so.
+/// Jumbo frames are found and used, and left when the path carries them no longer and nobody says
+/// so.
 #[test]
 fn jumbo_frames_are_used_while_the_path_carries_them() {
-    seeds("world", "jumbo_frames_are_used_while_the_path_carries_them", 20, |seed| {
-        let mut setup = Setup::new(seed, "rate=200mbit delay=10ms mtu=16384");
-        setup.a = Task::payloads(3_000);
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(0.5));
-        assert_eq!(pair.stats(A).datagram_size, 16_356);
-        pair.world.set(A, B, profile("rate=20mbit delay=10ms mtu=1280"));
-        let received = pair.side(B).received_count;
-        let resumed = pair.world.run_until(|world| world.node(B).received_count > received + 50, secs(5.0));
-        assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
-        assert_eq!(pair.stats(A).datagram_size, 1_200);
-        pair.world.set(A, B, profile("rate=20mbit delay=10ms mtu=9000"));
-        pair.finish(secs(120.0));
-        pair.rest();
-    });
+    seeds(
+        "world",
+        "jumbo_frames_are_used_while_the_path_carries_them",
+        20,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=200mbit delay=10ms mtu=16384");
+            setup.a = Task::payloads(3_000);
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(0.5));
+            assert_eq!(pair.stats(A).datagram_size, 16_356);
+            pair.world
+                .set(A, B, profile("rate=20mbit delay=10ms mtu=1280"));
+            let received = pair.side(B).received_count;
+            let resumed = pair.world.run_until(
+                |world| world.node(B).received_count > received + 50,
+                secs(5.0),
+            );
+            assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
+            assert_eq!(pair.stats(A).datagram_size, 1_200);
+            pair.world
+                .set(A, B, profile("rate=20mbit delay=10ms mtu=9000"));
+            pair.finish(secs(120.0));
+            pair.rest();
+        },
+    );
 }
 
 #[test]
@@ -398,71 +540,101 @@ fn a_refused_size_is_left_at_once() {
 
 #[test]
 fn a_peer_that_nobody_answers_for_is_dead() {
-    seeds("world", "a_peer_that_nobody_answers_for_is_dead", 20, |seed| {
-        let mut pair = Pair::new(Setup::new(seed, "delay=20ms mtu=1500"));
-        pair.connect();
-        pair.world.run_for(secs(1.0));
-        pair.world.set(A, B, profile("delay=20ms outage=0s+1000s"));
-        pair.world.set(B, A, profile("delay=20ms outage=0s+1000s"));
-        // Every datagram that leaves is answered by a refusal 1 ms later.
-        let refused_from = pair.world.elapsed();
-        let mut sent = pair.stats(A).datagrams_sent;
-        let dead = loop {
-            pair.world.run_for(secs(0.001));
-            let events = &pair.side(A).events;
-            if events.contains(&Event::Dead(Reason::Refused)) {
-                break pair.world.elapsed() - refused_from;
-            }
-            assert!(pair.world.elapsed() - refused_from < secs(5.0), "{events:?} {:?}", pair.stats(A));
-            if pair.stats(A).datagrams_sent > sent {
-                sent = pair.stats(A).datagrams_sent;
-                let now = pair.world.now();
-                pair.world.node_mut(A).mover.on_refused(now);
-                pair.world.kick(A);
-            }
-        };
-        assert!(dead < secs(1.2), "seed {seed}: after {dead:?}");
-        assert!(dead >= secs(0.3));
-        assert!(!pair.side(A).mover.is_up());
-    });
+    seeds(
+        "world",
+        "a_peer_that_nobody_answers_for_is_dead",
+        20,
+        |seed| {
+            let mut pair = Pair::new(Setup::new(seed, "delay=20ms mtu=1500"));
+            pair.connect();
+            pair.world.run_for(secs(1.0));
+            pair.world.set(A, B, profile("delay=20ms outage=0s+1000s"));
+            pair.world.set(B, A, profile("delay=20ms outage=0s+1000s"));
+            // Every datagram that leaves is answered by a refusal 1 ms later.
+            let refused_from = pair.world.elapsed();
+            let mut sent = pair.stats(A).datagrams_sent;
+            let dead = loop {
+                pair.world.run_for(secs(0.001));
+                let events = &pair.side(A).events;
+                if events.contains(&Event::Dead(Reason::Refused)) {
+                    break pair.world.elapsed() - refused_from;
+                }
+                assert!(
+                    pair.world.elapsed() - refused_from < secs(5.0),
+                    "{events:?} {:?}",
+                    pair.stats(A)
+                );
+                if pair.stats(A).datagrams_sent > sent {
+                    sent = pair.stats(A).datagrams_sent;
+                    let now = pair.world.now();
+                    pair.world.node_mut(A).mover.on_refused(now);
+                    pair.world.kick(A);
+                }
+            };
+            assert!(dead < secs(1.2), "seed {seed}: after {dead:?}");
+            assert!(dead >= secs(0.3));
+            assert!(!pair.side(A).mover.is_up());
+        },
+    );
 }
 
 #[test]
 fn a_goodbye_ends_it_and_a_forged_refusal_does_not() {
-    seeds("world", "a_goodbye_ends_it_and_a_forged_refusal_does_not", 20, |seed| {
-        let mut setup = Setup::new(seed, "delay=20ms mtu=1500 loss=10%");
-        setup.a = Task { every: Some(secs(0.02)), ..Task::payloads(200) };
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        for _ in 0..100 {
-            pair.world.run_for(secs(0.01));
+    seeds(
+        "world",
+        "a_goodbye_ends_it_and_a_forged_refusal_does_not",
+        20,
+        |seed| {
+            let mut setup = Setup::new(seed, "delay=20ms mtu=1500 loss=10%");
+            setup.a = Task {
+                every: Some(secs(0.02)),
+                ..Task::payloads(200)
+            };
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            for _ in 0..100 {
+                pair.world.run_for(secs(0.01));
+                let now = pair.world.now();
+                pair.world.node_mut(A).mover.on_refused(now);
+            }
+            assert!(pair.side(A).mover.is_up(), "the peer answers all the while");
+            pair.finish(secs(30.0));
             let now = pair.world.now();
-            pair.world.node_mut(A).mover.on_refused(now);
-        }
-        assert!(pair.side(A).mover.is_up(), "the peer answers all the while");
-        pair.finish(secs(30.0));
-        let now = pair.world.now();
-        pair.world.node_mut(B).mover.close(now);
-        pair.world.run_for(secs(1.0));
-        assert!(pair.side(A).events.contains(&Event::Dead(Reason::Closed)), "{:?}", pair.side(A).events);
-        let sent = pair.stats(B).datagrams_sent;
-        pair.world.run_for(secs(5.0));
-        assert_eq!(pair.stats(B).datagrams_sent, sent, "nothing after the goodbye");
-        assert!(pair.side(B).mover.poll_timeout().is_none());
-    });
+            pair.world.node_mut(B).mover.close(now);
+            pair.world.run_for(secs(1.0));
+            assert!(
+                pair.side(A).events.contains(&Event::Dead(Reason::Closed)),
+                "{:?}",
+                pair.side(A).events
+            );
+            let sent = pair.stats(B).datagrams_sent;
+            pair.world.run_for(secs(5.0));
+            assert_eq!(
+                pair.stats(B).datagrams_sent,
+                sent,
+                "nothing after the goodbye"
+            );
+            assert!(pair.side(B).mover.poll_timeout().is_none());
+        },
+    );
 }
 
-/// Nothing is on the wire until somebody asks, nor after the goodbye; either side may ask, both at once too, on any link.
+/// Nothing is on the wire until somebody asks, nor after the goodbye; either side may ask, both at
+/// once too, on any link.
 #[test]
 fn connections_on_demand_come_and_go() {
     seeds("world", "connections_on_demand_come_and_go", 60, |seed| {
         let mut dice = fastrand::Rng::with_seed(seed);
-        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=20ms mtu=1500 loss={}%", dice.u64(0..15)));
+        let mut setup = Setup::new(
+            seed,
+            &format!("rate=20mbit delay=20ms mtu=1500 loss={}%", dice.u64(0..15)),
+        );
         setup.calls = [true, true];
         setup.change = Box::new(|config, _| config.on_demand = true);
         let mut pair = Pair::new(setup);
-        let (mut payloads, sent) =
-            ([0, 0], |pair: &Pair| [A, B].map(|side| pair.world.link(side, 1 - side).offered_packets));
+        let (mut payloads, sent) = ([0, 0], |pair: &Pair| {
+            [A, B].map(|side| pair.world.link(side, 1 - side).offered_packets)
+        });
         for round in 0..4 {
             let before = sent(&pair);
             pair.world.run_for(secs(20.0));
@@ -476,21 +648,31 @@ fn connections_on_demand_come_and_go() {
             pair.connect();
             for side in [A, B] {
                 payloads[side] += dice.u64(1..40);
-                pair.world.node_mut(side).set_task(Task::payloads(payloads[side]));
+                pair.world
+                    .node_mut(side)
+                    .set_task(Task::payloads(payloads[side]));
                 pair.world.kick(side);
             }
             pair.finish(secs(60.0));
             pair.world.run_for(secs(1.0));
-            // One that leaves takes the other along; the goodbye may be lost, then silence is believed.
+            // One that leaves takes the other along; the goodbye may be lost, then silence is
+            // believed.
             let side = sides[0];
             pair.world.node_mut(side).mover.disconnect();
             pair.world.kick(side);
-            let down =
-                pair.world.run_until(|world| [A, B].iter().all(|side| !world.node(*side).mover.is_up()), secs(5.0));
+            let down = pair.world.run_until(
+                |world| [A, B].iter().all(|side| !world.node(*side).mover.is_up()),
+                secs(5.0),
+            );
             assert!(down, "round {round}: both rest");
             pair.world.run_for(secs(310.0));
-            assert!(pair.side(side).events.contains(&Event::Dead(Reason::Closed)));
-            // Whom no goodbye has reached calls once more, to see whether the peer has restarted; whoever needs nobody leaves again.
+            assert!(
+                pair.side(side)
+                    .events
+                    .contains(&Event::Dead(Reason::Closed))
+            );
+            // Whom no goodbye has reached calls once more, to see whether the peer has restarted;
+            // whoever needs nobody leaves again.
             for _ in 0..3 {
                 for side in [A, B] {
                     if pair.side(side).mover.is_up() {
@@ -506,50 +688,93 @@ fn connections_on_demand_come_and_go() {
 
 #[test]
 fn silence_for_too_long_is_death_and_the_way_back_is_found() {
-    seeds("world", "silence_for_too_long_is_death_and_the_way_back_is_found", 20, |seed| {
-        let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1500");
-        setup.a = Task::payloads(1_000_000);
-        setup.change = Box::new(|config, _| config.dead_after = secs(10.0));
-        let mut pair = Pair::new(setup);
-        pair.connect();
-        pair.world.run_for(secs(0.5));
-        for (from, to) in [(A, B), (B, A)] {
-            pair.world.set(from, to, profile("rate=20mbit delay=20ms mtu=1500 outage=0s+15s"));
-        }
-        pair.world.run_for(secs(14.0));
-        for side in [A, B] {
-            assert!(pair.side(side).events.contains(&Event::Dead(Reason::Silence)), "{:?}", pair.side(side).events);
-            let stats = pair.stats(side);
-            assert_eq!((stats.unacked_bytes, stats.reassembly_bytes, stats.in_flight_bytes), (0, 0, 0));
-        }
-        let count = pair.side(B).received_count;
-        pair.world.run_for(secs(5.0));
-        assert!(pair.side(B).received_count > count, "{:?}", pair.side(A).events);
-    });
+    seeds(
+        "world",
+        "silence_for_too_long_is_death_and_the_way_back_is_found",
+        20,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=20mbit delay=20ms mtu=1500");
+            setup.a = Task::payloads(1_000_000);
+            setup.change = Box::new(|config, _| config.dead_after = secs(10.0));
+            let mut pair = Pair::new(setup);
+            pair.connect();
+            pair.world.run_for(secs(0.5));
+            for (from, to) in [(A, B), (B, A)] {
+                pair.world.set(
+                    from,
+                    to,
+                    profile("rate=20mbit delay=20ms mtu=1500 outage=0s+15s"),
+                );
+            }
+            pair.world.run_for(secs(14.0));
+            for side in [A, B] {
+                assert!(
+                    pair.side(side)
+                        .events
+                        .contains(&Event::Dead(Reason::Silence)),
+                    "{:?}",
+                    pair.side(side).events
+                );
+                let stats = pair.stats(side);
+                assert_eq!(
+                    (
+                        stats.unacked_bytes,
+                        stats.reassembly_bytes,
+                        stats.in_flight_bytes
+                    ),
+                    (0, 0, 0)
+                );
+            }
+            let count = pair.side(B).received_count;
+            pair.world.run_for(secs(5.0));
+            assert!(
+                pair.side(B).received_count > count,
+                "{:?}",
+                pair.side(A).events
+            );
+        },
+    );
 }
 
 /// A receiver with little memory refuses what it cannot hold, and still gets everything.
 #[test]
 fn little_memory_slows_but_loses_nothing() {
-    seeds("world", "little_memory_slows_but_loses_nothing", 40, |seed| {
-        let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=10% mtu=1500");
-        setup.a = Task::payloads(300);
-        setup.change = Box::new(|config, _| config.limits.reassembly_bytes = 60_000);
-        let pair = scenario(setup);
-        let stats = pair.stats(B);
-        assert!(stats.reassembly_bytes_max <= 60_000 && stats.segments_refused > 0, "{stats:?}");
-    });
+    seeds(
+        "world",
+        "little_memory_slows_but_loses_nothing",
+        40,
+        |seed| {
+            let mut setup = Setup::new(seed, "rate=100mbit delay=20ms loss=10% mtu=1500");
+            setup.a = Task::payloads(300);
+            setup.change = Box::new(|config, _| config.limits.reassembly_bytes = 60_000);
+            let pair = scenario(setup);
+            let stats = pair.stats(B);
+            assert!(
+                stats.reassembly_bytes_max <= 60_000 && stats.segments_refused > 0,
+                "{stats:?}"
+            );
+        },
+    );
 }
 
 #[test]
 fn the_unsent_backlog_stays_short() {
     seeds("world", "the_unsent_backlog_stays_short", 10, |seed| {
         let mut setup = Setup::new(seed, "rate=50mbit delay=20ms loss=1% mtu=1500");
-        setup.a = Task { whole_datagrams: true, sizes: 60_000..=65_536, urgent: 0, ..Task::payloads(300) };
+        setup.a = Task {
+            whole_datagrams: true,
+            sizes: 60_000..=65_536,
+            urgent: 0,
+            ..Task::payloads(300)
+        };
         setup.change = Box::new(|config, _| config.rate = Some(50_000_000 / 8));
         let pair = scenario(setup);
         // Three milliseconds at 50 Mbit/s, and a repair or two.
-        assert!(pair.side(A).backlog_max < 30_000, "{}", pair.side(A).backlog_max);
+        assert!(
+            pair.side(A).backlog_max < 30_000,
+            "{}",
+            pair.side(A).backlog_max
+        );
     });
 }
 
@@ -557,8 +782,10 @@ fn the_unsent_backlog_stays_short() {
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..10 {
         let trace = || {
-            let mut setup =
-                Setup::new(seed, "rate=20mbit delay=20ms loss=5% jitter=5ms duplicate=2% corrupt=1% mtu=1500");
+            let mut setup = Setup::new(
+                seed,
+                "rate=20mbit delay=20ms loss=5% jitter=5ms duplicate=2% corrupt=1% mtu=1500",
+            );
             (setup.a, setup.b) = (Task::payloads(50), Task::payloads(50));
             let mut pair = Pair::new(setup);
             pair.connect();
@@ -573,7 +800,10 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn both_start_anew_at_once() {
     seeds("world", "both_start_anew_at_once", 60, |seed| {
-        let mut setup = Setup::new(seed, &format!("rate=20mbit delay=30ms loss={}% mtu=1500", seed % 3 * 5));
+        let mut setup = Setup::new(
+            seed,
+            &format!("rate=20mbit delay=30ms loss={}% mtu=1500", seed % 3 * 5),
+        );
         (setup.a, setup.b) = (Task::payloads(2_000), Task::payloads(2_000));
         setup.calls = [true, seed % 2 == 0];
         let mut pair = Pair::new(setup);
@@ -592,7 +822,10 @@ fn both_start_anew_at_once() {
 fn a_peer_that_moves_is_followed() {
     seeds("world", "a_peer_that_moves_is_followed", 20, |seed| {
         let mut setup = Setup::new(seed, "rate=20mbit delay=10ms mtu=1500");
-        setup.a = Task { every: Some(secs(0.05)), ..Task::payloads(1_000) };
+        setup.a = Task {
+            every: Some(secs(0.05)),
+            ..Task::payloads(1_000)
+        };
         let mut pair = Pair::new(setup);
         pair.connect();
         pair.world.run_for(secs(1.0));
@@ -610,7 +843,8 @@ fn a_peer_that_moves_is_followed() {
         let moved = SocketAddr::new(a.ip(), 61_000);
         let mut forged = vec![0x40, 0, 0x60, 1, 0, 0, 0, 9];
         forged.resize(100, 7);
-        pair.world.inject("10.9.9.9:9".parse().unwrap(), B, forged, secs(0.0));
+        pair.world
+            .inject("10.9.9.9:9".parse().unwrap(), B, forged, secs(0.0));
         pair.world.run_for(secs(0.3));
         assert_eq!(pair.side(B).mover.remote(), Some(a), "nobody has moved yet");
         let mut bytes: Vec<_> = tape.take();

@@ -23,16 +23,24 @@ pub struct Prefixes {
 impl Prefixes {
     /// Whether the address is in one of them.
     pub fn contains(&self, address: IpAddr) -> bool {
-        let of_family = self.by_length.iter().filter(|((is_ipv4, _), _)| *is_ipv4 == address.is_ipv4());
-        self.any || of_family.into_iter().any(|((_, length), known)| known.contains(&masked(address, *length)))
+        let of_family = self
+            .by_length
+            .iter()
+            .filter(|((is_ipv4, _), _)| *is_ipv4 == address.is_ipv4());
+        self.any
+            || of_family
+                .into_iter()
+                .any(|((_, length), known)| known.contains(&masked(address, *length)))
     }
 
     /// Each of them, in no order but that shorter ones come first.
     pub fn iter(&self) -> impl Iterator<Item = Prefix> {
-        let known = self
-            .by_length
-            .iter()
-            .flat_map(|((_, length), known)| known.iter().map(|address| Prefix { address: *address, length: *length }));
+        let known = self.by_length.iter().flat_map(|((_, length), known)| {
+            known.iter().map(|address| Prefix {
+                address: *address,
+                length: *length,
+            })
+        });
         self.any.then_some(Prefix::ANY).into_iter().chain(known)
     }
 
@@ -49,7 +57,10 @@ impl FromIterator<Prefix> for Prefixes {
             match prefix.is_any() {
                 true => all.any = true,
                 false => {
-                    all.by_length.entry((prefix.address.is_ipv4(), prefix.length)).or_default().insert(prefix.address);
+                    all.by_length
+                        .entry((prefix.address.is_ipv4(), prefix.length))
+                        .or_default()
+                        .insert(prefix.address);
                 }
             }
         }
@@ -70,8 +81,13 @@ pub fn is_special_only(prefix: Prefix) -> bool {
         (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0).into(), 8),
     ];
     parts.iter().any(|(address, length)| {
-        let part = Prefix { address: *address, length: *length };
-        prefix.length >= *length && prefix.address.is_ipv4() == address.is_ipv4() && part.contains(prefix.address)
+        let part = Prefix {
+            address: *address,
+            length: *length,
+        };
+        prefix.length >= *length
+            && prefix.address.is_ipv4() == address.is_ipv4()
+            && part.contains(prefix.address)
     })
 }
 
@@ -94,7 +110,12 @@ pub fn is_special(address: IpAddr) -> bool {
             // one the broadcast address.
             first == 0 || first >= 224 || v4.is_loopback() || v4.is_link_local()
         }
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local(),
+        IpAddr::V6(v6) => {
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unicast_link_local()
+        }
     }
 }
 
@@ -111,7 +132,13 @@ fn embedded(v6: Ipv6Addr) -> [Option<Ipv4Addr>; MOST_INSIDE] {
         // 6to4 (RFC 3056).
         [0x2002, ..] => [at([2, 3, 4, 5]), isatap(v6), None, None, None],
         // Teredo (RFC 4380): its server, and the client's address with all bits turned.
-        [0x2001, 0, ..] => [at([4, 5, 6, 7]), last.map(|v4| Ipv4Addr::from_bits(!v4.to_bits())), None, None, None],
+        [0x2001, 0, ..] => [
+            at([4, 5, 6, 7]),
+            last.map(|v4| Ipv4Addr::from_bits(!v4.to_bits())),
+            None,
+            None,
+            None,
+        ],
         // NAT64 (RFC 6052).
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => [last, None, None, None, None],
         // NAT64's local prefix (RFC 8215), cut by whoever uses it into prefixes of 48, 56, 64 or 96
@@ -198,16 +225,26 @@ mod tests {
 
     #[test]
     fn many_prefixes_are_one_set() {
-        let set = |texts: &[&str]| texts.iter().map(|text| text.parse::<Prefix>().unwrap()).collect::<Prefixes>();
+        let set = |texts: &[&str]| {
+            texts
+                .iter()
+                .map(|text| text.parse::<Prefix>().unwrap())
+                .collect::<Prefixes>()
+        };
         let some = set(&["10.1.0.0/16", "10.2.2.0/24", "10.2.3.0/24", "fd00:1::/32"]);
-        for (address, inside) in
-            [("10.1.9.9", true), ("10.2.2.9", true), ("10.2.4.1", false), ("fd00:1::9", true), ("fd00:2::9", false)]
-        {
+        for (address, inside) in [
+            ("10.1.9.9", true),
+            ("10.2.2.9", true),
+            ("10.2.4.1", false),
+            ("fd00:1::9", true),
+            ("fd00:2::9", false),
+        ] {
             assert_eq!(some.contains(address.parse().unwrap()), inside, "{address}");
         }
         assert!(!set(&["0.0.0.0/0"]).contains("fd00::1".parse().unwrap()));
         assert!(
-            set(&["any"]).contains("fd00::1".parse().unwrap()) && set(&["any"]).contains("10.1.1.1".parse().unwrap())
+            set(&["any"]).contains("fd00::1".parse().unwrap())
+                && set(&["any"]).contains("10.1.1.1".parse().unwrap())
         );
         assert!(set(&[]).is_empty() && !some.is_empty());
         assert_eq!(some.iter().count(), 4);
@@ -230,7 +267,10 @@ mod tests {
             "fd00::200:5efe:7f00:1",
             "::ffff:0:7f00:1",
         ] {
-            assert!(any_form(loopback.parse().unwrap(), is_special), "{loopback}");
+            assert!(
+                any_form(loopback.parse().unwrap(), is_special),
+                "{loopback}"
+            );
         }
         for usual in [
             "2002:a01:203::1",
@@ -243,6 +283,9 @@ mod tests {
             assert!(!any_form(usual.parse().unwrap(), is_special), "{usual}");
         }
         let own: IpAddr = "10.1.2.3".parse().unwrap();
-        assert!(any_form("2002:a01:203::1".parse().unwrap(), |address| address == own));
+        assert!(any_form(
+            "2002:a01:203::1".parse().unwrap(),
+            |address| address == own
+        ));
     }
 }

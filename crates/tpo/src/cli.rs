@@ -24,7 +24,8 @@ Exit codes:
   2  the command line or the configuration is wrong
   3  no tpo answers at the control socket";
 
-/// Accelerates the connections between two sites: a TPO at each, a tunnel between them, no change to any application.
+/// Accelerates the connections between two sites: a TPO at each, a tunnel between them, no change
+/// to any application.
 #[derive(Debug, Parser)]
 #[command(name = "tpo", version, after_help = EXIT_CODES, max_term_width = 120)]
 struct Cli {
@@ -42,11 +43,14 @@ struct Cli {
 enum Command {
     /// Run in the foreground until SIGTERM or SIGINT
     Run(RunArgs),
-    /// Hold the closed rules, without running: before the network comes up, or after a stop. Of TCP new connections alone are held, unless hold_closed is set
+    /// Hold the closed rules, without running: before the network comes up, or after a stop. Of TCP
+    /// new connections alone are held, unless hold_closed is set
     Hold,
-    /// Remove everything that tpo has installed in this network namespace, also what holds closed rules. Not while a tpo runs
+    /// Remove everything that tpo has installed in this network namespace, also what holds closed
+    /// rules. Not while a tpo runs
     Off(OffArgs),
-    /// Make a key pair or a pre-shared key: writes the secret to a file (mode 0600), prints the public key of a pair
+    /// Make a key pair or a pre-shared key: writes the secret to a file (mode 0600), prints the
+    /// public key of a pair
     Keygen(KeygenArgs),
     /// Print a complete, commented configuration to begin with
     Init,
@@ -57,7 +61,8 @@ enum Command {
     Status(StatusArgs),
     /// Show every open flow
     Flows(FlowsArgs),
-    /// Make two sites and a bad WAN on this machine and compare transfers without and with tpo (needs root)
+    /// Make two sites and a bad WAN on this machine and compare transfers without and with tpo
+    /// (needs root)
     Demo,
     /// Measure a pair of TPOs beside the plain network, link by link, on this machine (needs root)
     Bench(Box<BenchArgs>),
@@ -67,7 +72,8 @@ enum Command {
         /// Which of the two
         end: crate::bench::End,
     },
-    /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces (needs root)
+    /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces
+    /// (needs root)
     Lab(Box<LabArgs>),
 }
 
@@ -80,7 +86,8 @@ struct OffArgs {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Closed rules hold after an orderly stop too, as with hold_closed = true in the file; `tpo off` ends it
+    /// Closed rules hold after an orderly stop too, as with hold_closed = true in the file; `tpo
+    /// off` ends it
     #[arg(long)]
     hold_closed: bool,
 }
@@ -137,7 +144,8 @@ struct BenchArgs {
     /// The acceptance grid, 64 links: one flow, tpo only, unless --ways or --only say otherwise
     #[arg(long, conflicts_with_all = ["link", "plain"])]
     grid: bool,
-    /// Real files at 2, 20, 100 and 1,000 Mbit/s, and messages in JSON, compressed and not; some minutes
+    /// Real files at 2, 20, 100 and 1,000 Mbit/s, and messages in JSON, compressed and not; some
+    /// minutes
     #[arg(long, conflicts_with_all = ["quick", "grid", "link", "plain", "ways", "only", "count", "warm_up", "requests", "peer_rate", "peer_config"])]
     compression: bool,
     /// This link instead of the matrix, such as "rate=100mbit delay=50ms loss=1%"; may be repeated
@@ -158,19 +166,22 @@ struct BenchArgs {
     /// How long each transfer is counted [default: 10; with --quick 2; with --grid 15]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     count: Option<Duration>,
-    /// How long each transfer runs before it is counted, beside five round trips, fifteen with --grid [default: 3; with --quick 1]
+    /// How long each transfer runs before it is counted, beside five round trips, fifteen with
+    /// --grid [default: 3; with --quick 1]
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     warm_up: Option<Duration>,
     /// How many requests on new connections [default: 300; with --quick 100]
     #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: Option<u32>,
-    /// How many cells at the same time: only where their rates together are far below what the machine can do
+    /// How many cells at the same time: only where their rates together are far below what the
+    /// machine can do
     #[arg(long, value_name = "CELLS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
     /// Configure the rate of the link in the TPOs, instead of letting them find it
     #[arg(long)]
     peer_rate: bool,
-    /// One more line for each `[[peer]]` of the TPOs, such as 'congestion = "auto"'; may be repeated
+    /// One more line for each `[[peer]]` of the TPOs, such as 'congestion = "auto"'; may be
+    /// repeated
     #[arg(long, value_name = "LINE")]
     peer_config: Vec<String>,
     /// Write the table, the plots and every single result, as it comes, to this folder
@@ -181,8 +192,12 @@ struct BenchArgs {
 impl BenchArgs {
     fn plan(&self) -> Plan {
         let given = |links: &[Profile], plain: bool| {
-            let links = links.iter().cloned().map(|profile| crate::bench::Link { profile: Some(profile) });
-            links.chain(plain.then_some(crate::bench::Link { profile: None })).collect::<Vec<_>>()
+            let links = links.iter().cloned().map(|profile| crate::bench::Link {
+                profile: Some(profile),
+            });
+            links
+                .chain(plain.then_some(crate::bench::Link { profile: None }))
+                .collect::<Vec<_>>()
         };
         let links = match (self.quick, self.grid, given(&self.link, self.plain)) {
             (true, _, _) => crate::bench::quick(),
@@ -205,8 +220,16 @@ impl BenchArgs {
         };
         Plan {
             links,
-            ways: if self.ways.is_empty() { ways } else { self.ways.clone() },
-            measures: if self.only.is_empty() { measures } else { self.only.clone() },
+            ways: if self.ways.is_empty() {
+                ways
+            } else {
+                self.ways.clone()
+            },
+            measures: if self.only.is_empty() {
+                measures
+            } else {
+                self.only.clone()
+            },
             runs: self.runs as usize,
             warm_up: self.warm_up.unwrap_or(seconds(3, 1, 3)),
             // With loss start-up takes a dozen of them.
@@ -223,7 +246,8 @@ impl BenchArgs {
 
 #[derive(Debug, Args)]
 struct LabArgs {
-    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server; of sites: NAME-core, NAME-gw1, NAME-host1 ...
+    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server; of sites:
+    /// NAME-core, NAME-gw1, NAME-host1 ...
     #[arg(long, global = true, value_name = "NAME", default_value = "tpo")]
     name: String,
     #[command(subcommand)]
@@ -259,7 +283,8 @@ enum LabCommand {
 
 #[derive(Debug, Args)]
 struct Links {
-    /// The link from A to B: a known one such as `demo` or `storm`, and settings such as "rate=100mbit delay=50ms loss=1%"
+    /// The link from A to B: a known one such as `demo` or `storm`, and settings such as
+    /// "rate=100mbit delay=50ms loss=1%"
     #[arg(long, value_name = "LINK", default_value = "demo", value_parser = parse_profile)]
     link: Profile,
     /// The link from B to A, where it is another one
@@ -270,9 +295,18 @@ struct Links {
 /// The numbered reasons, for the manual of `tpo status`.
 fn reasons() -> String {
     let lines = Reason::ALL.map(|reason| {
-        format!("  {:2}  {}: {} ({})\n", reason.number(), reason.name(), reason.sentence(), reason.advice())
+        format!(
+            "  {:2}  {}: {} ({})\n",
+            reason.number(),
+            reason.name(),
+            reason.sentence(),
+            reason.advice()
+        )
     });
-    format!("Why a connection is not accelerated, and what to do:\n{}", lines.concat())
+    format!(
+        "Why a connection is not accelerated, and what to do:\n{}",
+        lines.concat()
+    )
 }
 
 /// Why a command did not do what it was asked; each kind has an exit code of its own.
@@ -311,7 +345,9 @@ pub fn main() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Failed(error)) => (1, format!("tpo: {error:#}\n")),
         Err(Failure::Config(findings)) => (2, findings.to_string()),
-        Err(Failure::Control(error @ AskError::NotRunning { .. })) => (3, format!("tpo: {error}\n")),
+        Err(Failure::Control(error @ AskError::NotRunning { .. })) => {
+            (3, format!("tpo: {error}\n"))
+        }
         Err(Failure::Control(error)) => (1, format!("tpo: {error}\n")),
     };
     complain(&words);
@@ -338,14 +374,21 @@ fn run(cli: &Cli, arguments: &RunArgs) -> Outcome {
 fn hold(path: &Path) -> Outcome {
     let (checked, _) = config::load(path).map_err(Failure::Config)?;
     intercept::holding::Holding::put(&crate::daemon::table(&checked))?;
-    let closed = checked.rules.iter().filter(|rule| rule.enabled && rule.on_failure == OnFailure::Closed).count();
+    let closed = checked
+        .rules
+        .iter()
+        .filter(|rule| rule.enabled && rule.on_failure == OnFailure::Closed)
+        .count();
     match closed {
         0 => say("no rule is closed: nothing to hold\n"),
-        closed => say(&format!("{closed} closed rules are held; `tpo off` ends it\n")),
+        closed => say(&format!(
+            "{closed} closed rules are held; `tpo off` ends it\n"
+        )),
     }
 }
 
-/// `tpo off`. Needs no configuration: the names of what it removes are fixed. The file only tells at which socket a running tpo would answer.
+/// `tpo off`. Needs no configuration: the names of what it removes are fixed. The file only tells
+/// at which socket a running tpo would answer.
 fn off(path: &Path, arguments: &OffArgs) -> Outcome {
     let socket = config::control_socket(path).unwrap_or_else(|| config::checked::CONTROL.into());
     match control::status(&socket) {
@@ -358,9 +401,9 @@ fn off(path: &Path, arguments: &OffArgs) -> Outcome {
         }
         Err(AskError::NotRunning { .. }) => {}
         // One that is stopped or wedged does not put back what it misses, as long as it is.
-        Err(error) => {
-            complain(&format!("tpo: {error}; everything is removed all the same, and comes back when it goes on\n"))
-        }
+        Err(error) => complain(&format!(
+            "tpo: {error}; everything is removed all the same, and comes back when it goes on\n"
+        )),
     }
     // What takes connections first, then what keeps them from their plain way.
     let interception = intercept::install::remove_left_overs();
@@ -374,12 +417,19 @@ fn off(path: &Path, arguments: &OffArgs) -> Outcome {
 /// `tpo keygen`.
 fn keygen(arguments: &KeygenArgs) -> Outcome {
     crate::privilege::keep_secrets()?;
-    let identity = match (&arguments.target.out, &arguments.target.show, &arguments.target.pre_shared) {
+    let identity = match (
+        &arguments.target.out,
+        &arguments.target.show,
+        &arguments.target.pre_shared,
+    ) {
         (Some(out), ..) => keygen::generate(out, arguments.force)?,
         (_, Some(file), _) => keygen::read(file)?,
         (_, _, Some(out)) => {
             keygen::generate_pre_shared(out, arguments.force)?;
-            return say(&format!("{}: give a copy to the peer, by a way that nobody else reads\n", out.display()));
+            return say(&format!(
+                "{}: give a copy to the peer, by a way that nobody else reads\n",
+                out.display()
+            ));
         }
         (None, None, None) => unreachable!("the command line requires one of the three"),
     };
@@ -391,15 +441,24 @@ fn check(path: &Path) -> Outcome {
     crate::privilege::keep_secrets()?;
     let (checked, mut findings, _) = load(path)?;
     let table = crate::daemon::table(&checked);
-    // What `tpo run` does before it gives the rules to the kernel. The ports are only known then, and nothing depends on them.
+    // What `tpo run` does before it gives the rules to the kernel. The ports are only known then,
+    // and nothing depends on them.
     let ports = intercept::rules::Ports { v4: 1, v6: Some(1) };
     if let Err(error) = intercept::rules::render(&table, ports) {
-        findings.error(0, "[[rule]]", error.to_string(), "rules that the kernel's tables can hold");
+        findings.error(
+            0,
+            "[[rule]]",
+            error.to_string(),
+            "rules that the kernel's tables can hold",
+        );
         return Err(Failure::Config(findings));
     }
     complain(&findings.to_string());
     // What this host's own settings mean for it: facts of the machine, not of the file.
-    for finding in intercept::findings::failures(&table).into_iter().chain(intercept::findings::findings(&table)) {
+    for finding in intercept::findings::failures(&table)
+        .into_iter()
+        .chain(intercept::findings::findings(&table))
+    {
         complain(&format!("this host: {finding}\n"));
     }
     // A host that does not tell its addresses is no reason to refuse the file.
@@ -408,13 +467,20 @@ fn check(path: &Path) -> Outcome {
         complain(&format!("this host: {line}\n"));
     }
     let tools = intercept::install::check_tools().map_err(anyhow::Error::from);
-    let lacks: Vec<_> =
-        tools.err().into_iter().chain(crate::privilege::Who::choose(checked.user.as_deref()).err()).collect();
+    let lacks: Vec<_> = tools
+        .err()
+        .into_iter()
+        .chain(crate::privilege::Who::choose(checked.user.as_deref()).err())
+        .collect();
     for lack in &lacks {
         complain(&format!("this host: {lack:#}\n"));
     }
     if !lacks.is_empty() {
-        return Err(anyhow::anyhow!("{} is good, but `tpo run` would not start on this host", path.display()).into());
+        return Err(anyhow::anyhow!(
+            "{} is good, but `tpo run` would not start on this host",
+            path.display()
+        )
+        .into());
     }
     let off = checked.rules.iter().filter(|rule| !rule.enabled).count();
     let rules = match off {
@@ -474,12 +540,22 @@ fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
     use tpo_lab::Request;
     log::start(&log_filter(cli, "info")?, config::checked::LogFormat::Human);
     let name = &arguments.name;
-    if name.is_empty() || name.len() > 20 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-        return Err(anyhow::anyhow!("--name: found {name:?}; would do: 1 to 20 letters, digits or dashes").into());
+    if name.is_empty()
+        || name.len() > 20
+        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    {
+        return Err(anyhow::anyhow!(
+            "--name: found {name:?}; would do: 1 to 20 letters, digits or dashes"
+        )
+        .into());
     }
     let socket = PathBuf::from(format!("/run/tpo-lab-{name}.sock"));
     let request = match &arguments.command {
-        LabCommand::Up { plain, sites, links } => {
+        LabCommand::Up {
+            plain,
+            sites,
+            links,
+        } => {
             let (a_to_b, b_to_a) = links.both();
             let topology = match (sites, plain) {
                 (Some(sites), _) => tpo_lab::Topology::Sites(vec![a_to_b; *sites]),
@@ -488,7 +564,13 @@ fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
             };
             return Ok(tpo_lab::serve(name, topology, &socket)?);
         }
-        LabCommand::Set { site: Some(site), links } => Request::Site { site: *site, link: links.link.clone() },
+        LabCommand::Set {
+            site: Some(site),
+            links,
+        } => Request::Site {
+            site: *site,
+            link: links.link.clone(),
+        },
         LabCommand::Set { site: None, links } => {
             let (a_to_b, b_to_a) = links.both();
             Request::Set { a_to_b, b_to_a }
@@ -502,16 +584,29 @@ fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
 
 impl Links {
     fn both(&self) -> (Profile, Profile) {
-        (self.link.clone(), self.back.clone().unwrap_or_else(|| self.link.clone()))
+        (
+            self.link.clone(),
+            self.back.clone().unwrap_or_else(|| self.link.clone()),
+        )
     }
 }
 
 /// The configuration and the keys, all good; or everything that is wrong with them.
 fn load(path: &Path) -> Result<(config::Checked, Findings, config::Keys), Failure> {
     let (checked, mut findings) = config::load(path).map_err(Failure::Config)?;
-    let keys = (config::load_identity(&checked, &mut findings), config::load_pre_shared(&checked, &mut findings));
+    let keys = (
+        config::load_identity(&checked, &mut findings),
+        config::load_pre_shared(&checked, &mut findings),
+    );
     match keys {
-        (Some(identity), Some(pre_shared)) => Ok((checked, findings, config::Keys { identity, pre_shared })),
+        (Some(identity), Some(pre_shared)) => Ok((
+            checked,
+            findings,
+            config::Keys {
+                identity,
+                pre_shared,
+            },
+        )),
         _ => Err(Failure::Config(findings)),
     }
 }
@@ -538,10 +633,18 @@ fn wait_up(socket: &Path, patience: Duration, peer: Option<&str>) -> anyhow::Res
 /// What is missing until all peers, or the one asked for, are up.
 fn not_up(report: &StatusReport, wanted: Option<&str>) -> anyhow::Result<Option<String>> {
     let asked = |name: &str| wanted.is_none_or(|wanted| wanted == name);
-    let mut down = report.peers.iter().filter(|peer| asked(&peer.name)).peekable();
+    let mut down = report
+        .peers
+        .iter()
+        .filter(|peer| asked(&peer.name))
+        .peekable();
     if down.peek().is_none() {
         let names: Vec<&str> = report.peers.iter().map(|peer| peer.name.as_str()).collect();
-        bail!("no peer {:?}; known are: {}", wanted.unwrap_or_default(), names.join(", "));
+        bail!(
+            "no peer {:?}; known are: {}",
+            wanted.unwrap_or_default(),
+            names.join(", ")
+        );
     }
     let words: Vec<String> = down
         .filter(|peer| !peer.up)
@@ -558,7 +661,10 @@ fn control_socket(path: &Path) -> Result<PathBuf, Failure> {
     match config::control_socket(path) {
         Some(socket) => Ok(socket),
         None => Err(config::load(path).map_or_else(Failure::Config, |_| {
-            Failure::Failed(anyhow::anyhow!("{} could not be read a moment ago", path.display()))
+            Failure::Failed(anyhow::anyhow!(
+                "{} could not be read a moment ago",
+                path.display()
+            ))
         })),
     }
 }
@@ -570,32 +676,44 @@ fn log_filter(cli: &Cli, configured: &str) -> anyhow::Result<String> {
     }
     match std::env::var(log::VARIABLE) {
         Ok(filter) if filter.is_empty() => Ok(configured.to_owned()),
-        Ok(filter) => parse_filter(&filter)
-            .map_err(|words| anyhow::anyhow!("{}: found {filter:?}; would do: {words}", log::VARIABLE)),
+        Ok(filter) => parse_filter(&filter).map_err(|words| {
+            anyhow::anyhow!("{}: found {filter:?}; would do: {words}", log::VARIABLE)
+        }),
         Err(_) => Ok(configured.to_owned()),
     }
 }
 
 fn parse_filter(text: &str) -> Result<String, String> {
     let would_do = "error, warn, info, debug, trace, or a list such as info,tpo::edge=debug";
-    log::is_filter(text).then(|| text.to_owned()).ok_or_else(|| would_do.to_owned())
+    log::is_filter(text)
+        .then(|| text.to_owned())
+        .ok_or_else(|| would_do.to_owned())
 }
 
 fn parse_profile(text: &str) -> Result<Profile, String> {
-    text.parse().map_err(|error: tpo_lab::ProfileError| error.to_string())
+    text.parse()
+        .map_err(|error: tpo_lab::ProfileError| error.to_string())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     // A day: longer than anybody waits, and far from where the clock's arithmetic ends.
-    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| "a number of seconds from 0 to 86400".into())
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "a number of seconds from 0 to 86400".into())
 }
 
-/// Writes to standard output. A reader that has gone away (`tpo flows | head`) has got what it wanted.
+/// Writes to standard output. A reader that has gone away (`tpo flows | head`) has got what it
+/// wanted.
 fn say(text: &str) -> Outcome {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to standard output")?,
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")?
+        }
         _ => Ok(()),
     }
 }
@@ -630,12 +748,23 @@ mod tests {
             reason: (!up).then(|| "nothing heard for 3 s".into()),
             ..PeerReport::default()
         };
-        let report = StatusReport { peers: vec![peer("lyon", true), peer("oslo", false)], ..StatusReport::default() };
+        let report = StatusReport {
+            peers: vec![peer("lyon", true), peer("oslo", false)],
+            ..StatusReport::default()
+        };
         let why = Some("peer oslo is silent: nothing heard for 3 s".to_owned());
         assert_eq!(not_up(&report, None).unwrap(), why);
         assert_eq!(not_up(&report, Some("oslo")).unwrap(), why);
         assert_eq!(not_up(&report, Some("lyon")).unwrap(), None);
-        assert!(not_up(&report, Some("rome")).unwrap_err().to_string().contains("known are: lyon, oslo"));
-        assert!(not_up(&StatusReport::default(), None).is_err(), "no peer at all is not up");
+        assert!(
+            not_up(&report, Some("rome"))
+                .unwrap_err()
+                .to_string()
+                .contains("known are: lyon, oslo")
+        );
+        assert!(
+            not_up(&StatusReport::default(), None).is_err(),
+            "no peer at all is not up"
+        );
     }
 }

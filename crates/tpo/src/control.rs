@@ -1,15 +1,19 @@
-//! The control socket: a Unix socket on which the daemon tells what it is doing. One request line, one reply line, both JSON.
+//! The control socket: a Unix socket on which the daemon tells what it is doing. One request line,
+//! one reply line, both JSON.
 //!
 //! ```text
 //! > {"request":"status"}
 //! < {"ok":{"name":"paris","peers":[...]}}
 //! ```
 //!
-//! The server has threads of its own, so that a busy or wedged daemon is seen as such rather than making the socket disappear.
-//! It can only be asked; nothing can be changed through it. Who may ask is decided by the mode of the file (0660).
+//! The server has threads of its own, so that a busy or wedged daemon is seen as such rather than
+//! making the socket disappear. It can only be asked; nothing can be changed through it. Who may
+//! ask is decided by the mode of the file (0660).
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +29,8 @@ use serde::{Deserialize, Serialize};
 use crate::privilege::Who;
 use crate::status::{FlowReport, StatusReport};
 
-/// Clients served at once. Each costs a thread for as long as it takes; people and a monitor never need more.
+/// Clients served at once. Each costs a thread for as long as it takes; people and a monitor never
+/// need more.
 const CLIENTS: usize = 16;
 /// A request is some twenty bytes.
 const REQUEST_BYTES: usize = 1_024;
@@ -34,7 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a client reads at most: a million flows are about 400 MB.
 const REPLY_BYTES: u64 = 512 << 20;
 
-/// What the daemon tells. Asked from the threads of the control socket, so it has to gather quickly and without waiting for the network.
+/// What the daemon tells. Asked from the threads of the control socket, so it has to gather quickly
+/// and without waiting for the network.
 pub trait Facts: Send + Sync {
     /// The whole program at this moment.
     fn status(&self) -> StatusReport;
@@ -72,20 +78,32 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Makes the socket, and its folder where that is missing. A socket that a dead daemon left behind is replaced; one that somebody answers
-    /// at, and a file that is no socket, are errors. Whoever asks before the server runs waits for it.
+    /// Makes the socket, and its folder where that is missing. A socket that a dead daemon left
+    /// behind is replaced; one that somebody answers at, and a file that is no socket, are errors.
+    /// Whoever asks before the server runs waits for it.
     pub fn new(path: &Path) -> anyhow::Result<Bound> {
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            make(folder)
-                .with_context(|| format!("cannot make the folder of the control socket, {}", folder.display()))?;
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            make(folder).with_context(|| {
+                format!(
+                    "cannot make the folder of the control socket, {}",
+                    folder.display()
+                )
+            })?;
         }
         refuse_if_taken(path)?;
         let (listener, own) = bind(path)?;
-        Ok(Bound { path: path.to_owned(), own, listener: Arc::new(listener) })
+        Ok(Bound {
+            path: path.to_owned(),
+            own,
+            listener: Arc::new(listener),
+        })
     }
 
-    /// Makes it this user's. The folder stays whose it is: in one that belongs to a user, what root does at the next start would be at that
-    /// user's mercy.
+    /// Makes it this user's. The folder stays whose it is: in one that belongs to a user, what root
+    /// does at the next start would be at that user's mercy.
     ///
     /// # Errors
     /// Of the file system.
@@ -102,7 +120,8 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.own) {
-            // Fails where the folder is not ours; the next start replaces it, and whoever asks in between hears that nobody is there.
+            // Fails where the folder is not ours; the next start replaces it, and whoever asks in
+            // between hears that nobody is there.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -136,7 +155,11 @@ impl Server {
             move || serve(&listener, &stop, &facts)
         });
         let thread = thread.context("cannot start the thread of the control socket")?;
-        Ok(Server { bound, stop, thread: Some(thread) })
+        Ok(Server {
+            bound,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens.
@@ -154,7 +177,8 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         // Wakes the accept() of the thread, even if the file has been taken away from under us.
-        let woken = socket2::SockRef::from(&*self.bound.listener).shutdown(std::net::Shutdown::Both);
+        let woken =
+            socket2::SockRef::from(&*self.bound.listener).shutdown(std::net::Shutdown::Both);
         if let (Ok(()), Some(thread)) = (woken, self.thread.take()) {
             let _ = thread.join();
         }
@@ -172,12 +196,16 @@ fn make(folder: &Path) -> io::Result<()> {
 fn refuse_if_taken(path: &Path) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
-            bail!("{} is there and is no socket; it is left alone: remove it, or set control in [tpo]", path.display())
+            bail!(
+                "{} is there and is no socket; it is left alone: remove it, or set control in [tpo]",
+                path.display()
+            )
         }
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(error).with_context(|| format!("cannot look at the control socket {}", path.display()));
+            return Err(error)
+                .with_context(|| format!("cannot look at the control socket {}", path.display()));
         }
     }
     match UnixStream::connect(path) {
@@ -186,21 +214,33 @@ fn refuse_if_taken(path: &Path) -> anyhow::Result<()> {
             path.display()
         ),
         // Nobody listens: a left-over.
-        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot tell who has the control socket {}", path.display())),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error)
+            .with_context(|| format!("cannot tell who has the control socket {}", path.display())),
     }
 }
 
-/// Makes the socket under another name, gives it its mode, then puts it in place: at no moment can others connect, and a left-over is replaced in one step.
+/// Makes the socket under another name, gives it its mode, then puts it in place: at no moment can
+/// others connect, and a left-over is replaced in one step.
 fn bind(path: &Path) -> anyhow::Result<(UnixListener, (u64, u64))> {
-    let mut name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_owned();
+    let mut name = path
+        .file_name()
+        .with_context(|| format!("{} names no file", path.display()))?
+        .to_owned();
     name.push(".new");
     let beside = path.with_file_name(name);
     if fs::symlink_metadata(&beside).is_ok_and(|file| file.file_type().is_socket()) {
         let _ = fs::remove_file(&beside);
     }
-    let listener =
-        UnixListener::bind(&beside).with_context(|| format!("cannot make the control socket {}", beside.display()))?;
+    let listener = UnixListener::bind(&beside)
+        .with_context(|| format!("cannot make the control socket {}", beside.display()))?;
     let placed = fs::set_permissions(&beside, fs::Permissions::from_mode(0o660))
         .and_then(|()| fs::rename(&beside, path))
         .and_then(|()| fs::symlink_metadata(path));
@@ -208,7 +248,9 @@ fn bind(path: &Path) -> anyhow::Result<(UnixListener, (u64, u64))> {
         Ok(file) => Ok((listener, (file.dev(), file.ino()))),
         Err(error) => {
             let _ = fs::remove_file(&beside);
-            Err(error).with_context(|| format!("cannot put the control socket {} in place", path.display()))
+            Err(error).with_context(|| {
+                format!("cannot put the control socket {} in place", path.display())
+            })
         }
     }
 }
@@ -232,10 +274,12 @@ fn serve(listener: &UnixListener, stop: &AtomicBool, facts: &Arc<dyn Facts>) {
         let place = Place::take(&clients);
         let facts = facts.clone();
         let answered = match place {
-            Some(place) => thread::Builder::new().name("tpo-control-client".into()).spawn(move || {
-                let _place = place;
-                answer(stream, &*facts);
-            }),
+            Some(place) => thread::Builder::new()
+                .name("tpo-control-client".into())
+                .spawn(move || {
+                    let _place = place;
+                    answer(stream, &*facts);
+                }),
             None => {
                 let _ = refuse(stream, "too many clients at once");
                 continue;
@@ -279,8 +323,12 @@ fn answer(mut stream: UnixStream, facts: &dyn Facts) {
         Err(_) => return,
     };
     let written = match question {
-        Ok(Request { request: Question::Status }) => send(&mut stream, &Reply::Ok(facts.status()), deadline),
-        Ok(Request { request: Question::Flows }) => send(&mut stream, &Reply::Ok(facts.flows()), deadline),
+        Ok(Request {
+            request: Question::Status,
+        }) => send(&mut stream, &Reply::Ok(facts.status()), deadline),
+        Ok(Request {
+            request: Question::Flows,
+        }) => send(&mut stream, &Reply::Ok(facts.flows()), deadline),
         Err(error) => refuse(stream, &format!("not a request: {error}")),
     };
     if let Err(error) = written {
@@ -317,10 +365,18 @@ fn refuse(mut stream: UnixStream, why: &str) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let _ = stream.read(&mut [0; REQUEST_BYTES]);
     stream.set_nonblocking(false)?;
-    send(&mut stream, &Reply::<()>::Error(why.into()), Instant::now() + Duration::from_millis(200))
+    send(
+        &mut stream,
+        &Reply::<()>::Error(why.into()),
+        Instant::now() + Duration::from_millis(200),
+    )
 }
 
-fn send<T: Serialize>(stream: &mut UnixStream, reply: &Reply<T>, deadline: Instant) -> io::Result<()> {
+fn send<T: Serialize>(
+    stream: &mut UnixStream,
+    reply: &Reply<T>,
+    deadline: Instant,
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     let mut rest = &line[..];
@@ -377,7 +433,11 @@ impl fmt::Display for AskError {
                 path.display()
             ),
             AskError::NotAllowed { path } => {
-                write!(f, "{} may not be used by this user; ask as root or as a member of its group", path.display())
+                write!(
+                    f,
+                    "{} may not be used by this user; ask as root or as a member of its group",
+                    path.display()
+                )
             }
             AskError::Silent { path } => {
                 write!(
@@ -408,27 +468,36 @@ fn ask<T: DeserializeOwned>(path: &Path, question: Question) -> Result<T, AskErr
             ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning { path },
             ErrorKind::PermissionDenied => AskError::NotAllowed { path },
             ErrorKind::WouldBlock | ErrorKind::TimedOut => AskError::Silent { path },
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                AskError::Refused("nothing; it has too many clients at the moment, or it has just ended".into())
-            }
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => AskError::Refused(
+                "nothing; it has too many clients at the moment, or it has just ended".into(),
+            ),
             _ => AskError::Refused(error.to_string()),
         }
     };
     let mut stream = UnixStream::connect(path).map_err(failed)?;
     // The reply may take as long as the server allows itself, and a little for the way.
-    stream.set_read_timeout(Some(PATIENCE + Duration::from_secs(1))).map_err(failed)?;
+    stream
+        .set_read_timeout(Some(PATIENCE + Duration::from_secs(1)))
+        .map_err(failed)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-    let mut line =
-        serde_json::to_vec(&Request { request: question }).map_err(|error| AskError::Refused(error.to_string()))?;
+    let mut line = serde_json::to_vec(&Request { request: question })
+        .map_err(|error| AskError::Refused(error.to_string()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(failed)?;
     let mut reply = Vec::new();
-    stream.take(REPLY_BYTES).read_to_end(&mut reply).map_err(failed)?;
+    stream
+        .take(REPLY_BYTES)
+        .read_to_end(&mut reply)
+        .map_err(failed)?;
     match serde_json::from_slice(&reply) {
         Ok(Reply::Ok(facts)) => Ok(facts),
         Ok(Reply::Error(why)) => Err(AskError::Refused(why)),
-        Err(_) if reply.is_empty() => Err(AskError::Refused("nothing; it may just have ended".into())),
-        Err(error) => Err(AskError::Refused(format!("something that this tpo does not understand ({error})"))),
+        Err(_) if reply.is_empty() => {
+            Err(AskError::Refused("nothing; it may just have ended".into()))
+        }
+        Err(error) => Err(AskError::Refused(format!(
+            "something that this tpo does not understand ({error})"
+        ))),
     }
 }
 

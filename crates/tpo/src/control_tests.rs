@@ -5,10 +5,19 @@ struct Sample;
 
 impl Facts for Sample {
     fn status(&self) -> StatusReport {
-        StatusReport { name: "paris".into(), ..StatusReport::default() }
+        StatusReport {
+            name: "paris".into(),
+            ..StatusReport::default()
+        }
     }
     fn flows(&self) -> Vec<FlowReport> {
-        (0..20_000).map(|id| FlowReport { id, peer: "lyon".into(), ..FlowReport::default() }).collect()
+        (0..20_000)
+            .map(|id| FlowReport {
+                id,
+                peer: "lyon".into(),
+                ..FlowReport::default()
+            })
+            .collect()
     }
 }
 
@@ -32,12 +41,18 @@ fn start(path: &Path) -> anyhow::Result<Server> {
 fn it_answers_and_leaves_nothing_behind() {
     let folder = Folder::new("answers");
     let server = start(&folder.socket()).unwrap();
-    assert_eq!(fs::metadata(server.path()).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(
+        fs::metadata(server.path()).unwrap().permissions().mode() & 0o777,
+        0o660
+    );
     assert_eq!(status(&folder.socket()).unwrap().name, "paris");
     assert_eq!(flows(&folder.socket()).unwrap().len(), 20_000);
     drop(server);
     assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 0);
-    assert!(matches!(status(&folder.socket()), Err(AskError::NotRunning { .. })));
+    assert!(matches!(
+        status(&folder.socket()),
+        Err(AskError::NotRunning { .. })
+    ));
 }
 
 #[test]
@@ -47,7 +62,11 @@ fn a_live_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
     let server = start(&path).unwrap();
     let refused = start(&path).unwrap_err().to_string();
     assert!(refused.contains("another tpo is running"), "{refused}");
-    assert_eq!(status(&path).unwrap().name, "paris", "the first one is not disturbed");
+    assert_eq!(
+        status(&path).unwrap().name,
+        "paris",
+        "the first one is not disturbed"
+    );
     drop(server);
     // A listener that is dropped without removing its file is what a killed daemon leaves.
     drop(UnixListener::bind(&path).unwrap());
@@ -88,12 +107,21 @@ fn say(path: &Path, bytes: &[u8]) -> String {
 fn nonsense_gets_one_line_of_refusal() {
     let folder = Folder::new("nonsense");
     let _server = start(&folder.socket()).unwrap();
-    for request in ["\n", "{}\n", "{\"request\":\"shutdown\"}\n", "{\"request\":\"status\",\"x\":1}\n", "\u{0}\u{1}\n"]
-    {
+    for request in [
+        "\n",
+        "{}\n",
+        "{\"request\":\"shutdown\"}\n",
+        "{\"request\":\"status\",\"x\":1}\n",
+        "\u{0}\u{1}\n",
+    ] {
         let reply = say(&folder.socket(), request.as_bytes());
-        assert!(reply.starts_with("{\"error\":\"not a request"), "{request:?}: {reply:?}");
+        assert!(
+            reply.starts_with("{\"error\":\"not a request"),
+            "{request:?}: {reply:?}"
+        );
     }
-    // A client that never ends its line is let go at the limit (what it still had to say may cost it the reply).
+    // A client that never ends its line is let go at the limit (what it still had to say may cost
+    // it the reply).
     say(&folder.socket(), &[b'x'; 4 << 20]);
     assert_eq!(status(&folder.socket()).unwrap().name, "paris");
 }
@@ -102,10 +130,14 @@ fn nonsense_gets_one_line_of_refusal() {
 fn clients_that_hang_take_their_places_and_no_more() {
     let folder = Folder::new("hang");
     let _server = start(&folder.socket()).unwrap();
-    let hanging: Vec<UnixStream> = (0..CLIENTS).map(|_| UnixStream::connect(folder.socket()).unwrap()).collect();
+    let hanging: Vec<UnixStream> = (0..CLIENTS)
+        .map(|_| UnixStream::connect(folder.socket()).unwrap())
+        .collect();
     // The connections are accepted in order, so this one finds all places taken.
     match status(&folder.socket()) {
-        Err(AskError::Refused(why)) => assert!(why.contains("too many") || why.contains("nothing"), "{why}"),
+        Err(AskError::Refused(why)) => {
+            assert!(why.contains("too many") || why.contains("nothing"), "{why}")
+        }
         other => panic!("{other:?}"),
     }
     drop(hanging);

@@ -1,4 +1,5 @@
-//! The daemon: makes the rooms from the configuration, connects them, waits for the signal to end, and takes everything down in order.
+//! The daemon: makes the rooms from the configuration, connects them, waits for the signal to end,
+//! and takes everything down in order.
 //!
 //! The picture of its threads is in ARCHITECTURE.md, "Threads".
 
@@ -49,9 +50,11 @@ use crate::workshop::Workshop;
 const ENDING: Duration = Duration::from_secs(2);
 /// How often what is installed in the kernel is looked at.
 const RULES_EVERY: Duration = Duration::from_secs(1);
-/// The initial credit of a flow grows with a configured rate up to this: flows whose application takes nothing may hold it.
+/// The initial credit of a flow grows with a configured rate up to this: flows whose application
+/// takes nothing may hold it.
 const MOST_CREDIT: u32 = 1 << 20;
-/// When the gate, the router or the tap has not turned for this long, the service manager gets no life sign: each turns twice a second at least.
+/// When the gate, the router or the tap has not turned for this long, the service manager gets no
+/// life sign: each turns twice a second at least.
 const WEDGED: Duration = Duration::from_secs(2);
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -59,13 +62,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
-/// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends it but the signal, or a failure of its own
-/// after which everything is removed and the service manager may start it again.
+/// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends
+/// it but the signal, or a failure of its own after which everything is removed and the service
+/// manager may start it again.
 pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     let signal = Arc::new(AtomicUsize::new(0));
     for number in [SIGTERM, SIGINT, SIGHUP] {
         let value = usize::try_from(number).expect("signal numbers are small");
-        signal_hook::flag::register_usize(number, signal.clone(), value).context("watch for signals")?;
+        signal_hook::flag::register_usize(number, signal.clone(), value)
+            .context("watch for signals")?;
     }
     let limit = crate::sys::raise_descriptor_limit().context("raise the limit of open files")?;
     let mut service = Service::from_environment();
@@ -118,8 +123,9 @@ struct Daemon {
     ports: Ports,
     control: control::Server,
     following: Following,
-    /// What the service manager's watchdog wants to know of. No lane is among them: how much one has to do at a time is its peer's choice, and
-    /// who wedges his own lane loses his lease and nothing else ([`crate::gate`]).
+    /// What the service manager's watchdog wants to know of. No lane is among them: how much one
+    /// has to do at a time is its peer's choice, and who wedges his own lane loses his lease and
+    /// nothing else ([`crate::gate`]).
     watched: Watched,
 }
 
@@ -127,7 +133,9 @@ impl Daemon {
     fn start(checked: &Checked, keys: &Keys, descriptors: u64) -> Result<Daemon> {
         let own_key = keys.identity.public_key();
         let table = table(checked);
-        let all = findings::failures(&table).into_iter().chain(findings::findings(&table));
+        let all = findings::failures(&table)
+            .into_iter()
+            .chain(findings::findings(&table));
         for finding in all.chain(findings::descriptors(descriptors)) {
             match finding.severity {
                 findings::Severity::Info => info!("{finding}"),
@@ -137,16 +145,18 @@ impl Daemon {
         // `install` finds out whether another tpo runs here, so only the listeners, whose ports it
         // needs, come before it. Without a lease open rules let everything pass, and closed ones
         // refuse.
-        let listeners =
-            Listeners::with_room(table.mode, table.bounds.half_open()).context("open the interceptor's sockets")?;
+        let listeners = Listeners::with_room(table.mode, table.bounds.half_open())
+            .context("open the interceptor's sockets")?;
         let ports = listeners.ports();
-        let installed = install::install(&table, ports).context("install the interception rules")?;
+        let installed =
+            install::install(&table, ports).context("install the interception rules")?;
         let control = control::Bound::new(&checked.control)
             .with_context(|| format!("open the control socket {}", checked.control.display()))?;
         // Every thread that hears others starts after this. The UDP sockets are made after it too:
         // sockets that share a port must belong to the same user.
         confine(checked, &control).context("give up what is not needed")?;
-        // Better to hear now that the rules cannot be put in force again than when somebody has removed them.
+        // Better to hear now that the rules cannot be put in force again than when somebody has
+        // removed them.
         install::rehearse(&table, ports).context("as a confined daemon")?;
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
         let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
@@ -155,7 +165,8 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let closed = enabled().map(|rule| rule.on_failure == checked::OnFailure::Closed);
         let plain = Arc::new(Plain::new(policy(), closed.collect()));
-        let listener = Link::listen(checked.listen).with_context(|| format!("listen at {} (UDP)", checked.listen))?;
+        let listener = Link::listen(checked.listen)
+            .with_context(|| format!("listen at {} (UDP)", checked.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let plan = multicast_plan(checked);
@@ -175,7 +186,10 @@ impl Daemon {
         let workshop = Workshop::start().context("start the workshop")?;
         let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
-        let claims = Arc::new(Claims { policy: policy(), groups: checked.groups.clone() });
+        let claims = Arc::new(Claims {
+            policy: policy(),
+            groups: checked.groups.clone(),
+        });
         let all_shares = Shares::of_lanes(descriptors, checked.peers.len(), plan.interfaces.len());
         let mut lanes = Vec::new();
         let mut threads = Vec::new();
@@ -204,7 +218,8 @@ impl Daemon {
                 demand: peer.on_demand.map(Demand::new),
                 on_change: Box::new(doorbell.ring()),
             };
-            let (lane, thread) = lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
+            let (lane, thread) =
+                lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
             lanes.push(lane);
             threads.push(thread);
         }
@@ -212,36 +227,70 @@ impl Daemon {
             transit.set_lanes(lanes.clone());
         }
         let listed = lanes.iter().cloned().zip(&checked.peers);
-        let listed = listed.zip(&keys.pre_shared).map(|((lane, peer), pre_shared)| Listed {
-            lane,
-            key: peer.public_key,
-            guard: Guard::new(&keys.identity, &peer.public_key, pre_shared.as_deref()),
-            endpoint: peer.endpoint,
-        });
-        let router = Router::start(listener, Table::new(&own_key, listed.collect())).context("start the router")?;
+        let listed = listed
+            .zip(&keys.pre_shared)
+            .map(|((lane, peer), pre_shared)| Listed {
+                lane,
+                key: peer.public_key,
+                guard: Guard::new(&keys.identity, &peer.public_key, pre_shared.as_deref()),
+                endpoint: peer.endpoint,
+            });
+        let router = Router::start(listener, Table::new(&own_key, listed.collect()))
+            .context("start the router")?;
 
         let tap = tun.map(|tun| {
-            let fails_open = enabled().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
-            let groups_of_many = groups.as_ref().map(|parts| group_table(checked, |_| true, &parts.wanted));
+            let fails_open = enabled()
+                .map(|rule| rule.on_failure == checked::OnFailure::Open)
+                .collect();
+            let groups_of_many = groups
+                .as_ref()
+                .map(|parts| group_table(checked, |_| true, &parts.wanted));
             let groups = checked.groups.clone();
             let lanes = lanes.clone();
             let plain = plain.clone();
-            Tap::start(tun, tap::Table { policy: policy(), fails_open, plain, groups, opened, lanes, groups_of_many })
+            Tap::start(
+                tun,
+                tap::Table {
+                    policy: policy(),
+                    fails_open,
+                    plain,
+                    groups,
+                    opened,
+                    lanes,
+                    groups_of_many,
+                },
+            )
         });
         let tap = tap.transpose().context("start the tap")?;
         let multicast = groups.take().map(|parts| {
-            let MulticastParts { doorbell, wanted, joined, lans } = parts;
+            let MulticastParts {
+                doorbell,
+                wanted,
+                joined,
+                lans,
+            } = parts;
             let sets = GroupSets::open(installed.has_v6())?;
             Multicast::start(doorbell, plan, (wanted, joined), lans, sets, lanes.clone())
         });
         let multicast = multicast.transpose().context("start multicast")?;
         let table_of_gate = (policy(), checked.groups.clone());
-        let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone()).context("start the gate")?;
+        let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone())
+            .context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
-        let counters = (gate.counters.clone(), router.drops.clone(), taken, plain.clone());
+        let counters = (
+            gate.counters.clone(),
+            router.drops.clone(),
+            taken,
+            plain.clone(),
+        );
         let facts = Facts::new(checked, lanes.clone(), counters);
-        let control = control::Server::answer(control, Arc::new(facts)).context("answer at the control socket")?;
-        let turns = [Some(&gate.counters.turns), Some(&router.turns), tap.as_ref().map(|tap| &tap.turns)];
+        let control = control::Server::answer(control, Arc::new(facts))
+            .context("answer at the control socket")?;
+        let turns = [
+            Some(&gate.counters.turns),
+            Some(&router.turns),
+            tap.as_ref().map(|tap| &tap.turns),
+        ];
         let watched = Watched::new(turns.into_iter().flatten().cloned(), Instant::now());
         Ok(Daemon {
             lanes,
@@ -261,13 +310,16 @@ impl Daemon {
         })
     }
 
-    /// Others remove what they did not install (a reload of the firewall, a network manager that owns all routing rules). Half of it left in
-    /// place would take connections and deliver them nowhere, so the leases go until all is whole again.
+    /// Others remove what they did not install (a reload of the firewall, a network manager that
+    /// owns all routing rules). Half of it left in place would take connections and deliver them
+    /// nowhere, so the leases go until all is whole again.
     fn watch_rules(&mut self) {
         // First: what is missing here lets something through that must not be.
         match self.installed.keep_holding() {
             Ok(false) => self.plain.hold_lost.store(false, Ordering::Relaxed),
-            Ok(true) => warn!("somebody removed what holds the closed rules, or a part; it is there again"),
+            Ok(true) => {
+                warn!("somebody removed what holds the closed rules, or a part; it is there again")
+            }
             Err(error) if !self.plain.hold_lost.swap(true, Ordering::Relaxed) => {
                 warn!(%error, "what holds the closed rules is not whole: what they name may take its plain way");
             }
@@ -305,7 +357,10 @@ impl Daemon {
 
     /// Without these tables nothing is copied, and nothing else happens.
     fn watch_groups(&self) {
-        if self.multicast.as_ref().is_some_and(Multicast::has_lost_its_sets)
+        if self
+            .multicast
+            .as_ref()
+            .is_some_and(Multicast::has_lost_its_sets)
             && let Err(error) = self.installed.repair_groups(&self.table)
         {
             warn!(%error, "multicast is no longer taken from the LANs");
@@ -321,12 +376,23 @@ impl Daemon {
             .chain(self.gate.has_ended().then(|| "gate".into()))
             .chain(self.router.has_ended().then(|| "router".into()))
             .chain(self.following.has_ended().then(|| "addresses".into()))
-            .chain(self.tap.as_ref().is_some_and(Tap::has_ended).then(|| "tap".into()))
-            .chain(self.multicast.as_ref().is_some_and(Multicast::has_ended).then(|| "multicast".into()))
+            .chain(
+                self.tap
+                    .as_ref()
+                    .is_some_and(Tap::has_ended)
+                    .then(|| "tap".into()),
+            )
+            .chain(
+                self.multicast
+                    .as_ref()
+                    .is_some_and(Multicast::has_ended)
+                    .then(|| "multicast".into()),
+            )
             .next()
     }
 
-    /// New connections go their plain way first, then flows end, then the rules that they needed are removed.
+    /// New connections go their plain way first, then flows end, then the rules that they needed
+    /// are removed.
     fn stop(self, orderly: bool) {
         let start = Instant::now();
         self.control.stop();
@@ -368,7 +434,12 @@ impl Daemon {
 fn confine(checked: &Checked, control: &control::Bound) -> Result<()> {
     let who = privilege::Who::choose(checked.user.as_deref())?;
     control.give(&who)?;
-    let mut folders: Vec<_> = control.path().parent().map(Into::into).into_iter().collect();
+    let mut folders: Vec<_> = control
+        .path()
+        .parent()
+        .map(Into::into)
+        .into_iter()
+        .collect();
     if let Some(folder) = memory::folder() {
         // A folder that is not ours costs what is remembered of the paths, and no more.
         if let Err(error) = memory::give(&folder, &who) {
@@ -390,55 +461,109 @@ struct MulticastParts {
 impl MulticastParts {
     fn open(plan: &Plan) -> Result<MulticastParts> {
         let open = |name: &String| {
-            multicast::Lan::open(name)
-                .with_context(|| format!("open raw sockets on the interface {name} ([multicast] interfaces)"))
+            multicast::Lan::open(name).with_context(|| {
+                format!("open raw sockets on the interface {name} ([multicast] interfaces)")
+            })
         };
         let lans: Vec<multicast::Lan> = plan.interfaces.iter().map(open).collect::<Result<_>>()?;
         let (wanted, joined) = Default::default();
-        Ok(MulticastParts { doorbell: Doorbell::new()?, wanted, joined, lans: lans.into() })
+        Ok(MulticastParts {
+            doorbell: Doorbell::new()?,
+            wanted,
+            joined,
+            lans: lans.into(),
+        })
     }
 
     fn of_lane(&self, slot: usize, plan: &Plan) -> packets::Groups {
         let emitter = multicast::Emitter::new(slot, self.lans.clone(), self.joined.clone());
-        packets::Groups::new(plan.may_ask(slot), self.wanted.clone(), emitter, Box::new(self.doorbell.ring()))
+        packets::Groups::new(
+            plan.may_ask(slot),
+            self.wanted.clone(),
+            emitter,
+            Box::new(self.doorbell.ring()),
+        )
     }
 }
 
 /// The rules that are also for what peers bring; none: nothing goes on from peer to peer.
 fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
-    let mut rules = checked.rules.iter().filter(|rule| rule.enabled && rule.transit).peekable();
+    let mut rules = checked
+        .rules
+        .iter()
+        .filter(|rule| rule.enabled && rule.transit)
+        .peekable();
     rules.peek()?;
     let to_one: Vec<&checked::Rule> = rules.filter(|rule| !rule.is_for_many()).collect();
-    let fails_open = to_one.iter().map(|rule| rule.on_failure == checked::OnFailure::Open).collect();
+    let fails_open = to_one
+        .iter()
+        .map(|rule| rule.on_failure == checked::OnFailure::Open)
+        .collect();
     let policy = Policy::new(to_one.iter().map(|rule| rule.matches.clone()).collect());
     let to_many = wanted.map(|wanted| group_table(checked, |rule| rule.transit, wanted));
-    Some(Transit::new(policy, fails_open, checked.groups.clone(), to_many))
+    Some(Transit::new(
+        policy,
+        fails_open,
+        checked.groups.clone(),
+        to_many,
+    ))
 }
 
 /// Those of the rules for groups of many, and who asks.
-fn group_table(checked: &Checked, which: impl Fn(&checked::Rule) -> bool, wanted: &Arc<Wanted>) -> tap::GroupTable {
-    let rules = checked.rules.iter().filter(|rule| rule.enabled && rule.is_for_many() && which(rule));
+fn group_table(
+    checked: &Checked,
+    which: impl Fn(&checked::Rule) -> bool,
+    wanted: &Arc<Wanted>,
+) -> tap::GroupTable {
+    let rules = checked
+        .rules
+        .iter()
+        .filter(|rule| rule.enabled && rule.is_for_many() && which(rule));
     let policy = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
-    tap::GroupTable { policy, groups: checked.groups.clone(), wanted: wanted.clone() }
+    tap::GroupTable {
+        policy,
+        groups: checked.groups.clone(),
+        wanted: wanted.clone(),
+    }
 }
 
 fn multicast_plan(checked: &Checked) -> Plan {
-    let rules = || checked.rules.iter().filter(|rule| rule.enabled && rule.is_for_many());
-    let accepts = checked.accepts.iter().filter(|accept| accept.destination.address.is_multicast());
+    let rules = || {
+        checked
+            .rules
+            .iter()
+            .filter(|rule| rule.enabled && rule.is_for_many())
+    };
+    let accepts = checked
+        .accepts
+        .iter()
+        .filter(|accept| accept.destination.address.is_multicast());
     let what_for_whom = |rule: &checked::Rule| (rule.matches.destination, rule.group.peers.clone());
     Plan {
         interfaces: checked.multicast.interfaces.clone(),
         asks: checked.multicast.querier,
         rules: rules().map(what_for_whom).collect(),
-        passes: rules().filter(|rule| rule.transit).map(what_for_whom).collect(),
-        accepts: accepts.map(|accept| (accept.peer, accept.destination, accept.pinned)).collect(),
-        sites: checked.peers.iter().map(|peer| site(peer.public_key.as_bytes())).collect(),
+        passes: rules()
+            .filter(|rule| rule.transit)
+            .map(what_for_whom)
+            .collect(),
+        accepts: accepts
+            .map(|accept| (accept.peer, accept.destination, accept.pinned))
+            .collect(),
+        sites: checked
+            .peers
+            .iter()
+            .map(|peer| site(peer.public_key.as_bytes()))
+            .collect(),
     }
 }
 
 /// Each lane may hold what the others leave free, but never less than an equal share of a half.
 fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
-    let used: Vec<usize> = lanes.iter().map(|lane| lane.pulse.memory.load(Ordering::Relaxed)).collect();
+    let used: Vec<usize> = lanes
+        .iter()
+        .map(|lane| lane.pulse.memory.load(Ordering::Relaxed))
+        .collect();
     let total: usize = used.iter().sum();
     let floor = memory / 2 / lanes.len().max(1);
     for ((lane, own), told) in lanes.iter().zip(&used).zip(told) {
@@ -450,11 +575,21 @@ fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
     }
 }
 
-fn engine_config(checked: &Checked, slot: usize, keys: &Keys, compression: Compression) -> Result<tpo_engine::Config> {
+fn engine_config(
+    checked: &Checked,
+    slot: usize,
+    keys: &Keys,
+    compression: Compression,
+) -> Result<tpo_engine::Config> {
     let peer = &checked.peers[slot];
     let pre_shared = keys.pre_shared[slot].clone();
     let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
-    let mut mover = tpo_mover::Config::new(keys.identity.clone(), peer.public_key, slot, crate::sys::random_seed()?);
+    let mut mover = tpo_mover::Config::new(
+        keys.identity.clone(),
+        peer.public_key,
+        slot,
+        crate::sys::random_seed()?,
+    );
     mover.pre_shared = pre_shared;
     mover.endpoint = peer.endpoint;
     mover.on_demand = peer.on_demand.is_some();
@@ -466,35 +601,57 @@ fn engine_config(checked: &Checked, slot: usize, keys: &Keys, compression: Compr
     mover.path = Memory::of_service(&peer.name).and_then(|memory| memory.load());
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
-    limits.peer_bytes = limits.peer_bytes.min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
+    limits.peer_bytes = limits
+        .peer_bytes
+        .min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
     (limits.one_way, limits.both_ways) = (checked.idle, checked.idle_both);
     if let Some(rate) = peer.rate {
-        // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is at its rate one round trip sooner. On a
-        // link whose ways differ it is too much or too little for a round trip, within bounds.
-        limits.initial_credit = u32::try_from(rate / 100).unwrap_or(u32::MAX).clamp(limits.initial_credit, MOST_CREDIT);
+        // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is
+        // at its rate one round trip sooner. On a link whose ways differ it is too much or too
+        // little for a round trip, within bounds.
+        limits.initial_credit = u32::try_from(rate / 100)
+            .unwrap_or(u32::MAX)
+            .clamp(limits.initial_credit, MOST_CREDIT);
     }
-    let compression = Compression { compress: peer.compress, ..compression };
-    Ok(tpo_engine::Config { mover, buffer_size: checked.buffer_size, limits, compression })
+    let compression = Compression {
+        compress: peer.compress,
+        ..compression
+    };
+    Ok(tpo_engine::Config {
+        mover,
+        buffer_size: checked.buffer_size,
+        limits,
+        compression,
+    })
 }
 
 fn exit(checked: &Checked, peer: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
-    let permits = checked.accepts.iter().filter(|accept| accept.peer == peer).map(|accept| Permit {
-        protocol: accept.protocol,
-        sources: accept.sources.clone(),
-        destination: accept.destination,
-        destination_ports: accept.destination_ports.clone(),
-        source_address: match accept.source_address {
-            checked::SourceAddress::Client => SourceAddress::Client,
-            checked::SourceAddress::Tpo => SourceAddress::Tpo,
-        },
-    });
+    let permits = checked
+        .accepts
+        .iter()
+        .filter(|accept| accept.peer == peer)
+        .map(|accept| Permit {
+            protocol: accept.protocol,
+            sources: accept.sources.clone(),
+            destination: accept.destination,
+            destination_ports: accept.destination_ports.clone(),
+            source_address: match accept.source_address {
+                checked::SourceAddress::Client => SourceAddress::Client,
+                checked::SourceAddress::Tpo => SourceAddress::Tpo,
+            },
+        });
     Exit::new(permits.collect(), peer, own, claims)
 }
 
 /// The look-up table as the kernel's side of interception wants it.
 pub fn table(checked: &Checked) -> intercept::Table {
     intercept::Table {
-        rules: checked.rules.iter().filter(|rule| !rule.is_for_many()).flat_map(rule_specs).collect(),
+        rules: checked
+            .rules
+            .iter()
+            .filter(|rule| !rule.is_for_many())
+            .flat_map(rule_specs)
+            .collect(),
         mode: match checked.intercept.mode {
             checked::Mode::Tproxy => intercept::Mode::Tproxy,
             checked::Mode::Redirect => intercept::Mode::Redirect,
@@ -523,14 +680,26 @@ pub fn table(checked: &Checked) -> intercept::Table {
 
 /// The rule of the configuration, by its place there, from which each rule of [`table`] comes.
 pub fn origins(checked: &Checked) -> Vec<usize> {
-    let rules = checked.rules.iter().enumerate().filter(|(_, rule)| !rule.is_for_many());
-    rules.flat_map(|(place, rule)| rule_specs(rule).into_iter().map(move |_| place)).collect()
+    let rules = checked
+        .rules
+        .iter()
+        .enumerate()
+        .filter(|(_, rule)| !rule.is_for_many());
+    rules
+        .flat_map(|(place, rule)| rule_specs(rule).into_iter().map(move |_| place))
+        .collect()
 }
 
 /// The protocols other than TCP that are carried, either way.
 fn packets(checked: &Checked) -> Vec<u8> {
-    let rules = checked.rules.iter().filter(|rule| rule.enabled).map(|rule| rule.matches.protocol);
-    let mut all: Vec<u8> = rules.chain(checked.accepts.iter().map(|accept| accept.protocol)).collect();
+    let rules = checked
+        .rules
+        .iter()
+        .filter(|rule| rule.enabled)
+        .map(|rule| rule.matches.protocol);
+    let mut all: Vec<u8> = rules
+        .chain(checked.accepts.iter().map(|accept| accept.protocol))
+        .collect();
     if all.contains(&ICMP) || all.iter().any(|protocol| *protocol != checked::TCP) {
         // Errors about the others are carried too.
         all.extend([ICMP, ICMP_V6]);
@@ -543,7 +712,15 @@ fn packets(checked: &Checked) -> Vec<u8> {
 
 /// One rule, or two where it means both families.
 fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
-    let Rule { protocol, source, source_ports, destination, destination_ports, peer, .. } = &rule.matches;
+    let Rule {
+        protocol,
+        source,
+        source_ports,
+        destination,
+        destination_ports,
+        peer,
+        ..
+    } = &rule.matches;
     families(*source, *destination)
         .into_iter()
         .map(|(source, destination)| RuleSpec {
@@ -565,8 +742,9 @@ fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
         .collect()
 }
 
-/// The pairs of source and destination prefixes of one family each that two prefixes mean together. "Any" is of both families; prefixes of
-/// different families mean nothing, which the checked configuration does not let through.
+/// The pairs of source and destination prefixes of one family each that two prefixes mean together.
+/// "Any" is of both families; prefixes of different families mean nothing, which the checked
+/// configuration does not let through.
 fn families(source: Prefix, destination: Prefix) -> Vec<((IpAddr, u8), (IpAddr, u8))> {
     let four = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
     let six = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -589,10 +767,17 @@ mod tests {
             let text = |(address, length): (IpAddr, u8)| format!("{address}/{length}");
             let got = families(source.parse().unwrap(), destination.parse().unwrap());
             let got: Vec<_> = got.into_iter().map(|(s, d)| (text(s), text(d))).collect();
-            let want: Vec<_> = want.iter().map(|(s, d)| (s.to_string(), d.to_string())).collect();
+            let want: Vec<_> = want
+                .iter()
+                .map(|(s, d)| (s.to_string(), d.to_string()))
+                .collect();
             assert_eq!(got, want, "{source} to {destination}");
         };
-        check("any", "any", &[("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")]);
+        check(
+            "any",
+            "any",
+            &[("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")],
+        );
         check("any", "10.0.0.0/8", &[("0.0.0.0/0", "10.0.0.0/8")]);
         check("10.0.0.0/8", "any", &[("10.0.0.0/8", "0.0.0.0/0")]);
         check("any", "fd00::/8", &[("::/0", "fd00::/8")]);

@@ -1,11 +1,14 @@
-//! A peer that is called on demand: when it is needed, when it is given up for now, and when it is needed no longer. Pure: told what happens and the time.
+//! A peer that is called on demand: when it is needed, when it is given up for now, and when it is
+//! needed no longer. Pure: told what happens and the time.
 //!
-//! *At rest* (its rules are in force: the first connection calls it) → *called* → connected → at rest again when nothing was carried for a while. A peer
-//! that does not answer in time is as one that is down: its rules' traffic takes its plain way, and it is called until it answers.
+//! *At rest* (its rules are in force: the first connection calls it) → *called* → connected → at
+//! rest again when nothing was carried for a while. A peer that does not answer in time is as one
+//! that is down: its rules' traffic takes its plain way, and it is called until it answers.
 
 use std::time::{Duration, Instant};
 
-/// What waits for a peer that was called waits no longer than this: an application has more patience, but not much.
+/// What waits for a peer that was called waits no longer than this: an application has more
+/// patience, but not much.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// What is to be done.
@@ -34,7 +37,13 @@ pub struct Demand {
 impl Demand {
     /// The session ends when nothing was carried for so long.
     pub fn new(after: Duration) -> Demand {
-        Demand { after, called: None, ours: false, idle_since: None, failed: false }
+        Demand {
+            after,
+            called: None,
+            ours: false,
+            idle_since: None,
+            failed: false,
+        }
     }
 
     /// Somebody needs the peer, which is not connected; whether it is to be called now.
@@ -70,14 +79,22 @@ impl Demand {
     pub fn turn(&mut self, connected: bool, idle: bool, now: Instant) -> Turn {
         if !connected {
             let late = self.called.is_some_and(|called| now >= called + ANSWER);
-            return if late && !std::mem::replace(&mut self.failed, true) { Turn::GiveUp } else { Turn::Stay };
+            return if late && !std::mem::replace(&mut self.failed, true) {
+                Turn::GiveUp
+            } else {
+                Turn::Stay
+            };
         }
         if !idle || !self.ours {
             self.idle_since = None;
             return Turn::Stay;
         }
         let since = *self.idle_since.get_or_insert(now);
-        if now >= since + self.after { Turn::Leave } else { Turn::Stay }
+        if now >= since + self.after {
+            Turn::Leave
+        } else {
+            Turn::Stay
+        }
     }
 }
 
@@ -97,9 +114,17 @@ mod tests {
         assert_eq!(demand.turn(true, false, at(3)), Turn::Stay);
         assert_eq!(demand.turn(true, true, at(10)), Turn::Stay);
         assert_eq!(demand.turn(true, true, at(69)), Turn::Stay);
-        assert_eq!(demand.turn(true, false, at(69)), Turn::Stay, "it carries again");
+        assert_eq!(
+            demand.turn(true, false, at(69)),
+            Turn::Stay,
+            "it carries again"
+        );
         demand.connected();
-        assert_eq!(demand.turn(true, true, at(70)), Turn::Stay, "new keys are no new session");
+        assert_eq!(
+            demand.turn(true, true, at(70)),
+            Turn::Stay,
+            "new keys are no new session"
+        );
         assert_eq!(demand.turn(true, true, at(130)), Turn::Leave);
         demand.gone();
         assert!(demand.need(at(140)));
@@ -111,7 +136,10 @@ mod tests {
         let mut demand = Demand::new(Duration::from_secs(1));
         demand.connected();
         for seconds in 0..100 {
-            assert_eq!(demand.turn(true, true, start + Duration::from_secs(seconds)), Turn::Stay);
+            assert_eq!(
+                demand.turn(true, true, start + Duration::from_secs(seconds)),
+                Turn::Stay
+            );
         }
     }
 

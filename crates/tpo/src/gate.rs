@@ -1,7 +1,9 @@
-//! The gate: accepts what the kernel intercepts, gives each connection to its peer's lane, and holds the leases.
+//! The gate: accepts what the kernel intercepts, gives each connection to its peer's lane, and
+//! holds the leases.
 //!
-//! One thread does both on purpose: the lease says "who accepts here is alive", so only the thread that accepts may renew it. A peer's lease is
-//! renewed while its lane turns and its peer answers; when either stops, it is dropped at once, and if the whole process stops, it lapses by itself.
+//! One thread does both on purpose: the lease says "who accepts here is alive", so only the thread
+//! that accepts may renew it. A peer's lease is renewed while its lane turns and its peer answers;
+//! when either stops, it is dropped at once, and if the whole process stops, it lapses by itself.
 
 mod pressure;
 
@@ -31,12 +33,19 @@ const FIRST_LISTENER: usize = 1;
 const ALIVE: Duration = Duration::from_secs(1);
 /// Connections accepted from one listener before the other one has its turn.
 pub(crate) const ACCEPT_TURN: usize = 64;
-/// Connections that wait here because their lanes have too many waiting: as many as may come until the lanes' leases are gone.
+/// Connections that wait here because their lanes have too many waiting: as many as may come until
+/// the lanes' leases are gone.
 const MOST_PARKED: usize = ARRIVING;
 /// They are offered again this often.
 const PARKED_EVERY: Duration = Duration::from_millis(2);
-/// Connections under way to a lane from which on its lease is dropped, and down to which it comes back.
-const WAITING: Marks = Marks { most: 4_096, high: 2_048, low: 256, far: 4_096 };
+/// Connections under way to a lane from which on its lease is dropped, and down to which it comes
+/// back.
+const WAITING: Marks = Marks {
+    most: 4_096,
+    high: 2_048,
+    low: 256,
+    far: 4_096,
+};
 /// A lease that was dropped for lack of room stays so for this long at least.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,7 +54,8 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Counters {
     /// Given to a lane.
     pub accepted: AtomicU64,
-    /// Reset: no rule names it (a connection to the interceptor itself, or a rule that has just gone).
+    /// Reset: no rule names it (a connection to the interceptor itself, or a rule that has just
+    /// gone).
     pub not_intercepted: AtomicU64,
     /// Reset: the lane had too many waiting, and too many waited for it here.
     pub lane_full: AtomicU64,
@@ -55,10 +65,11 @@ pub struct Counters {
     pub no_room: AtomicU64,
     /// One for each peer: whether its lease is held, for TCP and all else.
     pub leases: Vec<AtomicBool>,
-    /// Whether the rules in the kernel are as they were installed. While not, no lease is held: what is intercepted could end nowhere.
-    /// Set by [`Gate::set_intact`].
+    /// Whether the rules in the kernel are as they were installed. While not, no lease is held:
+    /// what is intercepted could end nowhere. Set by [`Gate::set_intact`].
     pub intact: AtomicBool,
-    /// The rules were not intact, or were made anew, since the gate looked last: their sets and counters are empty.
+    /// The rules were not intact, or were made anew, since the gate looked last: their sets and
+    /// counters are empty.
     pub made_anew: AtomicBool,
     /// Turns of the gate's loop, two a second at least: a life sign.
     pub turns: Turns,
@@ -118,30 +129,37 @@ impl Gate {
         let rooms = lanes.iter().map(|_| RoomOf::default()).collect();
         let failing = vec![false; lanes.len()];
         let (shared, stop) = (counters.clone(), stopping.clone());
-        let thread = std::thread::Builder::new().name("gate".into()).spawn(move || {
-            Loop {
-                poll,
-                known: Known::new(Instant::now()),
-                pressure: Pressure::new(listeners.room()),
-                full_queues: FullQueues::open(),
-                taken: 0,
-                listeners,
-                lease,
-                policy,
-                groups,
-                lanes,
-                counters: shared,
-                stopping: stop,
-                failing,
-                held,
-                rooms,
-                parked: VecDeque::new(),
-                waiting: false,
-                alive: false,
-            }
-            .run();
-        })?;
-        Ok(Gate { waker, stopping, thread, counters })
+        let thread = std::thread::Builder::new()
+            .name("gate".into())
+            .spawn(move || {
+                Loop {
+                    poll,
+                    known: Known::new(Instant::now()),
+                    pressure: Pressure::new(listeners.room()),
+                    full_queues: FullQueues::open(),
+                    taken: 0,
+                    listeners,
+                    lease,
+                    policy,
+                    groups,
+                    lanes,
+                    counters: shared,
+                    stopping: stop,
+                    failing,
+                    held,
+                    rooms,
+                    parked: VecDeque::new(),
+                    waiting: false,
+                    alive: false,
+                }
+                .run();
+            })?;
+        Ok(Gate {
+            waker,
+            stopping,
+            thread,
+            counters,
+        })
     }
 
     /// Whether the thread has ended by itself, which it never should.
@@ -234,7 +252,10 @@ impl Loop {
                 next_renewal = now + RENEW_EVERY;
             }
             self.known.tell(now);
-            let next = self.known.timeout().map_or(next_renewal, |at| at.min(next_renewal));
+            let next = self
+                .known
+                .timeout()
+                .map_or(next_renewal, |at| at.min(next_renewal));
             let until_next = next.saturating_duration_since(now);
             let wait = match (self.waiting, self.parked.is_empty()) {
                 (true, _) => Duration::ZERO,
@@ -269,13 +290,19 @@ impl Loop {
     fn accept(&mut self, batch: &mut Vec<Accepted>) -> io::Result<()> {
         let now = Instant::now();
         for number in 0.. {
-            let Some(listener) = self.listeners.iter_mut().nth(number) else { break };
+            let Some(listener) = self.listeners.iter_mut().nth(number) else {
+                break;
+            };
             let outcome = listener.accept_ready(ACCEPT_TURN, batch)?;
             self.waiting |= !outcome.drained;
-            self.taken +=
-                batch.len() as u64 + u64::from(outcome.not_intercepted + outcome.no_descriptors + outcome.aborted);
-            self.counters.not_intercepted.fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
-            self.counters.no_descriptors.fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
+            self.taken += batch.len() as u64
+                + u64::from(outcome.not_intercepted + outcome.no_descriptors + outcome.aborted);
+            self.counters
+                .not_intercepted
+                .fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
+            self.counters
+                .no_descriptors
+                .fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
             for accepted in batch.drain(..) {
                 self.known.note(accepted.client.ip(), now);
                 self.route(accepted);
@@ -284,21 +311,38 @@ impl Loop {
         Ok(())
     }
 
-    /// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it is), and drops the lease of one that has no room for more
-    /// before more are accepted.
+    /// Finds the lane of an accepted connection (claims 4 to 6: the look-up table says whose it
+    /// is), and drops the lease of one that has no room for more before more are accepted.
     fn route(&mut self, accepted: Accepted) {
-        let Accepted { stream: socket, client, destination } = accepted;
+        let Accepted {
+            stream: socket,
+            client,
+            destination,
+        } = accepted;
         let key = StreamKey::new(client, destination);
-        let Some((key, rule)) = key.ok().and_then(|key| Some((key, self.policy.find(&key)?))) else {
+        let Some((key, rule)) = key
+            .ok()
+            .and_then(|key| Some((key, self.policy.find(&key)?)))
+        else {
             debug!(%client, %destination, "a connection that no rule names reached the gate");
-            self.counters.not_intercepted.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .not_intercepted
+                .fetch_add(1, Ordering::Relaxed);
             reset_on_close(&socket);
             return;
         };
         let treatment = rule.treatment;
         let peer = self.groups[rule.peer].choose_with_room(&key, &self.lanes);
         match self.lanes[peer].descriptors.take(Opener::Near) {
-            Some(descriptor) => self.hand_over(peer, Command::Accepted { socket, key, treatment, descriptor }),
+            Some(descriptor) => self.hand_over(
+                peer,
+                Command::Accepted {
+                    socket,
+                    key,
+                    treatment,
+                    descriptor,
+                },
+            ),
             None => {
                 self.counters.no_descriptors.fetch_add(1, Ordering::Relaxed);
                 reset_on_close(&socket);
@@ -330,7 +374,9 @@ impl Loop {
     fn offer_parked(&mut self) {
         let now = Instant::now();
         for _ in 0..self.parked.len() {
-            let Some((peer, connection)) = self.parked.pop_front() else { break };
+            let Some((peer, connection)) = self.parked.pop_front() else {
+                break;
+            };
             self.rooms[peer].parked -= 1;
             if self.lanes[peer].pulse.is_alive(now, ALIVE) {
                 self.hand_over(peer, connection);
@@ -346,11 +392,21 @@ impl Loop {
         let (lane, of) = (&self.lanes[peer], &mut self.rooms[peer]);
         let [flows, memory, calling, far_side] = lane.pulse.levels();
         let (used, most) = lane.descriptors.level();
-        let descriptors = Level { lack: Lack::Descriptors, used, marks: Marks::of(most) };
+        let descriptors = Level {
+            lack: Lack::Descriptors,
+            used,
+            marks: Marks::of(most),
+        };
         let waiting = lane.pulse.connections.load(Ordering::Relaxed) + of.parked;
-        let queue = Level { lack: Lack::Queue, used: waiting, marks: WAITING };
+        let queue = Level {
+            lack: Lack::Queue,
+            used: waiting,
+            marks: WAITING,
+        };
         let before = lane.pulse.lack();
-        let found = of.room.update(&[flows, memory, descriptors, calling, queue, far_side]);
+        let found = of
+            .room
+            .update(&[flows, memory, descriptors, calling, queue, far_side]);
         let lack = match (found, of.paused_until) {
             (None, Some(until)) if now < until => before,
             (found, _) => found,
@@ -370,8 +426,12 @@ impl Loop {
         }
         self.known.age(now);
         // Where the kernel cannot be asked no lease can be renewed either.
-        let Ok(handed) = self.lease.counter(counter::INTERCEPTED) else { return };
-        let calm = self.pressure.look(handed.packets, self.taken, self.full_queues.count(), now);
+        let Ok(handed) = self.lease.counter(counter::INTERCEPTED) else {
+            return;
+        };
+        let calm = self
+            .pressure
+            .look(handed.packets, self.taken, self.full_queues.count(), now);
         if self.counters.pressed.swap(!calm, Ordering::Relaxed) != calm {
             return;
         }
@@ -384,8 +444,8 @@ impl Loop {
         }
     }
 
-    /// Renews the lease of each peer that can carry traffic now, and drops that of each that cannot. Between the regular rounds only
-    /// changes are acted on.
+    /// Renews the lease of each peer that can carry traffic now, and drops that of each that
+    /// cannot. Between the regular rounds only changes are acted on.
     fn renew(&mut self, now: Instant, regular: bool) {
         for peer in 0..self.lanes.len() {
             self.renew_one(peer, now, regular);
@@ -393,8 +453,8 @@ impl Loop {
         self.show_life(regular);
     }
 
-    /// The same of one peer. Without room for connections its lease is for packets alone: of those the flows that are there go on, and
-    /// for the new ones the lane finds a way.
+    /// The same of one peer. Without room for connections its lease is for packets alone: of those
+    /// the flows that are there go on, and for the new ones the lane finds a way.
     fn renew_one(&mut self, peer: usize, now: Instant, regular: bool) {
         let intact = self.counters.intact.load(Ordering::SeqCst);
         let lack = self.lack(peer, now);
@@ -450,7 +510,8 @@ impl Loop {
         self.counters.leases[peer].store(held == Held::All, Ordering::Relaxed);
     }
 
-    /// Answers to packets that came from a peer are ours while the daemon lives and carries anything.
+    /// Answers to packets that came from a peer are ours while the daemon lives and carries
+    /// anything.
     fn show_life(&mut self, regular: bool) {
         let any = self.held.iter().any(|held| *held != Held::Nothing);
         if any && (regular || !self.alive) {

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 /// Longer than any key file that we write; a wrong file name should not read a disk.
 const LONGEST: u64 = 4_096;
 
-/// Makes a new key and writes it to a new file. An existing file is replaced only with `force`, and then in one step.
+/// Makes a new key and writes it to a new file. An existing file is replaced only with `force`, and
+/// then in one step.
 pub fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
     let identity = Identity::generate();
     write(out, &identity.private_text(), force)?;
@@ -38,7 +39,8 @@ fn write(out: &Path, text: &str, force: bool) -> anyhow::Result<()> {
             _ => {}
         }
         write_new(&beside, text)?;
-        fs::rename(&beside, out).with_context(|| format!("cannot put {} in place", out.display()))?;
+        fs::rename(&beside, out)
+            .with_context(|| format!("cannot put {} in place", out.display()))?;
         Ok(())
     } else {
         write_new(out, text)
@@ -47,16 +49,19 @@ fn write(out: &Path, text: &str, force: bool) -> anyhow::Result<()> {
 
 /// Reads a private key file.
 pub fn read(file: &Path) -> anyhow::Result<Identity> {
-    Identity::from_private_text(&read_text(file)?).with_context(|| format!("{} holds no private key", file.display()))
+    Identity::from_private_text(&read_text(file)?)
+        .with_context(|| format!("{} holds no private key", file.display()))
 }
 
 /// Reads the file of a pre-shared key: base64, as `tpo keygen --pre-shared` writes it, or hex.
 pub fn read_pre_shared(file: &Path) -> anyhow::Result<PreSharedKey> {
-    PreSharedKey::from_text(&read_text(file)?).with_context(|| format!("{} holds no pre-shared key", file.display()))
+    PreSharedKey::from_text(&read_text(file)?)
+        .with_context(|| format!("{} holds no pre-shared key", file.display()))
 }
 
 fn read_text(file: &Path) -> anyhow::Result<Zeroizing<String>> {
-    let metadata = fs::metadata(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let metadata =
+        fs::metadata(file).with_context(|| format!("{} cannot be read", file.display()))?;
     if !metadata.is_file() || metadata.len() > LONGEST {
         bail!("{} is not a key file", file.display());
     }
@@ -82,7 +87,11 @@ pub fn open_to_others(file: &Path) -> Option<u32> {
 
 fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     // O_EXCL: neither an existing key nor what a link points at is ever written to.
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let created = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     let mut file = match created {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -91,14 +100,21 @@ fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
                 path.display()
             )
         }
-        Err(error) => return Err(error).with_context(|| format!("cannot create {}", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot create {}", path.display()));
+        }
     };
-    writeln!(file, "{text}").and_then(|()| file.sync_all()).with_context(|| format!("cannot write {}", path.display()))
+    writeln!(file, "{text}")
+        .and_then(|()| file.sync_all())
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The name under which a file is made before it replaces another one.
 fn aside(path: &Path) -> anyhow::Result<PathBuf> {
-    let mut name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_owned();
+    let mut name = path
+        .file_name()
+        .with_context(|| format!("{} names no file", path.display()))?
+        .to_owned();
     name.push(".new");
     Ok(path.with_file_name(name))
 }

@@ -1,9 +1,11 @@
-//! The lane: the loop around one engine [`Peer`], a thread of its own, the only reader of the clock on the data path.
+//! The lane: the loop around one engine [`Peer`], a thread of its own, the only reader of the clock
+//! on the data path.
 //!
-//! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of all flows. Each turn takes
-//! one input (a batch of datagrams, the ready edges, a command, a deadline), drains every poll of the engine, and sleeps until the next one.
-//! Other threads reach it only by bounded [`Command`]s, the router by two bounded ways of its own (`lane/inlet.rs`); it tells them that it lives and
-//! whether its peer is up by its [`Pulse`].
+//! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of
+//! all flows. Each turn takes one input (a batch of datagrams, the ready edges, a command, a
+//! deadline), drains every poll of the engine, and sleeps until the next one. Other threads reach
+//! it only by bounded [`Command`]s, the router by two bounded ways of its own (`lane/inlet.rs`); it
+//! tells them that it lives and whether its peer is up by its [`Pulse`].
 
 use std::collections::HashMap;
 use std::io;
@@ -50,7 +52,8 @@ const COMMANDS: usize = 4_096;
 const PULSE: Duration = Duration::from_millis(200);
 /// Batches received before the lane turns to its other work, so that nothing starves under a flood.
 const RECEIVE_TURN: usize = 4;
-/// No other batch is received when those of the turn have taken this long: what a datagram costs is its sender's choice.
+/// No other batch is received when those of the turn have taken this long: what a datagram costs is
+/// its sender's choice.
 const RECEIVE_TIME: Duration = Duration::from_millis(5);
 /// Commands handled in one turn, likewise.
 const COMMAND_TURN: usize = 256;
@@ -62,15 +65,17 @@ const HANDSHAKE_TURN: usize = 8;
 const TRANSMIT_TURN: usize = 16;
 /// Flows of packets from which on memory is given back to the system once most of them are gone.
 const MANY_EXCHANGES: usize = 8_192;
-/// The same when so many bytes were held and half of them are not any more, at this interval at most: a large window fills and empties all the time.
+/// The same when so many bytes were held and half of them are not any more, at this interval at
+/// most: a large window fills and empties all the time.
 const MUCH_MEMORY: usize = 8 << 20;
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
-/// The path is written down this often: a daemon that is killed knows nearly as much afterwards as one that ended.
+/// The path is written down this often: a daemon that is killed knows nearly as much afterwards as
+/// one that ended.
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// Time given to the last datagrams of a closing lane.
 const CLOSING: Duration = Duration::from_millis(250);
-/// Connections that may wait for a peer that is called on demand: 3,000 a second for as long as it may take to answer, and room for what arrives until
-/// the lease is dropped.
+/// Connections that may wait for a peer that is called on demand: 3,000 a second for as long as it
+/// may take to answer, and room for what arrives until the lease is dropped.
 const MOST_HELD: usize = 4 * ARRIVING;
 
 // Edges use tokens with a 32-bit index below a generation of 31 bits; these lie above all of them.
@@ -111,10 +116,12 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let timer = Timer::new()?;
-    poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+    poll.registry()
+        .register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
     let edges = Edges::new(poll.registry().try_clone()?);
     let (commands, inbox) = sync_channel(COMMANDS);
-    let ((sessions, session_inbox), (handshakes, handshake_inbox)) = (inlet(SESSIONS), inlet(HANDSHAKES));
+    let ((sessions, session_inbox), (handshakes, handshake_inbox)) =
+        (inlet(SESSIONS), inlet(HANDSHAKES));
     let pulse = Arc::new(Pulse::new());
     let stopping = Arc::new(AtomicBool::new(false));
     let lane = Lane {
@@ -127,48 +134,55 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
         name: start.name.as_str().into(),
         descriptors: start.shares.descriptors.clone(),
     };
-    let voice = Voice::new(start.name.clone(), start.listener, poll.registry().try_clone()?, LINK)?;
+    let voice = Voice::new(
+        start.name.clone(),
+        start.listener,
+        poll.registry().try_clone()?,
+        LINK,
+    )?;
     let own = lane.clone();
-    let thread = std::thread::Builder::new().name(format!("lane {}", start.name)).spawn(move || {
-        let now = Instant::now();
-        Loop {
-            name: start.name,
-            peer: Peer::new(start.engine, now),
-            poll,
-            timer,
-            armed: None,
-            edges,
-            exit: start.exit,
-            packets: start.packets,
-            slot: start.slot,
-            transit: start.transit,
-            passing: HashMap::new(),
-            voice,
-            inbox,
-            arrivals: [handshake_inbox, session_inbox],
-            stranger: None,
-            waiting: false,
-            stopping,
-            pulse,
-            memory: start.memory,
-            workshop: start.workshop,
-            own,
-            remember_at: now + REMEMBER_EVERY,
-            most_exchanges: 0,
-            most_memory: 0,
-            gave_back: now,
-            on_change: start.on_change,
-            runs: Runs::new(),
-            counters: Counters::default(),
-            closing: None,
-            demand: start.demand,
-            held: Vec::new(),
-            shares: start.shares,
-            far_room: FarRoom::new(),
-            is_short: false,
-        }
-        .run();
-    })?;
+    let thread = std::thread::Builder::new()
+        .name(format!("lane {}", start.name))
+        .spawn(move || {
+            let now = Instant::now();
+            Loop {
+                name: start.name,
+                peer: Peer::new(start.engine, now),
+                poll,
+                timer,
+                armed: None,
+                edges,
+                exit: start.exit,
+                packets: start.packets,
+                slot: start.slot,
+                transit: start.transit,
+                passing: HashMap::new(),
+                voice,
+                inbox,
+                arrivals: [handshake_inbox, session_inbox],
+                stranger: None,
+                waiting: false,
+                stopping,
+                pulse,
+                memory: start.memory,
+                workshop: start.workshop,
+                own,
+                remember_at: now + REMEMBER_EVERY,
+                most_exchanges: 0,
+                most_memory: 0,
+                gave_back: now,
+                on_change: start.on_change,
+                runs: Runs::new(),
+                counters: Counters::default(),
+                closing: None,
+                demand: start.demand,
+                held: Vec::new(),
+                shares: start.shares,
+                far_room: FarRoom::new(),
+                is_short: false,
+            }
+            .run();
+        })?;
     Ok((lane, thread))
 }
 
@@ -234,7 +248,8 @@ impl Loop {
             let now = Instant::now();
             self.follow_demand(now);
             if let Some(packets) = &mut self.packets {
-                self.counters.not_allowed += packets.follow_addresses(&mut self.peer, &self.exit, now);
+                self.counters.not_allowed +=
+                    packets.follow_addresses(&mut self.peer, &self.exit, now);
                 packets.say_what_is_asked(&mut self.peer, now);
             }
             // Before a datagram leaves that tells them, and before we sleep.
@@ -246,7 +261,11 @@ impl Loop {
             if self.closing.is_some_and(|until| now >= until) {
                 break;
             }
-            let limit = if busy || self.waiting { Duration::ZERO } else { self.sleep_until(now) };
+            let limit = if busy || self.waiting {
+                Duration::ZERO
+            } else {
+                self.sleep_until(now)
+            };
             match self.poll.poll(&mut events, Some(limit)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -312,11 +331,20 @@ impl Loop {
                 Ok(0) => return,
                 Ok(received) => {
                     let now = Instant::now();
-                    let (peer, voice, stranger) = (&mut self.peer, &mut self.voice, &mut self.stranger);
+                    let (peer, voice, stranger) =
+                        (&mut self.peer, &mut self.voice, &mut self.stranger);
                     self.runs.for_each(|from, local, datagram| {
                         match (peer.handle_datagram(from, datagram, now), local) {
-                            (Heard::Stranger, _) => *stranger = Some(Sighting { from, at: now, fault: Fault::Guard }),
-                            (Heard::Caller(attempt), Some(local)) => voice.was_called(from, attempt, local),
+                            (Heard::Stranger, _) => {
+                                *stranger = Some(Sighting {
+                                    from,
+                                    at: now,
+                                    fault: Fault::Guard,
+                                })
+                            }
+                            (Heard::Caller(attempt), Some(local)) => {
+                                voice.was_called(from, attempt, local)
+                            }
                             // The socket is bound to where the peer is known.
                             (Heard::Peer | Heard::Caller(_) | Heard::Nothing, _) => {}
                         }
@@ -348,12 +376,18 @@ impl Loop {
         for (at, turn) in [HANDSHAKE_TURN, SESSION_TURN].into_iter().enumerate() {
             let mut left = turn;
             while left > 0
-                && let Some(Arrival { from, local, mut bytes }) = self.arrivals[at].take()
+                && let Some(Arrival {
+                    from,
+                    local,
+                    mut bytes,
+                }) = self.arrivals[at].take()
             {
                 let now = Instant::now();
                 match (self.peer.handle_datagram(from, &mut bytes, now), local) {
                     (Heard::Peer, Some(local)) => self.voice.is_known_at(local),
-                    (Heard::Caller(attempt), Some(local)) => self.voice.was_called(from, attempt, local),
+                    (Heard::Caller(attempt), Some(local)) => {
+                        self.voice.was_called(from, attempt, local)
+                    }
                     // The router has seen to strangers.
                     (Heard::Peer | Heard::Caller(_) | Heard::Stranger | Heard::Nothing, _) => {}
                 }
@@ -371,12 +405,27 @@ impl Loop {
         for _ in 0..COMMAND_TURN {
             let now = Instant::now();
             match self.inbox.try_recv() {
-                Ok(Command::Accepted { socket, key, treatment, descriptor }) => {
+                Ok(Command::Accepted {
+                    socket,
+                    key,
+                    treatment,
+                    descriptor,
+                }) => {
                     self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
-                    self.accepted(Waiting { socket, key, treatment, descriptor }, now);
+                    self.accepted(
+                        Waiting {
+                            socket,
+                            key,
+                            treatment,
+                            descriptor,
+                        },
+                        now,
+                    );
                 }
                 Ok(Command::Packets(batch)) => {
-                    self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                    self.pulse
+                        .packets
+                        .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     if batch.items.iter().any(|item| item.ruled.is_some()) {
                         // These take their plain way; those after them will not.
                         self.need(now);
@@ -386,7 +435,9 @@ impl Loop {
                     }
                 }
                 Ok(Command::Onward(batch)) => {
-                    self.pulse.packets.fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                    self.pulse
+                        .packets
+                        .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     self.need(now);
                     if let Some(packets) = &mut self.packets {
                         packets.take_over(&mut self.peer, &batch, now);
@@ -426,7 +477,9 @@ impl Loop {
 
     /// The peer is needed: one that is called on demand is called. Whether it is worth waiting for.
     fn need(&mut self, now: Instant) -> bool {
-        let Some(demand) = self.demand.as_mut().filter(|_| !self.peer.is_connected()) else { return false };
+        let Some(demand) = self.demand.as_mut().filter(|_| !self.peer.is_connected()) else {
+            return false;
+        };
         if demand.need(now) {
             debug!(peer = %self.name, "called on demand");
             self.peer.connect(now);
@@ -439,8 +492,13 @@ impl Loop {
         if asks {
             self.need(now);
         }
-        let (connected, idle) = (self.peer.is_connected(), self.peer.is_idle() && self.edges.is_empty() && !asks);
-        let Some(demand) = &mut self.demand else { return };
+        let (connected, idle) = (
+            self.peer.is_connected(),
+            self.peer.is_idle() && self.edges.is_empty() && !asks,
+        );
+        let Some(demand) = &mut self.demand else {
+            return;
+        };
         match demand.turn(connected, idle, now) {
             Turn::Stay => {}
             Turn::Leave => self.peer.disconnect(),
@@ -459,11 +517,19 @@ impl Loop {
             self.held.push(accepted);
             return;
         }
-        let Waiting { socket, key, treatment, descriptor } = accepted;
+        let Waiting {
+            socket,
+            key,
+            treatment,
+            descriptor,
+        } = accepted;
         let (client, server) = (key.source, key.destination);
         match self.peer.open(key, treatment, now) {
             Ok(flow) => {
-                if let Err(error) = self.edges.insert(flow, (socket, descriptor), Begins::Open, client, server) {
+                if let Err(error) =
+                    self.edges
+                        .insert(flow, (socket, descriptor), Begins::Open, client, server)
+                {
                     debug!(%error, "no edge for an accepted connection");
                     self.peer.reset(flow, Status::NoResources, now);
                 }
@@ -489,7 +555,11 @@ impl Loop {
                 self.deliver(flow, now);
             }
             Happened::Broken(flow, status) => self.broken(flow, status, now),
-            Happened::Ready { flow, readable, writable } => {
+            Happened::Ready {
+                flow,
+                readable,
+                writable,
+            } => {
                 if readable {
                     self.peer.readable(flow, now);
                 }
@@ -540,11 +610,15 @@ impl Loop {
                     self.edges.reset(flow);
                     self.forget(flow);
                 }
-                Event::Accepted { flow } => debug!(peer = %self.name, ?flow, "the far edge has connected"),
+                Event::Accepted { flow } => {
+                    debug!(peer = %self.name, ?flow, "the far edge has connected")
+                }
                 Event::Connected { fresh } => {
                     self.set_heard(true);
                     match fresh {
-                        true => info!(peer = %self.name, remote = ?self.peer.remote(), "peer connected"),
+                        true => {
+                            info!(peer = %self.name, remote = ?self.peer.remote(), "peer connected")
+                        }
                         false => {
                             info!(peer = %self.name, remote = ?self.peer.remote(), "new keys agreed with the peer")
                         }
@@ -644,7 +718,8 @@ impl Loop {
         }
     }
 
-    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes on, and how it begins.
+    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes
+    /// on, and how it begins.
     fn way_out(
         &mut self,
         flow: FlowId,
@@ -669,7 +744,11 @@ impl Loop {
         };
         let lane = transit.lane(to).ok_or(Status::GoingAway)?;
         // Both ends are the bringer's: what goes on costs the peer to which it goes nothing.
-        let descriptor = self.shares.descriptors.take(Opener::Far).ok_or(Status::NoResources)?;
+        let descriptor = self
+            .shares
+            .descriptors
+            .take(Opener::Far)
+            .ok_or(Status::NoResources)?;
         if !transit.begin(key) {
             // It would go in circles.
             return Err(Status::NotAllowed);
@@ -680,12 +759,18 @@ impl Loop {
             Status::NoResources
         })?;
         let treatment = ruled.treatment.after(asked);
-        let accepted = Command::Accepted { socket: far, key: *key, treatment, descriptor };
+        let accepted = Command::Accepted {
+            socket: far,
+            key: *key,
+            treatment,
+            descriptor,
+        };
         lane.send(accepted).map_err(|_| Status::NoResources)?;
         Ok((near, Begins::Joining))
     }
 
-    /// Room for one more connect, at the cost of the one that has waited longest if there is no other.
+    /// Room for one more connect, at the cost of the one that has waited longest if there is no
+    /// other.
     fn begin_connect(&mut self, now: Instant) -> Result<Permit, Status> {
         loop {
             match self.edges.begin_connect(&self.shares.half_open) {
@@ -711,13 +796,31 @@ impl Loop {
         }
     }
 
-    fn begin(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment, now: Instant) -> Result<(), Status> {
-        let descriptor = self.shares.descriptors.take(Opener::Far).ok_or(Status::NoResources)?;
+    fn begin(
+        &mut self,
+        flow: FlowId,
+        key: &StreamKey,
+        asked: &Treatment,
+        now: Instant,
+    ) -> Result<(), Status> {
+        let descriptor = self
+            .shares
+            .descriptors
+            .take(Opener::Far)
+            .ok_or(Status::NoResources)?;
         let (socket, begins) = self.way_out(flow, key, asked, now)?;
-        self.edges.insert(flow, (socket, descriptor), begins, key.source, key.destination).map_err(|error| {
-            debug!(%error, "no edge for the peer's flow");
-            Status::NoResources
-        })
+        self.edges
+            .insert(
+                flow,
+                (socket, descriptor),
+                begins,
+                key.source,
+                key.destination,
+            )
+            .map_err(|error| {
+                debug!(%error, "no edge for the peer's flow");
+                Status::NoResources
+            })
     }
 
     /// Sends what may be sent; true when there is more than one turn's worth.
@@ -732,10 +835,14 @@ impl Loop {
         }
         for _ in 0..TRANSMIT_TURN {
             self.voice.batch.clear();
-            let transmit = self.peer.poll_transmit(&mut self.edges, &mut self.voice.batch, now);
+            let transmit = self
+                .peer
+                .poll_transmit(&mut self.edges, &mut self.voice.batch, now);
             // Reading an edge may have found its end, whether or not something is sent.
             self.follow_engine(now);
-            let Some(transmit) = transmit else { return false };
+            let Some(transmit) = transmit else {
+                return false;
+            };
             if !self.send(transmit.to, transmit.what, transmit.segment_size, now) {
                 return false;
             }
@@ -743,12 +850,15 @@ impl Loop {
         true
     }
 
-    /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for later.
+    /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for
+    /// later.
     fn send(&mut self, to: SocketAddr, what: What, segment: usize, now: Instant) -> bool {
         match self.voice.send(to, what, segment, now) {
             Sent::Blocked => return false,
             Sent::All | Sent::Failed => {}
-            Sent::TooLarge => self.peer.on_too_large(segment.min(self.voice.batch.len()), now),
+            Sent::TooLarge => self
+                .peer
+                .on_too_large(segment.min(self.voice.batch.len()), now),
         }
         true
     }
@@ -763,12 +873,14 @@ impl Loop {
         }
     }
 
-    /// After a flood, or when compression has come to rest: earlier it would be for nothing, because those that are left lie on the same pages.
+    /// After a flood, or when compression has come to rest: earlier it would be for nothing,
+    /// because those that are left lie on the same pages.
     fn give_back(&mut self, memory: usize, now: Instant) {
         let exchanges = self.peer.exchanges();
         self.most_exchanges = self.most_exchanges.max(exchanges);
         self.most_memory = self.most_memory.max(memory);
-        let flood_is_over = self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64;
+        let flood_is_over =
+            self.most_exchanges > MANY_EXCHANGES && exchanges < self.most_exchanges / 64;
         let much_is_free = self.most_memory > MUCH_MEMORY && memory < self.most_memory / 2;
         if flood_is_over || (much_is_free && now >= self.gave_back + GIVE_BACK_EVERY) {
             (self.most_exchanges, self.most_memory, self.gave_back) = (exchanges, memory, now);
@@ -786,14 +898,24 @@ impl Loop {
         self.show_room(now);
         // At rest it can take what comes: that is what calls it.
         let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
-        if self.pulse.beat(now, (self.peer.is_up() || ready) && self.closing.is_none()) {
+        if self
+            .pulse
+            .beat(now, (self.peer.is_up() || ready) && self.closing.is_none())
+        {
             (self.on_change)();
         }
     }
 
-    /// Shows how much of its room is used. The gate looks often enough by itself, but when a high mark is reached it shall look at once.
+    /// Shows how much of its room is used. The gate looks often enough by itself, but when a high
+    /// mark is reached it shall look at once.
     fn show_room(&mut self, now: Instant) {
-        let Usage { streams, most_streams, held, budget, refused_there } = self.peer.usage();
+        let Usage {
+            streams,
+            most_streams,
+            held,
+            budget,
+            refused_there,
+        } = self.peer.usage();
         for (shown, now) in [
             (&self.pulse.flows, [streams, most_streams]),
             (&self.pulse.held, [held, budget]),
@@ -802,8 +924,14 @@ impl Loop {
             shown[0].store(now[0], Ordering::Relaxed);
             shown[1].store(now[1], Ordering::Relaxed);
         }
-        self.pulse.far_is_full.store(self.far_room.is_full(refused_there, now), Ordering::Relaxed);
-        let is_short = self.pulse.levels().iter().any(|level| level.used >= level.marks.high);
+        self.pulse
+            .far_is_full
+            .store(self.far_room.is_full(refused_there, now), Ordering::Relaxed);
+        let is_short = self
+            .pulse
+            .levels()
+            .iter()
+            .any(|level| level.used >= level.marks.high);
         if std::mem::replace(&mut self.is_short, is_short) != is_short {
             (self.on_change)();
         }
@@ -815,11 +943,18 @@ impl Loop {
         if let Some(until) = self.closing {
             limit = limit.min(until.saturating_duration_since(now));
         }
-        let Some(when) = self.peer.poll_timeout() else { return limit };
+        let Some(when) = self.peer.poll_timeout() else {
+            return limit;
+        };
         let wait = when.saturating_duration_since(now);
         if wait.is_zero() {
-            // With no room in the socket nothing that is due can leave: its writable event wakes us, not the clock.
-            return if self.voice.is_blocked() { Duration::from_millis(1) } else { Duration::ZERO };
+            // With no room in the socket nothing that is due can leave: its writable event wakes
+            // us, not the clock.
+            return if self.voice.is_blocked() {
+                Duration::from_millis(1)
+            } else {
+                Duration::ZERO
+            };
         }
         if wait < limit && self.armed.is_none_or(|armed| armed > when || armed <= now) {
             match self.timer.arm(wait) {
@@ -832,7 +967,8 @@ impl Loop {
 
     fn report(&self) -> Report {
         let mut counters = self.counters;
-        (counters.send_failures, counters.buffer_full) = (self.voice.failures, self.voice.dropped());
+        (counters.send_failures, counters.buffer_full) =
+            (self.voice.failures, self.voice.dropped());
         counters.complaints_unproved = self.voice.unproved;
         Report {
             stats: self.peer.stats(),
@@ -842,10 +978,22 @@ impl Loop {
             stranger: self.stranger,
             edges: self.edges.len(),
             counters,
-            packets: self.packets.as_ref().map_or_else(Default::default, Packets::counters),
-            groups_asked_here: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_here),
-            groups_asked_there: self.packets.as_ref().map_or_else(Vec::new, Packets::asked_there),
-            lans_left: self.packets.as_ref().map_or_else(Vec::new, Packets::lans_left),
+            packets: self
+                .packets
+                .as_ref()
+                .map_or_else(Default::default, Packets::counters),
+            groups_asked_here: self
+                .packets
+                .as_ref()
+                .map_or_else(Vec::new, Packets::asked_here),
+            groups_asked_there: self
+                .packets
+                .as_ref()
+                .map_or_else(Vec::new, Packets::asked_there),
+            lans_left: self
+                .packets
+                .as_ref()
+                .map_or_else(Vec::new, Packets::lans_left),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The transport protocol optimizer: everything of it that touches Linux or a person.
 //!
-//! The binary `tpo` only calls [`cli::main`]; tests and fuzz targets reach the rooms through this library.
-//! The modules follow the walk of a byte where they are part of it; what a person touches comes first.
+//! The binary `tpo` only calls [`cli::main`]; tests and fuzz targets reach the rooms through this
+//! library. The modules follow the walk of a byte where they are part of it; what a person touches
+//! comes first.
 
 pub mod address;
 pub mod bench;

@@ -1,6 +1,7 @@
 //! Logs: facts as events on standard error, for people or as JSON.
 //!
-//! What to log comes from `--log`, else from the environment (`TPO_LOG`), else from the configuration.
+//! What to log comes from `--log`, else from the environment (`TPO_LOG`), else from the
+//! configuration.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -14,8 +15,8 @@ pub const VARIABLE: &str = "TPO_LOG";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Whether this says what to log: a level, or a list of levels and `part=level`. Stricter than the library,
-/// which takes a level with a slip of the finger for the name of a part of the program.
+/// Whether this says what to log: a level, or a list of levels and `part=level`. Stricter than the
+/// library, which takes a level with a slip of the finger for the name of a part of the program.
 pub fn is_filter(text: &str) -> bool {
     let is_directive = |directive: &str| match directive.rsplit_once('=') {
         None => LEVELS.contains(&directive),
@@ -35,7 +36,11 @@ pub struct Seldom {
 impl Seldom {
     /// At most one line in this time.
     pub fn new(every: Duration) -> Seldom {
-        Seldom { every, next: None, held_back: 0 }
+        Seldom {
+            every,
+            next: None,
+            held_back: 0,
+        }
     }
 
     /// Whether a line may be written now, and then how many were not since the last one.
@@ -51,12 +56,23 @@ impl Seldom {
 
 /// Starts logging. Called once, before anything else runs; a second call changes nothing.
 pub fn start(filter: &str, format: LogFormat) {
-    // `is_filter` has seen every filter that comes here; the level alone is the answer to a surprise.
+    // `is_filter` has seen every filter that comes here; the level alone is the answer to a
+    // surprise.
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let started = match format {
-        LogFormat::Human => builder.with_target(true).with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        LogFormat::Human => builder
+            .with_target(true)
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
     };
     if let Err(error) = started {
         tracing::debug!(%error, "logging had been started before");
@@ -82,7 +98,16 @@ mod tests {
         for good in ["info", "off", "info,tpo::edge=debug", "warn,tpo=trace"] {
             assert!(is_filter(good), "{good}");
         }
-        for wrong in ["", "inof", "INFO=", "tpo::edge", "=debug", "info,", "warn, tpo=trace", "tpo=verbose"] {
+        for wrong in [
+            "",
+            "inof",
+            "INFO=",
+            "tpo::edge",
+            "=debug",
+            "info,",
+            "warn, tpo=trace",
+            "tpo=verbose",
+        ] {
             assert!(!is_filter(wrong), "{wrong}");
         }
     }

@@ -1,8 +1,9 @@
-//! What is known of the path to a peer, kept over a restart: one small file in the directory that the service manager gives
-//! (`StateDirectory=` of systemd). Without one nothing is kept, and the path is found out anew.
+//! What is known of the path to a peer, kept over a restart: one small file in the directory that
+//! the service manager gives (`StateDirectory=` of systemd). Without one nothing is kept, and the
+//! path is found out anew.
 //!
-//! The daemon reads it before it starts a lane; the lane writes it now and then, and at its end. It holds no secret. A file that cannot be
-//! read is as good as none.
+//! The daemon reads it before it starts a lane; the lane writes it now and then, and at its end. It
+//! holds no secret. A file that cannot be read is as good as none.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,9 @@ struct Written {
 impl Memory {
     /// The file of this peer in `folder`. Names of peers hold no slashes.
     pub fn new(folder: &Path, peer: &str) -> Memory {
-        Memory { file: folder.join(format!("{peer}.path")) }
+        Memory {
+            file: folder.join(format!("{peer}.path")),
+        }
     }
 
     /// The memory of this peer, if the service manager gives a place for it.
@@ -53,7 +56,9 @@ impl Memory {
             return None;
         }
         // A clock that went back makes the memory old, not young.
-        let age = seconds_now().checked_sub(written.at).map_or(Duration::MAX, Duration::from_secs);
+        let age = seconds_now()
+            .checked_sub(written.at)
+            .map_or(Duration::MAX, Duration::from_secs);
         Some(tpo_mover::Path {
             bandwidth: written.bandwidth,
             round_trip: Duration::from_micros(written.round_trip_us),
@@ -72,14 +77,19 @@ impl Memory {
             at: seconds_now().saturating_sub(path.age.as_secs()),
         };
         let new = self.file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(&written).map_err(io::Error::other)?)?;
+        fs::write(
+            &new,
+            serde_json::to_vec(&written).map_err(io::Error::other)?,
+        )?;
         fs::rename(&new, &self.file)
     }
 }
 
 /// The folder that the service manager gives, if it does.
 pub fn folder() -> Option<PathBuf> {
-    std::env::var_os("STATE_DIRECTORY").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+    std::env::var_os("STATE_DIRECTORY")
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
 }
 
 /// Makes the folder this user's, with what is in it of ours, if it still is root's.
@@ -91,15 +101,24 @@ pub fn give(folder: &Path, who: &Who) -> anyhow::Result<()> {
     if fs::metadata(folder)?.uid() != 0 {
         return Ok(());
     }
-    let ours = |path: &PathBuf| path.extension().is_some_and(|kind| kind == "path" || kind == "new");
-    for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()).filter(ours) {
+    let ours = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|kind| kind == "path" || kind == "new")
+    };
+    for path in fs::read_dir(folder)?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(ours)
+    {
         who.own(&path)?;
     }
     who.own(folder)
 }
 
 fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
@@ -118,17 +137,31 @@ mod tests {
         };
         memory.save(&path).unwrap();
         let loaded = memory.load().unwrap();
-        assert_eq!((loaded.bandwidth, loaded.round_trip), (path.bandwidth, path.round_trip));
+        assert_eq!(
+            (loaded.bandwidth, loaded.round_trip),
+            (path.bandwidth, path.round_trip)
+        );
         assert!((90..95).contains(&loaded.age.as_secs()));
         let long = vec![b'1'; 5_000];
         let fast = b"{\"bandwidth\":125000000001,\"round_trip_us\":1,\"at\":1}";
         let none = b"{\"bandwidth\":0,\"round_trip_us\":1,\"at\":1}";
-        for wrong in [&b""[..], b"{}", fast, none, b"{\"bandwidth\":-1,\"round_trip_us\":1,\"at\":1}", &long] {
+        for wrong in [
+            &b""[..],
+            b"{}",
+            fast,
+            none,
+            b"{\"bandwidth\":-1,\"round_trip_us\":1,\"at\":1}",
+            &long,
+        ] {
             fs::write(folder.join("lyon.path"), wrong).unwrap();
             assert_eq!(memory.load(), None, "{}", String::from_utf8_lossy(wrong));
         }
         // From the future: the clock was wrong then or is now.
-        fs::write(folder.join("lyon.path"), b"{\"bandwidth\":1,\"round_trip_us\":1,\"at\":99999999999}").unwrap();
+        fs::write(
+            folder.join("lyon.path"),
+            b"{\"bandwidth\":1,\"round_trip_us\":1,\"at\":99999999999}",
+        )
+        .unwrap();
         assert!(memory.load().unwrap().age > tpo_mover::Path::LONGEST_AGE);
     }
 }

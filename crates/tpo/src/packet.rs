@@ -1,7 +1,9 @@
-//! IP packets of what is no TCP: whose flow they belong to, and the form in which they cross the WAN. Pure: bytes in, bytes out.
+//! IP packets of what is no TCP: whose flow they belong to, and the form in which they cross the
+//! WAN. Pure: bytes in, bytes out.
 //!
-//! `docs/wire.md` section 5 is the page that this file follows. An ordinary UDP packet crosses as its payload and a few bytes of its IP header;
-//! everything else as it is. The far side's bytes are not trusted: what does not belong to its flow is refused.
+//! `docs/wire.md` section 5 is the page that this file follows. An ordinary UDP packet crosses as
+//! its payload and a few bytes of its IP header; everything else as it is. The far side's bytes are
+//! not trusted: what does not belong to its flow is refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
@@ -21,8 +23,8 @@ const WHOLE: u8 = 0;
 const PLAIN_UDP: u8 = 1;
 const LABELLED_UDP: u8 = 2;
 const DONT_FRAGMENT: u8 = 1;
-/// IPv6's extension headers: of options for each hop, of a route, of a fragment, of an authentication, of options for the
-/// destination.
+/// IPv6's extension headers: of options for each hop, of a route, of a fragment, of an
+/// authentication, of options for the destination.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -32,7 +34,8 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP_HEADER: usize = 8;
 
-/// Bytes in front of each packet at the TUN device (`struct virtio_net_hdr`); all zero says that it is one packet, whole.
+/// Bytes in front of each packet at the TUN device (`struct virtio_net_hdr`); all zero says that it
+/// is one packet, whole.
 pub const VNET: usize = 10;
 /// Packets that the kernel cuts out of one.
 pub const MOST_TOGETHER: usize = 64;
@@ -42,13 +45,15 @@ const VNET_GSO_UDP: u8 = 5;
 /// What a packet is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The flow of which it is, seen from its source. Of an ICMP error: the flow of the packet that it is about.
+    /// The flow of which it is, seen from its source. Of an ICMP error: the flow of the packet that
+    /// it is about.
     pub key: PacketKey,
     /// It tells the source of another packet of the flow that it did not arrive.
     pub is_error: bool,
     /// It opens an exchange: an echo request, or a protocol whose packets are all alike.
     pub opens: bool,
-    /// It is a piece of a larger packet, and which one by its number. The first piece alone tells the ports.
+    /// It is a piece of a larger packet, and which one by its number. The first piece alone tells
+    /// the ports.
     pub piece: Option<Piece>,
     plain: Option<Plain>,
 }
@@ -104,7 +109,13 @@ fn see(packet: &[u8]) -> Result<Seen, Refused> {
     let piece = outer.piece;
     let seen = |ports: (u16, u16), opens| {
         let key = outer.key(ports).ok_or(NONE)?;
-        Ok(Seen { key, is_error: false, opens, piece, plain: None })
+        Ok(Seen {
+            key,
+            is_error: false,
+            opens,
+            piece,
+            plain: None,
+        })
     };
     if piece.is_some_and(|piece| !piece.is_first) {
         return seen((0, 0), false);
@@ -114,10 +125,27 @@ fn see(packet: &[u8]) -> Result<Seen, Refused> {
             let ports = ports(body).ok_or(NONE)?;
             let whole = u16_at(body, 4).map(usize::from) == Some(body.len()) && outer.is_simple;
             let from = outer.body.start + UDP_HEADER;
-            let Header { class, hops, flags, label, .. } = outer;
-            let head = Head { class, hops, flags, label };
-            let plain = whole.then_some(Plain { head, payload: from..packet.len() });
-            Ok(Seen { plain, ..seen(ports, true)? })
+            let Header {
+                class,
+                hops,
+                flags,
+                label,
+                ..
+            } = outer;
+            let head = Head {
+                class,
+                hops,
+                flags,
+                label,
+            };
+            let plain = whole.then_some(Plain {
+                head,
+                payload: from..packet.len(),
+            });
+            Ok(Seen {
+                plain,
+                ..seen(ports, true)?
+            })
         }
         ICMP | ICMP_V6 => {
             let v6 = outer.source.is_ipv6();
@@ -127,15 +155,28 @@ fn see(packet: &[u8]) -> Result<Seen, Refused> {
                 return seen((id, id), is_request);
             }
             // Unreachable, packet too big, time exceeded, a bad header.
-            let is_error = if v6 { (1..=4).contains(&kind) } else { matches!(kind, 3 | 11 | 12) };
+            let is_error = if v6 {
+                (1..=4).contains(&kind)
+            } else {
+                matches!(kind, 3 | 11 | 12)
+            };
             if !is_error {
                 return Err(Refused::Icmp);
             }
             let key = body.get(8..).and_then(quoted).ok_or(NONE)?;
             // It goes to the source of what it is about, from whichever router on the way.
             let from_router = !any_form(outer.source, is_special);
-            match key.source.ip() == outer.destination && !outer.destination.is_multicast() && from_router {
-                true => Ok(Seen { key, is_error: true, opens: false, piece, plain: None }),
+            match key.source.ip() == outer.destination
+                && !outer.destination.is_multicast()
+                && from_router
+            {
+                true => Ok(Seen {
+                    key,
+                    is_error: true,
+                    opens: false,
+                    piece,
+                    plain: None,
+                }),
                 false => Err(NONE),
             }
         }
@@ -167,8 +208,22 @@ fn echo(kind: u8, v6: bool) -> Option<bool> {
 /// Appends the form in which the packet crosses.
 pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
     match &seen.plain {
-        Some(Plain { head: Head { class, hops, flags, label }, payload }) => {
-            out.extend([if *label == 0 { PLAIN_UDP } else { LABELLED_UDP }, *class, *hops, *flags]);
+        Some(Plain {
+            head:
+                Head {
+                    class,
+                    hops,
+                    flags,
+                    label,
+                },
+            payload,
+        }) => {
+            out.extend([
+                if *label == 0 { PLAIN_UDP } else { LABELLED_UDP },
+                *class,
+                *hops,
+                *flags,
+            ]);
             if *label != 0 {
                 out.extend_from_slice(&label.to_be_bytes()[1..]);
             }
@@ -184,19 +239,36 @@ pub fn pack(packet: &[u8], seen: &Seen, out: &mut Vec<u8>) {
 /// What an ordinary UDP packet that crossed has of a header of its own, and its payload.
 pub fn as_plain(bytes: &[u8]) -> Option<(Head, &[u8])> {
     match bytes.split_first_chunk()? {
-        (&[PLAIN_UDP, class, hops, flags], payload) => Some((Head { class, hops, flags, label: 0 }, payload)),
+        (&[PLAIN_UDP, class, hops, flags], payload) => Some((
+            Head {
+                class,
+                hops,
+                flags,
+                label: 0,
+            },
+            payload,
+        )),
         (&[LABELLED_UDP, class, hops, flags], rest) => {
             let (&[high, middle, low], payload) = rest.split_first_chunk()?;
             let label = u32::from_be_bytes([0, high & 15, middle, low]);
-            Some((Head { class, hops, flags, label }, payload))
+            Some((
+                Head {
+                    class,
+                    hops,
+                    flags,
+                    label,
+                },
+                payload,
+            ))
         }
         _ => None,
     }
 }
 
-/// Several ordinary UDP packets of one flow as one, which the kernel cuts: payloads of `size` bytes, the last one at most as long, at most
-/// [`MOST_TOGETHER`] of them. Appends the header for `payloads` bytes of them, to be followed by these; gives what the kernel must be told.
-/// `None` when they are too long together.
+/// Several ordinary UDP packets of one flow as one, which the kernel cuts: payloads of `size`
+/// bytes, the last one at most as long, at most [`MOST_TOGETHER`] of them. Appends the header for
+/// `payloads` bytes of them, to be followed by these; gives what the kernel must be told. `None`
+/// when they are too long together.
 pub fn together(
     key: &PacketKey,
     head: Head,
@@ -219,16 +291,27 @@ pub fn together(
     Some(told)
 }
 
-/// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that sent it. `number` tells it from others where
-/// it may be cut. Gives the router from which it comes, if it is an ICMP error.
+/// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that
+/// sent it. `number` tells it from others where it may be cut. Gives the router from which it
+/// comes, if it is an ICMP error.
 ///
 /// # Errors
 /// When it is no packet of that flow; then `out` is as it was.
-pub fn unpack(bytes: &[u8], key: &PacketKey, number: u16, out: &mut Vec<u8>) -> Result<Option<IpAddr>, Refused> {
+pub fn unpack(
+    bytes: &[u8],
+    key: &PacketKey,
+    number: u16,
+    out: &mut Vec<u8>,
+) -> Result<Option<IpAddr>, Refused> {
     match bytes.split_first() {
         Some((&(PLAIN_UDP | LABELLED_UDP), _)) if key.protocol == UDP => {
-            let is_one = as_plain(bytes).is_some_and(|(head, payload)| plain(key, head, payload, number, out));
-            if is_one { Ok(None) } else { Err(Refused::Foreign) }
+            let is_one = as_plain(bytes)
+                .is_some_and(|(head, payload)| plain(key, head, payload, number, out));
+            if is_one {
+                Ok(None)
+            } else {
+                Err(Refused::Foreign)
+            }
         }
         Some((&WHOLE, packet)) => {
             let router = belongs(packet, key)?;
@@ -259,7 +342,9 @@ fn belongs(packet: &[u8], key: &PacketKey) -> Result<Option<IpAddr>, Refused> {
 
 /// Appends an ordinary UDP packet; false when it would be too long.
 pub fn plain(key: &PacketKey, head: Head, payload: &[u8], number: u16, out: &mut Vec<u8>) -> bool {
-    let Some(sum) = plain_header(key, head, payload.len(), number, out) else { return false };
+    let Some(sum) = plain_header(key, head, payload.len(), number, out) else {
+        return false;
+    };
     let udp = out.len() - UDP_HEADER;
     out.extend_from_slice(payload);
     // Zero would mean "no checksum".
@@ -271,10 +356,16 @@ pub fn plain(key: &PacketKey, head: Head, payload: &[u8], number: u16, out: &mut
     true
 }
 
-/// Appends the headers in front of a payload of this length, without the UDP checksum; gives the sum of the pseudo header for it.
+/// Appends the headers in front of a payload of this length, without the UDP checksum; gives the
+/// sum of the pseudo header for it.
 fn plain_header(
     key: &PacketKey,
-    Head { class, hops, flags, label }: Head,
+    Head {
+        class,
+        hops,
+        flags,
+        label,
+    }: Head,
     payload: usize,
     number: u16,
     out: &mut Vec<u8>,
@@ -317,8 +408,9 @@ fn plain_header(
     Some(sum.add(&[0, UDP, high, low]))
 }
 
-/// Takes one off the hop limit of a packet on its way to a group of many; false when it may go no further. What took it from its LAN says of every
-/// IPv4 packet that it must not be cut, which is not its sender's word. The IPv4 header's checksum is left to the kernel.
+/// Takes one off the hop limit of a packet on its way to a group of many; false when it may go no
+/// further. What took it from its LAN says of every IPv4 packet that it must not be cut, which is
+/// not its sender's word. The IPv4 header's checksum is left to the kernel.
 pub fn pass(packet: &mut [u8]) -> bool {
     let v4 = packet[0] >> 4 == 4;
     let hops = &mut packet[if v4 { 8 } else { 7 }];
@@ -330,7 +422,8 @@ pub fn pass(packet: &mut [u8]) -> bool {
     goes_on
 }
 
-/// Takes one off the hop limit of a packet in the form in which it crosses; false when it may go no further, or is no packet.
+/// Takes one off the hop limit of a packet in the form in which it crosses; false when it may go no
+/// further, or is no packet.
 pub fn pass_on(form: &mut [u8]) -> bool {
     let hops_at = match form {
         [PLAIN_UDP | LABELLED_UDP, _, _, _, ..] => 2,
@@ -352,8 +445,9 @@ pub fn pass_on(form: &mut [u8]) -> bool {
     true
 }
 
-/// Gives a UDP packet, made by [`plain`], in pieces that a link of this MTU takes (RFC 791, RFC 8200 section 4.5): `number` tells them from those of
-/// other packets. A packet that fits is given as it is.
+/// Gives a UDP packet, made by [`plain`], in pieces that a link of this MTU takes (RFC 791, RFC
+/// 8200 section 4.5): `number` tells them from those of other packets. A packet that fits is given
+/// as it is.
 pub fn cut(packet: &[u8], mtu: usize, number: u32, mut each: impl FnMut(&[u8])) {
     if packet.len() <= mtu {
         return each(packet);
@@ -409,17 +503,27 @@ impl Header {
             (ICMP, true) => return None,
             (protocol, _) => protocol,
         };
-        PacketKey::new(protocol, SocketAddr::new(self.source, from), SocketAddr::new(self.destination, to)).ok()
+        PacketKey::new(
+            protocol,
+            SocketAddr::new(self.source, from),
+            SocketAddr::new(self.destination, to),
+        )
+        .ok()
     }
 }
 
-/// The IP header in front of `packet`. What an ICMP error quotes is cut short, so the body may reach beyond what is there.
+/// The IP header in front of `packet`. What an ICMP error quotes is cut short, so the body may
+/// reach beyond what is there.
 fn header(packet: &[u8]) -> Option<Header> {
     match packet.first()? >> 4 {
         4 => {
             let length = usize::from(packet[0] & 15) * 4;
             let total = usize::from(u16_at(packet, 2)?);
-            if length < IPV4 || total < length || packet.len() < IPV4 || is_source_routed(packet.get(IPV4..length)?) {
+            if length < IPV4
+                || total < length
+                || packet.len() < IPV4
+                || is_source_routed(packet.get(IPV4..length)?)
+            {
                 return None;
             }
             let fragment = u16_at(packet, 6)?;
@@ -429,10 +533,16 @@ fn header(packet: &[u8]) -> Option<Header> {
                 protocol: packet[9],
                 class: packet[1],
                 hops: packet[8],
-                flags: if fragment & 0x4000 != 0 { DONT_FRAGMENT } else { 0 },
+                flags: if fragment & 0x4000 != 0 {
+                    DONT_FRAGMENT
+                } else {
+                    0
+                },
                 label: 0,
-                piece: (fragment & 0x3fff != 0)
-                    .then_some(Piece { number: u32::from(u16_at(packet, 4)?), is_first: fragment & 0x1fff == 0 }),
+                piece: (fragment & 0x3fff != 0).then_some(Piece {
+                    number: u32::from(u16_at(packet, 4)?),
+                    is_first: fragment & 0x1fff == 0,
+                }),
                 is_simple: fragment & 0x3fff == 0 && length == IPV4 && total == packet.len(),
                 body: length..total,
             })
@@ -442,7 +552,11 @@ fn header(packet: &[u8]) -> Option<Header> {
                 return None;
             }
             let total = IPV6 + usize::from(u16_at(packet, 4)?);
-            let Extensions { protocol, start, piece } = extensions(packet)?;
+            let Extensions {
+                protocol,
+                start,
+                piece,
+            } = extensions(packet)?;
             if total < start {
                 return None;
             }
@@ -475,7 +589,9 @@ fn is_source_routed(mut options: &[u8]) -> bool {
             [] | [END, ..] => return false,
             [NOTHING, rest @ ..] => options = rest,
             [LOOSE | STRICT, ..] => return true,
-            [_, length, ..] if *length >= 2 => options = options.get(usize::from(*length)..).unwrap_or_default(),
+            [_, length, ..] if *length >= 2 => {
+                options = options.get(usize::from(*length)..).unwrap_or_default()
+            }
             // No way to tell what follows.
             _ => return true,
         }
@@ -490,9 +606,9 @@ struct Extensions {
     piece: Option<Piece>,
 }
 
-/// Walks the chain of extension headers (RFC 8200 section 4) as the kernel does for its rules (`ipv6_find_hdr`), so that the two
-/// agree about every packet's protocol. `None` when the chain is cut short, or names other hosts by
-/// which the packet shall go.
+/// Walks the chain of extension headers (RFC 8200 section 4) as the kernel does for its rules
+/// (`ipv6_find_hdr`), so that the two agree about every packet's protocol. `None` when the chain is
+/// cut short, or names other hosts by which the packet shall go.
 fn extensions(packet: &[u8]) -> Option<Extensions> {
     let (mut protocol, mut start, mut piece) = (packet[6], IPV6, None);
     loop {
@@ -501,7 +617,13 @@ fn extensions(packet: &[u8]) -> Option<Extensions> {
             // Counts words of four bytes, less two (RFC 4302).
             AUTHENTICATION => 4 * (usize::from(*packet.get(start + 1)?) + 2),
             FRAGMENT => 8,
-            _ => return Some(Extensions { protocol, start, piece }),
+            _ => {
+                return Some(Extensions {
+                    protocol,
+                    start,
+                    piece,
+                });
+            }
         };
         let header = packet.get(start..start + length)?;
         if protocol == ROUTING && header[3] != 0 {
@@ -510,10 +632,17 @@ fn extensions(packet: &[u8]) -> Option<Extensions> {
         }
         if protocol == FRAGMENT {
             let is_first = u16_at(header, 2)? & !7 == 0;
-            piece = Some(Piece { number: u32::from_be_bytes(*header[4..].first_chunk()?), is_first });
+            piece = Some(Piece {
+                number: u32::from_be_bytes(*header[4..].first_chunk()?),
+                is_first,
+            });
             if !is_first {
                 // What follows is the middle of something.
-                return Some(Extensions { protocol: header[0], start: start + length, piece });
+                return Some(Extensions {
+                    protocol: header[0],
+                    start: start + length,
+                    piece,
+                });
             }
         }
         (protocol, start) = (header[0], start + length);
@@ -554,7 +683,8 @@ impl Sum {
     }
 }
 
-/// Entry for the fuzz target: whatever comes, nothing panics, and what is read and written again is the same flow's.
+/// Entry for the fuzz target: whatever comes, nothing panics, and what is read and written again is
+/// the same flow's.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let (first, second) = bytes.split_at(bytes.len() / 2);
@@ -562,10 +692,20 @@ pub fn fuzz(bytes: &[u8]) {
         let Some(seen) = look(packet) else { continue };
         let (mut crossed, mut out) = (Vec::new(), Vec::new());
         pack(packet, &seen, &mut crossed);
-        let key = if seen.is_error { seen.key.turned() } else { seen.key };
-        assert!(unpack(&crossed, &key, 7, &mut out).is_ok(), "what we pack belongs to its flow");
+        let key = if seen.is_error {
+            seen.key.turned()
+        } else {
+            seen.key
+        };
+        assert!(
+            unpack(&crossed, &key, 7, &mut out).is_ok(),
+            "what we pack belongs to its flow"
+        );
         let again = look(&out).expect("what we write can be read");
-        assert_eq!((again.key, again.is_error, again.piece), (seen.key, seen.is_error, seen.piece));
+        assert_eq!(
+            (again.key, again.is_error, again.piece),
+            (seen.key, seen.is_error, seen.piece)
+        );
         out.clear();
         if unpack(second, &seen.key, 7, &mut out).is_err() {
             assert!(out.is_empty());
@@ -579,14 +719,22 @@ mod tests {
     use super::*;
 
     fn key(v6: bool) -> PacketKey {
-        let (source, destination) =
-            if v6 { ("[fd10:1::2]:4000", "[fd10:2::2]:53") } else { ("10.1.1.2:4000", "10.2.2.2:53") };
+        let (source, destination) = if v6 {
+            ("[fd10:1::2]:4000", "[fd10:2::2]:53")
+        } else {
+            ("10.1.1.2:4000", "10.2.2.2:53")
+        };
         PacketKey::new(UDP, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
     }
 
     fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
         let mut packet = Vec::new();
-        let head = Head { class: 0xb8, hops: 63, flags: 1, label: 0 };
+        let head = Head {
+            class: 0xb8,
+            hops: 63,
+            flags: 1,
+            label: 0,
+        };
         assert!(plain(&key(v6), head, payload, 9, &mut packet));
         packet
     }
@@ -597,7 +745,10 @@ mod tests {
             for payload in [&b""[..], b"a", b"even", b"something odd"] {
                 let packet = udp(v6, payload);
                 let seen = look(&packet).unwrap();
-                assert_eq!((seen.key, seen.opens, seen.is_error), (key(v6), true, false));
+                assert_eq!(
+                    (seen.key, seen.opens, seen.is_error),
+                    (key(v6), true, false)
+                );
                 let mut crossed = Vec::new();
                 pack(&packet, &seen, &mut crossed);
                 assert_eq!(crossed.len(), 4 + payload.len());
@@ -616,18 +767,38 @@ mod tests {
             let payload: Vec<u8> = (0..5_000).map(|at| (at % 251) as u8).collect();
             let packet = {
                 let mut packet = Vec::new();
-                assert!(plain(&key(v6), Head { class: 0, hops: 5, flags: 0, label: 0 }, &payload, 9, &mut packet));
+                assert!(plain(
+                    &key(v6),
+                    Head {
+                        class: 0,
+                        hops: 5,
+                        flags: 0,
+                        label: 0
+                    },
+                    &payload,
+                    9,
+                    &mut packet
+                ));
                 packet
             };
             let (mut whole, mut count) = (Vec::new(), 0);
             cut(&packet, 1_500, 77, |piece| {
                 assert!(piece.len() <= 1_500);
                 let seen = look(piece).unwrap();
-                assert_eq!(seen.piece, Some(Piece { number: 77, is_first: count == 0 }));
+                assert_eq!(
+                    seen.piece,
+                    Some(Piece {
+                        number: 77,
+                        is_first: count == 0
+                    })
+                );
                 whole.extend_from_slice(&piece[if v6 { 48 } else { 20 }..]);
                 count += 1;
             });
-            assert_eq!((count, &whole[..]), (4, &packet[if v6 { 40 } else { 20 }..]));
+            assert_eq!(
+                (count, &whole[..]),
+                (4, &packet[if v6 { 40 } else { 20 }..])
+            );
             cut(&packet, packet.len(), 1, |piece| assert_eq!(piece, packet));
         }
     }
@@ -645,7 +816,10 @@ mod tests {
                     let mut out = Vec::new();
                     assert_eq!(unpack(&form, &key(v6), 9, &mut out), Ok(None));
                     assert_eq!(out[if v6 { 7 } else { 8 }], hops);
-                    assert!(v6 || Sum::default().add(&out[..20]).finish() == 0, "the header's checksum is right");
+                    assert!(
+                        v6 || Sum::default().add(&out[..20]).finish() == 0,
+                        "the header's checksum is right"
+                    );
                 }
                 assert!(!pass_on(&mut form), "the last hop");
             }
@@ -656,7 +830,18 @@ mod tests {
     #[test]
     fn a_flow_label_crosses_too() {
         let mut packet = Vec::new();
-        assert!(plain(&key(true), Head { class: 2, hops: 9, flags: 1, label: 0xf_1234 }, b"x", 1, &mut packet));
+        assert!(plain(
+            &key(true),
+            Head {
+                class: 2,
+                hops: 9,
+                flags: 1,
+                label: 0xf_1234
+            },
+            b"x",
+            1,
+            &mut packet
+        ));
         let mut crossed = Vec::new();
         pack(&packet, &look(&packet).unwrap(), &mut crossed);
         assert_eq!(crossed, [2, 2, 9, 1, 0xf, 0x12, 0x34, b'x']);
@@ -668,7 +853,12 @@ mod tests {
     #[test]
     fn the_checksum_is_the_documented_one() {
         // RFC 1071, section 3.
-        assert_eq!(Sum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish(), !0xddf2);
+        assert_eq!(
+            Sum::default()
+                .add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7])
+                .finish(),
+            !0xddf2
+        );
         // The IPv4 header's own sum is zero when it is right.
         assert_eq!(Sum::default().add(&udp(false, b"abc")[..20]).finish(), 0);
     }
@@ -677,14 +867,23 @@ mod tests {
     fn packets_together_have_the_header_of_one_long_packet() {
         for v6 in [false, true] {
             let mut out = Vec::new();
-            let head = Head { class: 0, hops: 64, flags: 1, label: if v6 { 0xa_bcde } else { 0 } };
+            let head = Head {
+                class: 0,
+                hops: 64,
+                flags: 1,
+                label: if v6 { 0xa_bcde } else { 0 },
+            };
             let told = together(&key(v6), head, (100, 250), 1, &mut out).unwrap();
             out.extend([7; 250]);
             let header = if v6 { 48 } else { 28 };
             assert_eq!(out.len(), header + 250);
             let word = |at: usize| usize::from(u16::from_ne_bytes([told[at], told[at + 1]]));
             assert_eq!((told[0], told[1], word(2), word(4)), (1, 5, header, 100));
-            assert_eq!((word(6), word(8)), (header - 8, 6), "where the checksum begins, and where it stands");
+            assert_eq!(
+                (word(6), word(8)),
+                (header - 8, 6),
+                "where the checksum begins, and where it stands"
+            );
             let seen = look(&out).unwrap();
             assert_eq!(seen.key, key(v6));
             // With what the kernel adds, it is the sum that one packet has.
@@ -696,7 +895,13 @@ mod tests {
             assert_eq!(Some(whole), u16_at(&one, header - 2));
         }
         assert_eq!(
-            together(&key(false), Head::default(), (1_000, 65_528), 1, &mut Vec::new()),
+            together(
+                &key(false),
+                Head::default(),
+                (1_000, 65_528),
+                1,
+                &mut Vec::new()
+            ),
             None,
             "too long together"
         );
@@ -724,13 +929,27 @@ mod tests {
             packet.extend([if v6 { 1 } else { 3 }, 3, 0, 0, 0, 0, 0, 0]);
             packet.extend(&about);
             let seen = look(&packet).unwrap();
-            assert_eq!((seen.key, seen.is_error, seen.opens), (key(v6), true, false));
+            assert_eq!(
+                (seen.key, seen.is_error, seen.opens),
+                (key(v6), true, false)
+            );
             let (mut crossed, mut out) = (Vec::new(), Vec::new());
             pack(&packet, &seen, &mut crossed);
-            let router: IpAddr = if v6 { key(v6).source.ip() } else { [10, 2, 2, 1].into() };
+            let router: IpAddr = if v6 {
+                key(v6).source.ip()
+            } else {
+                [10, 2, 2, 1].into()
+            };
             let turned = unpack(&crossed, &key(v6).turned(), 1, &mut out);
-            assert_eq!(turned, Ok(Some(router)), "it comes from the far side of the flow");
-            assert_eq!(unpack(&crossed, &key(v6), 1, &mut out), Err(Refused::Foreign));
+            assert_eq!(
+                turned,
+                Ok(Some(router)),
+                "it comes from the far side of the flow"
+            );
+            assert_eq!(
+                unpack(&crossed, &key(v6), 1, &mut out),
+                Err(Refused::Foreign)
+            );
             assert_eq!(out, packet);
             // To somebody else than it is about.
             let at = if v6 { 39 } else { 19 };
@@ -739,7 +958,8 @@ mod tests {
         }
     }
 
-    /// The same packet with these extension headers in front of what it carries, each with its own number.
+    /// The same packet with these extension headers in front of what it carries, each with its own
+    /// number.
     fn extended(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
         let mut long = packet[..IPV6].to_vec();
         let mut next_at = 6;
@@ -758,14 +978,20 @@ mod tests {
     #[test]
     fn extension_headers_hide_neither_protocol_nor_ports() {
         let plain = udp(true, b"behind options");
-        let (options, longer) = ([0, 0, 1, 4, 0, 0, 0, 0], [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let (options, longer) = (
+            [0, 0, 1, 4, 0, 0, 0, 0],
+            [0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        );
         let authentication = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let chains: [&[(u8, &[u8])]; 5] = [
             &[(DESTINATION, &options)],
             &[(HOP_BY_HOP, &longer), (DESTINATION, &options)],
             &[(ROUTING, &[0; 8])],
             &[(AUTHENTICATION, &authentication), (DESTINATION, &longer)],
-            &[(FRAGMENT, &[0, 0, 0, 1, 0, 0, 0, 9]), (DESTINATION, &options)],
+            &[
+                (FRAGMENT, &[0, 0, 0, 1, 0, 0, 0, 9]),
+                (DESTINATION, &options),
+            ],
         ];
         for chain in chains {
             let packet = extended(&plain, chain);
@@ -780,10 +1006,22 @@ mod tests {
             }
         }
         // It shall go elsewhere first.
-        assert_eq!(look(&extended(&plain, &[(ROUTING, &[0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])])), None);
+        assert_eq!(
+            look(&extended(
+                &plain,
+                &[(ROUTING, &[0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]
+            )),
+            None
+        );
         // The middle of a packet: whatever its first byte is, it is no header.
         let middle = extended(&plain, &[(FRAGMENT, &[0, 0, 0, 9, 0, 0, 0, 9])]);
-        assert_eq!(look(&middle).unwrap().piece, Some(Piece { number: 9, is_first: false }));
+        assert_eq!(
+            look(&middle).unwrap().piece,
+            Some(Piece {
+                number: 9,
+                is_first: false
+            })
+        );
     }
 
     #[test]
@@ -791,7 +1029,12 @@ mod tests {
         let mut crossed = vec![WHOLE];
         crossed.extend(udp(false, b"x"));
         let mut out = Vec::new();
-        let other = PacketKey::new(UDP, "10.1.1.3:4000".parse().unwrap(), key(false).destination).unwrap();
+        let other = PacketKey::new(
+            UDP,
+            "10.1.1.3:4000".parse().unwrap(),
+            key(false).destination,
+        )
+        .unwrap();
         assert_eq!(unpack(&crossed, &other, 1, &mut out), Err(Refused::Foreign));
         assert!(out.is_empty());
         assert_eq!(unpack(&crossed, &key(false), 1, &mut out), Ok(None));
@@ -822,9 +1065,17 @@ mod tests {
             // Their identifier is all that tells echoes apart; of all others there is none.
             for kind in 0..=255 {
                 let packet = icmp(v6, kind, &[0; 60]);
-                let is_echo = if v6 { [128, 129].contains(&kind) } else { [8, 0].contains(&kind) };
+                let is_echo = if v6 {
+                    [128, 129].contains(&kind)
+                } else {
+                    [8, 0].contains(&kind)
+                };
                 // It quotes nothing.
-                let is_error = if v6 { (1..=4).contains(&kind) } else { [3, 11, 12].contains(&kind) };
+                let is_error = if v6 {
+                    (1..=4).contains(&kind)
+                } else {
+                    [3, 11, 12].contains(&kind)
+                };
                 assert_eq!(look(&packet).is_some(), is_echo, "{kind}");
                 let (crossed, mut out) = ([&[WHOLE][..], &packet].concat(), Vec::new());
                 let want = match (is_echo, is_error) {
@@ -841,14 +1092,25 @@ mod tests {
                 packet.copy_within(source..source + length, source + length);
                 packet
             };
-            assert!(look(&quoting(&icmp(v6, if v6 { 128 } else { 8 }, &[0; 60]))).is_some_and(|seen| seen.is_error));
+            assert!(
+                look(&quoting(&icmp(v6, if v6 { 128 } else { 8 }, &[0; 60])))
+                    .is_some_and(|seen| seen.is_error)
+            );
             for kind in if v6 { [1, 134, 137] } else { [3, 5, 13] } {
                 assert_eq!(look(&quoting(&icmp(v6, kind, &[0; 60]))), None, "{kind}");
             }
             let mut from_nowhere = quoting(&udp(v6, b"x"));
             assert!(look(&from_nowhere).is_some());
-            let source = if v6 { &mut from_nowhere[8..24] } else { &mut from_nowhere[12..16] };
-            let loopback: &[u8] = if v6 { &Ipv6Addr::LOCALHOST.octets() } else { &[127, 0, 0, 1] };
+            let source = if v6 {
+                &mut from_nowhere[8..24]
+            } else {
+                &mut from_nowhere[12..16]
+            };
+            let loopback: &[u8] = if v6 {
+                &Ipv6Addr::LOCALHOST.octets()
+            } else {
+                &[127, 0, 0, 1]
+            };
             source.copy_from_slice(loopback);
             assert_eq!(look(&from_nowhere), None);
         }

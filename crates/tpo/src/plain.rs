@@ -1,8 +1,9 @@
 //! The plain way: which packets of what is no TCP may take it, and what did, by rule and reason.
 //!
-//! Whoever gives a packet back to the kernel ([`crate::tap`], the lanes) asks here first. What a closed rule names is not given
-//! back, whatever else the packet looked like: an answer without its flow, an error, a piece of something. What the kernel's own
-//! rules let go, before it came to us, is counted there.
+//! Whoever gives a packet back to the kernel ([`crate::tap`], the lanes) asks here first. What a
+//! closed rule names is not given back, whatever else the packet looked like: an answer without its
+//! flow, an error, a piece of something. What the kernel's own rules let go, before it came to us,
+//! is counted there.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -59,10 +60,18 @@ impl Plain {
     pub fn new(policy: Policy, closed: Vec<bool>) -> Plain {
         let went = closed.iter().map(|_| Counts::default()).collect();
         let (unruled, kept, hold_lost) = Default::default();
-        Plain { policy, closed, went, unruled, kept, hold_lost }
+        Plain {
+            policy,
+            closed,
+            went,
+            unruled,
+            kept,
+            hold_lost,
+        }
     }
 
-    /// Whether a packet may take its plain way, which it then does: it is counted. `None`: one that nobody understands.
+    /// Whether a packet may take its plain way, which it then does: it is counted. `None`: one that
+    /// nobody understands.
     pub fn may_go(&self, seen: Option<&Seen>, cause: Cause) -> bool {
         let rule = match seen {
             Some(seen) => self.rule_of(seen),
@@ -82,37 +91,64 @@ impl Plain {
 
     /// One of this flow has taken its plain way.
     pub fn went(&self, key: &FlowKey, cause: Cause) {
-        self.count(self.policy.find_with_number(key).map(|(rule, _)| rule), cause);
+        self.count(
+            self.policy.find_with_number(key).map(|(rule, _)| rule),
+            cause,
+        );
     }
 
     fn count(&self, rule: Option<usize>, cause: Cause) {
-        rule.map_or(&self.unruled, |rule| &self.went[rule])[cause as usize].fetch_add(1, Ordering::Relaxed);
+        rule.map_or(&self.unruled, |rule| &self.went[rule])[cause as usize]
+            .fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The rule that names it. Of several that may be meant (of an error both directions, of a later piece all ports) a closed one.
+    /// The rule that names it. Of several that may be meant (of an error both directions, of a
+    /// later piece all ports) a closed one.
     fn rule_of(&self, seen: &Seen) -> Option<usize> {
         let find = |key: &FlowKey| self.policy.find_with_number(key).map(|(rule, _)| rule);
         let is_closed = |rule: &usize| self.closed[*rule];
         let key = &seen.key;
-        if seen.piece.is_some_and(|piece| !piece.is_first) && (key.source.port(), key.destination.port()) == (0, 0) {
+        if seen.piece.is_some_and(|piece| !piece.is_first)
+            && (key.source.port(), key.destination.port()) == (0, 0)
+        {
             let may_name = |(number, rule): (usize, &tpo_engine::Rule)| {
-                let ends = rule.source.contains(key.source.ip()) && rule.destination.contains(key.destination.ip());
+                let ends = rule.source.contains(key.source.ip())
+                    && rule.destination.contains(key.destination.ip());
                 (self.closed[number] && rule.protocol == key.protocol && ends).then_some(number)
             };
-            return self.policy.rules().iter().enumerate().find_map(may_name).or_else(|| find(key));
+            return self
+                .policy
+                .rules()
+                .iter()
+                .enumerate()
+                .find_map(may_name)
+                .or_else(|| find(key));
         }
         match seen.is_error {
-            true => find(key).filter(is_closed).or_else(|| find(&key.turned()).filter(is_closed)),
+            true => find(key)
+                .filter(is_closed)
+                .or_else(|| find(&key.turned()).filter(is_closed)),
             false => find(key),
         }
     }
 
-    /// What went, by the number of the rule in the policy (none: no rule names it) and reason; what never came up is left out.
+    /// What went, by the number of the rule in the policy (none: no rule names it) and reason; what
+    /// never came up is left out.
     pub fn counts(&self) -> Vec<(Option<usize>, Reason, u64)> {
-        let ruled = self.went.iter().enumerate().map(|(rule, counts)| (Some(rule), counts));
+        let ruled = self
+            .went
+            .iter()
+            .enumerate()
+            .map(|(rule, counts)| (Some(rule), counts));
         let all = ruled.chain([(None, &self.unruled)]);
         let each = all.flat_map(|(rule, counts)| {
-            Cause::ALL.map(|cause| (rule, cause.reason(), counts[cause as usize].load(Ordering::Relaxed)))
+            Cause::ALL.map(|cause| {
+                (
+                    rule,
+                    cause.reason(),
+                    counts[cause as usize].load(Ordering::Relaxed),
+                )
+            })
         });
         each.filter(|(.., count)| *count > 0).collect()
     }
@@ -135,14 +171,27 @@ mod tests {
             treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         };
-        let rules = vec![rule(packet::UDP, 53..=53), rule(packet::UDP, 1..=65_535), rule(packet::ICMP, 1..=65_535)];
+        let rules = vec![
+            rule(packet::UDP, 53..=53),
+            rule(packet::UDP, 1..=65_535),
+            rule(packet::ICMP, 1..=65_535),
+        ];
         Plain::new(Policy::new(rules), vec![false, true, true])
     }
 
     fn udp(from: &str, to: &str) -> Vec<u8> {
         let key = PacketKey::new(packet::UDP, from.parse().unwrap(), to.parse().unwrap()).unwrap();
         let mut bytes = Vec::new();
-        assert!(packet::plain(&key, packet::Head { hops: 64, ..Default::default() }, b"secret", 7, &mut bytes));
+        assert!(packet::plain(
+            &key,
+            packet::Head {
+                hops: 64,
+                ..Default::default()
+            },
+            b"secret",
+            7,
+            &mut bytes
+        ));
         bytes
     }
 
@@ -164,7 +213,11 @@ mod tests {
         let check = |bytes: &[u8], goes: bool| {
             let seen = packet::look(bytes);
             for cause in Cause::ALL {
-                assert_eq!(plain.may_go(seen.as_ref(), cause), goes, "{seen:?} {cause:?}");
+                assert_eq!(
+                    plain.may_go(seen.as_ref(), cause),
+                    goes,
+                    "{seen:?} {cause:?}"
+                );
             }
         };
         check(&udp("10.1.0.1:5000", "10.2.0.1:53"), true);
@@ -180,9 +233,16 @@ mod tests {
         check(&piece, false);
         // Nobody knows.
         check(&[0x60, 0, 0], false);
-        let of_rule_0 = plain.counts().into_iter().filter(|(rule, ..)| *rule == Some(0)).collect::<Vec<_>>();
+        let of_rule_0 = plain
+            .counts()
+            .into_iter()
+            .filter(|(rule, ..)| *rule == Some(0))
+            .collect::<Vec<_>>();
         let once = |reason| (Some(0), reason, 1);
-        assert_eq!(of_rule_0, [Reason::PeerDown, Reason::FlowLimit, Reason::NoFlow].map(once));
+        assert_eq!(
+            of_rule_0,
+            [Reason::PeerDown, Reason::FlowLimit, Reason::NoFlow].map(once)
+        );
         assert_eq!(plain.kept.load(Ordering::Relaxed), 15);
     }
 

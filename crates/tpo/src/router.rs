@@ -1,11 +1,12 @@
-//! The router: hears everybody who calls at the configured port and hands each datagram to the lane it names.
+//! The router: hears everybody who calls at the configured port and hands each datagram to the lane
+//! it names.
 //!
-//! Only first handshakes and datagrams of peers whose address has just changed come this way: a lane that knows its peer's address has a
-//! socket of its own ([`crate::link::udp`]). Strangers can send here as much as they like, so the
-//! router hands on only what a lane can use: a datagram that bears the whole index of a session,
-//! and a handshake datagram whose guard is right, each by a way of its own with its own bound.
-//! Whether a datagram is genuine, its lane finds out. Everything else is counted by kind and
-//! dropped, without being copied, and never answered.
+//! Only first handshakes and datagrams of peers whose address has just changed come this way: a
+//! lane that knows its peer's address has a socket of its own ([`crate::link::udp`]). Strangers can
+//! send here as much as they like, so the router hands on only what a lane can use: a datagram that
+//! bears the whole index of a session, and a handshake datagram whose guard is right, each by a way
+//! of its own with its own bound. Whether a datagram is genuine, its lane finds out. Everything
+//! else is counted by kind and dropped, without being copied, and never answered.
 
 use std::collections::HashMap;
 use std::io;
@@ -32,7 +33,8 @@ pub use sightings::{Fault, Sighting, Sightings};
 
 const LINK: Token = Token(0);
 const WAKE: Token = Token(1);
-/// The slot of a peer is in the upper bits of the session indices that we chose (docs/wire.md, section 1).
+/// The slot of a peer is in the upper bits of the session indices that we chose (docs/wire.md,
+/// section 1).
 const SLOT_SHIFT: u32 = 12;
 
 /// Longer datagrams than the mover ever makes (16,356 bytes) are nobody's.
@@ -86,7 +88,12 @@ impl Drops {
 
     fn with_sightings<T>(&self, use_them: impl FnOnce(&mut Sightings) -> T) -> T {
         // Whoever panicked with the lock left at worst an older sighting.
-        use_them(&mut self.sightings.lock().unwrap_or_else(PoisonError::into_inner))
+        use_them(
+            &mut self
+                .sightings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 
@@ -113,40 +120,61 @@ impl Table {
     /// The peers in the order of their slots.
     pub fn new(own: &PublicKey, peers: Vec<Listed>) -> Table {
         Table {
-            hints: peers.iter().enumerate().map(|(slot, peer)| (pair_hint(&peer.key, own), slot)).collect(),
+            hints: peers
+                .iter()
+                .enumerate()
+                .map(|(slot, peer)| (pair_hint(&peer.key, own), slot))
+                .collect(),
             endpoints: peers.iter().map(|peer| peer.endpoint).collect(),
-            lanes: peers.into_iter().map(|peer| (peer.lane, peer.guard)).collect(),
+            lanes: peers
+                .into_iter()
+                .map(|peer| (peer.lane, peer.guard))
+                .collect(),
         }
     }
 
     /// Gives the datagram to the lane that can use it, or counts why none can.
-    fn hand_on(&self, (from, local): (SocketAddr, Option<IpAddr>), datagram: &[u8], now: Instant, drops: &Drops) {
+    fn hand_on(
+        &self,
+        (from, local): (SocketAddr, Option<IpAddr>),
+        datagram: &[u8],
+        now: Instant,
+        drops: &Drops,
+    ) {
         let dropped = match peek(datagram) {
             Some(Outer::Session { index, .. }) if datagram.len() <= LONGEST => {
-                match self.lanes.get((index >> SLOT_SHIFT) as usize).filter(|(lane, _)| lane.pulse.knows(index)) {
+                match self
+                    .lanes
+                    .get((index >> SLOT_SHIFT) as usize)
+                    .filter(|(lane, _)| lane.pulse.knows(index))
+                {
                     Some((lane, _)) if lane.hear_session(from, local, datagram) => return,
                     Some(_) => &drops.sessions_full,
                     None => &drops.unknown_sessions,
                 }
             }
-            Some(Outer::Handshake { hint } | Outer::Retry { hint }) => match self.hints.get(&hint) {
-                Some(&slot) => {
-                    let (lane, guard) = &self.lanes[slot];
-                    match guard.admit(datagram) {
-                        Ok(()) if lane.hear_handshake(from, local, datagram) => return,
-                        Ok(()) => &drops.handshakes_full,
-                        Err(Unknown::Unproved) => {
-                            drops.with_sightings(|sightings| sightings.on_wrong_guard(slot, from, now));
-                            &drops.wrong_guards
+            Some(Outer::Handshake { hint } | Outer::Retry { hint }) => {
+                match self.hints.get(&hint) {
+                    Some(&slot) => {
+                        let (lane, guard) = &self.lanes[slot];
+                        match guard.admit(datagram) {
+                            Ok(()) if lane.hear_handshake(from, local, datagram) => return,
+                            Ok(()) => &drops.handshakes_full,
+                            Err(Unknown::Unproved) => {
+                                drops.with_sightings(|sightings| {
+                                    sightings.on_wrong_guard(slot, from, now)
+                                });
+                                &drops.wrong_guards
+                            }
+                            Err(Unknown::Stranger) => &drops.noise,
                         }
-                        Err(Unknown::Stranger) => &drops.noise,
+                    }
+                    None => {
+                        drops.with_sightings(|sightings| sightings.on_other_keys(from, now));
+                        &drops.other_keys
                     }
                 }
-                None => {
-                    drops.with_sightings(|sightings| sightings.on_other_keys(from, now));
-                    &drops.other_keys
-                }
-            },
+            }
             _ => &drops.noise,
         };
         dropped.fetch_add(1, Ordering::Relaxed);
@@ -168,35 +196,49 @@ impl Router {
     pub fn start(link: Link, table: Table) -> io::Result<Router> {
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        poll.registry().register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE)?;
         let drops = Arc::new(Drops::new(Sightings::new(&table.endpoints)));
         let turns = Turns::default();
         let (counters, turning) = (drops.clone(), turns.clone());
-        let thread = std::thread::Builder::new().name("router".into()).spawn(move || {
-            let mut events = Events::with_capacity(8);
-            let mut runs = Runs::new();
-            let (mut wait, mut line, mut look) =
-                (TURN_EVERY, Seldom::new(LINE_EVERY), Seldom::new(Duration::from_secs(1)));
-            loop {
-                turning.count();
-                if let Err(error) = poll.poll(&mut events, Some(wait))
-                    && error.kind() != io::ErrorKind::Interrupted
-                {
-                    warn!(%error, "the router cannot wait for datagrams and ends");
-                    return;
+        let thread = std::thread::Builder::new()
+            .name("router".into())
+            .spawn(move || {
+                let mut events = Events::with_capacity(8);
+                let mut runs = Runs::new();
+                let (mut wait, mut line, mut look) = (
+                    TURN_EVERY,
+                    Seldom::new(LINE_EVERY),
+                    Seldom::new(Duration::from_secs(1)),
+                );
+                loop {
+                    turning.count();
+                    if let Err(error) = poll.poll(&mut events, Some(wait))
+                        && error.kind() != io::ErrorKind::Interrupted
+                    {
+                        warn!(%error, "the router cannot wait for datagrams and ends");
+                        return;
+                    }
+                    if events.iter().any(|event| event.token() == WAKE) {
+                        return;
+                    }
+                    // The poll is edge triggered: what a turn leaves waiting would not be announced
+                    // again.
+                    let drained = route(&link, &mut runs, &table, &counters, &mut line);
+                    wait = if drained { TURN_EVERY } else { Duration::ZERO };
+                    if look.admits(Instant::now()).is_some() {
+                        counters
+                            .buffer_full
+                            .store(link.dropped(), Ordering::Relaxed);
+                    }
                 }
-                if events.iter().any(|event| event.token() == WAKE) {
-                    return;
-                }
-                // The poll is edge triggered: what a turn leaves waiting would not be announced again.
-                let drained = route(&link, &mut runs, &table, &counters, &mut line);
-                wait = if drained { TURN_EVERY } else { Duration::ZERO };
-                if look.admits(Instant::now()).is_some() {
-                    counters.buffer_full.store(link.dropped(), Ordering::Relaxed);
-                }
-            }
-        })?;
-        Ok(Router { waker, thread, drops, turns })
+            })?;
+        Ok(Router {
+            waker,
+            thread,
+            drops,
+            turns,
+        })
     }
 
     /// Whether the thread has ended by itself, which it never should.
@@ -220,7 +262,9 @@ fn route(link: &Link, runs: &mut Runs, table: &Table, drops: &Drops, line: &mut 
         match link.receive(runs) {
             Ok(0) => return true,
             Ok(_) => {
-                runs.for_each(|from, local, datagram| table.hand_on((from, local), datagram, now, drops));
+                runs.for_each(|from, local, datagram| {
+                    table.hand_on((from, local), datagram, now, drops)
+                });
             }
             // Nothing that was sent from here is told to a socket without a peer; the lanes find
             // out by silence.

@@ -1,30 +1,37 @@
-//! Shares: what the process has a limit of and each peer takes for its flows, descriptors and connects that nobody has answered yet.
+//! Shares: what the process has a limit of and each peer takes for its flows, descriptors and
+//! connects that nobody has answered yet.
 //!
-//! Half of all is kept for the peers in equal parts, each peer's own whatever the others do; the other half is for whoever comes first. So what others
-//! leave unused may be used, and nobody takes another's part. Inside its share a peer leaves room for what our own LANs open towards it ([`Marks`]).
+//! Half of all is kept for the peers in equal parts, each peer's own whatever the others do; the
+//! other half is for whoever comes first. So what others leave unused may be used, and nobody takes
+//! another's part. Inside its share a peer leaves room for what our own LANs open towards it
+//! ([`Marks`]).
 //!
-//! Taken by the gate (an accepted connection), the lanes (a connection for the peer) and transit; whoever holds a [`Permit`] has it, and dropping it
-//! gives it back.
+//! Taken by the gate (an accepted connection), the lanes (a connection for the peer) and transit;
+//! whoever holds a [`Permit`] has it, and dropping it gives it back.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Connections that the kernel may have accepted for us before a lease that is dropped takes effect: one full accept queue
-/// (`net.core.somaxconn` is 4,096 by default).
+/// Connections that the kernel may have accepted for us before a lease that is dropped takes
+/// effect: one full accept queue (`net.core.somaxconn` is 4,096 by default).
 pub const ARRIVING: usize = 4_096;
 
-/// Connects without an answer that all peers may have at once. Each is a socket for 31 s at most: 260 dead destinations a second for ever.
+/// Connects without an answer that all peers may have at once. Each is a socket for 31 s at most:
+/// 260 dead destinations a second for ever.
 pub const HALF_OPEN: usize = 8_192;
 /// Nor more than this part of the descriptors.
 const HALF_OPEN_PART: usize = 4;
 
-/// Descriptors that are not for flows. The standard ones and the log 3, TUN device, listeners and their spare files 8, netlink and nft 16, the threads'
-/// polls and wakers 16, control socket with its callers 21; and those just accepted, one turn of the gate.
+/// Descriptors that are not for flows. The standard ones and the log 3, TUN device, listeners and
+/// their spare files 8, netlink and nft 16, the threads' polls and wakers 16, control socket with
+/// its callers 21; and those just accepted, one turn of the gate.
 const RESERVE: usize = 64 + crate::gate::ACCEPT_TURN;
-/// The same for each peer: poll, waker, timer, three handles on the poll, the listening socket's handle, the connected socket and the one before it;
-/// and three that a connection between two lanes takes for a moment.
+/// The same for each peer: poll, waker, timer, three handles on the poll, the listening socket's
+/// handle, the connected socket and the one before it; and three that a connection between two
+/// lanes takes for a moment.
 const RESERVE_PER_PEER: usize = 12;
-/// The same for each LAN of multicast: raw and packet sockets 4, and those that hold 1,024 memberships, 20 each (`igmp_max_memberships`).
+/// The same for each LAN of multicast: raw and packet sockets 4, and those that hold 1,024
+/// memberships, 20 each (`igmp_max_memberships`).
 const RESERVE_PER_LAN: usize = 60;
 
 /// Where in a bounded thing something is to be done.
@@ -32,11 +39,13 @@ const RESERVE_PER_LAN: usize = 60;
 pub struct Marks {
     /// The bound: beyond it what comes is reset.
     pub most: usize,
-    /// From here on the lease is dropped. What arrives until that has taken effect finds room up to the bound.
+    /// From here on the lease is dropped. What arrives until that has taken effect finds room up to
+    /// the bound.
     pub high: usize,
     /// Down here it comes back.
     pub low: usize,
-    /// From here on nothing more is opened for the peer: what it opens does not cost our own LANs the lease.
+    /// From here on nothing more is opened for the peer: what it opens does not cost our own LANs
+    /// the lease.
     pub far: usize,
 }
 
@@ -45,16 +54,32 @@ impl Marks {
     pub fn of(most: usize) -> Marks {
         let room = ARRIVING.min(most / 4);
         let high = most - room;
-        Marks { most, high, low: high - room / 2, far: high - room }
+        Marks {
+            most,
+            high,
+            low: high - room / 2,
+            far: high - room,
+        }
     }
 
-    /// Those of memory: a connection that has just arrived holds nothing yet, so an eighth is enough for what is under way to those that are here.
+    /// Those of memory: a connection that has just arrived holds nothing yet, so an eighth is
+    /// enough for what is under way to those that are here.
     pub fn of_memory(budget: usize) -> Marks {
-        Marks { most: budget, high: budget / 8 * 7, low: budget / 4 * 3, far: budget }
+        Marks {
+            most: budget,
+            high: budget / 8 * 7,
+            low: budget / 4 * 3,
+            far: budget,
+        }
     }
 
     /// Those of something that is or is not.
-    pub const YES_OR_NO: Marks = Marks { most: 1, high: 1, low: 1, far: 1 };
+    pub const YES_OR_NO: Marks = Marks {
+        most: 1,
+        high: 1,
+        low: 1,
+        far: 1,
+    };
 }
 
 /// Who opens a flow.
@@ -106,9 +131,21 @@ impl Share {
     /// The shares of all peers, by slot.
     pub fn of_all(total: usize, peers: usize) -> Vec<Share> {
         let own = total / 2 / peers.max(1);
-        let used = Mutex::new(Used { by_peer: vec![0; peers], common: 0 });
-        let ledger = Arc::new(Ledger { own, common: total - own * peers, used });
-        (0..peers).map(|slot| Share { ledger: ledger.clone(), slot }).collect()
+        let used = Mutex::new(Used {
+            by_peer: vec![0; peers],
+            common: 0,
+        });
+        let ledger = Arc::new(Ledger {
+            own,
+            common: total - own * peers,
+            used,
+        });
+        (0..peers)
+            .map(|slot| Share {
+                ledger: ledger.clone(),
+                slot,
+            })
+            .collect()
     }
 
     /// Takes one, if there is room for a flow of this opener.
@@ -124,7 +161,9 @@ impl Share {
         }
         used.by_peer[self.slot] += 1;
         used.common += usize::from(mine >= self.ledger.own);
-        Some(Permit { share: self.clone() })
+        Some(Permit {
+            share: self.clone(),
+        })
     }
 
     /// How many are used, and how many the peer may use while the others use what they do.
@@ -161,12 +200,20 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Those of all lanes, of a process with this limit of open files; `lans`: where multicast is carried.
+    /// Those of all lanes, of a process with this limit of open files; `lans`: where multicast is
+    /// carried.
     pub fn of_lanes(limit: usize, peers: usize, lans: usize) -> Vec<Shares> {
-        let flows = limit.saturating_sub(RESERVE + peers * RESERVE_PER_PEER + lans * RESERVE_PER_LAN);
+        let flows =
+            limit.saturating_sub(RESERVE + peers * RESERVE_PER_PEER + lans * RESERVE_PER_LAN);
         let half_open = HALF_OPEN.min(flows / HALF_OPEN_PART);
-        let both = Share::of_all(flows, peers).into_iter().zip(Share::of_all(half_open, peers));
-        both.map(|(descriptors, half_open)| Shares { descriptors, half_open }).collect()
+        let both = Share::of_all(flows, peers)
+            .into_iter()
+            .zip(Share::of_all(half_open, peers));
+        both.map(|(descriptors, half_open)| Shares {
+            descriptors,
+            half_open,
+        })
+        .collect()
     }
 }
 
@@ -189,7 +236,13 @@ pub enum Lack {
 impl Lack {
     /// As a number that two threads may share; zero is for none.
     pub fn from_number(number: u8) -> Option<Lack> {
-        let all = [Lack::Flows, Lack::Memory, Lack::Descriptors, Lack::Queue, Lack::FarSide];
+        let all = [
+            Lack::Flows,
+            Lack::Memory,
+            Lack::Descriptors,
+            Lack::Queue,
+            Lack::FarSide,
+        ];
         all.into_iter().find(|lack| *lack as u8 == number)
     }
 
@@ -198,7 +251,9 @@ impl Lack {
         match self {
             Lack::Flows => "no room: as many flows are open as the peer may have",
             Lack::Memory => "no room: its flows hold nearly as much memory as they may",
-            Lack::Descriptors => "no room: its flows use nearly its whole share of the file descriptors",
+            Lack::Descriptors => {
+                "no room: its flows use nearly its whole share of the file descriptors"
+            }
             Lack::Queue => "no room: connections wait for its lane",
             Lack::FarSide => "no room at the far TPO: it has refused flows for lack of it",
         }
@@ -216,7 +271,8 @@ pub struct Level {
     pub marks: Marks,
 }
 
-/// Whether there is room for new connections to one peer: none from a high mark on, until all is down at its low one.
+/// Whether there is room for new connections to one peer: none from a high mark on, until all is
+/// down at its low one.
 #[derive(Debug, Default)]
 pub struct Room {
     lack: Option<Lack>,
@@ -225,19 +281,26 @@ pub struct Room {
 impl Room {
     /// What there is no room of, by the levels of now.
     pub fn update(&mut self, levels: &[Level]) -> Option<Lack> {
-        let over = |mark: fn(&Marks) -> usize| levels.iter().find(|level| level.used >= mark(&level.marks));
+        let over = |mark: fn(&Marks) -> usize| {
+            levels.iter().find(|level| level.used >= mark(&level.marks))
+        };
         let found = match self.lack {
             None => over(|marks| marks.high),
             Some(_) => over(|marks| marks.low),
         };
         // The first reason stays while it is one: the one behind it is its consequence, mostly.
-        let stays = self.lack.filter(|lack| levels.iter().any(|l| l.lack == *lack && l.used >= l.marks.low));
+        let stays = self.lack.filter(|lack| {
+            levels
+                .iter()
+                .any(|l| l.lack == *lack && l.used >= l.marks.low)
+        });
         self.lack = stays.or(found.map(|level| level.lack));
         self.lack
     }
 }
 
-/// Whether the far TPO is full, by what it has refused: nobody says when it no longer is, so it is tried again, after longer and longer times.
+/// Whether the far TPO is full, by what it has refused: nobody says when it no longer is, so it is
+/// tried again, after longer and longer times.
 #[derive(Debug)]
 pub struct FarRoom {
     refused: u64,
@@ -246,14 +309,19 @@ pub struct FarRoom {
 }
 
 impl FarRoom {
-    /// The first wait: each try costs its application a reset, the time between them lets flows go unaccelerated.
+    /// The first wait: each try costs its application a reset, the time between them lets flows go
+    /// unaccelerated.
     pub const FIRST: Duration = Duration::from_secs(1);
     /// The longest.
     pub const LONGEST: Duration = Duration::from_secs(32);
 
     /// Nothing has been refused.
     pub fn new() -> FarRoom {
-        FarRoom { refused: 0, until: None, wait: FarRoom::FIRST }
+        FarRoom {
+            refused: 0,
+            until: None,
+            wait: FarRoom::FIRST,
+        }
     }
 
     /// Whether it is full, by how many of our flows it has refused so far.
@@ -264,7 +332,9 @@ impl FarRoom {
             // Those that were under way when the first was refused.
             Some(until) if now < until => return true,
             // Refused again as soon as it was tried, or after a time without.
-            Some(until) if news && now < until + self.wait => self.wait = (2 * self.wait).min(FarRoom::LONGEST),
+            Some(until) if news && now < until + self.wait => {
+                self.wait = (2 * self.wait).min(FarRoom::LONGEST)
+            }
             _ if news => self.wait = FarRoom::FIRST,
             _ => return false,
         }
@@ -295,7 +365,11 @@ mod tests {
         let honest = take(&shares[1], Opener::Near, 10_000);
         assert_eq!(honest.len(), 250, "its own quarter");
         drop(greedy);
-        assert_eq!(take(&shares[1], Opener::Near, 10_000).len(), 500, "what the other has given back");
+        assert_eq!(
+            take(&shares[1], Opener::Near, 10_000).len(),
+            500,
+            "what the other has given back"
+        );
         drop(honest);
         assert_eq!(shares.iter().map(|share| share.level().0).sum::<usize>(), 0);
         assert_eq!(take(&shares[1], Opener::Near, 10_000).len(), 750);
@@ -320,14 +394,21 @@ mod tests {
             for _ in 0..500 {
                 let slot = random.usize(0..peers);
                 if random.bool() {
-                    let opener = if random.bool() { Opener::Near } else { Opener::Far };
+                    let opener = if random.bool() {
+                        Opener::Near
+                    } else {
+                        Opener::Far
+                    };
                     held[slot].extend(shares[slot].take(opener));
                 } else if !held[slot].is_empty() {
                     let at = random.usize(0..held[slot].len());
                     held[slot].swap_remove(at);
                 }
                 let own = total / 2 / peers;
-                assert!(held.iter().map(Vec::len).sum::<usize>() <= total, "seed {seed}");
+                assert!(
+                    held.iter().map(Vec::len).sum::<usize>() <= total,
+                    "seed {seed}"
+                );
                 for (share, held) in shares.iter().zip(&held) {
                     let (used, most) = share.level();
                     assert_eq!(used, held.len(), "seed {seed}");
@@ -340,16 +421,32 @@ mod tests {
     #[test]
     fn a_lack_is_over_at_its_low_mark() {
         let marks = Marks::of(1_000);
-        assert!(marks.far < marks.low && marks.low < marks.high && marks.high < marks.most, "{marks:?}");
+        assert!(
+            marks.far < marks.low && marks.low < marks.high && marks.high < marks.most,
+            "{marks:?}"
+        );
         let level = |lack, used| Level { lack, used, marks };
         let mut room = Room::default();
-        let mut at = |flows, memory| room.update(&[level(Lack::Flows, flows), level(Lack::Memory, memory)]);
+        let mut at =
+            |flows, memory| room.update(&[level(Lack::Flows, flows), level(Lack::Memory, memory)]);
         assert_eq!(at(marks.high - 1, 0), None);
         assert_eq!(at(marks.high, 0), Some(Lack::Flows));
-        assert_eq!(at(marks.low, marks.high), Some(Lack::Flows), "not before the low mark");
-        assert_eq!(at(marks.low - 1, marks.low), Some(Lack::Memory), "the other one is not over");
+        assert_eq!(
+            at(marks.low, marks.high),
+            Some(Lack::Flows),
+            "not before the low mark"
+        );
+        assert_eq!(
+            at(marks.low - 1, marks.low),
+            Some(Lack::Memory),
+            "the other one is not over"
+        );
         assert_eq!(at(marks.low - 1, marks.low - 1), None);
-        assert_eq!(at(marks.low, marks.low), None, "and not again before the high one");
+        assert_eq!(
+            at(marks.low, marks.low),
+            None,
+            "and not again before the high one"
+        );
     }
 
     #[test]
@@ -358,12 +455,21 @@ mod tests {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert!(!far.is_full(0, at(0)));
-        assert!(far.is_full(1, at(0)) && far.is_full(7, at(500)), "those under way change nothing");
+        assert!(
+            far.is_full(1, at(0)) && far.is_full(7, at(500)),
+            "those under way change nothing"
+        );
         assert!(!far.is_full(7, at(1_000)));
-        assert!(far.is_full(8, at(1_100)) && far.is_full(8, at(3_000)), "twice as long");
+        assert!(
+            far.is_full(8, at(1_100)) && far.is_full(8, at(3_000)),
+            "twice as long"
+        );
         assert!(!far.is_full(8, at(3_200)));
         assert!(!far.is_full(8, at(60_000)));
-        assert!(far.is_full(9, at(60_000)) && !far.is_full(9, at(61_000)), "long after it is new");
+        assert!(
+            far.is_full(9, at(60_000)) && !far.is_full(9, at(61_000)),
+            "long after it is new"
+        );
     }
 
     #[test]
@@ -373,6 +479,10 @@ mod tests {
         let marks = Marks::of(most);
         assert!(marks.most - marks.high >= ARRIVING && most > 520_000);
         assert_eq!(lanes[0].half_open.level().1, HALF_OPEN);
-        assert_eq!(Shares::of_lanes(100, 3, 2).len(), 3, "too few for any flow is no reason to panic");
+        assert_eq!(
+            Shares::of_lanes(100, 3, 2).len(),
+            3,
+            "too few for any flow is no reason to panic"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The only `unsafe` of the program: Linux calls that no well-kept crate wraps, each behind a safe function.
+//! The only `unsafe` of the program: Linux calls that no well-kept crate wraps, each behind a safe
+//! function.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-/// A timer descriptor: epoll's own timeout counts whole milliseconds, which is too coarse to pace with (timerfd: 0.23 ms measured).
+/// A timer descriptor: epoll's own timeout counts whole milliseconds, which is too coarse to pace
+/// with (timerfd: 0.23 ms measured).
 pub struct Timer {
     fd: OwnedFd,
 }
@@ -17,21 +19,32 @@ pub struct Timer {
 impl Timer {
     /// A disarmed timer on the monotonic clock.
     pub fn new() -> io::Result<Timer> {
-        // SAFETY: no pointers are passed; the result is checked before it becomes an owned descriptor.
-        let fd = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        // SAFETY: no pointers are passed; the result is checked before it becomes an owned
+        // descriptor.
+        let fd = unsafe {
+            libc::timerfd_create(
+                libc::CLOCK_MONOTONIC,
+                libc::TFD_NONBLOCK | libc::TFD_CLOEXEC,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `fd` was just created and is owned by nobody else.
-        Ok(Timer { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Timer {
+            fd: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
     }
 
-    /// Fires once, `after` from now (at least a nanosecond: zero would disarm it). Takes back an expiry that was not read, so that an
-    /// edge-triggered poll reports the next one.
+    /// Fires once, `after` from now (at least a nanosecond: zero would disarm it). Takes back an
+    /// expiry that was not read, so that an edge-triggered poll reports the next one.
     pub fn arm(&self, after: Duration) -> io::Result<()> {
         let after = after.max(Duration::from_nanos(1));
         let spec = libc::itimerspec {
-            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            it_interval: libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
             it_value: libc::timespec {
                 tv_sec: after.as_secs() as libc::time_t,
                 tv_nsec: libc::c_long::from(after.subsec_nanos() as i32),
@@ -48,28 +61,36 @@ impl AsRawFd for Timer {
     }
 }
 
-/// Makes a TUN device in the calling thread's namespace: a `virtio_net_hdr` in front of each packet, reads never block.
-/// The device lives as long as the file.
+/// Makes a TUN device in the calling thread's namespace: a `virtio_net_hdr` in front of each
+/// packet, reads never block. The device lives as long as the file.
 pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    let file =
-        std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
     attach_tun(&file, name)?;
     Ok(file)
 }
 
-/// Makes the device that belongs to the file: at first, and again when somebody has deleted it, in the namespace in which the file was opened.
+/// Makes the device that belongs to the file: at first, and again when somebody has deleted it, in
+/// the namespace in which the file was opened.
 ///
 /// # Errors
 /// `EEXIST` when the file has its device.
 pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
-    assert!(name.len() < libc::IFNAMSIZ, "an interface name has at most 15 bytes");
+    assert!(
+        name.len() < libc::IFNAMSIZ,
+        "an interface name has at most 15 bytes"
+    );
     // SAFETY: all zero is a valid ifreq: plain integers and bytes.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: the request is a whole, initialised ifreq that outlives the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })
 }
@@ -77,12 +98,13 @@ pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
 /// The calling thread leaves the processors to whoever wants them more.
 pub fn yield_to_others() {
     const NICE: libc::c_int = 10;
-    // SAFETY: plain numbers; 0 is the calling thread.
-    // Everybody may become nicer; where a service manager's filter says otherwise, the work competes with all else.
+    // SAFETY: plain numbers; 0 is the calling thread. Everybody may become nicer; where a service
+    // manager's filter says otherwise, the work competes with all else.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
-/// What is free in the allocator goes back to the system. Takes some milliseconds of a process that has much.
+/// What is free in the allocator goes back to the system. Takes some milliseconds of a process that
+/// has much.
 pub fn give_back_memory() {
     // SAFETY: takes a plain number and touches only what is free.
     #[cfg(target_env = "gnu")]
@@ -91,29 +113,43 @@ pub fn give_back_memory() {
     }
 }
 
-/// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up to them where not.
+/// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up
+/// to them where not.
 pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
-    for (forced, plain, bytes) in
-        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, send)]
-    {
+    for (forced, plain, bytes) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, send),
+    ] {
         let bytes = bytes.min(i32::MAX as usize / 2) as libc::c_int;
         if set_option(socket.as_raw_fd(), libc::SOL_SOCKET, forced, bytes).is_err() {
-            // Cannot fail for a socket: the kernel clamps to its limit. The caller looks at what was granted.
+            // Cannot fail for a socket: the kernel clamps to its limit. The caller looks at what
+            // was granted.
             let _ = set_option(socket.as_raw_fd(), libc::SOL_SOCKET, plain, bytes);
         }
     }
 }
 
 /// One integer socket option.
-pub fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub fn set_option(
+    fd: RawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
     check(unsafe {
-        libc::setsockopt(fd, level, name, (&raw const value).cast(), mem::size_of::<libc::c_int>() as libc::socklen_t)
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            (&raw const value).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
     })
 }
 
-/// How many packets the kernel dropped at a socket since it was opened, mostly because its receive buffer was full; a run of datagrams
-/// that was received together counts once.
+/// How many packets the kernel dropped at a socket since it was opened, mostly because its receive
+/// buffer was full; a run of datagrams that was received together counts once.
 pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
     // linux/sock_diag.h: SK_MEMINFO_DROPS, the last of nine.
     const DROPS: usize = 8;
@@ -122,7 +158,13 @@ pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
     // SAFETY: the pointer and the length describe `memory`, which outlives the call.
     check(unsafe {
         let place = memory.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut length)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            place,
+            &raw mut length,
+        )
     })?;
     Ok(memory[DROPS])
 }
@@ -130,18 +172,28 @@ pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
 /// Asks for the error queue of a UDP socket: what ICMP messages say is kept there, with what they
 /// quote.
 pub fn keep_complaints(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
-    let (level, name) = if v6 { (libc::SOL_IPV6, libc::IPV6_RECVERR) } else { (libc::SOL_IP, libc::IP_RECVERR) };
+    let (level, name) = if v6 {
+        (libc::SOL_IPV6, libc::IPV6_RECVERR)
+    } else {
+        (libc::SOL_IP, libc::IP_RECVERR)
+    };
     set_option(socket.as_raw_fd(), level, name, 1)
 }
 
 /// Takes the next message from the error queue of a socket: the error that an ICMP message told of,
 /// and how many bytes it quoted of the datagram, which lie in `quoted` as far as there is room.
 /// Errors that are no ICMP's have the number 0. `None`: the queue is empty.
-pub fn take_complaint(socket: &impl AsRawFd, quoted: &mut [u8]) -> io::Result<Option<(i32, usize)>> {
+pub fn take_complaint(
+    socket: &impl AsRawFd,
+    quoted: &mut [u8],
+) -> io::Result<Option<(i32, usize)>> {
     // Room for the extended error and the address of who complains, aligned for the kernel's
     // structures.
     let mut control = [0_u64; 32];
-    let mut place = libc::iovec { iov_base: quoted.as_mut_ptr().cast(), iov_len: quoted.len() };
+    let mut place = libc::iovec {
+        iov_base: quoted.as_mut_ptr().cast(),
+        iov_len: quoted.len(),
+    };
     // SAFETY: all zero is a valid msghdr: plain integers and null pointers.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut place;
@@ -150,10 +202,20 @@ pub fn take_complaint(socket: &impl AsRawFd, quoted: &mut [u8]) -> io::Result<Op
     message.msg_controllen = mem::size_of_val(&control) as _;
     // SAFETY: every pointer of the message is to a place of the length given, which outlives the
     // call.
-    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+    let got = unsafe {
+        libc::recvmsg(
+            socket.as_raw_fd(),
+            &raw mut message,
+            libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
+        )
+    };
     if got < 0 {
         let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
+        return if error.kind() == io::ErrorKind::WouldBlock {
+            Ok(None)
+        } else {
+            Err(error)
+        };
     }
     let mut number = 0;
     // SAFETY: the kernel filled in the control messages; the walk stays within the length that it
@@ -164,9 +226,16 @@ pub fn take_complaint(socket: &impl AsRawFd, quoted: &mut [u8]) -> io::Result<Op
         // holds a sock_extended_err, read unaligned.
         unsafe {
             let kind = ((*next).cmsg_level, (*next).cmsg_type);
-            if kind == (libc::SOL_IP, libc::IP_RECVERR) || kind == (libc::SOL_IPV6, libc::IPV6_RECVERR) {
-                let told = libc::CMSG_DATA(next).cast::<libc::sock_extended_err>().read_unaligned();
-                if matches!(told.ee_origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6) {
+            if kind == (libc::SOL_IP, libc::IP_RECVERR)
+                || kind == (libc::SOL_IPV6, libc::IPV6_RECVERR)
+            {
+                let told = libc::CMSG_DATA(next)
+                    .cast::<libc::sock_extended_err>()
+                    .read_unaligned();
+                if matches!(
+                    told.ee_origin,
+                    libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6
+                ) {
                     number = told.ee_errno as i32;
                 }
             }
@@ -176,9 +245,13 @@ pub fn take_complaint(socket: &impl AsRawFd, quoted: &mut [u8]) -> io::Result<Op
     Ok(Some((number, (got as usize).min(quoted.len()))))
 }
 
-/// Raises the limit of open files to the hard limit, one descriptor for each connection, and returns what it is now.
+/// Raises the limit of open files to the hard limit, one descriptor for each connection, and
+/// returns what it is now.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid place for the answer.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     limit.rlim_cur = limit.rlim_max;
@@ -197,7 +270,11 @@ pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The addresses of all interfaces of the calling thread's namespace.
@@ -212,10 +289,16 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
         next = entry.ifa_next;
         // SAFETY: an address that is there is as long as its family says, and aligned for it.
         let address = unsafe {
-            match entry.ifa_addr.as_ref().map(|address| i32::from(address.sa_family)) {
+            match entry
+                .ifa_addr
+                .as_ref()
+                .map(|address| i32::from(address.sa_family))
+            {
                 Some(libc::AF_INET) => {
                     let v4 = &*entry.ifa_addr.cast::<libc::sockaddr_in>();
-                    Some(IpAddr::from(Ipv4Addr::from_bits(u32::from_be(v4.sin_addr.s_addr))))
+                    Some(IpAddr::from(Ipv4Addr::from_bits(u32::from_be(
+                        v4.sin_addr.s_addr,
+                    ))))
                 }
                 Some(libc::AF_INET6) => {
                     let v6 = &*entry.ifa_addr.cast::<libc::sockaddr_in6>();
@@ -233,14 +316,16 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
 
 /// Asks a child process of ours to end (SIGTERM).
 pub fn terminate(process: u32) {
-    // SAFETY: a plain call without pointers; the process id is that of a child not yet waited for, so it cannot be another's.
+    // SAFETY: a plain call without pointers; the process id is that of a child not yet waited for,
+    // so it cannot be another's.
     unsafe { libc::kill(process as libc::pid_t, libc::SIGTERM) };
 }
 
-/// Moves up to `bytes` from one descriptor to the other inside the kernel, waiting for what is not there yet; one of the two is a pipe.
-/// Zero: the end.
+/// Moves up to `bytes` from one descriptor to the other inside the kernel, waiting for what is not
+/// there yet; one of the two is a pipe. Zero: the end.
 pub fn splice(from: &impl AsRawFd, to: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
-    // SAFETY: both descriptors are open for the length of the call; null offsets are what sockets and pipes ask for.
+    // SAFETY: both descriptors are open for the length of the call; null offsets are what sockets
+    // and pipes ask for.
     let moved = unsafe {
         libc::splice(
             from.as_raw_fd(),
@@ -251,7 +336,11 @@ pub fn splice(from: &impl AsRawFd, to: &impl AsRawFd, bytes: usize) -> io::Resul
             libc::SPLICE_F_MOVE,
         )
     };
-    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
+    if moved < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(moved as usize)
+    }
 }
 
 /// Asks for a pipe that holds `bytes`; a host that refuses leaves it at its size.
@@ -263,7 +352,8 @@ pub fn widen_pipe(pipe: &impl AsRawFd, bytes: i32) {
 /// User and system CPU time of a process, seconds.
 pub fn process_cpu_seconds(process: u32) -> io::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it (proc(5): 14 and 15).
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th fields
+    // after it (proc(5): 14 and 15).
     let ticks: u64 = stat
         .rsplit(')')
         .next()
@@ -281,7 +371,11 @@ pub fn random_seed() -> io::Result<[u8; 32]> {
     let mut seed = [0; 32];
     // SAFETY: the pointer and the length describe `seed`.
     let got = unsafe { libc::getrandom(seed.as_mut_ptr().cast(), seed.len(), 0) };
-    if got == seed.len() as isize { Ok(seed) } else { Err(io::Error::last_os_error()) }
+    if got == seed.len() as isize {
+        Ok(seed)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The number of an interface of the calling thread's namespace.
@@ -294,7 +388,8 @@ pub fn interface_index(name: &str) -> io::Result<u32> {
     }
 }
 
-/// One question about an interface (`ioctl` with an `ifreq`), asked through any socket of its namespace.
+/// One question about an interface (`ioctl` with an `ifreq`), asked through any socket of its
+/// namespace.
 fn ask_interface(socket: &Socket, name: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -319,21 +414,34 @@ pub fn interface_mtu(socket: &Socket, name: &str) -> io::Result<usize> {
 /// The first IPv4 address of an interface.
 pub fn interface_v4(socket: &Socket, name: &str) -> io::Result<std::net::Ipv4Addr> {
     let request = ask_interface(socket, name, libc::SIOCGIFADDR)?;
-    // SAFETY: SIOCGIFADDR filled in this member of the union; family, port and address lie in its first eight bytes.
+    // SAFETY: SIOCGIFADDR filled in this member of the union; family, port and address lie in its
+    // first eight bytes.
     let data = unsafe { request.ifr_ifru.ifru_addr.sa_data };
-    Ok(std::net::Ipv4Addr::from([data[2], data[3], data[4], data[5]].map(|byte| byte as u8)))
+    Ok(std::net::Ipv4Addr::from(
+        [data[2], data[3], data[4], data[5]].map(|byte| byte as u8),
+    ))
 }
 
-/// A socket that hears what passes an interface, IP headers first, as far as `filter` lets it through; frames to any group too, but not what this
-/// host sends.
+/// A socket that hears what passes an interface, IP headers first, as far as `filter` lets it
+/// through; frames to any group too, but not what this host sends.
 pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Result<Socket> {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // No protocol yet: nothing comes before the filter stands.
-    let socket = Socket::new(socket2::Domain::PACKET, socket2::Type::DGRAM.nonblocking().cloexec(), None)?;
+    let socket = Socket::new(
+        socket2::Domain::PACKET,
+        socket2::Type::DGRAM.nonblocking().cloexec(),
+        None,
+    )?;
     socket.attach_filter(filter)?;
-    set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+    set_option(
+        socket.as_raw_fd(),
+        libc::SOL_PACKET,
+        libc::PACKET_IGNORE_OUTGOING,
+        1,
+    )?;
     // SAFETY: all zero is a valid sockaddr_ll and packet_mreq: plain integers and bytes.
-    let (mut address, mut groups): (libc::sockaddr_ll, libc::packet_mreq) = unsafe { mem::zeroed() };
+    let (mut address, mut groups): (libc::sockaddr_ll, libc::packet_mreq) =
+        unsafe { mem::zeroed() };
     groups.mr_ifindex = index as libc::c_int;
     groups.mr_type = libc::PACKET_MR_ALLMULTI as libc::c_ushort;
     address.sll_family = libc::AF_PACKET as libc::c_ushort;
@@ -349,7 +457,11 @@ pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Res
             mem::size_of_val(&groups) as libc::socklen_t,
         ))?;
         let length = mem::size_of_val(&address) as libc::socklen_t;
-        check(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length))?;
+        check(libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            length,
+        ))?;
     }
     Ok(socket)
 }
@@ -357,7 +469,11 @@ pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Res
 /// By which interface an IPv4 socket sends to groups, by its number.
 pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()> {
     let any = libc::in_addr { s_addr: 0 };
-    let request = libc::ip_mreqn { imr_multiaddr: any, imr_address: any, imr_ifindex: index as libc::c_int };
+    let request = libc::ip_mreqn {
+        imr_multiaddr: any,
+        imr_address: any,
+        imr_ifindex: index as libc::c_int,
+    };
     // SAFETY: the pointer and the length describe `request`, which outlives the call.
     check(unsafe {
         libc::setsockopt(
@@ -370,9 +486,11 @@ pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()>
     })
 }
 
-/// A file that has no name, in memory only, gone with its last descriptor. What a program reads from it or writes to it makes nobody wait.
+/// A file that has no name, in memory only, gone with its last descriptor. What a program reads
+/// from it or writes to it makes nobody wait.
 pub fn memory_file() -> io::Result<std::fs::File> {
-    // SAFETY: the name is a string that ends with a zero; the result is checked before it becomes an owned descriptor.
+    // SAFETY: the name is a string that ends with a zero; the result is checked before it becomes
+    // an owned descriptor.
     let fd = unsafe { libc::memfd_create(c"tpo".as_ptr(), libc::MFD_CLOEXEC) };
     check(fd)?;
     // SAFETY: `fd` was just created and is owned by nobody else.
@@ -381,13 +499,16 @@ pub fn memory_file() -> io::Result<std::fs::File> {
 
 /// No core file is written, whatever happens: not of this process, not of any that it starts.
 pub fn forbid_core_dumps() -> io::Result<()> {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `none` is initialised and outlives the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })
 }
 
-/// Nobody but root reads this process's memory: no core goes to a handler, no debugger of the same user attaches. A change of the user
-/// takes it back.
+/// Nobody but root reads this process's memory: no core goes to a handler, no debugger of the same
+/// user attaches. A change of the user takes it back.
 pub fn hide_memory() -> io::Result<()> {
     set_process(libc::PR_SET_DUMPABLE, 0)
 }
@@ -418,12 +539,22 @@ pub fn user_by_name(name: &str) -> io::Result<Option<(u32, u32)>> {
     // SAFETY: all zero is a valid passwd: integers and null pointers.
     let mut entry: libc::passwd = unsafe { mem::zeroed() };
     let mut found = std::ptr::null_mut();
-    // SAFETY: the name ends with a zero; the entry, the texts of that length and the answer outlive the call.
-    let code =
-        unsafe { libc::getpwnam_r(name.as_ptr(), &raw mut entry, texts.as_mut_ptr(), texts.len(), &raw mut found) };
+    // SAFETY: the name ends with a zero; the entry, the texts of that length and the answer outlive
+    // the call.
+    let code = unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            &raw mut entry,
+            texts.as_mut_ptr(),
+            texts.len(),
+            &raw mut found,
+        )
+    };
     match code {
         // getpwnam_r(3): these, too, mean that there is none.
-        0 | libc::ENOENT | libc::ESRCH => Ok((!found.is_null()).then_some((entry.pw_uid, entry.pw_gid))),
+        0 | libc::ENOENT | libc::ESRCH => {
+            Ok((!found.is_null()).then_some((entry.pw_uid, entry.pw_gid)))
+        }
         code => Err(io::Error::from_raw_os_error(code)),
     }
 }
@@ -445,8 +576,8 @@ pub(crate) mod tests {
     /// Makes the system call of this name, which may end the process; the error that it gave.
     pub(crate) fn error_of(call: &str) -> Option<libc::c_int> {
         let (null, zero) = (std::ptr::null::<libc::c_void>(), 0 as libc::c_long);
-        // SAFETY: each call fails or does something that this process, made for it, can bear; what pointers are wanted are null or, for a
-        // page of anonymous memory, the kernel's choice.
+        // SAFETY: each call fails or does something that this process, made for it, can bear; what
+        // pointers are wanted are null or, for a page of anonymous memory, the kernel's choice.
         let result = unsafe {
             match call {
                 "ptrace" => libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, zero, null, null),
@@ -457,7 +588,9 @@ pub(crate) mod tests {
                 "init_module" => libc::syscall(libc::SYS_init_module, null, zero, null),
                 "kexec_load" => libc::syscall(libc::SYS_kexec_load, zero, zero, null, zero),
                 "io_uring_setup" => libc::syscall(libc::SYS_io_uring_setup, zero, null),
-                "socket AF_VSOCK" => libc::syscall(libc::SYS_socket, libc::AF_VSOCK, libc::SOCK_STREAM, zero),
+                "socket AF_VSOCK" => {
+                    libc::syscall(libc::SYS_socket, libc::AF_VSOCK, libc::SOCK_STREAM, zero)
+                }
                 "clone CLONE_NEWUSER" => {
                     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
                     libc::syscall(libc::SYS_clone, flags, null, null, null, zero)
@@ -465,15 +598,32 @@ pub(crate) mod tests {
                 "mmap WX" => {
                     let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
                     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-                    libc::syscall(libc::SYS_mmap, null, 4_096 as libc::c_long, protection, kind, -1, zero)
+                    libc::syscall(
+                        libc::SYS_mmap,
+                        null,
+                        4_096 as libc::c_long,
+                        protection,
+                        kind,
+                        -1,
+                        zero,
+                    )
                 }
-                "prctl dumpable" => {
-                    libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1 as libc::c_long, zero, zero, zero)
-                }
+                "prctl dumpable" => libc::syscall(
+                    libc::SYS_prctl,
+                    libc::PR_SET_DUMPABLE,
+                    1 as libc::c_long,
+                    zero,
+                    zero,
+                    zero,
+                ),
                 "setuid" => libc::syscall(libc::SYS_setuid, zero),
                 _ => libc::syscall(libc::SYS_getuid),
             }
         };
-        (result < 0).then(|| io::Error::last_os_error().raw_os_error().unwrap_or_default())
+        (result < 0).then(|| {
+            io::Error::last_os_error()
+                .raw_os_error()
+                .unwrap_or_default()
+        })
     }
 }

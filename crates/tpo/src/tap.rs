@@ -1,7 +1,9 @@
-//! The tap: reads the packets that the kernel hands over (UDP, ICMP, whatever else a rule names) and gives each to its peer's lane.
+//! The tap: reads the packets that the kernel hands over (UDP, ICMP, whatever else a rule names)
+//! and gives each to its peer's lane.
 //!
-//! One thread. A packet of a flow that a peer has opened goes to that peer; else the look-up table says whose it is (claims 4 to 6). What is
-//! nobody's goes back to the kernel and takes its plain way, unless a closed rule names it ([`crate::plain`]).
+//! One thread. A packet of a flow that a peer has opened goes to that peer; else the look-up table
+//! says whose it is (claims 4 to 6). What is nobody's goes back to the kernel and takes its plain
+//! way, unless a closed rule names it ([`crate::plain`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,15 +30,18 @@ use crate::turns::{TURN_EVERY, Turns};
 
 const TUN: Token = Token(0);
 const WAKE: Token = Token(1);
-/// Packets read before they are handed over: what comes while the lanes work is handed over at once.
+/// Packets read before they are handed over: what comes while the lanes work is handed over at
+/// once.
 const BATCH_PACKETS: usize = 256;
 /// Bytes of them, so that what waits for a lane is bounded in bytes too.
 const BATCH_BYTES: usize = 256 << 10;
 const LONGEST: usize = 65_535;
-/// When so many come at once, the next ones may wait for each other a little: each turn wakes two threads.
+/// When so many come at once, the next ones may wait for each other a little: each turn wakes two
+/// threads.
 const MANY: usize = 4;
 const MODERATION: Duration = Duration::from_micros(100);
-/// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What comes then is lost, as in any full queue.
+/// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What
+/// comes then is lost, as in any full queue.
 pub(crate) const WAITING_BYTES: usize = 8 << 20;
 /// Cut packets whose later pieces may be under way.
 const FIRST_PIECES: usize = 256;
@@ -79,7 +84,11 @@ impl Batch {
     fn push(&mut self, seen: Seen, ruled: Option<Ruled>, packet: &[u8]) {
         let from = self.bytes.len();
         self.bytes.extend_from_slice(packet);
-        self.items.push(Item { seen, ruled, bytes: from..self.bytes.len() });
+        self.items.push(Item {
+            seen,
+            ruled,
+            bytes: from..self.bytes.len(),
+        });
     }
 }
 
@@ -116,7 +125,10 @@ struct Owners {
 impl Opened {
     /// No flow of any of these peers yet.
     pub fn new(peers: usize) -> Opened {
-        Opened { owners: RwLock::default(), heard: (0..peers).map(|_| AtomicBool::new(false)).collect() }
+        Opened {
+            owners: RwLock::default(),
+            heard: (0..peers).map(|_| AtomicBool::new(false)).collect(),
+        }
     }
 
     /// Whether a peer is heard.
@@ -129,7 +141,11 @@ impl Opened {
     pub fn insert(&self, key: PacketKey, slot: usize) -> bool {
         let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         let before = [owners.theirs.get(&key), owners.ours.get(&key.turned())];
-        if before.into_iter().flatten().any(|owner| *owner != slot && self.heard[*owner].load(Ordering::SeqCst)) {
+        if before
+            .into_iter()
+            .flatten()
+            .any(|owner| *owner != slot && self.heard[*owner].load(Ordering::SeqCst))
+        {
             return false;
         }
         owners.theirs.insert(key, slot);
@@ -138,7 +154,15 @@ impl Opened {
 
     /// It is over, unless another peer has opened the same since.
     pub fn remove(&self, key: &PacketKey, slot: usize) {
-        remove(&mut self.owners.write().unwrap_or_else(PoisonError::into_inner).theirs, key, slot);
+        remove(
+            &mut self
+                .owners
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .theirs,
+            key,
+            slot,
+        );
     }
 
     /// Whether flows of our side are worth noting: with one peer alone nobody else could take them.
@@ -148,12 +172,24 @@ impl Opened {
 
     /// A flow of our side is carried by this peer.
     pub fn insert_ours(&self, key: PacketKey, slot: usize) {
-        self.owners.write().unwrap_or_else(PoisonError::into_inner).ours.insert(key, slot);
+        self.owners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ours
+            .insert(key, slot);
     }
 
     /// It is over, unless another peer carries it since.
     pub fn remove_ours(&self, key: &PacketKey, slot: usize) {
-        remove(&mut self.owners.write().unwrap_or_else(PoisonError::into_inner).ours, key, slot);
+        remove(
+            &mut self
+                .owners
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .ours,
+            key,
+            slot,
+        );
     }
 
     fn contains(&self, key: &PacketKey) -> bool {
@@ -162,7 +198,12 @@ impl Opened {
 
     /// The slot of the peer that has opened exactly this flow.
     pub fn by(&self, key: &PacketKey) -> Option<usize> {
-        self.owners.read().unwrap_or_else(PoisonError::into_inner).theirs.get(key).copied()
+        self.owners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .theirs
+            .get(key)
+            .copied()
     }
 }
 
@@ -182,16 +223,21 @@ struct Pieces {
 impl Pieces {
     /// A later piece is of the flow that its first one was of.
     fn complete(&mut self, mut seen: Seen) -> Option<Seen> {
-        let Some(piece) = seen.piece else { return Some(seen) };
+        let Some(piece) = seen.piece else {
+            return Some(seen);
+        };
         let (from, to) = (seen.key.source.ip(), seen.key.destination.ip());
         if piece.is_first {
             if self.firsts.len() == FIRST_PIECES {
                 self.firsts.pop_front();
             }
-            self.firsts.push_back((from, to, piece.number, seen.clone()));
+            self.firsts
+                .push_back((from, to, piece.number, seen.clone()));
             return Some(seen);
         }
-        let same = |(a, b, number, _): &&(IpAddr, IpAddr, u32, Seen)| (*a, *b, *number) == (from, to, piece.number);
+        let same = |(a, b, number, _): &&(IpAddr, IpAddr, u32, Seen)| {
+            (*a, *b, *number) == (from, to, piece.number)
+        };
         let (.., first) = self.firsts.iter().rev().find(same)?;
         (seen.key, seen.opens) = (first.key, first.opens);
         Some(seen)
@@ -248,9 +294,15 @@ pub struct GroupTable {
 impl GroupTable {
     /// Every lane whose peer asks for this flow and gets it by a rule, and for whom it asks.
     pub fn each(&self, key: &PacketKey, mut each: impl FnMut(usize, For, Ruled)) {
-        let Some(rule) = self.policy.find(key) else { return };
+        let Some(rule) = self.policy.find(key) else {
+            return;
+        };
         // The packet itself is on its way in its LAN whatever becomes of this copy.
-        let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open: false };
+        let ruled = Ruled {
+            treatment: rule.treatment,
+            delivery: rule.delivery,
+            fails_open: false,
+        };
         let peers = &self.groups[rule.peer].peers;
         self.wanted.each(key.destination.ip(), |peer, whom| {
             if peers.contains(&peer) {
@@ -263,14 +315,22 @@ impl GroupTable {
 impl Table {
     fn find(&self, seen: &Seen) -> Option<Whose> {
         // As our side sees the flow: an error is about what the far side has sent in it.
-        let key = if seen.is_error { seen.key.turned() } else { seen.key };
+        let key = if seen.is_error {
+            seen.key.turned()
+        } else {
+            seen.key
+        };
         if let Some(slot) = self.opened.by(&key.turned()) {
             return Some((slot, None));
         }
         let (number, rule) = self.policy.find_with_number(&key)?;
         let peer = self.groups[rule.peer].choose(&key, |peer| self.lanes[peer].pulse.is_up());
         let fails_open = self.fails_open[number];
-        let ruled = Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open };
+        let ruled = Ruled {
+            treatment: rule.treatment,
+            delivery: rule.delivery,
+            fails_open,
+        };
         Some((peer, seen.opens.then_some(ruled)))
     }
 }
@@ -280,40 +340,57 @@ impl Tap {
     pub fn start(tun: Arc<Tun>, table: Table) -> io::Result<Tap> {
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        poll.registry().register(&mut SourceFd(&tun.as_raw_fd()), TUN, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut SourceFd(&tun.as_raw_fd()), TUN, Interest::READABLE)?;
         let counters = Arc::new(Counters::default());
         let turns = Turns::default();
         let (shared, turning) = (counters.clone(), turns.clone());
-        let thread = std::thread::Builder::new().name("tap".into()).spawn(move || {
-            let mut events = Events::with_capacity(8);
-            let mut wait = TURN_EVERY;
-            let mut buffer = vec![0; packet::VNET + LONGEST];
-            let mut pieces = Pieces::default();
-            let mut batches: Vec<Batch> = table.lanes.iter().map(|_| Batch::default()).collect();
-            loop {
-                turning.count();
-                if let Err(error) = poll.poll(&mut events, Some(wait))
-                    && error.kind() != io::ErrorKind::Interrupted
-                {
-                    warn!(%error, "the tap cannot wait for packets and ends");
-                    return;
+        let thread = std::thread::Builder::new()
+            .name("tap".into())
+            .spawn(move || {
+                let mut events = Events::with_capacity(8);
+                let mut wait = TURN_EVERY;
+                let mut buffer = vec![0; packet::VNET + LONGEST];
+                let mut pieces = Pieces::default();
+                let mut batches: Vec<Batch> =
+                    table.lanes.iter().map(|_| Batch::default()).collect();
+                loop {
+                    turning.count();
+                    if let Err(error) = poll.poll(&mut events, Some(wait))
+                        && error.kind() != io::ErrorKind::Interrupted
+                    {
+                        warn!(%error, "the tap cannot wait for packets and ends");
+                        return;
+                    }
+                    if events.iter().any(|event| event.token() == WAKE) {
+                        return;
+                    }
+                    // The poll is edge triggered: what a turn leaves waiting would not be announced
+                    // again.
+                    let drained = read(
+                        &tun,
+                        &table,
+                        &mut pieces,
+                        &mut batches,
+                        &mut buffer,
+                        &shared,
+                    );
+                    wait = if drained { TURN_EVERY } else { Duration::ZERO };
+                    let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
+                    for (lane, batch) in table.lanes.iter().zip(&mut batches) {
+                        hand_over(lane, std::mem::take(batch), &tun, &table.plain, &shared);
+                    }
+                    if drained && packets >= MANY {
+                        std::thread::sleep(MODERATION);
+                    }
                 }
-                if events.iter().any(|event| event.token() == WAKE) {
-                    return;
-                }
-                // The poll is edge triggered: what a turn leaves waiting would not be announced again.
-                let drained = read(&tun, &table, &mut pieces, &mut batches, &mut buffer, &shared);
-                wait = if drained { TURN_EVERY } else { Duration::ZERO };
-                let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
-                for (lane, batch) in table.lanes.iter().zip(&mut batches) {
-                    hand_over(lane, std::mem::take(batch), &tun, &table.plain, &shared);
-                }
-                if drained && packets >= MANY {
-                    std::thread::sleep(MODERATION);
-                }
-            }
-        })?;
-        Ok(Tap { waker, thread, counters, turns })
+            })?;
+        Ok(Tap {
+            waker,
+            thread,
+            counters,
+            turns,
+        })
     }
 
     /// Whether the thread has ended by itself, which it never should.
@@ -354,21 +431,27 @@ fn read(
         };
         let seen = packet::look(packet).and_then(|seen| pieces.complete(seen));
         bytes += packet.len();
-        if let Some(seen) = seen.as_ref().filter(|seen| seen.key.destination.ip().is_multicast()) {
+        if let Some(seen) = seen
+            .as_ref()
+            .filter(|seen| seen.key.destination.ip().is_multicast())
+        {
             // Or the kernel's own, about the device: nobody's.
             if let Some(groups) = &table.groups_of_many
                 && seen.opens
                 // What a peer has brought does not come from our LANs.
                 && !table.opened.contains(&seen.key)
             {
-                groups.each(&seen.key, |slot, _, ruled| batches[slot].push(seen.clone(), Some(ruled), packet));
+                groups.each(&seen.key, |slot, _, ruled| {
+                    batches[slot].push(seen.clone(), Some(ruled), packet)
+                });
             }
             continue;
         }
         let found = seen.as_ref().and_then(|seen| {
             let found = match &last {
                 Some((same, found))
-                    if (same.key, same.opens, same.is_error) == (seen.key, seen.opens, seen.is_error) =>
+                    if (same.key, same.opens, same.is_error)
+                        == (seen.key, seen.opens, seen.is_error) =>
                 {
                     *found
                 }
@@ -397,7 +480,8 @@ fn read(
     false
 }
 
-/// Gives a batch to its lane. What the lane has no room for takes its plain way if its rule fails open.
+/// Gives a batch to its lane. What the lane has no room for takes its plain way if its rule fails
+/// open.
 fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, plain: &Plain, counters: &Counters) {
     let packets = batch.items.len() as u64;
     if packets == 0 {
@@ -406,7 +490,11 @@ fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, plain: &Plain, counters: &Cou
     let (bytes, waiting) = (batch.bytes.len(), &lane.pulse.packets);
     waiting.fetch_add(bytes, Ordering::Relaxed);
     let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
-    let outcome = if full { Err(Command::Packets(batch)) } else { lane.send(Command::Packets(batch)) };
+    let outcome = if full {
+        Err(Command::Packets(batch))
+    } else {
+        lane.send(Command::Packets(batch))
+    };
     let Err(refused) = outcome else { return };
     waiting.fetch_sub(bytes, Ordering::Relaxed);
     counters.lane_full.fetch_add(packets, Ordering::Relaxed);
@@ -423,7 +511,12 @@ fn hand_over(lane: &Lane, batch: Batch, tun: &Tun, plain: &Plain, counters: &Cou
 fn let_go<'b>(batch: &'b Batch, plain: &'b Plain) -> impl Iterator<Item = &'b [u8]> {
     let fails_open = |item: &&Item| item.ruled.is_some_and(|rule| rule.fails_open);
     let may_go = |item: &&Item| plain.may_go(Some(&item.seen), Cause::FlowLimit);
-    batch.items.iter().filter(fails_open).filter(may_go).map(|item| &batch.bytes[item.bytes.clone()])
+    batch
+        .items
+        .iter()
+        .filter(fails_open)
+        .filter(may_go)
+        .map(|item| &batch.bytes[item.bytes.clone()])
 }
 
 #[cfg(test)]
@@ -449,13 +542,29 @@ mod tests {
             treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         };
-        let plain = Plain::new(Policy::new(vec![rule(53..=53), rule(54..=54)]), vec![false, true]);
+        let plain = Plain::new(
+            Policy::new(vec![rule(53..=53), rule(54..=54)]),
+            vec![false, true],
+        );
         let mut batch = Batch::default();
         let mut push = |port: u16, fails_open: Option<bool>| {
             let key = key("10.1.0.1:5000", &format!("10.2.0.1:{port}"));
             let mut bytes = Vec::new();
-            assert!(packet::plain(&key, packet::Head { hops: 64, ..Default::default() }, b"word", 7, &mut bytes));
-            let ruled = |fails_open| Ruled { treatment: Class::Normal.into(), delivery: Delivery::Timely, fails_open };
+            assert!(packet::plain(
+                &key,
+                packet::Head {
+                    hops: 64,
+                    ..Default::default()
+                },
+                b"word",
+                7,
+                &mut bytes
+            ));
+            let ruled = |fails_open| Ruled {
+                treatment: Class::Normal.into(),
+                delivery: Delivery::Timely,
+                fails_open,
+            };
             batch.push(packet::look(&bytes).unwrap(), fails_open.map(ruled), &bytes);
             bytes
         };
@@ -465,7 +574,10 @@ mod tests {
         push(53, None);
         push(53, Some(false));
         assert_eq!(let_go(&batch, &plain).collect::<Vec<_>>(), [&open[..]]);
-        assert_eq!(plain.counts(), [(Some(0), crate::status::Reason::FlowLimit, 1)]);
+        assert_eq!(
+            plain.counts(),
+            [(Some(0), crate::status::Reason::FlowLimit, 1)]
+        );
     }
 
     /// Who opened a flow keeps it while it lives, and so does who carries one of ours; one that is
@@ -478,12 +590,19 @@ mod tests {
         assert!(opened.insert(theirs, 0) && opened.insert(theirs, 0));
         assert!(!opened.insert(theirs, 1));
         opened.remove(&theirs, 1);
-        assert_eq!(opened.by(&theirs), Some(0), "it is not the other one's to end");
+        assert_eq!(
+            opened.by(&theirs),
+            Some(0),
+            "it is not the other one's to end"
+        );
         opened.set_heard(0, false);
         assert!(opened.insert(theirs, 1));
         opened.set_heard(0, true);
         opened.remove(&theirs, 0);
-        assert_eq!((opened.by(&theirs), opened.insert(theirs, 0)), (Some(1), false));
+        assert_eq!(
+            (opened.by(&theirs), opened.insert(theirs, 0)),
+            (Some(1), false)
+        );
         opened.remove(&theirs, 1);
         assert!(opened.insert(theirs, 0));
         // A flow of our side: its answers come from who carries it.

@@ -1,9 +1,12 @@
-//! Transit: what one peer brings goes on to another, where a rule says `transit = true`. A hub joins sites that do not know each other.
+//! Transit: what one peer brings goes on to another, where a rule says `transit = true`. A hub
+//! joins sites that do not know each other.
 //!
-//! Each leg is a pair of its own: a lost datagram is repaired on the leg that lost it, and each leg has its own credit. Streams of the two lanes are
-//! joined by a connection of this host with itself, so that back-pressure, half-closed ends and resets mean what they always mean; datagrams are handed over
-//! as they cross. No flow goes in circles: none goes back to the peer that brought it, and one that is here already is not taken again. What is sent to groups goes
-//! on to those peers that ask for it for themselves, so that it passes one hub and no second one.
+//! Each leg is a pair of its own: a lost datagram is repaired on the leg that lost it, and each leg
+//! has its own credit. Streams of the two lanes are joined by a connection of this host with
+//! itself, so that back-pressure, half-closed ends and resets mean what they always mean; datagrams
+//! are handed over as they cross. No flow goes in circles: none goes back to the peer that brought
+//! it, and one that is here already is not taken again. What is sent to groups goes on to those
+//! peers that ask for it for themselves, so that it passes one hub and no second one.
 
 use std::collections::HashSet;
 use std::io;
@@ -26,7 +29,8 @@ use crate::tap::{GroupTable, Ruled};
 pub struct Onward {
     /// All bytes.
     pub bytes: Vec<u8>,
-    /// Of which flow each is, seen from its source, by which rule it may open it there, and its bytes.
+    /// Of which flow each is, seen from its source, by which rule it may open it there, and its
+    /// bytes.
     pub items: Vec<(PacketKey, Option<Ruled>, Range<usize>)>,
 }
 
@@ -71,9 +75,22 @@ pub struct Transit {
 }
 
 impl Transit {
-    /// The rules for transit alone, whether each fails open, and what their numbers of peers mean; those for groups of many apart.
-    pub fn new(policy: Policy, fails_open: Vec<bool>, groups: Vec<Group>, to_many: Option<GroupTable>) -> Transit {
-        Transit { policy, fails_open, groups, to_many, lanes: OnceLock::new(), passing: Mutex::default() }
+    /// The rules for transit alone, whether each fails open, and what their numbers of peers mean;
+    /// those for groups of many apart.
+    pub fn new(
+        policy: Policy,
+        fails_open: Vec<bool>,
+        groups: Vec<Group>,
+        to_many: Option<GroupTable>,
+    ) -> Transit {
+        Transit {
+            policy,
+            fails_open,
+            groups,
+            to_many,
+            lanes: OnceLock::new(),
+            passing: Mutex::default(),
+        }
     }
 
     /// All lanes, by slot. Until then nothing passes.
@@ -87,13 +104,18 @@ impl Transit {
         self.lanes.get()?.get(slot)
     }
 
-    /// Where a flow goes that the peer in this slot has opened; one for many is dealt with [here](Transit::each) in any case.
+    /// Where a flow goes that the peer in this slot has opened; one for many is dealt with
+    /// [here](Transit::each) in any case.
     pub fn next(&self, key: &FlowKey, from: usize) -> Next {
         if key.destination.ip().is_multicast() {
             return Next::Here;
         }
-        let Some((number, rule)) = self.policy.find_with_number(key) else { return Next::Here };
-        let Some(lanes) = self.lanes.get() else { return Next::Refused(Status::GoingAway) };
+        let Some((number, rule)) = self.policy.find_with_number(key) else {
+            return Next::Here;
+        };
+        let Some(lanes) = self.lanes.get() else {
+            return Next::Refused(Status::GoingAway);
+        };
         // A hub's own LANs need the room of a peer that has none left for what other peers bring.
         let can_carry = |peer: usize| match key.protocol {
             TCP => lanes[peer].pulse.has_room(),
@@ -105,7 +127,14 @@ impl Transit {
         match (peer == from, is_up(peer)) {
             // Back to where it came from: it is for somebody here.
             (true, _) if self.groups[rule.peer].peers.len() == 1 => Next::Here,
-            (false, true) => Next::Peer(peer, Ruled { treatment: rule.treatment, delivery: rule.delivery, fails_open }),
+            (false, true) => Next::Peer(
+                peer,
+                Ruled {
+                    treatment: rule.treatment,
+                    delivery: rule.delivery,
+                    fails_open,
+                },
+            ),
             _ if fails_open => Next::Here,
             _ => Next::Refused(Status::Unreachable),
         }
@@ -123,12 +152,18 @@ impl Transit {
 
     /// A stream begins to pass; false when it is here already, and would go in circles.
     pub fn begin(&self, key: &StreamKey) -> bool {
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner).insert(*key)
+        self.passing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(*key)
     }
 
     /// It has ended.
     pub fn end(&self, key: &StreamKey) {
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.passing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
     }
 }
 
@@ -170,7 +205,11 @@ mod tests {
     #[test]
     fn a_stream_passes_once() {
         let transit = Transit::new(Policy::new(Vec::new()), Vec::new(), Vec::new(), None);
-        let key = StreamKey::new("10.1.1.1:1000".parse().unwrap(), "10.2.2.2:80".parse().unwrap()).unwrap();
+        let key = StreamKey::new(
+            "10.1.1.1:1000".parse().unwrap(),
+            "10.2.2.2:80".parse().unwrap(),
+        )
+        .unwrap();
         assert!(matches!(transit.next(&key, 0), Next::Here));
         assert!(transit.begin(&key) && !transit.begin(&key));
         transit.end(&key);

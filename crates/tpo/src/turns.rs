@@ -1,4 +1,5 @@
-//! Life signs of threads: each counts the turns of its loop, and the main thread sees whether the number still changes.
+//! Life signs of threads: each counts the turns of its loop, and the main thread sees whether the
+//! number still changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +36,16 @@ struct Seen {
 impl Watched {
     /// Watches these from now on.
     pub fn new(loops: impl IntoIterator<Item = Turns>, now: Instant) -> Watched {
-        Watched { loops: loops.into_iter().map(|turns| Seen { turns, last: 0, since: now }).collect() }
+        Watched {
+            loops: loops
+                .into_iter()
+                .map(|turns| Seen {
+                    turns,
+                    last: 0,
+                    since: now,
+                })
+                .collect(),
+        }
     }
 
     /// Whether each has turned within `limit`, as far as it was looked at.
@@ -46,7 +56,9 @@ impl Watched {
                 (seen.last, seen.since) = (turns, now);
             }
         }
-        self.loops.iter().all(|seen| now.saturating_duration_since(seen.since) < limit)
+        self.loops
+            .iter()
+            .all(|seen| now.saturating_duration_since(seen.since) < limit)
     }
 }
 
@@ -65,7 +77,11 @@ mod tests {
         }
         for (at, all) in [(10, true), (11, false), (60, false)] {
             loops[1].count();
-            assert_eq!(watched.all_turn(2 * second, start + at * second), all, "after {at} s");
+            assert_eq!(
+                watched.all_turn(2 * second, start + at * second),
+                all,
+                "after {at} s"
+            );
         }
         loops[0].count();
         assert!(watched.all_turn(2 * second, start + 61 * second));

@@ -1,5 +1,5 @@
-//! The workshop: one thread that makes dictionaries for the compression engines of all lanes, which would hold their datagrams up for as long as it
-//! takes. It yields to everything else.
+//! The workshop: one thread that makes dictionaries for the compression engines of all lanes, which
+//! would hold their datagrams up for as long as it takes. It yields to everything else.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -11,7 +11,8 @@ use crate::lane::{Command, Lane};
 
 /// Work that may wait: some megabytes each, and never more than two of a peer.
 const WAITING: usize = 8;
-/// Times that a result is offered to a lane that takes no more commands: without it the lane would wait for this dictionary and propose no other.
+/// Times that a result is offered to a lane that takes no more commands: without it the lane would
+/// wait for this dictionary and propose no other.
 const PATIENCE: usize = 500;
 
 /// The handle that lanes hold.
@@ -22,15 +23,19 @@ impl Workshop {
     /// Starts the thread; it ends when the last handle is gone.
     pub fn start() -> io::Result<Workshop> {
         let (sender, inbox) = sync_channel(WAITING);
-        std::thread::Builder::new().name("workshop".into()).spawn(move || run(inbox))?;
+        std::thread::Builder::new()
+            .name("workshop".into())
+            .spawn(move || run(inbox))?;
         Ok(Workshop(sender))
     }
 
     /// Takes work of a lane, whose command tells the result; gives it back when too much waits.
     pub fn send(&self, work: Work, lane: &Lane) -> Result<(), Work> {
-        self.0.try_send((work, lane.clone())).map_err(|error| match error {
-            TrySendError::Full((work, _)) | TrySendError::Disconnected((work, _)) => work,
-        })
+        self.0
+            .try_send((work, lane.clone()))
+            .map_err(|error| match error {
+                TrySendError::Full((work, _)) | TrySendError::Disconnected((work, _)) => work,
+            })
     }
 }
 

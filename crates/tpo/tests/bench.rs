@@ -1,5 +1,5 @@
-//! `tpo bench` as a person runs it, with times so short that its figures mean nothing: it measures all ways, writes what it promises, and
-//! leaves nothing behind. Needs root.
+//! `tpo bench` as a person runs it, with times so short that its figures mean nothing: it measures
+//! all ways, writes what it promises, and leaves nothing behind. Needs root.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,23 +19,40 @@ impl Folder {
     }
 
     fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.0.join("out").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+        fs::read_to_string(self.0.join("out").join(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// What the run has in its folder for temporary files: name and mode.
     fn temporary(&self) -> Vec<(String, u32)> {
         let entry = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.unwrap();
-            (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().mode() & 0o777)
+            (
+                entry.file_name().into_string().unwrap(),
+                entry.metadata().unwrap().mode() & 0o777,
+            )
         };
-        fs::read_dir(self.0.join("temporary")).unwrap().map(entry).collect()
+        fs::read_dir(self.0.join("temporary"))
+            .unwrap()
+            .map(entry)
+            .collect()
     }
 
     fn bench(&self, arguments: &[&str]) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tpo"));
-        command.arg("bench").args(arguments).arg("--out").arg(self.0.join("out"));
-        command.env_remove("TPO_LOG").env("TMPDIR", self.0.join("temporary"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command
+            .arg("bench")
+            .args(arguments)
+            .arg("--out")
+            .arg(self.0.join("out"));
+        command
+            .env_remove("TPO_LOG")
+            .env("TMPDIR", self.0.join("temporary"));
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
     }
 }
 
@@ -51,12 +68,21 @@ fn ended(child: Child) -> (Output, String) {
     let process = child.id();
     let output = child.wait_with_output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(namespaces(process), Vec::<String>::new(), "left behind; it said:\n{words}");
+    assert_eq!(
+        namespaces(process),
+        Vec::<String>::new(),
+        "left behind; it said:\n{words}"
+    );
     (output, words)
 }
 
 const SHORT: [&str; 6] = ["--count", "0.3", "--warm-up", "0.2", "--requests", "8"];
-const LINKS: [&str; 4] = ["--link", "rate=50mbit delay=4ms", "--link", "rate=50mbit delay=4ms loss=1%"];
+const LINKS: [&str; 4] = [
+    "--link",
+    "rate=50mbit delay=4ms",
+    "--link",
+    "rate=50mbit delay=4ms loss=1%",
+];
 
 #[test]
 fn every_way_is_measured_and_everything_promised_is_written() {
@@ -73,13 +99,28 @@ fn every_way_is_measured_and_everything_promised_is_written() {
     for way in ["direct, CUBIC", "direct, BBR", "split TCP, BBR", "tpo"] {
         // Two links, four parts of the table.
         assert_eq!(table.matches(&format!("| {way} |")).count(), 8, "{table}");
-        assert_eq!(results.matches(&format!("\"way\":\"{way}\"")).count(), 2, "{results}");
+        assert_eq!(
+            results.matches(&format!("\"way\":\"{way}\"")).count(),
+            2,
+            "{results}"
+        );
     }
     for line in results.lines() {
         let record: serde_json::Value = serde_json::from_str(line).unwrap();
-        for figure in ["down_mbit", "up_mbit", "sixteen_mbit", "wire", "ttfb_p50_ms", "object_p99_ms", "echo_p50_ms"] {
+        for figure in [
+            "down_mbit",
+            "up_mbit",
+            "sixteen_mbit",
+            "wire",
+            "ttfb_p50_ms",
+            "object_p99_ms",
+            "echo_p50_ms",
+        ] {
             let value = record["figures"][figure].as_f64();
-            assert!(value.is_some_and(|value| value > 0.0), "{figure}: {value:?} in {line}");
+            assert!(
+                value.is_some_and(|value| value > 0.0),
+                "{figure}: {value:?} in {line}"
+            );
         }
         let datagrams = record["figures"]["stream_1200_arrived"].as_f64();
         assert_eq!(
@@ -95,7 +136,14 @@ fn every_way_is_measured_and_everything_promised_is_written() {
 #[test]
 fn a_signal_ends_it_and_nothing_stays() {
     let folder = Folder::new("signal");
-    let child = folder.bench(&["--link", "rate=50mbit delay=4ms", "--ways", "tpo", "--count", "600"]);
+    let child = folder.bench(&[
+        "--link",
+        "rate=50mbit delay=4ms",
+        "--ways",
+        "tpo",
+        "--count",
+        "600",
+    ]);
     let start = Instant::now();
     while namespaces(child.id()).len() < 4 {
         assert!(start.elapsed() < Duration::from_secs(20), "no lab is made");
@@ -111,12 +159,19 @@ fn a_signal_ends_it_and_nothing_stays() {
         assert!(rest.len() > 16, "{name} can be guessed");
         assert_eq!(mode, 0o700, "{name}: keys are in it");
     }
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let kill = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(kill.success());
     let asked = Instant::now();
     let (output, words) = ended(child);
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("ended by a signal"), "{words}");
     assert_eq!(folder.temporary(), []);
-    assert!(asked.elapsed() < Duration::from_secs(20), "it took {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(20),
+        "it took {:?}",
+        asked.elapsed()
+    );
 }

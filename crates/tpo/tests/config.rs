@@ -1,4 +1,5 @@
-//! Configurations as people write them: what is good, what is not, and in which words they are told.
+//! Configurations as people write them: what is good, what is not, and in which words they are
+//! told.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +20,8 @@ fn good(text: &str) -> (Checked, Findings) {
     check(text).unwrap_or_else(|findings| panic!("{findings}"))
 }
 
-/// A good configuration, each section on known lines: [tpo] 1-3, [[peer]] 4-6, [[rule]] 7-11, [[accept]] 12-14.
+/// A good configuration, each section on known lines: [tpo] 1-3, [[peer]] 4-6, [[rule]] 7-11,
+/// [[accept]] 12-14.
 fn base() -> String {
     format!(
         "[tpo]\nname = \"paris\"\nprivate_key_file = \"paris.key\"\n\
@@ -38,21 +40,48 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(checked.listen.to_string(), "[::]:47800");
     assert_eq!(checked.control, Path::new("/run/tpo/tpo.sock"));
     assert_eq!(checked.user, None);
-    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, None, 512 << 20));
-    assert_eq!(checked.outage, Duration::from_secs(300));
-    assert_eq!((checked.log.as_str(), checked.log_format), ("info", LogFormat::Human));
     assert_eq!(
-        (checked.intercept.mode, checked.intercept.local, checked.intercept.interfaces.len()),
+        (checked.buffer_size, checked.segment_size, checked.memory),
+        (131_072, None, 512 << 20)
+    );
+    assert_eq!(checked.outage, Duration::from_secs(300));
+    assert_eq!(
+        (checked.log.as_str(), checked.log_format),
+        ("info", LogFormat::Human)
+    );
+    assert_eq!(
+        (
+            checked.intercept.mode,
+            checked.intercept.local,
+            checked.intercept.interfaces.len()
+        ),
         (Mode::Tproxy, true, 0)
     );
     let rule = &checked.rules[0];
     assert_eq!(
-        (rule.matches.protocol, rule.matches.peer, rule.on_failure, rule.enabled),
+        (
+            rule.matches.protocol,
+            rule.matches.peer,
+            rule.on_failure,
+            rule.enabled
+        ),
         (6, 0, OnFailure::Open, true)
     );
-    assert_eq!((rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()), (0..=65_535, 0..=65_535));
+    assert_eq!(
+        (
+            rule.matches.source_ports.clone(),
+            rule.matches.destination_ports.clone()
+        ),
+        (0..=65_535, 0..=65_535)
+    );
     assert_eq!((rule.line, checked.accepts[0].line), (7, 12));
-    assert_eq!((checked.accepts[0].protocol, checked.accepts[0].source_address), (6, SourceAddress::Client));
+    assert_eq!(
+        (
+            checked.accepts[0].protocol,
+            checked.accepts[0].source_address
+        ),
+        (6, SourceAddress::Client)
+    );
 }
 
 /// What goes on from peer to peer needs no LAN: a hub may stand where nobody listens.
@@ -144,32 +173,74 @@ destination = "any"
     assert_eq!(checked.private_key_file, Path::new("/keys/lyon.key"));
     assert_eq!(checked.control, Path::new("/etc/tpo/run/lyon.sock"));
     assert_eq!(checked.user.as_deref(), Some("carrier"));
-    assert_eq!((checked.buffer_size, checked.segment_size, checked.memory), (131_072, Some(1_400), 1 << 30));
-    assert_eq!((checked.outage, checked.log_format), (Duration::from_secs(600), LogFormat::Json));
-    assert_eq!((checked.idle, checked.idle_both), (Duration::from_secs(60), Duration::from_secs(300)));
-    assert_eq!((checked.intercept.mode, checked.intercept.local), (Mode::Redirect, false));
+    assert_eq!(
+        (checked.buffer_size, checked.segment_size, checked.memory),
+        (131_072, Some(1_400), 1 << 30)
+    );
+    assert_eq!(
+        (checked.outage, checked.log_format),
+        (Duration::from_secs(600), LogFormat::Json)
+    );
+    assert_eq!(
+        (checked.idle, checked.idle_both),
+        (Duration::from_secs(60), Duration::from_secs(300))
+    );
+    assert_eq!(
+        (checked.intercept.mode, checked.intercept.local),
+        (Mode::Redirect, false)
+    );
     assert_eq!(checked.intercept.interfaces, ["lan0", "br-lan.7"]);
     let (file, line) = checked.peers[0].pre_shared_key_file.clone().unwrap();
     assert_eq!(
         (file.as_path(), text.lines().nth(line - 1)),
-        (Path::new("/etc/tpo/paris.psk"), Some("pre_shared_key_file = \"paris.psk\""))
+        (
+            Path::new("/etc/tpo/paris.psk"),
+            Some("pre_shared_key_file = \"paris.psk\"")
+        )
     );
     assert_eq!(checked.peers[1].pre_shared_key_file, None);
-    assert_eq!(checked.peers[0].endpoint.unwrap().to_string(), "[2001:db8::1]:47800");
-    assert_eq!(checked.peers[0].rate, Some(125_000_000));
-    assert_eq!((checked.peers[1].endpoint, checked.peers[1].rate), (None, None));
-    let rule = &checked.rules[0];
-    assert_eq!((rule.matches.peer, rule.on_failure, rule.matches.destination.length), (1, OnFailure::Closed, 128));
     assert_eq!(
-        (rule.matches.source_ports.clone(), rule.matches.destination_ports.clone()),
+        checked.peers[0].endpoint.unwrap().to_string(),
+        "[2001:db8::1]:47800"
+    );
+    assert_eq!(checked.peers[0].rate, Some(125_000_000));
+    assert_eq!(
+        (checked.peers[1].endpoint, checked.peers[1].rate),
+        (None, None)
+    );
+    let rule = &checked.rules[0];
+    assert_eq!(
+        (
+            rule.matches.peer,
+            rule.on_failure,
+            rule.matches.destination.length
+        ),
+        (1, OnFailure::Closed, 128)
+    );
+    assert_eq!(
+        (
+            rule.matches.source_ports.clone(),
+            rule.matches.destination_ports.clone()
+        ),
         (1_024..=65_535, 443..=443)
     );
     assert!(!checked.rules[1].enabled);
-    assert_eq!((checked.accepts[0].peer, checked.accepts[0].source_address), (1, SourceAddress::Tpo));
+    assert_eq!(
+        (checked.accepts[0].peer, checked.accepts[0].source_address),
+        (1, SourceAddress::Tpo)
+    );
     assert_eq!(checked.accepts[0].destination_ports, 80..=80);
-    let sources =
-        |accept: usize| checked.accepts[accept].sources.iter().map(|prefix| prefix.to_string()).collect::<Vec<_>>();
-    assert_eq!([sources(0), sources(1), sources(2)], [["fd10:1::/64"], ["any"], ["fd10:2::2/128"]]);
+    let sources = |accept: usize| {
+        checked.accepts[accept]
+            .sources
+            .iter()
+            .map(|prefix| prefix.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        [sources(0), sources(1), sources(2)],
+        [["fd10:1::/64"], ["any"], ["fd10:2::2/128"]]
+    );
 }
 
 /// Who may come from a peer, where nothing is said, is who is behind it by our own rules; where no
@@ -189,22 +260,46 @@ fn who_is_behind_a_peer_follows_from_the_rules() {
     let sources = |text: &str| {
         let (checked, findings) = good(text);
         assert_eq!(findings.count(Level::Warning), 0, "{findings}");
-        checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect::<std::collections::BTreeSet<_>>()
+        checked.accepts[0]
+            .sources
+            .iter()
+            .map(|prefix| prefix.to_string())
+            .collect::<std::collections::BTreeSet<_>>()
     };
-    let is = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<std::collections::BTreeSet<_>>();
+    let is = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| text.to_string())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
     let accept = "[[accept]]\npeer = \"lyon\"\ndestination = \"10.10.1.0/24\"";
     assert_eq!(sources(&text), is(&["10.10.2.0/24", "10.10.3.0/24"]));
-    assert_eq!(sources(&text.replace(accept, &accept.replace("10.10.1.0/24", "fd10:1::/64"))), is(&["fd10:2::/64"]));
-    assert_eq!(sources(&text.replace(accept, &format!("{accept}\nsource = \"10.10.9.0/24\""))), is(&["10.10.9.0/24"]));
+    assert_eq!(
+        sources(&text.replace(accept, &accept.replace("10.10.1.0/24", "fd10:1::/64"))),
+        is(&["fd10:2::/64"])
+    );
+    assert_eq!(
+        sources(&text.replace(accept, &format!("{accept}\nsource = \"10.10.9.0/24\""))),
+        is(&["10.10.9.0/24"])
+    );
     // Servers alone: no rule, or none of that family, or none that is switched on.
     let line = ":12: error: [[accept]] source: missing, and no enabled [[rule]] sends anything to somebody behind peer \"lyon\"; \
                 would do: the line source = \"10.10.2.0/24\", with the prefix of the clients behind \"lyon\"";
-    let (before, after) = (base().find("[[rule]]").unwrap(), base().find("[[accept]]").unwrap());
+    let (before, after) = (
+        base().find("[[rule]]").unwrap(),
+        base().find("[[accept]]").unwrap(),
+    );
     let none = base()[..before].to_owned() + &base()[after..];
     let off = base().replace("[[accept]]", "enabled = false\n[[accept]]");
-    let other = base().replace("10.10.1.0/24\"\ndestination = \"10.10.2.0/24", "any\"\ndestination = \"fd10:2::/64");
-    for (text, line) in [(none, line.replace(":12:", ":7:")), (off, line.replace(":12:", ":13:")), (other, line.into())]
-    {
+    let other = base().replace(
+        "10.10.1.0/24\"\ndestination = \"10.10.2.0/24",
+        "any\"\ndestination = \"fd10:2::/64",
+    );
+    for (text, line) in [
+        (none, line.replace(":12:", ":7:")),
+        (off, line.replace(":12:", ":13:")),
+        (other, line.into()),
+    ] {
         let refused = check(&text).unwrap_err().to_string();
         assert!(refused.contains(&line), "{refused}");
     }
@@ -225,7 +320,9 @@ fn clients_of_another_peer_are_noticed() {
     let accept = "protocol = \"udp\"\nsource = \"10.10.2.0/24\"\ndestination = \"10.10.1.0/24\"";
     assert_eq!(
         warnings(&two("\"lyon\"", accept)),
-        ["23: 10.10.2.0/24 is behind \"lyon\" by the rule of line 18: packets from there through \"oslo\" are refused"]
+        [
+            "23: 10.10.2.0/24 is behind \"lyon\" by the rule of line 18: packets from there through \"oslo\" are refused"
+        ]
     );
     for (peer, accept) in [
         ("[\"lyon\", \"oslo\"]", accept.to_owned()),
@@ -235,7 +332,11 @@ fn clients_of_another_peer_are_noticed() {
         ("\"lyon\"\ndestination_ports = 53", accept.to_owned()),
         ("\"lyon\"\nenabled = false", accept.to_owned()),
     ] {
-        assert_eq!(warnings(&two(peer, &accept)), Vec::<String>::new(), "{peer} {accept}");
+        assert_eq!(
+            warnings(&two(peer, &accept)),
+            Vec::<String>::new(),
+            "{peer} {accept}"
+        );
     }
 }
 
@@ -243,7 +344,11 @@ fn clients_of_another_peer_are_noticed() {
 #[test]
 fn the_readme_is_a_good_configuration() {
     let readme = include_str!("../../../README.md");
-    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("its configuration");
+    let text = readme
+        .split("```toml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("its configuration");
     let (checked, findings) = good(&text.replace("<what keygen printed in Lyon>", KEY));
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
     assert_eq!(
@@ -251,7 +356,11 @@ fn the_readme_is_a_good_configuration() {
         "/etc/tpo/tpo.toml:21: note: [[accept]] source: left out, so nobody may come from \"lyon\" but the destinations of the \
          rules for it, 10.10.2.0/24: others are refused, unless a line with source names them\n"
     );
-    let sources: Vec<_> = checked.accepts[0].sources.iter().map(|prefix| prefix.to_string()).collect();
+    let sources: Vec<_> = checked.accepts[0]
+        .sources
+        .iter()
+        .map(|prefix| prefix.to_string())
+        .collect();
     assert_eq!(sources, ["10.10.2.0/24"]);
 }
 
@@ -260,8 +369,12 @@ fn every_wide_accept_is_named() {
     let notes = |text: &str| {
         let (_, findings) = good(text);
         assert_eq!(findings.count(Level::Warning), 0, "{findings}");
-        let notes = findings.iter().filter(|finding| finding.key.starts_with("[[accept]]"));
-        notes.map(|finding| format!("{}: {}: {}", finding.line, finding.key, finding.found)).collect::<Vec<_>>()
+        let notes = findings
+            .iter()
+            .filter(|finding| finding.key.starts_with("[[accept]]"));
+        notes
+            .map(|finding| format!("{}: {}: {}", finding.line, finding.key, finding.found))
+            .collect::<Vec<_>>()
     };
     let accept = |destination: &str, source: &str| {
         base().replace(
@@ -270,10 +383,18 @@ fn every_wide_accept_is_named() {
         )
     };
     for narrow in ["10.0.0.0/8", "2001::/16"] {
-        assert_eq!(notes(&accept(narrow, &format!("source = \"{narrow}\""))), Vec::<String>::new(), "{narrow}");
+        assert_eq!(
+            notes(&accept(narrow, &format!("source = \"{narrow}\""))),
+            Vec::<String>::new(),
+            "{narrow}"
+        );
     }
     for wide in ["any", "0.0.0.0/0", "10.0.0.0/7", "2000::/3", "fc00::/7"] {
-        let family = if wide.contains(':') { "2001::/16" } else { "10.0.0.0/8" };
+        let family = if wide.contains(':') {
+            "2001::/16"
+        } else {
+            "10.0.0.0/8"
+        };
         assert_eq!(
             notes(&accept(wide, &format!("source = \"{family}\""))),
             [format!("12: [[accept]] destination: {wide} is wide")]
@@ -286,8 +407,14 @@ fn every_wide_accept_is_named() {
     // What follows from a rule is no less wide.
     let any = base().replace("destination = \"10.10.2.0/24\"", "destination = \"any\"");
     let (_, findings) = good(&any);
-    let note = findings.iter().find(|finding| finding.key == "[[accept]] source").unwrap();
-    assert!(note.found.ends_with(", any") && note.would_do.starts_with("any is wide: a client behind"), "{note}");
+    let note = findings
+        .iter()
+        .find(|finding| finding.key == "[[accept]] source")
+        .unwrap();
+    assert!(
+        note.found.ends_with(", any") && note.would_do.starts_with("any is wide: a client behind"),
+        "{note}"
+    );
     assert_eq!(notes(&any).len(), 1);
 }
 
@@ -297,17 +424,25 @@ fn an_accept_without_source_says_whom_it_means() {
     let notes = |text: &str| {
         let (_, findings) = good(text);
         assert_eq!(findings.count(Level::Warning), 0, "{findings}");
-        let notes =
-            findings.iter().filter(|finding| finding.level == Level::Note && finding.key == "[[accept]] source");
-        notes.map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+        let notes = findings
+            .iter()
+            .filter(|finding| finding.level == Level::Note && finding.key == "[[accept]] source");
+        notes
+            .map(|finding| format!("{}: {}", finding.line, finding.found))
+            .collect::<Vec<_>>()
     };
     let rule = |destination: &str| {
-        format!("[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n")
+        format!(
+            "[[rule]]\nprotocol = \"udp\"\nsource = \"any\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n"
+        )
     };
-    let accept =
-        |destination: &str, more: &str| format!("[[accept]]\npeer = \"lyon\"\ndestination = \"{destination}\"\n{more}");
+    let accept = |destination: &str, more: &str| {
+        format!("[[accept]]\npeer = \"lyon\"\ndestination = \"{destination}\"\n{more}")
+    };
     let means = |line: usize, who: &str| {
-        format!("{line}: left out, so nobody may come from \"lyon\" but the destinations of the rules for it, {who}")
+        format!(
+            "{line}: left out, so nobody may come from \"lyon\" but the destinations of the rules for it, {who}"
+        )
     };
     assert_eq!(notes(&base()), [means(12, "10.10.2.0/24")]);
     let text = base()
@@ -318,10 +453,15 @@ fn an_accept_without_source_says_whom_it_means() {
         + &rule("10.10.2.0/24")
         + &rule("10.10.0.0/24");
     let v4 = "10.10.2.0/24, 10.10.0.0/24";
-    assert_eq!(notes(&text), [means(12, v4), means(15, v4), means(23, "fd10:2::/64")]);
+    assert_eq!(
+        notes(&text),
+        [means(12, v4), means(15, v4), means(23, "fd10:2::/64")]
+    );
     // A line to read, however many there are.
     let many: String = (1..=20).map(|i| rule(&format!("10.20.{i}.0/24"))).collect();
-    let [note] = &notes(&(base() + &many))[..] else { panic!("one accept") };
+    let [note] = &notes(&(base() + &many))[..] else {
+        panic!("one accept")
+    };
     assert!(note.ends_with(", 10.10.2.0/24, 10.20.1.0/24, 10.20.2.0/24, 10.20.3.0/24, 10.20.4.0/24, 10.20.5.0/24, 10.20.6.0/24, 10.20.7.0/24 and 13 more"), "{note}");
 }
 
@@ -333,7 +473,12 @@ fn rules_without_ports_mean_port_0_too() {
     for (source, destination) in [(0, 53), (4_000, 0), (0, 0), (65_535, 65_535)] {
         let from = SocketAddr::from(([10, 10, 1, 2], source));
         let to = SocketAddr::from(([10, 10, 2, 2], destination));
-        assert!(policy.find(&PacketKey::new(17, from, to).unwrap()).is_some(), "{from} to {to}");
+        assert!(
+            policy
+                .find(&PacketKey::new(17, from, to).unwrap())
+                .is_some(),
+            "{from} to {to}"
+        );
     }
     assert!(checked.accepts[0].destination_ports.contains(&0));
 }
@@ -346,16 +491,28 @@ fn an_accept_that_holds_an_address_of_this_host_says_that_it_is_not_meant() {
         let own: Vec<_> = own.iter().map(|text| text.parse().unwrap()).collect();
         let notes = tpo::config::on_host(&checked, &own);
         assert_eq!(notes.count(Level::Note), notes.iter().count());
-        notes.iter().map(|finding| format!("{}: {}", finding.line, finding.found)).collect::<Vec<_>>()
+        notes
+            .iter()
+            .map(|finding| format!("{}: {}", finding.line, finding.found))
+            .collect::<Vec<_>>()
     };
     let accept = |destination: &str, more: &str| {
-        format!("[[accept]]\npeer = \"lyon\"\nsource = \"any\"\ndestination = \"{destination}\"\n{more}")
+        format!(
+            "[[accept]]\npeer = \"lyon\"\nsource = \"any\"\ndestination = \"{destination}\"\n{more}"
+        )
     };
-    let own = ["127.0.0.1", "192.0.2.1", "10.10.1.1", "fd10:1::1", "fe80::1"];
+    let own = [
+        "127.0.0.1",
+        "192.0.2.1",
+        "10.10.1.1",
+        "fd10:1::1",
+        "fe80::1",
+    ];
     let held = "12: 10.10.1.0/24 holds 10.10.1.1, an address of this host";
     assert_eq!(notes(&base(), &own), [held]);
     assert_eq!(notes(&base(), &["10.10.2.1", "fd10:1::1"]), [""; 0]);
-    // Said once for a destination, whatever the protocols; not where it is meant; "any" has its own words.
+    // Said once for a destination, whatever the protocols; not where it is meant; "any" has its own
+    // words.
     let udp = base() + &accept("10.10.1.0/24", "protocol = \"udp\"\n");
     assert_eq!(notes(&udp, &own), [held]);
     assert_eq!(notes(&(base() + &accept("10.10.1.1", "")), &own), [""; 0]);
@@ -365,35 +522,58 @@ fn an_accept_that_holds_an_address_of_this_host_says_that_it_is_not_meant() {
 #[test]
 fn the_sample_is_good_once_its_key_is_filled_in() {
     let refused = check(SAMPLE).unwrap_err();
-    let errors: Vec<&str> =
-        refused.iter().filter(|finding| finding.level == Level::Error).map(|finding| finding.key.as_str()).collect();
+    let errors: Vec<&str> = refused
+        .iter()
+        .filter(|finding| finding.level == Level::Error)
+        .map(|finding| finding.key.as_str())
+        .collect();
     assert_eq!(errors, ["[[peer]] public_key"], "{refused}");
     let filled = SAMPLE.replace("<what `tpo keygen` printed in Lyon>", KEY);
     let (checked, findings) = good(&filled);
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
-    // Every optional key of the sample shows its default, so that taking the # away changes nothing...
+    // Every optional key of the sample shows its default, so that taking the # away changes
+    // nothing...
     let all: String = filled
         .lines()
-        .map(|line| line.strip_prefix('#').filter(|rest| is_key_or_section(rest)).unwrap_or(line).to_owned() + "\n")
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|rest| is_key_or_section(rest))
+                .unwrap_or(line)
+                .to_owned()
+                + "\n"
+        })
         .collect();
-    let all = all.replace("rate = \"100mbit\"", "#").replace("pre_shared_key_file", "#");
+    let all = all
+        .replace("rate = \"100mbit\"", "#")
+        .replace("pre_shared_key_file", "#");
     let (with_all, findings) = good(&all);
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
     let plain = |mut checked: Checked| {
         checked.private_key_line = 0;
         checked.peers.iter_mut().for_each(|peer| peer.line = 0);
         checked.rules.iter_mut().for_each(|rule| rule.line = 0);
-        checked.accepts.iter_mut().for_each(|accept| accept.line = 0);
+        checked
+            .accepts
+            .iter_mut()
+            .for_each(|accept| accept.line = 0);
         format!("{checked:?}")
     };
     assert_eq!(plain(with_all), plain(checked));
-    // ...and every key that is known is in it: a key that does not exist makes the check list those that do.
-    let wrong =
-        base().replace("private_key_file", "x = 1\nprivate_key_file").replace("public_key", "x = 1\npublic_key");
-    let wrong = wrong.replace("protocol", "x = 1\nprotocol").replace("[[accept]]", "[[accept]]\nx = 1")
+    // ...and every key that is known is in it: a key that does not exist makes the check list those
+    // that do.
+    let wrong = base()
+        .replace("private_key_file", "x = 1\nprivate_key_file")
+        .replace("public_key", "x = 1\npublic_key");
+    let wrong = wrong
+        .replace("protocol", "x = 1\nprotocol")
+        .replace("[[accept]]", "[[accept]]\nx = 1")
         + "[intercept]\nx = 1\n[multicast]\nx = 1\n";
     let mut known = 0;
-    for finding in check(&wrong).unwrap_err().iter().filter(|finding| finding.key.ends_with(" x")) {
+    for finding in check(&wrong)
+        .unwrap_err()
+        .iter()
+        .filter(|finding| finding.key.ends_with(" x"))
+    {
         for key in finding.would_do.trim_start_matches("one of ").split(", ") {
             assert!(
                 all.lines()
@@ -404,14 +584,23 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
             known += 1;
         }
     }
-    assert_eq!(known, 16 + 5 + 2 + 10 + 15 + 7, "{}", check(&wrong).unwrap_err());
+    assert_eq!(
+        known,
+        16 + 5 + 2 + 10 + 15 + 7,
+        "{}",
+        check(&wrong).unwrap_err()
+    );
 }
 
 fn is_key_or_section(line: &str) -> bool {
-    line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.is_empty() && !key.contains(' '))
+    line.starts_with('[')
+        || line
+            .split_once(" = ")
+            .is_some_and(|(key, _)| !key.is_empty() && !key.contains(' '))
 }
 
-/// What is wrong, and the one line that says so. `from` is replaced by `to` in the good configuration.
+/// What is wrong, and the one line that says so. `from` is replaced by `to` in the good
+/// configuration.
 const WRONG: &[(&str, &str, &str)] = &[
     (
         "name = \"paris\"",
@@ -423,13 +612,21 @@ const WRONG: &[(&str, &str, &str)] = &[
         "name = \"pa ris\"",
         ":2: error: [tpo] name: found \"pa ris\"; would do: a name of 1 to 63 letters",
     ),
-    ("name = \"paris\"", "name = 7", ":2: error: [tpo] name: found 7; would do: a name"),
+    (
+        "name = \"paris\"",
+        "name = 7",
+        ":2: error: [tpo] name: found 7; would do: a name",
+    ),
     (
         "[tpo]",
         "[tpo]\nlissten = \"[::]:1\"",
         ":2: error: [tpo] lissten: no key of this name is known here; would do: listen (known are name, ",
     ),
-    ("[tpo]", "[tpo]\nlisten = \"47800\"", ":2: error: [tpo] listen: found \"47800\"; would do: an address and a port"),
+    (
+        "[tpo]",
+        "[tpo]\nlisten = \"47800\"",
+        ":2: error: [tpo] listen: found \"47800\"; would do: an address and a port",
+    ),
     (
         "[tpo]",
         "[tpo]\nlisten = \"0.0.0.0:0\"",
@@ -475,8 +672,16 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[tpo]\non_failure = \"shut\"",
         ":2: error: [tpo] on_failure: found \"shut\"; would do: \"open\" or \"closed\"",
     ),
-    ("[tpo]", "[tpo]\nhold_closed = 1", ":2: error: [tpo] hold_closed: found 1; would do: true or false"),
-    ("[tpo]", "[tpo]\nname = \"rome\"", ":3: error: not TOML: duplicate key"),
+    (
+        "[tpo]",
+        "[tpo]\nhold_closed = 1",
+        ":2: error: [tpo] hold_closed: found 1; would do: true or false",
+    ),
+    (
+        "[tpo]",
+        "[tpo]\nname = \"rome\"",
+        ":3: error: not TOML: duplicate key",
+    ),
     ("[tpo]", "[tpo]\nlog = info", ":2: error: not TOML: "),
     (
         "[tpo]",
@@ -508,8 +713,16 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[intercept]\ninterfaces = [\"lan 0\"]\n[tpo]",
         ":2: error: [intercept] interfaces: found a list of 1; would do: a list of interface names such as [\"lan0\"]; \"lan 0\" is no such name",
     ),
-    ("[[peer]]\nname", "[peer]\nname", ":4: error: [[peer]]: found [peer]; would do: [[peer]], with two brackets"),
-    ("name = \"lyon\"\n", "", ":4: error: [[peer]] name: missing; would do: a name for the peer"),
+    (
+        "[[peer]]\nname",
+        "[peer]\nname",
+        ":4: error: [[peer]]: found [peer]; would do: [[peer]], with two brackets",
+    ),
+    (
+        "name = \"lyon\"\n",
+        "",
+        ":4: error: [[peer]] name: missing; would do: a name for the peer",
+    ),
     (
         "MCow",
         "MCo",
@@ -545,7 +758,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "protocol = \"upd\"",
         ":8: error: [[rule]] protocol: found \"upd\"; would do: \"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE",
     ),
-    ("protocol = \"tcp\"", "protocol = 58", ":8: error: [[rule]] protocol: found 58; would do: \"tcp\", \"udp\""),
+    (
+        "protocol = \"tcp\"",
+        "protocol = 58",
+        ":8: error: [[rule]] protocol: found 58; would do: \"tcp\", \"udp\"",
+    ),
     (
         "protocol = \"tcp\"",
         "protocol = \"icmp\"\ndestination_ports = \"80\"",
@@ -561,7 +778,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "protocol = \"udp\"\ndelivery = \"reliable\"\nkeep_order = true",
         ":10: error: [[rule]] keep_order: delivery = \"reliable\"; would do: timely or plain",
     ),
-    ("protocol = \"tcp\"", "", ":7: error: [[rule]] protocol: missing; would do: \"tcp\""),
+    (
+        "protocol = \"tcp\"",
+        "",
+        ":7: error: [[rule]] protocol: missing; would do: \"tcp\"",
+    ),
     (
         "source = \"10.10.1.0/24\"",
         "source = \"10.10.1.5/24\"",
@@ -662,7 +883,11 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[[accept]]\npeer = \"lyon\"\ndestination = \"169.254.0.0/16\"",
         ":14: error: [[accept]] destination: found 169.254.0.0/16; would do: each such address alone",
     ),
-    ("[[accept]]", "[[accept]]\nprotocol = 60", ":13: error: [[accept]] protocol: found 60; would do: \"tcp\""),
+    (
+        "[[accept]]",
+        "[[accept]]\nprotocol = 60",
+        ":13: error: [[accept]] protocol: found 60; would do: \"tcp\"",
+    ),
     (
         "[[accept]]",
         "[[accept]]\npinned = true",
@@ -684,8 +909,14 @@ const WRONG: &[(&str, &str, &str)] = &[
 fn what_is_wrong_is_said_with_its_line_the_key_and_what_would_do() {
     for (from, to, words) in WRONG {
         assert!(base().contains(from), "{from}");
-        let refused = check(&base().replacen(from, to, 1)).map(|_| ()).expect_err(to).to_string();
-        assert!(refused.lines().any(|line| line.contains(words)), "{to:?}: expected {words:?} in\n{refused}");
+        let refused = check(&base().replacen(from, to, 1))
+            .map(|_| ())
+            .expect_err(to)
+            .to_string();
+        assert!(
+            refused.lines().any(|line| line.contains(words)),
+            "{to:?}: expected {words:?} in\n{refused}"
+        );
     }
 }
 
@@ -697,21 +928,33 @@ fn all_mistakes_are_reported_at_once_and_none_makes_others() {
         .replace("\"tcp\"", "\"imcp\"")
         .replace("[[accept]]", "[[accept]]\ncolour = 1");
     let refused = check(&text).unwrap_err().to_string();
-    let lines: Vec<&str> = refused.lines().map(|line| line.split(": ").nth(2).unwrap()).collect();
+    let lines: Vec<&str> = refused
+        .lines()
+        .map(|line| line.split(": ").nth(2).unwrap())
+        .collect();
     // The wrong key of the peer does not make its name unknown to the rule.
     assert_eq!(
         lines,
-        ["[tpo] name", "[tpo] listen", "[[peer]] public_key", "[[rule]] protocol", "[[accept]] colour"],
+        [
+            "[tpo] name",
+            "[tpo] listen",
+            "[[peer]] public_key",
+            "[[rule]] protocol",
+            "[[accept]] colour"
+        ],
         "{refused}"
     );
 }
 
 #[test]
 fn there_are_no_more_rules_than_the_kernel_is_given() {
-    let rule = "[[rule]]\nprotocol = \"tcp\"\nsource = \"any\"\ndestination = \"any\"\npeer = \"lyon\"\n";
+    let rule =
+        "[[rule]]\nprotocol = \"tcp\"\nsource = \"any\"\ndestination = \"any\"\npeer = \"lyon\"\n";
     // With the rule of the base; each of these counts twice.
     assert!(check(&(base() + &rule.repeat(16_383))).is_ok());
-    let refused = check(&(base() + &rule.repeat(16_384))).unwrap_err().to_string();
+    let refused = check(&(base() + &rule.repeat(16_384)))
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.contains(
             "error: [[rule]]: 32769 rules, one from any to any counted for IPv4 and for IPv6; would do: at most 32768"
@@ -723,11 +966,16 @@ fn there_are_no_more_rules_than_the_kernel_is_given() {
 #[test]
 fn several_breaks_of_syntax_are_reported_with_what_else_is_wrong() {
     let refused = check(
-        &base().replace("name = \"paris\"", "name = = \"paris\"").replace("peer = \"lyon\"\n", "peer = \"lyon\n"),
+        &base()
+            .replace("name = \"paris\"", "name = = \"paris\"")
+            .replace("peer = \"lyon\"\n", "peer = \"lyon\n"),
     )
     .unwrap_err();
-    let lines: Vec<usize> =
-        refused.iter().filter(|finding| finding.found.starts_with("not TOML")).map(|finding| finding.line).collect();
+    let lines: Vec<usize> = refused
+        .iter()
+        .filter(|finding| finding.found.starts_with("not TOML"))
+        .map(|finding| finding.line)
+        .collect();
     assert!(lines.contains(&2) && lines.contains(&11), "{refused}");
 }
 
@@ -735,10 +983,22 @@ fn several_breaks_of_syntax_are_reported_with_what_else_is_wrong() {
 fn peers_are_told_apart() {
     let twice = format!("[[peer]]\nname = \"lyon\"\npublic_key = \"{KEY}\"\n");
     let refused = check(&(base() + &twice)).unwrap_err().to_string();
-    assert!(refused.contains(":16: error: [[peer]] name: found \"lyon\" a second time; would do"), "{refused}");
-    assert!(refused.contains(":17: error: [[peer]] public_key: found the key of line 6 again; would do"), "{refused}");
-    let refused = check("[tpo]\nname = \"a\"\nprivate_key_file = \"b\"\n").unwrap_err().to_string();
-    assert!(refused.contains("error: [[peer]]: missing; would do: at least one section [[peer]]"), "{refused}");
+    assert!(
+        refused.contains(":16: error: [[peer]] name: found \"lyon\" a second time; would do"),
+        "{refused}"
+    );
+    assert!(
+        refused
+            .contains(":17: error: [[peer]] public_key: found the key of line 6 again; would do"),
+        "{refused}"
+    );
+    let refused = check("[tpo]\nname = \"a\"\nprivate_key_file = \"b\"\n")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("error: [[peer]]: missing; would do: at least one section [[peer]]"),
+        "{refused}"
+    );
 }
 
 fn warnings(text: &str) -> Vec<String> {
@@ -758,8 +1018,10 @@ fn a_rule_that_never_matches_is_noticed() {
         )
     };
     // The rule of the base is at line 7 and takes 10.10.1.0/24 to 10.10.2.0/24.
-    let covered =
-        [rule("10.10.1.7", "10.10.2.0/24", ""), rule("10.10.1.0/24", "10.10.2.128/25", "destination_ports = 80")];
+    let covered = [
+        rule("10.10.1.7", "10.10.2.0/24", ""),
+        rule("10.10.1.0/24", "10.10.2.128/25", "destination_ports = 80"),
+    ];
     for rule in covered {
         assert_eq!(
             warnings(&(base() + &rule)),
@@ -777,9 +1039,13 @@ fn a_rule_that_never_matches_is_noticed() {
     for rule in free {
         assert_eq!(warnings(&(base() + &rule)), Vec::<String>::new(), "{rule}");
     }
-    let any =
-        base().replacen("source = \"10.10.1.0/24\"", "source = \"any\"", 1).replacen("\"10.10.2.0/24\"", "\"any\"", 1);
-    assert_eq!(warnings(&(any.clone() + &rule("fd10:1::/64", "any", ""))).len(), 1);
+    let any = base()
+        .replacen("source = \"10.10.1.0/24\"", "source = \"any\"", 1)
+        .replacen("\"10.10.2.0/24\"", "\"any\"", 1);
+    assert_eq!(
+        warnings(&(any.clone() + &rule("fd10:1::/64", "any", ""))).len(),
+        1
+    );
     let narrow = any.replacen("\"any\"\npeer", "\"any\"\ndestination_ports = 22\npeer", 1);
     assert_eq!(
         warnings(&(narrow + &rule("10.10.1.0/24", "10.10.2.0/24", ""))).len(),
@@ -795,27 +1061,45 @@ fn closed_for_all_rules_but_those_that_say_otherwise_and_multicast() {
             "\n[[rule]]\nprotocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"{destination}\"\npeer = \"lyon\"\n{more}\n"
         )
     };
-    let rules = rule("", "10.10.2.0/24") + &rule("on_failure = \"open\"", "10.10.3.0/24") + &rule("", "239.1.0.0/16");
+    let rules = rule("", "10.10.2.0/24")
+        + &rule("on_failure = \"open\"", "10.10.3.0/24")
+        + &rule("", "239.1.0.0/16");
     let more = "[multicast]\ninterfaces = [\"lan0\"]\n";
-    let failures = |text: &str| good(text).0.rules.iter().map(|rule| rule.on_failure).collect::<Vec<_>>();
+    let failures = |text: &str| {
+        good(text)
+            .0
+            .rules
+            .iter()
+            .map(|rule| rule.on_failure)
+            .collect::<Vec<_>>()
+    };
     let text = base() + &rules + more;
     let [open, closed] = [OnFailure::Open, OnFailure::Closed];
     assert!(failures(&text).iter().all(|failure| *failure == open));
     let text = text.replacen("[tpo]", "[tpo]\non_failure = \"closed\"", 1);
     let found = failures(&text);
     assert_eq!(found[found.len() - 3..], [closed, open, open]);
-    assert!(found[..found.len() - 3].iter().all(|failure| *failure == closed));
+    assert!(
+        found[..found.len() - 3]
+            .iter()
+            .all(|failure| *failure == closed)
+    );
 }
 
 #[test]
 fn a_peer_that_nothing_names_is_noticed() {
-    let text =
-        base() + &format!("[[peer]]\nname = \"oslo\"\npublic_key = \"{OTHER_KEY}\"\nendpoint = \"192.0.2.1:47800\"\n");
+    let text = base()
+        + &format!(
+            "[[peer]]\nname = \"oslo\"\npublic_key = \"{OTHER_KEY}\"\nendpoint = \"192.0.2.1:47800\"\n"
+        );
     assert_eq!(
         warnings(&text),
-        ["15: no [[rule]] and no [[accept]] names peer \"oslo\": nothing is carried to it or from it"]
+        [
+            "15: no [[rule]] and no [[accept]] names peer \"oslo\": nothing is carried to it or from it"
+        ]
     );
-    let (_, findings) = good(&base().replace("[[accept]]", "[[accept]]\nsource = \"10.10.2.0/24\""));
+    let (_, findings) =
+        good(&base().replace("[[accept]]", "[[accept]]\nsource = \"10.10.2.0/24\""));
     let notes = findings.to_string();
     assert_eq!(
         notes,
@@ -848,7 +1132,11 @@ fn ten_thousand_rules_are_checked_in_no_time() {
     }).collect();
     let start = Instant::now();
     good(&(base() + &same));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
     // Ten thousand mistakes are not ten thousand lines.
     let refused = check(&text.replace("\"lyon\"\n[[rule]]", "\"rome\"\n[[rule]]")).unwrap_err();
     assert!(refused.count(Level::Error) > 9_000);
@@ -882,7 +1170,9 @@ fn any_text_is_survived() {
     let pieces: Vec<&str> = SAMPLE.split_inclusive([' ', '"', '=', '\n']).collect();
     let mut state = 7u64;
     let mut next = |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % below
     };
     for _ in 0..rounds() {
@@ -901,15 +1191,25 @@ fn any_text_is_survived() {
 
 /// More with `TPO_ROUNDS`, for a longer search.
 fn rounds() -> usize {
-    std::env::var("TPO_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2_000)
+    std::env::var("TPO_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(2_000)
 }
 
 #[test]
 fn numbers_may_be_written_in_every_way_of_toml() {
     for written in ["1400", "1_400", "0x578", "\"1400\"", "'1400'", "+1400"] {
-        let (checked, _) = good(&base().replacen("[tpo]", &format!("[tpo]\nsegment_size = {written}"), 1));
+        let (checked, _) =
+            good(&base().replacen("[tpo]", &format!("[tpo]\nsegment_size = {written}"), 1));
         assert_eq!(checked.segment_size, Some(1_400), "{written}");
     }
-    let refused = check(&base().replacen("[tpo]", "[tpo]\nsegment_size = 99999999999999999999", 1)).unwrap_err();
-    assert!(refused.to_string().contains("segment_size: found a number out of range; would do"), "{refused}");
+    let refused = check(&base().replacen("[tpo]", "[tpo]\nsegment_size = 99999999999999999999", 1))
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("segment_size: found a number out of range; would do"),
+        "{refused}"
+    );
 }

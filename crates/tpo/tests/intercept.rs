@@ -1,12 +1,16 @@
-//! Interception as the kernel does it: client - TPO - server in three network namespaces, IPv4 and IPv6.
+//! Interception as the kernel does it: client - TPO - server in three network namespaces, IPv4 and
+//! IPv6.
 //!
-//! Needs root, `nft` and `ip`. The "daemon" here only says who connected where, and the server says who it believes to talk to, so
-//! that each test can tell from the first line of a connection which way it went.
+//! Needs root, `nft` and `ip`. The "daemon" here only says who connected where, and the server says
+//! who it believes to talk to, so that each test can tell from the first line of a connection which
+//! way it went.
 
 #[path = "intercept/net.rs"]
 mod net;
 
-use net::{Answer, Daemon, Net, PORT, PORT_OTHER, Place, V4, V6, ask, both, rule, rules_for, table};
+use net::{
+    Answer, Daemon, Net, PORT, PORT_OTHER, Place, V4, V6, ask, both, rule, rules_for, table,
+};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
@@ -32,17 +36,33 @@ fn ruled_connections_reach_the_listener_by_redirect() {
 
 fn ruled_connections_reach_the_listener(mode: Mode) {
     let net = Net::up();
-    let table = Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) };
+    let table = Table {
+        mode,
+        ..table(rules_for(PORT, OnFailure::Open), 1)
+    };
     let daemon = Daemon::start(&net, table);
     daemon.keep(0);
     for place in [Place::Client, Place::Tpo] {
         for address in both() {
             let (answer, from) = ask(&net, place, SocketAddr::new(address.server, PORT));
             let destination = SocketAddr::new(address.server, PORT);
-            assert_eq!(answer, Answer::Tpo { client: from.unwrap(), destination }, "{mode:?} {place:?}");
+            assert_eq!(
+                answer,
+                Answer::Tpo {
+                    client: from.unwrap(),
+                    destination
+                },
+                "{mode:?} {place:?}"
+            );
             // Another port: nobody's business.
             let (answer, from) = ask(&net, place, SocketAddr::new(address.server, PORT_OTHER));
-            assert_eq!(answer, Answer::Server { client: from.unwrap() }, "{mode:?} {place:?}");
+            assert_eq!(
+                answer,
+                Answer::Server {
+                    client: from.unwrap()
+                },
+                "{mode:?} {place:?}"
+            );
         }
     }
     let counts = daemon.counters();
@@ -54,16 +74,42 @@ fn ruled_connections_reach_the_listener(mode: Mode) {
 fn connections_of_other_interfaces_and_without_local_are_left_alone() {
     let net = Net::up();
     let base = table(rules_for(PORT, OnFailure::Open), 1);
-    let daemon = Daemon::start(&net, Table { interfaces: vec!["srv0".into()], local: false, ..base.clone() });
+    let daemon = Daemon::start(
+        &net,
+        Table {
+            interfaces: vec!["srv0".into()],
+            local: false,
+            ..base.clone()
+        },
+    );
     daemon.keep(0);
     for place in [Place::Client, Place::Tpo] {
-        assert!(matches!(ask(&net, place, V4.server_at(PORT)).0, Answer::Server { .. }), "{place:?}");
+        assert!(
+            matches!(
+                ask(&net, place, V4.server_at(PORT)).0,
+                Answer::Server { .. }
+            ),
+            "{place:?}"
+        );
     }
     drop(daemon);
-    let daemon = Daemon::start(&net, Table { interfaces: vec!["srv0".into(), "lan0".into()], local: false, ..base });
+    let daemon = Daemon::start(
+        &net,
+        Table {
+            interfaces: vec!["srv0".into(), "lan0".into()],
+            local: false,
+            ..base
+        },
+    );
     daemon.keep(0);
-    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
-    assert!(matches!(ask(&net, Place::Tpo, V4.server_at(PORT)).0, Answer::Server { .. }));
+    assert!(matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
+    assert!(matches!(
+        ask(&net, Place::Tpo, V4.server_at(PORT)).0,
+        Answer::Server { .. }
+    ));
 }
 
 #[test]
@@ -71,7 +117,9 @@ fn connections_that_began_before_are_not_touched() {
     let net = Net::up();
     let mut old: Vec<_> = [Place::Client, Place::Tpo]
         .into_iter()
-        .flat_map(|place| both().map(|address| net.connect(place, address.server_at(PORT)).unwrap()))
+        .flat_map(|place| {
+            both().map(|address| net.connect(place, address.server_at(PORT)).unwrap())
+        })
         .collect();
     let echo = |stream: &mut BufReader<TcpStream>, text: &str| {
         stream.get_mut().write_all(text.as_bytes()).unwrap();
@@ -87,7 +135,10 @@ fn connections_that_began_before_are_not_touched() {
     for stream in &mut old {
         echo(stream, "while\n");
     }
-    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    assert!(matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
     drop(daemon);
     for stream in &mut old {
         echo(stream, "after\n");
@@ -100,7 +151,13 @@ fn without_a_lease_open_rules_pass_and_closed_rules_refuse() {
         let net = Net::up();
         let mut rules = rules_for(PORT, OnFailure::Open);
         rules.extend(rules_for(PORT_OTHER, OnFailure::Closed));
-        let daemon = Daemon::start(&net, Table { mode, ..table(rules, 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                mode,
+                ..table(rules, 1)
+            },
+        );
         let expect = |leased: bool| {
             for place in [Place::Client, Place::Tpo] {
                 for address in both() {
@@ -108,11 +165,20 @@ fn without_a_lease_open_rules_pass_and_closed_rules_refuse() {
                     let (closed, _) = ask(&net, place, address.server_at(PORT_OTHER));
                     match leased {
                         true => {
-                            assert!(matches!(open, Answer::Tpo { .. }), "{mode:?} {place:?} {open:?}");
-                            assert!(matches!(closed, Answer::Tpo { .. }), "{mode:?} {place:?} {closed:?}");
+                            assert!(
+                                matches!(open, Answer::Tpo { .. }),
+                                "{mode:?} {place:?} {open:?}"
+                            );
+                            assert!(
+                                matches!(closed, Answer::Tpo { .. }),
+                                "{mode:?} {place:?} {closed:?}"
+                            );
                         }
                         false => {
-                            assert!(matches!(open, Answer::Server { .. }), "{mode:?} {place:?} {open:?}");
+                            assert!(
+                                matches!(open, Answer::Server { .. }),
+                                "{mode:?} {place:?} {open:?}"
+                            );
                             assert_eq!(closed, Answer::Refused, "{mode:?} {place:?}");
                         }
                     }
@@ -127,12 +193,25 @@ fn without_a_lease_open_rules_pass_and_closed_rules_refuse() {
         daemon.drop_lease(0);
         expect(false);
         let counts = daemon.counters();
-        assert_eq!((counts[counter::NO_LEASE].packets, counts[counter::REFUSED].packets), (8, 8), "{mode:?}");
+        assert_eq!(
+            (
+                counts[counter::NO_LEASE].packets,
+                counts[counter::REFUSED].packets
+            ),
+            (8, 8),
+            "{mode:?}"
+        );
         // Nobody renews: the kernel itself ends it.
         let renewed = Instant::now();
         daemon.renew_last(0);
-        while matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }) {
-            assert!(renewed.elapsed() < Duration::from_secs(3), "the lease outlives its promise");
+        while matches!(
+            ask(&net, Place::Client, V4.server_at(PORT)).0,
+            Answer::Tpo { .. }
+        ) {
+            assert!(
+                renewed.elapsed() < Duration::from_secs(3),
+                "the lease outlives its promise"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         // The kernel counts in timer ticks of up to 10 ms.
@@ -176,7 +255,11 @@ fn renewals_leave_no_gap() {
     for _ in 0..200 {
         lease.renew(0).unwrap();
     }
-    println!("a renewal alone: {:?}, cpu {:?}", start.elapsed() / 200, (net::thread_cpu() - cpu) / 200);
+    println!(
+        "a renewal alone: {:?}, cpu {:?}",
+        start.elapsed() / 200,
+        (net::thread_cpu() - cpu) / 200
+    );
 }
 
 #[test]
@@ -188,29 +271,58 @@ fn nobody_listening_is_as_good_as_no_lease() {
     daemon.keep(0);
     daemon.stop_listening();
     for address in both() {
-        assert!(matches!(ask(&net, Place::Client, address.server_at(PORT)).0, Answer::Server { .. }));
-        assert_eq!(ask(&net, Place::Client, address.server_at(PORT_OTHER)).0, Answer::Refused);
-        assert_eq!(ask(&net, Place::Tpo, address.server_at(PORT_OTHER)).0, Answer::Refused);
+        assert!(matches!(
+            ask(&net, Place::Client, address.server_at(PORT)).0,
+            Answer::Server { .. }
+        ));
+        assert_eq!(
+            ask(&net, Place::Client, address.server_at(PORT_OTHER)).0,
+            Answer::Refused
+        );
+        assert_eq!(
+            ask(&net, Place::Tpo, address.server_at(PORT_OTHER)).0,
+            Answer::Refused
+        );
     }
     assert_eq!(daemon.counters()[counter::NO_LISTENER].packets, 6);
-    // An application of this host waits for the lease to end; its second or third SYN then goes the plain way.
+    // An application of this host waits for the lease to end; its second or third SYN then goes the
+    // plain way.
     daemon.renew_last(0);
     let start = Instant::now();
-    assert!(matches!(ask(&net, Place::Tpo, V4.server_at(PORT)).0, Answer::Server { .. }));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert!(matches!(
+        ask(&net, Place::Tpo, V4.server_at(PORT)).0,
+        Answer::Server { .. }
+    ));
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
 fn the_first_match_wins_and_leases_are_apart() {
     let net = Net::up();
     for address in both() {
-        let whole =
-            |peer, on_failure| RuleSpec { destination_ports: 0..=u16::MAX, on_failure, ..rule(address, PORT, peer) };
+        let whole = |peer, on_failure| RuleSpec {
+            destination_ports: 0..=u16::MAX,
+            on_failure,
+            ..rule(address, PORT, peer)
+        };
         let special = rule(address, PORT, 0);
         for (rules, first) in [
             (vec![special.clone(), whole(1, OnFailure::Closed)], [0, 1]),
             (vec![whole(1, OnFailure::Closed), special.clone()], [1, 1]),
-            (vec![RuleSpec { enabled: false, ..special }, whole(1, OnFailure::Closed)], [1, 1]),
+            (
+                vec![
+                    RuleSpec {
+                        enabled: false,
+                        ..special
+                    },
+                    whole(1, OnFailure::Closed),
+                ],
+                [1, 1],
+            ),
         ] {
             let daemon = Daemon::start(&net, table(rules, 2));
             for leased in [0, 1] {
@@ -219,8 +331,14 @@ fn the_first_match_wins_and_leases_are_apart() {
                 for (port, peer) in [(PORT, first[0]), (PORT_OTHER, first[1])] {
                     let (answer, _) = ask(&net, Place::Client, address.server_at(port));
                     match (peer == leased, peer) {
-                        (true, _) => assert!(matches!(answer, Answer::Tpo { .. }), "{leased} {port} {answer:?}"),
-                        (false, 0) => assert!(matches!(answer, Answer::Server { .. }), "{leased} {port} {answer:?}"),
+                        (true, _) => assert!(
+                            matches!(answer, Answer::Tpo { .. }),
+                            "{leased} {port} {answer:?}"
+                        ),
+                        (false, 0) => assert!(
+                            matches!(answer, Answer::Server { .. }),
+                            "{leased} {port} {answer:?}"
+                        ),
                         (false, _) => assert_eq!(answer, Answer::Refused, "{leased} {port}"),
                     }
                 }
@@ -233,21 +351,39 @@ fn the_first_match_wins_and_leases_are_apart() {
 fn any_of_several_peers_holds_a_rule() {
     let net = Net::up();
     let mut table = table(vec![rule(V4, PORT, 2)], 2);
-    table.groups.push(tpo::group::Group { peers: vec![0, 1], spread: false });
+    table.groups.push(tpo::group::Group {
+        peers: vec![0, 1],
+        spread: false,
+    });
     let daemon = Daemon::start(&net, table);
     for held in [0, 1] {
         daemon.drop_lease(1 - held);
         daemon.keep(held);
-        assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }), "{held}");
+        assert!(
+            matches!(
+                ask(&net, Place::Client, V4.server_at(PORT)).0,
+                Answer::Tpo { .. }
+            ),
+            "{held}"
+        );
     }
     daemon.drop_lease(1);
-    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Server { .. }));
+    assert!(matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Server { .. }
+    ));
 }
 
 #[test]
 fn a_lease_can_be_held_for_all_but_tcp() {
     let net = Net::up();
-    let daemon = Daemon::start(&net, Table { packets: vec![17], ..table(rules_for(PORT, OnFailure::Open), 1) });
+    let daemon = Daemon::start(
+        &net,
+        Table {
+            packets: vec![17],
+            ..table(rules_for(PORT, OnFailure::Open), 1)
+        },
+    );
     let mut lease = net.inside(Place::Tpo, || Lease::for_protocols(&[17]).unwrap());
     let held = || {
         let state = net.state(Place::Tpo);
@@ -255,7 +391,11 @@ fn a_lease_can_be_held_for_all_but_tcp() {
         let (set, _) = set.split_once('}').unwrap();
         (set.contains("tcp"), set.contains("udp"))
     };
-    for (without_tcp, expected) in [(false, (true, true)), (true, (false, true)), (false, (true, true))] {
+    for (without_tcp, expected) in [
+        (false, (true, true)),
+        (true, (false, true)),
+        (false, (true, true)),
+    ] {
         match without_tcp {
             true => lease.renew_without_tcp(0).unwrap(),
             false => lease.renew(0).unwrap(),
@@ -263,7 +403,11 @@ fn a_lease_can_be_held_for_all_but_tcp() {
         // At once, not when the old element's time is over.
         assert_eq!(held(), expected);
         let (answer, _) = ask(&net, Place::Client, V4.server_at(PORT));
-        assert_eq!(matches!(answer, Answer::Tpo { .. }), !without_tcp, "{answer:?}");
+        assert_eq!(
+            matches!(answer, Answer::Tpo { .. }),
+            !without_tcp,
+            "{answer:?}"
+        );
     }
     drop(daemon);
 }
@@ -273,15 +417,29 @@ fn a_source_has_the_bound_of_its_standing_and_the_rest_goes_its_plain_way() {
     const CONNECTIONS: u64 = 200;
     let net = Net::up();
     // A new source two per second, a known one twelve, a busy one 2,250.
-    let bounds = Bounds { syns_per_source: 12, syns: 4_000, ..Bounds::default() };
+    let bounds = Bounds {
+        syns_per_source: 12,
+        syns: 4_000,
+        ..Bounds::default()
+    };
     for address in both() {
-        let daemon = Daemon::start(&net, Table { bounds, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                bounds,
+                ..table(rules_for(PORT, OnFailure::Open), 1)
+            },
+        );
         daemon.keep(0);
         let taken = || {
             net.inside(Place::Client, || {
                 let one = |_: &u64| {
-                    let line = net::first_line(&TcpStream::connect(address.server_at(PORT)).unwrap());
-                    assert!(line.starts_with("tpo ") || line.starts_with("server "), "{line}");
+                    let line =
+                        net::first_line(&TcpStream::connect(address.server_at(PORT)).unwrap());
+                    assert!(
+                        line.starts_with("tpo ") || line.starts_with("server "),
+                        "{line}"
+                    );
                     line.starts_with("tpo ")
                 };
                 (0..CONNECTIONS).filter(one).count() as u64
@@ -290,10 +448,19 @@ fn a_source_has_the_bound_of_its_standing_and_the_rest_goes_its_plain_way() {
         let start = Instant::now();
         let known = taken();
         let most = 4 + 12 + 12 * (start.elapsed().as_secs() + 1);
-        assert!((4..=most).contains(&known), "{known} of {CONNECTIONS}, {most} at most");
-        assert_eq!(daemon.counters()[counter::FLOOD].packets, CONNECTIONS - known);
+        assert!(
+            (4..=most).contains(&known),
+            "{known} of {CONNECTIONS}, {most} at most"
+        );
+        assert_eq!(
+            daemon.counters()[counter::FLOOD].packets,
+            CONNECTIONS - known
+        );
         net.inside(Place::Tpo, || {
-            KnownSources::open().unwrap().add(Standing::Busy, &[address.client], Duration::from_secs(60)).unwrap();
+            KnownSources::open()
+                .unwrap()
+                .add(Standing::Busy, &[address.client], Duration::from_secs(60))
+                .unwrap();
         });
         assert_eq!(taken(), CONNECTIONS, "a busy one is not bounded so");
         // This host's own applications are not bounded at all.
@@ -315,12 +482,23 @@ struct FarEdge<'a> {
 impl FarEdge<'_> {
     /// The far client of a flow of this number speaks to the server's port.
     fn speak(&mut self, flow: u32, port: u16) {
-        let source =
-            SocketAddr::new(Ipv4Addr::from((10 << 24) | (80 << 16) | (flow >> 8)).into(), 1_024 + (flow & 0xff) as u16);
+        let source = SocketAddr::new(
+            Ipv4Addr::from((10 << 24) | (80 << 16) | (flow >> 8)).into(),
+            1_024 + (flow & 0xff) as u16,
+        );
         let key = PacketKey::new(packet::UDP, source, V4.server_at(port)).unwrap();
         let mut bytes = Vec::new();
-        let head = packet::Head { hops: 64, ..packet::Head::default() };
-        assert!(packet::plain(&key, head, &flow.to_be_bytes(), 0, &mut bytes));
+        let head = packet::Head {
+            hops: 64,
+            ..packet::Head::default()
+        };
+        assert!(packet::plain(
+            &key,
+            head,
+            &flow.to_be_bytes(),
+            0,
+            &mut bytes
+        ));
         self.daemon.tun().write(&bytes).unwrap();
         self.hear();
     }
@@ -357,8 +535,12 @@ fn ways_back_leave_with_their_flows() {
     const FLOWS: usize = 2_000;
     let net = Net::up();
     net.ip(Place::Tpo, "route add 10.80.0.0/12 via 10.71.1.2");
-    let echo = net.inside(Place::Server, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap());
-    let silent = net.inside(Place::Server, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT_OTHER)).unwrap());
+    let echo = net.inside(Place::Server, || {
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap()
+    });
+    let silent = net.inside(Place::Server, || {
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT_OTHER)).unwrap()
+    });
     let answering = echo.try_clone().unwrap();
     let server = std::thread::spawn(move || {
         let mut buffer = [0; 64];
@@ -373,13 +555,22 @@ fn ways_back_leave_with_their_flows() {
     let table = Table {
         packets: vec![1, 17, 58],
         packets_rest: Duration::from_secs(3),
-        bounds: Bounds { flows: FLOWS, rest_one_way: Duration::from_secs(1), ..Bounds::default() },
+        bounds: Bounds {
+            flows: FLOWS,
+            rest_one_way: Duration::from_secs(1),
+            ..Bounds::default()
+        },
         ..table(rules_for(PORT, OnFailure::Open), 1)
     };
     let daemon = Daemon::start(&net, table);
     let mut lease = net.inside(Place::Tpo, || Lease::for_protocols(&[17]).unwrap());
     lease.renew(1).unwrap();
-    let mut edge = FarEdge { daemon: &daemon, lease, renewed: Instant::now(), answered: 0 };
+    let mut edge = FarEdge {
+        daemon: &daemon,
+        lease,
+        renewed: Instant::now(),
+        answered: 0,
+    };
     // Three times as many as have room, 400 a second that are answered and 400 that are not: what
     // has ended makes room.
     for flow in 0..3 * FLOWS as u32 {
@@ -388,7 +579,11 @@ fn ways_back_leave_with_their_flows() {
         edge.speak(flow, PORT);
         edge.speak(flow, PORT_OTHER);
     }
-    assert_eq!(edge.hear_all(3 * FLOWS as u32), 3 * FLOWS as u32, "every one of them is answered");
+    assert_eq!(
+        edge.hear_all(3 * FLOWS as u32),
+        3 * FLOWS as u32,
+        "every one of them is answered"
+    );
     assert_eq!(daemon.counters()[counter::WAYS_FULL].packets, 0);
     // More at once than have room: that is counted, and those that were answered keep their way.
     edge.answered = 0;
@@ -399,11 +594,18 @@ fn ways_back_leave_with_their_flows() {
             edge.speak(known, PORT);
         }
     }
-    assert_eq!(edge.hear_all(20), 20, "a flow of both ways is not disturbed");
+    assert_eq!(
+        edge.hear_all(20),
+        20,
+        "a flow of both ways is not disturbed"
+    );
     let full = daemon.counters()[counter::WAYS_FULL].packets;
     assert!(full >= FLOWS as u64 / 2, "{full}");
     net.inside(Place::Server, || {
-        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&[], echo.local_addr().unwrap()).unwrap()
+        UdpSocket::bind("0.0.0.0:0")
+            .unwrap()
+            .send_to(&[], echo.local_addr().unwrap())
+            .unwrap()
     });
     server.join().unwrap();
     drop(silent);
@@ -415,12 +617,20 @@ fn many_rules(count: usize, dice: &mut net::Dice) -> Vec<RuleSpec> {
         let address = Ipv4Addr::from((10 << 24) | (80 << 16) | dice.below(1 << 20) as u32);
         let length = [32, 32, 32, 30, 29, 28, 24][dice.below(7) as usize];
         let low = dice.below(100) as u16 * 100;
-        let ports = if dice.below(2) == 0 { 0..=u16::MAX } else { low..=low + 4_000 };
+        let ports = if dice.below(2) == 0 {
+            0..=u16::MAX
+        } else {
+            low..=low + 4_000
+        };
         let peer = dice.below(3) as usize;
         RuleSpec {
             destination: (address.into(), length),
             destination_ports: ports,
-            on_failure: if peer == 2 { OnFailure::Closed } else { OnFailure::Open },
+            on_failure: if peer == 2 {
+                OnFailure::Closed
+            } else {
+                OnFailure::Open
+            },
             ..rule(V4, 0, peer)
         }
     };
@@ -438,15 +648,24 @@ fn ten_thousand_rules() {
     let layers = Layers::new(&rules).unwrap();
     let layered = start.elapsed();
     let sizes: Vec<usize> = layers.v4.layers.iter().map(Vec::len).collect();
-    println!("layers of 10,000 rules: {sizes:?}, {} covered, in {layered:?}", layers.v4.covered);
+    println!(
+        "layers of 10,000 rules: {sizes:?}, {} covered, in {layered:?}",
+        layers.v4.covered
+    );
     assert!(sizes.len() > 1 && sizes.len() < 30);
 
-    // The cost of setting up a connection that no rule names, without rules and with 10,000: to a destination that none names at all,
-    // and to one whose rules name other ports, which has to go through all layers.
+    // The cost of setting up a connection that no rule names, without rules and with 10,000: to a
+    // destination that none names at all, and to one whose rules name other ports, which has to go
+    // through all layers.
     let unruled = V4.server_at(PORT);
     let client = SocketAddr::new(V4.client, 40_000);
-    let all = rules.iter().map(|rule| SocketAddr::new(rule.destination.0, PORT));
-    let missed = all.into_iter().find(|to| layers.find(client, *to).is_none()).expect("some rule names other ports");
+    let all = rules
+        .iter()
+        .map(|rule| SocketAddr::new(rule.destination.0, PORT));
+    let missed = all
+        .into_iter()
+        .find(|to| layers.find(client, *to).is_none())
+        .expect("some rule names other ports");
     let start = Instant::now();
     let daemon = Daemon::start(&net, table(Vec::new(), 3));
     println!("start without rules: {:?}", start.elapsed());
@@ -456,19 +675,29 @@ fn ten_thousand_rules() {
     let daemon = Daemon::start(&net, table(rules.clone(), 3));
     let loaded = start.elapsed();
     println!("start with 10,000 rules: {loaded:?}");
-    assert!(loaded < Duration::from_secs(3), "10,000 rules took {loaded:?}");
+    assert!(
+        loaded < Duration::from_secs(3),
+        "10,000 rules took {loaded:?}"
+    );
     let with = [unruled, missed].map(|to| net.connect_time(to));
-    println!("connect [destination not named, named at other ports]: {without:?} without rules, {with:?} with 10,000");
+    println!(
+        "connect [destination not named, named at other ports]: {without:?} without rules, {with:?} with 10,000"
+    );
     for (with, without) in with.into_iter().zip(without) {
         // "Costs little more": a gross bound, since other tests run beside this one.
-        assert!(with < without * 3 + Duration::from_micros(500), "{with:?} against {without:?}");
+        assert!(
+            with < without * 3 + Duration::from_micros(500),
+            "{with:?} against {without:?}"
+        );
     }
 
     // The kernel finds what the layers find: peer 0 has its lease, 1 fails open, 2 fails closed.
     daemon.keep(0);
     let mut seen = [0; 4];
     for index in 0..300 {
-        let IpAddr::V4(address) = rules[dice.below(10_000) as usize].destination.0 else { unreachable!() };
+        let IpAddr::V4(address) = rules[dice.below(10_000) as usize].destination.0 else {
+            unreachable!()
+        };
         let destination = SocketAddr::new(
             Ipv4Addr::from(address.to_bits() ^ dice.below(2) as u32).into(),
             [PORT, PORT_OTHER][index % 2],
@@ -477,13 +706,28 @@ fn ten_thousand_rules() {
         let client = SocketAddr::new(V4.client, from.map_or(40_000, |f| f.port()));
         match layers.find(client, destination).map(|v| v.peer) {
             None => seen[3] += usize::from(answer == Answer::Server { client }),
-            Some(0) => seen[0] += usize::from(answer == Answer::Tpo { client, destination }),
+            Some(0) => {
+                seen[0] += usize::from(
+                    answer
+                        == Answer::Tpo {
+                            client,
+                            destination,
+                        },
+                )
+            }
             Some(1) => seen[1] += usize::from(answer == Answer::Server { client }),
             Some(_) => seen[2] += usize::from(answer == Answer::Refused),
         }
-        assert_eq!(seen.iter().sum::<usize>(), index + 1, "{client} -> {destination}: {answer:?}");
+        assert_eq!(
+            seen.iter().sum::<usize>(),
+            index + 1,
+            "{client} -> {destination}: {answer:?}"
+        );
     }
-    assert!(seen.iter().all(|n| *n > 0), "every outcome must occur: {seen:?}");
+    assert!(
+        seen.iter().all(|n| *n > 0),
+        "every outcome must occur: {seen:?}"
+    );
 }
 
 #[test]
@@ -494,21 +738,36 @@ fn the_far_edge_speaks_from_the_clients_address() {
         "table inet t { chain i { type filter hook input priority 0; tcp dport 7 reject with icmpx type no-route; }; }",
     );
     for local in [true, false] {
-        let daemon = Daemon::start(&net, Table { local, ..table(rules_for(PORT_OTHER, OnFailure::Closed), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                local,
+                ..table(rules_for(PORT_OTHER, OnFailure::Closed), 1)
+            },
+        );
         for address in both() {
-            let servers: &[IpAddr] = if local { &[address.server, address.tpo_wan] } else { &[address.server] };
+            let servers: &[IpAddr] = if local {
+                &[address.server, address.tpo_wan]
+            } else {
+                &[address.server]
+            };
             for server in servers {
                 // The same port again and again, on two destinations at once.
                 for round in 0..3 {
                     let client = SocketAddr::new(address.client, 40_123);
                     let check = |port| {
-                        let stream = net
-                            .inside(Place::Tpo, || connect_from(Some(client), SocketAddr::new(*server, port)).unwrap());
+                        let stream = net.inside(Place::Tpo, || {
+                            connect_from(Some(client), SocketAddr::new(*server, port)).unwrap()
+                        });
                         stream.set_nonblocking(false).unwrap();
-                        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                        stream
+                            .set_read_timeout(Some(Duration::from_secs(5)))
+                            .unwrap();
                         let mut stream = BufReader::new(stream);
                         let mut line = String::new();
-                        stream.read_line(&mut line).unwrap_or_else(|e| panic!("{server} round {round}: {e}"));
+                        stream
+                            .read_line(&mut line)
+                            .unwrap_or_else(|e| panic!("{server} round {round}: {e}"));
                         assert_eq!(line, format!("server {client}\n"), "{server} round {round}");
                         stream.get_mut().write_all(b"there and back\n").unwrap();
                         line.clear();
@@ -528,7 +787,10 @@ fn the_far_edge_speaks_from_the_clients_address() {
             // Refusals come back too, by reset and by ICMP.
             let client = SocketAddr::new(address.client, 0);
             let fails = |port| {
-                net.inside(Place::Tpo, || net::finish(connect_from(Some(client), address.server_at(port)))).unwrap_err()
+                net.inside(Place::Tpo, || {
+                    net::finish(connect_from(Some(client), address.server_at(port)))
+                })
+                .unwrap_err()
             };
             assert_eq!(fails(9).kind(), std::io::ErrorKind::ConnectionRefused);
             assert_eq!(fails(7).kind(), std::io::ErrorKind::NetworkUnreachable);
@@ -554,7 +816,11 @@ fn a_taken_four_tuple_is_address_in_use() {
             IpAddr::V4(v4) => SocketAddr::new(IpAddr::V6(v4.to_ipv6_mapped()), port),
             IpAddr::V6(_) => unreachable!(),
         };
-        let stream = net::finish(connect_from(Some(dressed(V4.client, 40_125)), dressed(V4.server, PORT))).unwrap();
+        let stream = net::finish(connect_from(
+            Some(dressed(V4.client, 40_125)),
+            dressed(V4.server, PORT),
+        ))
+        .unwrap();
         assert_eq!(net::first_line(&stream), "server 10.71.1.2:40125\n");
     });
     drop(daemon);
@@ -564,12 +830,24 @@ fn a_taken_four_tuple_is_address_in_use() {
 fn the_daemons_own_connections_are_not_intercepted() {
     for mode in [Mode::Tproxy, Mode::Redirect] {
         let net = Net::up();
-        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Closed), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                mode,
+                ..table(rules_for(PORT, OnFailure::Closed), 1)
+            },
+        );
         daemon.keep(0);
         for address in both() {
-            let stream = net.inside(Place::Tpo, || net::finish(connect_from(None, address.server_at(PORT))).unwrap());
+            let stream = net.inside(Place::Tpo, || {
+                net::finish(connect_from(None, address.server_at(PORT))).unwrap()
+            });
             let own = stream.local_addr().unwrap();
-            assert_eq!(net::first_line(&stream), format!("server {own}\n"), "{mode:?}");
+            assert_eq!(
+                net::first_line(&stream),
+                format!("server {own}\n"),
+                "{mode:?}"
+            );
         }
     }
 }
@@ -578,10 +856,19 @@ fn the_daemons_own_connections_are_not_intercepted() {
 fn connections_to_the_listener_itself_are_reset() {
     let net = Net::up();
     for mode in [Mode::Tproxy, Mode::Redirect] {
-        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                mode,
+                ..table(rules_for(PORT, OnFailure::Open), 1)
+            },
+        );
         daemon.keep(0);
         let ports = daemon.ports();
-        let loopback = [(Ipv4Addr::LOCALHOST.into(), ports.v4), (Ipv6Addr::LOCALHOST.into(), ports.v6.unwrap())];
+        let loopback = [
+            (Ipv4Addr::LOCALHOST.into(), ports.v4),
+            (Ipv6Addr::LOCALHOST.into(), ports.v6.unwrap()),
+        ];
         let outside = [(V4.tpo_lan, ports.v4), (V6.tpo_lan, ports.v6.unwrap())];
         for (address, port) in loopback {
             let (answer, _) = ask(&net, Place::Tpo, SocketAddr::new(address, port));
@@ -589,7 +876,15 @@ fn connections_to_the_listener_itself_are_reset() {
         }
         for (address, port) in outside {
             let (answer, _) = ask(&net, Place::Client, SocketAddr::new(address, port));
-            assert_eq!(answer, if mode == Mode::Tproxy { Answer::Refused } else { Answer::Reset }, "{mode:?}");
+            assert_eq!(
+                answer,
+                if mode == Mode::Tproxy {
+                    Answer::Refused
+                } else {
+                    Answer::Reset
+                },
+                "{mode:?}"
+            );
         }
         // They are counted when they have been reset.
         let (start, expected) = (Instant::now(), if mode == Mode::Tproxy { 2 } else { 4 });
@@ -610,7 +905,11 @@ fn accepted_sockets_inherit_what_they_need() {
     net.inside(Place::Tpo, || Lease::open().unwrap().renew(0).unwrap());
     let mut listeners = listeners;
     let stream = std::thread::scope(|scope| {
-        let client = scope.spawn(|| net.inside(Place::Client, || TcpStream::connect(V4.server_at(PORT)).unwrap()));
+        let client = scope.spawn(|| {
+            net.inside(Place::Client, || {
+                TcpStream::connect(V4.server_at(PORT)).unwrap()
+            })
+        });
         let client = client.join().unwrap();
         let mut accepted = Vec::new();
         let batch = listeners.v4.accept_batch(8, &mut accepted).unwrap();
@@ -623,10 +922,23 @@ fn accepted_sockets_inherit_what_they_need() {
     assert!(socket.nonblocking().unwrap());
     assert_eq!(socket.mark().unwrap(), tpo::intercept::MARK_OWN);
     assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
-    assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO), "a killed process must not end connections in order");
-    let connecting = net.inside(Place::Tpo, || connect_from(None, V4.server_at(PORT)).unwrap());
-    assert_eq!(socket2::SockRef::from(&connecting).linger().unwrap(), Some(Duration::ZERO));
-    assert!(socket.tcp_congestion().unwrap().starts_with(b"cubic"), "{:?}", socket.tcp_congestion());
+    assert_eq!(
+        socket.linger().unwrap(),
+        Some(Duration::ZERO),
+        "a killed process must not end connections in order"
+    );
+    let connecting = net.inside(Place::Tpo, || {
+        connect_from(None, V4.server_at(PORT)).unwrap()
+    });
+    assert_eq!(
+        socket2::SockRef::from(&connecting).linger().unwrap(),
+        Some(Duration::ZERO)
+    );
+    assert!(
+        socket.tcp_congestion().unwrap().starts_with(b"cubic"),
+        "{:?}",
+        socket.tcp_congestion()
+    );
     net.inside(Place::Tpo, || installed.remove().unwrap());
 }
 
@@ -640,7 +952,13 @@ fn removal_leaves_everything_as_it_was() {
     net.ip(Place::Tpo, "rule add fwmark 0x10/0x10 lookup 55 pref 477");
     let before = net.state(Place::Tpo);
     for mode in [Mode::Tproxy, Mode::Redirect] {
-        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                mode,
+                ..table(rules_for(PORT, OnFailure::Open), 1)
+            },
+        );
         assert!(net.state(Place::Tpo).contains("table inet tpo"));
         drop(daemon);
         assert_eq!(net.state(Place::Tpo), before);
@@ -661,18 +979,35 @@ fn another_user_cannot_keep_a_daemon_from_starting() {
         let name = std::os::unix::net::SocketAddr::from_abstract_name("tpo-intercept").unwrap();
         std::os::unix::net::UnixListener::bind_addr(&name).unwrap()
     });
-    let namespace = net.inside(Place::Tpo, || std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino());
-    let installed = net.inside(Place::Tpo, || install(&table, ports)).unwrap_or_else(|error| panic!("{error}"));
-    let as_nobody = |script: String| Command::new("sh").args(["-c", &script]).uid(65_534).gid(65_534).output().unwrap();
+    let namespace = net.inside(Place::Tpo, || {
+        std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
+    });
+    let installed = net
+        .inside(Place::Tpo, || install(&table, ports))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let as_nobody = |script: String| {
+        Command::new("sh")
+            .args(["-c", &script])
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .unwrap()
+    };
     let file = format!("/run/tpo/netns-{namespace}.lock");
     assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
-    for script in
-        [format!("exec 9<{file}"), format!("exec 9>{file}.x"), format!("rm -f {file}"), "exec 9>/run/tpo.x".into()]
-    {
+    for script in [
+        format!("exec 9<{file}"),
+        format!("exec 9>{file}.x"),
+        format!("rm -f {file}"),
+        "exec 9>/run/tpo.x".into(),
+    ] {
         let output = as_nobody(script.clone());
         assert!(!output.status.success(), "nobody may do `{script}`");
     }
-    assert!(as_nobody("exec 9</dev/null".into()).status.success(), "the same way to ask says yes to what is allowed");
+    assert!(
+        as_nobody("exec 9</dev/null".into()).status.success(),
+        "the same way to ask says yes to what is allowed"
+    );
     net.inside(Place::Tpo, || installed.remove()).unwrap();
     assert!(!std::path::Path::new(&file).exists());
     drop(taken);
@@ -684,24 +1019,41 @@ fn what_a_killed_run_leaves_is_replaced_and_removed() {
     let before = net.state(Place::Tpo);
     let mut child = net
         .command(Place::Tpo, std::env::current_exe().unwrap())
-        .args(["--exact", "child_that_installs_and_waits", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "child_that_installs_and_waits",
+            "--ignored",
+            "--nocapture",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().contains("installed")), "the child must come up");
+    assert!(
+        lines.any(|line| line.unwrap().contains("installed")),
+        "the child must come up"
+    );
     let table = table(rules_for(PORT, OnFailure::Open), 1);
     let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
     let second = net.inside(Place::Tpo, || install(&table, ports).map(drop));
-    assert!(matches!(second, Err(InstallError::AlreadyRunning)), "{second:?}");
+    assert!(
+        matches!(second, Err(InstallError::AlreadyRunning)),
+        "{second:?}"
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     let left = net.state(Place::Tpo);
-    assert!(left.contains("table inet tpo") && left.contains("lookup 478"), "{left}");
+    assert!(
+        left.contains("table inet tpo") && left.contains("lookup 478"),
+        "{left}"
+    );
     let daemon = Daemon::start(&net, table);
     daemon.keep(0);
-    assert!(matches!(ask(&net, Place::Client, V6.server_at(PORT)).0, Answer::Tpo { .. }));
+    assert!(matches!(
+        ask(&net, Place::Client, V6.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
     drop(daemon);
     assert_eq!(net.state(Place::Tpo), before);
     net.inside(Place::Tpo, || install::remove_left_overs().unwrap());
@@ -723,27 +1075,55 @@ fn what_is_missing_is_said() {
     let net = Net::up();
     let child = |program: &str, arguments: &[&str], path: &str| {
         let mut command = net.command(Place::Tpo, program);
-        command.args(arguments).arg(std::env::current_exe().unwrap());
-        command.args(["--exact", "child_that_installs_and_waits", "--ignored", "--nocapture"]).stdin(Stdio::null());
-        command.env("PATH", path).env("RUST_BACKTRACE", "0").output().unwrap()
+        command
+            .args(arguments)
+            .arg(std::env::current_exe().unwrap());
+        command
+            .args([
+                "--exact",
+                "child_that_installs_and_waits",
+                "--ignored",
+                "--nocapture",
+            ])
+            .stdin(Stdio::null());
+        command
+            .env("PATH", path)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .unwrap()
     };
     let refused = |output: std::process::Output| {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
     let path = std::env::var("PATH").unwrap();
-    let drop = ["--bounding-set=-net_admin,-net_raw", "--inh-caps=-net_admin,-net_raw"];
+    let drop = [
+        "--bounding-set=-net_admin,-net_raw",
+        "--inh-caps=-net_admin,-net_raw",
+    ];
     let said = refused(child("setpriv", &drop, &path));
     assert!(said.contains("CAP_NET_ADMIN"), "{said}");
     // A host without nft, in mounts of its own.
-    let hide =
-        "for nft in /usr/sbin/nft /sbin/nft; do test ! -f $nft || mount --bind /dev/null $nft; done; exec \"$@\"";
-    let without = ["--mount", "--propagation", "private", "sh", "-c", hide, "sh"];
+    let hide = "for nft in /usr/sbin/nft /sbin/nft; do test ! -f $nft || mount --bind /dev/null $nft; done; exec \"$@\"";
+    let without = [
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        hide,
+        "sh",
+    ];
     let said = refused(child("unshare", &without, &path));
     assert!(said.contains("install the package nftables"), "{said}");
-    // What the environment says of places does not count: who can set it could have his own program run.
+    // What the environment says of places does not count: who can set it could have his own program
+    // run.
     let output = child("env", &["PATH=/nonexistent"], &path);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -751,10 +1131,20 @@ fn out_of_descriptors_connections_are_reset_and_later_ones_live() {
     let net = Net::up();
     let output = net
         .command(Place::Tpo, std::env::current_exe().unwrap())
-        .args(["--exact", "child_without_descriptors", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "child_without_descriptors",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 #[test]
@@ -766,8 +1156,16 @@ fn child_without_descriptors() {
     let rule = format!(
         "table inet t {{ chain o {{ type nat hook output priority -100; tcp dport 81 redirect to :{port}\n }}\n }}"
     );
-    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
-    nft.stdin.take().unwrap().write_all(rule.as_bytes()).unwrap();
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    nft.stdin
+        .take()
+        .unwrap()
+        .write_all(rule.as_bytes())
+        .unwrap();
     assert!(nft.wait().unwrap().success());
     let connect = || TcpStream::connect("10.71.1.1:81").unwrap();
     let clients: Vec<TcpStream> = (0..5).map(|_| connect()).collect();
@@ -780,13 +1178,19 @@ fn child_without_descriptors() {
     held.pop();
     let mut accepted = Vec::new();
     let batch = listeners.v4.accept_batch(64, &mut accepted).unwrap();
-    assert_eq!((accepted.len(), batch.no_descriptors, batch.drained), (2, 3, true));
+    assert_eq!(
+        (accepted.len(), batch.no_descriptors, batch.drained),
+        (2, 3, true)
+    );
     // The kernel has spread them over the listener's sockets, so which ones had a descriptor is its
     // own choice.
     for client in &clients {
         let own = client.local_addr().unwrap();
         if accepted.iter().all(|one| one.client != own) {
-            assert_eq!(net::read_kind(client), Some(std::io::ErrorKind::ConnectionReset));
+            assert_eq!(
+                net::read_kind(client),
+                Some(std::io::ErrorKind::ConnectionReset)
+            );
         }
     }
     drop(held);
@@ -806,7 +1210,10 @@ fn without_ipv6_ipv4_works() {
     assert_eq!(daemon.ports().v6, None);
     daemon.keep(0);
     for place in [Place::Client, Place::Tpo] {
-        assert!(matches!(ask(&net, place, V4.server_at(PORT)).0, Answer::Tpo { .. }), "{place:?}");
+        assert!(
+            matches!(ask(&net, place, V4.server_at(PORT)).0, Answer::Tpo { .. }),
+            "{place:?}"
+        );
     }
     drop(daemon);
     assert_eq!(net.state(Place::Tpo), before);
@@ -816,12 +1223,21 @@ fn without_ipv6_ipv4_works() {
 fn a_lease_without_rules_is_an_error() {
     let net = Net::up();
     let mut lease = net.inside(Place::Tpo, || Lease::open().unwrap());
-    assert_eq!(lease.renew(0).unwrap_err().kind(), std::io::ErrorKind::NotFound);
-    assert_eq!(lease.counters().unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(
+        lease.renew(0).unwrap_err().kind(),
+        std::io::ErrorKind::NotFound
+    );
+    assert_eq!(
+        lease.counters().unwrap_err().kind(),
+        std::io::ErrorKind::NotFound
+    );
     let daemon = Daemon::start(&net, table(Vec::new(), 1));
     lease.renew(0).unwrap();
     // An earlier error's answers are not taken for a later call's.
-    assert_eq!(lease.renew(2).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(
+        lease.renew(2).unwrap_err().kind(),
+        std::io::ErrorKind::NotFound
+    );
     lease.renew(0).unwrap();
     assert_eq!(lease.counters().unwrap().len(), counter::ALL.len());
     drop(daemon);
@@ -830,31 +1246,64 @@ fn a_lease_without_rules_is_an_error() {
 #[test]
 fn settings_that_break_interception_are_found_and_do_break_it() {
     let net = Net::up();
-    let table = Table { local: false, ..table(rules_for(PORT, OnFailure::Open), 1) };
+    let table = Table {
+        local: false,
+        ..table(rules_for(PORT, OnFailure::Open), 1)
+    };
     let found = || net.inside(Place::Tpo, || findings::findings(&table));
     assert_eq!(found(), []);
     let daemon = Daemon::start(&net, table.clone());
     daemon.keep(0);
     net.sysctl(Place::Tpo, "net.ipv4.tcp_syncookies", "2");
     assert_eq!(found()[0].severity, findings::Severity::Problem);
-    assert!(!matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    assert!(!matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
     net.sysctl(Place::Tpo, "net.ipv4.tcp_syncookies", "1");
     net.sysctl(Place::Tpo, "net.ipv4.conf.all.rp_filter", "1");
     assert_eq!(found(), []);
-    assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
+    assert!(matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
     net.sysctl(Place::Tpo, "net.ipv4.conf.all.src_valid_mark", "1");
     assert_eq!(found().len(), 1);
-    assert!(!matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }));
-    net.nft(Place::Tpo, "table ip filter { chain INPUT { type filter hook input priority 0; policy drop; }; }");
+    assert!(!matches!(
+        ask(&net, Place::Client, V4.server_at(PORT)).0,
+        Answer::Tpo { .. }
+    ));
+    net.nft(
+        Place::Tpo,
+        "table ip filter { chain INPUT { type filter hook input priority 0; policy drop; }; }",
+    );
     assert_eq!(found().len(), 2);
-    net.ip(Place::Tpo, "rule add fwmark 0x4000000/0x4000000 lookup 55 pref 100");
+    net.ip(
+        Place::Tpo,
+        "rule add fwmark 0x4000000/0x4000000 lookup 55 pref 100",
+    );
     assert_eq!(found().len(), 3);
-    assert!(found()[2].found.contains("100: fwmark 0x4000000/0x4000000"), "{}", found()[2]);
+    assert!(
+        found()[2].found.contains("100: fwmark 0x4000000/0x4000000"),
+        "{}",
+        found()[2]
+    );
     net.ip6(Place::Tpo, "rule add fwmark 0x1/0xff lookup 55 pref 100");
-    assert_eq!(found().len(), 3, "ours, and those of others that share nothing with it, are fine");
-    let local = net.inside(Place::Tpo, || findings::findings(&Table { local: true, ..table.clone() }));
+    assert_eq!(
+        found().len(),
+        3,
+        "ours, and those of others that share nothing with it, are fine"
+    );
+    let local = net.inside(Place::Tpo, || {
+        findings::findings(&Table {
+            local: true,
+            ..table.clone()
+        })
+    });
     assert_eq!(local.len(), 4);
-    assert!(local.iter().any(|one| one.severity == findings::Severity::Info && one.remedy.contains("local = false")));
+    assert!(local.iter().any(
+        |one| one.severity == findings::Severity::Info && one.remedy.contains("local = false")
+    ));
 }
 
 #[test]
@@ -871,8 +1320,15 @@ fn a_lost_routing_rule_is_found_and_repaired() {
     println!("looking costs {each:?}");
     assert!(each < Duration::from_millis(5), "{each:?}");
     for address in both() {
-        let everything = if address.server.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-        for loss in ["rule del pref 478".to_owned(), format!("route del local {everything} dev lo table 478")] {
+        let everything = if address.server.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
+        for loss in [
+            "rule del pref 478".to_owned(),
+            format!("route del local {everything} dev lo table 478"),
+        ] {
             match address.server.is_ipv4() {
                 true => net.ip(Place::Tpo, &loss),
                 false => net.ip6(Place::Tpo, &loss),
@@ -888,21 +1344,36 @@ fn a_lost_routing_rule_is_found_and_repaired() {
             assert!(matches!(answer, Answer::Tpo { .. }), "{loss}: {answer:?}");
         }
     }
-    assert_eq!(net.state(Place::Tpo).matches("lookup 478").count(), before.matches("lookup 478").count());
+    assert_eq!(
+        net.state(Place::Tpo).matches("lookup 478").count(),
+        before.matches("lookup 478").count()
+    );
     // Somebody else's rule that comes first cannot be repaired, and is told.
     net.ip(
         Place::Tpo,
         "route add unreachable default table 55\nrule add fwmark 0x4000000/0x4000000 lookup 55 pref 100",
     );
     assert!(!daemon.is_whole());
-    assert!(daemon.repair().unwrap_err().to_string().contains("preference below 478"));
+    assert!(
+        daemon
+            .repair()
+            .unwrap_err()
+            .to_string()
+            .contains("preference below 478")
+    );
 }
 
 #[test]
 fn a_flushed_ruleset_is_found_and_repaired() {
     let net = Net::up();
     for mode in [Mode::Tproxy, Mode::Redirect] {
-        let daemon = Daemon::start(&net, Table { mode, ..table(rules_for(PORT, OnFailure::Open), 1) });
+        let daemon = Daemon::start(
+            &net,
+            Table {
+                mode,
+                ..table(rules_for(PORT, OnFailure::Open), 1)
+            },
+        );
         for loss in [
             "flush ruleset",
             "flush table inet tpo",
@@ -910,19 +1381,32 @@ fn a_flushed_ruleset_is_found_and_repaired() {
             "flush map inet tpo v4_0",
         ] {
             daemon.keep(0);
-            assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Tpo { .. }), "{mode:?}");
+            assert!(
+                matches!(
+                    ask(&net, Place::Client, V4.server_at(PORT)).0,
+                    Answer::Tpo { .. }
+                ),
+                "{mode:?}"
+            );
             assert!(daemon.is_whole());
             daemon.renew_last(0);
             net.nft(Place::Tpo, loss);
             assert!(!daemon.is_whole(), "{mode:?} {loss}");
-            assert!(matches!(ask(&net, Place::Client, V4.server_at(PORT)).0, Answer::Server { .. }), "{mode:?} {loss}");
+            assert!(
+                matches!(
+                    ask(&net, Place::Client, V4.server_at(PORT)).0,
+                    Answer::Server { .. }
+                ),
+                "{mode:?} {loss}"
+            );
             daemon.repair().unwrap();
             assert!(daemon.is_whole(), "{mode:?} {loss}");
         }
     }
 }
 
-/// As a second daemon does whose lock is another file: its table has the same name, chains and rules.
+/// As a second daemon does whose lock is another file: its table has the same name, chains and
+/// rules.
 #[test]
 fn a_table_of_the_same_shape_in_the_place_of_ours_is_found() {
     let net = Net::up();
@@ -930,7 +1414,10 @@ fn a_table_of_the_same_shape_in_the_place_of_ours_is_found() {
     let daemon = Daemon::start(&net, table());
     daemon.keep(0);
     assert!(daemon.is_whole());
-    net.nft(Place::Tpo, &tpo::intercept::rules::render(&table(), daemon.ports()).unwrap());
+    net.nft(
+        Place::Tpo,
+        &tpo::intercept::rules::render(&table(), daemon.ports()).unwrap(),
+    );
     assert!(!daemon.is_whole());
     daemon.repair().unwrap();
     assert!(daemon.is_whole());
@@ -954,13 +1441,19 @@ fn foreign_marks_are_left_alone() {
         );
         for address in both() {
             let (answer, _) = ask(&net, Place::Client, address.server_at(PORT_OTHER));
-            assert!(matches!(answer, Answer::Server { .. }), "{mark}: {answer:?}");
+            assert!(
+                matches!(answer, Answer::Server { .. }),
+                "{mark}: {answer:?}"
+            );
             let (answer, _) = ask(&net, Place::Client, address.server_at(PORT));
             assert!(matches!(answer, Answer::Tpo { .. }), "{mark}: {answer:?}");
         }
         let state = net.state(Place::Tpo);
         let (_, seen) = state.split_once("counter seen {").unwrap();
-        assert!(!seen.trim_start().starts_with("packets 0 "), "{mark} must leave as it came");
+        assert!(
+            !seen.trim_start().starts_with("packets 0 "),
+            "{mark} must leave as it came"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds, and nothing is held beyond them.
+//! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds,
+//! and nothing is held beyond them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,17 +19,20 @@ use crate::{
     message::ROUTING,
 };
 
-/// Dictionaries that buffers under way may refer to. Before one is made every buffer up to its last has come, and those that left later refer to the one
-/// that the sender used when it proposed this one, or to a newer one: at most [`PROPOSED`] before it.
+/// Dictionaries that buffers under way may refer to. Before one is made every buffer up to its last
+/// has come, and those that left later refer to the one that the sender used when it proposed this
+/// one, or to a newer one: at most [`PROPOSED`] before it.
 const DICTIONARIES: usize = PROPOSED + 1;
 
-/// Buffers that have come before others whose numbers are lower: far more than the mover lets be under way. Without room no dictionary is made any more.
+/// Buffers that have come before others whose numbers are lower: far more than the mover lets be
+/// under way. Without room no dictionary is made any more.
 const MOST_AHEAD: usize = 1 << 17;
 
 /// What each of them costs, in a tree that may be half empty.
 const AHEAD_COST: usize = 16;
 
-/// Bytes of dictionaries that may be made at once for what has come before: as many as are kept, and one more.
+/// Bytes of dictionaries that may be made at once for what has come before: as many as are kept,
+/// and one more.
 const MOST_PAID: usize = (DICTIONARIES + 1) * DICTIONARY;
 
 /// Everything that was compressed by one peer is taken apart here.
@@ -60,7 +64,9 @@ pub(crate) struct Expander {
 
 impl fmt::Debug for Expander {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Expander").field("history_bytes", &self.history_bytes).finish_non_exhaustive()
+        f.debug_struct("Expander")
+            .field("history_bytes", &self.history_bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,12 +97,24 @@ impl Expander {
 
     /// The peer is a new one: nothing of the one before is of use.
     pub(crate) fn begin_anew(&mut self) {
-        *self = Expander { serial: self.serial, limit: self.limit, walked: self.walked, ..Expander::new() };
+        *self = Expander {
+            serial: self.serial,
+            limit: self.limit,
+            walked: self.walked,
+            ..Expander::new()
+        };
     }
 
     /// The payload as it was before it was compressed.
     pub(crate) fn expand(&mut self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
-        let word = |at: usize| u32::from_be_bytes([payload[at], payload[at + 1], payload[at + 2], payload[at + 3]]);
+        let word = |at: usize| {
+            u32::from_be_bytes([
+                payload[at],
+                payload[at + 1],
+                payload[at + 2],
+                payload[at + 3],
+            ])
+        };
         if payload.len() < HEADER || word(4) as usize != payload.len() - ROUTING {
             return Err(PayloadError::Truncated);
         }
@@ -109,7 +127,12 @@ impl Expander {
         if raw > MOST_RAW || number > 0 && raw < SMALLEST {
             return Err(PayloadError::Compressed);
         }
-        let Expander { context, frame, dictionaries, .. } = self;
+        let Expander {
+            context,
+            frame,
+            dictionaries,
+            ..
+        } = self;
         frame.clear();
         frame.extend_from_slice(&MAGIC);
         frame.extend_from_slice(&payload[HEADER..]);
@@ -117,7 +140,9 @@ impl Expander {
         let written = match generation {
             0 => context.decompress(&mut out[ROUTING..], frame),
             _ => {
-                let found = dictionaries.iter().find(|(held, _)| held.generation == generation);
+                let found = dictionaries
+                    .iter()
+                    .find(|(held, _)| held.generation == generation);
                 let (_, dictionary) = found.ok_or(PayloadError::Compressed)?;
                 context.decompress_using_ddict(&mut out[ROUTING..], frame, dictionary)
             }
@@ -148,7 +173,12 @@ impl Expander {
             self.history_bytes -= old.len() + KEPT_COST;
         }
         // The oldest goes first, but not what the sender waits for.
-        let waited = self.pending.iter().map(|pending| pending.first).min().unwrap_or(u32::MAX);
+        let waited = self
+            .pending
+            .iter()
+            .map(|pending| pending.first)
+            .min()
+            .unwrap_or(u32::MAX);
         while self.history_bytes > MOST_HISTORY.min(self.limit / 2) {
             let gone = match self.history.first_key_value() {
                 Some((oldest, _)) if *oldest < waited => *oldest,
@@ -167,29 +197,43 @@ impl Expander {
 
     /// The sender proposes a dictionary; false when it can never be made here.
     pub(crate) fn on_proposal(&mut self, proposal: Proposal) -> bool {
-        let Proposal { generation, first, last } = proposal;
+        let Proposal {
+            generation,
+            first,
+            last,
+        } = proposal;
         let count = last.wrapping_sub(first);
         let sane = generation > 0 && first > 0 && last >= first && count < DICTIONARY as u32;
         // One of them may have been forgotten; later ones will do.
         let forgotten = first <= self.forgotten;
-        if !sane || forgotten || self.pending.len() + usize::from(self.making.is_some()) == PROPOSED {
+        if !sane || forgotten || self.pending.len() + usize::from(self.making.is_some()) == PROPOSED
+        {
             return false;
         }
         self.pending.push(proposal);
         true
     }
 
-    /// The dictionary that has become whole, to be made. Not before every buffer up to its last has come: one that is still under way may refer to a
-    /// dictionary that this one replaces. Or the generation of one that can never be made here.
+    /// The dictionary that has become whole, to be made. Not before every buffer up to its last has
+    /// come: one that is still under way may refer to a dictionary that this one replaces. Or the
+    /// generation of one that can never be made here.
     pub(crate) fn poll_ready(&mut self) -> Option<Result<Work, u8>> {
         if self.making.is_some() {
             return None;
         }
-        let at = self.pending.iter().position(|pending| pending.last <= self.come)?;
+        let at = self
+            .pending
+            .iter()
+            .position(|pending| pending.last <= self.come)?;
         let proposal = self.pending.swap_remove(at);
-        let Proposal { generation, first, last } = proposal;
+        let Proposal {
+            generation,
+            first,
+            last,
+        } = proposal;
         // No more is looked at than what has come pays for.
-        let (mut parts, mut bytes, most): (Vec<Arc<[u8]>>, _, _) = (Vec::new(), 0, DICTIONARY.min(self.paid));
+        let (mut parts, mut bytes, most): (Vec<Arc<[u8]>>, _, _) =
+            (Vec::new(), 0, DICTIONARY.min(self.paid));
         for (_, part) in self.history.range(first..=last) {
             bytes += part.len();
             self.walked += 1;
@@ -200,7 +244,11 @@ impl Expander {
         }
         self.paid -= bytes.min(self.paid);
         let full = self.dictionaries.len() == DICTIONARIES;
-        let replaced = self.dictionaries.first().filter(|_| full).map_or(0, |(_, oldest)| oldest.sizeof());
+        let replaced = self
+            .dictionaries
+            .first()
+            .filter(|_| full)
+            .map_or(0, |(_, oldest)| oldest.sizeof());
         // Of those that came one may have been forgotten for want of room.
         if bytes > most
             || parts.len() as u32 != last - first + 1
@@ -210,14 +258,21 @@ impl Expander {
         }
         self.serial += 1;
         self.making = Some((self.serial, proposal, bytes));
-        Some(Ok(Work { make: Make::Expand { serial: self.serial }, parts }))
+        Some(Ok(Work {
+            make: Make::Expand {
+                serial: self.serial,
+            },
+            parts,
+        }))
     }
 
     /// It is made: buffers may refer to it. The generation that the sender waits for.
     pub(crate) fn on_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
         let (_, proposal, _) = self.making.take_if(|(making, ..)| *making == serial)?;
         // A proposal that comes late is older than what has been made since.
-        let at = self.dictionaries.partition_point(|(held, _)| held.last <= proposal.last);
+        let at = self
+            .dictionaries
+            .partition_point(|(held, _)| held.last <= proposal.last);
         self.dictionaries.insert(at, (proposal, dictionary));
         if self.dictionaries.len() > DICTIONARIES {
             self.dictionaries.remove(0);
@@ -225,7 +280,8 @@ impl Expander {
         Some(proposal.generation)
     }
 
-    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender may still use them; one that is being made is finished.
+    /// Nothing has come for a while: the history is given back. Dictionaries stay, since the sender
+    /// may still use them; one that is being made is finished.
     pub(crate) fn rest(&mut self) {
         if let Some((newest, _)) = self.history.last_key_value() {
             self.forgotten = self.forgotten.max(*newest);
@@ -242,9 +298,17 @@ impl Expander {
 
     /// Bytes held.
     pub(crate) fn held(&self) -> usize {
-        let dictionaries = self.dictionaries.iter().map(|(_, dictionary)| dictionary.sizeof()).sum::<usize>();
+        let dictionaries = self
+            .dictionaries
+            .iter()
+            .map(|(_, dictionary)| dictionary.sizeof())
+            .sum::<usize>();
         // While one is made its parts are there as well.
         let making = self.making.as_ref().map_or(0, |(.., bytes)| 2 * bytes);
-        self.history_bytes + dictionaries + making + self.ahead.len() * AHEAD_COST + self.frame.capacity()
+        self.history_bytes
+            + dictionaries
+            + making
+            + self.ahead.len() * AHEAD_COST
+            + self.frame.capacity()
     }
 }

@@ -1,8 +1,9 @@
 //! The sender's side: whether a buffer is compressed, at which level, and with which dictionary.
 //!
-//! A byte gets through at the lower of two speeds: that of the link, which compression multiplies, and that of the CPU, which it divides. The way that is
-//! fastest at the moment is taken, by the ratio that the flow's recent buffers had, the measured cost of each level and the link's rate. What does not
-//! shrink is left alone for a while, twice as long each time.
+//! A byte gets through at the lower of two speeds: that of the link, which compression multiplies,
+//! and that of the CPU, which it divides. The way that is fastest at the moment is taken, by the
+//! ratio that the flow's recent buffers had, the measured cost of each level and the link's rate.
+//! What does not shrink is left alone for a while, twice as long each time.
 
 use std::{
     collections::VecDeque,
@@ -20,8 +21,8 @@ use super::{
 use crate::{
     Treatment,
     config::{
-        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, KEPT_COST, MOST_RAW, NO_DICTIONARY,
-        PROPOSED, SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
+        DICTIONARY, FINEST_BELOW, HISTORY_FIRST, HISTORY_FRESH, HISTORY_SHARE, KEPT_COST, MOST_RAW,
+        NO_DICTIONARY, PROPOSED, SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
     },
     message::ROUTING,
     stats::{AsItIs, Squeezed},
@@ -35,12 +36,14 @@ const CAUTION: f64 = 2.0;
 const FINER: [f64; LEVELS.len()] = [1.0, 0.93, 0.86, 0.83];
 /// A buffer that does not lose at least this share of itself is sent as it is.
 const WORTH: f64 = 0.03;
-/// A flow whose buffer did not shrink is left alone for so many buffers of its size, doubled each time, up to so many bytes.
+/// A flow whose buffer did not shrink is left alone for so many buffers of its size, doubled each
+/// time, up to so many bytes.
 const BACK_OFF: usize = 4;
 const MOST_BACK_OFF: usize = 4 << 20;
 /// A buffer below this says nothing of its flow: most of it is headers.
 const TELLING: usize = 512;
-/// What somebody waits for is taken to shrink by so much less than it did, and by no more than this.
+/// What somebody waits for is taken to shrink by so much less than it did, and by no more than
+/// this.
 const CAREFUL: f64 = 0.75;
 const MOST_CAREFUL: f64 = 8.0;
 /// No other is taken to shrink by more.
@@ -49,7 +52,8 @@ const MOST_STRETCH: f64 = 20.0;
 const HOPE: f64 = 0.3;
 /// Between two dictionaries, beside the round trip in which they are agreed.
 const REST: Duration = Duration::from_millis(20);
-/// And for each byte of the last one: ten times what making it takes, so that a tenth of a core is spent on it at most.
+/// And for each byte of the last one: ten times what making it takes, so that a tenth of a core is
+/// spent on it at most.
 const REST_PER_BYTE: Duration = Duration::from_nanos(40);
 
 /// What a flow's recent buffers did.
@@ -68,7 +72,13 @@ pub(crate) struct Record {
 impl Default for Record {
     fn default() -> Record {
         // Unknown: worth a try on any link.
-        Record { ratio: HOPE, skip: 0, failures: 0, known: false, squeezed: Squeezed::default() }
+        Record {
+            ratio: HOPE,
+            skip: 0,
+            failures: 0,
+            known: false,
+            squeezed: Squeezed::default(),
+        }
     }
 }
 
@@ -105,7 +115,8 @@ struct Coming {
     made: Option<CDict<'static>>,
 }
 
-/// A dictionary that the peer is asked to make: from the buffers with these numbers, in this order. The last one may be yet to come.
+/// A dictionary that the peer is asked to make: from the buffers with these numbers, in this order.
+/// The last one may be yet to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Proposal {
     pub(crate) generation: u8,
@@ -145,7 +156,10 @@ pub(crate) struct Shrinker {
 
 impl fmt::Debug for Shrinker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shrinker").field("how", &self.how).field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("Shrinker")
+            .field("how", &self.how)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
     }
 }
 
@@ -183,39 +197,66 @@ impl Shrinker {
     /// The peer is a new one: it holds nothing of ours. Counters stay.
     pub(crate) fn begin_anew(&mut self) {
         let (serial, dictionaries, limit) = (self.serial, self.dictionaries, self.limit);
-        *self = Shrinker { serial, dictionaries, limit, ..Shrinker::new(self.how) };
+        *self = Shrinker {
+            serial,
+            dictionaries,
+            limit,
+            ..Shrinker::new(self.how)
+        };
     }
 
-    /// How a flow's buffers are compressed, by its rule and what is set for the peer. What the far side's rule asks for counts unless it is
-    /// switched off here.
+    /// How a flow's buffers are compressed, by its rule and what is set for the peer. What the far
+    /// side's rule asks for counts unless it is switched off here.
     pub(crate) fn how(&self, treatment: &Treatment, ours: bool) -> How {
         let own = self.how.compress;
-        let asked = if own == Compress::Off && !ours { own } else { treatment.compress.unwrap_or(own) };
-        How { compress: asked, isolated: self.how.isolated || treatment.isolated }
+        let asked = if own == Compress::Off && !ours {
+            own
+        } else {
+            treatment.compress.unwrap_or(own)
+        };
+        How {
+            compress: asked,
+            isolated: self.how.isolated || treatment.isolated,
+        }
     }
 
-    /// How a buffer is compressed that holds messages of several flows, or of none. `apart`: one of them does not share.
+    /// How a buffer is compressed that holds messages of several flows, or of none. `apart`: one of
+    /// them does not share.
     pub(crate) fn how_together(&self, apart: bool) -> How {
-        How { compress: self.how.compress, isolated: self.how.isolated || apart }
+        How {
+            compress: self.how.compress,
+            isolated: self.how.isolated || apart,
+        }
     }
 
-    /// How many bytes of the flow with this record come out of one byte of room, if its buffers are known to shrink. Of what somebody waits for carefully:
-    /// it shall not need another datagram.
+    /// How many bytes of the flow with this record come out of one byte of room, if its buffers are
+    /// known to shrink. Of what somebody waits for carefully: it shall not need another datagram.
     pub(crate) fn stretch(&self, record: &Record, urgent: bool) -> Option<f64> {
-        let (caution, most) = if urgent { (CAREFUL, MOST_CAREFUL) } else { (1.0, MOST_STRETCH) };
+        let (caution, most) = if urgent {
+            (CAREFUL, MOST_CAREFUL)
+        } else {
+            (1.0, MOST_STRETCH)
+        };
         let ratio = record.ratio * between(&FINER, self.wanted);
         (record.known && record.failures == 0).then(|| (caution / ratio).clamp(1.0, most))
     }
 
-    /// Nobody sends: the history and the dictionary are given back. The next buffers do without, until there is another.
+    /// Nobody sends: the history and the dictionary are given back. The next buffers do without,
+    /// until there is another.
     pub(crate) fn rest(&mut self) {
-        (self.history, self.history_bytes, self.fresh, self.newest_bytes) = (VecDeque::new(), 0, 0, 0);
+        (
+            self.history,
+            self.history_bytes,
+            self.fresh,
+            self.newest_bytes,
+        ) = (VecDeque::new(), 0, 0, 0);
         (self.dictionary, self.dictionary_bytes, self.coming) = (None, 0, VecDeque::new());
         (self.context, self.out) = (CCtx::create(), Vec::new());
     }
 
-    /// Compresses a packed buffer if that pays, and counts it in the record of its flow. `alone`: it holds one flow's messages. `rate`: what the link
-    /// takes, bytes per second. Returns what it did.
+    /// Compresses a packed buffer if that pays, and counts it in the record of its flow. `alone`:
+    /// it holds one flow's messages. `rate`: what the link takes, bytes per second. Returns what it
+    /// did.
     pub(crate) fn shrink(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -224,10 +265,17 @@ impl Shrinker {
         rate: u64,
     ) -> Squeezed {
         let raw = buffer.len() - ROUTING;
-        let done =
-            if how.isolated && !alone { Err((AsItIs::Apart, 0.0)) } else { self.try_shrink(buffer, how, record, rate) };
+        let done = if how.isolated && !alone {
+            Err((AsItIs::Apart, 0.0))
+        } else {
+            self.try_shrink(buffer, how, record, rate)
+        };
         let after = buffer.len() - ROUTING;
-        let mut squeezed = Squeezed { bytes_in: raw as u64, bytes_out: after as u64, ..Squeezed::default() };
+        let mut squeezed = Squeezed {
+            bytes_in: raw as u64,
+            bytes_out: after as u64,
+            ..Squeezed::default()
+        };
         match done {
             Ok(cost) => squeezed.cpu_ns = (raw as f64 * cost) as u64,
             Err((why, cost)) => {
@@ -263,7 +311,8 @@ impl Shrinker {
         let level = match how.compress {
             Compress::Level(level) => i32::from(level),
             _ => {
-                let chosen = choose(&self.how.costs, expected, rate).ok_or((AsItIs::FastLink, 0.0))?;
+                let chosen =
+                    choose(&self.how.costs, expected, rate).ok_or((AsItIs::FastLink, 0.0))?;
                 LEVELS[if again { 0 } else { chosen }]
             }
         };
@@ -275,16 +324,27 @@ impl Shrinker {
         // It is made for one level, at which all that refers to it is compressed.
         let fits = |held: &&Dictionary| how.compress == Compress::Auto || held.level == level;
         let usable = rate <= NO_DICTIONARY && !how.isolated;
-        let (generation, level, written) = match self.dictionary.as_ref().filter(fits).filter(|_| usable) {
-            Some(held) => (held.generation, held.level, self.context.compress_using_cdict(into, source, &held.made)),
-            None => (0, level, self.context.compress(into, source, level)),
-        };
+        let (generation, level, written) =
+            match self.dictionary.as_ref().filter(fits).filter(|_| usable) {
+                Some(held) => (
+                    held.generation,
+                    held.level,
+                    self.context.compress_using_cdict(into, source, &held.made),
+                ),
+                None => (0, level, self.context.compress(into, source, level)),
+            };
         let (cost, finer) = (between(&self.how.costs, level), between(&FINER, level));
         // There is room for whatever it may write; it fails for want of memory alone.
-        let Ok(written) = written else { return Err((AsItIs::Stubborn, cost)) };
+        let Ok(written) = written else {
+            return Err((AsItIs::Stubborn, cost));
+        };
         let total = HEADER - MAGIC.len() + written;
         let now = total as f64 / buffer.len() as f64 / finer;
-        record.ratio = if again { now } else { record.ratio + (now - record.ratio) / 4.0 };
+        record.ratio = if again {
+            now
+        } else {
+            record.ratio + (now - record.ratio) / 4.0
+        };
         if total as f64 > (1.0 - WORTH) * buffer.len() as f64 {
             if raw < TELLING {
                 return Err((AsItIs::Small, cost));
@@ -298,7 +358,11 @@ impl Shrinker {
             return Err((AsItIs::Crowded, cost));
         }
         (record.failures, record.known) = (0, true);
-        let number = if how.isolated { 0 } else { self.keep(&buffer[ROUTING..]) };
+        let number = if how.isolated {
+            0
+        } else {
+            self.keep(&buffer[ROUTING..])
+        };
         // What zstd began with is written over.
         self.out[0] = COMPRESSED;
         self.out[1] = generation;
@@ -319,29 +383,45 @@ impl Shrinker {
         self.newest_bytes = bytes.len();
         self.history.push_back((number, bytes.into()));
         while self.history_bytes > DICTIONARY.min(self.limit / 2) {
-            let Some((_, old)) = self.history.pop_front() else { break };
+            let Some((_, old)) = self.history.pop_front() else {
+                break;
+            };
             self.history_bytes -= old.len() + KEPT_COST;
         }
         number
     }
 
-    /// A dictionary that the peer shall make, if it is time for one: of the newest buffers and the next one, with which the proposal leaves, so that it is
-    /// no older than it must be. The same is made here meanwhile. `rate`: what the link takes, bytes per second.
+    /// A dictionary that the peer shall make, if it is time for one: of the newest buffers and the
+    /// next one, with which the proposal leaves, so that it is no older than it must be. The same
+    /// is made here meanwhile. `rate`: what the link takes, bytes per second.
     pub(crate) fn propose(&mut self, rate: u64, now: Instant) -> Option<Proposal> {
         // Half is for what it holds, half for what making another takes.
-        if self.held() > self.limit / 2 || rate > NO_DICTIONARY || self.rest_until.is_some_and(|until| now < until) {
+        if self.held() > self.limit / 2
+            || rate > NO_DICTIONARY
+            || self.rest_until.is_some_and(|until| now < until)
+        {
             return None;
         }
         let enough = match self.dictionary_bytes {
             0 => HISTORY_FIRST,
             bytes => HISTORY_FRESH.min(bytes).max(bytes / HISTORY_SHARE),
         };
-        let full = self.coming.len() == PROPOSED || self.coming.back().is_some_and(|coming| coming.bytes.is_none());
+        let full = self.coming.len() == PROPOSED
+            || self
+                .coming
+                .back()
+                .is_some_and(|coming| coming.bytes.is_none());
         if full || self.fresh + self.newest_bytes < enough {
             return None;
         }
-        let most = if rate > SMALL_DICTIONARY_ABOVE { SMALL_DICTIONARY } else { DICTIONARY };
-        let most = most.saturating_sub(self.newest_bytes).min(DICTIONARY - MOST_RAW);
+        let most = if rate > SMALL_DICTIONARY_ABOVE {
+            SMALL_DICTIONARY
+        } else {
+            DICTIONARY
+        };
+        let most = most
+            .saturating_sub(self.newest_bytes)
+            .min(DICTIONARY - MOST_RAW);
         // As much as a dictionary holds; numbers without a gap.
         let (mut bytes, mut first) = (0, self.next);
         for (number, older) in self.history.iter().rev() {
@@ -357,28 +437,57 @@ impl Shrinker {
         self.fresh = 0;
         self.dictionary_bytes = bytes + self.newest_bytes;
         self.rest_until = Some(now + REST.max(REST_PER_BYTE * self.dictionary_bytes as u32));
-        let proposal = Proposal { generation: self.generation, first, last: self.next };
-        let coming =
-            Coming { proposal, level: self.wanted, serial: self.serial, bytes: None, held_there: false, made: None };
+        let proposal = Proposal {
+            generation: self.generation,
+            first,
+            last: self.next,
+        };
+        let coming = Coming {
+            proposal,
+            level: self.wanted,
+            serial: self.serial,
+            bytes: None,
+            held_there: false,
+            made: None,
+        };
         self.coming.push_back(coming);
         Some(proposal)
     }
 
     /// A dictionary to be made: the last of its buffers is there.
     pub(crate) fn poll_work(&mut self) -> Option<Work> {
-        let Coming { proposal: Proposal { first, last, .. }, level, serial, bytes, .. } = self.coming.back_mut()?;
+        let Coming {
+            proposal: Proposal { first, last, .. },
+            level,
+            serial,
+            bytes,
+            ..
+        } = self.coming.back_mut()?;
         if bytes.is_some() || self.history.back().is_none_or(|(newest, _)| newest < last) {
             return None;
         }
-        let within = self.history.iter().filter(|(number, _)| (*first..=*last).contains(number));
+        let within = self
+            .history
+            .iter()
+            .filter(|(number, _)| (*first..=*last).contains(number));
         let parts: Vec<Arc<[u8]>> = within.map(|(_, bytes)| bytes.clone()).collect();
         *bytes = Some(parts.iter().map(|part| part.len()).sum());
-        Some(Work { make: Make::Shrink { serial: *serial, level: *level }, parts })
+        Some(Work {
+            make: Make::Shrink {
+                serial: *serial,
+                level: *level,
+            },
+            parts,
+        })
     }
 
     /// It is made.
     pub(crate) fn on_made(&mut self, serial: u64, dictionary: CDict<'static>) {
-        if let Some(coming) = self.coming.iter_mut().find(|coming| coming.serial == serial) {
+        if let Some(coming) = self
+            .coming
+            .iter_mut()
+            .find(|coming| coming.serial == serial)
+        {
             coming.made = Some(dictionary);
             self.adopt();
         }
@@ -386,7 +495,10 @@ impl Shrinker {
 
     /// The peer holds the dictionary, or cannot make it.
     pub(crate) fn on_answer(&mut self, generation: u8, holds: bool) {
-        let found = self.coming.iter().position(|coming| coming.proposal.generation == generation);
+        let found = self
+            .coming
+            .iter()
+            .position(|coming| coming.proposal.generation == generation);
         let Some(at) = found else { return };
         if holds {
             self.coming[at].held_there = true;
@@ -398,10 +510,27 @@ impl Shrinker {
 
     /// The newest that both sides have made is used from now on.
     fn adopt(&mut self) {
-        let found = self.coming.iter().rposition(|coming| coming.held_there && coming.made.is_some());
-        let Some(newest) = found.and_then(|at| self.coming.drain(..=at).next_back()) else { return };
-        let Coming { proposal, level, made: Some(made), .. } = newest else { return };
-        self.dictionary = Some(Dictionary { generation: proposal.generation, level, made });
+        let found = self
+            .coming
+            .iter()
+            .rposition(|coming| coming.held_there && coming.made.is_some());
+        let Some(newest) = found.and_then(|at| self.coming.drain(..=at).next_back()) else {
+            return;
+        };
+        let Coming {
+            proposal,
+            level,
+            made: Some(made),
+            ..
+        } = newest
+        else {
+            return;
+        };
+        self.dictionary = Some(Dictionary {
+            generation: proposal.generation,
+            level,
+            made,
+        });
         self.dictionaries += 1;
     }
 
@@ -409,27 +538,49 @@ impl Shrinker {
     pub(crate) fn held(&self) -> usize {
         let made = self.coming.iter().filter_map(|coming| coming.made.as_ref());
         let dictionaries = self.dictionary.iter().map(|held| &held.made).chain(made);
-        self.history_bytes + dictionaries.map(CDict::sizeof).sum::<usize>() + (self.context.sizeof() - self.bare)
+        self.history_bytes
+            + dictionaries.map(CDict::sizeof).sum::<usize>()
+            + (self.context.sizeof() - self.bare)
     }
 }
 
 /// What is known for the levels that are chosen from, for any level.
 fn between(known: &[f64; LEVELS.len()], level: i32) -> f64 {
-    let above = LEVELS.iter().position(|known| *known >= level).unwrap_or(LEVELS.len() - 1);
+    let above = LEVELS
+        .iter()
+        .position(|known| *known >= level)
+        .unwrap_or(LEVELS.len() - 1);
     let below = above.saturating_sub(1);
     let (from, to) = (f64::from(LEVELS[below]), f64::from(LEVELS[above]));
-    let share = if above == below { 1.0 } else { (f64::from(level) - from) / (to - from) };
+    let share = if above == below {
+        1.0
+    } else {
+        (f64::from(level) - from) / (to - from)
+    };
     known[below] + (known[above] - known[below]) * share
 }
 
-/// The level at which a byte gets through fastest, by its place among [`LEVELS`]; none: as it is. `ratio`: size after compression at the first level.
+/// The level at which a byte gets through fastest, by its place among [`LEVELS`]; none: as it is.
+/// `ratio`: size after compression at the first level.
 fn choose(costs: &[f64; LEVELS.len()], ratio: f64, rate: u64) -> Option<usize> {
-    let speed = |ratio: f64, cost: f64| (rate as f64 / ratio).min(1e9 / (OTHERWISE + CAUTION * cost));
+    let speed =
+        |ratio: f64, cost: f64| (rate as f64 / ratio).min(1e9 / (OTHERWISE + CAUTION * cost));
     let mut best = (speed(1.0, 0.0), None);
     // The finest takes two milliseconds for a large buffer, in which nothing else leaves.
-    let levels = if rate > FINEST_BELOW { LEVELS.len() - 1 } else { LEVELS.len() };
+    let levels = if rate > FINEST_BELOW {
+        LEVELS.len() - 1
+    } else {
+        LEVELS.len()
+    };
     for level in 0..levels {
-        let speed = speed(if ratio < 1.0 { ratio * FINER[level] } else { ratio }, costs[level]);
+        let speed = speed(
+            if ratio < 1.0 {
+                ratio * FINER[level]
+            } else {
+                ratio
+            },
+            costs[level],
+        );
         // A hundredth faster is not worth the CPU.
         if speed > best.0 * 1.01 {
             best = (speed, Some(level));
@@ -443,7 +594,9 @@ pub(super) fn sample() -> Vec<u8> {
     let mut state = 1_u64;
     let mut text = Vec::with_capacity(33 << 10);
     while text.len() < 32 << 10 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let word = state >> 40;
         // Small numbers are frequent.
         text.extend_from_slice(format!("{:x} ", (word * word) >> 36).as_bytes());
@@ -468,7 +621,11 @@ mod tests {
         let at = |mbit: u64, ratio| choose(&costs, ratio, mbit * 125_000);
         assert_eq!(at(2, 0.3), Some(3));
         assert_eq!(at(20, 0.3), Some(2));
-        assert!(at(1_000, 0.3).is_some_and(|level| level < 2), "{:?}", at(1_000, 0.3));
+        assert!(
+            at(1_000, 0.3).is_some_and(|level| level < 2),
+            "{:?}",
+            at(1_000, 0.3)
+        );
         assert_eq!(at(10_000, 0.3), None);
         assert_eq!(at(2, 1.1), None, "what does not shrink");
     }

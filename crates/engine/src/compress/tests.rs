@@ -15,22 +15,40 @@ struct Sender {
 
 impl Sender {
     fn new(how: Compression) -> Sender {
-        Sender { shrinker: Shrinker::new(how), records: HashMap::new(), squeezed: Squeezed::default() }
+        Sender {
+            shrinker: Shrinker::new(how),
+            records: HashMap::new(),
+            squeezed: Squeezed::default(),
+        }
     }
 
     fn shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
         self.shrink_as(buffer, flow, Class::Normal.into(), rate);
     }
 
-    fn shrink_as(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, treatment: Treatment, rate: u64) {
+    fn shrink_as(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        flow: Option<FlowId>,
+        treatment: Treatment,
+        rate: u64,
+    ) {
         let own = self.shrinker.how(&treatment, true);
-        let how = if flow.is_some() { own } else { self.shrinker.how_together(own.keeps_apart()) };
+        let how = if flow.is_some() {
+            own
+        } else {
+            self.shrinker.how_together(own.keeps_apart())
+        };
         let record = self.records.entry(flow).or_default();
-        self.squeezed += self.shrinker.shrink(buffer, (how, flow.is_some()), record, rate);
+        self.squeezed += self
+            .shrinker
+            .shrink(buffer, (how, flow.is_some()), record, rate);
     }
 
     fn work(&mut self) {
-        if let Some(Made::Shrink { serial, dictionary }) = self.shrinker.poll_work().map(|work| work.run().0) {
+        if let Some(Made::Shrink { serial, dictionary }) =
+            self.shrinker.poll_work().map(|work| work.run().0)
+        {
             self.shrinker.on_made(serial, dictionary);
         }
     }
@@ -40,7 +58,9 @@ impl Sender {
 fn poll_ready(expander: &mut Expander) -> Option<(u8, bool)> {
     match expander.poll_ready()? {
         Ok(work) => match work.run().0 {
-            Made::Expand { serial, dictionary } => Some((expander.on_made(serial, dictionary)?, true)),
+            Made::Expand { serial, dictionary } => {
+                Some((expander.on_made(serial, dictionary)?, true))
+            }
             Made::Shrink { .. } => unreachable!("an expander makes dictionaries to expand with"),
         },
         Err(generation) => Some((generation, false)),
@@ -78,7 +98,10 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|_| dice.u8(..)).collect()
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests need some instant to begin with")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests need some instant to begin with"
+)]
 fn start() -> Instant {
     Instant::now()
 }
@@ -93,7 +116,11 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
         let mut sent = raw.clone();
         shrinker.shrink(&mut sent, Some(FlowId(flow)), SLOW);
         if size > 500 {
-            assert!(sent.len() < raw.len() / 2, "{size} bytes became {}", sent.len());
+            assert!(
+                sent.len() < raw.len() / 2,
+                "{size} bytes became {}",
+                sent.len()
+            );
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
     }
@@ -107,14 +134,18 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
     }
     let worked = shrinker.squeezed.cpu_ns - before;
     let all = (f64::from(tried) * 16_000.0 * Compression::default().costs[0]) as u64;
-    assert!(worked < all / 5, "most of what does not shrink is not even tried: {worked} of {all}");
+    assert!(
+        worked < all / 5,
+        "most of what does not shrink is not even tried: {worked} of {all}"
+    );
     // Very small ones never are.
     let mut small = buffer(b"hello");
     shrinker.shrink(&mut small, Some(FlowId(1)), SLOW);
     assert_eq!(small, buffer(b"hello"));
 }
 
-/// Proposals and answers cross like any message: here at once. What is proposed counts the next buffer in.
+/// Proposals and answers cross like any message: here at once. What is proposed counts the next
+/// buffer in.
 fn agree(shrinker: &mut Sender, expander: &mut Expander, rate: u64, now: Instant) {
     shrinker.work();
     while let Some((generation, holds)) = poll_ready(expander) {
@@ -143,18 +174,37 @@ fn small_buffers_gain_by_the_dictionary() {
     };
     sizes.extend((0..200).map(|number| cross(&mut shrinker, &mut expander, number)));
     let (first, last) = (sizes[0], sizes[199]);
-    assert!(last < first * 3 / 4 && last < 1_000 / 4, "{first} bytes at first, {last} with a dictionary");
-    assert!(shrinker.shrinker.dictionaries >= 2, "{:?}", shrinker.squeezed);
+    assert!(
+        last < first * 3 / 4 && last < 1_000 / 4,
+        "{first} bytes at first, {last} with a dictionary"
+    );
+    assert!(
+        shrinker.shrinker.dictionaries >= 2,
+        "{:?}",
+        shrinker.squeezed
+    );
     assert!(shrinker.shrinker.held() < 32 << 20 && expander.held() < 16 << 20);
     // At rest little is held, and afterwards it goes on without and with a dictionary.
     shrinker.shrinker.rest();
     expander.rest();
-    assert!(shrinker.shrinker.held() < 1 << 20, "{}", shrinker.shrinker.held());
-    assert!(expander.held() > 0, "what is under way may refer to the last dictionaries");
+    assert!(
+        shrinker.shrinker.held() < 1 << 20,
+        "{}",
+        shrinker.shrinker.held()
+    );
+    assert!(
+        expander.held() > 0,
+        "what is under way may refer to the last dictionaries"
+    );
     expander.forget();
     assert_eq!(expander.held(), 0);
     sizes.extend((200..400).map(|number| cross(&mut shrinker, &mut expander, number)));
-    assert!(sizes[200] > last && sizes[399] < first * 3 / 4, "{} {}", sizes[200], sizes[399]);
+    assert!(
+        sizes[200] > last && sizes[399] < first * 3 / 4,
+        "{} {}",
+        sizes[200],
+        sizes[399]
+    );
 }
 
 /// Whatever order buffers arrive in, and however late answers are, each is read.
@@ -167,7 +217,11 @@ fn any_order_can_be_read() {
         let mut under_way: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let (mut proposals, mut answers) = (Vec::new(), Vec::new());
         for number in 0..400 {
-            let content = if dice.u8(0..6) == 0 { noise(number, 2_000) } else { text(number, dice.usize(100..6_000)) };
+            let content = if dice.u8(0..6) == 0 {
+                noise(number, 2_000)
+            } else {
+                text(number, dice.usize(100..6_000))
+            };
             let raw = buffer(&content);
             let mut sent = raw.clone();
             proposals.extend(shrinker.shrinker.propose(SLOW, now));
@@ -179,7 +233,11 @@ fn any_order_can_be_read() {
             // Repairs come much later.
             while under_way.len() > 30 || !under_way.is_empty() && dice.bool() {
                 let (sent, raw) = under_way.swap_remove(dice.usize(0..under_way.len()));
-                let came = if sent[0] == COMPRESSED { expander.expand(&sent).unwrap() } else { sent };
+                let came = if sent[0] == COMPRESSED {
+                    expander.expand(&sent).unwrap()
+                } else {
+                    sent
+                };
                 assert_eq!(came, raw, "seed {seed}");
                 if dice.u8(0..4) == 0 {
                     for proposal in proposals.drain(..) {
@@ -201,7 +259,8 @@ fn any_order_can_be_read() {
     }
 }
 
-/// Sizes that lie, frames that are bent, dictionaries that nobody made: refused, and nothing is held for them.
+/// Sizes that lie, frames that are bent, dictionaries that nobody made: refused, and nothing is
+/// held for them.
 #[test]
 fn what_is_bent_is_refused() {
     let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
@@ -228,20 +287,34 @@ fn what_is_bent_is_refused() {
     assert!(expander.expand(&bomb).is_err());
     let mut foreign = good.clone();
     foreign[1] = 77;
-    assert!(expander.expand(&foreign).is_err(), "a dictionary that was never made");
+    assert!(
+        expander.expand(&foreign).is_err(),
+        "a dictionary that was never made"
+    );
     assert_eq!(expander.expand(&good).unwrap(), raw);
     for (first, last) in [(0, 5), (5, 4), (1, u32::MAX)] {
-        assert!(!expander.on_proposal(Proposal { generation: 1, first, last }));
+        assert!(!expander.on_proposal(Proposal {
+            generation: 1,
+            first,
+            last
+        }));
     }
 }
 
 #[test]
 fn isolated_buffers_know_nothing_of_each_other() {
-    let how = Compression { isolated: true, ..Compression::default() };
+    let how = Compression {
+        isolated: true,
+        ..Compression::default()
+    };
     let mut shrinker = Sender::new(how);
     let mut mixed = buffer(&text(1, 1_000));
     shrinker.shrink(&mut mixed, None, SLOW);
-    assert_eq!(mixed, buffer(&text(1, 1_000)), "several flows in one buffer");
+    assert_eq!(
+        mixed,
+        buffer(&text(1, 1_000)),
+        "several flows in one buffer"
+    );
     let mut sizes = Vec::new();
     for number in 0..100 {
         let mut sent = buffer(&text(7, 1_000));
@@ -249,7 +322,10 @@ fn isolated_buffers_know_nothing_of_each_other() {
         sizes.push(sent.len());
         assert_eq!(shrinker.shrinker.propose(SLOW, start()), None);
     }
-    assert!(sizes.iter().all(|size| *size == sizes[0]), "the same content has the same size, whatever went before");
+    assert!(
+        sizes.iter().all(|size| *size == sizes[0]),
+        "the same content has the same size, whatever went before"
+    );
 }
 
 #[test]
@@ -258,7 +334,11 @@ fn memory_is_bounded_whatever_the_peer_sends() {
     // Nothing below the first number comes for long.
     let mut first = buffer(&text(0, 30_000));
     shrinker.shrink(&mut first, Some(FlowId(1)), SLOW);
-    assert!(expander.on_proposal(Proposal { generation: 1, first: 1, last: 3 }));
+    assert!(expander.on_proposal(Proposal {
+        generation: 1,
+        first: 1,
+        last: 3
+    }));
     for number in 1..2_000 {
         let mut sent = buffer(&text(number, 30_000));
         shrinker.shrink(&mut sent, Some(FlowId(1)), SLOW);
@@ -268,7 +348,11 @@ fn memory_is_bounded_whatever_the_peer_sends() {
     assert_eq!(poll_ready(&mut expander), None);
     // Those in its range are here again, but not those before.
     expander.expand(&first).unwrap();
-    assert_eq!(poll_ready(&mut expander), Some((1, true)), "what was waited for was kept");
+    assert_eq!(
+        poll_ready(&mut expander),
+        Some((1, true)),
+        "what was waited for was kept"
+    );
 }
 
 #[test]
@@ -283,7 +367,11 @@ fn bytes_of_any_kind_do_not_panic() {
 /// Proposals overtake each other: one that comes late does not push out what has been made since.
 #[test]
 fn a_late_proposal_replaces_nothing_newer() {
-    let (mut sender, mut expander, mut now) = (Sender::new(Compression::default()), Expander::new(), start());
+    let (mut sender, mut expander, mut now) = (
+        Sender::new(Compression::default()),
+        Expander::new(),
+        start(),
+    );
     let mut late = None;
     let cross = |sender: &mut Sender, expander: &mut Expander| {
         let raw = buffer(&text(1, 3_000));
@@ -318,10 +406,15 @@ fn a_late_proposal_replaces_nothing_newer() {
             sender.shrinker.on_answer(generation, true);
         }
     }
-    assert_eq!(cross(&mut sender, &mut expander), 3, "the dictionary that is in use");
+    assert_eq!(
+        cross(&mut sender, &mut expander),
+        3,
+        "the dictionary that is in use"
+    );
 }
 
-/// A buffer that is repaired for ever so long may still refer to an old dictionary: no new one is made until it has come.
+/// A buffer that is repaired for ever so long may still refer to an old dictionary: no new one is
+/// made until it has come.
 #[test]
 fn a_late_buffer_finds_its_dictionary() {
     let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
@@ -348,37 +441,62 @@ fn a_late_buffer_finds_its_dictionary() {
         agree(&mut shrinker, &mut expander, 10_000_000, now);
         now += Duration::from_millis(20);
     }
-    assert!(shrinker.shrinker.dictionaries > made + PROPOSED as u64, "and then it goes on");
+    assert!(
+        shrinker.shrinker.dictionaries > made + PROPOSED as u64,
+        "and then it goes on"
+    );
 }
 
-/// What a rule says of its flows goes before what is set for the peer, and what is set for the peer before what the far side's rule says.
+/// What a rule says of its flows goes before what is set for the peer, and what is set for the peer
+/// before what the far side's rule says.
 #[test]
 fn rules_go_before_the_peer() {
     let lines = text(3, 8_000);
-    let asked = |compress, isolated| Treatment { compress, isolated, ..Class::Normal.into() };
+    let asked = |compress, isolated| Treatment {
+        compress,
+        isolated,
+        ..Class::Normal.into()
+    };
     let size = |own: Compress, treatment: Treatment| {
-        let mut sender = Sender::new(Compression { compress: own, ..Compression::default() });
+        let mut sender = Sender::new(Compression {
+            compress: own,
+            ..Compression::default()
+        });
         let mut sent = buffer(&lines);
         sender.shrink_as(&mut sent, Some(FlowId(1)), treatment, SLOW);
-        let why = AsItIs::ALL.into_iter().find(|why| sender.squeezed.raw[*why as usize] > 0);
+        let why = AsItIs::ALL
+            .into_iter()
+            .find(|why| sender.squeezed.raw[*why as usize] > 0);
         assert_eq!(why.is_some(), sent.len() == lines.len() + message::ROUTING);
         (sent.len(), why)
     };
     let level = |level| Some(Compress::Level(level));
-    assert_eq!(size(Compress::Auto, asked(Some(Compress::Off), false)).1, Some(AsItIs::Off));
+    assert_eq!(
+        size(Compress::Auto, asked(Some(Compress::Off), false)).1,
+        Some(AsItIs::Off)
+    );
     assert_eq!(size(Compress::Off, asked(None, false)).1, Some(AsItIs::Off));
     assert_eq!(size(Compress::Off, asked(level(3), false)).1, None);
     let [one, six] = [1, 6].map(|number| size(Compress::Auto, asked(level(number), false)).0);
     assert!(six < one, "{six} bytes at level 6, {one} at level 1");
     assert_eq!(size(Compress::Level(6), asked(None, false)).0, six);
-    let off = Shrinker::new(Compression { compress: Compress::Off, ..Compression::default() });
-    assert_eq!(off.how(&asked(level(6), false), false).compress, Compress::Off, "it is the far side's rule");
+    let off = Shrinker::new(Compression {
+        compress: Compress::Off,
+        ..Compression::default()
+    });
+    assert_eq!(
+        off.how(&asked(level(6), false), false).compress,
+        Compress::Off,
+        "it is the far side's rule"
+    );
 
     // Beside another flow's messages, what keeps apart leaves the buffer as it is.
     let mut sender = Sender::new(Compression::default());
-    for (treatment, stays) in
-        [(asked(None, false), false), (asked(None, true), true), (asked(Some(Compress::Off), false), true)]
-    {
+    for (treatment, stays) in [
+        (asked(None, false), false),
+        (asked(None, true), true),
+        (asked(Some(Compress::Off), false), true),
+    ] {
         let mut sent = buffer(&lines);
         sender.shrink_as(&mut sent, None, treatment, SLOW);
         assert_eq!(sent[0] != COMPRESSED, stays, "{treatment:?}");
@@ -386,7 +504,11 @@ fn rules_go_before_the_peer() {
     assert_eq!(sender.squeezed.raw[AsItIs::Apart as usize], 2);
 
     // One flow's rule isolates it: others have a dictionary, and it none.
-    let (mut sender, mut expander, mut now) = (Sender::new(Compression::default()), Expander::new(), start());
+    let (mut sender, mut expander, mut now) = (
+        Sender::new(Compression::default()),
+        Expander::new(),
+        start(),
+    );
     for number in 0..100 {
         let mut sent = buffer(&text(number, 2_000));
         sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
@@ -397,14 +519,21 @@ fn rules_go_before_the_peer() {
     for (isolated, generation) in [(false, true), (true, false)] {
         let mut sent = buffer(&text(7, 2_000));
         sender.shrink_as(&mut sent, Some(FlowId(2)), asked(None, isolated), SLOW);
-        assert_eq!((sent[0], sent[1] != 0, sent[8..12] != [0; 4]), (COMPRESSED, generation, generation));
+        assert_eq!(
+            (sent[0], sent[1] != 0, sent[8..12] != [0; 4]),
+            (COMPRESSED, generation, generation)
+        );
     }
 }
 
 /// A new session begins while a dictionary of the old one is still being made.
 #[test]
 fn what_is_made_too_late_is_nobodys() {
-    let (mut sender, mut expander, now) = (Sender::new(Compression::default()), Expander::new(), start());
+    let (mut sender, mut expander, now) = (
+        Sender::new(Compression::default()),
+        Expander::new(),
+        start(),
+    );
     for turn in 0..2 {
         let mut proposals = Vec::new();
         for number in 0..10 {
@@ -414,16 +543,27 @@ fn what_is_made_too_late_is_nobodys() {
             expander.expand(&sent).unwrap();
         }
         assert_eq!(proposals.len(), 1);
-        let here = sender.shrinker.poll_work().expect("it is made here too").run();
+        let here = sender
+            .shrinker
+            .poll_work()
+            .expect("it is made here too")
+            .run();
         assert!(expander.on_proposal(proposals[0]));
-        let Some(Ok(there)) = expander.poll_ready() else { panic!("all of it has come") };
+        let Some(Ok(there)) = expander.poll_ready() else {
+            panic!("all of it has come")
+        };
         assert!(expander.poll_ready().is_none(), "it is being made");
         if turn == 0 {
             sender.shrinker.begin_anew();
             expander.begin_anew();
         }
-        let (Made::Shrink { serial, dictionary }, Made::Expand { serial: other, dictionary: made }) =
-            (here.0, there.run().0)
+        let (
+            Made::Shrink { serial, dictionary },
+            Made::Expand {
+                serial: other,
+                dictionary: made,
+            },
+        ) = (here.0, there.run().0)
         else {
             panic!("each makes its own")
         };
@@ -434,7 +574,8 @@ fn what_is_made_too_late_is_nobodys() {
     }
 }
 
-/// A buffer of nothing cost nothing in the accounts, and an entry in memory: there are no such buffers any more, and what is kept is charged for its place.
+/// A buffer of nothing cost nothing in the accounts, and an entry in memory: there are no such
+/// buffers any more, and what is kept is charged for its place.
 #[test]
 fn empty_buffers_are_no_history() {
     let mut expander = Expander::new();
@@ -450,9 +591,16 @@ fn empty_buffers_are_no_history() {
         payload[12..16].copy_from_slice(&(raw.len() as u32).to_be_bytes());
         payload
     };
-    assert!(expander.expand(&numbered(&[], 0)).is_ok(), "without a number it is kept nowhere");
+    assert!(
+        expander.expand(&numbered(&[], 0)).is_ok(),
+        "without a number it is kept nowhere"
+    );
     for raw in [&[][..], &[7; 95]] {
-        assert!(expander.expand(&numbered(raw, 1)).is_err(), "{} bytes", raw.len());
+        assert!(
+            expander.expand(&numbered(raw, 1)).is_err(),
+            "{} bytes",
+            raw.len()
+        );
     }
     let held = expander.held();
     // Numbers with gaps, so that none is ever done with.
@@ -460,5 +608,9 @@ fn empty_buffers_are_no_history() {
         assert!(expander.expand(&numbered(&[7; 96], 1 + 2 * number)).is_ok());
     }
     let most = crate::config::MOST_HISTORY + (4 << 20);
-    assert!(expander.held() - held > 6 << 20 && expander.held() < most, "{} held", expander.held());
+    assert!(
+        expander.held() - held > 6 << 20 && expander.held() < most,
+        "{} held",
+        expander.held()
+    );
 }

@@ -1,5 +1,6 @@
-//! Dictionaries are made beside the data path: to prepare one of some megabytes takes up to thirty milliseconds, which no buffer shall wait for. Whoever
-//! owns the peer runs the work on another thread, or at once where time does not count, and gives the result back.
+//! Dictionaries are made beside the data path: to prepare one of some megabytes takes up to thirty
+//! milliseconds, which no buffer shall wait for. Whoever owns the peer runs the work on another
+//! thread, or at once where time does not count, and gives the result back.
 
 use std::{fmt, sync::Arc};
 
@@ -23,8 +24,14 @@ pub(super) enum Make {
 pub struct Worked(pub(crate) Made);
 
 pub(crate) enum Made {
-    Shrink { serial: u64, dictionary: CDict<'static> },
-    Expand { serial: u64, dictionary: DDict<'static> },
+    Shrink {
+        serial: u64,
+        dictionary: CDict<'static>,
+    },
+    Expand {
+        serial: u64,
+        dictionary: DDict<'static>,
+    },
 }
 
 impl Work {
@@ -37,15 +44,23 @@ impl Work {
     pub fn run(self) -> Worked {
         let bytes = self.parts.concat();
         Worked(match self.make {
-            Make::Shrink { serial, level } => Made::Shrink { serial, dictionary: CDict::create(&bytes, level) },
-            Make::Expand { serial } => Made::Expand { serial, dictionary: DDict::create(&bytes) },
+            Make::Shrink { serial, level } => Made::Shrink {
+                serial,
+                dictionary: CDict::create(&bytes, level),
+            },
+            Make::Expand { serial } => Made::Expand {
+                serial,
+                dictionary: DDict::create(&bytes),
+            },
         })
     }
 }
 
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Work").field("make", &self.make).finish_non_exhaustive()
+        f.debug_struct("Work")
+            .field("make", &self.make)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The flows of datagrams of a peer: opening, sending, receiving, ending.
 //!
-//! Beside the streams they share the numbers, the schedule and the control messages. A datagram is opaque here: what it is on a wire is the
-//! business of whoever gives it. What arrived waits in one piece of memory until it is taken, which is after each input.
+//! Beside the streams they share the numbers, the schedule and the control messages. A datagram is
+//! opaque here: what it is on a wire is the business of whoever gives it. What arrived waits in one
+//! piece of memory until it is taken, which is after each input.
 
 use std::{
     cmp::Reverse,
@@ -20,8 +21,8 @@ use super::{
 use crate::{
     Event, FlowId, FlowInfo, PacketKey, SendError, Squeezed, Status, Treatment,
     config::{
-        CROSSING, DATAGRAM_COST, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MAX_REFUSALS, MOST_HOLDING,
-        REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES,
+        CROSSING, DATAGRAM_COST, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MAX_REFUSALS,
+        MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES,
     },
     flow::{Delivery, Exchange, Place},
     message::{self, Form, Function, Header},
@@ -44,7 +45,8 @@ pub(crate) struct Exchanges {
     by_number: ByNumber,
     /// Keys come from whoever sends here: the usual hash, which nobody outside can aim at.
     by_key: HashMap<PacketKey, FlowId>,
-    /// When to look whether a flow is over: one entry for each, at the earliest time at which it may be.
+    /// When to look whether a flow is over: one entry for each, at the earliest time at which it
+    /// may be.
     ends: BinaryHeap<Reverse<(Instant, FlowId)>>,
     /// The flow that was looked for last: the next datagram is often one of it.
     last: Option<(PacketKey, FlowId)>,
@@ -53,29 +55,34 @@ pub(crate) struct Exchanges {
     held: usize,
     holding_bytes: usize,
     gathering: Gathering,
-    /// Datagrams that wait for those before them, and until when: with the patience of most flows, and of those in order. So the first one's time comes first.
-    /// Some have gone meanwhile.
+    /// Datagrams that wait for those before them, and until when: with the patience of most flows,
+    /// and of those in order. So the first one's time comes first. Some have gone meanwhile.
     holding: [VecDeque<(Instant, FlowId, u32)>; 2],
     arrived: Vec<u8>,
     arrivals: Vec<Arrival>,
     spare: Vec<Vec<u8>>,
 }
 
-/// Small datagrams of a fast sender wait for one another for at most [`GATHER`], so that several share the headers of one.
+/// Small datagrams of a fast sender wait for one another for at most [`GATHER`], so that several
+/// share the headers of one.
 #[derive(Debug, Default)]
 struct Gathering {
     flows: Vec<FlowId>,
     bytes: usize,
     until: Option<Instant>,
-    /// Bytes of small datagrams of late: what they are, less what [`GATHER_MEMORY`] has forgotten of them.
+    /// Bytes of small datagrams of late: what they are, less what [`GATHER_MEMORY`] has forgotten
+    /// of them.
     recent: f64,
     at: Option<Instant>,
 }
 
 impl Gathering {
-    /// Whether a datagram is worth waiting with: so many come that half a segment is full within the time that it may wait.
+    /// Whether a datagram is worth waiting with: so many come that half a segment is full within
+    /// the time that it may wait.
     fn is_worth(&mut self, bytes: usize, segment: usize, now: Instant) -> bool {
-        let passed = self.at.map_or(GATHER_MEMORY, |at| now.saturating_duration_since(at).min(GATHER_MEMORY));
+        let passed = self.at.map_or(GATHER_MEMORY, |at| {
+            now.saturating_duration_since(at).min(GATHER_MEMORY)
+        });
         self.at = Some(now);
         self.recent *= 1.0 - passed.as_secs_f64() / GATHER_MEMORY.as_secs_f64();
         self.recent += bytes as f64;
@@ -135,7 +142,10 @@ impl Exchanges {
         if let Some((_, flow)) = self.last.filter(|(last, _)| last == key) {
             return Some(flow);
         }
-        self.by_key.get(key).or_else(|| self.by_key.get(&key.turned())).copied()
+        self.by_key
+            .get(key)
+            .or_else(|| self.by_key.get(&key.turned()))
+            .copied()
     }
 
     /// Takes a flow out of everything but the schedule.
@@ -179,32 +189,63 @@ impl Exchanges {
             datagrams_in: state.received.datagrams,
             datagrams_out: state.sent.datagrams,
             wait: state.wait,
-            squeezed: state.record.as_ref().map_or_else(Squeezed::default, |record| record.squeezed),
+            squeezed: state
+                .record
+                .as_ref()
+                .map_or_else(Squeezed::default, |record| record.squeezed),
             since: state.since,
             moved: state.moved,
         })
     }
 
     pub(crate) fn check_invariants(&self) {
-        let waiting: usize = self.by_number.values().map(|state| state.waiting_bytes).sum();
+        let waiting: usize = self
+            .by_number
+            .values()
+            .map(|state| state.waiting_bytes)
+            .sum();
         assert_eq!(waiting, self.waiting_bytes);
         assert!(self.waiting_bytes <= WAITING_BYTES);
-        assert_eq!(self.held, self.by_number.values().map(|state| state.cost()).sum::<usize>());
-        assert_eq!(self.holding_bytes, self.by_number.values().map(|state| state.order.held()).sum::<usize>());
+        assert_eq!(
+            self.held,
+            self.by_number
+                .values()
+                .map(|state| state.cost())
+                .sum::<usize>()
+        );
+        assert_eq!(
+            self.holding_bytes,
+            self.by_number
+                .values()
+                .map(|state| state.order.held())
+                .sum::<usize>()
+        );
         // The last one may lie in a buffer that was used before.
         assert!(self.holding_bytes <= HOLDING_BYTES + 4_096);
-        assert!(self.holding.iter().all(|holding| holding.len() <= MOST_HOLDING));
+        assert!(
+            self.holding
+                .iter()
+                .all(|holding| holding.len() <= MOST_HOLDING)
+        );
         for (flow, state) in &self.by_number {
             state.check_invariants();
-            assert_eq!(self.by_key.get(&state.key), Some(flow), "a key leads to its flow");
+            assert_eq!(
+                self.by_key.get(&state.key),
+                Some(flow),
+                "a key leads to its flow"
+            );
         }
         assert_eq!(self.by_key.len(), self.by_number.len());
-        assert!(self.ends.len() >= self.by_number.len(), "every flow is looked at some time");
+        assert!(
+            self.ends.len() >= self.by_number.len(),
+            "every flow is looked at some time"
+        );
     }
 }
 
 impl Driver {
-    // --- out --------------------------------------------------------------------------------------------------------------
+    // --- out
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn send_datagram(
         &mut self,
@@ -229,10 +270,14 @@ impl Driver {
             }
         };
         let exchanges = &mut self.exchanges;
-        let state = exchanges.by_number.get_mut(&flow).expect("it was found or made just now");
+        let state = exchanges
+            .by_number
+            .get_mut(&flow)
+            .expect("it was found or made just now");
         let copy = copied(&mut exchanges.spare, bytes);
         let cost = DATAGRAM_COST + copy.capacity();
-        let full = state.waiting_bytes + cost > WAITING_FLOW_BYTES || exchanges.waiting_bytes + cost > WAITING_BYTES;
+        let full = state.waiting_bytes + cost > WAITING_FLOW_BYTES
+            || exchanges.waiting_bytes + cost > WAITING_BYTES;
         if full {
             recycle(&mut exchanges.spare, Some(copy));
             self.counters.datagrams_full += 1;
@@ -258,9 +303,14 @@ impl Driver {
         Ok(opened)
     }
 
-    /// The flow, if it may be used. One that the far side refused some time ago is tried again, under another number.
+    /// The flow, if it may be used. One that the far side refused some time ago is tried again,
+    /// under another number.
     fn unless_refused(&mut self, flow: FlowId, now: Instant) -> Result<Option<FlowId>, SendError> {
-        let until = self.exchanges.by_number.get(&flow).and_then(|state| state.refused_until);
+        let until = self
+            .exchanges
+            .by_number
+            .get(&flow)
+            .and_then(|state| state.refused_until);
         match until {
             Some(until) if now < until => Err(SendError::Refused),
             Some(_) => {
@@ -273,16 +323,29 @@ impl Driver {
 
     /// Lets gathered datagrams take their turns when it is time.
     pub(super) fn end_gathering_datagrams(&mut self, now: Instant) {
-        if self.exchanges.gathering.until.is_some_and(|until| until <= now) {
+        if self
+            .exchanges
+            .gathering
+            .until
+            .is_some_and(|until| until <= now)
+        {
             self.let_go_gathered();
         }
     }
 
     fn let_go_gathered(&mut self) {
-        (self.exchanges.gathering.bytes, self.exchanges.gathering.until) = (0, None);
+        (
+            self.exchanges.gathering.bytes,
+            self.exchanges.gathering.until,
+        ) = (0, None);
         let mut flows = std::mem::take(&mut self.exchanges.gathering.flows);
         for flow in flows.drain(..) {
-            if let Some(state) = self.exchanges.by_number.get(&flow).filter(|state| !state.waiting.is_empty()) {
+            if let Some(state) = self
+                .exchanges
+                .by_number
+                .get(&flow)
+                .filter(|state| !state.waiting.is_empty())
+            {
                 self.schedule.wake(state.slot);
             }
         }
@@ -304,7 +367,9 @@ impl Driver {
             return Err(SendError::TooManyFlows);
         }
         let (flows, exchanges) = (&self.flows, &self.exchanges);
-        let flow = self.giver.give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
+        let flow = self
+            .giver
+            .give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
         self.counters.opened_here += 1;
         self.insert_exchange(flow, *key, treatment, true, now);
         Ok(flow)
@@ -324,20 +389,32 @@ impl Driver {
         self.exchanges.held += state.cost();
         self.exchanges.by_number.insert(flow, Box::new(state));
         self.exchanges.by_key.insert(key, flow);
-        self.exchanges.ends.push(Reverse((now + self.limits.one_way, flow)));
+        self.exchanges
+            .ends
+            .push(Reverse((now + self.limits.one_way, flow)));
         if self.exchanges.ends.len() > 2 * self.exchanges.len() + ENDS_SLACK {
             // Most of them have ended by other ways: the list stays as short as the flows are few.
-            let Exchanges { by_number, ends, .. } = &mut self.exchanges;
+            let Exchanges {
+                by_number, ends, ..
+            } = &mut self.exchanges;
             self.counters.walked += ends.len() as u64;
             ends.retain(|Reverse((_, flow))| by_number.contains_key(flow));
         }
     }
 
-    /// Packs the oldest datagram of the flow whose turn it is that is still of use. Returns whether there may be room for another.
+    /// Packs the oldest datagram of the flow whose turn it is that is still of use. Returns whether
+    /// there may be room for another.
     pub(super) fn pack_datagram(&mut self, turn: Turn, page: &mut Page<'_>, now: Instant) -> bool {
         let exchanges = &mut self.exchanges;
-        let state = exchanges.by_number.get_mut(&turn.flow).expect("the schedule has living flows only");
-        let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
+        let state = exchanges
+            .by_number
+            .get_mut(&turn.flow)
+            .expect("the schedule has living flows only");
+        let header_length = if state.answered {
+            message::SHORT
+        } else {
+            message::full_length(&state.key)
+        };
         loop {
             let Some(first) = state.waiting.front() else {
                 self.schedule.sleep(turn.slot);
@@ -353,7 +430,11 @@ impl Driver {
                 recycle(&mut exchanges.spare, stale);
                 continue;
             }
-            if !page.has_room(turn.flow, state.delivery.is_urgent(), header_length + length) {
+            if !page.has_room(
+                turn.flow,
+                state.delivery.is_urgent(),
+                header_length + length,
+            ) {
                 return false;
             }
             state.note_wait(now);
@@ -366,11 +447,24 @@ impl Driver {
                 flow: turn.flow,
                 sequence: state.sent.datagrams,
                 length: length as u32,
-                form: if state.answered { Form::Short } else { Form::Packets(state.key, state.asked) },
+                form: if state.answered {
+                    Form::Short
+                } else {
+                    Form::Packets(state.key, state.asked)
+                },
             };
             let apart = self.shrinker.how(&state.asked, state.ours).keeps_apart();
             let (urgent, class) = (state.delivery.is_urgent(), state.class());
-            page.add_with(&header, &bytes, Whose { flow: turn.flow, urgent, class, apart });
+            page.add_with(
+                &header,
+                &bytes,
+                Whose {
+                    flow: turn.flow,
+                    urgent,
+                    class,
+                    apart,
+                },
+            );
             state.sent.add(length);
             recycle(&mut exchanges.spare, Some(bytes));
             self.counters.datagrams_out += 1;
@@ -383,14 +477,23 @@ impl Driver {
         }
     }
 
-    // --- in ---------------------------------------------------------------------------------------------------------------
+    // --- in
+    // ---------------------------------------------------------------------------------------------
 
     /// A datagram of the far side.
-    pub(super) fn on_datagram(&mut self, header: &Header, delivery: Delivery, bytes: &[u8], now: Instant) {
+    pub(super) fn on_datagram(
+        &mut self,
+        header: &Header,
+        delivery: Delivery,
+        bytes: &[u8],
+        now: Instant,
+    ) {
         let flow = header.flow;
         if !self.exchanges.contains(flow) {
             if let Some(own) = self.crossed_by(header, now) {
-                let Exchanges { arrived, arrivals, .. } = &mut self.exchanges;
+                let Exchanges {
+                    arrived, arrivals, ..
+                } = &mut self.exchanges;
                 arrive(arrived, arrivals, own, bytes);
                 self.counters.datagrams_in += 1;
                 return;
@@ -401,7 +504,10 @@ impl Driver {
         }
         let is_short = self.held() > self.budget;
         let exchanges = &mut self.exchanges;
-        let state = exchanges.by_number.get_mut(&flow).expect("it is here, or was opened just now");
+        let state = exchanges
+            .by_number
+            .get_mut(&flow)
+            .expect("it is here, or was opened just now");
         if matches!(header.form, Form::Packets(key, _) if key != state.key || state.ours) {
             self.counters.breaches += 1;
             return;
@@ -412,7 +518,16 @@ impl Driver {
         let room = exchanges.holding[in_order].len() < MOST_HOLDING
             && exchanges.holding_bytes + bytes.len() + DATAGRAM_COST <= HOLDING_BYTES;
         let waits = state.delivery.keeps_order() && room;
-        let Exchanges { by_number, holding, holding_bytes, held, arrived, arrivals, spare, .. } = exchanges;
+        let Exchanges {
+            by_number,
+            holding,
+            holding_bytes,
+            held,
+            arrived,
+            arrivals,
+            spare,
+            ..
+        } = exchanges;
         let state = by_number.get_mut(&flow).expect("as before");
         let (cost, waiting) = (state.cost(), state.order.held());
         state.order.is_short = is_short;
@@ -448,16 +563,34 @@ impl Driver {
 
     /// Until when datagrams wait for those that they overtook.
     pub(crate) fn holds_until(&self) -> Option<Instant> {
-        self.exchanges.holding.iter().filter_map(|holding| holding.front()).map(|(until, ..)| *until).min()
+        self.exchanges
+            .holding
+            .iter()
+            .filter_map(|holding| holding.front())
+            .map(|(until, ..)| *until)
+            .min()
     }
 
     /// Gives on those that have waited long enough.
     pub(super) fn end_holding(&mut self, now: Instant) {
-        let Exchanges { by_number, holding, holding_bytes, held, arrived, arrivals, spare, .. } = &mut self.exchanges;
+        let Exchanges {
+            by_number,
+            holding,
+            holding_bytes,
+            held,
+            arrived,
+            arrivals,
+            spare,
+            ..
+        } = &mut self.exchanges;
         for holding in holding {
-            while let Some((_, flow, number)) = holding.front().copied().filter(|(until, ..)| *until <= now) {
+            while let Some((_, flow, number)) =
+                holding.front().copied().filter(|(until, ..)| *until <= now)
+            {
                 holding.pop_front();
-                let Some(state) = by_number.get_mut(&flow) else { continue };
+                let Some(state) = by_number.get_mut(&flow) else {
+                    continue;
+                };
                 let (cost, waiting) = (state.cost(), state.order.held());
                 state.order.give_up(number);
                 while let Some(held) = state.order.pop_ready(now) {
@@ -470,17 +603,26 @@ impl Driver {
         }
     }
 
-    /// Our own flow between the same ends, in the same direction, if both sides have opened one at the same time: the one with the lower number stays, at both
-    /// sides, and what still comes in the other one is taken as if it came in this.
+    /// Our own flow between the same ends, in the same direction, if both sides have opened one at
+    /// the same time: the one with the lower number stays, at both sides, and what still comes in
+    /// the other one is taken as if it came in this.
     fn crossed_by(&self, header: &Header, now: Instant) -> Option<FlowId> {
-        let Form::Packets(key, _) = header.form else { return None };
+        let Form::Packets(key, _) = header.form else {
+            return None;
+        };
         let own = self.exchanges.by_key.get(&key).copied()?;
         let state = self.exchanges.by_number.get(&own)?;
         let is_new = now.saturating_duration_since(state.since) < CROSSING;
-        (state.ours && is_new && own < header.flow && !self.giver.is_ours(header.flow)).then_some(own)
+        (state.ours && is_new && own < header.flow && !self.giver.is_ours(header.flow))
+            .then_some(own)
     }
 
-    fn open_exchange_from_far_side(&mut self, header: &Header, delivery: Delivery, now: Instant) -> bool {
+    fn open_exchange_from_far_side(
+        &mut self,
+        header: &Header,
+        delivery: Delivery,
+        now: Instant,
+    ) -> bool {
         let flow = header.flow;
         let (Form::Packets(key, asked), false) = (header.form, self.giver.is_ours(flow)) else {
             // It is over here. Whoever goes on sending opens another.
@@ -490,7 +632,10 @@ impl Driver {
         };
         let connected = self.peer_credit.is_some();
         match self.opened.note(flow) {
-            Known::New if connected && self.exchanges.len() < self.limits.exchanges && self.held() <= self.budget => {}
+            Known::New
+                if connected
+                    && self.exchanges.len() < self.limits.exchanges
+                    && self.held() <= self.budget => {}
             Known::New => {
                 self.counters.exchanges_refused += 1;
                 self.refuse(flow, key.protocol, Status::NoResources);
@@ -508,7 +653,8 @@ impl Driver {
             }
         }
         if let Some(old) = self.exchanges.by_key.get(&key).copied() {
-            // The far side has forgotten the older one, or both sides opened it and the far side's stays.
+            // The far side has forgotten the older one, or both sides opened it and the far side's
+            // stays.
             self.end_exchange(old);
         }
         self.counters.opened_there += 1;
@@ -520,10 +666,14 @@ impl Driver {
 
     /// A control message about a flow of datagrams.
     pub(super) fn on_exchange_control(&mut self, header: &Header, now: Instant) {
-        let Some(state) = self.exchanges.by_number.get_mut(&header.flow) else { return };
+        let Some(state) = self.exchanges.by_number.get_mut(&header.flow) else {
+            return;
+        };
         match (header.function, header.form) {
             (Function::Accepted, _) => state.answered = true,
-            (Function::Reset, Form::Status(_, Status::NotAllowed | Status::NoResources)) if state.ours => {
+            (Function::Reset, Form::Status(_, Status::NotAllowed | Status::NoResources))
+                if state.ours =>
+            {
                 // Remembered for a while, or each of its datagrams would ask again.
                 state.refused_until = Some(now + REFUSED_FOR);
                 state.answered = false;
@@ -547,7 +697,12 @@ impl Driver {
             // Ended since: nobody may get it any more.
             if let Some(state) = exchanges.by_number.get(&flow) {
                 let bytes = &exchanges.arrived[range];
-                each(&Arrived { flow, key: &state.key, is_reply: state.ours, bytes });
+                each(&Arrived {
+                    flow,
+                    key: &state.key,
+                    is_reply: state.ours,
+                    bytes,
+                });
             }
         }
         exchanges.arrived.clear();
@@ -556,11 +711,14 @@ impl Driver {
         }
     }
 
-    // --- the end ----------------------------------------------------------------------------------------------------------
+    // --- the end
+    // ---------------------------------------------------------------------------------------------
 
     /// The near side does not want the flow.
     pub(super) fn reset_exchange(&mut self, flow: FlowId, status: Status) {
-        let Some(state) = self.exchanges.take(flow) else { return };
+        let Some(state) = self.exchanges.take(flow) else {
+            return;
+        };
         self.schedule.remove(state.slot);
         self.counters.reset_here += 1;
         self.refuse_quietly(flow, state.key.protocol, status);
@@ -568,26 +726,51 @@ impl Driver {
 
     /// Forgets a flow and tells the edges.
     fn end_exchange(&mut self, flow: FlowId) {
-        let Some(state) = self.exchanges.take(flow) else { return };
+        let Some(state) = self.exchanges.take(flow) else {
+            return;
+        };
         self.schedule.remove(state.slot);
         self.events.push_back(Event::Closed { flow });
     }
 
     fn refuse_quietly(&mut self, flow: FlowId, protocol: u8, status: Status) {
         if self.resets < MAX_REFUSALS {
-            self.queue_control(Control::Reset { flow, sequence: 0, protocol, status });
+            self.queue_control(Control::Reset {
+                flow,
+                sequence: 0,
+                protocol,
+                status,
+            });
         }
     }
 
-    /// Ends the flows in which nothing has moved for long enough. The opener ends first and says so.
+    /// Ends the flows in which nothing has moved for long enough. The opener ends first and says
+    /// so.
     pub(super) fn end_exchanges(&mut self, now: Instant) {
-        while let Some(Reverse((at, flow))) = self.exchanges.ends.peek().copied().filter(|Reverse((at, _))| *at <= now)
+        while let Some(Reverse((at, flow))) = self
+            .exchanges
+            .ends
+            .peek()
+            .copied()
+            .filter(|Reverse((at, _))| *at <= now)
         {
             debug_assert!(at <= now);
             self.exchanges.ends.pop();
-            let Some(state) = self.exchanges.by_number.get(&flow) else { continue };
-            let quiet = if state.is_mutual() { self.limits.both_ways } else { self.limits.one_way };
-            let end = state.moved + quiet + if state.ours { Duration::ZERO } else { self.limits.one_way };
+            let Some(state) = self.exchanges.by_number.get(&flow) else {
+                continue;
+            };
+            let quiet = if state.is_mutual() {
+                self.limits.both_ways
+            } else {
+                self.limits.one_way
+            };
+            let end = state.moved
+                + quiet
+                + if state.ours {
+                    Duration::ZERO
+                } else {
+                    self.limits.one_way
+                };
             if end > now {
                 self.exchanges.ends.push(Reverse((end, flow)));
                 continue;
@@ -618,7 +801,9 @@ impl Driver {
 
 /// A copy, in a buffer that was used before if there is one that is not much too large.
 fn copied(spare: &mut Vec<Vec<u8>>, bytes: &[u8]) -> Vec<u8> {
-    let mut copy = spare.pop_if(|buffer| buffer.capacity() <= 4 * bytes.len() + 256).unwrap_or_default();
+    let mut copy = spare
+        .pop_if(|buffer| buffer.capacity() <= 4 * bytes.len() + 256)
+        .unwrap_or_default();
     copy.clear();
     copy.extend_from_slice(bytes);
     copy
@@ -632,7 +817,9 @@ fn arrive(arrived: &mut Vec<u8>, arrivals: &mut Vec<Arrival>, flow: FlowId, byte
 }
 
 fn recycle(spare: &mut Vec<Vec<u8>>, bytes: Option<Vec<u8>>) {
-    if let Some(bytes) = bytes.filter(|bytes| spare.len() < SPARE_DATAGRAMS && bytes.capacity() <= 2_048) {
+    if let Some(bytes) =
+        bytes.filter(|bytes| spare.len() < SPARE_DATAGRAMS && bytes.capacity() <= 2_048)
+    {
         spare.push(bytes);
     }
 }

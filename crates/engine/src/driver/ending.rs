@@ -1,4 +1,5 @@
-//! How flows end other than in order: resets of either side, shortage of memory, the loss of the peer.
+//! How flows end other than in order: resets of either side, shortage of memory, the loss of the
+//! peer.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -21,9 +22,12 @@ impl Driver {
         self.queue_reset(flow, &state, status);
     }
 
-    /// As `reset`, and the edge is told too: it was not the edge's wish, or not the right moment to forget the flow.
+    /// As `reset`, and the edge is told too: it was not the edge's wish, or not the right moment to
+    /// forget the flow.
     pub(super) fn reset_and_tell(&mut self, flow: FlowId, status: Status) {
-        let Some(state) = self.remove(flow) else { return };
+        let Some(state) = self.remove(flow) else {
+            return;
+        };
         self.queue_reset(flow, &state, status);
         self.events.push_back(Event::Reset { flow, status });
     }
@@ -34,19 +38,26 @@ impl Driver {
         self.reset_and_tell(flow, Status::Protocol);
     }
 
-    /// The far side may know of the flow: it gets a reset, with the place up to which data was sent.
+    /// The far side may know of the flow: it gets a reset, with the place up to which data was
+    /// sent.
     fn queue_reset(&mut self, flow: FlowId, state: &Flow, status: Status) {
         if state.must_open() || state.ending.is_some() {
             return;
         }
         let sequence = state.outgoing.next() as u32;
-        // While the peer acknowledges nothing, no new flow is told of, so those that may end here were all alive before: their number
-        // is bounded, and only a peer that goes on opening and never acknowledges comes beyond it. It hurts nobody but itself.
+        // While the peer acknowledges nothing, no new flow is told of, so those that may end here
+        // were all alive before: their number is bounded, and only a peer that goes on opening and
+        // never acknowledges comes beyond it. It hurts nobody but itself.
         if self.resets >= self.limits.flows + MAX_REFUSALS {
             self.counters.refusals_dropped += 1;
             return;
         }
-        self.queue_control(Control::Reset { flow, sequence, protocol: state.key.protocol, status });
+        self.queue_control(Control::Reset {
+            flow,
+            sequence,
+            protocol: state.key.protocol,
+            status,
+        });
     }
 
     /// A flow of the far side is refused that never came into being here.
@@ -56,12 +67,20 @@ impl Driver {
             self.counters.refusals_dropped += 1;
             return;
         }
-        self.queue_control(Control::Reset { flow, sequence: 0, protocol, status });
+        self.queue_control(Control::Reset {
+            flow,
+            sequence: 0,
+            protocol,
+            status,
+        });
     }
 
-    /// The far side has reset a flow after `at` bytes. What was sent before is still delivered if the reset is an orderly one.
+    /// The far side has reset a flow after `at` bytes. What was sent before is still delivered if
+    /// the reset is an orderly one.
     pub(super) fn on_reset(&mut self, flow: FlowId, at: u64, status: Status, now: Instant) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if !status.is_orderly() || state.incoming.delivered() >= at {
             self.end_by_far_side(flow, status);
             return;
@@ -73,11 +92,16 @@ impl Driver {
         state.ending = Some(Ending { at, status });
         self.schedule.stop(state.slot);
         let delivered = state.incoming.delivered();
-        self.lingering.push_back(Lingering { until: now + RESET_LINGER, flow, delivered });
+        self.lingering.push_back(Lingering {
+            until: now + RESET_LINGER,
+            flow,
+            delivered,
+        });
         if self.lingering.len() > 2 * self.flows.len() + 64 {
             // Most of them have ended meanwhile: the list stays as short as the flows are few.
             self.counters.walked += self.lingering.len() as u64;
-            self.lingering.retain(|lingering| self.flows.contains_key(&lingering.flow));
+            self.lingering
+                .retain(|lingering| self.flows.contains_key(&lingering.flow));
         }
     }
 
@@ -91,8 +115,10 @@ impl Driver {
 
     /// Gives back what compression holds when it has had nothing to do for a while.
     fn rest_compression(&mut self, now: Instant) {
-        let Some(compressed) =
-            self.compressed.as_mut().filter(|compressed| compressed.due().is_some_and(|at| at <= now))
+        let Some(compressed) = self
+            .compressed
+            .as_mut()
+            .filter(|compressed| compressed.due().is_some_and(|at| at <= now))
         else {
             return;
         };
@@ -106,20 +132,36 @@ impl Driver {
         }
     }
 
-    /// Ends the flows that were reset by the far side and whose application has taken nothing for a while, and flows of datagrams that rest; gives on
-    /// datagrams that have waited for those before them; lets compression rest.
+    /// Ends the flows that were reset by the far side and whose application has taken nothing for a
+    /// while, and flows of datagrams that rest; gives on datagrams that have waited for those
+    /// before them; lets compression rest.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.looked_after = Some(now);
         self.end_exchanges(now);
         self.end_holding(now);
         self.rest_compression(now);
-        while self.lingering.front().is_some_and(|first| first.until <= now) {
-            let Some(Lingering { flow, delivered, .. }) = self.lingering.pop_front() else { break };
-            let Some(state) = self.flows.get(&flow) else { continue };
+        while self
+            .lingering
+            .front()
+            .is_some_and(|first| first.until <= now)
+        {
+            let Some(Lingering {
+                flow, delivered, ..
+            }) = self.lingering.pop_front()
+            else {
+                break;
+            };
+            let Some(state) = self.flows.get(&flow) else {
+                continue;
+            };
             let Some(ending) = state.ending else { continue };
             let now_delivered = state.incoming.delivered();
             if now_delivered > delivered {
-                self.lingering.push_back(Lingering { until: now + RESET_LINGER, flow, delivered: now_delivered });
+                self.lingering.push_back(Lingering {
+                    until: now + RESET_LINGER,
+                    flow,
+                    delivered: now_delivered,
+                });
             } else {
                 self.end_by_far_side(flow, ending.status);
             }
@@ -128,7 +170,10 @@ impl Driver {
 
     /// Keeps a flow inside what it may hold, after it has received something.
     pub(super) fn keep_inside_share(&mut self, flow: FlowId) {
-        let own = self.flows.get(&flow).map_or(0, |state| state.incoming.held());
+        let own = self
+            .flows
+            .get(&flow)
+            .map_or(0, |state| state.incoming.held());
         if own > self.limits.flow_bytes {
             self.squeeze(flow);
         }
@@ -138,7 +183,12 @@ impl Driver {
     /// Keeps all flows inside the memory that they may use.
     pub(crate) fn keep_inside_memory(&mut self) {
         while self.held() > hard_limit(self.budget) {
-            let Some(flow) = self.holders.most(&mut self.flows, &mut self.counters.walked) else { break };
+            let Some(flow) = self
+                .holders
+                .most(&mut self.flows, &mut self.counters.walked)
+            else {
+                break;
+            };
             self.squeeze(flow);
         }
         self.holders.clean(&self.flows, &mut self.counters.walked);
@@ -150,7 +200,8 @@ impl Driver {
         self.reset_and_tell(flow, Status::NoResources);
     }
 
-    /// The peer is another instance now: nothing of the flows is known there, nobody needs to be told.
+    /// The peer is another instance now: nothing of the flows is known there, nobody needs to be
+    /// told.
     pub(crate) fn on_restarted(&mut self) {
         self.peer_credit = None;
         self.lose_all(Status::PeerRestarted);
@@ -167,7 +218,8 @@ impl Driver {
         self.compressed = None;
     }
 
-    /// The peer was given up. Whoever answers next counts as a new instance, to which nothing of before means anything.
+    /// The peer was given up. Whoever answers next counts as a new instance, to which nothing of
+    /// before means anything.
     pub(crate) fn on_dead(&mut self, status: Status) {
         self.peer_credit = None;
         self.lose_all(status);

@@ -1,12 +1,15 @@
-//! Which flows hold most, so that memory is taken from them when it is short, without a walk over all flows.
+//! Which flows hold most, so that memory is taken from them when it is short, without a walk over
+//! all flows.
 //!
-//! Lists by the power of two that a flow holds. A flow stands in one at most: it moves up when it grows, and down only when somebody looks and finds that it
-//! has shrunk. Each step down was paid for by a step up, and each of those by bytes.
+//! Lists by the power of two that a flow holds. A flow stands in one at most: it moves up when it
+//! grows, and down only when somebody looks and finds that it has shrunk. Each step down was paid
+//! for by a step up, and each of those by bytes.
 
 use super::numbers::Flows;
 use crate::FlowId;
 
-/// Flows of the highest list that are compared: the one that holds most of them is found, and never one that holds less than half as much as another.
+/// Flows of the highest list that are compared: the one that holds most of them is found, and never
+/// one that holds less than half as much as another.
 const COMPARED: usize = 16;
 /// So many entries of ended flows may always be there.
 const SLACK: usize = 64;
@@ -25,7 +28,10 @@ fn list_of(held: usize) -> u8 {
 
 impl Holders {
     pub(crate) fn new() -> Holders {
-        Holders { lists: [const { Vec::new() }; usize::BITS as usize + 1], entries: 0 }
+        Holders {
+            lists: [const { Vec::new() }; usize::BITS as usize + 1],
+            entries: 0,
+        }
     }
 
     /// A flow holds so many bytes now; `listed`: in which list it stands.
@@ -48,7 +54,10 @@ impl Holders {
             {
                 *walked += 1;
                 self.entries -= 1;
-                let Some(state) = flows.get_mut(&flow).filter(|state| usize::from(state.listed) == list) else {
+                let Some(state) = flows
+                    .get_mut(&flow)
+                    .filter(|state| usize::from(state.listed) == list)
+                else {
                     continue;
                 };
                 let is = list_of(state.incoming.held());
@@ -77,7 +86,11 @@ impl Holders {
         }
         *walked += self.entries as u64;
         for (list, entries) in self.lists.iter_mut().enumerate() {
-            entries.retain(|flow| flows.get(flow).is_some_and(|state| usize::from(state.listed) == list));
+            entries.retain(|flow| {
+                flows
+                    .get(flow)
+                    .is_some_and(|state| usize::from(state.listed) == list)
+            });
             entries.shrink_to(2 * entries.len());
         }
         self.entries = self.lists.iter().map(Vec::len).sum();
@@ -87,7 +100,10 @@ impl Holders {
         assert_eq!(self.entries, self.lists.iter().map(Vec::len).sum::<usize>());
         for (flow, state) in flows {
             let held = state.incoming.held();
-            assert!(list_of(held) <= state.listed, "{flow} holds {held} bytes and stands in no list of so many");
+            assert!(
+                list_of(held) <= state.listed,
+                "{flow} holds {held} bytes and stands in no list of so many"
+            );
             assert!(state.listed == 0 || self.lists[usize::from(state.listed)].contains(flow));
         }
     }

@@ -1,4 +1,5 @@
-//! The numbers of flows: giving out our own, remembering which of the far side's were opened, and looking flows up.
+//! The numbers of flows: giving out our own, remembering which of the far side's were opened, and
+//! looking flows up.
 
 use std::{
     collections::HashMap,
@@ -11,17 +12,20 @@ use crate::{FlowId, flow::Flow};
 pub(crate) const HIGHER: u32 = 1 << 31;
 const NUMBER: u32 = HIGHER - 1;
 
-/// Numbers behind the highest opened one for which it is known whether they were opened: 32 KiB for each peer. A message that
-/// opens a flow would have to be overtaken by the openings of as many others to fall out of it.
+/// Numbers behind the highest opened one for which it is known whether they were opened: 32 KiB for
+/// each peer. A message that opens a flow would have to be overtaken by the openings of as many
+/// others to fall out of it.
 const WIDTH: u32 = 65_536;
 
-/// Words of 64 numbers. Twice the window, so that its two ends never share one; a power of two, so that this holds where the numbers begin again.
+/// Words of 64 numbers. Twice the window, so that its two ends never share one; a power of two, so
+/// that this holds where the numbers begin again.
 const WORDS: usize = 2 * WIDTH as usize / 64;
 
 /// All flows of a peer. Boxed, so that growth moves pointers only.
 pub(crate) type Flows = HashMap<FlowId, Box<Flow>, BuildHasherDefault<NumberHasher>>;
 
-/// Numbers count up, and the peer is authenticated: multiplying spreads them well enough, and the same at each run.
+/// Numbers count up, and the peer is authenticated: multiplying spreads them well enough, and the
+/// same at each run.
 #[derive(Debug, Default)]
 pub(crate) struct NumberHasher(u64);
 
@@ -33,7 +37,9 @@ impl Hasher for NumberHasher {
     }
 
     fn write_u32(&mut self, number: u32) {
-        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        self.0 = (self.0 ^ u64::from(number))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29);
     }
 
     fn finish(&self) -> u64 {
@@ -50,7 +56,10 @@ pub(crate) struct Giver {
 
 impl Giver {
     pub(crate) fn new(higher: bool) -> Giver {
-        Giver { side: if higher { HIGHER } else { 0 }, next: 0 }
+        Giver {
+            side: if higher { HIGHER } else { 0 },
+            next: 0,
+        }
     }
 
     /// Whether a flow of this number was opened by this side.
@@ -86,8 +95,8 @@ pub(crate) enum Known {
     TooOld,
 }
 
-/// The sliding window of numbers that the far side has used. Each word of bits says of which 64 numbers it is, so that nothing has to be emptied when the
-/// window moves, however far.
+/// The sliding window of numbers that the far side has used. Each word of bits says of which 64
+/// numbers it is, so that nothing has to be emptied when the window moves, however far.
 #[derive(Debug)]
 pub(crate) struct Opened {
     highest: Option<u32>,
@@ -103,7 +112,10 @@ struct Word {
 
 impl Opened {
     pub(crate) fn new() -> Opened {
-        Opened { highest: None, words: vec![Word::default(); WORDS].into_boxed_slice() }
+        Opened {
+            highest: None,
+            words: vec![Word::default(); WORDS].into_boxed_slice(),
+        }
     }
 
     /// Notes that the far side uses a number.
@@ -119,7 +131,10 @@ impl Opened {
         let (of, bit) = (number / 64, 1 << (number % 64));
         let word = &mut self.words[of as usize % WORDS];
         if word.of != Some(of) {
-            *word = Word { of: Some(of), bits: 0 };
+            *word = Word {
+                of: Some(of),
+                bits: 0,
+            };
         }
         if word.bits & bit != 0 {
             return Known::Used;
@@ -145,8 +160,11 @@ mod tests {
             let mut base = start;
             for _ in 0..20_000 {
                 base +=
-                    random.u64(0..3) * random.u64(0..20) * u64::from(random.u8(0..50) == 0) * 100 + random.u64(0..3);
-                let number = base.saturating_sub(random.u64(0..4) * random.u64(0..30_000)).max(start);
+                    random.u64(0..3) * random.u64(0..20) * u64::from(random.u8(0..50) == 0) * 100
+                        + random.u64(0..3);
+                let number = base
+                    .saturating_sub(random.u64(0..4) * random.u64(0..30_000))
+                    .max(start);
                 let top: u64 = *highest.get_or_insert(number);
                 let expected = if number + u64::from(WIDTH) <= top {
                     Known::TooOld
@@ -157,7 +175,11 @@ mod tests {
                 };
                 highest = Some(top.max(number));
                 let flow = FlowId(HIGHER | (number as u32 & NUMBER));
-                assert_eq!(opened.note(flow), expected, "seed {seed} number {number} highest {top}");
+                assert_eq!(
+                    opened.note(flow),
+                    expected,
+                    "seed {seed} number {number} highest {top}"
+                );
             }
         }
     }
@@ -177,11 +199,16 @@ mod tests {
         let mut giver = Giver::new(true);
         giver.skip_to(NUMBER);
         let mut flows = Flows::default();
-        let given: Vec<u32> = (0..3).map(|_| giver.give(|flow| flows.contains_key(&flow)).0).collect();
+        let given: Vec<u32> = (0..3)
+            .map(|_| giver.give(|flow| flows.contains_key(&flow)).0)
+            .collect();
         assert_eq!(given, [HIGHER | NUMBER, HIGHER, HIGHER | 1]);
         assert!(giver.is_ours(FlowId(HIGHER)) && !giver.is_ours(FlowId(0)));
         let mut schedule = crate::driver::Schedule::new();
-        flows.insert(FlowId(HIGHER | 2), Box::new(crate::driver::tests::any_flow(&mut schedule)));
+        flows.insert(
+            FlowId(HIGHER | 2),
+            Box::new(crate::driver::tests::any_flow(&mut schedule)),
+        );
         assert_eq!(giver.give(|flow| flows.contains_key(&flow)).0, HIGHER | 3);
     }
 }

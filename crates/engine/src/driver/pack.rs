@@ -1,8 +1,9 @@
 //! Fills a buffer: routing header, then messages, read from the edges straight into their places.
 //!
-//! Control messages go first, then data in the order of the schedule. A buffer that holds messages of more than one flow is
-//! never larger than one segment, so that a lost datagram delays only the flows whose bytes it carried; a larger buffer has
-//! one flow's data and nothing else. Nothing waits for a buffer to become full: what is there when the mover may send goes.
+//! Control messages go first, then data in the order of the schedule. A buffer that holds messages
+//! of more than one flow is never larger than one segment, so that a lost datagram delays only the
+//! flows whose bytes it carried; a larger buffer has one flow's data and nothing else. Nothing
+//! waits for a buffer to become full: what is there when the mover may send goes.
 
 use std::time::Instant;
 
@@ -27,21 +28,24 @@ pub(crate) struct Room {
     pub(crate) urgent: usize,
     /// The largest buffer of one flow, `segment` at least.
     pub(crate) largest: usize,
-    /// What a buffer of one flow may take on the link if it shrinks; zero: it is no larger than others.
+    /// What a buffer of one flow may take on the link if it shrinks; zero: it is no larger than
+    /// others.
     pub(crate) shrunk: usize,
     /// The largest buffer that both sides take, for a message that cannot be cut.
     pub(crate) most: usize,
 }
 
 impl Room {
-    /// The largest buffer of a flow of which so many bytes come out of one: it fills the datagrams that it is meant for, and shrinks the better the more
-    /// of it there is.
+    /// The largest buffer of a flow of which so many bytes come out of one: it fills the datagrams
+    /// that it is meant for, and shrinks the better the more of it there is.
     fn stretched(&self, stretch: f64) -> usize {
         if stretch < WORTH_STRETCHING {
             return self.largest;
         }
         let bytes = ((self.shrunk as f64 * stretch) as usize).next_multiple_of(self.segment);
-        bytes.min(self.most / self.segment * self.segment).max(self.largest)
+        bytes
+            .min(self.most / self.segment * self.segment)
+            .max(self.largest)
     }
 }
 
@@ -89,11 +93,14 @@ pub(super) struct Whose {
 }
 
 impl Page<'_> {
-    /// How far a message of this flow may reach. `stretch`: how many of its bytes come out of one byte of room, if they are known to shrink.
+    /// How far a message of this flow may reach. `stretch`: how many of its bytes come out of one
+    /// byte of room, if they are known to shrink.
     fn end_for(&self, flow: FlowId, urgent: bool, stretch: Option<f64>) -> usize {
         let own = self.owner == Owner::Nobody || self.owner == Owner::One(flow);
         match (own, stretch) {
-            (true, Some(stretch)) if urgent => ((self.room.urgent as f64 * stretch) as usize).min(self.room.most),
+            (true, Some(stretch)) if urgent => {
+                ((self.room.urgent as f64 * stretch) as usize).min(self.room.most)
+            }
             _ if urgent || self.urgent => self.room.urgent,
             (true, Some(stretch)) => self.room.stretched(stretch),
             (true, None) => self.room.largest,
@@ -101,8 +108,8 @@ impl Page<'_> {
         }
     }
 
-    /// The place between two offsets, made if the buffer is shorter. A spare buffer was as long before, mostly: then nothing
-    /// is written.
+    /// The place between two offsets, made if the buffer is shorter. A spare buffer was as long
+    /// before, mostly: then nothing is written.
     fn place(&mut self, from: usize, to: usize) -> &mut [u8] {
         if self.buffer.len() < to {
             // No more than it may need: it is held until the peer has acknowledged all of it.
@@ -135,7 +142,8 @@ impl Page<'_> {
         };
     }
 
-    /// Adds a control message. One for which nobody waits changes nothing of the buffer that it rides in, but an end is another flow's.
+    /// Adds a control message. One for which nobody waits changes nothing of the buffer that it
+    /// rides in, but an end is another flow's.
     fn add_control(&mut self, header: &Header, urgent: bool) {
         self.write(header);
         if urgent {
@@ -150,7 +158,8 @@ impl Page<'_> {
         ROUTING + message > self.room.most
     }
 
-    /// Whether a message of so many bytes, which cannot be cut, may be added. An empty buffer takes any: it then spans datagrams.
+    /// Whether a message of so many bytes, which cannot be cut, may be added. An empty buffer takes
+    /// any: it then spans datagrams.
     pub(super) fn has_room(&self, flow: FlowId, urgent: bool, message: usize) -> bool {
         self.used == ROUTING || self.used + message <= self.end_for(flow, urgent, None)
     }
@@ -172,7 +181,12 @@ impl Page<'_> {
             Owner::One(flow) => Some(flow),
             Owner::Nobody | Owner::Many => None,
         };
-        Some(Packed { urgent: self.urgent, flow, class: self.class, apart: self.apart })
+        Some(Packed {
+            urgent: self.urgent,
+            flow,
+            class: self.class,
+            apart: self.apart,
+        })
     }
 }
 
@@ -187,7 +201,8 @@ impl Driver {
         self.urgent > 0 || self.schedule.has_urgent()
     }
 
-    /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything to send after all.
+    /// Fills `buffer`, whose length and content are arbitrary before. None if nobody had anything
+    /// to send after all.
     pub(crate) fn pack(
         &mut self,
         source: &mut dyn Source,
@@ -251,8 +266,14 @@ impl Driver {
 
     /// None if the flow has ended since the message was queued.
     fn control_header(&mut self, control: Control) -> Option<Header> {
-        let short =
-            |function, flow, sequence| Header { function, fin: false, flow, sequence, length: 0, form: Form::Short };
+        let short = |function, flow, sequence| Header {
+            function,
+            fin: false,
+            flow,
+            sequence,
+            length: 0,
+            form: Form::Short,
+        };
         match control {
             Control::Accepted(flow) => {
                 let lives = self.flows.contains_key(&flow) || self.exchanges.contains(flow);
@@ -270,48 +291,98 @@ impl Driver {
                 paused.then(|| short(Function::Pause, flow, state.window.granted() as u32))
             }
             Control::End(flow) => {
-                let state =
-                    self.flows.get_mut(&flow).filter(|state| !state.outgoing.fin() && state.ending.is_none())?;
+                let state = self
+                    .flows
+                    .get_mut(&flow)
+                    .filter(|state| !state.outgoing.fin() && state.ending.is_none())?;
                 let header = data_header(flow, state, 0, true);
                 state.outgoing.on_end();
                 self.tell(flow);
                 Some(header)
             }
-            Control::Reset { flow, sequence, protocol, status } => {
-                Some(Header { form: Form::Status(protocol, status), ..short(Function::Reset, flow, sequence) })
-            }
-            Control::Dictionary(Proposal { generation, first, last }) => Some(Header {
+            Control::Reset {
+                flow,
+                sequence,
+                protocol,
+                status,
+            } => Some(Header {
+                form: Form::Status(protocol, status),
+                ..short(Function::Reset, flow, sequence)
+            }),
+            Control::Dictionary(Proposal {
+                generation,
+                first,
+                last,
+            }) => Some(Header {
                 form: Form::Status(generation, Status::None),
                 ..short(Function::Dictionary, FlowId(first), last)
             }),
             Control::Holds(generation, holds) => {
-                let status = if holds { Status::None } else { Status::NoResources };
-                Some(Header { form: Form::Status(generation, status), ..short(Function::Holds, FlowId(0), 0) })
+                let status = if holds {
+                    Status::None
+                } else {
+                    Status::NoResources
+                };
+                Some(Header {
+                    form: Form::Status(generation, status),
+                    ..short(Function::Holds, FlowId(0), 0)
+                })
             }
         }
     }
 
-    /// Packs a message of the flow whose turn it is, if it has one. Returns whether there may be room for another.
-    fn pack_turn(&mut self, turn: Turn, source: &mut dyn Source, page: &mut Page<'_>, now: Instant) -> bool {
+    /// Packs a message of the flow whose turn it is, if it has one. Returns whether there may be
+    /// room for another.
+    fn pack_turn(
+        &mut self,
+        turn: Turn,
+        source: &mut dyn Source,
+        page: &mut Page<'_>,
+        now: Instant,
+    ) -> bool {
         let Some(state) = self.flows.get_mut(&turn.flow) else {
             return self.pack_datagram(turn, page, now);
         };
-        let header_length = if state.answered { message::SHORT } else { message::full_length(&state.key) };
+        let header_length = if state.answered {
+            message::SHORT
+        } else {
+            message::full_length(&state.key)
+        };
         let urgent = state.class.is_urgent();
         let how = self.shrinker.how(&state.asked, state.ours);
-        let record = state.record.as_ref().filter(|_| how.compress != Compress::Off);
-        let end = page.end_for(turn.flow, urgent, record.and_then(|record| self.shrinker.stretch(record, urgent)));
+        let record = state
+            .record
+            .as_ref()
+            .filter(|_| how.compress != Compress::Off);
+        let end = page.end_for(
+            turn.flow,
+            urgent,
+            record.and_then(|record| self.shrinker.stretch(record, urgent)),
+        );
         let place = page.used + header_length;
         if page.used > ROUTING && place + MIN_PIECE > end {
             return false;
         }
-        let ask = ask(turn.allowance, place, end, page.room.segment, state.outgoing.credit_left());
-        let read = if ask == 0 { Read::Blocked } else { source.read(turn.flow, page.place(place, place + ask)) };
+        let ask = ask(
+            turn.allowance,
+            place,
+            end,
+            page.room.segment,
+            state.outgoing.credit_left(),
+        );
+        let read = if ask == 0 {
+            Read::Blocked
+        } else {
+            source.read(turn.flow, page.place(place, place + ask))
+        };
         // Beside something else it goes at once; and what waits has a bound.
         let may_wait = page.messages == 0 && self.unsaid.len() < CONTROL_SLACK;
         let (length, fin) = match read {
             Read::Bytes(n) => {
-                assert!(n > 0 && n <= ask, "a source read {n} bytes where {ask} were asked for");
+                assert!(
+                    n > 0 && n <= ask,
+                    "a source read {n} bytes where {ask} were asked for"
+                );
                 (n, false)
             }
             Read::Blocked if state.must_open() && may_wait && now < state.since + OPENING => {
@@ -345,7 +416,15 @@ impl Driver {
         let header = data_header(turn.flow, state, length, fin);
         // Nobody waits for the second end.
         let urgent = urgent && !(fin && state.incoming.fin_known());
-        page.add(&header, Whose { flow: turn.flow, urgent, class: state.class, apart: how.keeps_apart() });
+        page.add(
+            &header,
+            Whose {
+                flow: turn.flow,
+                urgent,
+                class: state.class,
+                apart: how.keeps_apart(),
+            },
+        );
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);
@@ -373,10 +452,14 @@ impl Driver {
     }
 }
 
-/// How much to ask a flow for: what its turn allows, rounded up so that the buffer ends with a whole segment.
+/// How much to ask a flow for: what its turn allows, rounded up so that the buffer ends with a
+/// whole segment.
 fn ask(allowance: usize, place: usize, end: usize, segment: usize, credit: u64) -> usize {
     let space = end.saturating_sub(place);
-    let turn_end = place.saturating_add(allowance).checked_next_multiple_of(segment).unwrap_or(usize::MAX);
+    let turn_end = place
+        .saturating_add(allowance)
+        .checked_next_multiple_of(segment)
+        .unwrap_or(usize::MAX);
     let credit = usize::try_from(credit).unwrap_or(usize::MAX);
     (turn_end - place).min(space).min(credit)
 }
@@ -388,6 +471,10 @@ fn data_header(flow: FlowId, state: &Flow, length: usize, fin: bool) -> Header {
         flow,
         sequence: state.outgoing.next() as u32,
         length: length as u32,
-        form: if state.answered { Form::Short } else { Form::Stream(state.key, state.asked) },
+        form: if state.answered {
+            Form::Short
+        } else {
+            Form::Stream(state.key, state.asked)
+        },
     }
 }

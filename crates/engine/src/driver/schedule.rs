@@ -1,9 +1,10 @@
 //! Whose turn it is: deficit round robin over the classes, and over the ready flows inside a class.
 //!
-//! A flow that becomes ready stands in its class's list of new flows once (the sparse-flow rule of FQ-CoDel, RFC 8290
-//! section 4.2): a small request passes the bulk transfers of its class, a flow that goes on sending joins them. Of the
-//! classes the most urgent goes first, as long as it has share left; when all that wait have used theirs up, each gets a new
-//! one in proportion to its weight. A flow that has the link for itself is not charged: nobody waits for it.
+//! A flow that becomes ready stands in its class's list of new flows once (the sparse-flow rule of
+//! FQ-CoDel, RFC 8290 section 4.2): a small request passes the bulk transfers of its class, a flow
+//! that goes on sending joins them. Of the classes the most urgent goes first, as long as it has
+//! share left; when all that wait have used theirs up, each gets a new one in proportion to its
+//! weight. A flow that has the link for itself is not charged: nobody waits for it.
 //!
 //! Every decision takes constant time, and a flow that is not ready is in no list.
 
@@ -61,7 +62,10 @@ struct List {
 }
 
 impl List {
-    const EMPTY: List = List { head: NIL, tail: NIL };
+    const EMPTY: List = List {
+        head: NIL,
+        tail: NIL,
+    };
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,8 +94,18 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub(crate) fn new() -> Schedule {
-        let classes = WEIGHTS.map(|weight| Lists { new: List::EMPTY, old: List::EMPTY, share: share(weight) });
-        Schedule { entries: Vec::new(), free: Vec::new(), classes, listed: 0, quantum: QUANTUM as i32 }
+        let classes = WEIGHTS.map(|weight| Lists {
+            new: List::EMPTY,
+            old: List::EMPTY,
+            share: share(weight),
+        });
+        Schedule {
+            entries: Vec::new(),
+            free: Vec::new(),
+            classes,
+            listed: 0,
+            quantum: QUANTUM as i32,
+        }
     }
 
     /// Bytes of a turn, from the next one on.
@@ -100,7 +114,15 @@ impl Schedule {
     }
 
     pub(crate) fn add(&mut self, flow: FlowId, class: Class) -> Slot {
-        let entry = Entry { flow, deficit: 0, previous: NIL, next: NIL, class, place: Place::Nowhere, ready: false };
+        let entry = Entry {
+            flow,
+            deficit: 0,
+            previous: NIL,
+            next: NIL,
+            class,
+            place: Place::Nowhere,
+            ready: false,
+        };
         match self.free.pop() {
             Some(index) => {
                 self.entries[index as usize] = entry;
@@ -113,7 +135,8 @@ impl Schedule {
         }
     }
 
-    /// The flow is of this class from now on. If it waits, it goes to the end of the line of its kind there.
+    /// The flow is of this class from now on. If it waits, it goes to the end of the line of its
+    /// kind there.
     pub(crate) fn set_class(&mut self, slot: Slot, class: Class) {
         let place = self.entries[slot.0 as usize].place;
         self.unlink(slot.0);
@@ -132,13 +155,16 @@ impl Schedule {
         }
     }
 
-    /// Bytes of places beyond those that each peer has: they are as many as there were flows at a time, until there is none.
+    /// Bytes of places beyond those that each peer has: they are as many as there were flows at a
+    /// time, until there is none.
     pub(crate) fn held(&self) -> usize {
         let beyond = |capacity: usize, entry: usize| capacity.saturating_sub(QUEUE_ROOM) * entry;
-        beyond(self.entries.capacity(), size_of::<Entry>()) + beyond(self.free.capacity(), size_of::<u32>())
+        beyond(self.entries.capacity(), size_of::<Entry>())
+            + beyond(self.free.capacity(), size_of::<u32>())
     }
 
-    /// The flow's application has something to send: it stands among the new flows, unless it is waiting already.
+    /// The flow's application has something to send: it stands among the new flows, unless it is
+    /// waiting already.
     pub(crate) fn wake(&mut self, slot: Slot) {
         let quantum = self.quantum;
         let entry = &mut self.entries[slot.0 as usize];
@@ -158,8 +184,8 @@ impl Schedule {
         }
     }
 
-    /// The flow has nothing to send now. A new one goes to the end of the others all the same, so that it cannot become new
-    /// again before they had their turn.
+    /// The flow has nothing to send now. A new one goes to the end of the others all the same, so
+    /// that it cannot become new again before they had their turn.
     pub(crate) fn sleep(&mut self, slot: Slot) {
         let entry = &mut self.entries[slot.0 as usize];
         entry.ready = false;
@@ -187,16 +213,28 @@ impl Schedule {
             let class = self.next_class()?;
             let lists = &self.classes[class];
             let from_new = lists.new.head != NIL;
-            let index = if from_new { lists.new.head } else { lists.old.head };
+            let index = if from_new {
+                lists.new.head
+            } else {
+                lists.old.head
+            };
             let alone = self.listed == 1;
             let quantum = self.quantum;
             let entry = &mut self.entries[index as usize];
             if !entry.ready {
                 self.unlink(index);
             } else if alone {
-                return Some(Turn { slot: Slot(index), flow: entry.flow, allowance: usize::MAX });
+                return Some(Turn {
+                    slot: Slot(index),
+                    flow: entry.flow,
+                    allowance: usize::MAX,
+                });
             } else if entry.deficit > 0 {
-                return Some(Turn { slot: Slot(index), flow: entry.flow, allowance: entry.deficit as usize });
+                return Some(Turn {
+                    slot: Slot(index),
+                    flow: entry.flow,
+                    allowance: entry.deficit as usize,
+                });
             } else {
                 entry.deficit += quantum;
                 self.unlink(index);
@@ -222,7 +260,11 @@ impl Schedule {
             return None;
         }
         loop {
-            if let Some(class) = self.classes.iter().position(|lists| !lists.is_empty() && lists.share > 0) {
+            if let Some(class) = self
+                .classes
+                .iter()
+                .position(|lists| !lists.is_empty() && lists.share > 0)
+            {
                 return Some(class);
             }
             for (lists, weight) in self.classes.iter_mut().zip(WEIGHTS) {
@@ -256,7 +298,13 @@ impl Schedule {
     }
 
     fn unlink(&mut self, index: u32) {
-        let Entry { previous, next, place, class, .. } = self.entries[index as usize];
+        let Entry {
+            previous,
+            next,
+            place,
+            class,
+            ..
+        } = self.entries[index as usize];
         let list = match place {
             Place::New => &mut self.classes[class as usize].new,
             Place::Old => &mut self.classes[class as usize].old,
@@ -281,7 +329,9 @@ impl Schedule {
     /// Whether somebody waits for a flow that is listed.
     pub(crate) fn has_urgent(&self) -> bool {
         let urgent = &self.classes[..=Class::Interactive as usize];
-        urgent.iter().any(|lists| lists.new.head != NIL || lists.old.head != NIL)
+        urgent
+            .iter()
+            .any(|lists| lists.new.head != NIL || lists.old.head != NIL)
     }
 
     /// Whether the flow will be served without a further `wake`.
@@ -324,7 +374,8 @@ fn share(weight: i32) -> i32 {
 mod tests {
     use super::*;
 
-    /// Serves `bytes` in all to flows that always have more, in bites of at most `bite`. Returns what each got.
+    /// Serves `bytes` in all to flows that always have more, in bites of at most `bite`. Returns
+    /// what each got.
     fn serve(
         schedule: &mut Schedule,
         flows: usize,
@@ -359,7 +410,13 @@ mod tests {
             let slot = schedule.add(FlowId(flow), Class::Normal);
             schedule.wake(slot);
         }
-        let bite = |flow: u32| if flow.is_multiple_of(2) { 64 << 10 } else { 1000 + 37 * flow as usize };
+        let bite = |flow: u32| {
+            if flow.is_multiple_of(2) {
+                64 << 10
+            } else {
+                1000 + 37 * flow as usize
+            }
+        };
         let served = serve(&mut schedule, 16, 20 << 20, bite, |served| {
             let apart = served.iter().max().unwrap() - served.iter().min().unwrap();
             assert!(apart <= 2 * QUANTUM, "{apart}: {served:?}");
@@ -370,7 +427,15 @@ mod tests {
     #[test]
     fn classes_share_by_weight() {
         let mut schedule = Schedule::new();
-        for (flow, class) in [Class::Control, Class::Interactive, Class::Normal, Class::Bulk].into_iter().enumerate() {
+        for (flow, class) in [
+            Class::Control,
+            Class::Interactive,
+            Class::Normal,
+            Class::Bulk,
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let slot = schedule.add(FlowId(flow as u32), class);
             schedule.wake(slot);
         }
@@ -385,11 +450,21 @@ mod tests {
     fn many_flows_do_not_help_a_class() {
         let mut schedule = Schedule::new();
         for flow in 0..33 {
-            let slot = schedule.add(FlowId(flow), if flow == 0 { Class::Interactive } else { Class::Bulk });
+            let slot = schedule.add(
+                FlowId(flow),
+                if flow == 0 {
+                    Class::Interactive
+                } else {
+                    Class::Bulk
+                },
+            );
             schedule.wake(slot);
         }
         let served = serve(&mut schedule, 33, 32 << 20, |_| 1400, |_| {});
-        assert!(served[0] as f64 > 0.78 * f64::from(32 << 20), "8 of 10 parts: {served:?}");
+        assert!(
+            served[0] as f64 > 0.78 * f64::from(32 << 20),
+            "8 of 10 parts: {served:?}"
+        );
     }
 
     #[test]
@@ -403,7 +478,11 @@ mod tests {
         serve(&mut schedule, 50, 50 * 2 * QUANTUM, |_| 1400, |_| {});
         let sparse = schedule.add(FlowId(99), Class::Normal);
         schedule.wake(sparse);
-        assert_eq!(schedule.next().map(|turn| turn.flow), Some(FlowId(99)), "the next turn is its");
+        assert_eq!(
+            schedule.next().map(|turn| turn.flow),
+            Some(FlowId(99)),
+            "the next turn is its"
+        );
         schedule.on_served(sparse, 200);
         schedule.sleep(sparse);
         schedule.wake(sparse);
@@ -412,7 +491,10 @@ mod tests {
             schedule.on_served(turn.slot, 1400);
             others += 1400;
         }
-        assert!(others >= 45 * QUANTUM, "woken again at once it waits for the others: {others}");
+        assert!(
+            others >= 45 * QUANTUM,
+            "woken again at once it waits for the others: {others}"
+        );
     }
 
     #[test]
@@ -444,8 +526,12 @@ mod tests {
             let mut slots = Vec::new();
             for step in 0..200 {
                 match random.u8(0..8) {
-                    0 => slots.push(schedule.add(FlowId(step), Class::from_number(random.u8(0..4)).unwrap())),
-                    1 if !slots.is_empty() => schedule.remove(slots.swap_remove(random.usize(0..slots.len()))),
+                    0 => slots.push(
+                        schedule.add(FlowId(step), Class::from_number(random.u8(0..4)).unwrap()),
+                    ),
+                    1 if !slots.is_empty() => {
+                        schedule.remove(slots.swap_remove(random.usize(0..slots.len())))
+                    }
                     _ if slots.is_empty() => {}
                     kind => {
                         let slot = slots[random.usize(0..slots.len())];
@@ -465,7 +551,10 @@ mod tests {
                 }
                 schedule.check_invariants();
             }
-            let ready = slots.iter().filter(|slot| schedule.is_ready(**slot)).count();
+            let ready = slots
+                .iter()
+                .filter(|slot| schedule.is_ready(**slot))
+                .count();
             let mut served = 0;
             while let Some(turn) = schedule.next() {
                 schedule.stop(turn.slot);

@@ -1,7 +1,8 @@
 //! Takes a received buffer apart: each message to its flow, new flows to the edges.
 //!
-//! Payloads come in any order, each exactly once. A message of a flow that has ended is late and dropped; a flow whose far
-//! side breaks the rules is reset; a payload that cannot be read is dropped as a whole. All three are counted.
+//! Payloads come in any order, each exactly once. A message of a flow that has ended is late and
+//! dropped; a flow whose far side breaks the rules is reset; a payload that cannot be read is
+//! dropped as a whole. All three are counted.
 
 use std::time::Instant;
 
@@ -36,7 +37,9 @@ impl Driver {
                 self.counters.malformed += 1;
                 match error {
                     PayloadError::Key(KeyError::Protocol(_)) => self.counters.wrong_protocols += 1,
-                    PayloadError::Key(KeyError::Families | KeyError::Form) => self.counters.wrong_addresses += 1,
+                    PayloadError::Key(KeyError::Families | KeyError::Form) => {
+                        self.counters.wrong_addresses += 1
+                    }
                     _ => {}
                 }
                 self.spend(payload);
@@ -56,7 +59,8 @@ impl Driver {
                 continue;
             }
             if Chunk::deserves(payload.len(), data.len()) {
-                // It gets the payload itself, after the others have been copied out. Messages have no order among each other.
+                // It gets the payload itself, after the others have been copied out. Messages have
+                // no order among each other.
                 most = Some((header, data));
             } else {
                 self.on_message(&header, || Chunk::copied(&payload[data]), now);
@@ -82,10 +86,16 @@ impl Driver {
 
     /// A word between the two sides of compression.
     fn on_compression(&mut self, header: &Header) {
-        let Form::Status(generation, status) = header.form else { return };
+        let Form::Status(generation, status) = header.form else {
+            return;
+        };
         if header.function == Function::Holds {
             self.shrinker.on_answer(generation, status == Status::None);
-        } else if !self.expander.on_proposal(Proposal { generation, first: header.flow.0, last: header.sequence }) {
+        } else if !self.expander.on_proposal(Proposal {
+            generation,
+            first: header.flow.0,
+            last: header.sequence,
+        }) {
             self.answer(generation, false);
         }
     }
@@ -124,7 +134,8 @@ impl Driver {
                 self.open_from_far_side(header.flow, key, asked, now)
             }
             (Function::Reset, _) if theirs => {
-                // It may have overtaken the messages that open the flow: they must not do so any more.
+                // It may have overtaken the messages that open the flow: they must not do so any
+                // more.
                 self.opened.note(header.flow);
                 self.counters.late += 1;
                 false
@@ -136,7 +147,13 @@ impl Driver {
         }
     }
 
-    fn open_from_far_side(&mut self, flow: FlowId, key: StreamKey, asked: Treatment, now: Instant) -> bool {
+    fn open_from_far_side(
+        &mut self,
+        flow: FlowId,
+        key: StreamKey,
+        asked: Treatment,
+        now: Instant,
+    ) -> bool {
         match self.opened.note(flow) {
             Known::New => {}
             Known::Used => {
@@ -144,13 +161,16 @@ impl Driver {
                 return false;
             }
             Known::TooOld => {
-                // Either it is late, and the reset will find no flow; or it was overtaken by all the others, and must end.
+                // Either it is late, and the reset will find no flow; or it was overtaken by all
+                // the others, and must end.
                 self.refuse(flow, key.protocol, Status::NoResources);
                 return false;
             }
         }
         let credit = match self.peer_credit {
-            Some(credit) if self.flows.len() < self.limits.flows && self.held() <= self.budget => credit,
+            Some(credit) if self.flows.len() < self.limits.flows && self.held() <= self.budget => {
+                credit
+            }
             _ => {
                 self.refuse(flow, key.protocol, Status::NoResources);
                 return false;
@@ -163,8 +183,12 @@ impl Driver {
     }
 
     fn on_reset_message(&mut self, header: &Header, now: Instant) {
-        let Some(state) = self.flows.get(&header.flow) else { return };
-        let Form::Status(_, status) = header.form else { return };
+        let Some(state) = self.flows.get(&header.flow) else {
+            return;
+        };
+        let Form::Status(_, status) = header.form else {
+            return;
+        };
         match state.incoming.expand(header.sequence) {
             Some(at) => self.on_reset(header.flow, at, status, now),
             None => self.on_breach(header.flow, Breach::BeyondEnd),
@@ -173,7 +197,9 @@ impl Driver {
 
     /// Any message of the far side but a reset says that it knows the flow and has connected.
     fn on_answer(&mut self, flow: FlowId) {
-        let Some(state) = self.flows.get_mut(&flow).filter(|state| !state.answered) else { return };
+        let Some(state) = self.flows.get_mut(&flow).filter(|state| !state.answered) else {
+            return;
+        };
         state.answered = true;
         self.events.push_back(Event::Accepted { flow });
         self.grant(flow);
@@ -181,7 +207,9 @@ impl Driver {
 
     fn on_data(&mut self, header: &Header, chunk: Chunk, now: Instant) {
         let flow = header.flow;
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if matches!(header.form, Form::Stream(key, _) if key != state.key || state.ours) {
             self.on_breach(flow, Breach::OtherKey);
             return;
@@ -189,15 +217,23 @@ impl Driver {
         let before = state.incoming.held();
         let length = u64::from(header.length);
         let taken = match state.incoming.expand(header.sequence) {
-            Some(offset) if state.ending.is_none_or(|ending| offset + length <= ending.at) => {
-                state.incoming.insert(offset, chunk, header.fin, state.window.granted())
+            Some(offset)
+                if state
+                    .ending
+                    .is_none_or(|ending| offset + length <= ending.at) =>
+            {
+                state
+                    .incoming
+                    .insert(offset, chunk, header.fin, state.window.granted())
             }
             Some(_) => Err(Breach::BeyondEnd),
             None => Err(Breach::Overlap),
         };
-        // Less than before is possible: early small pieces that are in order now are copied together.
+        // Less than before is possible: early small pieces that are in order now are copied
+        // together.
         self.held = self.held + state.incoming.held() - before;
-        self.holders.on_held(flow, state.incoming.held(), &mut state.listed);
+        self.holders
+            .on_held(flow, state.incoming.held(), &mut state.listed);
         state.moved = now;
         if let Err(breach) = taken {
             self.on_breach(flow, breach);
@@ -213,7 +249,9 @@ impl Driver {
     }
 
     fn on_pause(&mut self, flow: FlowId, sequence: u32) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         state.outgoing.on_pause(sequence);
         if state.outgoing.credit_left() == 0 {
             self.schedule.stop(state.slot);
@@ -221,7 +259,9 @@ impl Driver {
     }
 
     fn on_credit(&mut self, flow: FlowId, sequence: u32) {
-        let Some(state) = self.flows.get_mut(&flow) else { return };
+        let Some(state) = self.flows.get_mut(&flow) else {
+            return;
+        };
         if state.outgoing.on_credit(sequence) && state.may_send() {
             self.schedule.resume(state.slot);
         }

@@ -1,7 +1,9 @@
-//! A flow of datagrams (UDP, ICMP, any protocol that is no stream): boundaries are kept, nothing is put in order, no credit is asked for.
+//! A flow of datagrams (UDP, ICMP, any protocol that is no stream): boundaries are kept, nothing is
+//! put in order, no credit is asked for.
 //!
-//! Life: opened by its first datagram, here or there → answered by the far side → over when nothing has moved for a while. What waits for
-//! the link waits in here, not longer than its [`Delivery`] allows. The driver owns the exchanges and routes between them and the schedule.
+//! Life: opened by its first datagram, here or there → answered by the far side → over when nothing
+//! has moved for a while. What waits for the link waits in here, not longer than its [`Delivery`]
+//! allows. The driver owns the exchanges and routes between them and the schedule.
 
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
@@ -17,7 +19,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
 pub enum Delivery {
-    /// Never behind anything, protected against loss, dropped when they are too old to be of use: voice, games, tunnels, DNS.
+    /// Never behind anything, protected against loss, dropped when they are too old to be of use:
+    /// voice, games, tunnels, DNS.
     #[default]
     Timely = 0,
     /// In the order of their class, kept longer when the link is busy: logs, telemetry.
@@ -36,11 +39,14 @@ impl Delivery {
         }
     }
 
-    /// How long a datagram may wait here for the link, when something has waited for so long already. A call or a query has no use for
-    /// one that is older; a log has. While the link is still finding out what it carries, a late one is better than none.
+    /// How long a datagram may wait here for the link, when something has waited for so long
+    /// already. A call or a query has no use for one that is older; a log has. While the link is
+    /// still finding out what it carries, a late one is better than none.
     fn patience(self, busy: Duration) -> Duration {
         match self {
-            Delivery::Timely | Delivery::Plain if busy < Duration::from_secs(1) => Duration::from_millis(300),
+            Delivery::Timely | Delivery::Plain if busy < Duration::from_secs(1) => {
+                Duration::from_millis(300)
+            }
             Delivery::Timely | Delivery::Plain => Duration::from_millis(100),
             Delivery::Reliable => Duration::from_secs(2),
         }
@@ -187,8 +193,12 @@ impl Exchange {
 
     /// Whether the oldest one has waited too long.
     pub(crate) fn is_stale(&self, now: Instant) -> bool {
-        let patience = self.delivery.patience(now.saturating_duration_since(self.busy_since));
-        self.waiting.front().is_some_and(|first| now.saturating_duration_since(first.since) > patience)
+        let patience = self
+            .delivery
+            .patience(now.saturating_duration_since(self.busy_since));
+        self.waiting
+            .front()
+            .is_some_and(|first| now.saturating_duration_since(first.since) > patience)
     }
 
     /// What it costs, with all that waits in it.
@@ -197,7 +207,13 @@ impl Exchange {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert_eq!(self.waiting_bytes, self.waiting.iter().map(|waiting| cost(&waiting.bytes)).sum::<usize>());
+        assert_eq!(
+            self.waiting_bytes,
+            self.waiting
+                .iter()
+                .map(|waiting| cost(&waiting.bytes))
+                .sum::<usize>()
+        );
         self.order.check_invariants();
     }
 }

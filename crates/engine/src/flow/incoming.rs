@@ -1,8 +1,9 @@
 //! Puts a flow's arriving data in order, and keeps it until the application has taken it.
 //!
-//! Payloads arrive in any order, each exactly once. So a flow's bytes come as pieces that never overlap; a piece at the end
-//! of what is there goes to the queue that the edge writes from, an early one waits beside it. What is kept is charged with
-//! what it costs, bookkeeping included, so that a sum of charges is a promise about memory.
+//! Payloads arrive in any order, each exactly once. So a flow's bytes come as pieces that never
+//! overlap; a piece at the end of what is there goes to the queue that the edge writes from, an
+//! early one waits beside it. What is kept is charged with what it costs, bookkeeping included, so
+//! that a sum of charges is a promise about memory.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -71,11 +72,17 @@ impl Chunk {
 
     /// The bytes of `payload` in `range`, which is most of it.
     pub(crate) fn whole(payload: Vec<u8>, range: Range<usize>) -> Chunk {
-        Chunk { body: Body::Whole(payload, range), taken: 0 }
+        Chunk {
+            body: Body::Whole(payload, range),
+            taken: 0,
+        }
     }
 
     pub(crate) fn copied(bytes: &[u8]) -> Chunk {
-        Chunk { body: Body::Copied(bytes.to_vec()), taken: 0 }
+        Chunk {
+            body: Body::Copied(bytes.to_vec()),
+            taken: 0,
+        }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -100,7 +107,9 @@ impl Chunk {
 
     /// Takes a small chunk in, if both are small.
     fn absorb(&mut self, other: &Chunk) -> bool {
-        let Body::Copied(bytes) = &mut self.body else { return false };
+        let Body::Copied(bytes) = &mut self.body else {
+            return false;
+        };
         let fits = other.len() < SMALL_PIECE && bytes.len() + other.len() <= SMALL_CHUNK;
         if fits {
             bytes.extend_from_slice(other.bytes());
@@ -159,7 +168,10 @@ impl Incoming {
 
     /// Offset behind the last byte that is here.
     pub(crate) fn end(&self) -> u64 {
-        let early = self.queue.as_ref().and_then(|queue| queue.early.last_key_value());
+        let early = self
+            .queue
+            .as_ref()
+            .and_then(|queue| queue.early.last_key_value());
         early.map_or(self.next, |(at, chunk)| at + chunk.len() as u64)
     }
 
@@ -168,9 +180,16 @@ impl Incoming {
         expand(self.next, sequence)
     }
 
-    /// Takes a piece of data (possibly none) that starts at `offset`, and that ends the direction if `fin`. `granted` is the
-    /// credit, up to which the far side may have sent. After an error nothing has changed.
-    pub(crate) fn insert(&mut self, offset: u64, chunk: Chunk, fin: bool, granted: u64) -> Result<(), Breach> {
+    /// Takes a piece of data (possibly none) that starts at `offset`, and that ends the direction
+    /// if `fin`. `granted` is the credit, up to which the far side may have sent. After an error
+    /// nothing has changed.
+    pub(crate) fn insert(
+        &mut self,
+        offset: u64,
+        chunk: Chunk,
+        fin: bool,
+        granted: u64,
+    ) -> Result<(), Breach> {
         let length = chunk.len();
         let end = offset + length as u64;
         self.check(offset, end, fin, granted)?;
@@ -215,31 +234,52 @@ impl Incoming {
             let before = self.queue.as_ref()?.early.range(..end).next_back()?;
             Some(before.0 + before.1.len() as u64 > offset)
         };
-        if offset < self.next || overlaps_early() == Some(true) { Err(Breach::Overlap) } else { Ok(()) }
+        if offset < self.next || overlaps_early() == Some(true) {
+            Err(Breach::Overlap)
+        } else {
+            Ok(())
+        }
     }
 
     /// The bytes that wait for the application, oldest first.
     pub(crate) fn deliverable<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>) {
         if let Some(queue) = &self.queue {
-            slices.extend(queue.ready.iter().take(MAX_SLICES).map(|chunk| IoSlice::new(chunk.bytes())));
+            slices.extend(
+                queue
+                    .ready
+                    .iter()
+                    .take(MAX_SLICES)
+                    .map(|chunk| IoSlice::new(chunk.bytes())),
+            );
         }
     }
 
     /// The application took the oldest `n` bytes. Payloads that were used up go to `spent`.
     pub(crate) fn take(&mut self, n: usize, spent: &mut Vec<Vec<u8>>) {
-        assert!(n <= self.deliverable_bytes(), "{n} bytes taken where {} were given", self.deliverable_bytes());
+        assert!(
+            n <= self.deliverable_bytes(),
+            "{n} bytes taken where {} were given",
+            self.deliverable_bytes()
+        );
         self.delivered += n as u64;
         let Some(queue) = &mut self.queue else { return };
         let mut left = n;
         while left > 0 {
-            let front = queue.ready.front_mut().expect("bytes before `next` are in the queue");
+            let front = queue
+                .ready
+                .front_mut()
+                .expect("bytes before `next` are in the queue");
             if left < front.len() {
                 front.taken += left;
                 break;
             }
             left -= front.len();
             queue.held -= front.cost();
-            if let Some(Chunk { body: Body::Whole(payload, _), .. }) = queue.ready.pop_front() {
+            if let Some(Chunk {
+                body: Body::Whole(payload, _),
+                ..
+            }) = queue.ready.pop_front()
+            {
                 spent.push(payload);
             }
         }
@@ -252,20 +292,33 @@ impl Incoming {
 
     pub(crate) fn check_invariants(&self) {
         assert!(self.delivered <= self.next, "delivered more than arrived");
-        assert!(self.fin.is_none_or(|fin| self.end() <= fin), "data beyond the end");
+        assert!(
+            self.fin.is_none_or(|fin| self.end() <= fin),
+            "data beyond the end"
+        );
         let Some(queue) = &self.queue else {
             assert_eq!(self.delivered, self.next, "bytes are missing");
             return;
         };
-        assert!(!(queue.ready.is_empty() && queue.early.is_empty()), "an empty queue is kept");
+        assert!(
+            !(queue.ready.is_empty() && queue.early.is_empty()),
+            "an empty queue is kept"
+        );
         let ready: usize = queue.ready.iter().map(Chunk::len).sum();
-        assert_eq!(ready, self.deliverable_bytes(), "the queue holds what its offsets say");
+        assert_eq!(
+            ready,
+            self.deliverable_bytes(),
+            "the queue holds what its offsets say"
+        );
         let chunks = queue.ready.iter().chain(queue.early.values());
         let held = chunks.map(Chunk::cost).sum::<usize>() + EARLY_COST * queue.early.len();
         assert_eq!(held, queue.held, "the charge is the sum of the costs");
         let mut end = self.next;
         for (at, chunk) in &queue.early {
-            assert!(*at > self.next && *at >= end, "early data is in order and beyond a gap");
+            assert!(
+                *at > self.next && *at >= end,
+                "early data is in order and beyond a gap"
+            );
             end = at + chunk.len() as u64;
         }
     }
@@ -292,7 +345,10 @@ mod tests {
     fn drain(incoming: &mut Incoming, random: &mut fastrand::Rng) -> Vec<u8> {
         let mut slices = Vec::new();
         incoming.deliverable(&mut slices);
-        let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let all: Vec<u8> = slices
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .collect();
         let n = random.usize(0..=all.len());
         incoming.take(n, &mut Vec::new());
         all[..n].to_vec()
@@ -309,7 +365,9 @@ mod tests {
             let mut at = 0;
             while at < total {
                 let small = random.bool();
-                let length = random.usize(1..if small { 40 } else { 4000 }).min(total - at);
+                let length = random
+                    .usize(1..if small { 40 } else { 4000 })
+                    .min(total - at);
                 pieces.push(at..at + length);
                 at += length;
             }
@@ -320,7 +378,14 @@ mod tests {
             let mut out = Vec::new();
             for piece in &pieces {
                 let fin = piece.is_empty() || (last > 0 && piece.end == total && pieces.len() == 1);
-                incoming.insert(piece.start as u64, chunk(&content[piece.clone()]), fin, total as u64).unwrap();
+                incoming
+                    .insert(
+                        piece.start as u64,
+                        chunk(&content[piece.clone()]),
+                        fin,
+                        total as u64,
+                    )
+                    .unwrap();
                 incoming.check_invariants();
                 if random.bool() {
                     out.extend(drain(&mut incoming, random));
@@ -331,11 +396,15 @@ mod tests {
                 out.extend(drain(&mut incoming, random));
             }
             assert!(out == content, "seed {seed}");
-            assert!(incoming.finished() && incoming.queue.is_none(), "seed {seed}");
+            assert!(
+                incoming.finished() && incoming.queue.is_none(),
+                "seed {seed}"
+            );
         }
     }
 
-    /// Against a set of bytes: an insertion is refused exactly if it overlaps, is beyond the credit or beyond the end.
+    /// Against a set of bytes: an insertion is refused exactly if it overlaps, is beyond the credit
+    /// or beyond the end.
     #[test]
     fn breaches_are_found_exactly() {
         for seed in 0..2000 {
@@ -350,8 +419,12 @@ mod tests {
                 let ends = random.u8(0..20) == 0;
                 let range = from..from + length;
                 let overlap = there[range.clone()].contains(&true);
-                let highest = there.iter().rposition(|there| *there).map_or(0, |at| at + 1);
-                let past_end = fin.is_some_and(|fin| range.end > fin || ends) || (ends && range.end < highest);
+                let highest = there
+                    .iter()
+                    .rposition(|there| *there)
+                    .map_or(0, |at| at + 1);
+                let past_end =
+                    fin.is_some_and(|fin| range.end > fin || ends) || (ends && range.end < highest);
                 let expected = if range.end > granted {
                     Err(Breach::BeyondCredit)
                 } else if past_end {
@@ -361,7 +434,8 @@ mod tests {
                 } else {
                     Ok(())
                 };
-                let found = incoming.insert(from as u64, chunk(&[7; 12][..length]), ends, granted as u64);
+                let found =
+                    incoming.insert(from as u64, chunk(&[7; 12][..length]), ends, granted as u64);
                 assert_eq!(found, expected, "seed {seed}: {range:?} fin {ends}");
                 if found.is_ok() {
                     there[range.clone()].fill(true);
@@ -378,14 +452,30 @@ mod tests {
     fn single_bytes_are_kept_together() {
         let mut incoming = Incoming::default();
         for at in 0..1000 {
-            incoming.insert(at, Chunk::copied(&[7]), false, 5000).unwrap();
+            incoming
+                .insert(at, Chunk::copied(&[7]), false, 5000)
+                .unwrap();
         }
-        assert!(incoming.held() < 4096, "{} held for 1000 single bytes", incoming.held());
-        incoming.insert(1000, Chunk::whole(vec![0; 64 << 10], 100..64 << 10), false, 1 << 20).unwrap();
+        assert!(
+            incoming.held() < 4096,
+            "{} held for 1000 single bytes",
+            incoming.held()
+        );
+        incoming
+            .insert(
+                1000,
+                Chunk::whole(vec![0; 64 << 10], 100..64 << 10),
+                false,
+                1 << 20,
+            )
+            .unwrap();
         assert!(incoming.held() >= 64 << 10);
         let mut spent = Vec::new();
         incoming.take(1000 + (64 << 10) - 101, &mut spent);
-        assert!(incoming.held() >= 64 << 10 && spent.is_empty(), "one byte of it is still there");
+        assert!(
+            incoming.held() >= 64 << 10 && spent.is_empty(),
+            "one byte of it is still there"
+        );
         incoming.take(1, &mut spent);
         assert_eq!((incoming.held(), spent.len()), (0, 1));
     }

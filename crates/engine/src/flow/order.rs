@@ -1,4 +1,5 @@
-//! The order of a flow of datagrams as it arrives. One that overtook others waits for them a moment; what comes too late is of no use any more.
+//! The order of a flow of datagrams as it arrives. One that overtook others waits for them a
+//! moment; what comes too late is of no use any more.
 //!
 //! Numbers are those on the wire: 32 bits that count the datagrams of one direction.
 
@@ -7,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::config::{DATAGRAM_COST, HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER};
+use crate::config::{
+    DATAGRAM_COST, HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER,
+};
 
 /// A number further ahead than this is no reordering: whatever lies between is gone.
 const HORIZON: u32 = 1 << 16;
@@ -44,14 +47,18 @@ struct Rest {
     cost: usize,
     /// Those up to this number wait no longer.
     release: Option<u32>,
-    /// Numbers that were passed over: the first, how many, and when. Bounded, the oldest goes first.
+    /// Numbers that were passed over: the first, how many, and when. Bounded, the oldest goes
+    /// first.
     gaps: VecDeque<(u32, u32, Instant)>,
 }
 
 impl Order {
     /// `in_order`: see `Treatment`.
     pub(crate) fn new(in_order: bool) -> Order {
-        Order { in_order, ..Order::default() }
+        Order {
+            in_order,
+            ..Order::default()
+        }
     }
 
     /// How long one waits for those before it.
@@ -75,7 +82,10 @@ impl Order {
             return Place::Now;
         }
         let gaps = self.rest.as_mut().map(|rest| &mut rest.gaps);
-        let gap = gaps.and_then(|gaps| gaps.iter().find(|(first, count, _)| number.wrapping_sub(*first) < *count));
+        let gap = gaps.and_then(|gaps| {
+            gaps.iter()
+                .find(|(first, count, _)| number.wrapping_sub(*first) < *count)
+        });
         match gap {
             Some((.., at)) if waits && now.saturating_duration_since(*at) > LATEST => Place::Drop,
             Some(_) => {
@@ -88,11 +98,17 @@ impl Order {
         }
     }
 
-    /// Before a datagram is placed: whether those that wait must go first, because they are too many or it is from far ahead.
+    /// Before a datagram is placed: whether those that wait must go first, because they are too
+    /// many or it is from far ahead.
     pub(crate) fn is_full_for(&self, number: u32) -> bool {
         let held = self.rest.as_ref().map_or(0, |rest| rest.held.len());
-        let most = if self.in_order { MOST_HELD_IN_ORDER } else { MOST_HELD_BACK };
-        held >= most || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
+        let most = if self.in_order {
+            MOST_HELD_IN_ORDER
+        } else {
+            MOST_HELD_BACK
+        };
+        held >= most
+            || held > 0 && (HORIZON..u32::MAX / 2).contains(&number.wrapping_sub(self.next))
     }
 
     /// Keeps one that waits. One that is there already is kept as it was.
@@ -109,9 +125,15 @@ impl Order {
     pub(crate) fn pop_ready(&mut self, now: Instant) -> Option<Vec<u8>> {
         let rest = self.rest.as_mut()?;
         // Numbers begin again after the last one.
-        let first = rest.held.range(self.next..).next().or_else(|| rest.held.first_key_value());
+        let first = rest
+            .held
+            .range(self.next..)
+            .next()
+            .or_else(|| rest.held.first_key_value());
         let number = *first?.0;
-        let released = rest.release.is_some_and(|release| release.wrapping_sub(number) < HORIZON);
+        let released = rest
+            .release
+            .is_some_and(|release| release.wrapping_sub(number) < HORIZON);
         if number != self.next && !released {
             rest.release = None;
             return None;
@@ -123,9 +145,14 @@ impl Order {
         Some(bytes)
     }
 
-    /// The one with this number has waited long enough, and with it those before it: the caller takes them.
+    /// The one with this number has waited long enough, and with it those before it: the caller
+    /// takes them.
     pub(crate) fn give_up(&mut self, number: u32) {
-        if let Some(rest) = self.rest.as_mut().filter(|rest| rest.held.contains_key(&number)) {
+        if let Some(rest) = self
+            .rest
+            .as_mut()
+            .filter(|rest| rest.held.contains_key(&number))
+        {
             rest.release = Some(number);
         }
     }
@@ -133,7 +160,11 @@ impl Order {
     /// Nobody waits any longer.
     pub(crate) fn give_up_all(&mut self) {
         if let Some(rest) = &mut self.rest {
-            let last = rest.held.range(..self.next).next_back().or_else(|| rest.held.last_key_value());
+            let last = rest
+                .held
+                .range(..self.next)
+                .next_back()
+                .or_else(|| rest.held.last_key_value());
             rest.release = last.map(|(number, _)| *number);
         }
     }
@@ -165,19 +196,34 @@ impl Order {
     /// What all of this costs beside the flow itself.
     pub(crate) fn cost(&self) -> usize {
         let gap = size_of::<(u32, u32, Instant)>();
-        self.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.cost + rest.gaps.capacity() * gap)
+        self.rest.as_ref().map_or(0, |rest| {
+            size_of::<Rest>() + rest.cost + rest.gaps.capacity() * gap
+        })
     }
 
     pub(crate) fn check_invariants(&self) {
         let Some(rest) = &self.rest else { return };
-        assert_eq!(rest.cost, rest.held.values().map(|bytes| DATAGRAM_COST + bytes.capacity()).sum::<usize>());
+        assert_eq!(
+            rest.cost,
+            rest.held
+                .values()
+                .map(|bytes| DATAGRAM_COST + bytes.capacity())
+                .sum::<usize>()
+        );
         assert!(rest.held.len() <= MOST_HELD_IN_ORDER && rest.gaps.len() <= MOST_GAPS);
-        assert!(rest.held.keys().all(|number| number.wrapping_sub(self.next) < HORIZON));
+        assert!(
+            rest.held
+                .keys()
+                .all(|number| number.wrapping_sub(self.next) < HORIZON)
+        );
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests need some instant to begin with")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests need some instant to begin with"
+)]
 mod tests {
     use std::time::Duration;
 
@@ -238,7 +284,10 @@ mod tests {
             assert_eq!(order.place(number.into(), true, now), Place::Hold);
             order.hold(number.into(), vec![number]);
         }
-        assert_eq!((order.patience(), order.pop_ready(now)), (HOLD_IN_ORDER, None));
+        assert_eq!(
+            (order.patience(), order.pop_ready(now)),
+            (HOLD_IN_ORDER, None)
+        );
         assert_eq!(order.place(0, true, now), Place::Now);
         assert!((1..200).all(|number| order.pop_ready(now) == Some(vec![number])));
         assert_eq!(order.lost, 0);
@@ -251,7 +300,10 @@ mod tests {
         assert_eq!(order.place(2, true, now), Place::Hold);
         order.hold(2, vec![2]);
         order.give_up(2);
-        assert_eq!((order.pop_ready(now + HOLD), order.lost), (Some(vec![2]), 1));
+        assert_eq!(
+            (order.pop_ready(now + HOLD), order.lost),
+            (Some(vec![2]), 1)
+        );
         assert_eq!(order.place(1, true, now + HOLD + TOO_LATE), Place::Drop);
         assert_eq!(order.lost, 1);
         assert_eq!(order.place(1, true, now + HOLD + LATEST), Place::Now);
@@ -260,7 +312,13 @@ mod tests {
 
     #[test]
     fn numbers_wrap_and_bounds_hold() {
-        let (mut order, now) = (Order { next: u32::MAX, ..Order::default() }, Instant::now());
+        let (mut order, now) = (
+            Order {
+                next: u32::MAX,
+                ..Order::default()
+            },
+            Instant::now(),
+        );
         assert_eq!(order.place(0, true, now), Place::Hold);
         order.hold(0, vec![]);
         assert_eq!(order.place(u32::MAX, true, now), Place::Now);
@@ -281,6 +339,9 @@ mod tests {
         // A flow that keeps no order passes over gaps at once, and takes what is late.
         let mut order = Order::default();
         assert_eq!(order.place(9, false, now), Place::Now);
-        assert_eq!((order.place(3, false, now + TOO_LATE), order.lost), (Place::Now, 8));
+        assert_eq!(
+            (order.place(3, false, now + TOO_LATE), order.lost),
+            (Place::Now, 8)
+        );
     }
 }

@@ -14,7 +14,12 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(crate) fn new(credit: u64) -> Outgoing {
-        Outgoing { next: 0, credit, paused: false, fin: false }
+        Outgoing {
+            next: 0,
+            credit,
+            paused: false,
+            fin: false,
+        }
     }
 
     pub(crate) fn next(&self) -> u64 {
@@ -26,7 +31,11 @@ impl Outgoing {
     }
 
     pub(crate) fn credit_left(&self) -> u64 {
-        if self.paused { 0 } else { self.credit - self.next }
+        if self.paused {
+            0
+        } else {
+            self.credit - self.next
+        }
     }
 
     pub(crate) fn on_sent(&mut self, bytes: usize) {
@@ -38,20 +47,24 @@ impl Outgoing {
         self.fin = true;
     }
 
-    /// Takes a credit message's sequence number. Messages come in any order: an older one says nothing new. Returns whether
-    /// sending may go on that could not before.
+    /// Takes a credit message's sequence number. Messages come in any order: an older one says
+    /// nothing new. Returns whether sending may go on that could not before.
     pub(crate) fn on_credit(&mut self, sequence: u32) -> bool {
         let was_blocked = self.credit_left() == 0;
-        let Some(credit) = expand(self.credit, sequence) else { return false };
+        let Some(credit) = expand(self.credit, sequence) else {
+            return false;
+        };
         if credit > self.credit {
             (self.credit, self.paused) = (credit, false);
         }
         was_blocked && self.credit_left() > 0
     }
 
-    /// The far side takes back the credit up to this sequence number. If it has granted more since, that message was the later one.
+    /// The far side takes back the credit up to this sequence number. If it has granted more since,
+    /// that message was the later one.
     pub(crate) fn on_pause(&mut self, sequence: u32) {
-        if let Some(credit) = expand(self.credit, sequence).filter(|credit| *credit >= self.credit) {
+        if let Some(credit) = expand(self.credit, sequence).filter(|credit| *credit >= self.credit)
+        {
             // It may have overtaken the message that granted this.
             (self.credit, self.paused) = (credit, true);
         }
@@ -68,7 +81,8 @@ impl Outgoing {
     }
 }
 
-/// The offset nearest to `near` whose low 32 bits are `sequence`; none if it would lie before the start.
+/// The offset nearest to `near` whose low 32 bits are `sequence`; none if it would lie before the
+/// start.
 pub(crate) fn expand(near: u64, sequence: u32) -> Option<u64> {
     let distance = sequence.wrapping_sub(near as u32) as i32;
     near.checked_add_signed(i64::from(distance))
@@ -80,10 +94,24 @@ mod tests {
 
     #[test]
     fn offsets_survive_the_wrap() {
-        for near in [0_u64, 5, 0x7fff_ffff, 0xffff_fff0, 0x1_0000_0000, 0x1_0000_0010, 0xffff_ffff_0000] {
+        for near in [
+            0_u64,
+            5,
+            0x7fff_ffff,
+            0xffff_fff0,
+            0x1_0000_0000,
+            0x1_0000_0010,
+            0xffff_ffff_0000,
+        ] {
             for distance in [-0x4000_0000_i64, -17, -1, 0, 1, 17, 0x4000_0000] {
-                let Some(offset) = near.checked_add_signed(distance) else { continue };
-                assert_eq!(expand(near, offset as u32), Some(offset), "{near} {distance}");
+                let Some(offset) = near.checked_add_signed(distance) else {
+                    continue;
+                };
+                assert_eq!(
+                    expand(near, offset as u32),
+                    Some(offset),
+                    "{near} {distance}"
+                );
             }
         }
         assert_eq!(expand(3, 0xffff_ffff), None);
@@ -107,12 +135,22 @@ mod tests {
         outgoing.on_sent(10);
         outgoing.on_pause(100);
         assert_eq!(outgoing.credit_left(), 0);
-        assert!(!outgoing.on_credit(100), "granted before the pause, and overtaken by it");
+        assert!(
+            !outgoing.on_credit(100),
+            "granted before the pause, and overtaken by it"
+        );
         assert!(outgoing.on_credit(101) && outgoing.credit_left() == 91);
         outgoing.on_pause(100);
-        assert_eq!(outgoing.credit_left(), 91, "overtaken by the credit that ended it");
+        assert_eq!(
+            outgoing.credit_left(),
+            91,
+            "overtaken by the credit that ended it"
+        );
         outgoing.on_pause(200);
-        assert!(!outgoing.on_credit(200) && outgoing.credit_left() == 0, "it overtook the credit that it takes back");
+        assert!(
+            !outgoing.on_credit(200) && outgoing.credit_left() == 0,
+            "it overtook the credit that it takes back"
+        );
         assert!(outgoing.on_credit(300) && outgoing.credit_left() == 290);
     }
 

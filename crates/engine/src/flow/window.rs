@@ -1,19 +1,23 @@
-//! How much the far side of a flow may send: the credit that we grant, sized by what the application takes.
+//! How much the far side of a flow may send: the credit that we grant, sized by what the
+//! application takes.
 //!
-//! The window follows the flow: at least four times what was taken within a round trip, so that a sender in start-up, which
-//! doubles each round trip, is never held back, and a repair that costs a round trip does not stop the flow. That is the
-//! rule "if more than half of the window was taken within two round trips, double, up to 4 x rate x RTT", written as one
-//! comparison.
-//! What an application does not take waits here: when that is far more than it takes, the rest of the credit is taken back until it has caught up. So
-//! a reader that has stopped holds what was under way, however large its window had become, and leaves the memory to the others. A sender that knows its rate does not double, it is there at once: while windows are small they grow to sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window has been
-//! taken, and never repeated.
+//! The window follows the flow: at least four times what was taken within a round trip, so that a
+//! sender in start-up, which doubles each round trip, is never held back, and a repair that costs a
+//! round trip does not stop the flow. That is the rule "if more than half of the window was taken
+//! within two round trips, double, up to 4 x rate x RTT", written as one comparison. What an
+//! application does not take waits here: when that is far more than it takes, the rest of the
+//! credit is taken back until it has caught up. So a reader that has stopped holds what was under
+//! way, however large its window had become, and leaves the memory to the others. A sender that
+//! knows its rate does not double, it is there at once: while windows are small they grow to
+//! sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter
+//! of the window has been taken, and never repeated.
 
 use std::time::{Duration, Instant};
 
 use crate::config::{AHEAD, MIN_RTT, PAUSE_FROM, STALLED};
 
-/// Windows below this grow faster: from the first credit it is reached within two round trips. A flow whose application stops taking may
-/// make us hold so much.
+/// Windows below this grow faster: from the first credit it is reached within two round trips. A
+/// flow whose application stops taking may make us hold so much.
 const QUICKLY: u64 = 32 << 20;
 /// So much taken in a round trip is the beginning of something long, and no request.
 const FAST: u64 = 192 << 10;
@@ -43,7 +47,8 @@ pub(crate) enum Due {
 pub(crate) enum Memory {
     /// Less than half: windows may grow.
     Ample,
-    /// More than half: windows grow up to so many bytes, a part of what is free. So whoever stops next leaves most of that to those after him.
+    /// More than half: windows grow up to so many bytes, a part of what is free. So whoever stops
+    /// next leaves most of that to those after him.
     Filling(u64),
     /// More than the budget: windows shrink.
     Short,
@@ -59,7 +64,8 @@ pub(crate) struct Window {
     round_from: u64,
     /// What was taken in the round trip before; no more than a number of so many bits says.
     before: u32,
-    /// The application left something when it took last, or has taken nothing yet: since then it is what the bytes wait for, and not they for the link.
+    /// The application left something when it took last, or has taken nothing yet: since then it is
+    /// what the bytes wait for, and not they for the link.
     left: bool,
     /// The rest of the credit is taken back.
     paused: bool,
@@ -92,7 +98,8 @@ impl Window {
         self.paused
     }
 
-    /// Data has come, and so much waits for the application. Whether a pause is due: nothing was taken for a round trip.
+    /// Data has come, and so much waits for the application. Whether a pause is due: nothing was
+    /// taken for a round trip.
     pub(crate) fn on_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
         // A round ends with what is taken after it was a round trip old.
         let stalled = now.saturating_duration_since(self.round_at) > (2 * rtt).max(STALLED);
@@ -101,7 +108,8 @@ impl Window {
         due
     }
 
-    /// The application has taken bytes, the last of them at offset `delivered - 1`, and so many wait.
+    /// The application has taken bytes, the last of them at offset `delivered - 1`, and so many
+    /// wait.
     pub(crate) fn on_delivered(
         &mut self,
         n: usize,
@@ -115,15 +123,26 @@ impl Window {
         let in_one_rtt = self.taken_in_one_rtt(n, delivered, rtt, now);
         // What it takes in such a time, judged over the pause before if there was one.
         let elapsed = now.saturating_duration_since(round_at);
-        let pace =
-            if elapsed > 2 * rtt { n as f64 / elapsed.as_secs_f64() } else { in_one_rtt as f64 / rtt.as_secs_f64() };
+        let pace = if elapsed > 2 * rtt {
+            n as f64 / elapsed.as_secs_f64()
+        } else {
+            in_one_rtt as f64 / rtt.as_secs_f64()
+        };
         let ahead = (pace * rtt.max(AHEAD).as_secs_f64()) as u64;
         match climate.memory {
             Memory::Ample => {
-                let quickly = if in_one_rtt >= FAST { (16 * in_one_rtt).min(QUICKLY) } else { 0 };
-                self.size = self.size.max((4 * in_one_rtt).max(quickly).min(climate.max));
+                let quickly = if in_one_rtt >= FAST {
+                    (16 * in_one_rtt).min(QUICKLY)
+                } else {
+                    0
+                };
+                self.size = self
+                    .size
+                    .max((4 * in_one_rtt).max(quickly).min(climate.max));
             }
-            Memory::Filling(most) => self.size = self.size.max((4 * in_one_rtt).min(climate.max).min(most)),
+            Memory::Filling(most) => {
+                self.size = self.size.max((4 * in_one_rtt).min(climate.max).min(most))
+            }
             Memory::Short => self.size = (self.size / 2).max(climate.min.min(self.size)),
         }
         if self.paused {
@@ -139,11 +158,15 @@ impl Window {
             self.paused = true;
             return Due::Pause;
         }
-        if self.update(delivered) { Due::Credit } else { Due::Nothing }
+        if self.update(delivered) {
+            Due::Credit
+        } else {
+            Due::Nothing
+        }
     }
 
-    /// Bytes taken in the last round trip: what this round has so far, and of the one before the part that is not older. A
-    /// burst that begins in one round and ends in the next counts whole.
+    /// Bytes taken in the last round trip: what this round has so far, and of the one before the
+    /// part that is not older. A burst that begins in one round and ends in the next counts whole.
     fn taken_in_one_rtt(&mut self, n: usize, delivered: u64, rtt: Duration, now: Instant) -> u64 {
         let elapsed = now.saturating_duration_since(self.round_at);
         if elapsed > 2 * rtt {
@@ -193,12 +216,23 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn climate(rtt: Duration, memory: Memory) -> Climate {
-        Climate { rtt, max: 128 << 20, min: 64 << 10, memory }
+        Climate {
+            rtt,
+            max: 128 << 20,
+            min: 64 << 10,
+            memory,
+        }
     }
 
-    /// A sender that fills every credit at once over a path of `rtt`; the application takes all. Returns the bytes taken in
-    /// each round trip.
-    fn run(rtt: Duration, rounds: u32, cap_per_ms: u64, memory: Memory, start: Instant) -> (Vec<u64>, Window) {
+    /// A sender that fills every credit at once over a path of `rtt`; the application takes all.
+    /// Returns the bytes taken in each round trip.
+    fn run(
+        rtt: Duration,
+        rounds: u32,
+        cap_per_ms: u64,
+        memory: Memory,
+        start: Instant,
+    ) -> (Vec<u64>, Window) {
         let mut window = Window::new(256 << 10, 256 << 10, start);
         let mut credit_at_sender = window.granted();
         let (mut sent, mut taken) = (0_u64, 0_u64);
@@ -216,7 +250,10 @@ mod tests {
             while data.front().is_some_and(|(at, _)| *at <= now) {
                 let (_, n) = data.pop_front().unwrap();
                 taken += n;
-                if n > 0 && window.on_delivered(n as usize, (taken, 0), &climate(rtt, memory), now) == Due::Credit {
+                if n > 0
+                    && window.on_delivered(n as usize, (taken, 0), &climate(rtt, memory), now)
+                        == Due::Credit
+                {
                     credits.push_back((now + rtt / 2, window.granted()));
                 }
             }
@@ -235,18 +272,31 @@ mod tests {
         for pair in taken.windows(2).skip(2) {
             assert!(pair[1] >= (2 * pair[0]).min(12_400_000), "{taken:?}");
         }
-        assert!(window.size() >= 4 * 12_000_000 && window.size() <= 4 * 13_000_000, "{}", window.size());
+        assert!(
+            window.size() >= 4 * 12_000_000 && window.size() <= 4 * 13_000_000,
+            "{}",
+            window.size()
+        );
     }
 
     #[test]
     fn memory_decides_about_growth() {
         let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling(0), crate::clock());
         assert_eq!(window.size(), 256 << 10);
-        let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling(1 << 20), crate::clock());
+        let (_, window) = run(
+            100 * MS,
+            10,
+            125_000,
+            Memory::Filling(1 << 20),
+            crate::clock(),
+        );
         assert_eq!(window.size(), 1 << 20);
         let (taken, window) = run(100 * MS, 10, 125_000, Memory::Short, crate::clock());
         assert_eq!(window.size(), 64 << 10);
-        assert!(taken.iter().skip(2).all(|n| *n > 0), "a short memory slows, it does not stop: {taken:?}");
+        assert!(
+            taken.iter().skip(2).all(|n| *n > 0),
+            "a short memory slows, it does not stop: {taken:?}"
+        );
     }
 
     #[test]
@@ -261,8 +311,14 @@ mod tests {
         let now = crate::clock();
         let mut window = Window::new(1 << 20, 1 << 20, now);
         let climate = climate(100 * MS, Memory::Filling(0));
-        assert_eq!(window.on_delivered((1 << 18) - 1, ((1 << 18) - 1, 0), &climate, now), Due::Nothing);
-        assert_eq!(window.on_delivered(1, (1 << 18, 0), &climate, now), Due::Credit);
+        assert_eq!(
+            window.on_delivered((1 << 18) - 1, ((1 << 18) - 1, 0), &climate, now),
+            Due::Nothing
+        );
+        assert_eq!(
+            window.on_delivered(1, (1 << 18, 0), &climate, now),
+            Due::Credit
+        );
         assert_eq!(window.granted(), (1 << 20) + (1 << 18));
     }
 
@@ -276,24 +332,48 @@ mod tests {
         for tick in 1..=200u32 {
             taken += 50 << 10;
             let left = if tick == 200 { 1 << 20 } else { 0 };
-            assert_ne!(window.on_delivered(50 << 10, (taken, left), &climate, start + tick * MS), Due::Pause);
+            assert_ne!(
+                window.on_delivered(50 << 10, (taken, left), &climate, start + tick * MS),
+                Due::Pause
+            );
         }
         assert!(window.size() >= 16_000_000, "{}", window.size());
         // Then nothing any more.
         let stopped = start + 200 * MS;
-        assert!(!window.on_arrived(2 << 20, climate.rtt, stopped + 25 * MS), "a moment is no stop");
-        assert!(!window.on_arrived(PAUSE_FROM - 1, climate.rtt, stopped + 200 * MS), "so little may wait");
+        assert!(
+            !window.on_arrived(2 << 20, climate.rtt, stopped + 25 * MS),
+            "a moment is no stop"
+        );
+        assert!(
+            !window.on_arrived(PAUSE_FROM - 1, climate.rtt, stopped + 200 * MS),
+            "so little may wait"
+        );
         assert!(window.on_arrived(2 << 20, climate.rtt, stopped + 200 * MS));
-        assert!(!window.on_arrived(3 << 20, climate.rtt, stopped + 300 * MS), "said once");
+        assert!(
+            !window.on_arrived(3 << 20, climate.rtt, stopped + 300 * MS),
+            "said once"
+        );
         let granted = window.granted();
-        assert!(!window.update(taken + window.size()), "nothing is granted in a pause");
+        assert!(
+            !window.update(taken + window.size()),
+            "nothing is granted in a pause"
+        );
         // It goes on.
         let resumed = stopped + 500 * MS;
         taken += 1 << 20;
-        assert_eq!(window.on_delivered(1 << 20, (taken, 8 << 20), &climate, resumed), Due::Nothing);
+        assert_eq!(
+            window.on_delivered(1 << 20, (taken, 8 << 20), &climate, resumed),
+            Due::Nothing
+        );
         taken += 7 << 20;
-        assert_eq!(window.on_delivered(7 << 20, (taken, 1 << 20), &climate, resumed + MS), Due::Credit);
-        assert!(window.granted() > granted, "what ends a pause is more than it took back");
+        assert_eq!(
+            window.on_delivered(7 << 20, (taken, 1 << 20), &climate, resumed + MS),
+            Due::Credit
+        );
+        assert!(
+            window.granted() > granted,
+            "what ends a pause is more than it took back"
+        );
         // A slow one is paused when eight round trips of its own rate wait.
         let slow = resumed + 1_000 * MS;
         let due = (0..100).map(|tick| {

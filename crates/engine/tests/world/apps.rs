@@ -1,5 +1,6 @@
-//! Applications in memory, for tests: seeded writers and readers at both ends of every flow, and a reference model that
-//! knows each byte. Shared by the driver's own tests (two drivers, nothing between) and the worlds (two peers, a bad WAN).
+//! Applications in memory, for tests: seeded writers and readers at both ends of every flow, and a
+//! reference model that knows each byte. Shared by the driver's own tests (two drivers, nothing
+//! between) and the worlds (two peers, a bad WAN).
 
 use std::{
     collections::BTreeMap,
@@ -75,7 +76,13 @@ pub struct Script {
 
 impl Plan {
     pub fn bytes(write: u64) -> Plan {
-        Plan { write, piece: usize::MAX, pause: Duration::ZERO, then: Then::End, read: Reading::Prompt }
+        Plan {
+            write,
+            piece: usize::MAX,
+            pause: Duration::ZERO,
+            then: Then::End,
+            read: Reading::Prompt,
+        }
     }
 
     pub fn random(random: &mut fastrand::Rng, most: u64) -> Plan {
@@ -87,8 +94,16 @@ impl Plan {
         let slow = random.u8(0..3) == 0;
         Plan {
             write,
-            piece: if slow { random.usize(1..3000).max(write as usize / 50) } else { usize::MAX },
-            pause: if slow { Duration::from_micros(random.u64(0..3000)) } else { Duration::ZERO },
+            piece: if slow {
+                random.usize(1..3000).max(write as usize / 50)
+            } else {
+                usize::MAX
+            },
+            pause: if slow {
+                Duration::from_micros(random.u64(0..3000))
+            } else {
+                Duration::ZERO
+            },
             then: Then::End,
             read: match random.u8(0..6) {
                 0 => Reading::Rate(random.u64(100_000..5_000_000)),
@@ -101,13 +116,25 @@ impl Plan {
 
 impl Script {
     pub fn new(opener: Plan, acceptor: Plan) -> Script {
-        Script { start: Duration::ZERO, class: Class::Normal, opener, acceptor, connect: Duration::ZERO, refuse: None }
+        Script {
+            start: Duration::ZERO,
+            class: Class::Normal,
+            opener,
+            acceptor,
+            connect: Duration::ZERO,
+            refuse: None,
+        }
     }
 
     pub fn random(random: &mut fastrand::Rng, most: u64) -> Script {
         Script {
             start: Duration::from_millis(random.u64(0..500)),
-            class: [Class::Control, Class::Interactive, Class::Normal, Class::Bulk][random.usize(0..4)],
+            class: [
+                Class::Control,
+                Class::Interactive,
+                Class::Normal,
+                Class::Bulk,
+            ][random.usize(0..4)],
             opener: Plan::random(random, most),
             acceptor: Plan::random(random, most),
             connect: Duration::from_millis(random.u64(0..30)),
@@ -147,7 +174,8 @@ pub struct Apps {
     /// Which side: part of the addresses.
     side: u8,
     start: Instant,
-    /// Flows that this side opens, by their number in the source port; those that are still to be opened.
+    /// Flows that this side opens, by their number in the source port; those that are still to be
+    /// opened.
     scripts: BTreeMap<usize, Script>,
     waiting: Vec<usize>,
     /// The other side's, so that this one knows how to answer.
@@ -196,9 +224,19 @@ impl Apps {
     }
 
     /// From now on the application does something else.
-    pub fn set_plan(&mut self, opener: u8, number: usize, plan: Plan, engine: &mut impl Engine, now: Instant) {
-        let (flow, app) =
-            self.running.iter_mut().find(|(_, app)| (app.opener, app.number) == (opener, number)).unwrap();
+    pub fn set_plan(
+        &mut self,
+        opener: u8,
+        number: usize,
+        plan: Plan,
+        engine: &mut impl Engine,
+        now: Instant,
+    ) {
+        let (flow, app) = self
+            .running
+            .iter_mut()
+            .find(|(_, app)| (app.opener, app.number) == (opener, number))
+            .unwrap();
         app.plan = plan;
         app.read_allowed_from = now;
         engine.readable(*flow, now);
@@ -244,7 +282,11 @@ impl Apps {
 
     /// When the applications next do something by themselves.
     pub fn next_turn(&self, up: bool, now: Instant) -> Option<Instant> {
-        let opens = self.waiting.iter().filter(|_| up).map(|number| self.start + self.scripts[number].start);
+        let opens = self
+            .waiting
+            .iter()
+            .filter(|_| up)
+            .map(|number| self.start + self.scripts[number].start);
         let flows = self.running.values().flat_map(|app| {
             let connect = app.connect_at;
             let pause = app.wait.then_some(app.pause_until);
@@ -255,8 +297,12 @@ impl Apps {
     }
 
     fn open(&mut self, engine: &mut impl Engine, now: Instant) {
-        let due: Vec<usize> =
-            self.waiting.iter().copied().filter(|number| self.start + self.scripts[number].start <= now).collect();
+        let due: Vec<usize> = self
+            .waiting
+            .iter()
+            .copied()
+            .filter(|number| self.start + self.scripts[number].start <= now)
+            .collect();
         for number in due {
             let script = &self.scripts[&number];
             match engine.open(key(self.side, number), script.class, now) {
@@ -290,7 +336,10 @@ impl Apps {
             deliver: false,
             read_allowed_from,
         };
-        assert!(self.running.insert(flow, app).is_none(), "{flow} was given twice");
+        assert!(
+            self.running.insert(flow, app).is_none(),
+            "{flow} was given twice"
+        );
         let end = End {
             flow,
             written: 0,
@@ -306,20 +355,26 @@ impl Apps {
             writes: Vec::new(),
             reads: Vec::new(),
         };
-        assert!(self.ends.insert((opener, number), end).is_none(), "flow {opener}/{number} was opened twice");
+        assert!(
+            self.ends.insert((opener, number), end).is_none(),
+            "flow {opener}/{number} was opened twice"
+        );
     }
 
     fn on_event(&mut self, event: Event, engine: &mut impl Engine, now: Instant) {
         let side = self.side;
         match event {
             Event::Exchange { .. } => panic!("nobody sends datagrams here"),
-            Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => self.peer_events.push(event),
+            Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => {
+                self.peer_events.push(event)
+            }
             Event::Open { flow, key, asked } => {
                 let (opener, number) = whose(&key);
                 let script = &self.others[&number];
                 assert_eq!(asked.class, script.class);
                 assert_eq!(opener, 1 - side);
-                let (plan, connect, refuse) = (script.acceptor.clone(), script.connect, script.refuse);
+                let (plan, connect, refuse) =
+                    (script.acceptor.clone(), script.connect, script.refuse);
                 self.begin(flow, opener, number, plan, now);
                 let app = self.running.get_mut(&flow).unwrap();
                 app.connect_at = Some(now + connect);
@@ -327,19 +382,25 @@ impl Apps {
                 self.connect(flow, engine, now);
             }
             Event::Deliver { flow } => {
-                let Some(app) = self.running.get_mut(&flow) else { return };
+                let Some(app) = self.running.get_mut(&flow) else {
+                    return;
+                };
                 assert!(app.accepted && !app.deliver, "told twice to deliver {flow}");
                 app.deliver = true;
             }
             Event::Accepted { flow } => {
-                let Some(app) = self.running.get(&flow) else { return };
+                let Some(app) = self.running.get(&flow) else {
+                    return;
+                };
                 assert_eq!(app.opener, side, "only the opener is told");
                 let end = self.ends.get_mut(&(app.opener, app.number)).unwrap();
                 assert!(!end.saw_accepted, "accepted twice");
                 end.saw_accepted = true;
             }
             Event::Finish { flow } => {
-                let Some(app) = self.running.get_mut(&flow) else { return };
+                let Some(app) = self.running.get_mut(&flow) else {
+                    return;
+                };
                 assert!(!app.deliver, "finish before everything was taken");
                 let end = self.ends.get_mut(&(app.opener, app.number)).unwrap();
                 assert!(!end.saw_finish, "finished twice");
@@ -350,21 +411,33 @@ impl Apps {
                 }
             }
             Event::Reset { flow, status } => {
-                let Some(app) = self.running.remove(&flow) else { return };
-                self.ends.get_mut(&(app.opener, app.number)).unwrap().saw_reset = Some(status);
+                let Some(app) = self.running.remove(&flow) else {
+                    return;
+                };
+                self.ends
+                    .get_mut(&(app.opener, app.number))
+                    .unwrap()
+                    .saw_reset = Some(status);
             }
             Event::Closed { flow } => {
                 // It may have been reset by its application in the meantime.
-                let Some(app) = self.running.remove(&flow) else { return };
+                let Some(app) = self.running.remove(&flow) else {
+                    return;
+                };
                 let end = self.ends.get_mut(&(app.opener, app.number)).unwrap();
-                assert!(end.saw_finish && end.wrote_end, "{flow} closed before both directions ended: {end:?}");
+                assert!(
+                    end.saw_finish && end.wrote_end,
+                    "{flow} closed before both directions ended: {end:?}"
+                );
                 end.saw_closed = true;
             }
         }
     }
 
     fn connect(&mut self, flow: FlowId, engine: &mut impl Engine, now: Instant) {
-        let Some(app) = self.running.get_mut(&flow) else { return };
+        let Some(app) = self.running.get_mut(&flow) else {
+            return;
+        };
         if app.connect_at.is_none_or(|at| at > now) {
             return;
         }
@@ -381,7 +454,9 @@ impl Apps {
     }
 
     fn wake(&mut self, flow: FlowId, engine: &mut impl Engine, now: Instant) {
-        let Some(app) = self.running.get_mut(&flow) else { return };
+        let Some(app) = self.running.get_mut(&flow) else {
+            return;
+        };
         if app.wait && app.pause_until <= now {
             app.wait = false;
             engine.readable(flow, now);
@@ -389,7 +464,11 @@ impl Apps {
     }
 
     fn deliver(&mut self, flow: FlowId, engine: &mut impl Engine, now: Instant) {
-        while let Some(app) = self.running.get_mut(&flow).filter(|app| app.deliver && app.read_allowed_from <= now) {
+        while let Some(app) = self
+            .running
+            .get_mut(&flow)
+            .filter(|app| app.deliver && app.read_allowed_from <= now)
+        {
             let (opener, number, read) = (app.opener, app.number, app.plan.read);
             let end = self.ends.get_mut(&(opener, number)).unwrap();
             let mut slices = Vec::new();
@@ -398,11 +477,18 @@ impl Apps {
             assert!(there > 0, "told to deliver {flow}, and there is nothing");
             let n = match read {
                 Reading::Rate(rate) => there.min((rate / 200).max(1) as usize),
-                Reading::ResetAfter(bytes) | Reading::StopAfter(bytes) => there.min((bytes - end.got) as usize),
+                Reading::ResetAfter(bytes) | Reading::StopAfter(bytes) => {
+                    there.min((bytes - end.got) as usize)
+                }
                 Reading::Prompt | Reading::From(_) | Reading::Never => there,
             };
             let stream = stream(opener, number, 1 - self.side);
-            for (i, byte) in slices.iter().flat_map(|slice| slice.iter()).take(n).enumerate() {
+            for (i, byte) in slices
+                .iter()
+                .flat_map(|slice| slice.iter())
+                .take(n)
+                .enumerate()
+            {
                 assert_eq!(
                     *byte,
                     content(stream, end.got + i as u64),
@@ -426,7 +512,8 @@ impl Apps {
             let mut left = Vec::new();
             engine.deliverable(flow, &mut left);
             app.deliver = !left.is_empty();
-            if matches!(read, Reading::ResetAfter(bytes) if self.ends[&(opener, number)].got >= bytes) {
+            if matches!(read, Reading::ResetAfter(bytes) if self.ends[&(opener, number)].got >= bytes)
+            {
                 self.reset(flow, engine, now);
             }
             while let Some(event) = engine.poll_event() {
@@ -482,55 +569,90 @@ impl Source for Writers<'_> {
                 Then::Stay | Then::Follow => Read::Blocked,
             };
         }
-        let n = into.len().min(app.plan.piece).min((app.plan.write - end.written) as usize);
+        let n = into
+            .len()
+            .min(app.plan.piece)
+            .min((app.plan.write - end.written) as usize);
         let stream = stream(app.opener, app.number, side);
         for (i, byte) in into[..n].iter_mut().enumerate() {
             *byte = content(stream, end.written + i as u64);
         }
         end.written += n as u64;
-        end.writes.push((self.now.duration_since(self.apps.start), end.written));
+        end.writes
+            .push((self.now.duration_since(self.apps.start), end.written));
         app.pause_until = self.now + app.plan.pause;
         Read::Bytes(n)
     }
 }
 
-/// What both ends of all flows must show in the end, when every application has had time enough: the reference model.
+/// What both ends of all flows must show in the end, when every application has had time enough:
+/// the reference model.
 pub fn check_ends(a: &Apps, b: &Apps) {
     for (opener, here, there) in [(a.side, a, b), (b.side, b, a)] {
         for (&number, script) in &here.scripts {
-            let Some(near) = here.ends.get(&(opener, number)) else { continue };
-            let Some(far) = there.ends.get(&(opener, number)) else {
-                assert!(near.over(), "flow {opener}/{number} never arrived: {near:?}");
+            let Some(near) = here.ends.get(&(opener, number)) else {
                 continue;
             };
-            let context = || format!("flow {opener}/{number}\nopener {near:?}\nacceptor {far:?}\n{script:?}");
-            assert!(far.got <= near.written && near.got <= far.written, "{}", context());
+            let Some(far) = there.ends.get(&(opener, number)) else {
+                assert!(
+                    near.over(),
+                    "flow {opener}/{number} never arrived: {near:?}"
+                );
+                continue;
+            };
+            let context =
+                || format!("flow {opener}/{number}\nopener {near:?}\nacceptor {far:?}\n{script:?}");
+            assert!(
+                far.got <= near.written && near.got <= far.written,
+                "{}",
+                context()
+            );
             if near.saw_closed && far.saw_closed {
-                assert_eq!((near.written, near.got), (far.got, far.written), "{}", context());
-                assert_eq!((near.written, far.written), (script.opener.write, script.acceptor.write), "{}", context());
+                assert_eq!(
+                    (near.written, near.got),
+                    (far.got, far.written),
+                    "{}",
+                    context()
+                );
+                assert_eq!(
+                    (near.written, far.written),
+                    (script.opener.write, script.acceptor.write),
+                    "{}",
+                    context()
+                );
             }
             let plain = script.refuse.is_none()
                 && [&script.opener, &script.acceptor].iter().all(|plan| {
-                    plan.then == Then::End && !matches!(plan.read, Reading::Never | Reading::ResetAfter(_))
+                    plan.then == Then::End
+                        && !matches!(plan.read, Reading::Never | Reading::ResetAfter(_))
                 });
             if plain {
                 assert!(near.saw_closed && far.saw_closed, "{}", context());
                 assert!(near.saw_accepted, "{}", context());
             }
             if let Some(status) = script.refuse.filter(|_| !near.reset) {
-                assert_eq!((near.saw_reset, near.got, far.got), (Some(status), 0, 0), "{}", context());
+                assert_eq!(
+                    (near.saw_reset, near.got, far.got),
+                    (Some(status), 0, 0),
+                    "{}",
+                    context()
+                );
             }
             // A writer whose connection broke: the other side has its bytes, then the reset.
-            for (writer, reader, plan, reading) in
-                [(near, far, &script.opener, script.acceptor.read), (far, near, &script.acceptor, script.opener.read)]
-            {
+            for (writer, reader, plan, reading) in [
+                (near, far, &script.opener, script.acceptor.read),
+                (far, near, &script.acceptor, script.opener.read),
+            ] {
                 let broke = plan.then == Then::Fail && writer.reset && writer.written == plan.write;
                 if broke && reading == Reading::Prompt && !reader.reset && script.refuse.is_none() {
                     assert_eq!(reader.got, writer.written, "{}", context());
                     assert_eq!(reader.saw_reset, Some(Status::Reset), "{}", context());
                 }
             }
-            if near.reset != far.reset && near.saw_closed == far.saw_closed && script.refuse.is_none() {
+            if near.reset != far.reset
+                && near.saw_closed == far.saw_closed
+                && script.refuse.is_none()
+            {
                 let told = if near.reset { far } else { near };
                 assert_eq!(told.saw_reset, Some(Status::Reset), "{}", context());
             }
@@ -555,9 +677,15 @@ pub fn key(opener: u8, number: usize) -> StreamKey {
     let v6 = number % 3 == 1;
     let port = 10_000 + number as u16;
     let (source, destination): (SocketAddr, SocketAddr) = if v6 {
-        (format!("[fd10:{opener}::2]:{port}").parse().unwrap(), "[fd10:9::1]:443".parse().unwrap())
+        (
+            format!("[fd10:{opener}::2]:{port}").parse().unwrap(),
+            "[fd10:9::1]:443".parse().unwrap(),
+        )
     } else {
-        (format!("10.{opener}.0.2:{port}").parse().unwrap(), "10.9.0.1:80".parse().unwrap())
+        (
+            format!("10.{opener}.0.2:{port}").parse().unwrap(),
+            "10.9.0.1:80".parse().unwrap(),
+        )
     };
     StreamKey::new(source, destination).unwrap()
 }
@@ -568,19 +696,29 @@ fn whose(key: &StreamKey) -> (u8, usize) {
         SocketAddr::V6(address) => address.ip().segments()[1] as u8,
     };
     let number = usize::from(key.source.port() - 10_000);
-    assert_eq!(*key, self::key(opener, number), "the addresses arrive as they were sent");
+    assert_eq!(
+        *key,
+        self::key(opener, number),
+        "the addresses arrive as they were sent"
+    );
     (opener, number)
 }
 
 fn stream(opener: u8, number: usize, writer: u8) -> u64 {
-    (u64::from(opener) << 40 | (number as u64) << 8 | u64::from(writer)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (u64::from(opener) << 40 | (number as u64) << 8 | u64::from(writer))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// Each byte of each stream is what its place says.
 fn content(stream: u64, offset: u64) -> u8 {
-    // Every other stream repeats itself, but for one word in eight, so that compression has something to do and every place is still known.
+    // Every other stream repeats itself, but for one word in eight, so that compression has
+    // something to do and every place is still known.
     let place = offset >> 3;
-    let place = if stream & 1 == 0 && !place.is_multiple_of(8) { place % 97 } else { place };
+    let place = if stream & 1 == 0 && !place.is_multiple_of(8) {
+        place % 97
+    } else {
+        place
+    };
     let word = (stream ^ place).wrapping_mul(0xd6e8_feb8_6659_fd93);
     ((word ^ (word >> 32)) >> ((offset & 7) * 8)) as u8
 }

@@ -14,13 +14,14 @@ use crate::apps::{Apps, End, Engine, Plan, Script, check_ends};
 pub use crate::who::{A, B};
 use crate::who::{address, config};
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a failure prints the command that
-/// replays it.
+/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a
+/// failure prints the command that replays it.
 pub fn seeds(test: &str, count: u64, scenario: impl Fn(u64)) {
     if let Ok(seed) = std::env::var("TPO_SEED") {
         return scenario(seed.parse().expect("TPO_SEED is a number"));
     }
-    let times: u64 = std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
+    let times: u64 =
+        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
     for seed in 0..count * times {
         let replay = Replay { test, seed };
         scenario(seed);
@@ -36,7 +37,9 @@ struct Replay<'a> {
 impl Drop for Replay<'_> {
     fn drop(&mut self) {
         let Replay { test, seed } = self;
-        eprintln!("replay: TPO_SEED={seed} cargo test -p tpo-engine --test world {test} -- --exact --nocapture");
+        eprintln!(
+            "replay: TPO_SEED={seed} cargo test -p tpo-engine --test world {test} -- --exact --nocapture"
+        );
     }
 }
 
@@ -54,20 +57,37 @@ pub struct Setup {
 impl Setup {
     pub fn new(seed: u64) -> Setup {
         let wan = [Profile::default(), Profile::default()];
-        Setup { seed, wan, both_call: false, limits: Limits::default(), compresses: true }
+        Setup {
+            seed,
+            wan,
+            both_call: false,
+            limits: Limits::default(),
+            compresses: true,
+        }
     }
 }
 
 /// Any bad link: slow or fast, near or far, with every kind of trouble now and then.
 pub fn random_wan(random: &mut fastrand::Rng) -> Profile {
-    let mut some = |most: f64| if random.u8(0..3) == 0 { random.f64() * most } else { 0.0 };
-    let (loss, reorder, duplicate, corrupt, jitter) = (some(0.15), some(0.1), some(0.1), some(0.03), some(20.0));
+    let mut some = |most: f64| {
+        if random.u8(0..3) == 0 {
+            random.f64() * most
+        } else {
+            0.0
+        }
+    };
+    let (loss, reorder, duplicate, corrupt, jitter) =
+        (some(0.15), some(0.1), some(0.1), some(0.03), some(20.0));
     Profile {
         rate: Some([2_000_000, 10_000_000, 100_000_000][random.usize(0..3)]),
         delay: Duration::from_millis(random.u64(0..120)),
         jitter: Duration::from_secs_f64(jitter / 1000.0),
         mtu: [0, 1500, 1400, 1300][random.usize(0..4)],
-        burst: if random.bool() { 1.0 } else { random.f64() * 8.0 },
+        burst: if random.bool() {
+            1.0
+        } else {
+            random.f64() * 8.0
+        },
         loss,
         reorder,
         duplicate,
@@ -120,11 +140,17 @@ impl Node for Site {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.peer.poll_timeout().into_iter().chain(self.apps.next_turn(self.peer.is_connected(), self.now)).min()
+        self.peer
+            .poll_timeout()
+            .into_iter()
+            .chain(self.apps.next_turn(self.peer.is_connected(), self.now))
+            .min()
     }
 
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)> {
-        let transmit = self.peer.poll_transmit(&mut self.apps.source(now), out, now);
+        let transmit = self
+            .peer
+            .poll_transmit(&mut self.apps.source(now), out, now);
         while let Some(work) = self.peer.poll_work() {
             self.peer.on_worked(work.run());
         }
@@ -153,12 +179,22 @@ impl Pair {
         let mut world = World::new(setup.seed);
         let now = world.now();
         for side in [A, B] {
-            let apps = Apps::new(side as u8, scripts[side].clone(), scripts[1 - side].clone(), now);
+            let apps = Apps::new(
+                side as u8,
+                scripts[side].clone(),
+                scripts[1 - side].clone(),
+                now,
+            );
             world.add(address(side), site(&setup, side, setup.seed, apps, now));
         }
         let [there, back] = setup.wan.clone();
         world.connect(A, B, there, back);
-        Pair { world, setup, numbers: [scripts[0].len(), scripts[1].len()], scripts }
+        Pair {
+            world,
+            setup,
+            numbers: [scripts[0].len(), scripts[1].len()],
+            scripts,
+        }
     }
 
     pub fn apps(&self, side: usize) -> &Apps {
@@ -176,7 +212,11 @@ impl Pair {
 
     /// Sessions with a new instance that a side has had.
     pub fn sessions(&self, side: usize) -> usize {
-        self.apps(side).peer_events.iter().filter(|event| **event == Event::Connected { fresh: true }).count()
+        self.apps(side)
+            .peer_events
+            .iter()
+            .filter(|event| **event == Event::Connected { fresh: true })
+            .count()
     }
 
     pub fn run_until(&mut self, f: impl Fn(&Pair) -> bool, limit: Duration) -> bool {
@@ -191,12 +231,15 @@ impl Pair {
         true
     }
 
-    /// Until every application has ended and nothing is left anywhere; then every end must be as the model says.
+    /// Until every application has ended and nothing is left anywhere; then every end must be as
+    /// the model says.
     pub fn run_to_the_end(&mut self, limit: Duration) {
         let quiet = |pair: &Pair| {
             [A, B].iter().all(|side| {
                 let stats = pair.peer(*side).stats();
-                pair.apps(*side).alive() == 0 && stats.flows == 0 && stats.mover.unacked_payloads == 0
+                pair.apps(*side).alive() == 0
+                    && stats.flows == 0
+                    && stats.mover.unacked_payloads == 0
             })
         };
         let over = self.run_until(quiet, limit);
@@ -209,9 +252,21 @@ impl Pair {
                 self.apps(side).alive(),
                 stats.flows
             );
-            assert_eq!((stats.held_bytes, stats.ready_flows), (0, 0), "side {side} keeps something: {stats:?}");
-            assert_eq!((stats.counters.malformed, stats.counters.breaches), (0, 0), "side {side}: {stats:?}");
-            assert_eq!((stats.mover.unsent_bytes, stats.mover.reassembly_bytes), (0, 0), "side {side}: {stats:?}");
+            assert_eq!(
+                (stats.held_bytes, stats.ready_flows),
+                (0, 0),
+                "side {side} keeps something: {stats:?}"
+            );
+            assert_eq!(
+                (stats.counters.malformed, stats.counters.breaches),
+                (0, 0),
+                "side {side}: {stats:?}"
+            );
+            assert_eq!(
+                (stats.mover.unsent_bytes, stats.mover.reassembly_bytes),
+                (0, 0),
+                "side {side}: {stats:?}"
+            );
         }
     }
 
@@ -223,14 +278,19 @@ impl Pair {
     pub fn set_plan(&mut self, side: usize, (opener, number): (u8, usize), plan: Plan) {
         let now = self.world.now();
         let site = self.world.node_mut(side);
-        site.apps.set_plan(opener, number, plan, &mut site.peer, now);
+        site.apps
+            .set_plan(opener, number, plan, &mut site.peer, now);
     }
 
     /// Another flow, opened by this side. Returns its number.
     pub fn add(&mut self, side: usize, mut script: Script) -> usize {
         script.start = self.world.elapsed();
         self.scripts[side].push(script.clone());
-        let number = self.world.node_mut(side).apps.add(script.clone(), self.numbers[side]);
+        let number = self
+            .world
+            .node_mut(side)
+            .apps
+            .add(script.clone(), self.numbers[side]);
         self.world.node_mut(1 - side).apps.add_other(script, number);
         self.numbers[side] = number + 1;
         number
@@ -240,10 +300,16 @@ impl Pair {
         self.numbers[side] - 1
     }
 
-    /// The side's daemon is killed and started again: it knows nothing, and has none of its applications.
+    /// The side's daemon is killed and started again: it knows nothing, and has none of its
+    /// applications.
     pub fn restart(&mut self, side: usize, seed: u64) {
         let now = self.world.now();
-        let apps = Apps::new(side as u8, vec![], vec![], self.world.now() - self.world.elapsed());
+        let apps = Apps::new(
+            side as u8,
+            vec![],
+            vec![],
+            self.world.now() - self.world.elapsed(),
+        );
         let fresh = site(&self.setup, side, seed, apps, now);
         self.world.replace(side, fresh);
     }
@@ -257,6 +323,14 @@ impl Pair {
 
 fn site(setup: &Setup, side: usize, seed: u64, apps: Apps, now: Instant) -> Site {
     let mut config = config(side, seed, setup.limits, side == A || setup.both_call);
-    config.compression.compress = if setup.compresses { Compress::Auto } else { Compress::Off };
-    Site { peer: Peer::new(config, now), apps, now }
+    config.compression.compress = if setup.compresses {
+        Compress::Auto
+    } else {
+        Compress::Off
+    };
+    Site {
+        peer: Peer::new(config, now),
+        apps,
+        now,
+    }
 }

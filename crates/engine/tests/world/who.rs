@@ -1,4 +1,5 @@
-//! Who the two sites of a world are: their numbers, addresses and keys, and what a peer is told at its start.
+//! Who the two sites of a world are: their numbers, addresses and keys, and what a peer is told at
+//! its start.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -13,14 +14,23 @@ pub fn config(side: usize, seed: u64, limits: Limits, calls: bool) -> Config {
     let mut words = [0; 32];
     words[..8].copy_from_slice(&seed.to_le_bytes());
     words[8] = side as u8;
-    let mut mover =
-        tpo_mover::Config::new(Arc::new(identity(side)), identity(1 - side).public_key(), side as u16, words);
+    let mut mover = tpo_mover::Config::new(
+        Arc::new(identity(side)),
+        identity(1 - side).public_key(),
+        side as u16,
+        words,
+    );
     mover.endpoint = calls.then(|| address(1 - side));
-    Config { limits, ..Config::new(mover) }
+    Config {
+        limits,
+        ..Config::new(mover)
+    }
 }
 
 pub fn address(side: usize) -> SocketAddr {
-    format!("192.0.2.{}:47800", side + 1).parse().expect("an address")
+    format!("192.0.2.{}:47800", side + 1)
+        .parse()
+        .expect("an address")
 }
 
 fn identity(side: usize) -> Identity {

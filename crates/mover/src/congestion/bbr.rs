@@ -1,15 +1,19 @@
-//! `Auto`: a model of the path (its bandwidth and shortest round trip) instead of a reaction to loss.
+//! `Auto`: a model of the path (its bandwidth and shortest round trip) instead of a reaction to
+//! loss.
 //!
-//! Built on the ideas of BBR (draft-ietf-ccwg-bbr) with a learned loss floor: the bandwidth is the best delivery rate of the last
-//! two probing cycles; random loss is measured while sending below the bandwidth (`floor.rs`) and given back to the samples, so
-//! that it costs nothing; loss beyond that floor, or a queue that does not go away, lowers a short-lived bound.
+//! Built on the ideas of BBR (draft-ietf-ccwg-bbr) with a learned loss floor: the bandwidth is the
+//! best delivery rate of the last two probing cycles; random loss is measured while sending below
+//! the bandwidth (`floor.rs`) and given back to the samples, so that it costs nothing; loss beyond
+//! that floor, or a queue that does not go away, lowers a short-lived bound.
 //!
-//! Beside others (a queue stood while we cruised) everybody gives room in proportion until the queue is gone, and each asks for about the
-//! same part of the path: a small share grows by more of itself than a large one, so that shares become equal.
+//! Beside others (a queue stood while we cruised) everybody gives room in proportion until the
+//! queue is gone, and each asks for about the same part of the path: a small share grows by more of
+//! itself than a large one, so that shares become equal.
 //!
-//! Life: *startup* doubles the rate each round until it stops growing (skipped when the rate is configured) → *drain* empties
-//! the queue that this made → *cruise*, every few seconds *up* to ask for more and *down* to take back what that
-//! queued. *Probe RTT* empties the pipe when the shortest round trip was not seen for ten seconds.
+//! Life: *startup* doubles the rate each round until it stops growing (skipped when the rate is
+//! configured) → *drain* empties the queue that this made → *cruise*, every few seconds *up* to ask
+//! for more and *down* to take back what that queued. *Probe RTT* empties the pipe when the
+//! shortest round trip was not seen for ten seconds.
 
 mod startup;
 
@@ -27,15 +31,17 @@ use crate::timer::{MILLISECOND, Nanos, SECOND};
 const STARTUP_GAIN: u64 = 2_770;
 const DRAIN_GAIN: u64 = 500;
 const UP_GAIN: u64 = 1_250;
-/// Beside others an up asks for more the less its last one pushed them aside: a small share asks for as much of the path as a large one.
+/// Beside others an up asks for more the less its last one pushed them aside: a small share asks
+/// for as much of the path as a large one.
 const UP_GAIN_MOST: u64 = 4_000;
-/// It pushes others aside when it gets less than so much of what it asked for, in thousandths: about a fourteenth of the path is taken.
+/// It pushes others aside when it gets less than so much of what it asked for, in thousandths:
+/// about a fourteenth of the path is taken.
 const UP_PUSHED: u64 = 930;
 const DOWN_GAIN: u64 = 750;
 /// When no queue is seen.
 const DOWN_QUIET_GAIN: u64 = 900;
-/// While measuring the loss floor: below the bandwidth even if what was given back for the floor believed so far was our own loss,
-/// so that no queue and no loss is ours.
+/// While measuring the loss floor: below the bandwidth even if what was given back for the floor
+/// believed so far was our own loss, so that no queue and no loss is ours.
 const FLOOR_GAIN: u64 = 950;
 /// Cruising leaves a fifth of a percent for the measurement's own error; more while a queue stands.
 const CRUISE_GAIN: u64 = 998;
@@ -45,13 +51,15 @@ const CRUISE_QUEUED_GAIN: u64 = 960;
 const CRUISE_STANDING_GAIN: u64 = 900;
 const HALF_GAIN: u64 = 500;
 const UNPROVED_ROUNDS: u64 = 4;
-/// In the first rounds what was delivered in the last one says less of what the next may carry: datagrams come in one burst in each.
+/// In the first rounds what was delivered in the last one says less of what the next may carry:
+/// datagrams come in one burst in each.
 const EARLY_ROUNDS: u64 = 6;
 /// Loss in each of two rounds that ends startup when it comes with a queue, in percent.
 const HEAVY_LOSS_PERCENT: u64 = 20;
 /// While a queue of more than half a round trip stands: the path has shrunk.
 const DEEP_GAIN: u64 = 500;
-/// It is measured for a round trip and at least so long, and lowers the bound to no less than this at once.
+/// It is measured for a round trip and at least so long, and lowers the bound to no less than this
+/// at once.
 const DEEP_SPAN: Nanos = 50 * MILLISECOND;
 const DEEP_CUT_PERCENT: u64 = 40;
 /// So many datagrams are no queue.
@@ -66,20 +74,24 @@ const CRUISE_ROUNDS: u64 = 8;
 /// The queue that an up makes before it is noticed: a twenty-fifth of the round trip, within these.
 const UP_QUEUE: Nanos = 4 * MILLISECOND;
 const UP_QUEUE_MOST: Nanos = 5 * MILLISECOND;
-/// An up ends after so many rounds without a queue: the path has grown by more than this cycle can find out.
+/// An up ends after so many rounds without a queue: the path has grown by more than this cycle can
+/// find out.
 const UP_ROUNDS: u32 = 12;
 /// Beside others, who make room for whoever asks: it may not go on for long.
 const COMPETING_ROUNDS: u32 = 2;
-/// Beside others an up is fast for two round trips, so that a sample sees all of it, but on a long path no longer than this.
+/// Beside others an up is fast for two round trips, so that a sample sees all of it, but on a long
+/// path no longer than this.
 const COMPETING_UP: Nanos = 100 * MILLISECOND;
 /// Below so many datagrams in a round, up takes the whole round.
 const SHORT_ROUND_DATAGRAMS: u64 = 100;
 /// The shortest round trip is measured again when nothing confirmed it for so long.
 const PROBE_RTT_EVERY: Nanos = 10 * SECOND;
-/// But not before two attempts to go up on a long path, after each of which it is looked for more cheaply.
+/// But not before two attempts to go up on a long path, after each of which it is looked for more
+/// cheaply.
 const PROBE_RTT_ROUNDS: u64 = 24;
 const PROBE_RTT_TIME: Nanos = 200 * MILLISECOND;
-/// On short paths acknowledgements come in lumps that make single samples and rounds look fast: both then last at least this.
+/// On short paths acknowledgements come in lumps that make single samples and rounds look fast:
+/// both then last at least this.
 const SHORTEST_ROUND: Nanos = 10 * MILLISECOND;
 /// A shorter round trip is no measure of a rate: two TPOs on one host.
 const SHORTEST_ROUND_TRIP: Nanos = MILLISECOND / 20;
@@ -141,7 +153,8 @@ pub(crate) struct Bbr {
     unproved: bool,
     dice: fastrand::Rng,
     datagram: u64,
-    /// Datagrams that may be on their way before anything is known of the path; and so many have been delivered.
+    /// Datagrams that may be on their way before anything is known of the path; and so many have
+    /// been delivered.
     initial: u64,
     begun: bool,
     phase: Phase,
@@ -178,7 +191,8 @@ pub(crate) struct Bbr {
     begins_to_queue: bool,
     /// A queue stood for the whole of the last round of cruising: others are there.
     standing: bool,
-    /// The round trip says that more than half a round trip's queue stands; and what was delivered since it does, for a while.
+    /// The round trip says that more than half a round trip's queue stands; and what was delivered
+    /// since it does, for a while.
     deep: bool,
     deep_span: Option<(Nanos, u64)>,
     /// When a round trip last said that no queue stood, and the bandwidth then.
@@ -200,7 +214,8 @@ pub(crate) struct Bbr {
     probe_rtt_at: Nanos,
     halved_until_round: u64,
     rate: u64,
-    /// When the fast part of an up is over, whatever is acknowledged meanwhile, and the rate from then on.
+    /// When the fast part of an up is over, whatever is acknowledged meanwhile, and the rate from
+    /// then on.
     slows: Option<(Nanos, u64)>,
     window: u64,
 }
@@ -228,8 +243,15 @@ impl Bbr {
             best: [0; 2],
             cycle_full: false,
             short: None,
-            round: Round { since: now, rtt_least: Nanos::MAX, ..Round::default() },
-            span: Span { since: now, ..Span::default() },
+            round: Round {
+                since: now,
+                rtt_least: Nanos::MAX,
+                ..Round::default()
+            },
+            span: Span {
+                since: now,
+                ..Span::default()
+            },
             rounds: 0,
             plateau: 0,
             plateau_rounds: 0,
@@ -367,16 +389,22 @@ impl Bbr {
         self.step(news, minimum, round_ended, now);
     }
 
-    /// While a deep queue stands, all that arrives comes out of it: this is what the path gives us now, and rounds are too long to wait for.
+    /// While a deep queue stands, all that arrives comes out of it: this is what the path gives us
+    /// now, and rounds are too long to wait for.
     fn cut(&mut self, acked: u64, minimum: Nanos, now: Nanos) {
         if !self.is_deep() {
             self.deep_span = None;
             return;
         }
-        let (since, delivered) = self.deep_span.map_or((now, 0), |(since, delivered)| (since, delivered + acked));
+        let (since, delivered) = self
+            .deep_span
+            .map_or((now, 0), |(since, delivered)| (since, delivered + acked));
         self.deep_span = Some((since, delivered));
         if now - since >= DEEP_SPAN.max(minimum) {
-            let rate = rate_of((delivered as f64 / (1.0 - self.floor.ratio())) as u64, now - since);
+            let rate = rate_of(
+                (delivered as f64 / (1.0 - self.floor.ratio())) as u64,
+                now - since,
+            );
             let bandwidth = self.bandwidth();
             self.short = Some(rate.clamp(bandwidth * DEEP_CUT_PERCENT / 100, bandwidth));
             self.stood = true;
@@ -384,7 +412,8 @@ impl Bbr {
         }
     }
 
-    /// The floor has been measured: what was given back beyond it, while a floor of `believed` was, is taken back.
+    /// The floor has been measured: what was given back beyond it, while a floor of `believed` was,
+    /// is taken back.
     fn take_back(&mut self, believed: f64) {
         let ratio = self.floor.ratio();
         if believed > ratio {
@@ -398,7 +427,11 @@ impl Bbr {
         self.round.rtt_sum += u128::from(measured);
         self.round.rtt_count += 1;
         self.round.rtt_least = self.round.rtt_least.min(measured);
-        self.smoothed = if self.smoothed == 0 { measured } else { (7 * self.smoothed + measured) / 8 };
+        self.smoothed = if self.smoothed == 0 {
+            measured
+        } else {
+            (7 * self.smoothed + measured) / 8
+        };
         self.up_rtt = (self.up_rtt + measured) / 2;
         let base = self.mean[0].min(self.mean[1]).max(minimum);
         let base = if base == Nanos::MAX { minimum } else { base };
@@ -411,11 +444,23 @@ impl Bbr {
             (self.quiet_at, self.quiet_bandwidth) = (now, self.bandwidth());
         }
         let gave_way = self.bandwidth() <= self.quiet_bandwidth / 2;
-        self.watch.on_rtt(measured, self.smoothed, (minimum, self.few()), gave_way, now);
+        self.watch.on_rtt(
+            measured,
+            self.smoothed,
+            (minimum, self.few()),
+            gave_way,
+            now,
+        );
     }
 
     /// The sample to believe: this one, or on a short path all of the span, when it is over.
-    fn smooth(&mut self, sample: Sample, news: &News<'_>, minimum: Nanos, now: Nanos) -> Option<Sample> {
+    fn smooth(
+        &mut self,
+        sample: Sample,
+        news: &News<'_>,
+        minimum: Nanos,
+        now: Nanos,
+    ) -> Option<Sample> {
         if minimum >= SHORTEST_ROUND {
             return Some(sample).filter(|sample| 2 * sample.interval >= minimum);
         }
@@ -426,9 +471,26 @@ impl Bbr {
         if now < span.since + SHORTEST_ROUND {
             return None;
         }
-        let span = std::mem::replace(span, Span { since: now, ..Span::default() });
-        let Span { since, delivered, lost, app_limited } = span;
-        Some(Sample { delivered, lost, interval: now - since, app_limited, ..sample })
+        let span = std::mem::replace(
+            span,
+            Span {
+                since: now,
+                ..Span::default()
+            },
+        );
+        let Span {
+            since,
+            delivered,
+            lost,
+            app_limited,
+        } = span;
+        Some(Sample {
+            delivered,
+            lost,
+            interval: now - since,
+            app_limited,
+            ..sample
+        })
     }
 
     fn is_deep(&self) -> bool {
@@ -436,9 +498,15 @@ impl Bbr {
     }
 
     fn on_sample(&mut self, sample: &Sample) {
-        // What a full queue drops is not the path's own loss: it comes with the queue, and mostly before there is a floor to tell it from.
+        // What a full queue drops is not the path's own loss: it comes with the queue, and mostly
+        // before there is a floor to tell it from.
         let ours = self.deep || (self.queued && !self.floor.is_measured());
-        let given_back = if ours { 0 } else { self.floor.give_back(sample.delivered, sample.lost, self.datagram) };
+        let given_back = if ours {
+            0
+        } else {
+            self.floor
+                .give_back(sample.delivered, sample.lost, self.datagram)
+        };
         let rate = rate_of(sample.delivered + given_back, sample.interval);
         self.round.best_rate = self.round.best_rate.max(rate);
         if rate >= self.best[0].max(self.best[1]) || !sample.app_limited {
@@ -452,7 +520,12 @@ impl Bbr {
 
     fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
         self.rounds += 1;
-        let fresh = Round { end: news.delivered, since: now, rtt_least: Nanos::MAX, ..Round::default() };
+        let fresh = Round {
+            end: news.delivered,
+            since: now,
+            rtt_least: Nanos::MAX,
+            ..Round::default()
+        };
         let round = std::mem::replace(&mut self.round, fresh);
         if round.rtt_count > 0 {
             let mean = (round.rtt_sum / u128::from(round.rtt_count)) as Nanos;
@@ -463,10 +536,12 @@ impl Bbr {
             self.mean[1] = self.mean[1].min(mean);
         }
         let total = round.delivered + round.lost;
-        let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
+        let heavy = round.lost * 100 > HEAVY_LOSS_PERCENT * total
+            && total > 2 * PLATEAU_DATAGRAMS * self.datagram;
         self.heavy_rounds = if heavy { self.heavy_rounds + 1 } else { 0 };
         self.validate(&round, now);
-        // Its first datagrams come back in the second round, and with its queue, if it makes one, by the end of the fourth.
+        // Its first datagrams come back in the second round, and with its queue, if it makes one,
+        // by the end of the fourth.
         self.unproved &= self.rounds < UNPROVED_ROUNDS;
         match self.phase {
             Phase::Startup => self.on_startup_round(&round, minimum),
@@ -485,7 +560,8 @@ impl Bbr {
         }
     }
 
-    /// Is there more loss than the floor explains? Short rounds are judged together: of many small looks some would see too much by chance.
+    /// Is there more loss than the floor explains? Short rounds are judged together: of many small
+    /// looks some would see too much by chance.
     fn too_much(&mut self, round: &Round) -> bool {
         self.calm.delivered += round.delivered;
         self.calm.lost += round.lost;
@@ -496,7 +572,8 @@ impl Bbr {
         }
     }
 
-    /// Without an attempt to go up, loss beyond the floor or a standing queue says that the bandwidth shrank.
+    /// Without an attempt to go up, loss beyond the floor or a standing queue says that the
+    /// bandwidth shrank.
     fn on_calm_round(&mut self, round: &Round, minimum: Nanos, now: Nanos) {
         if !round.full || round.rtt_count == 0 {
             return;
@@ -510,8 +587,21 @@ impl Bbr {
             let rate = rate_of(round.delivered, now - round.since);
             let queued = self.stood || self.queued;
             let longest_run = (self.rate / 2_000).max(POLICED_RUN_DATAGRAMS * self.datagram);
-            let &Round { delivered, lost, runs, .. } = round;
-            let seen = Lossy { delivered, lost, runs, longest_run, rate, queued, round: self.rounds };
+            let &Round {
+                delivered,
+                lost,
+                runs,
+                ..
+            } = round;
+            let seen = Lossy {
+                delivered,
+                lost,
+                runs,
+                longest_run,
+                rate,
+                queued,
+                round: self.rounds,
+            };
             if self.policer.on_lossy_round(&seen, minimum, now) {
                 self.calm = Calm::default();
             }
@@ -526,7 +616,8 @@ impl Bbr {
     fn start_cruise(&mut self, minimum: Nanos, now: Nanos) {
         if std::mem::take(&mut self.competing) {
             let pushed = self.bandwidth() * 1_000 < self.up_base * self.up_gain * UP_PUSHED / 1_000;
-            let more = (self.up_gain - 1_000) * if pushed { 2 } else { 3 } / if pushed { 3 } else { 2 };
+            let more =
+                (self.up_gain - 1_000) * if pushed { 2 } else { 3 } / if pushed { 3 } else { 2 };
             self.up_gain = (1_000 + more).clamp(UP_GAIN, UP_GAIN_MOST);
         }
         self.enter(Phase::Cruise, now);
@@ -546,7 +637,8 @@ impl Bbr {
     }
 
     fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
-        // Beside others what was once reached is worth nothing: what is left of it is where everybody begins.
+        // Beside others what was once reached is worth nothing: what is left of it is where
+        // everybody begins.
         if let Some(rate) = self.policer.on_cycle() {
             self.best = self.best.map(|best| best.min(rate));
         }
@@ -586,17 +678,24 @@ impl Bbr {
 
     fn step(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         // What is in flight beyond the product without being a queue: acknowledgements held back.
-        let held_back = bytes_in(self.bandwidth(), Schedule::interval(Some(minimum))) + 2 * self.datagram;
+        let held_back =
+            bytes_in(self.bandwidth(), Schedule::interval(Some(minimum))) + 2 * self.datagram;
         let drained = news.in_flight <= self.product(minimum) + held_back;
         let elapsed = now.saturating_sub(self.phase_at);
         match self.phase {
             Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
             Phase::Startup => {}
-            Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => self.after_drain(minimum, now),
+            Phase::Drain if drained || elapsed > 4 * minimum.max(SHORTEST_ROUND) => {
+                self.after_drain(minimum, now)
+            }
             Phase::Drain => {}
             Phase::Cruise if self.watch.is_crowded(minimum, now) => self.enter_crowd(news, now),
             // The deep queue of start-up did not let it be measured.
-            Phase::Cruise if !self.floor.is_measured() && !self.queued && self.floor.is_due(self.smoothed, now) => {
+            Phase::Cruise
+                if !self.floor.is_measured()
+                    && !self.queued
+                    && self.floor.is_due(self.smoothed, now) =>
+            {
                 self.measuring_floor = true;
                 self.enter(Phase::Down, now);
             }
@@ -609,7 +708,8 @@ impl Bbr {
             Phase::Crowd => {}
         }
         let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
-        let may = matches!(self.phase, Phase::Cruise | Phase::Down | Phase::Crowd) && !self.measuring_floor;
+        let may = matches!(self.phase, Phase::Cruise | Phase::Down | Phase::Crowd)
+            && !self.measuring_floor;
         if may && stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) {
             self.quiet_bandwidth = self.bandwidth().max(self.quiet_bandwidth / 2);
             self.enter(Phase::ProbeRtt, now);
@@ -619,7 +719,8 @@ impl Bbr {
     fn step_up(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         // The first acknowledgements tell about the time before.
-        let told = self.up_rounds > 0 || elapsed > minimum.max(SHORTEST_ROUND) * if self.competing { 2 } else { 1 };
+        let told = self.up_rounds > 0
+            || elapsed > minimum.max(SHORTEST_ROUND) * if self.competing { 2 } else { 1 };
         let total = self.round.delivered + self.round.lost;
         let queued = (self.queued && !self.competing) || self.up_rtt > self.up_limit;
         let too_much = excess(self.round.lost, total, self.datagram, &self.floor, queued);
@@ -627,15 +728,23 @@ impl Bbr {
             self.end_cycle(now);
             return;
         }
-        // What the fast part did shows a round trip after its end and the queue that it made, and more than one acknowledgement tells it.
-        let shown = elapsed > minimum + self.up_time * 5 / 4 + 3 * Schedule::interval(Some(minimum));
+        // What the fast part did shows a round trip after its end and the queue that it made, and
+        // more than one acknowledgement tells it.
+        let shown =
+            elapsed > minimum + self.up_time * 5 / 4 + 3 * Schedule::interval(Some(minimum));
         if !round_ended || !told || !shown {
             return;
         }
         self.up_rounds += 1;
         let limited = news.sample.is_some_and(|sample| sample.app_limited);
-        let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
-        let most = if self.competing { COMPETING_ROUNDS } else { UP_ROUNDS };
+        let at_cap = self
+            .cap
+            .is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
+        let most = if self.competing {
+            COMPETING_ROUNDS
+        } else {
+            UP_ROUNDS
+        };
         if limited || at_cap || self.up_rounds >= most {
             self.end_cycle(now);
         } else {
@@ -653,14 +762,17 @@ impl Bbr {
     fn step_down(&mut self, news: &News<'_>, drained: bool, minimum: Nanos, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         if !self.measuring_floor {
-            // A shortest round trip that was not seen for long is looked for here: emptying the queue costs less than emptying the pipe.
+            // A shortest round trip that was not seen for long is looked for here: emptying the
+            // queue costs less than emptying the pipe.
             let seen = news.rtt.minimum_at() >= self.phase_at || !self.looks_for_minimum(news, now);
             if (drained && seen) || elapsed > 2 * minimum.max(SHORTEST_ROUND) {
                 self.start_cruise(minimum, now);
             }
             return;
         }
-        if self.floor.measuring_since().is_none() && (drained || elapsed > 2 * minimum.max(SHORTEST_ROUND)) {
+        if self.floor.measuring_since().is_none()
+            && (drained || elapsed > 2 * minimum.max(SHORTEST_ROUND))
+        {
             if self.deep {
                 // Beside such a queue, loss is nobody's floor.
                 self.measuring_floor = false;
@@ -669,11 +781,15 @@ impl Bbr {
             }
             self.floor.start(now);
         }
-        if self.floor.is_done(minimum.max(SHORTEST_ROUND), self.datagram, now) {
+        if self
+            .floor
+            .is_done(minimum.max(SHORTEST_ROUND), self.datagram, now)
+        {
             self.measuring_floor = false;
             self.start_cruise(minimum, now);
             if !self.floor.is_measured() {
-                // What was lost of the samples so far has not been given back: the path is wider than they say.
+                // What was lost of the samples so far has not been given back: the path is wider
+                // than they say.
                 self.next_up = now + 2 * minimum;
             }
         }
@@ -708,7 +824,10 @@ impl Bbr {
             rate = rate * HALF_GAIN / 1_000;
         }
         let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
-        rate = rate.max(rate_of(least, news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND)));
+        rate = rate.max(rate_of(
+            least,
+            news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND),
+        ));
         self.cap.map_or(rate, |cap| rate.min(cap))
     }
 
@@ -716,12 +835,21 @@ impl Bbr {
         let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
         let bandwidth = self.bandwidth();
         // Each round of up is fast for its own time only.
-        let slows = Some(self.phase_at + self.up_time).filter(|at| self.phase == Phase::Up && now < *at);
+        let slows =
+            Some(self.phase_at + self.up_time).filter(|at| self.phase == Phase::Up && now < *at);
         let rate = if self.phase == Phase::Startup {
-            let smoothed = news.rtt.smoothed().unwrap_or(SECOND).max(SHORTEST_ROUND_TRIP);
+            let smoothed = news
+                .rtt
+                .smoothed()
+                .unwrap_or(SECOND)
+                .max(SHORTEST_ROUND_TRIP);
             let known = bandwidth.max(rate_of(self.initial * self.datagram, smoothed));
             // When a queue seems to stand, nothing is added to it until that is sure.
-            let rate = if self.glance.stood > 0 { known } else { known * STARTUP_GAIN / 1_000 };
+            let rate = if self.glance.stood > 0 {
+                known
+            } else {
+                known * STARTUP_GAIN / 1_000
+            };
             rate.max(self.first_rate())
         } else if self.competing && slows.is_some() {
             (self.up_base * self.up_gain / 1_000).max(bandwidth)
@@ -731,13 +859,15 @@ impl Bbr {
         self.rate = self.bounded(rate, news);
         self.slows = slows.map(|at| (at, self.bounded(bandwidth * self.gain(false) / 1_000, news)));
 
-        // Acknowledgements are held back, and lost datagrams count until their loss is known: twice the product and some.
+        // Acknowledgements are held back, and lost datagrams count until their loss is known: twice
+        // the product and some.
         let held_back = 2 * bytes_in(bandwidth, Schedule::interval(Some(minimum)))
             + 3 * (self.rate / 1_000).clamp(2 * self.datagram, 64_000);
         let product = bytes_in(bandwidth, minimum);
         self.window = match self.phase {
             Phase::Startup => {
-                let grown = self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+                let grown =
+                    self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
                 let lost_round = self.heavy_rounds > 0 && self.queued;
                 if lost_round {
                     self.window
@@ -754,9 +884,11 @@ impl Bbr {
         .max(least);
     }
 
-    /// The time that a few datagrams take, which are no queue. A rival may have left us too little of the path to tell it from that.
+    /// The time that a few datagrams take, which are no queue. A rival may have left us too little
+    /// of the path to tell it from that.
     fn few(&self) -> Nanos {
-        STANDING_DATAGRAMS * self.datagram * SECOND / self.bandwidth().max(self.quiet_bandwidth).max(1)
+        STANDING_DATAGRAMS * self.datagram * SECOND
+            / self.bandwidth().max(self.quiet_bandwidth).max(1)
     }
 
     fn standing_above(&self, minimum: Nanos) -> Nanos {
@@ -780,7 +912,10 @@ impl Bbr {
         let Some(crowd) = &mut self.crowd else {
             return;
         };
-        let queue = (self.smoothed.saturating_sub(minimum), self.watch.longest_queue(minimum));
+        let queue = (
+            self.smoothed.saturating_sub(minimum),
+            self.watch.longest_queue(minimum),
+        );
         crowd.on_news(news, queue, self.floor.ratio(), now);
         (self.rate, self.window) = (crowd.rate(), crowd.window());
         if crowd.take_cycle(CRUISE.max(CRUISE_ROUNDS * minimum), now) {

@@ -1,31 +1,39 @@
-//! Somebody beside us who fills the buffer, as TCP does: room that we give him is lost. How he is known, and what is done then.
+//! Somebody beside us who fills the buffer, as TCP does: room that we give him is lost. How he is
+//! known, and what is done then.
 //!
-//! `bbr.rs` asks the [`Watch`] while it cruises, and hands rate and window over to a [`Crowd`] until the buffer is found empty again.
+//! `bbr.rs` asks the [`Watch`] while it cruises, and hands rate and window over to a [`Crowd`]
+//! until the buffer is found empty again.
 
 use super::News;
 use super::cubic::Cubic;
 use crate::timer::{MILLISECOND, Nanos};
 
-/// A queue of more than a third of a round trip and this, or one that stands though we have left half of the bandwidth to others, for
-/// so long and for four round trips, is kept up by somebody who fills buffers.
+/// A queue of more than a third of a round trip and this, or one that stands though we have left
+/// half of the bandwidth to others, for so long and for four round trips, is kept up by somebody
+/// who fills buffers.
 const LONG_PART: u64 = 3;
 const LONG_QUEUE: Nanos = 5 * MILLISECOND;
 const STUBBORN: Nanos = 1_500 * MILLISECOND;
 const STUBBORN_ROUNDS: u64 = 4;
-/// Loss is a full buffer's when the queue is at least this part of the longest, in percent, and the path itself loses less.
+/// Loss is a full buffer's when the queue is at least this part of the longest, in percent, and the
+/// path itself loses less.
 const FULL_PERCENT: u64 = 75;
 const FULL_FLOOR: f64 = 0.005;
 
 /// Looks at the queue.
 pub(super) struct Watch {
-    /// When there was last no reason to think that somebody fills the buffer, and the longest round trip since, smoothed.
+    /// When there was last no reason to think that somebody fills the buffer, and the longest round
+    /// trip since, smoothed.
     free_at: Nanos,
     longest: Nanos,
 }
 
 impl Watch {
     pub(super) fn new(now: Nanos) -> Watch {
-        Watch { free_at: now, longest: 0 }
+        Watch {
+            free_at: now,
+            longest: 0,
+        }
     }
 
     /// What stands now may be of our own making.
@@ -33,7 +41,8 @@ impl Watch {
         self.free_at = now;
     }
 
-    /// A round trip was measured. `least`: what it is without a queue worth the name; `gave_way`: half of the bandwidth is given up.
+    /// A round trip was measured. `least`: what it is without a queue worth the name; `gave_way`:
+    /// half of the bandwidth is given up.
     pub(super) fn on_rtt(
         &mut self,
         measured: Nanos,
@@ -69,19 +78,35 @@ pub(super) struct Crowd {
 }
 
 impl Crowd {
-    /// `had`: bytes that were on their way when nobody was there. Giving way has cost us most of that: we take half of it back at once,
-    /// and ask for the rest.
+    /// `had`: bytes that were on their way when nobody was there. Giving way has cost us most of
+    /// that: we take half of it back at once, and ask for the rest.
     pub(super) fn new(cap: Option<u64>, news: &News<'_>, had: u64, now: Nanos) -> Crowd {
         let cubic = Cubic::among(cap, news.datagram, news.in_flight.max(had / 2), had);
-        Crowd { cubic, believe: false, cycle_at: now }
+        Crowd {
+            cubic,
+            believe: false,
+            cycle_at: now,
+        }
     }
 
     /// `queue`: now and the longest; `floor`: the share that the path loses anyway.
-    pub(super) fn on_news(&mut self, news: &News<'_>, queue: (Nanos, Nanos), floor: f64, now: Nanos) {
+    pub(super) fn on_news(
+        &mut self,
+        news: &News<'_>,
+        queue: (Nanos, Nanos),
+        floor: f64,
+        now: Nanos,
+    ) {
         let full = queue.0 * 100 >= queue.1 * FULL_PERCENT;
         let counts = (full && floor < FULL_FLOOR) || self.believe;
         self.believe &= news.lost.is_empty();
-        self.cubic.on_news(&News { lost: if counts { news.lost } else { &[] }, ..*news }, now);
+        self.cubic.on_news(
+            &News {
+                lost: if counts { news.lost } else { &[] },
+                ..*news
+            },
+            now,
+        );
     }
 
     /// A round lost more than the path's own loss explains.

@@ -1,5 +1,6 @@
-//! `Cubic`: a good citizen among TCP flows (RFC 9438), that leaves slow start before it overflows the path (HyStart++, RFC 9406) and
-//! paces. Any loss counts as congestion, so it is slow where loss is random; it is for links shared with TCP that must not suffer.
+//! `Cubic`: a good citizen among TCP flows (RFC 9438), that leaves slow start before it overflows
+//! the path (HyStart++, RFC 9406) and paces. Any loss counts as congestion, so it is slow where
+//! loss is random; it is for links shared with TCP that must not suffer.
 
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
 use crate::timer::{MILLISECOND, Nanos, SECOND};
@@ -9,7 +10,8 @@ const C: f64 = 0.4;
 const BETA: f64 = 0.7;
 /// What Reno would add in each round to get the same mean window with this `BETA` (section 4.3).
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-/// Pacing above the window's rate, in percent, so that the window and not the pacer limits (RFC 9002, section 7.7).
+/// Pacing above the window's rate, in percent, so that the window and not the pacer limits (RFC
+/// 9002, section 7.7).
 const SLOW_START_PACE: u64 = 200;
 const PACE: u64 = 120;
 
@@ -26,7 +28,8 @@ const CAUTIOUS_ROUNDS: u32 = 5;
 enum Start {
     Fast,
     UpTo(f64),
-    /// The round trips have risen: grows slowly until that is certain. Rounds so far, and the round trip from which it is certain.
+    /// The round trips have risen: grows slowly until that is certain. Rounds so far, and the round
+    /// trip from which it is certain.
     Cautious {
         rounds: u32,
         baseline: Nanos,
@@ -75,10 +78,15 @@ impl Cubic {
         }
     }
 
-    /// Among others that fill the path: begins with `window` and slow start, up to `most` and whatever the round trips say.
+    /// Among others that fill the path: begins with `window` and slow start, up to `most` and
+    /// whatever the round trips say.
     pub(super) fn among(cap: Option<u64>, datagram: u64, window: u64, most: u64) -> Cubic {
         let window = window.max(SMALLEST_WINDOW_DATAGRAMS * datagram) as f64;
-        Cubic { start: Start::UpTo(most as f64), window, ..Cubic::new(cap, datagram) }
+        Cubic {
+            start: Start::UpTo(most as f64),
+            window,
+            ..Cubic::new(cap, datagram)
+        }
     }
 
     /// Time passes that counts as no growth (RFC 9438, section 5.8).
@@ -108,13 +116,19 @@ impl Cubic {
     fn reduce(&mut self, now: Nanos) {
         self.start = Start::Over;
         self.answered = now;
-        // Fast convergence: a flow that lost before it was where it had been leaves room for another (section 4.7).
-        self.most = if self.window < self.most { self.window * (1.0 + BETA) / 2.0 } else { self.window };
+        // Fast convergence: a flow that lost before it was where it had been leaves room for
+        // another (section 4.7).
+        self.most = if self.window < self.most {
+            self.window * (1.0 + BETA) / 2.0
+        } else {
+            self.window
+        };
         self.window = (self.window * BETA).max(SMALLEST_WINDOW_DATAGRAMS as f64 * self.datagram);
         self.since = None;
     }
 
-    /// Nothing was heard for long: the path may be another (persistent congestion, RFC 9002, section 7.6).
+    /// Nothing was heard for long: the path may be another (persistent congestion, RFC 9002,
+    /// section 7.6).
     pub(super) fn on_outage_end(&mut self, now: Nanos) {
         self.reduce(now);
         self.window = SMALLEST_WINDOW_DATAGRAMS as f64 * self.datagram;
@@ -130,18 +144,27 @@ impl Cubic {
             Start::Fast if self.round_samples >= SAMPLES && self.last_round_least != Nanos::MAX => {
                 let rise = (self.last_round_least / RISE_PART).clamp(SMALLEST_RISE, LARGEST_RISE);
                 if self.round_least >= self.last_round_least + rise {
-                    self.start = Start::Cautious { rounds: 0, baseline: self.round_least };
+                    self.start = Start::Cautious {
+                        rounds: 0,
+                        baseline: self.round_least,
+                    };
                 }
             }
             // It was a passing rise.
-            Start::Cautious { baseline, .. } if self.round_samples >= SAMPLES && self.round_least < baseline => {
+            Start::Cautious { baseline, .. }
+                if self.round_samples >= SAMPLES && self.round_least < baseline =>
+            {
                 self.start = Start::Fast;
             }
             Start::Fast | Start::UpTo(_) | Start::Cautious { .. } | Start::Over => {}
         }
-        if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
+        if news
+            .sample
+            .is_some_and(|sample| sample.prior_delivered >= self.round_end)
+        {
             self.round_end = news.delivered;
-            (self.last_round_least, self.round_least, self.round_samples) = (self.round_least, Nanos::MAX, 0);
+            (self.last_round_least, self.round_least, self.round_samples) =
+                (self.round_least, Nanos::MAX, 0);
             if let Start::Cautious { rounds, .. } = &mut self.start {
                 *rounds += 1;
                 if *rounds >= CAUTIOUS_ROUNDS {
@@ -167,9 +190,12 @@ impl Cubic {
             Start::Over => self.avoid(acked, news.rtt.smoothed().unwrap_or(SECOND), now),
         }
         if let Some(cap) = self.cap {
-            // Beyond twice what the configured rate can fill, a larger window would only be a later overflow.
+            // Beyond twice what the configured rate can fill, a larger window would only be a later
+            // overflow.
             let most = 2.0 * super::bytes_in(cap, news.rtt.smoothed().unwrap_or(SECOND)) as f64;
-            self.window = self.window.min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+            self.window = self
+                .window
+                .min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
         }
     }
 
@@ -190,7 +216,11 @@ impl Cubic {
     }
 
     fn pace(&self) -> u64 {
-        if self.start == Start::Over { PACE } else { SLOW_START_PACE }
+        if self.start == Start::Over {
+            PACE
+        } else {
+            SLOW_START_PACE
+        }
     }
 
     pub(super) fn rate(&self) -> u64 {

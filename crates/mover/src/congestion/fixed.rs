@@ -8,7 +8,8 @@ use crate::timer::{MILLISECOND, Nanos};
 const LOOK_ROUNDS: u64 = 3;
 /// It then halves the rate for so many.
 const BRAKE_ROUNDS: u64 = 10;
-/// A queue longer than this and than three of the shortest round trips says that the rate is not there.
+/// A queue longer than this and than three of the shortest round trips says that the rate is not
+/// there.
 const LONGEST_QUEUE: Nanos = 500 * MILLISECOND;
 
 /// The rate and its brake.
@@ -25,7 +26,15 @@ pub(crate) struct Fixed {
 impl Fixed {
     pub(super) fn new(rate: u64, datagram: u64) -> Fixed {
         let window = INITIAL_DATAGRAMS * datagram;
-        Fixed { configured: rate, datagram, window, braked_until: None, look_at: 0, look_acked: 0, look_lost: 0 }
+        Fixed {
+            configured: rate,
+            datagram,
+            window,
+            braked_until: None,
+            look_at: 0,
+            look_acked: 0,
+            look_lost: 0,
+        }
     }
 
     pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
@@ -33,8 +42,10 @@ impl Fixed {
         let (Some(smoothed), Some(minimum)) = (news.rtt.smoothed(), news.rtt.minimum()) else {
             return;
         };
-        // Twice the product: repairs and held-back acknowledgements keep bytes in flight longer than a round trip.
-        self.window = (2 * bytes_in(self.configured, smoothed + LONGEST_DELAY)).max(INITIAL_DATAGRAMS * news.datagram);
+        // Twice the product: repairs and held-back acknowledgements keep bytes in flight longer
+        // than a round trip.
+        self.window = (2 * bytes_in(self.configured, smoothed + LONGEST_DELAY))
+            .max(INITIAL_DATAGRAMS * news.datagram);
         self.look_acked += news.acked;
         self.look_lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
         if self.braked_until.is_some_and(|until| now >= until) {
@@ -60,16 +71,28 @@ impl Fixed {
         if self.window <= INITIAL_DATAGRAMS * self.datagram && self.look_at == 0 {
             return initial_rate(Some(self.configured), self.datagram);
         }
-        if self.braked_until.is_some() { self.configured / 2 } else { self.configured }
+        if self.braked_until.is_some() {
+            self.configured / 2
+        } else {
+            self.configured
+        }
     }
 
     pub(super) fn window(&self) -> u64 {
-        let window = if self.braked_until.is_some() { self.window / 2 } else { self.window };
+        let window = if self.braked_until.is_some() {
+            self.window / 2
+        } else {
+            self.window
+        };
         window.max(SMALLEST_WINDOW_DATAGRAMS * self.datagram)
     }
 
     pub(super) fn phase(&self) -> &'static str {
-        if self.braked_until.is_some() { "braked" } else { "fixed" }
+        if self.braked_until.is_some() {
+            "braked"
+        } else {
+            "fixed"
+        }
     }
 }
 
@@ -79,7 +102,8 @@ mod tests {
     use super::*;
     use crate::rtt::Rtt;
 
-    /// Ten seconds of acknowledgements every 10 ms, `lost_share` of a hundred lost; the lowest rate seen.
+    /// Ten seconds of acknowledgements every 10 ms, `lost_share` of a hundred lost; the lowest rate
+    /// seen.
     fn lowest_rate(lost_share: u64) -> u64 {
         let mut fixed = Fixed::new(10_000_000, 1_500);
         let mut rtt = Rtt::default();
@@ -87,7 +111,11 @@ mod tests {
         for tick in 1..1_000 {
             let now = tick * 10 * MILLISECOND;
             rtt.on_sample(100 * MILLISECOND, 0, now);
-            let lost = [Lost { number: tick, sent: now, bytes: 100_000 * lost_share / 100 }];
+            let lost = [Lost {
+                number: tick,
+                sent: now,
+                bytes: 100_000 * lost_share / 100,
+            }];
             let news = News {
                 rtt: &rtt,
                 measured: None,

@@ -1,14 +1,17 @@
-//! How much of the path's loss is not ours: the floor below which loss says nothing about congestion.
+//! How much of the path's loss is not ours: the floor below which loss says nothing about
+//! congestion.
 //!
-//! Measured on datagrams that left at less than the path's bandwidth while no queue stood, so that a full queue cannot have
-//! dropped them. `bbr.rs` decides when; the result goes back into its delivery-rate samples and its idea of too much loss.
+//! Measured on datagrams that left at less than the path's bandwidth while no queue stood, so that
+//! a full queue cannot have dropped them. `bbr.rs` decides when; the result goes back into its
+//! delivery-rate samples and its idea of too much loss.
 
 use super::Lost;
 use crate::timer::{Nanos, SECOND};
 
 /// Given back at most without a measurement.
 const UNMEASURED: f64 = 0.01;
-/// A measured floor may lie above the tolerated loss by this share of it and this much: what chance adds.
+/// A measured floor may lie above the tolerated loss by this share of it and this much: what chance
+/// adds.
 const TOLERANCE_SLACK: (f64, f64) = (0.1, 0.002);
 /// Below this loss there is nothing worth measuring.
 const WORTH_MEASURING: f64 = 0.003;
@@ -18,7 +21,8 @@ const MARGIN: f64 = 0.02;
 const FEWEST: f64 = 3.0;
 /// How much an old measurement counts beside a new one.
 const KEEP: f64 = 0.7;
-/// A measurement takes at least so many datagrams, and at most so many of the shortest round trips to get them.
+/// A measurement takes at least so many datagrams, and at most so many of the shortest round trips
+/// to get them.
 const DATAGRAMS: u64 = 100;
 const LONGEST_ROUNDS: u64 = 8;
 /// The first measurements follow one another sooner.
@@ -52,7 +56,10 @@ pub(super) struct Floor {
 impl Floor {
     /// `tolerance`: see `Config::loss_tolerance`.
     pub(super) fn new(tolerance: f64) -> Floor {
-        Floor { tolerance, ..Floor::default() }
+        Floor {
+            tolerance,
+            ..Floor::default()
+        }
     }
 
     /// How many runs of neighbouring losses began with these.
@@ -77,8 +84,9 @@ impl Floor {
         begun
     }
 
-    /// So many bytes were acknowledged, the newest of them sent at `sent`; what left before `decided` is known to have arrived or to be lost. If that
-    /// ends a measurement: the ratio believed before it.
+    /// So many bytes were acknowledged, the newest of them sent at `sent`; what left before
+    /// `decided` is known to have arrived or to be lost. If that ends a measurement: the ratio
+    /// believed before it.
     pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos, decided: Nanos) -> Option<f64> {
         self.recent_acked += bytes as f64;
         if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * DATAGRAM {
@@ -88,7 +96,8 @@ impl Floor {
         if self.measures(sent) {
             self.acked += bytes;
         }
-        // A quarter of the measured time later its losses are known too, but for a path that reorders: without them the floor would be too low.
+        // A quarter of the measured time later its losses are known too, but for a path that
+        // reorders: without them the floor would be too low.
         if let (Some(since), Some(until)) = (self.since, self.until)
             && sent > until + (until - since) / 4
             && decided >= until
@@ -116,7 +125,8 @@ impl Floor {
         (self.since, self.until, self.acked, self.lost) = (None, None, 0, 0);
     }
 
-    /// Is less lost than chance makes of what was measured before? Then that was not the path's own: a policer's, or our own queue's.
+    /// Is less lost than chance makes of what was measured before? Then that was not the path's
+    /// own: a policer's, or our own queue's.
     fn is_news(&self) -> bool {
         let total = (self.acked + self.lost) as f64;
         let expected = total * self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0);
@@ -127,14 +137,18 @@ impl Floor {
     /// Is it time to measure?
     pub(super) fn is_due(&self, round_trip: Nanos, now: Nanos) -> bool {
         let recent = self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0);
-        let every =
-            if self.measured < EARLY { (2 * SECOND).max(16 * round_trip) } else { (5 * SECOND).max(32 * round_trip) };
+        let every = if self.measured < EARLY {
+            (2 * SECOND).max(16 * round_trip)
+        } else {
+            (5 * SECOND).max(32 * round_trip)
+        };
         let rested = self.measured == 0 || now > self.last_at + every;
         recent > WORTH_MEASURING && rested && self.since.is_none()
     }
 
     pub(super) fn start(&mut self, now: Nanos) {
-        (self.since, self.until, self.acked, self.lost, self.last_at) = (Some(now), None, 0, 0, now);
+        (self.since, self.until, self.acked, self.lost, self.last_at) =
+            (Some(now), None, 0, 0, now);
     }
 
     pub(super) fn measuring_since(&self) -> Option<Nanos> {
@@ -149,7 +163,8 @@ impl Floor {
         let elapsed = now.saturating_sub(since);
         // What is acknowledged now left one round trip ago: the count lags, the time does not.
         let enough = self.acked + self.lost >= DATAGRAMS * datagram && elapsed >= minimum;
-        if enough || elapsed >= LONGEST_ROUNDS * minimum || (elapsed >= minimum && self.acked == 0) {
+        if enough || elapsed >= LONGEST_ROUNDS * minimum || (elapsed >= minimum && self.acked == 0)
+        {
             self.until = Some(now);
             return true;
         }
@@ -166,17 +181,24 @@ impl Floor {
             let most = self.tolerance * (1.0 + TOLERANCE_SLACK.0) + TOLERANCE_SLACK.1;
             (self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0)).min(most)
         } else {
-            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0)).min(UNMEASURED.min(self.tolerance))
+            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0))
+                .min(UNMEASURED.min(self.tolerance))
         }
     }
 
-    /// Below this, loss is no reason to slow down: until it is measured, all that the policy tolerates.
+    /// Below this, loss is no reason to slow down: until it is measured, all that the policy
+    /// tolerates.
     fn tolerated(&self) -> f64 {
-        if self.measured > 0 { self.ratio() } else { self.tolerance }
+        if self.measured > 0 {
+            self.ratio()
+        } else {
+            self.tolerance
+        }
     }
 
-    /// The variance of one datagram's loss, and how many datagrams tell of it: a measurement of few is itself a matter of chance
-    /// (its ratio by Agresti and Coull, "Approximate is better than exact", 1998: none lost of a hundred does not mean that none ever is).
+    /// The variance of one datagram's loss, and how many datagrams tell of it: a measurement of few
+    /// is itself a matter of chance (its ratio by Agresti and Coull, "Approximate is better than
+    /// exact", 1998: none lost of a hundred does not mean that none ever is).
     fn spread(&self) -> (f64, f64) {
         if self.measured == 0 {
             return (self.tolerance * (1.0 - self.tolerance), f64::INFINITY);
@@ -188,10 +210,15 @@ impl Floor {
 
     /// How much more than independent losses these vary: twice the mean run, less one.
     fn burstiness(&self) -> f64 {
-        if self.losses < 20.0 { 1.0 } else { (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0) }
+        if self.losses < 20.0 {
+            1.0
+        } else {
+            (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0)
+        }
     }
 
-    /// How many of the bytes lost in an interval the path would have lost anyway: what chance explains, not more.
+    /// How many of the bytes lost in an interval the path would have lost anyway: what chance
+    /// explains, not more.
     pub(super) fn give_back(&self, delivered: u64, lost: u64, datagram: u64) -> u64 {
         let ratio = self.ratio();
         let count = delivered as f64 / (1.0 - ratio) / datagram as f64;
@@ -202,11 +229,15 @@ impl Floor {
 
 /// Is so much loss more than the floor explains? With a queue beside it, less evidence is needed.
 pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued: bool) -> bool {
-    let (lost, count) = (lost as f64 / datagram as f64, total as f64 / datagram as f64);
+    let (lost, count) = (
+        lost as f64 / datagram as f64,
+        total as f64 / datagram as f64,
+    );
     let ratio = floor.tolerated();
     let deviations = if queued { 3.0 } else { 4.0 };
     let (spread, measured) = floor.spread();
-    let chance = deviations * (count * spread * (1.0 + count / measured) * floor.burstiness()).sqrt();
+    let chance =
+        deviations * (count * spread * (1.0 + count / measured) * floor.burstiness()).sqrt();
     lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
 }
 
@@ -223,8 +254,16 @@ mod tests {
         assert_eq!(floor.on_acked(95 * 1_500, SECOND - 1, 0), None);
         assert!(floor.is_done(SECOND, 1_500, SECOND));
         let late = SECOND * 3 / 2;
-        assert_eq!(floor.on_acked(1_500, late, SECOND / 2), None, "half of the losses is not known yet");
-        floor.on_lost(&[Lost { number: 7, sent: SECOND / 3, bytes: 10 * 1_500 }]);
+        assert_eq!(
+            floor.on_acked(1_500, late, SECOND / 2),
+            None,
+            "half of the losses is not known yet"
+        );
+        floor.on_lost(&[Lost {
+            number: 7,
+            sent: SECOND / 3,
+            bytes: 10 * 1_500,
+        }]);
         assert!(floor.on_acked(1_500, late, late).is_some());
         assert!((floor.ratio() - 0.05).abs() < 1e-9, "{}", floor.ratio());
     }

@@ -1,7 +1,9 @@
-//! How much may be on its way and how fast it leaves: one enum over the controllers, chosen by the configuration.
+//! How much may be on its way and how fast it leaves: one enum over the controllers, chosen by the
+//! configuration.
 //!
-//! `send` reports every acknowledgement with its delivery-rate sample and its losses; it reads `rate` for the pacer and
-//! `window` as the limit of bytes in flight. All bytes are wire bytes, IP headers included.
+//! `send` reports every acknowledgement with its delivery-rate sample and its losses; it reads
+//! `rate` for the pacer and `window` as the limit of bytes in flight. All bytes are wire bytes, IP
+//! headers included.
 
 mod bbr;
 mod crowd;
@@ -18,7 +20,8 @@ use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Datagrams that may leave before anything is known of the path.
 const INITIAL_DATAGRAMS: u64 = 32;
-/// And for each stream, up to so many: what its end's own TCP would begin with (RFC 6928), but not in one burst.
+/// And for each stream, up to so many: what its end's own TCP would begin with (RFC 6928), but not
+/// in one burst.
 const FLOW_DATAGRAMS: u64 = 10;
 const MOST_INITIAL_DATAGRAMS: u64 = 160;
 /// They are spread over so much time: a burst for a short path, and not long for a long one.
@@ -63,16 +66,22 @@ pub(crate) enum Controller {
 
 impl Controller {
     pub(crate) fn new(config: &Config, datagram: u64, now: Nanos) -> Controller {
-        let seed = u64::from_le_bytes(config.seed[8..16].try_into().expect("eight bytes of thirty-two"));
+        let seed = u64::from_le_bytes(
+            config.seed[8..16]
+                .try_into()
+                .expect("eight bytes of thirty-two"),
+        );
         match (config.congestion, config.rate) {
             (Congestion::Fixed, Some(rate)) => Controller::Fixed(fixed::Fixed::new(rate, datagram)),
             (Congestion::Cubic, cap) => Controller::Cubic(cubic::Cubic::new(cap, datagram)),
-            (Congestion::Scavenger, cap) => {
-                Controller::Scavenger(scavenger::Scavenger::new(cap, config.loss_tolerance, datagram))
-            }
-            (Congestion::Fixed | Congestion::Auto, cap) => {
-                Controller::Auto(Box::new(bbr::Bbr::new(cap, config.path, config.loss_tolerance, datagram, seed, now)))
-            }
+            (Congestion::Scavenger, cap) => Controller::Scavenger(scavenger::Scavenger::new(
+                cap,
+                config.loss_tolerance,
+                datagram,
+            )),
+            (Congestion::Fixed | Congestion::Auto, cap) => Controller::Auto(Box::new(
+                bbr::Bbr::new(cap, config.path, config.loss_tolerance, datagram, seed, now),
+            )),
         }
     }
 
@@ -162,5 +171,6 @@ fn bytes_in(rate: u64, time: Nanos) -> u64 {
 }
 
 fn rate_of(bytes: u64, time: Nanos) -> u64 {
-    u64::try_from(u128::from(bytes) * u128::from(SECOND) / u128::from(time.max(1))).unwrap_or(u64::MAX)
+    u64::try_from(u128::from(bytes) * u128::from(SECOND) / u128::from(time.max(1)))
+        .unwrap_or(u64::MAX)
 }

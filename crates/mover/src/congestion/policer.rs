@@ -1,8 +1,9 @@
 //! A policer on the path: it drops what comes faster than its rate, and nothing ever waits.
 //!
-//! Loss in proportion to what we send, without any queue, is its work if as much gets through in two probing cycles (in the manner of
-//! BBRv1). What gets through is then kept to for a while. If that does not help, it is the path that loses. It takes something of each
-//! quantum that we send: a loss of many neighbours is a burst on the path.
+//! Loss in proportion to what we send, without any queue, is its work if as much gets through in
+//! two probing cycles (in the manner of BBRv1). What gets through is then kept to for a while. If
+//! that does not help, it is the path that loses. It takes something of each quantum that we send:
+//! a loss of many neighbours is a burst on the path.
 
 use crate::timer::{Nanos, SECOND};
 
@@ -13,7 +14,8 @@ const SUSPICIOUS_PERCENT: u64 = 8;
 /// For so long, and so many round trips, what was found is believed.
 const BELIEVED: Nanos = 10 * SECOND;
 const BELIEVED_ROUNDS: u64 = 48;
-/// Suspicions further apart than so many cycles do not belong together: a policer takes its toll in each, a burst of losses comes by chance.
+/// Suspicions further apart than so many cycles do not belong together: a policer takes its toll in
+/// each, a burst of losses comes by chance.
 const TOGETHER: u64 = 2;
 /// After so many rounds it must have helped.
 const HELPS_AFTER: u64 = 2;
@@ -24,7 +26,8 @@ const REST: Nanos = 60 * SECOND;
 pub(super) struct Lossy {
     pub(super) delivered: u64,
     pub(super) lost: u64,
-    /// Of neighbours that were lost, and how many bytes a run of them has at most if a policer did it: half of a quantum.
+    /// Of neighbours that were lost, and how many bytes a run of them has at most if a policer did
+    /// it: half of a quantum.
     pub(super) runs: u64,
     pub(super) longest_run: u64,
     /// Bytes per second that got through.
@@ -63,7 +66,8 @@ impl Policer {
         self.found.as_ref().is_some_and(|found| now < found.until)
     }
 
-    /// Another probing cycle begins, which shows whether it is still there. What it let pass, if there was one.
+    /// Another probing cycle begins, which shows whether it is still there. What it let pass, if
+    /// there was one.
     pub(super) fn on_cycle(&mut self) -> Option<u64> {
         self.cycles += 1;
         let rate = self.found.take()?.rate;
@@ -86,10 +90,16 @@ impl Policer {
         }
         match self.leftover {
             Some((_, cycle)) if cycle == self.cycles => false,
-            Some((last, cycle)) if self.cycles - cycle <= TOGETHER && seen.rate.abs_diff(last) <= last / ALIKE => {
+            Some((last, cycle))
+                if self.cycles - cycle <= TOGETHER && seen.rate.abs_diff(last) <= last / ALIKE =>
+            {
                 let until = (now + BELIEVED).max(now + BELIEVED_ROUNDS * minimum);
                 let rate = seen.rate.midpoint(last);
-                self.found = Some(Found { rate, until, helps_after: seen.round + HELPS_AFTER });
+                self.found = Some(Found {
+                    rate,
+                    until,
+                    helps_after: seen.round + HELPS_AFTER,
+                });
                 true
             }
             _ => {

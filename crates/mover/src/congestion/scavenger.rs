@@ -1,15 +1,19 @@
-//! `Scavenger`: takes what others leave, for backups and the like. It keeps the queue that it sees below a target (in the manner of
-//! LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills the queue beyond it makes it withdraw.
+//! `Scavenger`: takes what others leave, for backups and the like. It keeps the queue that it sees
+//! below a target (in the manner of LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills
+//! the queue beyond it makes it withdraw.
 //!
-//! The shortest round trip must be seen now and then without its own queue: it slows down for two round trips after its start and again
-//! each nineteen times as long as the last slowdown took. Loss beside a queue, or beyond the tolerance, takes a fifth of the window; random loss does not.
+//! The shortest round trip must be seen now and then without its own queue: it slows down for two
+//! round trips after its start and again each nineteen times as long as the last slowdown took.
+//! Loss beside a queue, or beyond the tolerance, takes a fifth of the window; random loss does not.
 
 use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
 use crate::timer::{MILLISECOND, Nanos};
 
-/// The queue that it makes at most. The draft's 60 ms would drive away `auto`, whose own queue is shorter than that.
+/// The queue that it makes at most. The draft's 60 ms would drive away `auto`, whose own queue is
+/// shorter than that.
 const TARGET: Nanos = 10 * MILLISECOND;
-/// An empty queue lets it grow by this part of its window in a round: slower than `auto` asks for more, which is in seconds.
+/// An empty queue lets it grow by this part of its window in a round: slower than `auto` asks for
+/// more, which is in seconds.
 const RECOVERY: f64 = 64.0;
 /// Slow start ends when the queue reaches this part of the target.
 const START_PART: (u64, u64) = (3, 4);
@@ -64,7 +68,10 @@ impl Scavenger {
             cap,
             tolerance,
             window: (INITIAL_DATAGRAMS * datagram) as f64,
-            phase: Phase::Start { up_to: u64::MAX, slowed: None },
+            phase: Phase::Start {
+                up_to: u64::MAX,
+                slowed: None,
+            },
             next_slow: None,
             round_end: 0,
             round_least: Nanos::MAX,
@@ -93,7 +100,10 @@ impl Scavenger {
             self.grow(news, minimum);
             self.window = self.window.max(least);
         }
-        if news.sample.is_some_and(|sample| sample.prior_delivered >= self.round_end) {
+        if news
+            .sample
+            .is_some_and(|sample| sample.prior_delivered >= self.round_end)
+        {
             self.round_end = news.delivered;
             self.round_least = Nanos::MAX;
         }
@@ -120,7 +130,8 @@ impl Scavenger {
     fn end_start(&mut self, now: Nanos) {
         if let Phase::Start { slowed, .. } = self.phase {
             self.phase = Phase::Steady;
-            // At once after the first start, whose queue hides the path; then so that slowdowns cost a twentieth of the time.
+            // At once after the first start, whose queue hides the path; then so that slowdowns
+            // cost a twentieth of the time.
             self.next_slow = Some(slowed.map_or(now, |since| now + SLOW_EVERY * (now - since)));
         }
     }
@@ -132,12 +143,23 @@ impl Scavenger {
             {
                 self.end_start(now);
             }
-            Phase::Slow { until, back_to, since } if now >= until => {
-                self.phase = Phase::Start { up_to: back_to, slowed: Some(since) };
+            Phase::Slow {
+                until,
+                back_to,
+                since,
+            } if now >= until => {
+                self.phase = Phase::Start {
+                    up_to: back_to,
+                    slowed: Some(since),
+                };
             }
             Phase::Steady if self.next_slow.is_some_and(|at| now >= at) => {
                 let until = now + SLOW_ROUNDS * smoothed;
-                self.phase = Phase::Slow { until, back_to: self.window(), since: now };
+                self.phase = Phase::Slow {
+                    until,
+                    back_to: self.window(),
+                    since: now,
+                };
                 self.window = 0.0;
             }
             Phase::Start { .. } | Phase::Steady | Phase::Slow { .. } => {}
@@ -155,7 +177,8 @@ impl Scavenger {
             Phase::Steady => {
                 let above = self.queue as f64 / TARGET as f64 - 1.0;
                 let round = if above <= 0.0 {
-                    // As Reno, and with the room that is left, faster where the window is large: a path is found free within some seconds.
+                    // As Reno, and with the room that is left, faster where the window is large: a
+                    // path is found free within some seconds.
                     gain * datagram - above * self.window / RECOVERY
                 } else {
                     (gain * datagram - self.window * above).max(-self.window / 2.0)
@@ -165,7 +188,9 @@ impl Scavenger {
         }
         if let Some(cap) = self.cap {
             let most = super::bytes_in(cap, minimum + 2 * TARGET) as f64;
-            self.window = self.window.min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+            self.window = self
+                .window
+                .min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
         }
     }
 
@@ -174,7 +199,10 @@ impl Scavenger {
         let back_to = self.window() / 2;
         self.window = 0.0;
         self.answered = now;
-        self.phase = Phase::Start { up_to: back_to, slowed: Some(now) };
+        self.phase = Phase::Start {
+            up_to: back_to,
+            slowed: Some(now),
+        };
     }
 
     pub(super) fn rate(&self) -> u64 {

@@ -1,7 +1,9 @@
-//! Arithmetic of the codes: the field of 256 elements (polynomial x⁸+x⁴+x³+x+1), its coefficients, and the one operation that costs time.
+//! Arithmetic of the codes: the field of 256 elements (polynomial x⁸+x⁴+x³+x+1), its coefficients,
+//! and the one operation that costs time.
 //!
-//! The code is systematic: parity row `i` is the sum of shard `j` times `coefficient(i, j)`. The coefficients are a Cauchy matrix whose
-//! columns are scaled so that row 0 is all ones: any `e` rows give back any `e` missing shards, and a row over one shard is its copy.
+//! The code is systematic: parity row `i` is the sum of shard `j` times `coefficient(i, j)`. The
+//! coefficients are a Cauchy matrix whose columns are scaled so that row 0 is all ones: any `e`
+//! rows give back any `e` missing shards, and a row over one shard is its copy.
 #![allow(unsafe_code)] // Vector instructions, each behind a test of the processor; nothing else of this crate needs it.
 
 /// Shards of a block at most.
@@ -38,7 +40,11 @@ const fn logarithms() -> [u8; 256] {
 
 /// The product of two elements.
 pub(crate) fn multiply(a: u8, b: u8) -> u8 {
-    if a == 0 || b == 0 { 0 } else { EXP[usize::from(LOG[usize::from(a)]) + usize::from(LOG[usize::from(b)])] }
+    if a == 0 || b == 0 {
+        0
+    } else {
+        EXP[usize::from(LOG[usize::from(a)]) + usize::from(LOG[usize::from(b)])]
+    }
 }
 
 /// The inverse of an element that is not 0.
@@ -59,14 +65,19 @@ pub(crate) fn add_scaled(into: &mut [u8], from: &[u8], factor: u8) {
     debug_assert!(into.len() >= from.len());
     match factor {
         0 => {}
-        1 => into.iter_mut().zip(from).for_each(|(into, from)| *into ^= from),
+        1 => into
+            .iter_mut()
+            .zip(from)
+            .for_each(|(into, from)| *into ^= from),
         _ => scaled(into, from, factor),
     }
 }
 
 /// Multiplies all of `bytes` with `factor`.
 pub(crate) fn scale(bytes: &mut [u8], factor: u8) {
-    bytes.iter_mut().for_each(|byte| *byte = multiply(*byte, factor));
+    bytes
+        .iter_mut()
+        .for_each(|byte| *byte = multiply(*byte, factor));
 }
 
 /// A product is the sum of the products of the two halves of a byte: two tables of sixteen.
@@ -112,7 +123,9 @@ unsafe fn scaled_avx2(into: &mut [u8], from: &[u8], tables: &([u8; 16], [u8; 16]
     use std::arch::x86_64::*;
     let mask = _mm256_set1_epi8(15);
     // SAFETY: unaligned loads of sixteen bytes from arrays of sixteen.
-    let table = |half: &[u8; 16]| unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(half.as_ptr().cast())) };
+    let table = |half: &[u8; 16]| unsafe {
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(half.as_ptr().cast()))
+    };
     let (low, high) = (table(&tables.0), table(&tables.1));
     let (mut to, mut of) = (into.chunks_exact_mut(32), from.chunks_exact(32));
     for (to, of) in to.by_ref().zip(of.by_ref()) {
@@ -120,8 +133,12 @@ unsafe fn scaled_avx2(into: &mut [u8], from: &[u8], tables: &([u8; 16], [u8; 16]
         unsafe {
             let bytes = _mm256_loadu_si256(of.as_ptr().cast());
             let lows = _mm256_shuffle_epi8(low, _mm256_and_si256(bytes, mask));
-            let highs = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi64(bytes, 4), mask));
-            let sum = _mm256_xor_si256(_mm256_loadu_si256(to.as_ptr().cast()), _mm256_xor_si256(lows, highs));
+            let highs =
+                _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi64(bytes, 4), mask));
+            let sum = _mm256_xor_si256(
+                _mm256_loadu_si256(to.as_ptr().cast()),
+                _mm256_xor_si256(lows, highs),
+            );
             _mm256_storeu_si256(to.as_mut_ptr().cast(), sum);
         }
     }
@@ -135,14 +152,22 @@ unsafe fn scaled_ssse3(into: &mut [u8], from: &[u8], tables: &([u8; 16], [u8; 16
     use std::arch::x86_64::*;
     let mask = _mm_set1_epi8(15);
     // SAFETY: unaligned loads of sixteen bytes from arrays of sixteen.
-    let (low, high) = unsafe { (_mm_loadu_si128(tables.0.as_ptr().cast()), _mm_loadu_si128(tables.1.as_ptr().cast())) };
+    let (low, high) = unsafe {
+        (
+            _mm_loadu_si128(tables.0.as_ptr().cast()),
+            _mm_loadu_si128(tables.1.as_ptr().cast()),
+        )
+    };
     for (to, of) in into.chunks_exact_mut(16).zip(from.chunks_exact(16)) {
         // SAFETY: unaligned loads and a store of sixteen bytes in slices of sixteen.
         unsafe {
             let bytes = _mm_loadu_si128(of.as_ptr().cast());
             let lows = _mm_shuffle_epi8(low, _mm_and_si128(bytes, mask));
             let highs = _mm_shuffle_epi8(high, _mm_and_si128(_mm_srli_epi64(bytes, 4), mask));
-            let sum = _mm_xor_si128(_mm_loadu_si128(to.as_ptr().cast()), _mm_xor_si128(lows, highs));
+            let sum = _mm_xor_si128(
+                _mm_loadu_si128(to.as_ptr().cast()),
+                _mm_xor_si128(lows, highs),
+            );
             _mm_storeu_si128(to.as_mut_ptr().cast(), sum);
         }
     }
@@ -162,7 +187,10 @@ unsafe fn scaled_neon(into: &mut [u8], from: &[u8], tables: &([u8; 16], [u8; 16]
             let bytes = vld1q_u8(of.as_ptr());
             let lows = vqtbl1q_u8(low, vandq_u8(bytes, vdupq_n_u8(15)));
             let highs = vqtbl1q_u8(high, vshrq_n_u8(bytes, 4));
-            vst1q_u8(to.as_mut_ptr(), veorq_u8(vld1q_u8(to.as_ptr()), veorq_u8(lows, highs)));
+            vst1q_u8(
+                to.as_mut_ptr(),
+                veorq_u8(vld1q_u8(to.as_ptr()), veorq_u8(lows, highs)),
+            );
         }
     }
     let done = from.len() / 16 * 16;
@@ -199,17 +227,25 @@ mod tests {
     type Kernel = fn(&mut [u8], &[u8], u8);
 
     fn kernels() -> Vec<(&'static str, Kernel)> {
-        let mut kernels: Vec<(&str, Kernel)> =
-            vec![("chosen", scaled), ("table", |into, from, factor| scaled_by_table(into, from, &halves(factor)))];
+        let mut kernels: Vec<(&str, Kernel)> = vec![
+            ("chosen", scaled),
+            ("table", |into, from, factor| {
+                scaled_by_table(into, from, &halves(factor))
+            }),
+        ];
         #[cfg(target_arch = "x86_64")]
         {
             if std::arch::is_x86_feature_detected!("avx2") {
                 // SAFETY: the processor has AVX2.
-                kernels.push(("avx2", |into, from, factor| unsafe { scaled_avx2(into, from, &halves(factor)) }));
+                kernels.push(("avx2", |into, from, factor| unsafe {
+                    scaled_avx2(into, from, &halves(factor))
+                }));
             }
             if std::arch::is_x86_feature_detected!("ssse3") {
                 // SAFETY: the processor has SSSE3.
-                kernels.push(("ssse3", |into, from, factor| unsafe { scaled_ssse3(into, from, &halves(factor)) }));
+                kernels.push(("ssse3", |into, from, factor| unsafe {
+                    scaled_ssse3(into, from, &halves(factor))
+                }));
             }
         }
         kernels
@@ -220,10 +256,15 @@ mod tests {
         let mut dice = fastrand::Rng::with_seed(5);
         for _ in 0..500 {
             let from: Vec<u8> = (0..dice.usize(0..200)).map(|_| dice.u8(..)).collect();
-            let before: Vec<u8> = (0..from.len() + dice.usize(0..9)).map(|_| dice.u8(..)).collect();
+            let before: Vec<u8> = (0..from.len() + dice.usize(0..9))
+                .map(|_| dice.u8(..))
+                .collect();
             let factor = dice.u8(..);
             let mut expected = before.clone();
-            expected.iter_mut().zip(&from).for_each(|(into, from)| *into ^= slow_multiply(*from, factor));
+            expected
+                .iter_mut()
+                .zip(&from)
+                .for_each(|(into, from)| *into ^= slow_multiply(*from, factor));
             for (name, kernel) in kernels() {
                 let mut into = before.clone();
                 kernel(&mut into, &from, factor);
@@ -240,21 +281,31 @@ mod tests {
         assert!((0..MOST_SHARDS).all(|shard| coefficient(0, shard) == 1));
     }
 
-    /// How fast each kernel is: `cargo test --release -p tpo-mover --lib -- --ignored --nocapture kernel_speed`.
+    /// How fast each kernel is: `cargo test --release -p tpo-mover --lib -- --ignored --nocapture
+    /// kernel_speed`.
     #[test]
     #[ignore = "a figure for people"]
     fn kernel_speed() {
         let from = vec![7; 1_432];
         let mut into = vec![9; 1_432];
         for (name, kernel) in kernels() {
-            #[expect(clippy::disallowed_methods, reason = "a stopwatch, outside of the machine")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a stopwatch, outside of the machine"
+            )]
             let start = std::time::Instant::now();
             for turn in 0..200_000u32 {
                 kernel(&mut into, &from, turn as u8 | 2);
             }
-            #[expect(clippy::disallowed_methods, reason = "a stopwatch, outside of the machine")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a stopwatch, outside of the machine"
+            )]
             let took = start.elapsed();
-            println!("{name}: {:.1} GB/s", 200_000.0 * 1_432.0 / took.as_secs_f64() / 1e9);
+            println!(
+                "{name}: {:.1} GB/s",
+                200_000.0 * 1_432.0 / took.as_secs_f64() / 1e9
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! How a parity row names its block's datagrams: the number of the first, and the way from each to the next, most of which are one.
+//! How a parity row names its block's datagrams: the number of the first, and the way from each to
+//! the next, most of which are one.
 //!
 //! A byte of 1 to 127 is one such gap, one of 128 to 255 stands for 2 to 129 gaps of one.
 
@@ -28,7 +29,11 @@ pub(super) fn numbers(first: u64, bytes: &[u8]) -> Option<Vec<u64>> {
     let mut numbers = vec![first];
     let mut last = first;
     for &byte in bytes {
-        let (gap, times) = if byte < ONES { (u64::from(byte), 1) } else { (1, usize::from(byte - ONES) + 2) };
+        let (gap, times) = if byte < ONES {
+            (u64::from(byte), 1)
+        } else {
+            (1, usize::from(byte - ONES) + 2)
+        };
         if gap == 0 || numbers.len() + times > MOST_SHARDS {
             return None;
         }
@@ -50,7 +55,11 @@ mod tests {
         for _ in 0..2_000 {
             let (mut bytes, mut said) = (Vec::new(), vec![dice.u64(0..1 << 60)]);
             while said.len() < MOST_SHARDS {
-                let gap = if dice.u8(0..4) > 0 { 1 } else { dice.u64(1..130) };
+                let gap = if dice.u8(0..4) > 0 {
+                    1
+                } else {
+                    dice.u64(1..130)
+                };
                 if !push(&mut bytes, gap) {
                     assert!(bytes.len() == MOST_BYTES || gap > LONGEST);
                     break;

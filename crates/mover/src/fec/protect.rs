@@ -1,8 +1,9 @@
 //! The sender's side: blocks of protected datagrams, and how much parity each gets.
 //!
-//! `send` adds datagrams as they leave and asks for rows when one is due. A block is open for [`SHIFT`], or until it is full. How many
-//! rows it gets follows from the measured loss and its bursts, within a budget of bytes. A stream that cannot pay for them has longer blocks: the
-//! same share of parity brings back more of a long one.
+//! `send` adds datagrams as they leave and asks for rows when one is due. A block is open for
+//! [`SHIFT`], or until it is full. How many rows it gets follows from the measured loss and its
+//! bursts, within a budget of bytes. A stream that cannot pay for them has longer blocks: the same
+//! share of parity brings back more of a long one.
 
 use std::collections::VecDeque;
 
@@ -13,24 +14,26 @@ use crate::packet::Parity;
 use crate::seq;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// Parity leaves so long after its block's first datagram: two bursts of usual length on most links. At most an eighth of the round trip.
+/// Parity leaves so long after its block's first datagram: two bursts of usual length on most
+/// links. At most an eighth of the round trip.
 pub(crate) const SHIFT: Nanos = 4 * MILLISECOND;
 /// A stream's datagrams follow one another so soon.
 const STREAM_EVERY: Nanos = MILLISECOND;
 /// Below this round trip a repair comes soon enough.
 const SHORTEST_ROUND_TRIP: Nanos = 15 * MILLISECOND;
-/// A block fails with at most this probability, and one that has ended with this while the budget is below a half: the first row is worth most.
+/// A block fails with at most this probability, and one that has ended with this while the budget
+/// is below a half: the first row is worth most.
 const FAILS: f64 = 1e-3;
 const FAILS_IN_NEED: f64 = 3e-2;
 /// Below this loss, by its upper bound, nothing is protected.
 const NEGLIGIBLE: f64 = 5e-4;
-/// Believed of a path that nobody has measured yet: one of a hundred lost, and no more weight than half of that, so that a clean path is known as
-/// one after a few thousand datagrams.
+/// Believed of a path that nobody has measured yet: one of a hundred lost, and no more weight than
+/// half of that, so that a clean path is known as one after a few thousand datagrams.
 const PRIOR: (f64, f64) = (50.0, 0.5);
 /// Datagrams that the measured loss remembers.
 const MEMORY: f64 = 16_000.0;
-/// A stretch without a loss that what was counted before makes less likely than this says that the path is another now. What start-up pushed over
-/// the brim of its own queue is forgotten so.
+/// A stretch without a loss that what was counted before makes less likely than this says that the
+/// path is another now. What start-up pushed over the brim of its own queue is forgotten so.
 const BY_CHANCE: f64 = 1e-3;
 /// Standard deviations of the upper bound: 95 %, one-sided.
 const CONFIDENCE: f64 = 1.64;
@@ -38,19 +41,24 @@ const CONFIDENCE: f64 = 1.64;
 const MOST_BURST: f64 = 2.0;
 /// What is around a row's coded bytes: headers and gaps.
 const AROUND_ROW: usize = 80;
-/// Parity's share of what leaves, one part of so many: 6 % in the long run, so that a stream with all its headers stays within 15 %, and
-/// 5 % when bulk waits for what parity takes. What is short is protected from [`MOST_BUDGET`].
+/// Parity's share of what leaves, one part of so many: 6 % in the long run, so that a stream with
+/// all its headers stays within 15 %, and 5 % when bulk waits for what parity takes. What is short
+/// is protected from [`MOST_BUDGET`].
 const SHARE: u64 = 16;
 const SHARE_SATURATED: u64 = 20;
-/// And where losses come in bursts of this mean: they take more than rows bring back, and what is repaired counts as well.
+/// And where losses come in bursts of this mean: they take more than rows bring back, and what is
+/// repaired counts as well.
 const SHARE_IN_BURSTS: u64 = 24;
 const LONG_BURSTS: f64 = 3.0;
-/// Beside [`SHARE`], while nothing else waits, for blocks that have ended: a short answer cannot wait for its share as a stream can. Together 15 %.
+/// Beside [`SHARE`], while nothing else waits, for blocks that have ended: a short answer cannot
+/// wait for its share as a stream can. Together 15 %.
 const SHARE_ENDED: u64 = 12;
-/// Parity that is always allowed, bytes per second, so that a few messages are protected on any link.
+/// Parity that is always allowed, bytes per second, so that a few messages are protected on any
+/// link.
 const ALWAYS: u64 = 32_000;
-/// Parity that may leave at once after a rest: an answer of 64 kB, protected. On a slow link not more than it carries in [`BUDGET_TIME`]: there the
-/// rest of the answer would wait for parity longer than it is likely to wait for a repair.
+/// Parity that may leave at once after a rest: an answer of 64 kB, protected. On a slow link not
+/// more than it carries in [`BUDGET_TIME`]: there the rest of the answer would wait for parity
+/// longer than it is likely to wait for a repair.
 const MOST_BUDGET: i64 = 24_000;
 const LEAST_BUDGET: i64 = 3_000;
 const BUDGET_TIME: Nanos = 20 * MILLISECOND;
@@ -67,7 +75,8 @@ pub(crate) struct Counters {
 
 /// The sender's side.
 pub(crate) struct Protector {
-    /// The open block: numbers, and shards with their length in front. Buffers are kept from block to block.
+    /// The open block: numbers, and shards with their length in front. Buffers are kept from block
+    /// to block.
     numbers: Vec<u64>,
     gaps: Vec<u8>,
     shards: Vec<Vec<u8>>,
@@ -128,7 +137,8 @@ impl Protector {
         }
     }
 
-    // --- what is known of the path ---------------------------------------------------------------------------------------
+    // --- what is known of the path
+    // ---------------------------------------------------------------------------------------------
 
     /// So many datagrams arrived, and these did not.
     pub(crate) fn on_news(&mut self, delivered: u64, lost: &[Lost]) {
@@ -145,17 +155,25 @@ impl Protector {
         if !lost.is_empty() {
             (self.known, self.clean) = (self.delivered + self.lost, 0.0);
         } else if self.is_refuted() {
-            (self.delivered, self.lost, self.losses, self.runs) = (self.clean.min(MEMORY), PRIOR.1, 0.0, 0.0);
+            (self.delivered, self.lost, self.losses, self.runs) =
+                (self.clean.min(MEMORY), PRIOR.1, 0.0, 0.0);
         }
         if self.delivered + self.lost > MEMORY {
-            for count in [&mut self.delivered, &mut self.lost, &mut self.losses, &mut self.runs, &mut self.known] {
+            for count in [
+                &mut self.delivered,
+                &mut self.lost,
+                &mut self.losses,
+                &mut self.runs,
+                &mut self.known,
+            ] {
                 *count /= 2.0;
             }
         }
     }
 
-    /// Is nothing lost any more? The probability of no run of losses in the datagrams since the last one, if so many runs were seen in those before
-    /// (a Poisson process whose rate has the gamma distribution that they give it).
+    /// Is nothing lost any more? The probability of no run of losses in the datagrams since the
+    /// last one, if so many runs were seen in those before (a Poisson process whose rate has the
+    /// gamma distribution that they give it).
     fn is_refuted(&self) -> bool {
         self.runs > 0.0 && (self.known / (self.known + self.clean)).powf(self.runs) < BY_CHANCE
     }
@@ -171,7 +189,11 @@ impl Protector {
 
     /// The mean length of the runs of losses.
     fn burst(&self) -> f64 {
-        if self.losses < 10.0 { 1.0 } else { self.losses / self.runs.max(1.0) }
+        if self.losses < 10.0 {
+            1.0
+        } else {
+            self.losses / self.runs.max(1.0)
+        }
     }
 
     fn share(&self, saturated: bool) -> u64 {
@@ -186,10 +208,12 @@ impl Protector {
 
     /// Is it worth protecting anything? `round_trip`: the shortest, if it is known.
     pub(crate) fn is_on(&self, round_trip: Option<Nanos>) -> bool {
-        round_trip.is_none_or(|round_trip| round_trip >= SHORTEST_ROUND_TRIP) && self.loss() > NEGLIGIBLE
+        round_trip.is_none_or(|round_trip| round_trip >= SHORTEST_ROUND_TRIP)
+            && self.loss() > NEGLIGIBLE
     }
 
-    // --- datagrams in, rows out ------------------------------------------------------------------------------------------
+    // --- datagrams in, rows out
+    // ---------------------------------------------------------------------------------------------
 
     /// Wire bytes left: parity earns its share of them. `rate`: what may leave, bytes per second.
     pub(crate) fn on_sent(&mut self, bytes: u64, saturated: bool, rate: u64, now: Nanos) {
@@ -208,9 +232,14 @@ impl Protector {
         }
     }
 
-    /// A protected datagram leaves with these plain bytes, [`super::RESERVE`] shorter than the longest.
+    /// A protected datagram leaves with these plain bytes, [`super::RESERVE`] shorter than the
+    /// longest.
     pub(crate) fn add(&mut self, number: u64, plain: &[u8], round_trip: Option<Nanos>, now: Nanos) {
-        if self.numbers.last().is_some_and(|last| !gaps::push(&mut self.gaps, number - last)) {
+        if self
+            .numbers
+            .last()
+            .is_some_and(|last| !gaps::push(&mut self.gaps, number - last))
+        {
             self.close(false);
         }
         if self.numbers.is_empty() {
@@ -236,12 +265,20 @@ impl Protector {
     /// Closes the open block: its rows wait to leave. `ended`: nothing has followed it for a while.
     fn close(&mut self, ended: bool) {
         let shards = self.numbers.len();
-        let length = self.shards[..shards].iter().map(Vec::len).max().unwrap_or(0);
+        let length = self.shards[..shards]
+            .iter()
+            .map(Vec::len)
+            .max()
+            .unwrap_or(0);
         let wanted = self.wanted(ended);
         let rows = wanted.min(self.affordable(ended));
         self.counters.unaffordable += (wanted - rows) as u64;
         let bytes = (rows * (length + AROUND_ROW)) as i64;
-        let own = if self.may_use_more(ended) { bytes.min(self.for_ended) } else { 0 };
+        let own = if self.may_use_more(ended) {
+            bytes.min(self.for_ended)
+        } else {
+            0
+        };
         self.for_ended -= own;
         self.budget -= bytes - own;
         for row in 0..rows {
@@ -251,11 +288,17 @@ impl Protector {
             for (at, shard) in self.shards[..shards].iter().enumerate() {
                 field::add_scaled(&mut bytes, shard, field::coefficient(row, at));
             }
-            self.rows.push_back(Row { first: self.numbers[0], gaps: self.gaps.clone(), row: row as u8, bytes });
+            self.rows.push_back(Row {
+                first: self.numbers[0],
+                gaps: self.gaps.clone(),
+                row: row as u8,
+                bytes,
+            });
         }
         self.numbers.clear();
         self.gaps.clear();
-        // Rows that nothing lets out are of no use later; their number is bounded with their budget.
+        // Rows that nothing lets out are of no use later; their number is bounded with their
+        // budget.
         while self.rows.len() > 2 * MOST_ROWS {
             let old = self.rows.pop_front().expect("there are some");
             self.spare.push(old.bytes);
@@ -266,25 +309,40 @@ impl Protector {
     fn wanted(&self, ended: bool) -> usize {
         let shards = self.numbers.len();
         // Copies of a lone datagram leave together: a burst takes both or none.
-        let burst = if shards > 1 { self.burst().min(MOST_BURST) } else { 1.0 };
-        let in_need = self.may_use_more(ended) && self.budget + self.for_ended < self.most_budget / 2;
+        let burst = if shards > 1 {
+            self.burst().min(MOST_BURST)
+        } else {
+            1.0
+        };
+        let in_need =
+            self.may_use_more(ended) && self.budget + self.for_ended < self.most_budget / 2;
         let fails = if in_need { FAILS_IN_NEED } else { FAILS };
         ((rows_for(shards, self.loss(), fails) as f64 * burst).round() as usize).min(MOST_ROWS)
     }
 
     /// Rows of the open block that can be paid for.
     fn affordable(&self, ended: bool) -> usize {
-        let length = self.shards[..self.numbers.len()].iter().map(Vec::len).max().unwrap_or(0);
-        let more = if self.may_use_more(ended) { self.for_ended } else { 0 };
+        let length = self.shards[..self.numbers.len()]
+            .iter()
+            .map(Vec::len)
+            .max()
+            .unwrap_or(0);
+        let more = if self.may_use_more(ended) {
+            self.for_ended
+        } else {
+            0
+        };
         usize::try_from(self.budget + more).unwrap_or(0) / (length + AROUND_ROW)
     }
 
-    /// A block of several datagrams that has ended. Lone ones in a row are a stream of its own, whose copies have their bound.
+    /// A block of several datagrams that has ended. Lone ones in a row are a stream of its own,
+    /// whose copies have their bound.
     fn may_use_more(&self, ended: bool) -> bool {
         ended && self.numbers.len() > 1
     }
 
-    /// Takes so many wire bytes of a copy from what parity may cost, if there are as many. It counts as a row over one datagram.
+    /// Takes so many wire bytes of a copy from what parity may cost, if there are as many. It
+    /// counts as a row over one datagram.
     pub(crate) fn pays(&mut self, bytes: u64) -> bool {
         let pays = self.budget >= bytes as i64;
         if pays {
@@ -306,7 +364,8 @@ impl Protector {
     /// Does a row wait to leave now?
     pub(crate) fn has_row(&mut self, now: Nanos) -> bool {
         if !self.numbers.is_empty() && now >= self.due {
-            // A stream whose parity is not paid for yet goes on with the same block. What has ended is better off with the rows that it can have.
+            // A stream whose parity is not paid for yet goes on with the same block. What has ended
+            // is better off with the rows that it can have.
             let ended = now > self.added + STREAM_EVERY;
             let affordable = self.affordable(ended);
             let can_wait = affordable == 0 || !ended && affordable < self.wanted(ended);
@@ -319,10 +378,18 @@ impl Protector {
         !self.rows.is_empty()
     }
 
-    /// Appends the next row, if it fits into `room`: one that does not, after the path has become narrower, is given up.
+    /// Appends the next row, if it fits into `room`: one that does not, after the path has become
+    /// narrower, is given up.
     pub(crate) fn emit(&mut self, out: &mut Vec<u8>, room: usize) {
-        let Some(row) = self.rows.pop_front() else { return };
-        let parity = Parity { row: row.row, first: seq::low(row.first), gaps: &row.gaps, bytes: &row.bytes };
+        let Some(row) = self.rows.pop_front() else {
+            return;
+        };
+        let parity = Parity {
+            row: row.row,
+            first: seq::low(row.first),
+            gaps: &row.gaps,
+            bytes: &row.bytes,
+        };
         if parity.length() <= room {
             parity.emit(out);
             self.counters.rows += 1;
@@ -340,13 +407,16 @@ impl Protector {
     }
 }
 
-/// The fewest rows with which more of `shards` and rows are lost than there are rows with a probability of at most `fails`.
+/// The fewest rows with which more of `shards` and rows are lost than there are rows with a
+/// probability of at most `fails`.
 fn rows_for(shards: usize, loss: f64, fails: f64) -> usize {
     if shards == 0 || loss <= 0.0 {
         return 0;
     }
     let loss = loss.min(0.5);
-    (0..MOST_ROWS).find(|&rows| more_than(rows, shards + rows, loss) <= fails).unwrap_or(MOST_ROWS)
+    (0..MOST_ROWS)
+        .find(|&rows| more_than(rows, shards + rows, loss) <= fails)
+        .unwrap_or(MOST_ROWS)
 }
 
 /// The probability that of `count` more than `least` are lost.
@@ -369,7 +439,11 @@ mod tests {
         assert_eq!(rows_for(1, 0.01, 1e-3), 1);
         assert_eq!(rows_for(8, 0.01, 1e-3), 2);
         assert_eq!(rows_for(14, 0.001, 1e-3), 1);
-        assert_eq!(rows_for(1, 0.000_9, 1e-3), 0, "a lone datagram that is lost so rarely needs no copy");
+        assert_eq!(
+            rows_for(1, 0.000_9, 1e-3),
+            0,
+            "a lone datagram that is lost so rarely needs no copy"
+        );
         assert_eq!(rows_for(32, 0.02, 1e-3), 4);
         assert_eq!(rows_for(32, 0.3, 1e-3), MOST_ROWS);
         assert_eq!(rows_for(0, 0.3, 1e-3), 0);
@@ -401,12 +475,24 @@ mod tests {
         };
         let mut protector = Protector::new(0);
         protector.on_news(980, &[]);
-        protector.on_news(0, &(0..20).map(|at| Lost { number: at * 50, sent: 0, bytes: 1_500 }).collect::<Vec<_>>());
+        protector.on_news(
+            0,
+            &(0..20)
+                .map(|at| Lost {
+                    number: at * 50,
+                    sent: 0,
+                    bytes: 1_500,
+                })
+                .collect::<Vec<_>>(),
+        );
         let rows = answers(&mut protector, true);
         assert!(rows.iter().all(|rows| *rows >= 1), "a row each: {rows:?}");
         assert!(rows.iter().sum::<u64>() < 450);
         let rows = answers(&mut protector, false);
-        assert!(rows.iter().sum::<u64>() < 250, "what goes on has the share of a stream: {rows:?}");
+        assert!(
+            rows.iter().sum::<u64>() < 250,
+            "what goes on has the share of a stream: {rows:?}"
+        );
     }
 
     #[test]
@@ -417,14 +503,29 @@ mod tests {
         for _ in 0..400 {
             protector.on_news(100, &[]);
         }
-        assert!(!protector.is_on(Some(100 * MILLISECOND)), "{}", protector.loss());
-        protector.on_news(0, &[Lost { number: 7, sent: 0, bytes: 1_500 }; 5]);
+        assert!(
+            !protector.is_on(Some(100 * MILLISECOND)),
+            "{}",
+            protector.loss()
+        );
+        protector.on_news(
+            0,
+            &[Lost {
+                number: 7,
+                sent: 0,
+                bytes: 1_500,
+            }; 5],
+        );
         assert!(protector.is_on(Some(100 * MILLISECOND)));
     }
 
     #[test]
     fn losses_of_another_time_are_soon_forgotten_and_those_of_the_path_are_not() {
-        let lost = |number| Lost { number, sent: 0, bytes: 1_500 };
+        let lost = |number| Lost {
+            number,
+            sent: 0,
+            bytes: 1_500,
+        };
         // Start-up's own queue: twenty of two hundred, two of three in a row.
         let mut protector = Protector::new(0);
         for burst in 0..10 {
@@ -434,13 +535,20 @@ mod tests {
         protector.on_news(1_000, &[]);
         assert!(protector.loss() < 0.005, "{}", protector.loss());
         protector.on_news(2_800, &[]);
-        assert_eq!(rows_for(1, protector.loss(), FAILS), 0, "a lone datagram needs no copy: {}", protector.loss());
+        assert_eq!(
+            rows_for(1, protector.loss(), FAILS),
+            0,
+            "a lone datagram needs no copy: {}",
+            protector.loss()
+        );
 
         // One of a hundred by chance: never taken for less than three of a thousand.
         let mut random = 1_u64;
         let mut protector = Protector::new(0);
         for number in 0..200_000_u64 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             if (random >> 33).is_multiple_of(100) {
                 protector.on_news(0, &[lost(number)]);
             } else {
@@ -477,7 +585,11 @@ mod tests {
         stream(&mut protector, 20_000, MILLISECOND, true);
         // 5 % of 20 MB, 32 kB in each of 20 seconds, and the first budget.
         let most = 1_000_000 + 640_000 + MOST_BUDGET as u64;
-        assert!((most * 9 / 10..=most).contains(&protector.counters.row_bytes), "{}", protector.counters.row_bytes);
+        assert!(
+            (most * 9 / 10..=most).contains(&protector.counters.row_bytes),
+            "{}",
+            protector.counters.row_bytes
+        );
         assert!(protector.counters.unaffordable > 0);
     }
 
@@ -488,16 +600,25 @@ mod tests {
             for number in 0..100 {
                 protector.on_news(1_000 - loss, &[]);
                 for at in 0..loss {
-                    protector.on_news(0, &[Lost { number: 1_000 * number + 10 * at, sent: 0, bytes: 1_500 }]);
+                    protector.on_news(
+                        0,
+                        &[Lost {
+                            number: 1_000 * number + 10 * at,
+                            sent: 0,
+                            bytes: 1_500,
+                        }],
+                    );
                 }
             }
             let blocks = stream(&mut protector, 20_000, every, false);
             blocks.iter().sum::<usize>() as f64 / blocks.len() as f64
         };
-        // One of a thousand lost: a row over each four milliseconds is enough, and within the budget.
+        // One of a thousand lost: a row over each four milliseconds is enough, and within the
+        // budget.
         let clean = mean_block(1, MILLISECOND / 10);
         assert!((40.0..=42.0).contains(&clean), "{clean}");
-        // At 2 % it would need four and can have two and a half: twice the time, or as many as there may be.
+        // At 2 % it would need four and can have two and a half: twice the time, or as many as
+        // there may be.
         let lossy = mean_block(20, MILLISECOND / 10);
         assert!(lossy > 60.0, "{lossy}");
         let slow = mean_block(20, MILLISECOND / 2);
@@ -510,12 +631,23 @@ mod tests {
         for burst in 0..100 {
             protector.on_news(245, &[]);
             for at in 0..5 {
-                protector.on_news(0, &[Lost { number: 250 * burst + at, sent: 0, bytes: 1_500 }]);
+                protector.on_news(
+                    0,
+                    &[Lost {
+                        number: 250 * burst + at,
+                        sent: 0,
+                        bytes: 1_500,
+                    }],
+                );
             }
         }
         stream(&mut protector, 20_000, MILLISECOND / 10, false);
         // 4 % of 20 MB, 32 kB in each of two seconds, and the first budget.
         let most = 20_000_000 / SHARE_IN_BURSTS + 64_000 + MOST_BUDGET as u64;
-        assert!((most * 9 / 10..=most).contains(&protector.counters.row_bytes), "{}", protector.counters.row_bytes);
+        assert!(
+            (most * 9 / 10..=most).contains(&protector.counters.row_bytes),
+            "{}",
+            protector.counters.row_bytes
+        );
     }
 }

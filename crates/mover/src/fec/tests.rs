@@ -1,4 +1,5 @@
-//! Both sides together: whatever is lost, what can be rebuilt is rebuilt, and nothing wrong ever is.
+//! Both sides together: whatever is lost, what can be rebuilt is rebuilt, and nothing wrong ever
+//! is.
 
 use super::field::{MOST_ROWS, MOST_SHARDS, add_scaled, coefficient};
 use super::protect::Protector;
@@ -42,15 +43,25 @@ fn any_rows_give_back_as_many_datagrams() {
         for lost in 0..1_u32 << (shards + 4) {
             let (lost_shards, lost_rows) = (lost & ((1 << shards) - 1), lost >> shards);
             let came_rows = (4 - lost_rows.count_ones()) as usize;
-            let (mut bitmap, mut rebuilder, mut rebuilt) = (Bitmap::new(), Rebuilder::default(), Vec::new());
+            let (mut bitmap, mut rebuilder, mut rebuilt) =
+                (Bitmap::new(), Rebuilder::default(), Vec::new());
             for at in (0..shards).filter(|at| lost_shards >> at & 1 == 0) {
                 bitmap.insert(numbers[at]);
                 rebuilder.on_protected(numbers[at], &plains[at], &bitmap, &mut rebuilt);
             }
             for row in (0..4).filter(|row| lost_rows >> row & 1 == 0) {
-                let parity = Parity { row: row as u8, first: 100, gaps: &gaps, bytes: &rows[row] };
+                let parity = Parity {
+                    row: row as u8,
+                    first: 100,
+                    gaps: &gaps,
+                    bytes: &rows[row],
+                };
                 rebuilder.on_parity(&parity, 100, 1_000, &bitmap, &mut rebuilt);
-                for (number, _) in rebuilt.iter().filter(|(number, _)| bitmap.is_new(*number)).collect::<Vec<_>>() {
+                for (number, _) in rebuilt
+                    .iter()
+                    .filter(|(number, _)| bitmap.is_new(*number))
+                    .collect::<Vec<_>>()
+                {
                     bitmap.insert(*number);
                 }
             }
@@ -73,14 +84,23 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
         let mut protector = Protector::new(0);
         let loss = dice.f64() * 0.1;
         for number in 0..500 {
-            let lost = [Lost { number: 7 * number, sent: 0, bytes: 1_500 }];
+            let lost = [Lost {
+                number: 7 * number,
+                sent: 0,
+                bytes: 1_500,
+            }];
             protector.on_news(1, if dice.f64() < loss { &lost } else { &[] });
         }
-        let (mut bitmap, mut rebuilder, mut rebuilt) = (Bitmap::new(), Rebuilder::default(), Vec::new());
+        let (mut bitmap, mut rebuilder, mut rebuilt) =
+            (Bitmap::new(), Rebuilder::default(), Vec::new());
         let mut number = dice.u64(0..1 << 40);
         let mut sent = Vec::new();
         for _ in 0..dice.usize(1..=MOST_SHARDS) {
-            number += if dice.u8(0..8) == 0 { dice.u64(1..20) } else { 1 };
+            number += if dice.u8(0..8) == 0 {
+                dice.u64(1..20)
+            } else {
+                1
+            };
             let plain = datagram(&mut dice);
             protector.on_sent(20_000, false, 12_500_000, 0);
             protector.add(number, &plain, None, 0);
@@ -98,7 +118,8 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
             protector.emit(&mut out, 1_500);
             number += 1;
             rows += 1;
-            let Some(Ok(Subfield::Parity(parity))) = Subfields::new(&out, number, 1 << 16).next() else {
+            let Some(Ok(Subfield::Parity(parity))) = Subfields::new(&out, number, 1 << 16).next()
+            else {
                 panic!("a row is a subfield")
             };
             if dice.f64() >= loss {
@@ -123,14 +144,20 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
 fn whatever_a_broken_peer_says_is_survived() {
     for seed in 0..200 {
         let mut dice = fastrand::Rng::with_seed(seed);
-        let (mut bitmap, mut rebuilder, mut rebuilt) = (Bitmap::new(), Rebuilder::default(), Vec::new());
+        let (mut bitmap, mut rebuilder, mut rebuilt) =
+            (Bitmap::new(), Rebuilder::default(), Vec::new());
         for number in 1_000..2_000 {
             if dice.u8(0..4) == 0 {
                 continue;
             }
             let bytes: Vec<u8> = (0..dice.usize(0..40)).map(|_| dice.u8(..)).collect();
             let gaps: Vec<u8> = (0..dice.usize(0..40)).map(|_| dice.u8(0..9)).collect();
-            let parity = Parity { row: dice.u8(0..10), first: 0, gaps: &gaps, bytes: &bytes };
+            let parity = Parity {
+                row: dice.u8(0..10),
+                first: 0,
+                gaps: &gaps,
+                bytes: &bytes,
+            };
             if dice.bool() {
                 let first = number - dice.u64(0..300);
                 rebuilder.on_parity(&parity, first, number, &bitmap, &mut rebuilt);

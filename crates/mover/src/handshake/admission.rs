@@ -16,7 +16,8 @@ use crate::crypto::expand;
 
 /// The time over which attempts are counted.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Attempts within a second that are answered without a cookie. One true peer makes one in six seconds.
+/// Attempts within a second that are answered without a cookie. One true peer makes one in six
+/// seconds.
 const FREE: usize = 5;
 /// Attempts within a second that are answered at all, with a cookie too: each costs a quarter of a
 /// millisecond.
@@ -38,12 +39,21 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(secret: Prk) -> Admission {
-        Admission { secret, epoch: None, admitted: VecDeque::new(), over: VecDeque::new() }
+        Admission {
+            secret,
+            epoch: None,
+            admitted: VecDeque::new(),
+            over: VecDeque::new(),
+        }
     }
 
     /// More attempts than one peer makes.
     pub(super) fn is_loaded(&mut self, now: Instant) -> bool {
-        while self.admitted.front().is_some_and(|&at| now.saturating_duration_since(at) >= WINDOW) {
+        while self
+            .admitted
+            .front()
+            .is_some_and(|&at| now.saturating_duration_since(at) >= WINDOW)
+        {
             self.admitted.pop_front();
         }
         self.admitted.len() >= FREE
@@ -75,13 +85,21 @@ impl Admission {
         self.cookie_of(epoch, index, attempt)
     }
 
-    pub(super) fn cookie_fits(&mut self, cookie: &[u8; 16], index: u32, attempt: u64, now: Instant) -> bool {
+    pub(super) fn cookie_fits(
+        &mut self,
+        cookie: &[u8; 16],
+        index: u32,
+        attempt: u64,
+        now: Instant,
+    ) -> bool {
         let epoch = self.epoch(now);
         *cookie != [0; 16]
             && [Some(epoch), epoch.checked_sub(1)]
                 .into_iter()
                 .flatten()
-                .any(|epoch| verify_slices_are_equal(&self.cookie_of(epoch, index, attempt), cookie).is_ok())
+                .any(|epoch| {
+                    verify_slices_are_equal(&self.cookie_of(epoch, index, attempt), cookie).is_ok()
+                })
     }
 
     fn epoch(&mut self, now: Instant) -> u64 {
@@ -94,7 +112,11 @@ impl Admission {
     /// And an address translator may change its mind.
     fn cookie_of(&self, epoch: u64, index: u32, attempt: u64) -> [u8; 16] {
         let mut key = [0; 32];
-        expand(&self.secret, &[&b"tpo cookie"[..], &epoch.to_be_bytes()].concat(), &mut key);
+        expand(
+            &self.secret,
+            &[&b"tpo cookie"[..], &epoch.to_be_bytes()].concat(),
+            &mut key,
+        );
         let text = [&index.to_be_bytes()[..], &attempt.to_be_bytes()].concat();
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), &text);
         tag.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes")

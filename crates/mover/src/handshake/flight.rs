@@ -1,5 +1,6 @@
-//! One side's messages on their way: a flight cut into datagrams and sent until the next flight proves that it arrived, and the other
-//! side's stream put together again from fragments in any order.
+//! One side's messages on their way: a flight cut into datagrams and sent until the next flight
+//! proves that it arrived, and the other side's stream put together again from fragments in any
+//! order.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use super::wire::{self, Header, Level, Pair};
 pub(super) const FIRST_RESEND: Duration = Duration::from_millis(250);
 /// Longest pause between two resends: a link that comes back is used soon.
 const LONGEST_RESEND: Duration = Duration::from_secs(2);
-/// A copy of the far side's flight says that it lacks ours, which is then sent at once; but no more often than this.
+/// A copy of the far side's flight says that it lacks ours, which is then sent at once; but no more
+/// often than this.
 pub(super) const NUDGE: Duration = Duration::from_millis(100);
 
 /// What was prepared to be sent, and when it is to be sent again; how much of it has left is for
@@ -26,7 +28,8 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// `header` carries what all fragments of the flight share; offset, length, total and level are filled in here.
+    /// `header` carries what all fragments of the flight share; offset, length, total and level are
+    /// filled in here.
     pub(super) fn new(
         pair: &Pair,
         tls: &Tls,
@@ -36,8 +39,15 @@ impl Flight {
         now: Instant,
     ) -> Flight {
         let mut prepared = Vec::new();
-        for (level, stream) in [(Level::Initial, output.initial), (Level::Handshake, output.handshake)] {
-            assert!(stream.len() <= wire::STREAM, "TLS wrote {} bytes", stream.len());
+        for (level, stream) in [
+            (Level::Initial, output.initial),
+            (Level::Handshake, output.handshake),
+        ] {
+            assert!(
+                stream.len() <= wire::STREAM,
+                "TLS wrote {} bytes",
+                stream.len()
+            );
             for (i, fragment) in stream.chunks(wire::capacity(level)).enumerate() {
                 let header = Header {
                     level,
@@ -58,12 +68,20 @@ impl Flight {
                 prepared.push(datagram);
             }
         }
-        Flight { prepared, count: 0, begun: now, interval, due: now + interval }
+        Flight {
+            prepared,
+            count: 0,
+            begun: now,
+            interval,
+            due: now + interval,
+        }
     }
 
     /// Length of its datagram number `at`; None past the last.
     pub(super) fn size(&self, at: usize) -> Option<usize> {
-        self.prepared.get(at).map(|prepared| prepared.len() + wire::MAC)
+        self.prepared
+            .get(at)
+            .map(|prepared| prepared.len() + wire::MAC)
     }
 
     /// Appends its datagram number `at`.
@@ -77,7 +95,8 @@ impl Flight {
         self.due
     }
 
-    /// How long the first transmission took to be answered; None once it was repeated, for then nobody knows which was.
+    /// How long the first transmission took to be answered; None once it was repeated, for then
+    /// nobody knows which was.
     pub(super) fn answered_after(&self, now: Instant) -> Option<Duration> {
         (self.count == 0).then(|| now.saturating_duration_since(self.begun))
     }
@@ -117,9 +136,12 @@ impl Flight {
     }
 }
 
-/// How long to wait for an answer when the round trip has been seen: half as long again, for a peer that is busy.
+/// How long to wait for an answer when the round trip has been seen: half as long again, for a peer
+/// that is busy.
 pub(super) fn interval_for(rtt: Option<Duration>) -> Duration {
-    rtt.map_or(FIRST_RESEND, |rtt| (rtt * 3 / 2).clamp(NUDGE, LONGEST_RESEND))
+    rtt.map_or(FIRST_RESEND, |rtt| {
+        (rtt * 3 / 2).clamp(NUDGE, LONGEST_RESEND)
+    })
 }
 
 /// One stream of the far side, as far as it has come.
@@ -133,7 +155,11 @@ pub(super) struct Inbound {
 
 impl Inbound {
     /// Notes a fragment; what is there already stays as it is. True when the stream is whole.
-    pub(super) fn insert(&mut self, header: &Header, fragment: &[u8]) -> Result<bool, HandshakeError> {
+    pub(super) fn insert(
+        &mut self,
+        header: &Header,
+        fragment: &[u8],
+    ) -> Result<bool, HandshakeError> {
         let (total, offset) = (header.total as usize, header.offset as usize);
         if self.bytes.is_empty() {
             self.bytes = vec![0; total];

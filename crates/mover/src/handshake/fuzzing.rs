@@ -9,16 +9,29 @@ use zeroize::Zeroizing;
 use super::{Handshake, wire};
 use crate::identity::Identity;
 
-/// Lets two machines connect while `bytes` say what happens to them: each step is a kind, a length of one byte and so many bytes. Kinds: bytes
-/// arrive as they are; arrive as a fragment with name and HMAC made right; a true datagram arrives, or changed, or changed and its HMAC made
-/// right; time passes. Whatever happens, nothing panics, and what is established is established with the true peer.
+/// Lets two machines connect while `bytes` say what happens to them: each step is a kind, a length
+/// of one byte and so many bytes. Kinds: bytes arrive as they are; arrive as a fragment with name
+/// and HMAC made right; a true datagram arrives, or changed, or changed and its HMAC made right;
+/// time passes. Whatever happens, nothing panics, and what is established is established with the
+/// true peer.
 #[doc(hidden)]
 pub fn fuzz_handshake(bytes: &[u8], mut now: Instant) {
-    let identities = [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
+    let identities =
+        [[1; 32], [2; 32]].map(|seed| Arc::new(Identity::from_seed(Zeroizing::new(seed))));
     let keys = [identities[0].public_key(), identities[1].public_key()];
-    let addresses = [SocketAddr::from(([192, 0, 2, 1], 1)), SocketAddr::from(([192, 0, 2, 2], 2))];
-    let mut machines =
-        [0, 1].map(|i| Handshake::new(identities[i].clone(), keys[1 - i], None, i as u16, [i as u8; 32]));
+    let addresses = [
+        SocketAddr::from(([192, 0, 2, 1], 1)),
+        SocketAddr::from(([192, 0, 2, 2], 2)),
+    ];
+    let mut machines = [0, 1].map(|i| {
+        Handshake::new(
+            identities[i].clone(),
+            keys[1 - i],
+            None,
+            i as u16,
+            [i as u8; 32],
+        )
+    });
     for (i, machine) in machines.iter_mut().enumerate() {
         machine.set_params(vec![i as u8]);
     }
@@ -55,7 +68,11 @@ pub fn fuzz_handshake(bytes: &[u8], mut now: Instant) {
         for (i, machine) in machines.iter_mut().enumerate() {
             machine.handle_timeout(now);
             if let Some(established) = machine.poll_established() {
-                assert_eq!(established.peer_params, [1 - i as u8], "the true peer's record");
+                assert_eq!(
+                    established.peer_params,
+                    [1 - i as u8],
+                    "the true peer's record"
+                );
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Our own attempt to connect to the peer.
 //!
-//! Life: *hello* (the first flight is resent until the responder's flight is whole) → *confirming* (keys are agreed and given up; the last
-//! flight is resent until the mover has heard the new session) → gone. An attempt that does not get on is replaced by a fresh one.
+//! Life: *hello* (the first flight is resent until the responder's flight is whole) → *confirming*
+//! (keys are agreed and given up; the last flight is resent until the mover has heard the new
+//! session) → gone. An attempt that does not get on is replaced by a fresh one.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,8 +16,9 @@ use super::{HandshakeError, HandshakeStats};
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
 /// Attempts that fail get longer, for paths with round trips of seconds.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(24);
-/// How long after the keys, beside four round trips, the new session may be unheard: seven transmissions on a short path. A peer that has
-/// restarted just then is found by the fresh attempt.
+/// How long after the keys, beside four round trips, the new session may be unheard: seven
+/// transmissions on a short path. A peer that has restarted just then is found by the fresh
+/// attempt.
 const CONFIRMATION: Duration = Duration::from_secs(3);
 /// Sealed fragments that overtook the key exchange and wait for the keys. A flight has one or two.
 const EARLY: usize = 4;
@@ -55,7 +57,8 @@ pub(super) struct Initiator {
 enum Stage {
     Hello,
     Confirming,
-    /// The peer has restarted in the middle, or TLS refused what came: a fresh attempt follows when a resend would have.
+    /// The peer has restarted in the middle, or TLS refused what came: a fresh attempt follows when
+    /// a resend would have.
     Failed,
 }
 
@@ -68,10 +71,28 @@ pub(super) struct Fresh {
 }
 
 impl Initiator {
-    pub(super) fn new(pair: &Pair, configs: &Configs, fresh: Fresh, params: Vec<u8>, now: Instant) -> Initiator {
-        let Fresh { remote, attempt, local, patience } = fresh;
+    pub(super) fn new(
+        pair: &Pair,
+        configs: &Configs,
+        fresh: Fresh,
+        params: Vec<u8>,
+        now: Instant,
+    ) -> Initiator {
+        let Fresh {
+            remote,
+            attempt,
+            local,
+            patience,
+        } = fresh;
         let (tls, hello) = configs.start(params);
-        let flight = Flight::new(pair, &tls, header(attempt, local, 0), hello, FIRST_RESEND, now);
+        let flight = Flight::new(
+            pair,
+            &tls,
+            header(attempt, local, 0),
+            hello,
+            FIRST_RESEND,
+            now,
+        );
         Initiator {
             remote,
             attempt,
@@ -153,13 +174,19 @@ impl Initiator {
         let result = match header.level {
             Level::Initial => self.handle_initial(pair, header, fragment.body, now),
             Level::Handshake if !self.tls.has_keys() => {
-                let known = self.early.iter().any(|(early, ..)| early.offset == header.offset);
+                let known = self
+                    .early
+                    .iter()
+                    .any(|(early, ..)| early.offset == header.offset);
                 if !known && self.early.len() < EARLY {
-                    self.early.push((*header, fragment.aad, fragment.body.to_vec()));
+                    self.early
+                        .push((*header, fragment.aad, fragment.body.to_vec()));
                 }
                 Ok(None)
             }
-            Level::Handshake => self.handle_sealed(pair, header, &fragment.aad, fragment.body.to_vec(), now),
+            Level::Handshake => {
+                self.handle_sealed(pair, header, &fragment.aad, fragment.body.to_vec(), now)
+            }
         };
         match &result {
             Ok(_) => {}
@@ -171,7 +198,13 @@ impl Initiator {
     }
 
     /// The responder demands a cookie. True if the first flight is sent again with it.
-    pub(super) fn handle_retry(&mut self, index: u32, attempt: u64, cookie: &[u8; 16], now: Instant) -> bool {
+    pub(super) fn handle_retry(
+        &mut self,
+        index: u32,
+        attempt: u64,
+        cookie: &[u8; 16],
+        now: Instant,
+    ) -> bool {
         let ours = attempt == self.attempt && index == self.local;
         let wanted = *cookie != self.cookie && self.cookies < COOKIES;
         if !ours || self.stage != Stage::Hello || self.tls.has_keys() || !wanted {
@@ -184,10 +217,19 @@ impl Initiator {
         true
     }
 
-    /// Resends what is due. An error if this attempt is over and a fresh one shall follow, with the patience given.
-    pub(super) fn handle_timeout(&mut self, now: Instant, stats: &mut HandshakeStats) -> Result<(), Duration> {
+    /// Resends what is due. An error if this attempt is over and a fresh one shall follow, with the
+    /// patience given.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        stats: &mut HandshakeStats,
+    ) -> Result<(), Duration> {
         if now >= self.deadline {
-            let longer = if self.stage == Stage::Hello { self.patience * 2 } else { self.patience };
+            let longer = if self.stage == Stage::Hello {
+                self.patience * 2
+            } else {
+                self.patience
+            };
             return Err(longer.min(LONGEST_PATIENCE));
         }
         if self.flight.handle_timeout(now) {
@@ -205,8 +247,9 @@ impl Initiator {
         self.flight.due().min(self.deadline)
     }
 
-    /// A responder that restarts in the middle answers the same attempt with other keys under another index. While nothing of the first
-    /// answer has been used, the second replaces it; later only a fresh attempt helps.
+    /// A responder that restarts in the middle answers the same attempt with other keys under
+    /// another index. While nothing of the first answer has been used, the second replaces it;
+    /// later only a fresh attempt helps.
     fn check_incarnation(&mut self, header: &Header) -> Result<(), HandshakeError> {
         if self.peer.is_none_or(|peer| peer == header.sender) {
             self.peer = Some(header.sender);
@@ -232,8 +275,12 @@ impl Initiator {
         if self.tls.has_keys() || !self.inbound[0].insert(header, fragment)? {
             return Ok(None);
         }
-        let answer = self.tls.read(&self.inbound[0].take()).map_err(HandshakeError::Tls)?;
-        // TLS could ask for a second hello, but there is only one group to choose: who asks is not one of us.
+        let answer = self
+            .tls
+            .read(&self.inbound[0].take())
+            .map_err(HandshakeError::Tls)?;
+        // TLS could ask for a second hello, but there is only one group to choose: who asks is not
+        // one of us.
         if !self.tls.has_keys() || !answer.initial.is_empty() {
             self.stage = Stage::Failed;
             return Err(HandshakeError::Inconsistent);
@@ -254,17 +301,26 @@ impl Initiator {
         mut sealed: Vec<u8>,
         now: Instant,
     ) -> Result<Option<Outcome>, HandshakeError> {
-        let fragment = self.tls.open(header.offset, aad, &mut sealed).ok_or(HandshakeError::Seal)?;
+        let fragment = self
+            .tls
+            .open(header.offset, aad, &mut sealed)
+            .ok_or(HandshakeError::Seal)?;
         if !self.inbound[1].insert(header, fragment)? {
             return Ok(None);
         }
-        let last = self.tls.read(&self.inbound[1].take()).map_err(HandshakeError::Tls)?;
+        let last = self
+            .tls
+            .read(&self.inbound[1].take())
+            .map_err(HandshakeError::Tls)?;
         let Some(outcome) = self.tls.outcome() else {
             self.stage = Stage::Failed;
             return Err(HandshakeError::Inconsistent);
         };
         let header = self::header(self.attempt, self.local, self.peer());
-        let last = Output { initial: Vec::new(), handshake: last.handshake };
+        let last = Output {
+            initial: Vec::new(),
+            handshake: last.handshake,
+        };
         self.flight = Flight::new(pair, &self.tls, header, last, interval_for(self.rtt), now);
         self.next = 0;
         self.stage = Stage::Confirming;

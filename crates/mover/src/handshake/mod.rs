@@ -1,4 +1,5 @@
-//! The life of connecting to one pinned peer: TLS 1.3 in our own datagrams (docs/wire.md section 2).
+//! The life of connecting to one pinned peer: TLS 1.3 in our own datagrams (docs/wire.md section
+//! 2).
 //!
 //! The mover gives it the datagrams of the handshake kinds and takes the datagrams to send and,
 //! when keys are agreed, the session. It keeps at most one attempt of our own ([`initiator`]) and a
@@ -6,9 +7,10 @@
 //! cannot be disturbed from here. Nobody but the peer can make a datagram that gets an answer; what
 //! others can do is repeat the peer's, from any address.
 //!
-//! Both sides may start at once. Both attempts then run; the side with the lower public key does not answer the other's while its own is young,
-//! and a side that completes the peer's attempt drops its own, except that the lower one does not complete the peer's after its own. So
-//! both end with the session of the lower side, or, if only the other's gets through, with that.
+//! Both sides may start at once. Both attempts then run; the side with the lower public key does
+//! not answer the other's while its own is young, and a side that completes the peer's attempt
+//! drops its own, except that the lower one does not complete the peer's after its own. So both end
+//! with the session of the lower side, or, if only the other's gets through, with that.
 
 mod admission;
 mod flight;
@@ -40,12 +42,13 @@ pub use self::fuzzing::fuzz_handshake;
 pub use self::guard::{Guard, Unknown};
 pub(crate) use self::wire::call_number;
 
-/// How long the side with the lower key leaves the peer's attempt unanswered because its own is under way. After that its own may not get
-/// through at all, while the peer's does.
+/// How long the side with the lower key leaves the peer's attempt unanswered because its own is
+/// under way. After that its own may not get through at all, while the peer's does.
 const YIELD: Duration = Duration::from_secs(1);
 /// Retries waiting to be sent. More than these are not worth an answer.
 const RETRIES: usize = 8;
-/// Session indices given out last, which are not given out again: the mover may still hear the sessions of the last ones.
+/// Session indices given out last, which are not given out again: the mover may still hear the
+/// sessions of the last ones.
 const RECENT: usize = 8;
 
 /// Attempts of the peer that are answered side by side. It makes one at a time, and a second one if
@@ -70,7 +73,8 @@ pub(crate) struct Handshake {
     responders: Vec<Attempt<Responder>>,
     admission: Admission,
     retries: VecDeque<Demand>,
-    /// Not yet taken. The caller polls after every input, so there is at most one; should it not, the newest counts.
+    /// Not yet taken. The caller polls after every input, so there is at most one; should it not,
+    /// the newest counts.
     established: Option<Established>,
     stats: HandshakeStats,
 }
@@ -93,7 +97,8 @@ pub(crate) struct Established {
     pub(crate) initiator: bool,
     /// The peer's record, authenticated.
     pub(crate) peer_params: Vec<u8>,
-    /// Our own record as the peer got it: what we knew when the attempt began, which may be less or more than we know now.
+    /// Our own record as the peer got it: what we knew when the attempt began, which may be less or
+    /// more than we know now.
     pub(crate) own_params: Vec<u8>,
 }
 
@@ -146,7 +151,11 @@ pub(crate) enum HandshakeError {
     Unproved,
     /// The lengths do not fit each other.
     #[error("fragment of {length} bytes at {offset} of {total}")]
-    Fragment { offset: usize, length: usize, total: usize },
+    Fragment {
+        offset: usize,
+        length: usize,
+        total: usize,
+    },
     /// Of no attempt that is under way.
     #[error("no such attempt is under way")]
     Attempt,
@@ -179,7 +188,8 @@ struct Demand {
 }
 
 impl Handshake {
-    /// `seed` is the root of all our random numbers here, and drawn anew for each run of the program.
+    /// `seed` is the root of all our random numbers here, and drawn anew for each run of the
+    /// program.
     pub(crate) fn new(
         identity: Arc<Identity>,
         peer_key: PublicKey,
@@ -189,8 +199,12 @@ impl Handshake {
     ) -> Handshake {
         assert!(slot < 1 << 12, "slot {slot} does not fit into 12 bits");
         let root = Prk::new_less_safe(HKDF_SHA256, &seed);
-        let secret =
-            |label| Prk::from(root.expand(label, HKDF_SHA256).expect("a secret is shorter than HKDF can give"));
+        let secret = |label| {
+            Prk::from(
+                root.expand(label, HKDF_SHA256)
+                    .expect("a secret is shorter than HKDF can give"),
+            )
+        };
         Handshake {
             pair: Pair::new(&identity, &peer_key, pre_shared.as_deref()),
             pre_shared,
@@ -198,7 +212,11 @@ impl Handshake {
             is_lower: identity.public_key() < peer_key,
             slot,
             params: Vec::new(),
-            draws: Draws { secret: secret(&[b"tpo draws"]), drawn: 0, indices: VecDeque::new() },
+            draws: Draws {
+                secret: secret(&[b"tpo draws"]),
+                drawn: 0,
+                indices: VecDeque::new(),
+            },
             initiator: None,
             responders: Vec::new(),
             admission: Admission::new(secret(&[b"tpo cookies"])),
@@ -212,8 +230,9 @@ impl Handshake {
     /// ends one that has called another address in vain. It goes on, with fresh attempts, until it
     /// is confirmed, the peer's attempt completes, or [`Handshake::stop`].
     pub(crate) fn start(&mut self, to: SocketAddr, now: Instant) {
-        let goes_on =
-            |initiator: &Attempt<Initiator>| initiator.machine.remote() == to || initiator.machine.is_confirming();
+        let goes_on = |initiator: &Attempt<Initiator>| {
+            initiator.machine.remote() == to || initiator.machine.is_confirming()
+        };
         if !self.initiator.as_ref().is_some_and(goes_on) {
             self.start_fresh(to, initiator::PATIENCE, now);
         }
@@ -234,7 +253,8 @@ impl Handshake {
         self.initiator.is_some()
     }
 
-    /// A datagram of the handshake kinds. An error is a fact for those who want to know more than the counters say; nothing is broken by it.
+    /// A datagram of the handshake kinds. An error is a fact for those who want to know more than
+    /// the counters say; nothing is broken by it.
     pub(crate) fn handle_datagram(
         &mut self,
         from: SocketAddr,
@@ -242,9 +262,17 @@ impl Handshake {
         now: Instant,
     ) -> Result<(), HandshakeError> {
         let result = match self.pair.parse(datagram) {
-            Ok(Parsed::Retry { index, attempt, cookie }) => self.handle_retry(index, attempt, &cookie, now),
-            Ok(Parsed::Fragment(fragment)) if fragment.header.from_responder => self.handle_responder(&fragment, now),
-            Ok(Parsed::Fragment(fragment)) => self.handle_initiator(from, &fragment, datagram.len(), now),
+            Ok(Parsed::Retry {
+                index,
+                attempt,
+                cookie,
+            }) => self.handle_retry(index, attempt, &cookie, now),
+            Ok(Parsed::Fragment(fragment)) if fragment.header.from_responder => {
+                self.handle_responder(&fragment, now)
+            }
+            Ok(Parsed::Fragment(fragment)) => {
+                self.handle_initiator(from, &fragment, datagram.len(), now)
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = &result {
@@ -255,7 +283,12 @@ impl Handshake {
 
     /// Resends, gives up what is dead, begins afresh.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        let Handshake { responders, admission, stats, .. } = self;
+        let Handshake {
+            responders,
+            admission,
+            stats,
+            ..
+        } = self;
         responders.retain_mut(|responder| {
             let lives = responder.machine.handle_timeout(now, stats);
             if !lives && responder.machine.is_proved() {
@@ -274,32 +307,61 @@ impl Handshake {
 
     /// When [`Handshake::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let initiator = self.initiator.as_ref().map(|initiator| initiator.machine.poll_timeout());
-        let responders = self.responders.iter().map(|responder| responder.machine.poll_timeout());
+        let initiator = self
+            .initiator
+            .as_ref()
+            .map(|initiator| initiator.machine.poll_timeout());
+        let responders = self
+            .responders
+            .iter()
+            .map(|responder| responder.machine.poll_timeout());
         initiator.into_iter().chain(responders).min()
     }
 
     /// The session indices that attempts under way have told the peer.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        let ours = self.initiator.iter().map(|initiator| initiator.machine.local());
-        ours.chain(self.responders.iter().map(|responder| responder.machine.local()))
+        let ours = self
+            .initiator
+            .iter()
+            .map(|initiator| initiator.machine.local());
+        ours.chain(
+            self.responders
+                .iter()
+                .map(|responder| responder.machine.local()),
+        )
     }
 
     /// Appends one datagram to `out` and says where it goes, and what it is.
-    pub(crate) fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<(SocketAddr, What)> {
+    pub(crate) fn poll_transmit(
+        &mut self,
+        out: &mut Vec<u8>,
+        _now: Instant,
+    ) -> Option<(SocketAddr, What)> {
         if let Some(demand) = self.retries.pop_front() {
-            self.pair.emit_retry(demand.index, demand.attempt, &demand.cookie, out);
+            self.pair
+                .emit_retry(demand.index, demand.attempt, &demand.cookie, out);
             return Some((demand.to, What::Answer(demand.attempt)));
         }
-        let Handshake { pair, responders, initiator, .. } = self;
+        let Handshake {
+            pair,
+            responders,
+            initiator,
+            ..
+        } = self;
         let answer = responders.iter_mut().find_map(|Attempt { machine, .. }| {
             let to = machine.poll_transmit(pair, out)?;
             Some((to, What::Answer(machine.attempt())))
         });
-        answer.or_else(|| Some((initiator.as_mut()?.machine.poll_transmit(pair, out)?, What::Call)))
+        answer.or_else(|| {
+            Some((
+                initiator.as_mut()?.machine.poll_transmit(pair, out)?,
+                What::Call,
+            ))
+        })
     }
 
-    /// Keys are agreed: for the initiator after the responder's flight, for the responder after the initiator's last.
+    /// Keys are agreed: for the initiator after the responder's flight, for the responder after the
+    /// initiator's last.
     pub(crate) fn poll_established(&mut self) -> Option<Established> {
         self.established.take()
     }
@@ -309,8 +371,9 @@ impl Handshake {
     /// the peer began before is over: it has given that up itself. Without this a late copy of the
     /// peer's last flight would bring a session up that the peer has forgotten.
     pub(crate) fn on_confirmed(&mut self, local: u32) {
-        let ours =
-            |initiator: &Attempt<Initiator>| initiator.machine.is_confirming() && initiator.machine.local() == local;
+        let ours = |initiator: &Attempt<Initiator>| {
+            initiator.machine.is_confirming() && initiator.machine.local() == local
+        };
         if self.initiator.as_ref().is_some_and(ours) {
             self.initiator = None;
             for responder in self.responders.drain(..) {
@@ -326,7 +389,12 @@ impl Handshake {
 
     fn start_fresh(&mut self, remote: SocketAddr, patience: Duration, now: Instant) {
         let (attempt, local) = (self.draws.attempt(), self.draws.index(self.slot));
-        let fresh = Fresh { remote, attempt, local, patience };
+        let fresh = Fresh {
+            remote,
+            attempt,
+            local,
+            patience,
+        };
         let params = self.params.clone();
         let machine = Initiator::new(&self.pair, &self.configs, fresh, params.clone(), now);
         self.initiator = Some(Attempt { machine, params });
@@ -350,10 +418,18 @@ impl Handshake {
 
     /// The peer answers our attempt. Where the answer comes from says nothing: it may be a copy,
     /// and where we called is where the peer is.
-    fn handle_responder(&mut self, fragment: &Fragment<'_>, now: Instant) -> Result<(), HandshakeError> {
+    fn handle_responder(
+        &mut self,
+        fragment: &Fragment<'_>,
+        now: Instant,
+    ) -> Result<(), HandshakeError> {
         let Attempt { machine, params } = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
         let outcome = machine.handle_fragment(&self.pair, fragment, now, &mut self.stats)?;
-        let (indices, remote, params) = ((machine.local(), machine.peer()), machine.remote(), params.clone());
+        let (indices, remote, params) = (
+            (machine.local(), machine.peer()),
+            machine.remote(),
+            params.clone(),
+        );
         if let Some(outcome) = outcome {
             self.on_agreed(outcome, indices, remote, (true, params), now);
         }
@@ -372,7 +448,10 @@ impl Handshake {
         if self.admission.is_over(attempt) {
             return Err(HandshakeError::Over);
         }
-        let known = self.responders.iter().position(|responder| responder.machine.attempt() == attempt);
+        let known = self
+            .responders
+            .iter()
+            .position(|responder| responder.machine.attempt() == attempt);
         let at = match known {
             Some(at) => at,
             None if self.admit(from, fragment, now)? => self.responders.len() - 1,
@@ -382,7 +461,8 @@ impl Handshake {
             return Err(HandshakeError::Yields);
         }
         let responder = &mut self.responders[at].machine;
-        let result = responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.stats);
+        let result =
+            responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.stats);
         match result {
             Ok(None) => Ok(()),
             Ok(Some(outcome)) => {
@@ -390,7 +470,11 @@ impl Handshake {
                 let params = std::mem::take(&mut self.responders[at].params);
                 self.initiator = None;
                 // The peer has given up what it began before this.
-                let Handshake { responders, admission, .. } = self;
+                let Handshake {
+                    responders,
+                    admission,
+                    ..
+                } = self;
                 responders.retain(|responder| {
                     let later = responder.machine.begun() > begun;
                     if !later {
@@ -414,22 +498,36 @@ impl Handshake {
     /// Whether a new attempt of the peer is answered, as the last of our responders; false if it
     /// has to bring a cookie first. What brings none takes a free place, and no more; an attempt
     /// under way gives way only to one that brings one, and of those to a recording first.
-    fn admit(&mut self, from: SocketAddr, fragment: &Fragment<'_>, now: Instant) -> Result<bool, HandshakeError> {
+    fn admit(
+        &mut self,
+        from: SocketAddr,
+        fragment: &Fragment<'_>,
+        now: Instant,
+    ) -> Result<bool, HandshakeError> {
         let header = &fragment.header;
         if header.level == Level::Handshake {
             return Err(HandshakeError::Attempt);
         }
-        let young = |initiator: &Attempt<Initiator>| now.saturating_duration_since(initiator.machine.begun()) < YIELD;
+        let young = |initiator: &Attempt<Initiator>| {
+            now.saturating_duration_since(initiator.machine.begun()) < YIELD
+        };
         if self.is_lower && self.initiator.as_ref().is_some_and(young) {
             return Err(HandshakeError::Yields);
         }
-        let proved = self.admission.cookie_fits(&header.cookie, header.sender, header.attempt, now);
+        let proved = self
+            .admission
+            .cookie_fits(&header.cookie, header.sender, header.attempt, now);
         if !proved && (!self.has_place(from.ip().to_canonical()) || self.admission.is_loaded(now)) {
             let cookie = self.admission.cookie(header.sender, header.attempt, now);
             if self.retries.len() == RETRIES {
                 return Err(HandshakeError::Limited);
             }
-            self.retries.push_back(Demand { to: from, index: header.sender, attempt: header.attempt, cookie });
+            self.retries.push_back(Demand {
+                to: from,
+                index: header.sender,
+                attempt: header.attempt,
+                cookie,
+            });
             self.stats.retries_sent += 1;
             return Ok(false);
         }
@@ -437,7 +535,10 @@ impl Handshake {
             return Err(HandshakeError::Limited);
         }
         if self.responders.len() == ATTEMPTS {
-            let recording = self.responders.iter().position(|responder| !responder.machine.is_proved());
+            let recording = self
+                .responders
+                .iter()
+                .position(|responder| !responder.machine.is_proved());
             let gone = self.responders.remove(recording.unwrap_or(0)).machine;
             if gone.is_proved() {
                 self.admission.on_over(gone.attempt());
@@ -456,11 +557,14 @@ impl Handshake {
     /// One more attempt from this address can be answered beside the others.
     fn has_place(&self, from: IpAddr) -> bool {
         let same = |responder: &&Attempt<Responder>| responder.machine.origin() == from;
-        self.responders.len() < ATTEMPTS && self.responders.iter().filter(same).count() < ATTEMPTS_OF_ADDRESS
+        self.responders.len() < ATTEMPTS
+            && self.responders.iter().filter(same).count() < ATTEMPTS_OF_ADDRESS
     }
 
     fn is_confirming(&self) -> bool {
-        self.initiator.as_ref().is_some_and(|initiator| initiator.machine.is_confirming())
+        self.initiator
+            .as_ref()
+            .is_some_and(|initiator| initiator.machine.is_confirming())
     }
 
     fn on_agreed(
@@ -473,13 +577,23 @@ impl Handshake {
     ) {
         let secret = |exported: &[u8; 32]| {
             let mut secret = Zeroizing::new([0; 32]);
-            expand(&extract(self.pre_shared.as_deref(), exported), b"tpo session", &mut secret[..]);
+            expand(
+                &extract(self.pre_shared.as_deref(), exported),
+                b"tpo session",
+                &mut secret[..],
+            );
             secret
         };
         let (send, recv) = (secret(&outcome.send_secret), secret(&outcome.recv_secret));
         let session = Session::new(outcome.suite, &send, &recv, local, remote_index, now);
         let peer_params = std::mem::take(&mut outcome.peer_params);
-        self.established = Some(Established { session, remote, initiator, peer_params, own_params });
+        self.established = Some(Established {
+            session,
+            remote,
+            initiator,
+            peer_params,
+            own_params,
+        });
         self.stats.established += 1;
     }
 }
@@ -489,12 +603,13 @@ impl HandshakeStats {
         let counter = match error {
             HandshakeError::Stranger => &mut self.strangers,
             HandshakeError::Unproved => &mut self.unproved,
-            HandshakeError::Form { .. } | HandshakeError::Version { .. } | HandshakeError::Fragment { .. } => {
-                &mut self.malformed
-            }
-            HandshakeError::Attempt | HandshakeError::Over | HandshakeError::Yields | HandshakeError::Inconsistent => {
-                &mut self.ignored
-            }
+            HandshakeError::Form { .. }
+            | HandshakeError::Version { .. }
+            | HandshakeError::Fragment { .. } => &mut self.malformed,
+            HandshakeError::Attempt
+            | HandshakeError::Over
+            | HandshakeError::Yields
+            | HandshakeError::Inconsistent => &mut self.ignored,
             HandshakeError::Limited => &mut self.limited,
             HandshakeError::Seal => &mut self.forged,
             HandshakeError::Tls(_) => &mut self.refused,

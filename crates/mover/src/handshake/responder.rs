@@ -1,7 +1,8 @@
 //! Our answer to one attempt of the peer to connect.
 //!
-//! Life: *collecting* the first flight → *answered* (our flight is resent, within three times what came, until the initiator's last flight is
-//! whole) → done. An initiator that falls silent is forgotten.
+//! Life: *collecting* the first flight → *answered* (our flight is resent, within three times what
+//! came, until the initiator's last flight is whole) → done. An initiator that falls silent is
+//! forgotten.
 //!
 //! All that comes here was made by the peer, but not all was sent by it: copies of its datagrams
 //! may come from anywhere, before they do themselves. So no address is the attempt's. Whoever sends
@@ -16,7 +17,8 @@ use super::tls::{Configs, Outcome, Tls};
 use super::wire::{Fragment, Header, Level, Pair};
 use super::{HandshakeError, HandshakeStats};
 
-/// Silence after which the initiator is gone: it resends every 2 s at least, and two of three may be lost.
+/// Silence after which the initiator is gone: it resends every 2 s at least, and two of three may
+/// be lost.
 const SILENCE: Duration = Duration::from_secs(7);
 /// What has brought a cookie is no recording, and is waited for as long as the initiator waits
 /// itself: 24 s, and what its last flight needs.
@@ -106,7 +108,8 @@ impl Responder {
         self.proved = true;
     }
 
-    /// The initiator's fragment in a datagram of `size` bytes. Gives the outcome when its last flight is whole and right.
+    /// The initiator's fragment in a datagram of `size` bytes. Gives the outcome when its last
+    /// flight is whole and right.
     pub(super) fn handle_fragment(
         &mut self,
         pair: &Pair,
@@ -134,8 +137,12 @@ impl Responder {
     pub(super) fn poll_transmit(&mut self, pair: &Pair, out: &mut Vec<u8>) -> Option<SocketAddr> {
         let flight = self.flight.as_ref()?;
         for caller in &mut self.callers {
-            let Some((next, _)) = &mut caller.answer else { continue };
-            let Some(size) = flight.size(*next) else { continue };
+            let Some((next, _)) = &mut caller.answer else {
+                continue;
+            };
+            let Some(size) = flight.size(*next) else {
+                continue;
+            };
             if caller.sent + size <= AMPLIFICATION * caller.received {
                 flight.emit(*next, pair, out);
                 caller.sent += size;
@@ -164,23 +171,37 @@ impl Responder {
 
     pub(super) fn poll_timeout(&self) -> Instant {
         let end = self.end();
-        self.flight.as_ref().map_or(end, |flight| flight.due().min(end))
+        self.flight
+            .as_ref()
+            .map_or(end, |flight| flight.due().min(end))
     }
 
     /// Copies keep nothing alive for longer than the peer's patience.
     fn end(&self) -> Instant {
         let end = self.begun + PATIENCE;
-        if self.proved { end } else { end.min(self.heard + SILENCE) }
+        if self.proved {
+            end
+        } else {
+            end.min(self.heard + SILENCE)
+        }
     }
 
     fn on_called(&mut self, from: SocketAddr, size: usize, now: Instant) {
-        let known = self.callers.iter().position(|caller| caller.address == from);
+        let known = self
+            .callers
+            .iter()
+            .position(|caller| caller.address == from);
         if known.is_none() && self.callers.len() == CALLERS {
             self.callers.remove(0);
         }
         let mut caller = match known {
             Some(at) => self.callers.remove(at),
-            None => Caller { address: from, received: 0, sent: 0, answer: None },
+            None => Caller {
+                address: from,
+                received: 0,
+                sent: 0,
+                answer: None,
+            },
         };
         caller.received += size;
         self.callers.push(caller);
@@ -189,10 +210,15 @@ impl Responder {
 
     /// Who sends the first flight lacks ours.
     fn answer(&mut self, to: SocketAddr, now: Instant, stats: &mut HandshakeStats) {
-        let (Some(flight), Some(caller)) = (&mut self.flight, self.callers.last_mut()) else { return };
+        let (Some(flight), Some(caller)) = (&mut self.flight, self.callers.last_mut()) else {
+            return;
+        };
         assert_eq!(caller.address, to, "the last caller is the one that called");
         let again = caller.answer.is_some_and(|(next, _)| next > 0);
-        if caller.answer.is_some_and(|(_, begun)| now.saturating_duration_since(begun) < NUDGE) {
+        if caller
+            .answer
+            .is_some_and(|(_, begun)| now.saturating_duration_since(begun) < NUDGE)
+        {
             return;
         }
         if again {
@@ -212,7 +238,10 @@ impl Responder {
         if self.flight.is_some() || !self.inbound[0].insert(header, fragment)? {
             return Ok(());
         }
-        let answer = self.tls.read(&self.inbound[0].take()).map_err(HandshakeError::Tls)?;
+        let answer = self
+            .tls
+            .read(&self.inbound[0].take())
+            .map_err(HandshakeError::Tls)?;
         if !self.tls.has_keys() {
             // TLS asks for a second hello; our initiators offer all that we have in the first.
             return Err(HandshakeError::Tls(rustls::Error::HandshakeNotComplete));
@@ -228,22 +257,38 @@ impl Responder {
             length: 0,
             cookie: [0; 16],
         };
-        self.flight = Some(Flight::new(pair, &self.tls, header, answer, FIRST_RESEND, now));
+        self.flight = Some(Flight::new(
+            pair,
+            &self.tls,
+            header,
+            answer,
+            FIRST_RESEND,
+            now,
+        ));
         Ok(())
     }
 
-    fn handle_sealed(&mut self, fragment: &Fragment<'_>, now: Instant) -> Result<Option<Outcome>, HandshakeError> {
+    fn handle_sealed(
+        &mut self,
+        fragment: &Fragment<'_>,
+        now: Instant,
+    ) -> Result<Option<Outcome>, HandshakeError> {
         let header = &fragment.header;
         if self.flight.is_none() || header.receiver != self.local {
             return Err(HandshakeError::Attempt);
         }
         let mut body = fragment.body.to_vec();
-        let plain = self.tls.open(header.offset, &fragment.aad, &mut body).ok_or(HandshakeError::Seal)?;
+        let plain = self
+            .tls
+            .open(header.offset, &fragment.aad, &mut body)
+            .ok_or(HandshakeError::Seal)?;
         self.heard = now;
         if !self.inbound[1].insert(header, plain)? {
             return Ok(None);
         }
-        self.tls.read(&self.inbound[1].take()).map_err(HandshakeError::Tls)?;
+        self.tls
+            .read(&self.inbound[1].take())
+            .map_err(HandshakeError::Tls)?;
         match self.tls.outcome() {
             Some(outcome) => Ok(Some(outcome)),
             None => Err(HandshakeError::Tls(rustls::Error::HandshakeNotComplete)),

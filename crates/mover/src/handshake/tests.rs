@@ -1,5 +1,5 @@
-//! Pairs of machines in virtual time, over a channel that loses, doubles, reorders and damages. Each seed is one run; a failing
-//! one names its seed.
+//! Pairs of machines in virtual time, over a channel that loses, doubles, reorders and damages.
+//! Each seed is one run; a failing one names its seed.
 
 use zeroize::Zeroizing;
 
@@ -43,8 +43,22 @@ struct Channel {
     jitter_ms: u64,
 }
 
-const CALM: Channel = Channel { loss: 0, copies: 0, flips: 0, flips_with_mac: false, delay_ms: 20, jitter_ms: 0 };
-const WILD: Channel = Channel { loss: 30, copies: 15, flips: 0, flips_with_mac: false, delay_ms: 20, jitter_ms: 80 };
+const CALM: Channel = Channel {
+    loss: 0,
+    copies: 0,
+    flips: 0,
+    flips_with_mac: false,
+    delay_ms: 20,
+    jitter_ms: 0,
+};
+const WILD: Channel = Channel {
+    loss: 30,
+    copies: 15,
+    flips: 0,
+    flips_with_mac: false,
+    delay_ms: 20,
+    jitter_ms: 80,
+};
 
 struct Node {
     handshake: Handshake,
@@ -75,8 +89,8 @@ struct World {
     /// Every handshake datagram that was ever sent, with its receiver.
     seen: Vec<(usize, Vec<u8>)>,
     next_ping: Instant,
-    /// An attacker on the path, who sees all and loses nothing: sends so many copies of each handshake
-    /// datagram ahead of it, each from another address.
+    /// An attacker on the path, who sees all and loses nothing: sends so many copies of each
+    /// handshake datagram ahead of it, each from another address.
     copies: usize,
     /// He gives the peers what is sent to those addresses.
     hands_on: bool,
@@ -88,14 +102,25 @@ impl Node {
         root[..8].copy_from_slice(&seed.to_be_bytes());
         let mut handshake = Handshake::new(identity.clone(), peer, None, 7 + number as u16, root);
         handshake.set_params(params(number));
-        Node { handshake, identity, sessions: Vec::new(), heard: Vec::new(), seq: 0, account: Vec::new() }
+        Node {
+            handshake,
+            identity,
+            sessions: Vec::new(),
+            heard: Vec::new(),
+            seq: 0,
+            account: Vec::new(),
+        }
     }
 
     fn account(&mut self, address: SocketAddr) -> &mut (SocketAddr, usize, usize) {
-        let at = self.account.iter().position(|account| account.0 == address).unwrap_or_else(|| {
-            self.account.push((address, 0, 0));
-            self.account.len() - 1
-        });
+        let at = self
+            .account
+            .iter()
+            .position(|account| account.0 == address)
+            .unwrap_or_else(|| {
+                self.account.push((address, 0, 0));
+                self.account.len() - 1
+            });
         &mut self.account[at]
     }
 
@@ -105,7 +130,9 @@ impl Node {
 
     /// The newest session works in the direction towards us.
     fn is_up(&self) -> bool {
-        self.sessions.last().is_some_and(|newest| self.heard.contains(&newest.session.local_index()))
+        self.sessions
+            .last()
+            .is_some_and(|newest| self.heard.contains(&newest.session.local_index()))
     }
 }
 
@@ -119,7 +146,10 @@ impl World {
         let keys = [one.public_key(), two.public_key()];
         let begin = start();
         World {
-            nodes: [Node::new(one, keys[1], 0, seed), Node::new(two, keys[0], 1, seed)],
+            nodes: [
+                Node::new(one, keys[1], 0, seed),
+                Node::new(two, keys[0], 1, seed),
+            ],
             now: begin,
             begin,
             channel,
@@ -133,7 +163,9 @@ impl World {
     }
 
     fn start(&mut self, node: usize) {
-        self.nodes[node].handshake.start(address(1 - node), self.now);
+        self.nodes[node]
+            .handshake
+            .start(address(1 - node), self.now);
     }
 
     /// The program of this node ends and runs again; datagrams on their way stay on their way.
@@ -143,7 +175,9 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: SocketAddr, datagram: Vec<u8>) {
-        let Some(receiver) = (0..2).find(|&node| address(node) == to) else { return };
+        let Some(receiver) = (0..2).find(|&node| address(node) == to) else {
+            return;
+        };
         let channel = self.channel;
         let copies = 1 + usize::from(self.rng.u8(..100) < channel.copies);
         for _ in 0..copies {
@@ -155,7 +189,12 @@ impl World {
                 self.damage(from, &mut datagram);
             }
             let delay = MS * (channel.delay_ms + self.rng.u64(..=channel.jitter_ms)) as u32;
-            self.flying.push(Flying { at: self.now + delay, to: receiver, from: address(from), datagram });
+            self.flying.push(Flying {
+                at: self.now + delay,
+                to: receiver,
+                from: address(from),
+                datagram,
+            });
         }
     }
 
@@ -173,15 +212,25 @@ impl World {
             loop {
                 let node = &mut self.nodes[number];
                 let mut datagram = Vec::new();
-                let Some((to, what)) = node.handshake.poll_transmit(&mut datagram, self.now) else { break };
+                let Some((to, what)) = node.handshake.poll_transmit(&mut datagram, self.now) else {
+                    break;
+                };
                 assert!(datagram.len() <= wire::DATAGRAM);
-                assert!(matches!(peek(&datagram), Some(Outer::Handshake { .. } | Outer::Retry { .. })));
+                assert!(matches!(
+                    peek(&datagram),
+                    Some(Outer::Handshake { .. } | Outer::Retry { .. })
+                ));
                 let answers = datagram[0] == 0x20 || datagram[24] & 2 != 0;
                 assert_eq!(matches!(what, What::Answer(_)), answers, "{what:?}");
                 if answers {
                     let account = node.account(to);
                     account.2 += datagram.len();
-                    assert!(account.2 <= 3 * account.1, "answered {} bytes to {}", account.2, account.1);
+                    assert!(
+                        account.2 <= 3 * account.1,
+                        "answered {} bytes to {}",
+                        account.2,
+                        account.1
+                    );
                 }
                 self.seen.push((1 - number, datagram.clone()));
                 self.attack(number, to, &datagram);
@@ -196,7 +245,12 @@ impl World {
 
     fn attack(&mut self, number: usize, to: SocketAddr, datagram: &[u8]) {
         let at = self.now + MS;
-        let fly = |from, datagram: &[u8]| Flying { at, to: 1 - number, from, datagram: datagram.to_vec() };
+        let fly = |from, datagram: &[u8]| Flying {
+            at,
+            to: 1 - number,
+            from,
+            datagram: datagram.to_vec(),
+        };
         if to != address(1 - number) {
             if self.copies > 0 && self.hands_on {
                 self.flying.push(fly(address(number), datagram));
@@ -215,7 +269,13 @@ impl World {
         let arrival = self.flying.iter().map(|flying| flying.at).min();
         let timeout = |node: &Node| node.handshake.poll_timeout();
         let timeouts = self.nodes.iter().filter_map(timeout).min();
-        self.now = arrival.into_iter().chain(timeouts).chain([self.next_ping]).min().unwrap().max(self.now);
+        self.now = arrival
+            .into_iter()
+            .chain(timeouts)
+            .chain([self.next_ping])
+            .min()
+            .unwrap()
+            .max(self.now);
         for node in &mut self.nodes {
             node.handshake.handle_timeout(self.now);
         }
@@ -234,9 +294,16 @@ impl World {
         let node = &mut self.nodes[flying.to];
         match peek(&flying.datagram) {
             Some(Outer::Session { index, seq_low, .. }) => {
-                let known = node.sessions.iter_mut().find(|established| established.session.local_index() == index);
+                let known = node
+                    .sessions
+                    .iter_mut()
+                    .find(|established| established.session.local_index() == index);
                 let Some(established) = known else { return };
-                if established.session.open(u64::from(seq_low), &mut flying.datagram, self.now).is_ok() {
+                if established
+                    .session
+                    .open(u64::from(seq_low), &mut flying.datagram, self.now)
+                    .is_ok()
+                {
                     // As the mover does: the peer is where its datagrams come from.
                     established.remote = flying.from;
                     if !node.heard.contains(&index) {
@@ -247,7 +314,9 @@ impl World {
             }
             _ => {
                 node.account(flying.from).1 += flying.datagram.len();
-                let _ = node.handshake.handle_datagram(flying.from, &flying.datagram, self.now);
+                let _ = node
+                    .handshake
+                    .handle_datagram(flying.from, &flying.datagram, self.now);
             }
         }
     }
@@ -255,7 +324,9 @@ impl World {
     /// What the mover does: sends in the newest session.
     fn ping(&mut self, number: usize) {
         let (now, node) = (self.now, &mut self.nodes[number]);
-        let Some(newest) = node.sessions.last_mut() else { return };
+        let Some(newest) = node.sessions.last_mut() else {
+            return;
+        };
         let mut datagram = vec![0; ROOM + 4 + TAG];
         newest.session.seal(node.seq, &mut datagram, now);
         node.seq += 1;
@@ -273,7 +344,12 @@ impl World {
     fn run_until_up(&mut self, limit: Duration) {
         let end = self.now + limit;
         while !(self.nodes[0].is_up() && self.nodes[1].is_up()) {
-            assert!(self.now < end, "not up after {limit:?}: {:?} {:?}", self.stats(0), self.stats(1));
+            assert!(
+                self.now < end,
+                "not up after {limit:?}: {:?} {:?}",
+                self.stats(0),
+                self.stats(1)
+            );
             self.step();
         }
     }
@@ -286,7 +362,12 @@ impl World {
     fn run_until_agreed(&mut self, limit: Duration) -> Duration {
         let begin = self.now;
         while self.nodes.iter().any(|node| node.sessions.is_empty()) {
-            assert!(self.now < begin + limit, "no keys after {limit:?}: {:?} {:?}", self.stats(0), self.stats(1));
+            assert!(
+                self.now < begin + limit,
+                "no keys after {limit:?}: {:?} {:?}",
+                self.stats(0),
+                self.stats(1)
+            );
             self.step();
         }
         self.now - begin
@@ -302,7 +383,11 @@ impl World {
             assert_eq!(node.handshake.poll_timeout(), None, "node {number}");
         }
         let begun = |node: &Node| node.sessions.last().unwrap().initiator;
-        assert_ne!(begun(&self.nodes[0]), begun(&self.nodes[1]), "one started it, the other answered");
+        assert_ne!(
+            begun(&self.nodes[0]),
+            begun(&self.nodes[1]),
+            "one started it, the other answered"
+        );
     }
 }
 
@@ -344,14 +429,29 @@ fn a_calm_channel_needs_one_round_trip_and_a_half() {
     let mut world = World::new(CALM, 1);
     world.start(0);
     world.run_for(41 * MS);
-    assert_eq!(world.nodes[0].sessions.len(), 1, "the initiator has keys after one round trip");
+    assert_eq!(
+        world.nodes[0].sessions.len(),
+        1,
+        "the initiator has keys after one round trip"
+    );
     world.run_for(20 * MS);
-    assert_eq!(world.nodes[1].sessions.len(), 1, "the responder half a round trip later");
+    assert_eq!(
+        world.nodes[1].sessions.len(),
+        1,
+        "the responder half a round trip later"
+    );
     world.run_until_up(200 * MS);
     world.check_settled();
     assert_eq!((world.stats(0).resent, world.stats(1).resent), (0, 0));
-    assert_eq!((world.stats(0).established, world.stats(1).established), (1, 1));
-    assert_eq!(world.nodes[0].newest().unwrap().session.local_index() >> 12, 7, "the slot is in the index");
+    assert_eq!(
+        (world.stats(0).established, world.stats(1).established),
+        (1, 1)
+    );
+    assert_eq!(
+        world.nodes[0].newest().unwrap().session.local_index() >> 12,
+        7,
+        "the slot is in the index"
+    );
 }
 
 #[test]
@@ -375,7 +475,12 @@ fn loss_copies_and_reordering_only_delay() {
 #[test]
 fn damage_is_never_believed() {
     check_seeds(0..60, |seed| {
-        let channel = Channel { flips: 30, flips_with_mac: seed % 2 == 0, jitter_ms: 30, ..CALM };
+        let channel = Channel {
+            flips: 30,
+            flips_with_mac: seed % 2 == 0,
+            jitter_ms: 30,
+            ..CALM
+        };
         let mut world = World::new(channel, seed);
         world.start((seed / 2 % 2) as usize);
         world.run_until_up(Duration::from_secs(120));
@@ -388,16 +493,33 @@ fn no_flipped_bit_of_a_first_flight_is_answered() {
     let mut world = World::new(CALM, 3);
     world.start(0);
     world.drain();
-    let flight: Vec<Vec<u8>> = world.seen.iter().map(|(_, datagram)| datagram.clone()).collect();
-    assert_eq!(flight.iter().map(Vec::len).collect::<Vec<_>>(), [1200, 1200]);
+    let flight: Vec<Vec<u8>> = world
+        .seen
+        .iter()
+        .map(|(_, datagram)| datagram.clone())
+        .collect();
+    assert_eq!(
+        flight.iter().map(Vec::len).collect::<Vec<_>>(),
+        [1200, 1200]
+    );
     let (now, responder) = (world.now, &mut world.nodes[1].handshake);
     let mut tried = 0;
     for datagram in &flight {
         for at in 0..datagram.len() {
             let mut changed = datagram.clone();
             changed[at] ^= 1 << (at % 8);
-            assert!(responder.handle_datagram(address(0), &changed, now).is_err(), "byte {at}");
-            assert!(responder.handle_datagram(address(0), &datagram[..at], now).is_err(), "cut to {at}");
+            assert!(
+                responder
+                    .handle_datagram(address(0), &changed, now)
+                    .is_err(),
+                "byte {at}"
+            );
+            assert!(
+                responder
+                    .handle_datagram(address(0), &datagram[..at], now)
+                    .is_err(),
+                "cut to {at}"
+            );
             tried += 2;
         }
     }
@@ -413,17 +535,29 @@ fn a_stranger_gets_no_answer() {
     let [one, two] = pair();
     let stranger = Arc::new(identity(9));
     // The stranger means the right key; we mean another. And the other way round.
-    for (identity, peer) in [(stranger.clone(), two.public_key()), (one.clone(), stranger.public_key())] {
+    for (identity, peer) in [
+        (stranger.clone(), two.public_key()),
+        (one.clone(), stranger.public_key()),
+    ] {
         let mut caller = Handshake::new(identity, peer, None, 0, [1; 32]);
         let mut called = Handshake::new(two.clone(), one.public_key(), None, 0, [2; 32]);
         caller.start(address(1), now);
         let mut datagram = Vec::new();
         while caller.poll_transmit(&mut datagram, now).is_some() {
-            assert_eq!(called.handle_datagram(address(0), &datagram, now), Err(HandshakeError::Stranger));
+            assert_eq!(
+                called.handle_datagram(address(0), &datagram, now),
+                Err(HandshakeError::Stranger)
+            );
             datagram.clear();
         }
         assert_eq!(called.poll_transmit(&mut datagram, now), None);
-        assert_eq!(called.stats(), HandshakeStats { strangers: 2, ..HandshakeStats::default() });
+        assert_eq!(
+            called.stats(),
+            HandshakeStats {
+                strangers: 2,
+                ..HandshakeStats::default()
+            }
+        );
         assert_eq!(called.poll_timeout(), None);
     }
 }
@@ -432,7 +566,10 @@ fn a_stranger_gets_no_answer() {
 /// TLS refuses him.
 #[test]
 fn knowing_the_public_keys_is_not_enough() {
-    for (impostor, starter, thief) in [0, 1].map(|i| [0, 1].map(|j| [true, false].map(|k| (i, j, k)))).concat().concat()
+    for (impostor, starter, thief) in [0, 1]
+        .map(|i| [0, 1].map(|j| [true, false].map(|k| (i, j, k))))
+        .concat()
+        .concat()
     {
         let mut world = World::new(CALM, 5);
         let genuine = world.nodes[impostor].identity.clone();
@@ -445,11 +582,22 @@ fn knowing_the_public_keys_is_not_enough() {
         }
         world.start(starter);
         world.run_for(Duration::from_secs(20));
-        assert!(world.nodes[honest].sessions.is_empty(), "established with an impostor");
+        assert!(
+            world.nodes[honest].sessions.is_empty(),
+            "established with an impostor"
+        );
         let stats = world.stats(honest);
         assert_eq!(stats.refused > 0, thief, "{stats:?}");
-        assert_eq!(stats.unproved > 0, !thief && starter == impostor, "{stats:?}");
-        assert_eq!(stats.answered > 0, thief && starter == impostor, "{stats:?}");
+        assert_eq!(
+            stats.unproved > 0,
+            !thief && starter == impostor,
+            "{stats:?}"
+        );
+        assert_eq!(
+            stats.answered > 0,
+            thief && starter == impostor,
+            "{stats:?}"
+        );
     }
 }
 
@@ -463,16 +611,32 @@ fn under_load_a_cookie_is_demanded_and_brought() {
         other.drain();
         for (_, datagram) in other.seen {
             let from = SocketAddr::from(([198, 51, 100, 1], 1000 + seed as u16));
-            world.flying.push(Flying { at: world.now, to: 1, from, datagram });
+            world.flying.push(Flying {
+                at: world.now,
+                to: 1,
+                from,
+                datagram,
+            });
         }
     }
     world.run_for(5 * MS);
-    assert_eq!(world.stats(1).answered, 2, "two attempts from one address; the others must bring a cookie");
-    assert_eq!(world.stats(1).retries_sent, 12, "each of the six others sent two fragments");
+    assert_eq!(
+        world.stats(1).answered,
+        2,
+        "two attempts from one address; the others must bring a cookie"
+    );
+    assert_eq!(
+        world.stats(1).retries_sent,
+        12,
+        "each of the six others sent two fragments"
+    );
     // From elsewhere there is room, until as many are answered as are at all, or five in a second.
     world.start(0);
     world.run_until_up(Duration::from_secs(1));
-    assert_eq!((world.stats(0).retries_taken, world.stats(0).started), (0, 1));
+    assert_eq!(
+        (world.stats(0).retries_taken, world.stats(0).started),
+        (0, 1)
+    );
     world.check_settled();
     world.check_settled();
 }
@@ -487,10 +651,18 @@ fn many_attempts_in_a_second_need_cookies_even_when_none_is_under_way() {
     assert!(admission.is_loaded(now), "the sixth in a second");
     assert!(admission.is_loaded(now + 999 * MS));
     assert!(!admission.is_loaded(now + 1000 * MS));
-    assert_eq!((0..100).filter(|_| admission.admit(now + 1000 * MS)).count(), 50, "the limit for all");
+    assert_eq!(
+        (0..100)
+            .filter(|_| admission.admit(now + 1000 * MS))
+            .count(),
+        50,
+        "the limit for all"
+    );
 
     let cookie = admission.cookie(1, 5, now);
-    let fits = |admission: &mut Admission, index, attempt, now| admission.cookie_fits(&cookie, index, attempt, now);
+    let fits = |admission: &mut Admission, index, attempt, now| {
+        admission.cookie_fits(&cookie, index, attempt, now)
+    };
     assert!(fits(&mut admission, 1, 5, now + Duration::from_secs(120)));
     assert!(!fits(&mut admission, 1, 5, now + Duration::from_secs(240)));
     assert!(!fits(&mut admission, 2, 5, now));
@@ -507,8 +679,14 @@ fn simultaneous_starts_end_in_one_session() {
         world.start(1);
         world.run_until_up(Duration::from_secs(30));
         if seed % 2 == 0 {
-            assert!(world.nodes[0].newest().unwrap().initiator, "the lower key stays the initiator");
-            assert_eq!((world.stats(0).established, world.stats(1).established), (1, 1));
+            assert!(
+                world.nodes[0].newest().unwrap().initiator,
+                "the lower key stays the initiator"
+            );
+            assert_eq!(
+                (world.stats(0).established, world.stats(1).established),
+                (1, 1)
+            );
         }
         world.check_settled();
     });
@@ -517,7 +695,9 @@ fn simultaneous_starts_end_in_one_session() {
 #[test]
 fn the_lower_side_answers_when_its_own_attempt_gets_nowhere() {
     let mut world = World::new(CALM, 8);
-    world.nodes[0].handshake.start(SocketAddr::from(([203, 0, 113, 9], 1)), world.now);
+    world.nodes[0]
+        .handshake
+        .start(SocketAddr::from(([203, 0, 113, 9], 1)), world.now);
     world.start(1);
     world.run_until_up(Duration::from_secs(3));
     assert!(!world.nodes[0].newest().unwrap().initiator);
@@ -570,13 +750,27 @@ fn a_later_handshake_replaces_the_session() {
     for round in 0..20 {
         world.start(round % 2);
         world.run_for(Duration::from_secs(1));
-        assert!(world.nodes.iter().all(|node| node.is_up() && node.sessions.len() == round + 1));
+        assert!(
+            world
+                .nodes
+                .iter()
+                .all(|node| node.is_up() && node.sessions.len() == round + 1)
+        );
     }
-    let mut indices: Vec<_> = world.nodes[0].sessions.iter().rev().map(|old| old.session.local_index()).collect();
+    let mut indices: Vec<_> = world.nodes[0]
+        .sessions
+        .iter()
+        .rev()
+        .map(|old| old.session.local_index())
+        .collect();
     indices.truncate(RECENT);
     indices.sort();
     indices.dedup();
-    assert_eq!(indices.len(), RECENT, "the indices of the last sessions differ");
+    assert_eq!(
+        indices.len(),
+        RECENT,
+        "the indices of the last sessions differ"
+    );
     world.check_settled();
 }
 
@@ -593,9 +787,18 @@ fn replays_harm_neither_a_session_nor_an_attempt() {
         // To the same run of the program: nothing is answered.
         let spoofed = SocketAddr::from(([198, 51, 100, 7], 7));
         for (to, datagram) in &old {
-            assert!(world.nodes[*to].handshake.handle_datagram(spoofed, datagram, world.now).is_err());
+            assert!(
+                world.nodes[*to]
+                    .handshake
+                    .handle_datagram(spoofed, datagram, world.now)
+                    .is_err()
+            );
         }
-        assert!(world.nodes.iter_mut().all(|node| node.handshake.poll_transmit(&mut Vec::new(), world.now).is_none()));
+        assert!(world.nodes.iter_mut().all(|node| {
+            node.handshake
+                .poll_transmit(&mut Vec::new(), world.now)
+                .is_none()
+        }));
         assert_eq!(world.nodes[1].sessions.len(), sessions);
 
         // To a later run, all the time while the true peer connects: one more round trip at most.
@@ -607,9 +810,17 @@ fn replays_harm_neither_a_session_nor_an_attempt() {
         while !(world.nodes[0].is_up() && world.nodes[1].is_up()) {
             let (to, datagram) = old[world.rng.usize(..old.len())].clone();
             let at = world.now;
-            world.flying.push(Flying { at, to, from: spoofed, datagram });
+            world.flying.push(Flying {
+                at,
+                to,
+                from: spoofed,
+                datagram,
+            });
             world.run_for(3 * MS);
-            assert!(world.now - began < Duration::from_secs(2), "replays keep the true peer out");
+            assert!(
+                world.now - began < Duration::from_secs(2),
+                "replays keep the true peer out"
+            );
         }
     });
 }
@@ -630,20 +841,37 @@ fn a_flood_of_recorded_first_flights_keeps_nobody_out() {
             for at in 0..8_000 {
                 let datagram = recorded[world.rng.usize(..recorded.len())].clone();
                 let from = spoofed(&mut world.rng);
-                world.flying.push(Flying { at: world.now + MS * at, to: 1, from, datagram });
+                world.flying.push(Flying {
+                    at: world.now + MS * at,
+                    to: 1,
+                    from,
+                    datagram,
+                });
             }
             world.run_for(MS * 1_000);
             world.start(0);
             let time = world.run_until_agreed(Duration::from_secs(6));
             let stats = world.stats(1);
-            assert!(stats.answered < 100 && stats.retries_sent > 500, "seed {seed}: {stats:?}");
-            assert_eq!(world.stats(0).started, 1, "seed {seed}: the first attempt gets through");
+            assert!(
+                stats.answered < 100 && stats.retries_sent > 500,
+                "seed {seed}: {stats:?}"
+            );
+            assert_eq!(
+                world.stats(0).started,
+                1,
+                "seed {seed}: the first attempt gets through"
+            );
             flooded += time;
             world.run_until_up(Duration::from_secs(7));
             world.check_settled();
         }
         // One round trip more than one and a half.
-        assert!(flooded < quiet * 2, "{:?} instead of {:?}", flooded / 40, quiet / 40);
+        assert!(
+            flooded < quiet * 2,
+            "{:?} instead of {:?}",
+            flooded / 40,
+            quiet / 40
+        );
     }
 }
 
@@ -672,7 +900,12 @@ fn copies_of_an_attempt_from_anywhere_do_not_delay_it() {
             }
         }
         // His copies are not lost: with them it may even be faster.
-        assert!(attacked < quiet * 11 / 10, "{:?} instead of {:?}", attacked / 60, quiet / 60);
+        assert!(
+            attacked < quiet * 11 / 10,
+            "{:?} instead of {:?}",
+            attacked / 60,
+            quiet / 60
+        );
     }
 }
 
@@ -685,14 +918,22 @@ fn copies_and_recordings_together_keep_nobody_out() {
         for at in 0..4_000 {
             let datagram = recorded[world.rng.usize(..recorded.len())].clone();
             let from = spoofed(&mut world.rng);
-            world.flying.push(Flying { at: world.now + MS * at, to: 1, from, datagram });
+            world.flying.push(Flying {
+                at: world.now + MS * at,
+                to: 1,
+                from,
+                datagram,
+            });
         }
         world.run_for(MS * 1_000);
         world.copies = 5;
         world.hands_on = seed % 2 == 0;
         world.start(0);
         let time = world.run_until_agreed(Duration::from_secs(6));
-        assert!(time <= 110 * MS, "seed {seed}: two and a half round trips of 40 ms, and not {time:?}");
+        assert!(
+            time <= 110 * MS,
+            "seed {seed}: two and a half round trips of 40 ms, and not {time:?}"
+        );
     }
 }
 
@@ -702,7 +943,11 @@ fn copies_and_recordings_together_keep_nobody_out() {
 fn forged_answers_do_not_end_an_attempt() {
     let mut world = World::new(CALM, 15);
     let [one, two] = pair();
-    let stranger = Pair::new(&Identity::impostor(two.public_key()), &one.public_key(), None);
+    let stranger = Pair::new(
+        &Identity::impostor(two.public_key()),
+        &one.public_key(),
+        None,
+    );
     world.start(0);
     world.drain();
     let header = |attempt, index| wire::Header {
@@ -717,24 +962,39 @@ fn forged_answers_do_not_end_an_attempt() {
         cookie: [0; 16],
     };
     let initiator = &world.nodes[0].handshake.initiator.as_ref().unwrap().machine;
-    let (attempt, index) = (u64::from_be_bytes(world.seen[0].1[16..24].try_into().unwrap()), initiator.local());
-    let mut forged = vec![Vec::new(), stranger.emit_header(&header(attempt, index)).to_vec()];
+    let (attempt, index) = (
+        u64::from_be_bytes(world.seen[0].1[16..24].try_into().unwrap()),
+        initiator.local(),
+    );
+    let mut forged = vec![
+        Vec::new(),
+        stranger.emit_header(&header(attempt, index)).to_vec(),
+    ];
     stranger.emit_retry(index, attempt, &[7; 16], &mut forged[0]);
     forged[1].extend_from_slice(&[1; 100]);
     stranger.emit_mac(0, &mut forged[1]);
     for _ in 0..1_000 {
         for datagram in &forged {
-            let result = world.nodes[0].handshake.handle_datagram(address(1), datagram, world.now);
+            let result = world.nodes[0]
+                .handshake
+                .handle_datagram(address(1), datagram, world.now);
             assert_eq!(result, Err(HandshakeError::Unproved));
         }
     }
     assert_eq!(world.run_until_agreed(Duration::from_secs(1)), 60 * MS);
-    assert_eq!((world.stats(0).started, world.stats(0).resent, world.stats(0).retries_taken), (1, 0, 0));
+    assert_eq!(
+        (
+            world.stats(0).started,
+            world.stats(0).resent,
+            world.stats(0).retries_taken
+        ),
+        (1, 0, 0)
+    );
     world.check_settled();
 }
 
-/// Both start, and the lower side's attempt counts; somebody keeps the other's last flight back until
-/// all is over.
+/// Both start, and the lower side's attempt counts; somebody keeps the other's last flight back
+/// until all is over.
 #[test]
 fn a_late_copy_of_a_last_flight_brings_no_session_up() {
     check_seeds(0..40, |seed| {
@@ -743,7 +1003,9 @@ fn a_late_copy_of_a_last_flight_brings_no_session_up() {
         // The lower side has answered the other's attempt when it begins its own.
         world.run_for(MS * 21 + MS * (seed % 19) as u32);
         world.start(0);
-        let is_kept_back = |flying: &Flying| flying.to == 0 && flying.datagram[0] == 0x10 && flying.datagram[24] == 1;
+        let is_kept_back = |flying: &Flying| {
+            flying.to == 0 && flying.datagram[0] == 0x10 && flying.datagram[24] == 1
+        };
         while !(world.nodes[0].is_up() && world.nodes[1].is_up()) {
             world.step();
             world.flying.retain(|flying| !is_kept_back(flying));
@@ -752,11 +1014,19 @@ fn a_late_copy_of_a_last_flight_brings_no_session_up() {
         assert!(world.nodes[0].newest().unwrap().initiator);
         let sessions = [0, 1].map(|node: usize| world.nodes[node].sessions.len());
         for (to, datagram) in world.seen.clone() {
-            world.flying.push(Flying { at: world.now, to, from: address(1 - to), datagram });
+            world.flying.push(Flying {
+                at: world.now,
+                to,
+                from: address(1 - to),
+                datagram,
+            });
         }
         assert!(world.flying.iter().any(is_kept_back), "there is one");
         world.run_for(Duration::from_secs(1));
-        assert_eq!([0, 1].map(|node: usize| world.nodes[node].sessions.len()), sessions);
+        assert_eq!(
+            [0, 1].map(|node: usize| world.nodes[node].sessions.len()),
+            sessions
+        );
         world.check_settled();
     });
 }
@@ -777,8 +1047,16 @@ fn a_caller_whose_address_changes_all_the_time_gets_in() {
                 }
             }
             // The answers, which went to a port that the world does not know.
-            for (to, datagram) in std::mem::take(&mut world.seen).into_iter().filter(|(to, _)| *to == 0) {
-                world.flying.push(Flying { at: world.now + 20 * MS, to, from: address(1), datagram });
+            for (to, datagram) in std::mem::take(&mut world.seen)
+                .into_iter()
+                .filter(|(to, _)| *to == 0)
+            {
+                world.flying.push(Flying {
+                    at: world.now + 20 * MS,
+                    to,
+                    from: address(1),
+                    datagram,
+                });
             }
             world.step();
             assert!(world.now - world.begin < 200 * MS, "{:?}", world.stats(1));
@@ -788,15 +1066,27 @@ fn a_caller_whose_address_changes_all_the_time_gets_in() {
 
 #[test]
 fn a_pre_shared_key_is_needed_at_both_ends() {
-    let key = |byte| Some(Arc::new(PreSharedKey::from_text(&format!("{byte:02x}").repeat(32)).unwrap()));
-    for (ours, theirs) in [(key(1), None), (None, key(1)), (key(1), key(2)), (key(1), key(1))] {
+    let key = |byte| {
+        Some(Arc::new(
+            PreSharedKey::from_text(&format!("{byte:02x}").repeat(32)).unwrap(),
+        ))
+    };
+    for (ours, theirs) in [
+        (key(1), None),
+        (None, key(1)),
+        (key(1), key(2)),
+        (key(1), key(1)),
+    ] {
         for starter in [0, 1] {
             let mut world = World::new(CALM, 16);
             let equal = ours.is_some()
                 && theirs.is_some()
                 && ours.as_ref().unwrap().as_bytes() == theirs.as_ref().unwrap().as_bytes();
             for (number, pre_shared) in [ours.clone(), theirs.clone()].into_iter().enumerate() {
-                let (own, peer) = (world.nodes[number].identity.clone(), world.nodes[1 - number].identity.public_key());
+                let (own, peer) = (
+                    world.nodes[number].identity.clone(),
+                    world.nodes[1 - number].identity.public_key(),
+                );
                 world.nodes[number].handshake =
                     Handshake::new(own, peer, pre_shared, 7 + number as u16, [number as u8; 32]);
                 world.nodes[number].handshake.set_params(params(number));
@@ -809,8 +1099,14 @@ fn a_pre_shared_key_is_needed_at_both_ends() {
                 assert_eq!(called.unproved, 0);
             } else {
                 assert!(world.nodes.iter().all(|node| node.sessions.is_empty()));
-                assert!(called.unproved > 5 && called.answered == 0, "it is silent, and knows why: {called:?}");
-                assert!(!world.seen.iter().any(|(to, _)| *to == starter), "no datagram in answer");
+                assert!(
+                    called.unproved > 5 && called.answered == 0,
+                    "it is silent, and knows why: {called:?}"
+                );
+                assert!(
+                    !world.seen.iter().any(|(to, _)| *to == starter),
+                    "no datagram in answer"
+                );
             }
         }
     }
@@ -823,8 +1119,12 @@ fn without_the_pre_shared_key_no_datagram_of_the_session_opens() {
     let mut world = World::new(CALM, 17);
     let key = Arc::new(PreSharedKey::from_text(&"5a".repeat(32)).unwrap());
     for number in 0..2 {
-        let (own, peer) = (world.nodes[number].identity.clone(), world.nodes[1 - number].identity.public_key());
-        world.nodes[number].handshake = Handshake::new(own, peer, Some(key.clone()), 7, [number as u8; 32]);
+        let (own, peer) = (
+            world.nodes[number].identity.clone(),
+            world.nodes[1 - number].identity.public_key(),
+        );
+        world.nodes[number].handshake =
+            Handshake::new(own, peer, Some(key.clone()), 7, [number as u8; 32]);
         world.nodes[number].handshake.set_params(params(number));
     }
     world.nodes[1].handshake.pre_shared = None;
@@ -838,15 +1138,25 @@ fn without_the_pre_shared_key_no_datagram_of_the_session_opens() {
 
 #[test]
 fn an_answer_is_never_more_than_three_times_what_came() {
-    // A first flight from a spoofed address, and copies of parts of it. The bound itself is asserted in every world's drain.
+    // A first flight from a spoofed address, and copies of parts of it. The bound itself is
+    // asserted in every world's drain.
     let mut world = World::new(CALM, 11);
     world.start(0);
     world.drain();
-    let flight: Vec<_> = world.seen.iter().map(|(_, datagram)| datagram.clone()).collect();
+    let flight: Vec<_> = world
+        .seen
+        .iter()
+        .map(|(_, datagram)| datagram.clone())
+        .collect();
     world.flying.clear();
     let from = SocketAddr::from(([198, 51, 100, 9], 9));
     for datagram in &flight {
-        world.flying.push(Flying { at: world.now, to: 1, from, datagram: datagram.clone() });
+        world.flying.push(Flying {
+            at: world.now,
+            to: 1,
+            from,
+            datagram: datagram.clone(),
+        });
     }
     world.nodes[0].handshake.stop();
     world.run_for(Duration::from_secs(6));
@@ -854,7 +1164,11 @@ fn an_answer_is_never_more_than_three_times_what_came() {
     assert_eq!(received, 2400);
     assert!((2000..=7200).contains(&sent), "{sent} bytes");
     world.run_for(Duration::from_secs(4));
-    assert_eq!(world.nodes[1].handshake.poll_timeout(), None, "then it is forgotten");
+    assert_eq!(
+        world.nodes[1].handshake.poll_timeout(),
+        None,
+        "then it is forgotten"
+    );
 }
 
 #[test]
@@ -865,7 +1179,12 @@ fn a_copy_from_elsewhere_does_not_steal_the_attempt() {
     let thief = SocketAddr::from(([198, 51, 100, 11], 11));
     let flight = world.seen.clone();
     for (to, datagram) in flight {
-        world.flying.push(Flying { at: world.now + MS, to, from: thief, datagram });
+        world.flying.push(Flying {
+            at: world.now + MS,
+            to,
+            from: thief,
+            datagram,
+        });
     }
     world.run_until_up(Duration::from_secs(2));
     assert_eq!(world.nodes[1].newest().unwrap().remote, address(0));
@@ -879,15 +1198,29 @@ fn a_copied_answer_leads_no_further_attempt_astray() {
     while world.seen.iter().all(|(to, _)| *to == 1) {
         world.step();
     }
-    let answers: Vec<_> = world.seen.iter().filter(|(to, _)| *to == 0).cloned().collect();
+    let answers: Vec<_> = world
+        .seen
+        .iter()
+        .filter(|(to, _)| *to == 0)
+        .cloned()
+        .collect();
     let thief = SocketAddr::from(([198, 51, 100, 11], 11));
     for (to, datagram) in answers {
-        world.flying.push(Flying { at: world.now + MS, to, from: thief, datagram });
+        world.flying.push(Flying {
+            at: world.now + MS,
+            to,
+            from: thief,
+            datagram,
+        });
     }
     while world.nodes[0].sessions.is_empty() {
         world.step();
     }
-    assert_eq!(world.nodes[0].newest().unwrap().remote, address(1), "where we called is where the peer is");
+    assert_eq!(
+        world.nodes[0].newest().unwrap().remote,
+        address(1),
+        "where we called is where the peer is"
+    );
     world.run_until_up(Duration::from_secs(5));
     assert_eq!(world.nodes[0].newest().unwrap().remote, address(1));
     world.check_settled();
@@ -900,9 +1233,15 @@ fn the_guard_admits_what_a_pair_sends_and_nothing_else() {
     world.start(0);
     world.run_for(Duration::from_secs(3));
     let key = PreSharedKey::from_text(&"5a".repeat(32)).unwrap();
-    let guards = [Guard::new(&one, &two.public_key(), None), Guard::new(&two, &one.public_key(), None)];
+    let guards = [
+        Guard::new(&one, &two.public_key(), None),
+        Guard::new(&two, &one.public_key(), None),
+    ];
     let foreign = Guard::new(&two, &identity(9).public_key(), None);
-    let keyed = [Guard::new(&one, &two.public_key(), Some(&key)), Guard::new(&two, &one.public_key(), Some(&key))];
+    let keyed = [
+        Guard::new(&one, &two.public_key(), Some(&key)),
+        Guard::new(&two, &one.public_key(), Some(&key)),
+    ];
     assert!(world.seen.iter().any(|(to, _)| *to == 0) && world.seen.iter().any(|(to, _)| *to == 1));
     for (to, datagram) in &world.seen {
         assert_eq!(guards[*to].admit(datagram), Ok(()));
@@ -951,18 +1290,37 @@ fn streams_are_bounded_and_contradictions_refused() {
             "a first flight that does not pay for the answer"
         );
     }
-    assert_eq!(send_padded(0, 1000, 100, 1201), Err(HandshakeError::Form { length: 1201 }));
+    assert_eq!(
+        send_padded(0, 1000, 100, 1201),
+        Err(HandshakeError::Form { length: 1201 })
+    );
     let mut send = |offset, total, length| send_padded(offset, total, length, 1200);
-    assert!(matches!(send(0, 16385, 100), Err(HandshakeError::Fragment { .. })));
-    assert!(matches!(send(950, 1000, 51), Err(HandshakeError::Fragment { .. })));
-    assert!(matches!(send(0, 1000, 0), Err(HandshakeError::Fragment { .. })));
-    assert!(matches!(send(0, 5000, 1200), Err(HandshakeError::Fragment { .. })));
+    assert!(matches!(
+        send(0, 16385, 100),
+        Err(HandshakeError::Fragment { .. })
+    ));
+    assert!(matches!(
+        send(950, 1000, 51),
+        Err(HandshakeError::Fragment { .. })
+    ));
+    assert!(matches!(
+        send(0, 1000, 0),
+        Err(HandshakeError::Fragment { .. })
+    ));
+    assert!(matches!(
+        send(0, 5000, 1200),
+        Err(HandshakeError::Fragment { .. })
+    ));
     assert_eq!(send(0, 16384, 100), Ok(()));
     assert_eq!(send(16284, 16384, 100), Ok(()));
     assert_eq!(send(0, 16383, 100), Err(HandshakeError::Inconsistent));
     for offset in (0..16384).step_by(1024) {
         let last = send(offset, 16384, 1024);
-        assert_eq!(matches!(last, Err(HandshakeError::Tls(_))), offset == 15360, "zeros are no hello: {last:?}");
+        assert_eq!(
+            matches!(last, Err(HandshakeError::Tls(_))),
+            offset == 15360,
+            "zeros are no hello: {last:?}"
+        );
     }
     assert_eq!(send(0, 16384, 100), Err(HandshakeError::Over));
 }
@@ -975,8 +1333,14 @@ fn debug_shows_no_secret() {
     let shown = format!("{:?}", world.nodes[0].newest().unwrap());
     let (_, before_params) = shown.split_once("session: Session { ").unwrap();
     let (session, _) = before_params.split_once(" }").unwrap();
-    let fields: Vec<&str> = session.split(", ").map(|field| field.split(':').next().unwrap()).collect();
-    assert_eq!(fields, ["local", "remote", "send_phase", "recv_phase", ".."]);
+    let fields: Vec<&str> = session
+        .split(", ")
+        .map(|field| field.split(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        fields,
+        ["local", "remote", "send_phase", "recv_phase", ".."]
+    );
 }
 
 #[test]
@@ -1008,6 +1372,14 @@ fn speed() {
     });
     println!("handshake, both ends, with set-up of both machines: {handshake:?}");
     let [one, two] = pair();
-    let set_up = best(&|_| drop(Handshake::new(one.clone(), two.public_key(), None, 0, [0; 32])));
+    let set_up = best(&|_| {
+        drop(Handshake::new(
+            one.clone(),
+            two.public_key(),
+            None,
+            0,
+            [0; 32],
+        ))
+    });
     println!("set-up of one machine: {set_up:?}");
 }

@@ -1,7 +1,9 @@
-//! TLS 1.3 for one pair, through the QUIC interface of rustls: who may answer, with which algorithms, and what comes out.
+//! TLS 1.3 for one pair, through the QUIC interface of rustls: who may answer, with which
+//! algorithms, and what comes out.
 //!
-//! Takes whole streams of TLS messages from the machines and gives them the streams to send, then the secrets of the session.
-//! The far side is known by one thing only: that it signs with the public key pinned for it.
+//! Takes whole streams of TLS messages from the machines and gives them the streams to send, then
+//! the secrets of the session. The far side is known by one thing only: that it signs with the
+//! public key pinned for it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,8 +11,12 @@ use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use rustls::crypto::aws_lc_rs::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::crypto::aws_lc_rs::cipher_suite::{
+    TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256,
+};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key,
+};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::quic::{ClientConnection, Connection, KeyChange, Keys, ServerConnection, Version};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -19,8 +25,8 @@ use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    SignatureScheme,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, DistinguishedName, Error,
+    ServerConfig, SignatureScheme,
 };
 use zeroize::Zeroize;
 
@@ -65,14 +71,19 @@ impl Configs {
         let spki = identity.public_key().spki();
         let certificate = CertificateDer::from(spki.as_ref().to_vec());
         let own = Arc::new(CertifiedKey::new(vec![certificate], identity.signing_key()));
-        let pinned = Arc::new(Pinned { spki: peer.spki(), algorithms: provider.signature_verification_algorithms });
+        let pinned = Arc::new(Pinned {
+            spki: peer.spki(),
+            algorithms: provider.signature_verification_algorithms,
+        });
 
         let mut client = ClientConfig::builder_with_details(provider.clone(), Arc::new(NoClock))
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has suites for TLS 1.3")
             .dangerous()
             .with_custom_certificate_verifier(pinned.clone())
-            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own.clone())));
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
+                own.clone(),
+            )));
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
         client.enable_sni = false;
         client.resumption = Resumption::disabled();
@@ -87,22 +98,33 @@ impl Configs {
         server.send_tls13_tickets = 0;
         server.ignore_client_order = prefers_own_order;
 
-        Configs { client: Arc::new(client), server: Arc::new(server) }
+        Configs {
+            client: Arc::new(client),
+            server: Arc::new(server),
+        }
     }
 
     pub(super) fn start(&self, params: Vec<u8>) -> (Tls, Output) {
         let name = ServerName::try_from("tpo").expect("a host name; it is never sent");
         let connection = ClientConnection::new(self.client.clone(), Version::V1, name, params);
-        let connection = Connection::Client(connection.expect("the configuration is made for QUIC"));
-        let mut tls = Tls { connection, keys: None };
+        let connection =
+            Connection::Client(connection.expect("the configuration is made for QUIC"));
+        let mut tls = Tls {
+            connection,
+            keys: None,
+        };
         let output = tls.write();
         (tls, output)
     }
 
     pub(super) fn answer(&self, params: Vec<u8>) -> Tls {
         let connection = ServerConnection::new(self.server.clone(), Version::V1, params);
-        let connection = Connection::Server(connection.expect("the configuration is made for QUIC"));
-        Tls { connection, keys: None }
+        let connection =
+            Connection::Server(connection.expect("the configuration is made for QUIC"));
+        Tls {
+            connection,
+            keys: None,
+        }
     }
 }
 
@@ -117,16 +139,36 @@ impl Tls {
         self.keys.is_some()
     }
 
-    /// Seals a fragment of the handshake level; appends its tag. Once for each offset: the offset is the nonce.
+    /// Seals a fragment of the handshake level; appends its tag. Once for each offset: the offset
+    /// is the nonce.
     pub(super) fn seal(&self, offset: u16, aad: &[u8], fragment: &mut Vec<u8>) {
-        let keys = self.keys.as_ref().expect("TLS gives the keys before anything to seal with them");
-        let tag = keys.local.packet.encrypt_in_place(u64::from(offset), aad, fragment);
-        fragment.extend_from_slice(tag.expect("a fragment is far shorter than an AEAD may seal").as_ref());
+        let keys = self
+            .keys
+            .as_ref()
+            .expect("TLS gives the keys before anything to seal with them");
+        let tag = keys
+            .local
+            .packet
+            .encrypt_in_place(u64::from(offset), aad, fragment);
+        fragment.extend_from_slice(
+            tag.expect("a fragment is far shorter than an AEAD may seal")
+                .as_ref(),
+        );
     }
 
     /// Opens a fragment of the handshake level; None if its tag does not fit.
-    pub(super) fn open<'a>(&self, offset: u16, aad: &[u8], sealed: &'a mut [u8]) -> Option<&'a [u8]> {
-        self.keys.as_ref()?.remote.packet.decrypt_in_place(u64::from(offset), aad, sealed).ok()
+    pub(super) fn open<'a>(
+        &self,
+        offset: u16,
+        aad: &[u8],
+        sealed: &'a mut [u8],
+    ) -> Option<&'a [u8]> {
+        self.keys
+            .as_ref()?
+            .remote
+            .packet
+            .decrypt_in_place(u64::from(offset), aad, sealed)
+            .ok()
     }
 
     /// None until the handshake has ended.
@@ -139,14 +181,27 @@ impl Tls {
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Suite::ChaCha20Poly1305,
             _ => return None,
         };
-        let export = |context| self.connection.export_keying_material([0; 32], EXPORT_LABEL, Some(context)).ok();
+        let export = |context| {
+            self.connection
+                .export_keying_material([0; 32], EXPORT_LABEL, Some(context))
+                .ok()
+        };
         let (client, server) = (export(b"c")?, export(b"s")?);
         let (send_secret, recv_secret) = match self.connection {
             Connection::Client(_) => (client, server),
             Connection::Server(_) => (server, client),
         };
-        let peer_params = self.connection.quic_transport_parameters().unwrap_or_default().to_vec();
-        Some(Outcome { suite, send_secret, recv_secret, peer_params })
+        let peer_params = self
+            .connection
+            .quic_transport_parameters()
+            .unwrap_or_default()
+            .to_vec();
+        Some(Outcome {
+            suite,
+            send_secret,
+            recv_secret,
+            peer_params,
+        })
     }
 
     fn write(&mut self) -> Output {
@@ -154,11 +209,16 @@ impl Tls {
         loop {
             let mut bytes = Vec::new();
             let change = self.connection.write_hs(&mut bytes);
-            let stream = if self.keys.is_none() { &mut output.initial } else { &mut output.handshake };
+            let stream = if self.keys.is_none() {
+                &mut output.initial
+            } else {
+                &mut output.handshake
+            };
             stream.append(&mut bytes);
             match change {
                 Some(KeyChange::Handshake { keys }) => self.keys = Some(keys),
-                // The session has its own keys, from the exporter; nothing more of TLS is sent under these.
+                // The session has its own keys, from the exporter; nothing more of TLS is sent
+                // under these.
                 Some(KeyChange::OneRtt { .. }) => {}
                 None => return output,
             }
@@ -173,8 +233,9 @@ impl Drop for Outcome {
     }
 }
 
-/// Our algorithms, and whether as the server we insist on our order. AES is the faster where the processor helps with it; where it
-/// does not, on either side, ChaCha20 is, and does not leak keys through the cache.
+/// Our algorithms, and whether as the server we insist on our order. AES is the faster where the
+/// processor helps with it; where it does not, on either side, ChaCha20 is, and does not leak keys
+/// through the cache.
 fn provider() -> (CryptoProvider, bool) {
     let aes = has_aes_instructions();
     let mut cipher_suites = vec![TLS13_AES_128_GCM_SHA256, TLS13_CHACHA20_POLY1305_SHA256];
@@ -182,7 +243,14 @@ fn provider() -> (CryptoProvider, bool) {
         cipher_suites.reverse();
     }
     let kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-    (CryptoProvider { cipher_suites, kx_groups, ..aws_lc_rs::default_provider() }, !aes)
+    (
+        CryptoProvider {
+            cipher_suites,
+            kx_groups,
+            ..aws_lc_rs::default_provider()
+        },
+        !aes,
+    )
 }
 
 fn has_aes_instructions() -> bool {
@@ -201,16 +269,26 @@ struct Pinned {
 }
 
 impl Pinned {
-    fn check(&self, end_entity: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+    fn check(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<(), Error> {
         if end_entity.as_ref() == self.spki.as_ref() && intermediates.is_empty() {
             Ok(())
         } else {
-            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+            Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ))
         }
     }
 
     /// Against the pinned key itself, whatever was presented.
-    fn check_signature(&self, message: &[u8], dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, Error> {
+    fn check_signature(
+        &self,
+        message: &[u8],
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
         if dss.scheme != SignatureScheme::ED25519 {
             return Err(Error::InvalidCertificate(CertificateError::BadSignature));
         }
@@ -233,7 +311,8 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.check(end_entity, intermediates).map(|()| ServerCertVerified::assertion())
+        self.check(end_entity, intermediates)
+            .map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -274,7 +353,8 @@ impl ClientCertVerifier for Pinned {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check(end_entity, intermediates).map(|()| ClientCertVerified::assertion())
+        self.check(end_entity, intermediates)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -304,7 +384,8 @@ impl ClientCertVerifier for Pinned {
     }
 }
 
-/// Pinned keys do not expire and tickets are not given out, so TLS needs no time; this keeps it from reading the clock.
+/// Pinned keys do not expire and tickets are not given out, so TLS needs no time; this keeps it
+/// from reading the clock.
 #[derive(Debug)]
 struct NoClock;
 
@@ -322,20 +403,41 @@ mod tests {
     fn only_the_pinned_key_is_accepted_and_nothing_beside_it() {
         let [one, two] = [[1; 32], [2; 32]].map(PublicKey::from_bytes);
         let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
-        let pinned = Pinned { spki: one.spki(), algorithms };
+        let pinned = Pinned {
+            spki: one.spki(),
+            algorithms,
+        };
         let certificate = |key: &PublicKey| CertificateDer::from(key.spki().as_ref().to_vec());
         assert!(pinned.check(&certificate(&one), &[]).is_ok());
         assert!(pinned.check(&certificate(&two), &[]).is_err());
-        assert!(pinned.check(&certificate(&one), &[certificate(&two)]).is_err());
+        assert!(
+            pinned
+                .check(&certificate(&one), &[certificate(&two)])
+                .is_err()
+        );
     }
 
     #[test]
     fn only_the_hybrid_group_and_two_suites_are_offered() {
         let (provider, _) = provider();
-        let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
+        let groups: Vec<_> = provider
+            .kx_groups
+            .iter()
+            .map(|group| group.name())
+            .collect();
         assert_eq!(groups, [rustls::NamedGroup::X25519MLKEM768]);
-        let mut suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite()).collect();
+        let mut suites: Vec<_> = provider
+            .cipher_suites
+            .iter()
+            .map(|suite| suite.suite())
+            .collect();
         suites.sort_by_key(|suite| u16::from(*suite));
-        assert_eq!(suites, [CipherSuite::TLS13_AES_128_GCM_SHA256, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256]);
+        assert_eq!(
+            suites,
+            [
+                CipherSuite::TLS13_AES_128_GCM_SHA256,
+                CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            ]
+        );
     }
 }

@@ -9,10 +9,13 @@ use aws_lc_rs::hmac;
 use zeroize::Zeroize;
 
 use super::HandshakeError;
-use crate::crypto::{KIND_HANDSHAKE, KIND_RETRY, TAG, VERSION, expand, extract, pair_hint, pair_text};
+use crate::crypto::{
+    KIND_HANDSHAKE, KIND_RETRY, TAG, VERSION, expand, extract, pair_hint, pair_text,
+};
 use crate::identity::{Identity, PreSharedKey, PublicKey};
 
-/// No handshake datagram is larger: every path that a tunnel may use carries 1,200 bytes (RFC 9000 section 14).
+/// No handshake datagram is larger: every path that a tunnel may use carries 1,200 bytes (RFC 9000
+/// section 14).
 pub(super) const DATAGRAM: usize = 1200;
 /// The longest stream of one level. Ours have some 1,400 bytes; an attacker's must not fill memory.
 pub(super) const STREAM: usize = 16 * 1024;
@@ -48,7 +51,11 @@ pub(super) struct Header {
 /// A datagram whose HMAC is right and whose lengths fit each other.
 pub(super) enum Parsed<'a> {
     Fragment(Fragment<'a>),
-    Retry { index: u32, attempt: u64, cookie: [u8; 16] },
+    Retry {
+        index: u32,
+        attempt: u64,
+        cookie: [u8; 16],
+    },
 }
 
 pub(super) struct Fragment<'a> {
@@ -74,7 +81,10 @@ impl Direction {
     fn new(secret: &Prk, sender: &PublicKey, receiver: &PublicKey) -> Direction {
         let mut key = [0; 32];
         expand(secret, &pair_text(b"tpo mac", sender, receiver), &mut key);
-        let direction = Direction { hint: pair_hint(sender, receiver), key: hmac::Key::new(hmac::HMAC_SHA256, &key) };
+        let direction = Direction {
+            hint: pair_hint(sender, receiver),
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+        };
         key.zeroize();
         direction
     }
@@ -91,7 +101,9 @@ impl Direction {
 
     fn mac(&self, text: &[u8]) -> [u8; MAC] {
         let tag = hmac::sign(&self.key, text);
-        tag.as_ref()[..MAC].try_into().expect("SHA-256 has 32 bytes")
+        tag.as_ref()[..MAC]
+            .try_into()
+            .expect("SHA-256 has 32 bytes")
     }
 }
 
@@ -102,13 +114,18 @@ impl Pair {
     pub(super) fn new(us: &Identity, peer: &PublicKey, pre_shared: Option<&PreSharedKey>) -> Pair {
         let secret = extract(pre_shared, &us.agree(peer));
         let own = us.public_key();
-        Pair { ours: Direction::new(&secret, &own, peer), theirs: Direction::new(&secret, peer, &own) }
+        Pair {
+            ours: Direction::new(&secret, &own, peer),
+            theirs: Direction::new(&secret, peer, &own),
+        }
     }
 
     /// Whether the peer wrote this, or made it once for somebody to repeat.
     pub(super) fn prove(&self, datagram: &[u8]) -> Result<(), HandshakeError> {
         if datagram.len() < RETRY || datagram.len() > DATAGRAM {
-            return Err(HandshakeError::Form { length: datagram.len() });
+            return Err(HandshakeError::Form {
+                length: datagram.len(),
+            });
         }
         if datagram[1] != VERSION {
             return Err(HandshakeError::Version { found: datagram[1] });
@@ -118,7 +135,9 @@ impl Pair {
 
     /// What the peer wrote; everything that someone else could have written is an error.
     pub(super) fn parse<'a>(&self, datagram: &'a [u8]) -> Result<Parsed<'a>, HandshakeError> {
-        let form = HandshakeError::Form { length: datagram.len() };
+        let form = HandshakeError::Form {
+            length: datagram.len(),
+        };
         self.prove(datagram)?;
         let text = &datagram[..datagram.len() - MAC];
         match datagram[0] {
@@ -132,7 +151,8 @@ impl Pair {
         }
     }
 
-    /// The header of a fragment that we send, its transmission count zero: what the fragment is sealed with.
+    /// The header of a fragment that we send, its transmission count zero: what the fragment is
+    /// sealed with.
     pub(super) fn emit_header(&self, header: &Header) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[0] = KIND_HANDSHAKE;
@@ -141,7 +161,8 @@ impl Pair {
         bytes[10..13].copy_from_slice(&header.sender.to_be_bytes()[1..]);
         bytes[13..16].copy_from_slice(&header.receiver.to_be_bytes()[1..]);
         bytes[16..24].copy_from_slice(&header.attempt.to_be_bytes());
-        bytes[24] = u8::from(header.level == Level::Handshake) | u8::from(header.from_responder) << 1;
+        bytes[24] =
+            u8::from(header.level == Level::Handshake) | u8::from(header.from_responder) << 1;
         bytes[26..28].copy_from_slice(&header.offset.to_be_bytes());
         bytes[28..30].copy_from_slice(&header.total.to_be_bytes());
         bytes[30..32].copy_from_slice(&header.length.to_be_bytes());
@@ -158,7 +179,13 @@ impl Pair {
     }
 
     /// Appends a retry for the initiator's `index` and `attempt`.
-    pub(super) fn emit_retry(&self, index: u32, attempt: u64, cookie: &[u8; 16], out: &mut Vec<u8>) {
+    pub(super) fn emit_retry(
+        &self,
+        index: u32,
+        attempt: u64,
+        cookie: &[u8; 16],
+        out: &mut Vec<u8>,
+    ) {
         let begin = out.len();
         out.extend_from_slice(&[KIND_RETRY, VERSION]);
         out.extend_from_slice(&self.ours.hint);
@@ -211,23 +238,44 @@ fn parse_fragment(text: &[u8]) -> Result<Fragment<'_>, HandshakeError> {
         sender: index(&text[10..13]),
         receiver: index(&text[13..16]),
         attempt: u64::from_be_bytes(array(&text[16..24])),
-        level: if text[24] & 1 == 0 { Level::Initial } else { Level::Handshake },
+        level: if text[24] & 1 == 0 {
+            Level::Initial
+        } else {
+            Level::Handshake
+        },
         from_responder: text[24] & 2 != 0,
         offset: short(26),
         total: short(28),
         length: short(30),
         cookie: array(&text[COOKIE_AT..HEADER]),
     };
-    let (offset, total, length) = (header.offset as usize, header.total as usize, header.length as usize);
+    let (offset, total, length) = (
+        header.offset as usize,
+        header.total as usize,
+        header.length as usize,
+    );
     let rest = &text[HEADER..];
     let body = length + seal_room(header.level);
     let padded = header.level == Level::Initial && !header.from_responder;
-    // An initiator's first flight must be as long as the answer may be large; all others have no padding.
-    let fits = if padded { text.len() + MAC >= DATAGRAM && body <= rest.len() } else { body == rest.len() };
+    // An initiator's first flight must be as long as the answer may be large; all others have no
+    // padding.
+    let fits = if padded {
+        text.len() + MAC >= DATAGRAM && body <= rest.len()
+    } else {
+        body == rest.len()
+    };
     if !fits || length == 0 || total > STREAM || offset + length > total || text[24] > 3 {
-        return Err(HandshakeError::Fragment { offset, length, total });
+        return Err(HandshakeError::Fragment {
+            offset,
+            length,
+            total,
+        });
     }
-    Ok(Fragment { header, aad, body: &rest[..body] })
+    Ok(Fragment {
+        header,
+        aad,
+        body: &rest[..body],
+    })
 }
 
 fn seal_room(level: Level) -> usize {

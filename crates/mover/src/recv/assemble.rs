@@ -1,8 +1,10 @@
-//! Puts the segments of payloads together and hands each payload up once, as soon as it is whole, in any order.
+//! Puts the segments of payloads together and hands each payload up once, as soon as it is whole,
+//! in any order.
 //!
-//! From `mover.rs` come the data subfields of authenticated datagrams; whole payloads go to whoever polls. What is not whole
-//! or not fetched costs memory, which is bounded: it is charged with what is allocated for it, before it is, and a segment that would
-//! exceed the bound is refused. The datagram that carried it is then not acknowledged, so it comes again.
+//! From `mover.rs` come the data subfields of authenticated datagrams; whole payloads go to whoever
+//! polls. What is not whole or not fetched costs memory, which is bounded: it is charged with what
+//! is allocated for it, before it is, and a segment that would exceed the bound is refused. The
+//! datagram that carried it is then not acknowledged, so it comes again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,10 +15,12 @@ use crate::seq;
 use crate::spares::Spares;
 use crate::timer::Nanos;
 
-/// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the tree, whose nodes may be half empty, and the allocator's own. Bytes.
+/// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the tree,
+/// whose nodes may be half empty, and the allocator's own. Bytes.
 pub(crate) const ENTRY_COST: usize = 256;
-/// Pieces of one payload that do not touch each other: a payload of 256 KiB in datagrams of 512 bytes of which every second one is lost. What would be another
-/// piece is refused until gaps close, so that noting a segment never moves more than 4 KiB of entries.
+/// Pieces of one payload that do not touch each other: a payload of 256 KiB in datagrams of 512
+/// bytes of which every second one is lost. What would be another piece is refused until gaps
+/// close, so that noting a segment never moves more than 4 KiB of entries.
 const MOST_PIECES: usize = 512;
 
 /// What became of a segment.
@@ -57,7 +61,8 @@ pub(crate) struct Assembler {
     /// What all payloads cost that were begun and not fetched.
     held: usize,
     limit: usize,
-    /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
+    /// What was held when the limit was lowered last: held may be above the limit up to this, and
+    /// only shrinks.
     held_before: usize,
     max_held: usize,
     spares: Spares,
@@ -90,8 +95,13 @@ impl Assembler {
     pub(crate) fn handle_segment(&mut self, data: &Data<'_>) -> Taken {
         let logical = seq::recover(self.base, data.logical);
         if logical < self.base {
-            // Far below the window it may as well be far above: the low 32 bits cannot tell, and it is handed up in no case.
-            return if self.base - logical <= self.window { Taken::Known } else { Taken::Refused };
+            // Far below the window it may as well be far above: the low 32 bits cannot tell, and it
+            // is handed up in no case.
+            return if self.base - logical <= self.window {
+                Taken::Known
+            } else {
+                Taken::Refused
+            };
         }
         if logical - self.base >= self.window {
             return Taken::Refused;
@@ -107,7 +117,9 @@ impl Assembler {
 
     /// A payload of one segment needs no entry.
     fn take_whole(&mut self, logical: u64, data: &Data<'_>) -> Taken {
-        let Some(mut bytes) = self.open(data.size) else { return Taken::Refused };
+        let Some(mut bytes) = self.open(data.size) else {
+            return Taken::Refused;
+        };
         bytes.clear();
         bytes.extend_from_slice(data.segment);
         self.hand_up(logical, bytes);
@@ -118,8 +130,17 @@ impl Assembler {
         if let Some(taken) = self.add_piece(logical, data) {
             return taken;
         }
-        let Some(bytes) = self.open(data.size) else { return Taken::Refused };
-        self.partial.insert(logical, Partial { bytes, size: data.size as u32, there: Ranges::default() });
+        let Some(bytes) = self.open(data.size) else {
+            return Taken::Refused;
+        };
+        self.partial.insert(
+            logical,
+            Partial {
+                bytes,
+                size: data.size as u32,
+                there: Ranges::default(),
+            },
+        );
         self.add_piece(logical, data).expect("it is there since")
     }
 
@@ -214,17 +235,36 @@ impl Assembler {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(self.held <= self.limit.max(self.held_before), "receiver holds {} of {} bytes", self.held, self.limit);
-        assert!(!self.done.contains(self.base), "the window begins with what is not done");
+        assert!(
+            self.held <= self.limit.max(self.held_before),
+            "receiver holds {} of {} bytes",
+            self.held,
+            self.limit
+        );
+        assert!(
+            !self.done.contains(self.base),
+            "the window begins with what is not done"
+        );
         self.spares.check_invariants();
     }
 
     /// The expensive part of the invariants: adds everything up.
     pub(crate) fn check_sums(&self) {
-        assert!(self.partial.keys().all(|logical| (self.base..self.base + self.window).contains(logical)));
-        assert!(self.partial.values().all(|partial| partial.there.pieces() <= MOST_PIECES));
+        assert!(
+            self.partial
+                .keys()
+                .all(|logical| (self.base..self.base + self.window).contains(logical))
+        );
+        assert!(
+            self.partial
+                .values()
+                .all(|partial| partial.there.pieces() <= MOST_PIECES)
+        );
         let partial = self.partial.values().map(Partial::cost);
-        let ready = self.ready.iter().map(|payload| ENTRY_COST + payload.capacity());
+        let ready = self
+            .ready
+            .iter()
+            .map(|payload| ENTRY_COST + payload.capacity());
         assert_eq!(self.held, partial.sum::<usize>() + ready.sum::<usize>());
     }
 }
@@ -240,11 +280,14 @@ impl Partial {
         if self.there.covers(from, to) {
             return Taken::Known;
         }
-        if self.there.is_apart(from, to) && (self.there.pieces() == MOST_PIECES || self.there.growth() > room) {
+        if self.there.is_apart(from, to)
+            && (self.there.pieces() == MOST_PIECES || self.there.growth() > room)
+        {
             return Taken::Refused;
         }
         self.there.insert(from, to);
-        // A used buffer keeps its old content until overwritten; only growth over a gap must be filled.
+        // A used buffer keeps its old content until overwritten; only growth over a gap must be
+        // filled.
         if self.bytes.len() > data.size {
             self.bytes.truncate(data.size);
         }
@@ -269,7 +312,10 @@ impl Done {
     }
 
     fn place(&self, logical: u64) -> (usize, u64) {
-        ((logical / 64 % self.0.len() as u64) as usize, 1 << (logical % 64))
+        (
+            (logical / 64 % self.0.len() as u64) as usize,
+            1 << (logical % 64),
+        )
     }
 
     fn contains(&self, logical: u64) -> bool {
@@ -296,7 +342,12 @@ mod tests {
     use super::*;
 
     fn limits() -> Limits {
-        Limits { reassembly_bytes: 100_000, logical_window: 64, first_logical: (1 << 32) - 20, ..Limits::default() }
+        Limits {
+            reassembly_bytes: 100_000,
+            logical_window: 64,
+            first_logical: (1 << 32) - 20,
+            ..Limits::default()
+        }
     }
 
     #[test]
@@ -304,11 +355,13 @@ mod tests {
         for seed in 0..200 {
             let mut dice = fastrand::Rng::with_seed(seed);
             let first = limits().first_logical;
-            let payloads: Vec<Vec<u8>> =
-                (0..40).map(|_| (0..dice.usize(1..1_000)).map(|_| dice.u8(..)).collect()).collect();
+            let payloads: Vec<Vec<u8>> = (0..40)
+                .map(|_| (0..dice.usize(1..1_000)).map(|_| dice.u8(..)).collect())
+                .collect();
             let mut segments = Vec::new();
             for (number, payload) in payloads.iter().enumerate() {
-                // Two different cuts of the same payload, as after a change of the path's datagram size.
+                // Two different cuts of the same payload, as after a change of the path's datagram
+                // size.
                 for _ in 0..2 {
                     let mut at = 0;
                     while at < payload.len() {
@@ -332,7 +385,10 @@ mod tests {
                     size: payload.len(),
                     segment,
                 };
-                assert!(matches!(assembler.handle_segment(&data), Taken::New | Taken::Known), "seed {seed}");
+                assert!(
+                    matches!(assembler.handle_segment(&data), Taken::New | Taken::Known),
+                    "seed {seed}"
+                );
                 assembler.check_invariants();
                 assembler.check_sums();
                 while let Some(payload) = assembler.poll_payload() {
@@ -352,58 +408,139 @@ mod tests {
 
     #[test]
     fn what_exceeds_the_bounds_is_refused_and_what_began_can_still_end() {
-        let mut assembler =
-            Assembler::new(&Limits { reassembly_bytes: 100 + ENTRY_COST, first_logical: 0, ..limits() });
+        let mut assembler = Assembler::new(&Limits {
+            reassembly_bytes: 100 + ENTRY_COST,
+            first_logical: 0,
+            ..limits()
+        });
         let segment = [1; 50];
-        let data =
-            |logical, offset| Data { at_once: false, protected: false, logical, offset, size: 100, segment: &segment };
+        let data = |logical, offset| Data {
+            at_once: false,
+            protected: false,
+            logical,
+            offset,
+            size: 100,
+            segment: &segment,
+        };
         assert_eq!(assembler.handle_segment(&data(1, 0)), Taken::New);
-        assert_eq!(assembler.handle_segment(&data(0, 0)), Taken::Refused, "no memory");
-        assert_eq!(assembler.handle_segment(&data(64, 0)), Taken::Refused, "beyond the window");
-        assert_eq!(assembler.handle_segment(&Data { size: 99, ..data(1, 0) }), Taken::Wrong);
+        assert_eq!(
+            assembler.handle_segment(&data(0, 0)),
+            Taken::Refused,
+            "no memory"
+        );
+        assert_eq!(
+            assembler.handle_segment(&data(64, 0)),
+            Taken::Refused,
+            "beyond the window"
+        );
+        assert_eq!(
+            assembler.handle_segment(&Data {
+                size: 99,
+                ..data(1, 0)
+            }),
+            Taken::Wrong
+        );
         assert_eq!(assembler.handle_segment(&data(1, 50)), Taken::New);
-        assert_eq!(assembler.handle_segment(&data(0, 0)), Taken::Refused, "not fetched yet");
-        assert_eq!(assembler.poll_payload().map(|payload| payload.len()), Some(100));
+        assert_eq!(
+            assembler.handle_segment(&data(0, 0)),
+            Taken::Refused,
+            "not fetched yet"
+        );
+        assert_eq!(
+            assembler.poll_payload().map(|payload| payload.len()),
+            Some(100)
+        );
         assert_eq!(assembler.handle_segment(&data(0, 0)), Taken::New);
         assert_eq!(assembler.handle_segment(&data(1, 50)), Taken::Known);
     }
 
-    /// One segment of a payload at the far end of the window costs what it is, not an entry for each number before it.
+    /// One segment of a payload at the far end of the window costs what it is, not an entry for
+    /// each number before it.
     #[test]
     fn a_far_segment_costs_one_entry() {
-        let limits = Limits { reassembly_bytes: 2_000, logical_window: 1 << 20, first_logical: 0, ..Limits::default() };
+        let limits = Limits {
+            reassembly_bytes: 2_000,
+            logical_window: 1 << 20,
+            first_logical: 0,
+            ..Limits::default()
+        };
         let mut assembler = Assembler::new(&limits);
-        let data = |logical| Data { at_once: false, protected: false, logical, offset: 0, size: 2, segment: &[7] };
+        let data = |logical| Data {
+            at_once: false,
+            protected: false,
+            logical,
+            offset: 0,
+            size: 2,
+            segment: &[7],
+        };
         assert_eq!(assembler.handle_segment(&data((1 << 20) - 1)), Taken::New);
-        assert!(assembler.held() < 2 * ENTRY_COST && assembler.partial.len() == 1, "{}", assembler.held());
-        let taken = (0..1_000).filter(|logical| assembler.handle_segment(&data(*logical)) == Taken::New).count();
+        assert!(
+            assembler.held() < 2 * ENTRY_COST && assembler.partial.len() == 1,
+            "{}",
+            assembler.held()
+        );
+        let taken = (0..1_000)
+            .filter(|logical| assembler.handle_segment(&data(*logical)) == Taken::New)
+            .count();
         assert!(taken < 2_000 / ENTRY_COST, "{taken} begun with 2,000 bytes");
         assembler.check_invariants();
         assembler.check_sums();
     }
 
-    /// One-byte pieces with gaps: charged, few, and the payload still becomes whole when the gaps are filled in any order.
+    /// One-byte pieces with gaps: charged, few, and the payload still becomes whole when the gaps
+    /// are filled in any order.
     #[test]
     fn single_bytes_with_gaps_are_few_and_charged() {
-        let mut assembler = Assembler::new(&Limits { first_logical: 0, ..Limits::default() });
+        let mut assembler = Assembler::new(&Limits {
+            first_logical: 0,
+            ..Limits::default()
+        });
         let size = 256 << 10;
-        let data = |offset| Data { at_once: false, protected: false, logical: 0, offset, size, segment: &[7] };
-        let taken = (0..size / 2).filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New).count();
+        let data = |offset| Data {
+            at_once: false,
+            protected: false,
+            logical: 0,
+            offset,
+            size,
+            segment: &[7],
+        };
+        let taken = (0..size / 2)
+            .filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New)
+            .count();
         assert_eq!(taken, MOST_PIECES);
-        assert!(assembler.held() >= size + (MOST_PIECES - 1) * 8, "{}", assembler.held());
+        assert!(
+            assembler.held() >= size + (MOST_PIECES - 1) * 8,
+            "{}",
+            assembler.held()
+        );
         let mut at = 0;
         while assembler.delivered().0 == 0 {
             assembler.handle_segment(&data(at % size));
             at += 1;
-            assert!(at <= 4 * size, "what was refused is taken when it comes again");
+            assert!(
+                at <= 4 * size,
+                "what was refused is taken when it comes again"
+            );
         }
-        assert_eq!(assembler.poll_payload().map(|payload| payload.len()), Some(size));
+        assert_eq!(
+            assembler.poll_payload().map(|payload| payload.len()),
+            Some(size)
+        );
         assembler.check_sums();
         // Without memory for the pieces' own entries there are none.
         let limit = ENTRY_COST + 1_000 + 32;
-        let mut assembler = Assembler::new(&Limits { first_logical: 0, reassembly_bytes: limit, ..Limits::default() });
-        let data = |offset| Data { size: 1_000, ..data(offset) };
-        let taken = (0..500).filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New).count();
+        let mut assembler = Assembler::new(&Limits {
+            first_logical: 0,
+            reassembly_bytes: limit,
+            ..Limits::default()
+        });
+        let data = |offset| Data {
+            size: 1_000,
+            ..data(offset)
+        };
+        let taken = (0..500)
+            .filter(|at| assembler.handle_segment(&data(2 * at)) == Taken::New)
+            .count();
         assert_eq!(taken, 5, "the first one in place and four beside it");
         assembler.check_invariants();
     }

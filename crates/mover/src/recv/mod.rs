@@ -1,4 +1,5 @@
-//! The receiving half: which datagrams came (`bitmap`), the payloads they carry (`assemble`), when to acknowledge.
+//! The receiving half: which datagrams came (`bitmap`), the payloads they carry (`assemble`), when
+//! to acknowledge.
 
 pub(crate) mod assemble;
 pub(crate) mod bitmap;
@@ -36,7 +37,8 @@ pub(crate) struct Receiver {
     /// The peer's floor: it wants to hear nothing about lower numbers.
     floor: u64,
     meter: Meter,
-    /// Bytes of datagrams that came, and their best rate of late: what is delivered stands still while something is missing.
+    /// Bytes of datagrams that came, and their best rate of late: what is delivered stands still
+    /// while something is missing.
     arrived: u64,
     arrivals: Meter,
     arrival_rate: u64,
@@ -57,9 +59,17 @@ impl Receiver {
             assembler: Assembler::new(limits),
             schedule: Schedule::new(now),
             floor: 0,
-            meter: Meter { since: now, bytes: 0, rate: 0 },
+            meter: Meter {
+                since: now,
+                bytes: 0,
+                rate: 0,
+            },
             arrived: 0,
-            arrivals: Meter { since: now, bytes: 0, rate: 0 },
+            arrivals: Meter {
+                since: now,
+                bytes: 0,
+                rate: 0,
+            },
             arrival_rate: 0,
             duplicate: 0,
             refused: 0,
@@ -91,14 +101,21 @@ impl Receiver {
         }
     }
 
-    /// The peer's own numbers in its acknowledgement, which came in datagram `number`. Its highest number sent is that
-    /// datagram or an older one: what is missing below shows as a gap when the datagram is noted.
+    /// The peer's own numbers in its acknowledgement, which came in datagram `number`. Its highest
+    /// number sent is that datagram or an older one: what is missing below shows as a gap when the
+    /// datagram is noted.
     pub(crate) fn handle_ack(&mut self, ack: &Ack<'_>, number: u64) {
         self.floor = self.floor.max(seq::recover(number, ack.floor).min(number));
     }
 
     /// All of an authenticated datagram was taken.
-    pub(crate) fn on_taken(&mut self, number: u64, wishes: &Wishes, minimum_rtt: Option<Nanos>, now: Nanos) {
+    pub(crate) fn on_taken(
+        &mut self,
+        number: u64,
+        wishes: &Wishes,
+        minimum_rtt: Option<Nanos>,
+        now: Nanos,
+    ) {
         if wishes.refused {
             return;
         }
@@ -122,12 +139,14 @@ impl Receiver {
             return;
         }
         let first = seq::recover(number, parity.first);
-        self.rebuilder.on_parity(parity, first, number, &self.bitmap, &mut self.rebuilt);
+        self.rebuilder
+            .on_parity(parity, first, number, &self.bitmap, &mut self.rebuilt);
     }
 
     /// Keeps the plain bytes of a protected datagram, after it was taken.
     pub(crate) fn keep(&mut self, number: u64, plain: &[u8]) {
-        self.rebuilder.on_protected(number, plain, &self.bitmap, &mut self.rebuilt);
+        self.rebuilder
+            .on_protected(number, plain, &self.bitmap, &mut self.rebuilt);
     }
 
     /// A datagram that was rebuilt and did not come meanwhile, to be read like any other.
@@ -141,13 +160,28 @@ impl Receiver {
     }
 
     /// All of a rebuilt datagram was taken.
-    pub(crate) fn on_rebuilt(&mut self, number: u64, wishes: &Wishes, minimum_rtt: Option<Nanos>, now: Nanos) {
+    pub(crate) fn on_rebuilt(
+        &mut self,
+        number: u64,
+        wishes: &Wishes,
+        minimum_rtt: Option<Nanos>,
+        now: Nanos,
+    ) {
         // Told at once, before the sender repairs what is here.
-        self.on_taken(number, &Wishes { at_once: true, ..*wishes }, minimum_rtt, now);
+        self.on_taken(
+            number,
+            &Wishes {
+                at_once: true,
+                ..*wishes
+            },
+            minimum_rtt,
+            now,
+        );
         self.rebuilt_taken = self.rebuilt_taken.wrapping_add(u32::from(!wishes.refused));
     }
 
-    /// What payloads cost that were begun and not fetched, what spare buffers take, and what parity keeps.
+    /// What payloads cost that were begun and not fetched, what spare buffers take, and what parity
+    /// keeps.
     pub(crate) fn held(&self) -> usize {
         self.assembler.held() + self.assembler.spare_bytes() + self.rebuilder.held()
     }
@@ -170,7 +204,8 @@ impl Receiver {
         self.assembler.recycle(buffer);
     }
 
-    // --- acknowledgements out --------------------------------------------------------------------------------------------
+    // --- acknowledgements out
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn ack_deadline(&self, return_rate: u64) -> Option<Nanos> {
         self.bitmap.highest()?;
@@ -181,8 +216,16 @@ impl Receiver {
         self.bitmap.highest().is_some() && self.schedule.may_ride(urgent, minimum_rtt, now)
     }
 
-    /// Appends an acknowledgement of at most `room` bytes. `own_highest` and `own_floor` are our sending half's numbers.
-    pub(crate) fn emit_ack(&mut self, out: &mut Vec<u8>, room: usize, own: (u64, u64), return_rate: u64, now: Nanos) {
+    /// Appends an acknowledgement of at most `room` bytes. `own_highest` and `own_floor` are our
+    /// sending half's numbers.
+    pub(crate) fn emit_ack(
+        &mut self,
+        out: &mut Vec<u8>,
+        room: usize,
+        own: (u64, u64),
+        return_rate: u64,
+        now: Nanos,
+    ) {
         let Some(highest) = self.bitmap.highest() else {
             return;
         };
@@ -199,7 +242,9 @@ impl Receiver {
             words: &[],
         };
         let before = out.len();
-        packet::emit_ack(out, &ack, |out| ack::encode(&self.bitmap, self.floor, room - packet::ACK_HEADER, out));
+        packet::emit_ack(out, &ack, |out| {
+            ack::encode(&self.bitmap, self.floor, room - packet::ACK_HEADER, out)
+        });
         self.schedule.on_sent(out.len() - before, return_rate, now);
         self.acks_sent += 1;
     }
@@ -208,7 +253,10 @@ impl Receiver {
     pub(crate) fn on_datagram(&mut self, bytes: usize, now: Nanos) {
         self.arrived += bytes as u64;
         if self.arrivals.look(self.arrived, now) {
-            self.arrival_rate = self.arrivals.rate.max(self.arrival_rate - self.arrival_rate / 8);
+            self.arrival_rate = self
+                .arrivals
+                .rate
+                .max(self.arrival_rate - self.arrival_rate / 8);
         }
     }
 
@@ -224,7 +272,9 @@ impl Receiver {
 
     pub(crate) fn report(&self, stats: &mut Stats) {
         stats.reassembly_bytes = self.assembler.held() as u64;
-        stats.reassembly_bytes_max = stats.reassembly_bytes_max.max(self.assembler.max_held() as u64);
+        stats.reassembly_bytes_max = stats
+            .reassembly_bytes_max
+            .max(self.assembler.max_held() as u64);
         stats.delivery_rate = self.meter.rate;
         let (payloads, bytes) = self.assembler.delivered();
         stats.payloads_received += payloads;
@@ -264,7 +314,11 @@ impl Meter {
             return false;
         }
         let rate = u128::from(bytes - self.bytes) * u128::from(SECOND) / u128::from(elapsed);
-        *self = Meter { since: now, bytes, rate: u64::try_from(rate).unwrap_or(u64::MAX) };
+        *self = Meter {
+            since: now,
+            bytes,
+            rate: u64::try_from(rate).unwrap_or(u64::MAX),
+        };
         true
     }
 }

@@ -1,7 +1,8 @@
 //! The datagrams on their way: one record each, in a ring indexed by physical number.
 //!
-//! Also counts what was delivered and lost, and takes the delivery-rate samples that the congestion control works with
-//! (the estimator of draft-ietf-ccwg-bbr: per datagram, what had been delivered when it left).
+//! Also counts what was delivered and lost, and takes the delivery-rate samples that the congestion
+//! control works with (the estimator of draft-ietf-ccwg-bbr: per datagram, what had been delivered
+//! when it left).
 
 use std::collections::VecDeque;
 
@@ -12,7 +13,8 @@ use crate::timer::Nanos;
 /// Words of the ring of open bits: as wide as the receiver's window.
 const WORDS: u64 = WINDOW / 64;
 
-/// What a datagram on its way costs: its record and a segment, in rings that may be half empty. Bytes.
+/// What a datagram on its way costs: its record and a segment, in rings that may be half empty.
+/// Bytes.
 pub(super) const RECORD_COST: usize = 2 * (size_of::<Record>() + size_of::<Segment>());
 /// Records that every connection has room for, uncounted.
 const ROOM_LEFT: usize = 4_096;
@@ -211,9 +213,14 @@ impl Flight {
         self.segments.push_back(segment);
     }
 
-    /// A datagram with the number `next()` left, carrying the last `segments` added. `bytes` is 0 for one that asks for nothing.
+    /// A datagram with the number `next()` left, carrying the last `segments` added. `bytes` is 0
+    /// for one that asks for nothing.
     pub(crate) fn push(&mut self, bytes: usize, segments: usize, marks: Marks, now: Nanos) {
-        let Marks { probe, protected, patient } = marks;
+        let Marks {
+            probe,
+            protected,
+            patient,
+        } = marks;
         let asks = bytes > 0;
         if asks && self.flying == 0 {
             // After a rest the samples must not count the rest.
@@ -247,7 +254,8 @@ impl Flight {
         }
     }
 
-    /// The sender has less to send than it may: samples until all of this is delivered do not show the path's rate.
+    /// The sender has less to send than it may: samples until all of this is delivered do not show
+    /// the path's rate.
     pub(crate) fn on_app_limited(&mut self) {
         self.app_limited = Some(self.delivered + self.in_flight);
     }
@@ -319,12 +327,16 @@ impl Flight {
 
     /// Moves the cursor over what is decided.
     pub(crate) fn skip_decided(&mut self) {
-        while self.get(self.cursor).is_some_and(|record| record.fate != Fate::Flying) {
+        while self
+            .get(self.cursor)
+            .is_some_and(|record| record.fate != Fate::Flying)
+        {
             self.cursor += 1;
         }
     }
 
-    /// Forgets the oldest records whose fate is decided; lost ones only when they were sent before `lost_before`.
+    /// Forgets the oldest records whose fate is decided; lost ones only when they were sent before
+    /// `lost_before`.
     pub(crate) fn retire(&mut self, lost_before: Nanos) {
         while let Some(record) = self.records.front() {
             match record.fate {
@@ -347,7 +359,11 @@ impl Flight {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert_eq!(self.delivered + self.lost + self.in_flight, self.sent, "every byte sent has one fate");
+        assert_eq!(
+            self.delivered + self.lost + self.in_flight,
+            self.sent,
+            "every byte sent has one fate"
+        );
         assert!(self.span() <= WORDS * 64 - 64, "the flight fits its ring");
         assert!(self.cursor >= self.base && self.cursor <= self.next());
         assert!((self.flying == 0) == (self.in_flight == 0));
@@ -355,16 +371,41 @@ impl Flight {
 
     /// The expensive part of the invariants: adds everything up.
     pub(crate) fn check_sums(&self) {
-        let flying = || self.records.iter().filter(|record| record.fate == Fate::Flying);
+        let flying = || {
+            self.records
+                .iter()
+                .filter(|record| record.fate == Fate::Flying)
+        };
         assert_eq!(self.flying, flying().count());
-        assert_eq!(self.patient, flying().filter(|record| record.patient).count());
-        assert_eq!(self.in_flight, flying().map(|record| u64::from(record.bytes)).sum::<u64>());
-        assert_eq!(self.segments.len(), self.records.iter().map(|record| usize::from(record.segments)).sum::<usize>());
-        assert!(self.records.iter().take((self.cursor - self.base) as usize).all(|record| record.fate != Fate::Flying));
+        assert_eq!(
+            self.patient,
+            flying().filter(|record| record.patient).count()
+        );
+        assert_eq!(
+            self.in_flight,
+            flying().map(|record| u64::from(record.bytes)).sum::<u64>()
+        );
+        assert_eq!(
+            self.segments.len(),
+            self.records
+                .iter()
+                .map(|record| usize::from(record.segments))
+                .sum::<usize>()
+        );
+        assert!(
+            self.records
+                .iter()
+                .take((self.cursor - self.base) as usize)
+                .all(|record| record.fate != Fate::Flying)
+        );
         for (at, record) in self.records.iter().enumerate() {
             let number = self.base + at as u64;
             let open = self.open[index(number)] >> (number % 64) & 1 == 1;
-            assert_eq!(open, matches!(record.fate, Fate::Flying | Fate::Lost), "number {number}");
+            assert_eq!(
+                open,
+                matches!(record.fate, Fate::Flying | Fate::Lost),
+                "number {number}"
+            );
         }
     }
 }
@@ -387,15 +428,29 @@ mod tests {
                 if dice.u8(0..3) > 0 || flight.span() == 0 {
                     let segments = dice.usize(0..3);
                     for _ in 0..segments {
-                        flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
+                        flight.add_segment(Segment {
+                            logical: now,
+                            offset: 0,
+                            length: 1,
+                            kind: Kind::First,
+                        });
                     }
-                    flight.push(if segments > 0 { 1_500 } else { 0 }, segments, Marks::default(), now);
+                    flight.push(
+                        if segments > 0 { 1_500 } else { 0 },
+                        segments,
+                        Marks::default(),
+                        now,
+                    );
                 } else {
                     let number = flight.floor() + dice.u64(0..flight.span().min(200));
                     let record = *flight.get(number).unwrap();
                     if flight.open_word(number / 64) >> (number % 64) & 1 == 1 && dice.bool() {
                         flight.on_acked(number, now);
-                        assert!(flight.segments(&record).all(|segment| segment.logical == record.sent));
+                        assert!(
+                            flight
+                                .segments(&record)
+                                .all(|segment| segment.logical == record.sent)
+                        );
                     } else if record.fate == Fate::Flying {
                         flight.on_lost(number);
                     }
@@ -419,8 +474,18 @@ mod tests {
         for now in 0..400 {
             if now < 200 {
                 for half in 0..2 {
-                    flight.add_segment(Segment { logical: now, offset: 0, length: 1, kind: Kind::First });
-                    flight.push(1_000, 1, Marks::default(), now * millisecond + half * millisecond / 2);
+                    flight.add_segment(Segment {
+                        logical: now,
+                        offset: 0,
+                        length: 1,
+                        kind: Kind::First,
+                    });
+                    flight.push(
+                        1_000,
+                        1,
+                        Marks::default(),
+                        now * millisecond + half * millisecond / 2,
+                    );
                 }
             }
             if now >= 50 {

@@ -1,9 +1,9 @@
-//! Which datagrams count as lost, and when to ask the peer because nothing was heard (RFC 8985 and RFC 9002, with a
-//! reordering window that learns, and with probing that never backs off for long).
+//! Which datagrams count as lost, and when to ask the peer because nothing was heard (RFC 8985 and
+//! RFC 9002, with a reordering window that learns, and with probing that never backs off for long).
 //!
-//! A datagram is lost when a later one was acknowledged and its own acknowledgement is late by more than the reordering that
-//! this path shows. While the path has shown none, three later ones are enough. A loss that turns out to be none widens
-//! the window.
+//! A datagram is lost when a later one was acknowledged and its own acknowledgement is late by more
+//! than the reordering that this path shows. While the path has shown none, three later ones are
+//! enough. A loss that turns out to be none widens the window.
 
 use super::flight::{Fate, Record};
 use crate::fec::protect;
@@ -15,13 +15,16 @@ const THRESHOLD: u64 = 3;
 /// The window starts at an eighth of the shortest round trip.
 const START_SHIFT: u32 = 3;
 const SMALLEST_WINDOW: Nanos = MILLISECOND;
-/// Round trips without reordering after which the window shrinks by a half, and the threshold is trusted again.
+/// Round trips without reordering after which the window shrinks by a half, and the threshold is
+/// trusted again.
 const CLEAN_ROUNDS: u64 = 16;
 /// So many false losses of protected datagrams are no matter of late parity.
 const MANY_REBUILT: u32 = 8;
-/// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways may ask once per second for ever.
+/// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways
+/// may ask once per second for ever.
 const LONGEST_PROBE_TIME: Nanos = SECOND;
-/// So much later a protected datagram may come back from its parity: the parity's shift, and its way through both hosts.
+/// So much later a protected datagram may come back from its parity: the parity's shift, and its
+/// way through both hosts.
 const REBUILD_TIME: Nanos = 2 * protect::SHIFT + 4 * MILLISECOND;
 /// Datagrams that a probe consists of.
 pub(crate) const PROBES: u32 = 2;
@@ -61,7 +64,8 @@ impl Loss {
         self.spurious += u64::from(was_lost);
         self.probes_sent = 0;
         if record.protected {
-            // One that was rebuilt is late without having been overtaken, however late its parity was. Only many show that the path reorders.
+            // One that was rebuilt is late without having been overtaken, however late its parity
+            // was. Only many show that the path reorders.
             self.rebuilt_late += u32::from(was_lost);
             if self.rebuilt_late < MANY_REBUILT || !was_lost {
                 return;
@@ -74,13 +78,20 @@ impl Loss {
             let lateness = now.saturating_sub(sent).saturating_sub(rtt.patient());
             // A detour of one round trip comes back a little later than that.
             let longest = rtt.smoothed().unwrap_or(SECOND) * 5 / 4;
-            self.window = self.window(rtt).max(lateness + lateness / 10).min(longest.max(SMALLEST_WINDOW));
+            self.window = self
+                .window(rtt)
+                .max(lateness + lateness / 10)
+                .min(longest.max(SMALLEST_WINDOW));
         }
     }
 
-    /// The newest datagram of an acknowledgement, after all of it was noted: among those of one acknowledgement there is no order.
+    /// The newest datagram of an acknowledgement, after all of it was noted: among those of one
+    /// acknowledgement there is no order.
     pub(crate) fn on_largest(&mut self, number: u64) {
-        self.largest_acked = Some(self.largest_acked.map_or(number, |largest| largest.max(number)));
+        self.largest_acked = Some(
+            self.largest_acked
+                .map_or(number, |largest| largest.max(number)),
+        );
     }
 
     /// The window shrinks while the path shows no reordering. Called with every acknowledgement.
@@ -88,7 +99,8 @@ impl Loss {
         let clean = CLEAN_ROUNDS * rtt.smoothed().unwrap_or(SECOND);
         if self.reordered_at.is_some_and(|at| now > at + clean) {
             self.window /= 2;
-            let smallest = self.window <= (rtt.minimum().unwrap_or(0) >> START_SHIFT).max(SMALLEST_WINDOW);
+            let smallest =
+                self.window <= (rtt.minimum().unwrap_or(0) >> START_SHIFT).max(SMALLEST_WINDOW);
             if smallest {
                 (self.window, self.reordered_at, self.rebuilt_late) = (0, None, 0);
             } else {
@@ -129,7 +141,8 @@ impl Loss {
         self.asked_at = now;
     }
 
-    /// When to send probes, if anything flies; `peer_delay` is how long the peer may hold back an acknowledgement.
+    /// When to send probes, if anything flies; `peer_delay` is how long the peer may hold back an
+    /// acknowledgement.
     pub(crate) fn probe_deadline(&self, rtt: &Rtt, peer_delay: Nanos) -> Nanos {
         let mut wait = rtt.probe_after() + peer_delay;
         let longest = LONGEST_PROBE_TIME.max(2 * rtt.smoothed().unwrap_or(0));
@@ -177,11 +190,20 @@ mod tests {
         loss.on_largest(13);
         assert!(loss.is_lost(10, &flying, &rtt, now));
         let protected = record(now, Fate::Flying, true);
-        assert!(!loss.is_lost(10, &protected, &rtt, now), "its parity may come");
+        assert!(
+            !loss.is_lost(10, &protected, &rtt, now),
+            "its parity may come"
+        );
         loss.on_acked(9, &protected, &rtt, now);
-        assert!(loss.is_lost(10, &flying, &rtt, now), "what was rebuilt was not overtaken");
+        assert!(
+            loss.is_lost(10, &flying, &rtt, now),
+            "what was rebuilt was not overtaken"
+        );
         loss.on_acked(9, &flying, &rtt, now);
-        assert!(!loss.is_lost(10, &flying, &rtt, now), "reordering: only time tells");
+        assert!(
+            !loss.is_lost(10, &flying, &rtt, now),
+            "reordering: only time tells"
+        );
         assert_eq!(loss.deadline(), Some(now + 90 * MILLISECOND));
         assert!(loss.is_lost(10, &flying, &rtt, now + 90 * MILLISECOND));
     }
@@ -207,7 +229,10 @@ mod tests {
         for late in 1..=MANY_REBUILT {
             loss.on_acked(5, &record(0, Fate::Lost, true), &rtt, 120 * MILLISECOND);
             let widened = loss.window(&rtt) > 10 * MILLISECOND;
-            assert_eq!((loss.spurious(), widened), (u64::from(late), late == MANY_REBUILT));
+            assert_eq!(
+                (loss.spurious(), widened),
+                (u64::from(late), late == MANY_REBUILT)
+            );
         }
     }
 
@@ -218,8 +243,15 @@ mod tests {
             loss.on_acked(5, &record(0, Fate::Lost, false), &rtt, came);
             loss.window(&rtt)
         };
-        assert_eq!(window(&mut loss, 163 * MILLISECOND), 83 * MILLISECOND * 11 / 10);
-        assert_eq!(window(&mut loss, SECOND), 100 * MILLISECOND, "and nothing later than a quarter more");
+        assert_eq!(
+            window(&mut loss, 163 * MILLISECOND),
+            83 * MILLISECOND * 11 / 10
+        );
+        assert_eq!(
+            window(&mut loss, SECOND),
+            100 * MILLISECOND,
+            "and nothing later than a quarter more"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! The sending half: payloads (`queue`), datagrams on their way (`flight`), what is lost (`loss`), the end of a
-//! burst (`tail`), and how fast it goes.
+//! The sending half: payloads (`queue`), datagrams on their way (`flight`), what is lost (`loss`),
+//! the end of a burst (`tail`), and how fast it goes.
 //!
-//! `connection.rs` hands in payloads and the peer's acknowledgements, and fills datagrams from here. Nothing here knows of
-//! sessions, addresses or the receiving half.
+//! `connection.rs` hands in payloads and the peer's acknowledgements, and fills datagrams from
+//! here. Nothing here knows of sessions, addresses or the receiving half.
 
 pub(crate) mod flight;
 pub(crate) mod loss;
@@ -30,20 +30,23 @@ use crate::rtt::Rtt;
 use crate::seq;
 use crate::timer::{Earliest, MILLISECOND, Nanos, SECOND, Timer};
 
-/// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held back.
+/// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held
+/// back.
 const SPAN_RESERVE: u64 = 4_096;
-/// With more on its way than this, a flow that waits three round trips for a repair outgrows what the receiver may hold for it: repairs of
-/// repairs leave twice. Below, the copies (loss squared) would only cost what they cost.
+/// With more on its way than this, a flow that waits three round trips for a repair outgrows what
+/// the receiver may hold for it: repairs of repairs leave twice. Below, the copies (loss squared)
+/// would only cost what they cost.
 const DOUBLES_FROM: u64 = 16 << 20;
 /// What was packed and has not left is at most what leaves in this time.
 const UNSENT: Nanos = 3 * MILLISECOND;
 /// The headers of a buffer are 24 bytes: in more datagrams than these they are nothing.
 const WORTHWHILE_DATAGRAMS: u64 = 8;
-/// Lost datagrams are remembered until so many round trips after they left, to take the loss back if their acknowledgement comes after
-/// all: it is late by a round trip at most. Acknowledgements reach back as far, so it is no longer than that.
+/// Lost datagrams are remembered until so many round trips after they left, to take the loss back
+/// if their acknowledgement comes after all: it is late by a round trip at most. Acknowledgements
+/// reach back as far, so it is no longer than that.
 const REMEMBER_ROUNDS: u64 = 2;
-/// Flags of acknowledgements that are longer than so many bytes, a word of losses and some, may tell of what is long decided: they eat the budget that the next
-/// acknowledgement has to wait for.
+/// Flags of acknowledgements that are longer than so many bytes, a word of losses and some, may
+/// tell of what is long decided: they eat the budget that the next acknowledgement has to wait for.
 const LONG_WORDS: usize = 16;
 
 /// What the next datagram is for.
@@ -51,7 +54,8 @@ const LONG_WORDS: usize = 16;
 pub(crate) enum Load {
     /// Payloads, as pacing and window allow.
     Data,
-    /// Asks the peer for an acknowledgement after a silence, with data that it may lack. Small: sure to fit the path.
+    /// Asks the peer for an acknowledgement after a silence, with data that it may lack. Small:
+    /// sure to fit the path.
     Probe { small: bool },
     /// Asks whether the path carries datagrams of this size.
     Size(usize),
@@ -125,7 +129,8 @@ pub(crate) struct Sender {
     lost_probe_bytes: u64,
     /// What the peer said last of the datagrams that it has rebuilt.
     rebuilt: u32,
-    /// The floor that the peer was told last, and whether its acknowledgements show that a newer one would shorten them.
+    /// The floor that the peer was told last, and whether its acknowledgements show that a newer
+    /// one would shorten them.
     told_floor: u64,
     tells_floor: bool,
 }
@@ -164,9 +169,15 @@ impl Sender {
         }
     }
 
-    // --- payloads in -----------------------------------------------------------------------------------------------------
+    // --- payloads in
+    // ---------------------------------------------------------------------------------------------
 
-    pub(crate) fn push(&mut self, payload: Vec<u8>, urgent: bool, now: Nanos) -> Result<(), Vec<u8>> {
+    pub(crate) fn push(
+        &mut self,
+        payload: Vec<u8>,
+        urgent: bool,
+        now: Nanos,
+    ) -> Result<(), Vec<u8>> {
         if payload.is_empty() || !self.queue.has_room(payload.len()) {
             return Err(payload);
         }
@@ -180,7 +191,8 @@ impl Sender {
         Ok(())
     }
 
-    /// What payloads cost that are not wholly acknowledged, spare buffers and the records of what is on its way.
+    /// What payloads cost that are not wholly acknowledged, spare buffers and the records of what
+    /// is on its way.
     pub(crate) fn held(&self) -> usize {
         self.queue.held() + self.flight.held()
     }
@@ -201,11 +213,13 @@ impl Sender {
     pub(crate) fn budget(&self, now: Nanos) -> usize {
         let allowance = self.allowance(now);
         let datagram = (self.mtu.current() + self.overhead) as u64;
-        let payload =
-            allowance.max(if allowance > 0 { datagram } else { 0 }) * self.segment_payload() as u64 / datagram;
+        let payload = allowance.max(if allowance > 0 { datagram } else { 0 })
+            * self.segment_payload() as u64
+            / datagram;
         let budget = (payload as usize).saturating_sub(self.queue.waiting());
         if !self.queue.has_room(budget.min(Limits::MAX_PAYLOAD)) {
-            // Only an acknowledgement makes room, and that wakes everybody. The pacer's release may be long past.
+            // Only an acknowledgement makes room, and that wakes everybody. The pacer's release may
+            // be long past.
             return 0;
         }
         if budget == 0 {
@@ -216,7 +230,9 @@ impl Sender {
 
     /// Whether a datagram may leave now, and nothing urgent waits.
     pub(crate) fn takes_urgent(&self, now: Nanos) -> bool {
-        self.allowance(now) > 0 && !self.queue.has_urgent() && self.queue.has_room(self.segment_payload())
+        self.allowance(now) > 0
+            && !self.queue.has_urgent()
+            && self.queue.has_room(self.segment_payload())
     }
 
     /// Wire bytes of data that may leave now.
@@ -225,7 +241,11 @@ impl Sender {
         if room == 0 {
             self.window_limited_at.set(Some(now));
         }
-        if room == 0 { 0 } else { room.min(self.pacer.allowance(now)) }
+        if room == 0 {
+            0
+        } else {
+            room.min(self.pacer.allowance(now))
+        }
     }
 
     /// Wire bytes that the window leaves free; less than a datagram counts as nothing.
@@ -252,7 +272,8 @@ impl Sender {
         }
     }
 
-    /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that is few datagrams.
+    /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that
+    /// is few datagrams.
     pub(crate) fn worthwhile(&self) -> usize {
         let datagram = (self.mtu.current() + self.overhead) as u64;
         let datagrams = self.controller.rate() * UNSENT / SECOND / datagram;
@@ -287,13 +308,17 @@ impl Sender {
         self.queue.give_spare(buffer);
     }
 
-    // --- datagrams out ---------------------------------------------------------------------------------------------------
+    // --- datagrams out
+    // ---------------------------------------------------------------------------------------------
 
-    /// What the next datagram is for, if one must or may leave now. `ack_due`: an acknowledgement cannot wait.
+    /// What the next datagram is for, if one must or may leave now. `ack_due`: an acknowledgement
+    /// cannot wait.
     pub(crate) fn next_load(&mut self, ack_due: bool, now: Nanos) -> Option<Load> {
         if self.probes_due > 0 {
             // The second one is small: if only it arrives, the path has become narrower.
-            return Some(Load::Probe { small: self.probes_due == 1 });
+            return Some(Load::Probe {
+                small: self.probes_due == 1,
+            });
         }
         let parity = self.fec.due().is_some_and(|due| due <= now);
         if (parity || self.queue.waiting() > 0) && self.allowance(now) > 0 {
@@ -331,7 +356,8 @@ impl Sender {
         self.told_floor
     }
 
-    /// The peer repeats what is long decided: it has to be told the floor, if nothing else gives cause to.
+    /// The peer repeats what is long decided: it has to be told the floor, if nothing else gives
+    /// cause to.
     pub(crate) fn tells_floor(&self) -> bool {
         self.tells_floor
     }
@@ -339,7 +365,9 @@ impl Sender {
     /// The largest datagram for this load.
     pub(crate) fn size_for(&self, load: Load) -> usize {
         match load {
-            Load::Data | Load::Parity | Load::Tail | Load::Probe { small: false } => self.mtu.current(),
+            Load::Data | Load::Parity | Load::Tail | Load::Probe { small: false } => {
+                self.mtu.current()
+            }
             Load::Size(size) => size,
             Load::Probe { small: true } | Load::Ping | Load::Ack => self.mtu.safe(),
         }
@@ -355,7 +383,10 @@ impl Sender {
             Load::Parity => {
                 let before = out.len();
                 self.fec.emit(out, end - out.len());
-                return Filled { asks: out.len() > before, ..Filled::default() };
+                return Filled {
+                    asks: out.len() > before,
+                    ..Filled::default()
+                };
             }
             Load::Probe { .. } => {
                 segments = self.emit_segments(out, end, physical, true);
@@ -365,14 +396,22 @@ impl Sender {
             }
             Load::Tail => {
                 segments = self.fill_tail(out, end, physical);
-                return Filled { segments, asks: segments > 0, protected: false };
+                return Filled {
+                    segments,
+                    asks: segments > 0,
+                    protected: false,
+                };
             }
             Load::Size(_) | Load::Ping => packet::emit_ping(out),
         }
         if let Load::Size(_) = load {
             packet::emit_padding(out, end - out.len());
         }
-        Filled { segments, asks: true, protected: false }
+        Filled {
+            segments,
+            asks: true,
+            protected: false,
+        }
     }
 
     /// Datagrams with urgent payloads are protected.
@@ -380,17 +419,35 @@ impl Sender {
         let start = out.len();
         self.queue.doubles = self.flight.in_flight() > DOUBLES_FROM;
         let urgent = self.queue.has_urgent() && self.fec.is_on(self.rtt.minimum());
-        let segments = self.emit_segments(out, if urgent { end - fec::RESERVE } else { end }, physical, false);
+        let segments = self.emit_segments(
+            out,
+            if urgent { end - fec::RESERVE } else { end },
+            physical,
+            false,
+        );
         let protected = segments > 0 && urgent;
         if protected {
             packet::protect(&mut out[start..]);
         }
-        Filled { segments, asks: segments > 0, protected }
+        Filled {
+            segments,
+            asks: segments > 0,
+            protected,
+        }
     }
 
-    fn emit_segments(&mut self, out: &mut Vec<u8>, end: usize, physical: u64, at_once: bool) -> usize {
+    fn emit_segments(
+        &mut self,
+        out: &mut Vec<u8>,
+        end: usize,
+        physical: u64,
+        at_once: bool,
+    ) -> usize {
         let mut segments = 0;
-        while let Some(segment) = self.queue.emit_next(out, end.saturating_sub(out.len()), physical, at_once) {
+        while let Some(segment) =
+            self.queue
+                .emit_next(out, end.saturating_sub(out.len()), physical, at_once)
+        {
             self.flight.add_segment(segment);
             segments += 1;
         }
@@ -404,15 +461,30 @@ impl Sender {
 
     /// A datagram that was acknowledged, or that counts as lost, needs no copy.
     fn fill_tail(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
-        let Some((number, bytes)) = self.tail.take() else { return 0 };
-        let Some(&record) = self.flight.get(number).filter(|record| record.fate == Fate::Flying) else { return 0 };
+        let Some((number, bytes)) = self.tail.take() else {
+            return 0;
+        };
+        let Some(&record) = self
+            .flight
+            .get(number)
+            .filter(|record| record.fate == Fate::Flying)
+        else {
+            return 0;
+        };
         if !self.fec.pays(bytes) {
             return 0;
         }
         let mut copies = 0;
         for at in 0..record.segments() {
-            let segment = self.flight.segments(&record).nth(at).expect("it has as many");
-            if let Some(copy) = self.queue.emit_copy(out, end - out.len(), physical, segment) {
+            let segment = self
+                .flight
+                .segments(&record)
+                .nth(at)
+                .expect("it has as many");
+            if let Some(copy) = self
+                .queue
+                .emit_copy(out, end - out.len(), physical, segment)
+            {
                 self.flight.add_segment(copy);
                 copies += 1;
             }
@@ -421,7 +493,10 @@ impl Sender {
     }
 
     fn fill_oldest(&mut self, out: &mut Vec<u8>, end: usize, physical: u64) -> usize {
-        let Some(segment) = self.queue.emit_oldest(out, end - out.len(), physical, self.probed) else {
+        let Some(segment) = self
+            .queue
+            .emit_oldest(out, end - out.len(), physical, self.probed)
+        else {
             packet::emit_ping(out);
             return 0;
         };
@@ -430,9 +505,14 @@ impl Sender {
         1
     }
 
-    /// A datagram of `size` bytes left, filled with `load`. Returns its bytes on the wire, for the pacer.
+    /// A datagram of `size` bytes left, filled with `load`. Returns its bytes on the wire, for the
+    /// pacer.
     pub(crate) fn on_sent(&mut self, size: usize, load: Load, filled: Filled, now: Nanos) -> u64 {
-        let Filled { segments, asks, protected } = filled;
+        let Filled {
+            segments,
+            asks,
+            protected,
+        } = filled;
         let bytes = size + self.overhead;
         match load {
             Load::Probe { .. } => self.probes_due -= 1,
@@ -444,11 +524,16 @@ impl Sender {
             self.ping_due = false;
             self.loss.on_asked(now);
         }
-        let marks = Marks { probe: matches!(load, Load::Size(_)), protected, patient: load == Load::Parity };
+        let marks = Marks {
+            probe: matches!(load, Load::Size(_)),
+            protected,
+            patient: load == Load::Parity,
+        };
         if self.flight.span() >= self.flight_span {
             self.make_span(now);
         }
-        self.flight.push(if asks { bytes } else { 0 }, segments, marks, now);
+        self.flight
+            .push(if asks { bytes } else { 0 }, segments, marks, now);
         bytes as u64
     }
 
@@ -458,13 +543,18 @@ impl Sender {
         let ends = filled.segments > 0 && !filled.protected && self.queue.waiting() == 0;
         let round_trip = self.rtt.minimum();
         if let Some(round_trip) = round_trip.filter(|_| ends && self.fec.is_on(round_trip)) {
-            self.tail.set(self.flight.next(), bytes as u64, round_trip, now);
+            self.tail
+                .set(self.flight.next(), bytes as u64, round_trip, now);
         }
     }
 
-    /// When the last datagram is due to leave once more: never while anything else waits, and not before who waits for the pacer has had a chance.
+    /// When the last datagram is due to leave once more: never while anything else waits, and not
+    /// before who waits for the pacer has had a chance.
     fn tail_due(&self) -> Option<Nanos> {
-        let due = self.tail.due(self.window_limited_at.get()).filter(|_| self.queue.waiting() == 0)?;
+        let due = self
+            .tail
+            .due(self.window_limited_at.get())
+            .filter(|_| self.queue.waiting() == 0)?;
         Some(due.max(self.pacer.release() + tail::CHANCE))
     }
 
@@ -474,14 +564,19 @@ impl Sender {
         if self.controller.on_time(now) {
             self.set_pace(now);
         }
-        self.fec.on_sent(bytes, self.queue.waiting() > 0, self.controller.rate(), now);
+        self.fec
+            .on_sent(bytes, self.queue.waiting() > 0, self.controller.rate(), now);
     }
 
-    /// Acknowledgements and pings took the last numbers of the span while its oldest datagram's fate is still open: it counts
-    /// as lost now. Data stops long before.
+    /// Acknowledgements and pings took the last numbers of the span while its oldest datagram's
+    /// fate is still open: it counts as lost now. Data stops long before.
     fn make_span(&mut self, now: Nanos) {
         let floor = self.flight.floor();
-        if self.flight.get(floor).is_some_and(|record| record.fate == Fate::Flying) {
+        if self
+            .flight
+            .get(floor)
+            .is_some_and(|record| record.fate == Fate::Flying)
+        {
             self.count_lost(floor, now);
             self.flight.skip_decided();
         }
@@ -493,7 +588,8 @@ impl Sender {
         self.ping_due = true;
     }
 
-    // --- acknowledgements ------------------------------------------------------------------------------------------------
+    // --- acknowledgements
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn on_ack(&mut self, ack: &Ack<'_>, now: Nanos) -> Result<(), AckError> {
         let next = self.flight.next();
@@ -503,7 +599,8 @@ impl Sender {
         }
         let was_outage = self.loss.is_outage();
         let were_spurious = self.loss.spurious();
-        self.tells_floor |= ack.words.len() > LONG_WORDS && self.flight.floor() / 64 > self.told_floor / 64;
+        self.tells_floor |=
+            ack.words.len() > LONG_WORDS && self.flight.floor() / 64 > self.told_floor / 64;
         let told = self.take_words(ack, highest, now)?;
         let mut measured = None;
         if let Some((number, record)) = &told.newest {
@@ -511,7 +608,8 @@ impl Sender {
             self.probed = (0, 0);
             if *number == highest {
                 let elapsed = now.saturating_sub(record.sent);
-                self.rtt.on_sample(elapsed, u64::from(ack.delay) * DELAY_UNIT_NANOS, now);
+                self.rtt
+                    .on_sample(elapsed, u64::from(ack.delay) * DELAY_UNIT_NANOS, now);
                 measured = Some(self.rtt.latest());
             }
             self.loss.on_largest(*number);
@@ -524,7 +622,10 @@ impl Sender {
         if was_outage && told.newest.is_some() {
             self.controller.on_outage_end(now);
         }
-        let sample = told.newest.as_ref().map(|(_, record)| self.flight.sample(record));
+        let sample = told
+            .newest
+            .as_ref()
+            .map(|(_, record)| self.flight.sample(record));
         if let Some((_, newest)) = &told.newest {
             // What was rebuilt too late is counted already.
             let counted = self.loss.spurious() - were_spurious;
@@ -536,7 +637,8 @@ impl Sender {
         Ok(())
     }
 
-    /// What the peer has rebuilt was lost on the way, whatever the flags say. A peer that says more than it acknowledges is not believed.
+    /// What the peer has rebuilt was lost on the way, whatever the flags say. A peer that says more
+    /// than it acknowledges is not believed.
     fn count_rebuilt(&mut self, rebuilt: u32, sent: Nanos, most: u64) {
         let news = u64::from(rebuilt.wrapping_sub(self.rebuilt));
         // Half the numbers away it is an older acknowledgement.
@@ -546,7 +648,11 @@ impl Sender {
         self.rebuilt = rebuilt;
         let bytes = (self.mtu.current() + self.overhead) as u64;
         // Their numbers are not known: each counts as a loss of its own.
-        self.lost.extend((0..news.min(most)).map(|_| Lost { number: 0, sent, bytes }));
+        self.lost.extend((0..news.min(most)).map(|_| Lost {
+            number: 0,
+            sent,
+            bytes,
+        }));
     }
 
     fn take_words(&mut self, ack: &Ack<'_>, highest: u64, now: Nanos) -> Result<Told, AckError> {
@@ -558,7 +664,8 @@ impl Sender {
                 break;
             }
             let mut news = bits & self.flight.open_word(word);
-            // Downwards like the words: what is acknowledged of a payload then has no holes but those of losses.
+            // Downwards like the words: what is acknowledged of a payload then has no holes but
+            // those of losses.
             while news != 0 {
                 let bit = news.ilog2();
                 let number = word * 64 + u64::from(bit);
@@ -584,12 +691,17 @@ impl Sender {
         told.small |= size <= mtu::BASE;
         told.acked += u64::from(record.bytes);
         told.datagrams += 1;
-        if told.newest.as_ref().is_none_or(|(newest, _)| number > *newest) {
+        if told
+            .newest
+            .as_ref()
+            .is_none_or(|(newest, _)| number > *newest)
+        {
             told.newest = Some((number, record));
         }
     }
 
-    /// Looks at the flight from its oldest undecided datagram on. True if a datagram larger than the base size was lost.
+    /// Looks at the flight from its oldest undecided datagram on. True if a datagram larger than
+    /// the base size was lost.
     fn detect_losses(&mut self, now: Nanos) -> bool {
         let mut large_lost = false;
         self.loss.clear_due();
@@ -620,11 +732,21 @@ impl Sender {
             return false;
         }
         self.lost_datagrams += 1;
-        self.lost.push(Lost { number, sent: record.sent, bytes: u64::from(record.bytes) });
+        self.lost.push(Lost {
+            number,
+            sent: record.sent,
+            bytes: u64::from(record.bytes),
+        });
         size > mtu::BASE
     }
 
-    fn tell_controller(&mut self, acked: u64, measured: Option<Nanos>, sample: Option<flight::Sample>, now: Nanos) {
+    fn tell_controller(
+        &mut self,
+        acked: u64,
+        measured: Option<Nanos>,
+        sample: Option<flight::Sample>,
+        now: Nanos,
+    ) {
         let undecided = self.flight.get(self.flight.cursor());
         let news = News {
             rtt: &self.rtt,
@@ -643,7 +765,11 @@ impl Sender {
     }
 
     fn set_pace(&mut self, now: Nanos) {
-        self.pacer.set(self.controller.rate(), self.mtu.current() + self.overhead, now);
+        self.pacer.set(
+            self.controller.rate(),
+            self.mtu.current() + self.overhead,
+            now,
+        );
     }
 
     fn retire(&mut self, now: Nanos) {
@@ -651,7 +777,8 @@ impl Sender {
         self.flight.retire(now.saturating_sub(remember));
     }
 
-    // --- the path --------------------------------------------------------------------------------------------------------
+    // --- the path
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn on_too_large(&mut self, size: usize, now: Nanos) {
         self.mtu.on_too_large(size, now);
@@ -668,7 +795,8 @@ impl Sender {
         self.set_pace(now);
     }
 
-    // --- time ------------------------------------------------------------------------------------------------------------
+    // --- time
+    // ---------------------------------------------------------------------------------------------
 
     /// How long the peer may hold back an acknowledgement: it follows the same rule as we do.
     fn peer_delay(&self) -> Nanos {
@@ -676,8 +804,13 @@ impl Sender {
     }
 
     fn probe_deadline(&self) -> Option<Nanos> {
-        let delay = if self.flight.is_patient() { Schedule::patience(self.rtt.minimum()) } else { self.peer_delay() };
-        (self.flight.flying() > 0 && self.probes_due == 0).then(|| self.loss.probe_deadline(&self.rtt, delay))
+        let delay = if self.flight.is_patient() {
+            Schedule::patience(self.rtt.minimum())
+        } else {
+            self.peer_delay()
+        };
+        (self.flight.flying() > 0 && self.probes_due == 0)
+            .then(|| self.loss.probe_deadline(&self.rtt, delay))
     }
 
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
@@ -686,7 +819,11 @@ impl Sender {
         if (self.queue.waiting() > 0 || self.refused.get()) && self.window_room() > 0 {
             earliest.consider(Some(self.pacer.release()), Timer::Pace);
         }
-        for due in [self.fec.due(), self.tail_due()].into_iter().flatten().filter(|_| self.window_room() > 0) {
+        for due in [self.fec.due(), self.tail_due()]
+            .into_iter()
+            .flatten()
+            .filter(|_| self.window_room() > 0)
+        {
             earliest.consider(Some(due.max(self.pacer.release())), Timer::Parity);
         }
         if self.rtt.smoothed().is_some() && !self.loss.is_outage() {
@@ -711,12 +848,14 @@ impl Sender {
         }
     }
 
-    /// Three times the time after which the peer is asked: how long what belongs to the past may still arrive.
+    /// Three times the time after which the peer is asked: how long what belongs to the past may
+    /// still arrive.
     pub(crate) fn three_probe_times(&self) -> Nanos {
         3 * (self.rtt.probe_after() + self.peer_delay())
     }
 
-    // --- for people and worlds -------------------------------------------------------------------------------------------
+    // --- for people and worlds
+    // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn rtt(&self) -> &Rtt {
         &self.rtt
@@ -726,7 +865,11 @@ impl Sender {
     pub(crate) fn path(&self) -> Option<Path> {
         let (bandwidth, minimum) = (self.controller.bandwidth(), self.rtt.minimum()?);
         let round_trip = std::time::Duration::from_nanos(minimum);
-        (bandwidth > 0).then_some(Path { bandwidth, round_trip, age: std::time::Duration::ZERO })
+        (bandwidth > 0).then_some(Path {
+            bandwidth,
+            round_trip,
+            age: std::time::Duration::ZERO,
+        })
     }
 
     pub(crate) fn bandwidth(&self) -> u64 {
@@ -763,7 +906,11 @@ impl Sender {
         self.flight.check_invariants();
         self.fec.check_invariants();
         assert!(self.flight.span() <= self.flight_span + 1);
-        assert!(self.flight.span() == 0 || self.flight.flying() > 0 || self.flight.cursor() == self.flight.next());
+        assert!(
+            self.flight.span() == 0
+                || self.flight.flying() > 0
+                || self.flight.cursor() == self.flight.next()
+        );
     }
 
     pub(crate) fn check_sums(&self) {
@@ -781,7 +928,9 @@ mod tests {
 
     /// One datagram with a payload of 1,000 bytes leaves.
     fn send(sender: &mut Sender, now: Nanos) {
-        sender.push(vec![7; 1_000], false, now).expect("there is room");
+        sender
+            .push(vec![7; 1_000], false, now)
+            .expect("there is room");
         let load = sender.next_load(false, now).expect("the window is open");
         let size = sender.size_for(load);
         let mut out = vec![0; HEADER];
@@ -800,7 +949,10 @@ mod tests {
             send(&mut sender, at * 20 * MILLISECOND);
         }
         let mut now = 60 * MILLISECOND;
-        assert!(sender.window_room() > 0 && sender.pacer.release() < now, "neither window nor pacer hold it back");
+        assert!(
+            sender.window_room() > 0 && sender.pacer.release() < now,
+            "neither window nor pacer hold it back"
+        );
         for _ in 0..3 {
             assert_eq!(sender.budget(now), 0);
             let mut earliest = Earliest::default();

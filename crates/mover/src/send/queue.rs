@@ -1,8 +1,10 @@
-//! The payloads between `send` and their last acknowledgement: what is unsent, what must be repaired, what is acknowledged.
+//! The payloads between `send` and their last acknowledgement: what is unsent, what must be
+//! repaired, what is acknowledged.
 //!
-//! Payloads are cut only here, when a datagram has room: so a repair after a change of the path's datagram size is cut anew.
-//! Order: urgent before others, repairs before new data of the same kind. On a long fat path a repair of a repair is sent twice, a little
-//! apart: what waits behind it has waited for two round trips already, and the receiver's memory is what such waits cost.
+//! Payloads are cut only here, when a datagram has room: so a repair after a change of the path's
+//! datagram size is cut anew. Order: urgent before others, repairs before new data of the same
+//! kind. On a long fat path a repair of a repair is sent twice, a little apart: what waits behind
+//! it has waited for two round trips already, and the receiver's memory is what such waits cost.
 
 use std::collections::VecDeque;
 
@@ -16,13 +18,15 @@ use crate::timer::Nanos;
 /// A piece smaller than this is not worth a subfield header of its own, unless it is all there is.
 const SMALLEST_PIECE: usize = 64;
 
-/// A copy leaves so many datagrams after its original at least, while there is anything else to send: bursts of usual length spare one.
+/// A copy leaves so many datagrams after its original at least, while there is anything else to
+/// send: bursts of usual length spare one.
 const COPY_GAP: u64 = 8;
 /// A table that had far more entries is made smaller when so few are left.
 const ROOM_LEFT: usize = 4_096;
 /// Bytes of the lines of repairs that every connection may have, uncounted.
 const BARE: usize = 64 << 10;
-/// What a payload costs beside its buffer: its entry and its number's, in queues that may be half empty. Bytes.
+/// What a payload costs beside its buffer: its entry and its number's, in queues that may be half
+/// empty. Bytes.
 pub(super) const ENTRY_COST: usize = 2 * (size_of::<Payload>() + size_of::<u64>());
 /// How often a segment has left before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,7 +96,8 @@ pub(crate) struct Queue {
     bytes: usize,
     held: usize,
     limit: usize,
-    /// What was held when the limit was lowered last: held may be above the limit up to this, and only shrinks.
+    /// What was held when the limit was lowered last: held may be above the limit up to this, and
+    /// only shrinks.
     held_before: usize,
     spares: Spares,
     repaired: u64,
@@ -144,16 +149,27 @@ impl Queue {
         self.bytes += bytes.len();
         self.held += ENTRY_COST + bytes.capacity();
         self.class(urgent).fresh.push_back(logical);
-        self.payloads.push_back(Payload { bytes, sent: 0, acked: Ranges::default(), urgent });
+        self.payloads.push_back(Payload {
+            bytes,
+            sent: 0,
+            acked: Ranges::default(),
+            urgent,
+        });
     }
 
     fn class(&mut self, urgent: bool) -> &mut Class {
-        if urgent { &mut self.urgent } else { &mut self.normal }
+        if urgent {
+            &mut self.urgent
+        } else {
+            &mut self.normal
+        }
     }
 
     fn get(&self, logical: u64) -> Option<&Payload> {
         let index = logical.checked_sub(self.base)?;
-        self.payloads.get(index as usize).filter(|payload| !payload.is_done())
+        self.payloads
+            .get(index as usize)
+            .filter(|payload| !payload.is_done())
     }
 
     /// Does an urgent payload wait, or a repair of one?
@@ -174,7 +190,8 @@ impl Queue {
     /// What they cost, with the lines of what must be sent again, and what spare buffers take.
     pub(crate) fn held(&self) -> usize {
         let lines = |class: &Class| {
-            class.repairs.capacity() * size_of::<Segment>() + class.copies.capacity() * size_of::<(u64, Segment)>()
+            class.repairs.capacity() * size_of::<Segment>()
+                + class.copies.capacity() * size_of::<(u64, Segment)>()
         };
         let lines = lines(&self.urgent) + lines(&self.normal);
         self.held + lines.saturating_sub(BARE) + self.spares.bytes()
@@ -210,17 +227,27 @@ impl Queue {
         let segment = self.next(room, physical)?;
         self.emit(out, segment, physical, at_once);
         if segment.kind == Kind::Often && self.doubles {
-            let urgent = self.get(segment.logical).is_some_and(|payload| payload.urgent);
-            let copy = Segment { kind: Kind::Copy, ..segment };
+            let urgent = self
+                .get(segment.logical)
+                .is_some_and(|payload| payload.urgent);
+            let copy = Segment {
+                kind: Kind::Copy,
+                ..segment
+            };
             self.repair += usize::from(segment.length);
-            self.class(urgent).copies.push_back((physical + COPY_GAP, copy));
+            self.class(urgent)
+                .copies
+                .push_back((physical + COPY_GAP, copy));
         }
         Some(segment)
     }
 
     fn next(&mut self, room: usize, physical: u64) -> Option<Segment> {
         for urgent in [true, false] {
-            if let Some(segment) = self.next_repair(urgent, room).or_else(|| self.next_copy(urgent, room, physical)) {
+            if let Some(segment) = self
+                .next_repair(urgent, room)
+                .or_else(|| self.next_copy(urgent, room, physical))
+            {
                 return Some(segment);
             }
             if self.class(urgent).repairs.is_empty()
@@ -235,11 +262,13 @@ impl Queue {
         }
         // Nothing else waits. But never beside its original.
         let later = physical + COPY_GAP - 1;
-        self.next_copy(true, room, later).or_else(|| self.next_copy(false, room, later))
+        self.next_copy(true, room, later)
+            .or_else(|| self.next_copy(false, room, later))
     }
 
-    /// Appends once more a piece that is sent but not acknowledged: a probe's load. The first one that ends after `after`, a logical
-    /// number and an offset, or else the oldest: so that probes in a row repeat different pieces.
+    /// Appends once more a piece that is sent but not acknowledged: a probe's load. The first one
+    /// that ends after `after`, a logical number and an offset, or else the oldest: so that probes
+    /// in a row repeat different pieces.
     pub(crate) fn emit_oldest(
         &mut self,
         out: &mut Vec<u8>,
@@ -248,16 +277,33 @@ impl Queue {
         after: (u64, u32),
     ) -> Option<Segment> {
         let room = room.checked_sub(DATA_HEADER).filter(|room| *room > 0)?;
-        let segment = self.unacked_after(after).or_else(|| self.unacked_after((0, 0)))?;
-        let segment = Segment { length: segment.length.min(u16::try_from(room).unwrap_or(u16::MAX)), ..segment };
+        let segment = self
+            .unacked_after(after)
+            .or_else(|| self.unacked_after((0, 0)))?;
+        let segment = Segment {
+            length: segment.length.min(u16::try_from(room).unwrap_or(u16::MAX)),
+            ..segment
+        };
         self.emit(out, segment, physical, true);
         Some(segment)
     }
 
-    /// Appends what is not acknowledged of a segment that left before, if it fits: beside its original, whose fate decides.
-    pub(crate) fn emit_copy(&self, out: &mut Vec<u8>, room: usize, physical: u64, segment: Segment) -> Option<Segment> {
+    /// Appends what is not acknowledged of a segment that left before, if it fits: beside its
+    /// original, whose fate decides.
+    pub(crate) fn emit_copy(
+        &self,
+        out: &mut Vec<u8>,
+        room: usize,
+        physical: u64,
+        segment: Segment,
+    ) -> Option<Segment> {
         let (offset, length) = self.missing(&segment)?;
-        let copy = Segment { offset, length, kind: Kind::Copy, ..segment };
+        let copy = Segment {
+            offset,
+            length,
+            kind: Kind::Copy,
+            ..segment
+        };
         if usize::from(length) + DATA_HEADER > room {
             return None;
         }
@@ -270,10 +316,22 @@ impl Queue {
         (first..self.payloads.len()).find_map(|index| {
             let payload = &self.payloads[index];
             let number = self.base + index as u64;
-            let from = if number == logical { offset.min(payload.sent) } else { 0 };
-            let (start, end) = payload.acked.first_missing(from, payload.sent).filter(|_| !payload.is_done())?;
+            let from = if number == logical {
+                offset.min(payload.sent)
+            } else {
+                0
+            };
+            let (start, end) = payload
+                .acked
+                .first_missing(from, payload.sent)
+                .filter(|_| !payload.is_done())?;
             let length = u16::try_from(end - start).unwrap_or(u16::MAX);
-            Some(Segment { logical: number, offset: start, length, kind: Kind::Again })
+            Some(Segment {
+                logical: number,
+                offset: start,
+                length,
+                kind: Kind::Again,
+            })
         })
     }
 
@@ -308,24 +366,38 @@ impl Queue {
             if left == 0 {
                 class.repairs.pop_front();
             } else {
-                class.repairs[0] = Segment { offset: next, length: left, ..segment };
+                class.repairs[0] = Segment {
+                    offset: next,
+                    length: left,
+                    ..segment
+                };
             }
-            return Some(Segment { offset: start, length, ..segment });
+            return Some(Segment {
+                offset: start,
+                length,
+                ..segment
+            });
         }
     }
 
     /// Where in a segment the first bytes begin that are not acknowledged, and how many they are.
     fn missing(&self, segment: &Segment) -> Option<(u32, u16)> {
-        let (start, stop) = self.get(segment.logical)?.acked.first_missing(segment.offset, segment.end())?;
+        let (start, stop) = self
+            .get(segment.logical)?
+            .acked
+            .first_missing(segment.offset, segment.end())?;
         Some((start, (stop - start) as u16))
     }
 
-    /// A copy that may leave in this datagram. It waits for one that has room for all of it; what would fit into none is given up.
+    /// A copy that may leave in this datagram. It waits for one that has room for all of it; what
+    /// would fit into none is given up.
     fn next_copy(&mut self, urgent: bool, room: usize, physical: u64) -> Option<Segment> {
         loop {
             let (from, segment) = *self.class(urgent).copies.front()?;
             let missing = self.missing(&segment);
-            if missing.is_some_and(|(_, length)| from > physical || room < usize::from(length).min(self.whole_room.1)) {
+            if missing.is_some_and(|(_, length)| {
+                from > physical || room < usize::from(length).min(self.whole_room.1)
+            }) {
                 return None;
             }
             self.class(urgent).copies.pop_front();
@@ -333,7 +405,11 @@ impl Queue {
             if let Some((offset, length)) = missing {
                 self.repaired += 1;
                 let length = length.min(u16::try_from(room).unwrap_or(u16::MAX));
-                return Some(Segment { offset, length, ..segment });
+                return Some(Segment {
+                    offset,
+                    length,
+                    ..segment
+                });
             }
         }
     }
@@ -343,7 +419,12 @@ impl Queue {
         let payload = &mut self.payloads[(logical - self.base) as usize];
         let left = payload.bytes.len() - payload.sent as usize;
         let length = piece(left, room.min(usize::from(u16::MAX)))?;
-        let segment = Segment { logical, offset: payload.sent, length: length as u16, kind: Kind::First };
+        let segment = Segment {
+            logical,
+            offset: payload.sent,
+            length: length as u16,
+            kind: Kind::First,
+        };
         payload.sent += length as u32;
         self.unsent -= length;
         if length == left {
@@ -368,7 +449,9 @@ impl Queue {
         let urgent = payload.urgent;
         self.repair += usize::from(segment.length);
         self.repaired += 1;
-        self.class(urgent).repairs.push_back(Segment { kind, ..segment });
+        self.class(urgent)
+            .repairs
+            .push_back(Segment { kind, ..segment });
     }
 
     /// A segment arrived. Its payload's buffer becomes spare when all of it has.
@@ -376,7 +459,11 @@ impl Queue {
         let Some(index) = segment.logical.checked_sub(self.base) else {
             return;
         };
-        let Some(payload) = self.payloads.get_mut(index as usize).filter(|payload| !payload.is_done()) else {
+        let Some(payload) = self
+            .payloads
+            .get_mut(index as usize)
+            .filter(|payload| !payload.is_done())
+        else {
             return;
         };
         payload.acked.insert(segment.offset, segment.end());
@@ -408,7 +495,12 @@ impl Queue {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(self.held <= self.limit.max(self.held_before), "sender holds {} of {} bytes", self.held, self.limit);
+        assert!(
+            self.held <= self.limit.max(self.held_before),
+            "sender holds {} of {} bytes",
+            self.held,
+            self.limit
+        );
         assert!(self.payloads.len() as u64 <= self.window);
         assert!(!self.payloads.front().is_some_and(Payload::is_done));
         assert!(self.unsent <= self.bytes && self.bytes <= self.held);
@@ -418,14 +510,35 @@ impl Queue {
     /// The expensive part of the invariants: adds everything up.
     pub(crate) fn check_sums(&self) {
         let kept = || self.payloads.iter().filter(|payload| !payload.is_done());
-        assert_eq!(self.bytes, kept().map(|payload| payload.bytes.len()).sum::<usize>());
+        assert_eq!(
+            self.bytes,
+            kept().map(|payload| payload.bytes.len()).sum::<usize>()
+        );
         let entries = self.payloads.len() * ENTRY_COST;
-        assert_eq!(self.held, entries + kept().map(|payload| payload.bytes.capacity()).sum::<usize>());
+        assert_eq!(
+            self.held,
+            entries
+                + kept()
+                    .map(|payload| payload.bytes.capacity())
+                    .sum::<usize>()
+        );
         let unsent = |payload: &Payload| payload.bytes.len().saturating_sub(payload.sent as usize);
-        assert_eq!(self.unsent, self.payloads.iter().filter(|payload| !payload.is_done()).map(unsent).sum::<usize>());
+        assert_eq!(
+            self.unsent,
+            self.payloads
+                .iter()
+                .filter(|payload| !payload.is_done())
+                .map(unsent)
+                .sum::<usize>()
+        );
         let segments = |class: &Class| -> usize {
             let copies = class.copies.iter().map(|(_, copy)| copy);
-            class.repairs.iter().chain(copies).map(|segment| usize::from(segment.length)).sum()
+            class
+                .repairs
+                .iter()
+                .chain(copies)
+                .map(|segment| usize::from(segment.length))
+                .sum()
         };
         assert_eq!(self.repair, segments(&self.urgent) + segments(&self.normal));
     }
@@ -443,7 +556,12 @@ mod tests {
     use crate::packet::{Subfield, Subfields};
     use crate::recv::assemble::Assembler;
 
-    fn emit_into(queue: &mut Queue, out: &mut Vec<u8>, size: usize, physical: u64) -> Option<Segment> {
+    fn emit_into(
+        queue: &mut Queue,
+        out: &mut Vec<u8>,
+        size: usize,
+        physical: u64,
+    ) -> Option<Segment> {
         let room = size - out.len();
         queue.emit_next(out, room, physical, false)
     }
@@ -452,12 +570,16 @@ mod tests {
     fn what_is_cut_lost_and_cut_again_arrives_whole() {
         for seed in 0..200 {
             let mut dice = fastrand::Rng::with_seed(seed);
-            let limits = Limits { first_logical: (1 << 32) - 5, ..Limits::default() };
+            let limits = Limits {
+                first_logical: (1 << 32) - 5,
+                ..Limits::default()
+            };
             let mut queue = Queue::new(&limits);
             queue.doubles = dice.bool();
             let mut assembler = Assembler::new(&limits);
-            let mut sent: Vec<Vec<u8>> =
-                (0..20).map(|_| (0..dice.usize(1..5_000)).map(|_| dice.u8(..)).collect()).collect();
+            let mut sent: Vec<Vec<u8>> = (0..20)
+                .map(|_| (0..dice.usize(1..5_000)).map(|_| dice.u8(..)).collect())
+                .collect();
             for payload in &sent {
                 queue.push(payload.clone(), dice.bool());
             }
@@ -471,8 +593,11 @@ mod tests {
                     queue.check_sums();
                 }
                 if out.is_empty() && dice.bool() {
-                    flying
-                        .extend(queue.emit_oldest(&mut out, size, physical, (0, 0)).map(|segment| (segment, physical)));
+                    flying.extend(
+                        queue
+                            .emit_oldest(&mut out, size, physical, (0, 0))
+                            .map(|segment| (segment, physical)),
+                    );
                 }
                 assert!(out.len() <= size, "seed {seed}");
                 let arrives = dice.u8(0..100) < 70;
@@ -511,10 +636,20 @@ mod tests {
         let second = emit_into(&mut queue, &mut out, 1_000, 0).unwrap();
         assert_eq!((first.logical, first.length), (1, 100));
         assert_eq!((second.logical, second.length), (0, 1_000 - 118 - 18));
-        assert!(queue.emit_next(&mut out, 60, 0, false).is_none(), "a piece too small");
+        assert!(
+            queue.emit_next(&mut out, 60, 0, false).is_none(),
+            "a piece too small"
+        );
         queue.on_lost(second);
-        let again = Segment { kind: Kind::Again, ..second };
-        assert_eq!(queue.emit_next(&mut out, 5_000, 1, false), Some(again), "repairs before new data");
+        let again = Segment {
+            kind: Kind::Again,
+            ..second
+        };
+        assert_eq!(
+            queue.emit_next(&mut out, 5_000, 1, false),
+            Some(again),
+            "repairs before new data"
+        );
     }
 
     #[test]
@@ -522,20 +657,49 @@ mod tests {
         let mut queue = Queue::new(&Limits::default());
         queue.doubles = true;
         queue.push(vec![1; 20_000], false);
-        let next = |queue: &mut Queue, physical| queue.emit_next(&mut Vec::new(), 1_018, physical, false);
+        let next =
+            |queue: &mut Queue, physical| queue.emit_next(&mut Vec::new(), 1_018, physical, false);
         let first = next(&mut queue, 0).unwrap();
         queue.on_lost(first);
         let again = next(&mut queue, 1).unwrap();
-        assert_eq!(again, Segment { kind: Kind::Again, ..first });
+        assert_eq!(
+            again,
+            Segment {
+                kind: Kind::Again,
+                ..first
+            }
+        );
         queue.on_lost(again);
         let often = next(&mut queue, 2).unwrap();
-        assert_eq!(often, Segment { kind: Kind::Often, ..first });
-        let others: Vec<Kind> = (3..10).map(|physical| next(&mut queue, physical).unwrap().kind).collect();
-        assert_eq!(others, [Kind::First; 7], "a copy leaves some datagrams later");
+        assert_eq!(
+            often,
+            Segment {
+                kind: Kind::Often,
+                ..first
+            }
+        );
+        let others: Vec<Kind> = (3..10)
+            .map(|physical| next(&mut queue, physical).unwrap().kind)
+            .collect();
+        assert_eq!(
+            others,
+            [Kind::First; 7],
+            "a copy leaves some datagrams later"
+        );
         let copy = next(&mut queue, 10).unwrap();
-        assert_eq!(copy, Segment { kind: Kind::Copy, ..first });
+        assert_eq!(
+            copy,
+            Segment {
+                kind: Kind::Copy,
+                ..first
+            }
+        );
         queue.on_lost(copy);
-        assert_eq!(next(&mut queue, 11).unwrap().kind, Kind::First, "its loss means nothing");
+        assert_eq!(
+            next(&mut queue, 11).unwrap().kind,
+            Kind::First,
+            "its loss means nothing"
+        );
         queue.on_lost(often);
         assert_eq!(next(&mut queue, 12), Some(often));
         queue.on_acked(copy);

@@ -1,8 +1,10 @@
-//! The end of a burst: nothing follows the last datagram that would show its loss, so what was in it leaves once more.
+//! The end of a burst: nothing follows the last datagram that would show its loss, so what was in
+//! it leaves once more.
 //!
-//! One that parity covers needs none. The copy follows an eighth of a round trip later, so that the burst of losses that took the one has ended. It
-//! costs one datagram for each burst, within the budget of parity, and saves the probe that comes after a round trip; of what is lost shortly before
-//! the end it makes the peer tell at once.
+//! One that parity covers needs none. The copy follows an eighth of a round trip later, so that the
+//! burst of losses that took the one has ended. It costs one datagram for each burst, within the
+//! budget of parity, and saves the probe that comes after a round trip; of what is lost shortly
+//! before the end it makes the peer tell at once.
 
 use crate::timer::{MILLISECOND, Nanos};
 
@@ -26,9 +28,15 @@ struct Last {
 }
 
 impl Tail {
-    /// A datagram with payloads of so many bytes on the wire left, and the queue is empty. `round_trip`: the shortest.
+    /// A datagram with payloads of so many bytes on the wire left, and the queue is empty.
+    /// `round_trip`: the shortest.
     pub(crate) fn set(&mut self, number: u64, bytes: u64, round_trip: Nanos, now: Nanos) {
-        self.last = Some(Last { number, bytes, sent: now, due: now + (round_trip / 8).min(LATEST) });
+        self.last = Some(Last {
+            number,
+            bytes,
+            sent: now,
+            due: now + (round_trip / 8).min(LATEST),
+        });
     }
 
     /// Another datagram with payloads left or is about to, or the last one needs no copy.
@@ -36,7 +44,8 @@ impl Tail {
         self.last = None;
     }
 
-    /// When a copy should leave. `limited`: when the window held something back last. If that was since, more will follow.
+    /// When a copy should leave. `limited`: when the window held something back last. If that was
+    /// since, more will follow.
     pub(crate) fn due(&self, limited: Option<Nanos>) -> Option<Nanos> {
         let last = self.last.as_ref()?;
         limited.is_none_or(|at| at < last.sent).then_some(last.due)

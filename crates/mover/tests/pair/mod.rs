@@ -1,8 +1,8 @@
 //! Two movers in a deterministic world: the stage that all world tests of this crate share.
 //!
-//! Each node is a mover with an application that writes payloads when it may and notes what it reads. Every payload names its
-//! sender, its instance and its number, and the rest of its bytes follow from these: so the reader knows what is wrong with
-//! it without the sender's help.
+//! Each node is a mover with an application that writes payloads when it may and notes what it
+//! reads. Every payload names its sender, its instance and its number, and the rest of its bytes
+//! follow from these: so the reader knows what is wrong with it without the sender's help.
 
 // Each test file uses its own part of the stage.
 #![allow(dead_code)]
@@ -57,11 +57,20 @@ impl Default for Task {
 impl Task {
     /// As much as the mover takes, in buffers of whole datagrams.
     pub(crate) fn bulk() -> Task {
-        Task { payloads: u64::MAX, sizes: 65_000..=65_536, urgent: 0, whole_datagrams: true, ..Task::default() }
+        Task {
+            payloads: u64::MAX,
+            sizes: 65_000..=65_536,
+            urgent: 0,
+            whole_datagrams: true,
+            ..Task::default()
+        }
     }
 
     pub(crate) fn payloads(payloads: u64) -> Task {
-        Task { payloads, ..Task::default() }
+        Task {
+            payloads,
+            ..Task::default()
+        }
     }
 }
 
@@ -138,7 +147,11 @@ impl Side {
     }
 
     fn write_message(&mut self, now: Instant) {
-        let Some((payloads, every)) = self.task.messages.filter(|_| !self.stopped && self.mover.is_up()) else {
+        let Some((payloads, every)) = self
+            .task
+            .messages
+            .filter(|_| !self.stopped && self.mover.is_up())
+        else {
             return;
         };
         // The first one waits until the path is known.
@@ -150,8 +163,16 @@ impl Side {
         let first = self.sent;
         for _ in 0..payloads {
             let mut payload = self.mover.spare();
-            fill(&mut payload, self.mover.urgent_payload(), self.side, self.run, self.sent);
-            self.mover.send(payload, true, now).expect("there is room for a message");
+            fill(
+                &mut payload,
+                self.mover.urgent_payload(),
+                self.side,
+                self.run,
+                self.sent,
+            );
+            self.mover
+                .send(payload, true, now)
+                .expect("there is room for a message");
             self.sent += 1;
         }
         self.messages.push((now, first..self.sent));
@@ -159,11 +180,17 @@ impl Side {
 
     /// With a configured rate, what leaves in any time stays below rate times time and a burst.
     fn check_rate(&mut self, wire: usize, now: Instant) {
-        let Some((rate, burst)) = self.rate else { return };
+        let Some((rate, burst)) = self.rate else {
+            return;
+        };
         let earned = (now - self.bucket_at).as_secs_f64() * rate;
         self.bucket = (self.bucket - earned).max(0.0) + wire as f64;
         self.bucket_at = now;
-        assert!(self.bucket <= burst, "{} bytes above the rate, {burst} are allowed", self.bucket);
+        assert!(
+            self.bucket <= burst,
+            "{} bytes above the rate, {burst} are allowed",
+            self.bucket
+        );
     }
 
     fn read(&mut self, now: Instant) {
@@ -176,7 +203,10 @@ impl Side {
             if numbers.len() <= at {
                 numbers.resize(at + 1, false);
             }
-            assert!(!std::mem::replace(&mut numbers[at], true), "payload {number} of run {run} came twice");
+            assert!(
+                !std::mem::replace(&mut numbers[at], true),
+                "payload {number} of run {run} came twice"
+            );
             if self.logs {
                 self.came_at.insert(number, now);
             }
@@ -191,10 +221,9 @@ impl Side {
     /// Everything of this run of the peer, without gaps.
     pub(crate) fn has_all(&self, run: u32, payloads: u64) -> bool {
         payloads == 0
-            || self
-                .received
-                .get(&run)
-                .is_some_and(|numbers| numbers.len() as u64 == payloads && numbers.iter().all(|received| *received))
+            || self.received.get(&run).is_some_and(|numbers| {
+                numbers.len() as u64 == payloads && numbers.iter().all(|received| *received)
+            })
     }
 
     pub(crate) fn run(&self) -> u32 {
@@ -202,7 +231,10 @@ impl Side {
     }
 
     pub(crate) fn set_task(&mut self, task: Task) {
-        self.task = Task { payloads: self.sent + task.payloads, ..task };
+        self.task = Task {
+            payloads: self.sent + task.payloads,
+            ..task
+        };
         (self.next_at, self.next_message_at) = (None, None);
     }
 }
@@ -218,7 +250,9 @@ impl Node for Side {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let mover = self.mover.poll_timeout().map(|(at, _)| at);
-        let own = self.next_at.filter(|_| !self.stopped && self.sent < self.task.payloads && self.mover.is_up());
+        let own = self
+            .next_at
+            .filter(|_| !self.stopped && self.sent < self.task.payloads && self.mover.is_up());
         let message = self.next_message_at.filter(|_| !self.stopped);
         mover.into_iter().chain(own).chain(message).min()
     }
@@ -234,7 +268,8 @@ impl Node for Side {
     fn drained(&mut self, now: Instant) {
         while let Some(event) = self.mover.poll_event() {
             if event == Event::Restarted {
-                // What was on its way is lost, and the application knows: it begins again, under another name.
+                // What was on its way is lost, and the application knows: it begins again, under
+                // another name.
                 self.run += 1_000;
                 self.sent = 0;
             }
@@ -271,13 +306,23 @@ fn start(side: u8, run: u32, number: u64) -> u64 {
 }
 
 fn next(word: u64) -> u64 {
-    word.wrapping_mul(0xd129_42f0_5a3c_6b87).rotate_left(23).wrapping_add(0x1234_5678_9abc_def1)
+    word.wrapping_mul(0xd129_42f0_5a3c_6b87)
+        .rotate_left(23)
+        .wrapping_add(0x1234_5678_9abc_def1)
 }
 
 fn name(payload: &[u8]) -> (u8, u32, u64) {
-    assert!(payload.len() >= NAME, "a payload of {} bytes", payload.len());
+    assert!(
+        payload.len() >= NAME,
+        "a payload of {} bytes",
+        payload.len()
+    );
     let run = u32::from_be_bytes(payload[1..5].try_into().unwrap());
-    (payload[0], run, u64::from_be_bytes(payload[5..13].try_into().unwrap()))
+    (
+        payload[0],
+        run,
+        u64::from_be_bytes(payload[5..13].try_into().unwrap()),
+    )
 }
 
 fn check(payload: &[u8], side: u8, run: u32, number: u64) {
@@ -328,7 +373,8 @@ impl Setup {
 }
 
 pub(crate) fn profile(text: &str) -> Profile {
-    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
 /// Two movers and what is needed to make them again.
@@ -351,14 +397,28 @@ impl Pair {
             (identity, public)
         });
         let addresses = [1, 2].map(|host| {
-            if setup.v6 { format!("[fd00::{host}]:47800") } else { format!("10.0.{}.{host}:47800", setup.net) }
-                .parse()
-                .unwrap()
+            if setup.v6 {
+                format!("[fd00::{host}]:47800")
+            } else {
+                format!("10.0.{}.{host}:47800", setup.net)
+            }
+            .parse()
+            .unwrap()
         });
         let world = World::new(setup.seed);
-        let mut pair = Pair { world, setup, keys, addresses, runs: 0 };
+        let mut pair = Pair {
+            world,
+            setup,
+            keys,
+            addresses,
+            runs: 0,
+        };
         for side in [A, B] {
-            let task = if side == A { pair.setup.a.clone() } else { pair.setup.b.clone() };
+            let task = if side == A {
+                pair.setup.a.clone()
+            } else {
+                pair.setup.b.clone()
+            };
             let node = pair.make(side, task, pair.world.now());
             pair.world.add(addresses[side], node);
         }
@@ -367,12 +427,15 @@ impl Pair {
         pair
     }
 
-    /// Two more sides in a world that they share with others: A's bulk, which is stopped at first, passes the bottleneck on its way to B.
-    /// Their numbers there.
+    /// Two more sides in a world that they share with others: A's bulk, which is stopped at first,
+    /// passes the bottleneck on its way to B. Their numbers there.
     pub(crate) fn join(setup: Setup, world: &mut World<Side>, bottleneck: usize) -> [usize; 2] {
         let mut pair = Pair::new(setup);
         let now = world.now();
-        let (mut a, b) = (pair.make(A, Task::bulk(), now), pair.make(B, Task::default(), now));
+        let (mut a, b) = (
+            pair.make(A, Task::bulk(), now),
+            pair.make(B, Task::default(), now),
+        );
         a.stopped = true;
         let (a, b) = (world.add(pair.address(A), a), world.add(pair.address(B), b));
         world.connect(a, b, pair.setup.a_to_b.clone(), pair.setup.b_to_a.clone());
@@ -386,16 +449,29 @@ impl Pair {
 
     pub(crate) fn make(&mut self, side: usize, task: Task, now: Instant) -> Side {
         self.runs += 1;
-        // Each start of each side has chances of its own: tunnels that share a bottleneck would move in step otherwise.
-        let mut dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32 ^ (side as u64) << 56);
+        // Each start of each side has chances of its own: tunnels that share a bottleneck would
+        // move in step otherwise.
+        let mut dice = fastrand::Rng::with_seed(
+            self.setup.seed ^ u64::from(self.runs) << 32 ^ (side as u64) << 56,
+        );
         let mut seed = [0; 32];
         dice.fill(&mut seed);
-        let mut config = Config::new(self.keys[side].0.clone(), self.keys[1 - side].1, 5 + side as u16, seed);
+        let mut config = Config::new(
+            self.keys[side].0.clone(),
+            self.keys[1 - side].1,
+            5 + side as u16,
+            seed,
+        );
         config.endpoint = self.setup.calls[side].then_some(self.addresses[1 - side]);
         (self.setup.change)(&mut config, side);
-        // Beside the data: acknowledgements have two percent of their own; two batches, probes of the path's size and after a
-        // silence, handshakes.
-        let rate = config.rate.map(|rate| (rate as f64 * 1.03, 40_000.0 + 3.0 * (rate as f64 / 1_000.0).min(64_000.0)));
+        // Beside the data: acknowledgements have two percent of their own; two batches, probes of
+        // the path's size and after a silence, handshakes.
+        let rate = config.rate.map(|rate| {
+            (
+                rate as f64 * 1.03,
+                40_000.0 + 3.0 * (rate as f64 / 1_000.0).min(64_000.0),
+            )
+        });
         let dice = fastrand::Rng::with_seed(self.setup.seed ^ u64::from(self.runs) << 32);
         Side {
             mover: Mover::new(config, now),
@@ -439,8 +515,16 @@ impl Pair {
 
     /// Runs until both are up.
     pub(crate) fn connect(&mut self) {
-        let up = self.world.run_until(|world| [A, B].iter().all(|side| world.node(*side).mover.is_up()), secs(60.0));
-        assert!(up, "seed {}: not connected after {:?}", self.setup.seed, self.world.elapsed());
+        let up = self.world.run_until(
+            |world| [A, B].iter().all(|side| world.node(*side).mover.is_up()),
+            secs(60.0),
+        );
+        assert!(
+            up,
+            "seed {}: not connected after {:?}",
+            self.setup.seed,
+            self.world.elapsed()
+        );
     }
 
     /// Runs until everything that both were told to send has come to the other.
@@ -448,12 +532,23 @@ impl Pair {
         let done = self.world.run_until(all_came, limit);
         let state = [A, B].map(|side| {
             let side = self.side(side);
-            (side.sent, side.received_count, side.mover.is_up(), side.mover.stats())
+            (
+                side.sent,
+                side.received_count,
+                side.mover.is_up(),
+                side.mover.stats(),
+            )
         });
-        assert!(done, "seed {}: not done after {:?}: {state:#?}", self.setup.seed, self.world.elapsed());
+        assert!(
+            done,
+            "seed {}: not done after {:?}: {state:#?}",
+            self.setup.seed,
+            self.world.elapsed()
+        );
     }
 
-    /// The network heals, and a while later nothing is left of it all: memory is back at its baseline.
+    /// The network heals, and a while later nothing is left of it all: memory is back at its
+    /// baseline.
     pub(crate) fn rest(&mut self) {
         for (from, to) in [(A, B), (B, A)] {
             self.world.set(from, to, profile("delay=10ms mtu=1500"));
@@ -467,13 +562,27 @@ impl Pair {
             },
             secs(30.0),
         );
-        assert!(quiet, "seed {}: still unacknowledged: {:#?} {:#?}", self.setup.seed, self.stats(A), self.stats(B));
+        assert!(
+            quiet,
+            "seed {}: still unacknowledged: {:#?} {:#?}",
+            self.setup.seed,
+            self.stats(A),
+            self.stats(B)
+        );
         self.world.run_for(secs(5.0));
         for side in [A, B] {
             let stats = self.stats(side);
             let seed = self.setup.seed;
-            assert_eq!((stats.unacked_bytes, stats.unacked_payloads), (0, 0), "seed {seed}: {stats:?}");
-            assert_eq!((stats.unsent_bytes, stats.reassembly_bytes), (0, 0), "seed {seed}: {stats:?}");
+            assert_eq!(
+                (stats.unacked_bytes, stats.unacked_payloads),
+                (0, 0),
+                "seed {seed}: {stats:?}"
+            );
+            assert_eq!(
+                (stats.unsent_bytes, stats.reassembly_bytes),
+                (0, 0),
+                "seed {seed}: {stats:?}"
+            );
             assert!(stats.flight_datagrams < 200, "seed {seed}: {stats:?}");
             assert_eq!(
                 stats.subfields_malformed + stats.acks_unsent + stats.segments_wrong,
@@ -487,13 +596,24 @@ impl Pair {
 
     /// Both sides' counts of payloads agree.
     pub(crate) fn agree(&self) {
-        if [A, B].iter().any(|side| self.side(*side).events.contains(&Event::Restarted)) {
+        if [A, B]
+            .iter()
+            .any(|side| self.side(*side).events.contains(&Event::Restarted))
+        {
             return;
         }
         for (from, to) in [(A, B), (B, A)] {
             let (sent, received) = (self.stats(from), self.stats(to));
-            assert_eq!(sent.payloads_sent, received.payloads_received, "seed {}", self.setup.seed);
-            assert_eq!(sent.payload_bytes_sent, received.payload_bytes_received, "seed {}", self.setup.seed);
+            assert_eq!(
+                sent.payloads_sent, received.payloads_received,
+                "seed {}",
+                self.setup.seed
+            );
+            assert_eq!(
+                sent.payload_bytes_sent, received.payload_bytes_received,
+                "seed {}",
+                self.setup.seed
+            );
         }
     }
 }
@@ -508,7 +628,9 @@ fn all_came(world: &World<Side>) -> bool {
 
 fn identity(side: u8) -> Identity {
     // Any 32 bytes are a private key; in base64 these are 43 letters and the padding.
-    let text: String = (0..42).map(|at| char::from(b'A' + ((at * 7 + u32::from(side) * 11) % 26) as u8)).collect();
+    let text: String = (0..42)
+        .map(|at| char::from(b'A' + ((at * 7 + u32::from(side) * 11) % 26) as u8))
+        .collect();
     Identity::from_private_text(&format!("{text}A=")).expect("32 bytes in base64")
 }
 
@@ -516,13 +638,14 @@ pub(crate) fn secs(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a failure prints the command
-/// that replays it.
+/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a
+/// failure prints the command that replays it.
 pub(crate) fn seeds(file: &str, test: &str, count: u64, scenario: impl Fn(u64)) {
     if let Ok(seed) = std::env::var("TPO_SEED") {
         return scenario(seed.parse().expect("TPO_SEED is a number"));
     }
-    let times = std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
+    let times =
+        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
     for seed in 0..count * times {
         let replay = Replay { file, test, seed };
         scenario(seed);
@@ -539,6 +662,8 @@ struct Replay<'a> {
 impl Drop for Replay<'_> {
     fn drop(&mut self) {
         let Replay { file, test, seed } = self;
-        eprintln!("replay: TPO_SEED={seed} cargo test -p tpo-mover --test {file} {test} -- --exact --nocapture");
+        eprintln!(
+            "replay: TPO_SEED={seed} cargo test -p tpo-mover --test {file} {test} -- --exact --nocapture"
+        );
     }
 }

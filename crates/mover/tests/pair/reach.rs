@@ -30,7 +30,15 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) fn new(mbit: f64, rtt_ms: f64, loss_percent: f64) -> Cell {
-        Cell { mbit, rtt_ms, loss_percent, extra: "", rate: 0.0, was: 0.0, seed: 7 }
+        Cell {
+            mbit,
+            rtt_ms,
+            loss_percent,
+            extra: "",
+            rate: 0.0,
+            was: 0.0,
+            seed: 7,
+        }
     }
 
     pub(crate) fn with(self, extra: &'static str) -> Cell {
@@ -47,8 +55,20 @@ impl Cell {
 
     /// The name of its row.
     pub(crate) fn name(&self) -> String {
-        let Cell { mbit, rtt_ms, loss_percent, extra, rate, was, .. } = self;
-        let was = if *was > 0.0 { format!("was {was} Mbit/s") } else { (*extra).to_owned() };
+        let Cell {
+            mbit,
+            rtt_ms,
+            loss_percent,
+            extra,
+            rate,
+            was,
+            ..
+        } = self;
+        let was = if *was > 0.0 {
+            format!("was {was} Mbit/s")
+        } else {
+            (*extra).to_owned()
+        };
         let rate = if *rate > 0.0 { "configured" } else { "" };
         format!("{mbit:5} Mbit/s {rtt_ms:4} ms {loss_percent:4} % {was:26} {rate:10}")
     }
@@ -73,16 +93,45 @@ pub(crate) struct Reached {
 
 impl Reached {
     pub(crate) fn row(&self) -> String {
-        let Reached { eta, queue_ms, dropped, wire, ramp, .. } = self;
+        let Reached {
+            eta,
+            queue_ms,
+            dropped,
+            wire,
+            ramp,
+            ..
+        } = self;
         let ramp = ramp.map_or("-".to_owned(), |ramp| format!("{ramp:.1}"));
-        format!("η {eta:.3}  queue {queue_ms:5.1} ms  dropped {:.2} %  wire {wire:.3}  ramp {ramp} s", dropped * 100.0)
+        format!(
+            "η {eta:.3}  queue {queue_ms:5.1} ms  dropped {:.2} %  wire {wire:.3}  ramp {ramp} s",
+            dropped * 100.0
+        )
     }
 }
 
 /// Runs the cell: `time` seconds are measured after `warm` seconds. `TPO_TRACE` prints each step.
-pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Config) + 'static) -> Reached {
-    let Cell { mbit, rtt_ms, loss_percent, extra, rate, was, seed } = *cell;
-    let link = |mbit: f64| format!("rate={}kbit delay={}us loss={loss_percent}% mtu=1500", mbit * 1e3, rtt_ms * 500.0);
+pub(crate) fn reach(
+    cell: &Cell,
+    warm: f64,
+    time: f64,
+    change: impl Fn(&mut Config) + 'static,
+) -> Reached {
+    let Cell {
+        mbit,
+        rtt_ms,
+        loss_percent,
+        extra,
+        rate,
+        was,
+        seed,
+    } = *cell;
+    let link = |mbit: f64| {
+        format!(
+            "rate={}kbit delay={}us loss={loss_percent}% mtu=1500",
+            mbit * 1e3,
+            rtt_ms * 500.0
+        )
+    };
     let there = |mbit: f64| format!("{} {extra}", link(mbit));
     let mut setup = Setup::new(seed, &there(if was > 0.0 { was } else { mbit }));
     setup.b_to_a = profile(&link(mbit));
@@ -110,7 +159,9 @@ pub(crate) fn reach(cell: &Cell, warm: f64, time: f64, change: impl Fn(&mut Conf
         let (stats, there) = (pair.stats(A), pair.stats(B));
         received.push(pair.side(B).received_bytes);
         let window = ((RAMP_WINDOW / STEP).round() as usize).min(step);
-        if ramp.is_none() && (received[step] - received[step - window]) as f64 >= 0.9 * ideal * RAMP_WINDOW {
+        if ramp.is_none()
+            && (received[step] - received[step - window]) as f64 >= 0.9 * ideal * RAMP_WINDOW
+        {
             ramp = Some(step as f64 * STEP);
         }
         held = held.max(stats.unacked_bytes + there.reassembly_bytes);

@@ -1,8 +1,10 @@
-//! Tables of what worlds did, under version control. Worlds are deterministic, so any difference is a change of the program.
+//! Tables of what worlds did, under version control. Worlds are deterministic, so any difference is
+//! a change of the program.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Works on all items, on two threads, the costliest first. The results are in the order of the items.
+/// Works on all items, on two threads, the costliest first. The results are in the order of the
+/// items.
 pub(crate) fn on_two_threads<T: Sync, R: Send>(
     items: &[T],
     cost: impl Fn(&T) -> u64,
@@ -20,13 +22,17 @@ pub(crate) fn on_two_threads<T: Sync, R: Send>(
     };
     let mut results = std::thread::scope(|scope| {
         let threads = [scope.spawn(take), scope.spawn(take)];
-        threads.into_iter().flat_map(|thread| thread.join().expect("no item panicked")).collect::<Vec<_>>()
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no item panicked"))
+            .collect::<Vec<_>>()
     });
     results.sort_by_key(|(at, _)| *at);
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Compares a table with its file. `TPO_MATRIX=write` writes the file instead, after a change that is meant.
+/// Compares a table with its file. `TPO_MATRIX=write` writes the file instead, after a change that
+/// is meant.
 pub(crate) fn compare(file: &str, table: &str) {
     if std::env::var("TPO_MATRIX").is_ok_and(|value| value == "write") {
         std::fs::write(file, table).expect("the table can be written");
@@ -35,5 +41,8 @@ pub(crate) fn compare(file: &str, table: &str) {
     for (was, is) in was.lines().zip(table.lines()).filter(|(was, is)| was != is) {
         println!("was {was}\n is {is}");
     }
-    assert!(was == table, "{file} is another now; if that is meant: TPO_MATRIX=write");
+    assert!(
+        was == table,
+        "{file} is another now; if that is meant: TPO_MATRIX=write"
+    );
 }

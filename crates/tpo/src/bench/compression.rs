@@ -1,4 +1,5 @@
-//! `tpo bench --compression`: files of this machine across links of four rates, and requests with their answers across one: time, bytes on the WAN, CPU.
+//! `tpo bench --compression`: files of this machine across links of four rates, and requests with
+//! their answers across one: time, bytes on the WAN, CPU.
 //!
 //! Each file crosses on a connection of its own, and every byte that arrives is compared.
 
@@ -21,8 +22,14 @@ use crate::intercept::install::check_tools;
 use crate::sys::process_cpu_seconds;
 
 /// Links: rate in Mbit/s, and how much of each kind of file crosses it.
-const LINKS: [(u32, usize); 4] = [(2, 4 << 20), (20, 16 << 20), (100, 48 << 20), (1_000, 96 << 20)];
-/// Up to this rate the files that shrink cross without TPOs, too: the kernel's TCP does not fill faster ones with this loss, however long one waits.
+const LINKS: [(u32, usize); 4] = [
+    (2, 4 << 20),
+    (20, 16 << 20),
+    (100, 48 << 20),
+    (1_000, 96 << 20),
+];
+/// Up to this rate the files that shrink cross without TPOs, too: the kernel's TCP does not fill
+/// faster ones with this loss, however long one waits.
 const DIRECT_UP_TO: u32 = 2;
 /// Time in which the path is found out, if the link is full from the beginning.
 const WARM_UP: Duration = Duration::from_secs(3);
@@ -33,7 +40,8 @@ const LEVELS_FROM: usize = 2;
 
 /// Requests, each with its answer.
 const EXCHANGES: usize = 300;
-/// Their loss on a link of 20 Mbit/s and 20 ms: where there is some, each of such messages has a copy, compressed or not.
+/// Their loss on a link of 20 Mbit/s and 20 ms: where there is some, each of such messages has a
+/// copy, compressed or not.
 const EXCHANGE_LOSSES: [&str; 2] = ["0 %", "0.1 %"];
 
 /// What one transfer took.
@@ -60,13 +68,26 @@ impl Bed {
         let scratch = Scratch::new(&prefix)?;
         let lab = Lab::up(&prefix, Wan::symmetric(profile.clone()))?;
         let pair = setting
-            .map(|setting| Pair::start(&lab, scratch.path(), &format!("compress = {setting}"), &["\"tcp\""], None))
+            .map(|setting| {
+                Pair::start(
+                    &lab,
+                    scratch.path(),
+                    &format!("compress = {setting}"),
+                    &["\"tcp\""],
+                    None,
+                )
+            })
             .transpose()?;
         let listener = lab.inside(Host::Server, || TcpListener::bind("10.10.2.2:8080"))?;
         let socket = SockRef::from(&listener);
         socket.set_tcp_congestion(b"cubic").context("use cubic")?;
         socket.set_read_timeout(Some(LOOK_EVERY))?;
-        Ok(Bed { pair, listener, lab, _scratch: scratch })
+        Ok(Bed {
+            pair,
+            listener,
+            lab,
+            _scratch: scratch,
+        })
     }
 
     fn stop(self) -> Result<()> {
@@ -75,7 +96,9 @@ impl Bed {
 
     fn cpu(&self) -> Result<f64> {
         let processes = self.pair.iter().flat_map(Pair::processes);
-        Ok(processes.map(process_cpu_seconds).sum::<std::io::Result<f64>>()?)
+        Ok(processes
+            .map(process_cpu_seconds)
+            .sum::<std::io::Result<f64>>()?)
     }
 
     /// Bytes that both directions of the WAN were given.
@@ -87,7 +110,10 @@ impl Bed {
     /// The client's end of a new connection.
     fn call(&self) -> Result<TcpStream> {
         let to = self.listener.local_addr()?;
-        let client = self.lab.inside(Host::Client, || TcpStream::connect(to)).context("connect")?;
+        let client = self
+            .lab
+            .inside(Host::Client, || TcpStream::connect(to))
+            .context("connect")?;
         prepare(client)
     }
 
@@ -96,7 +122,8 @@ impl Bed {
         prepare(accept(&self.listener, ending)?)
     }
 
-    /// The path is found out by transfers that count for nothing, whose bytes do not shrink: as much as the link carries in [`WARM_UP`].
+    /// The path is found out by transfers that count for nothing, whose bytes do not shrink: as
+    /// much as the link carries in [`WARM_UP`].
     fn find_path(&self, profile: &Profile, upwards_too: bool, ending: &Ending) -> Result<()> {
         let rate = profile.rate.unwrap_or_default() as f64 / 8.0;
         let bytes = noise((rate * WARM_UP.as_secs_f64()) as usize);
@@ -116,10 +143,15 @@ impl Bed {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Requests and answers of some kilobyte of JSON over HTTP, one after the other: all on one connection, or each on a new one, which the server ends.
+    /// Requests and answers of some kilobyte of JSON over HTTP, one after the other: all on one
+    /// connection, or each on a new one, which the server ends.
     fn exchanges(&self, one_connection: bool, ending: &Ending) -> Result<()> {
         let mut random = Random(if one_connection { 3 } else { 5 });
-        let connection = if one_connection { "keep-alive" } else { "close" };
+        let connection = if one_connection {
+            "keep-alive"
+        } else {
+            "close"
+        };
         let mut kept = None;
         for number in 0..EXCHANGES {
             let body = order(number, &mut random);
@@ -151,7 +183,10 @@ impl Bed {
             } else {
                 drop(server);
                 expect(&mut client, &answer, ending)?;
-                ensure!(read(&mut client, &mut [0], ending)? == 0, "something comes behind the answer");
+                ensure!(
+                    read(&mut client, &mut [0], ending)? == 0,
+                    "something comes behind the answer"
+                );
             }
         }
         Ok(())
@@ -163,13 +198,18 @@ fn carry(mut from: TcpStream, mut to: TcpStream, bytes: &[u8], ending: &Ending) 
     std::thread::scope(|scope| {
         scope.spawn(move || {
             // What fails here is missing at the other end.
-            let _ = from.write_all(bytes).and_then(|()| from.shutdown(Shutdown::Write));
+            let _ = from
+                .write_all(bytes)
+                .and_then(|()| from.shutdown(Shutdown::Write));
         });
         let (mut at, mut chunk) = (0, vec![0; 256 << 10]);
         while at < bytes.len() {
             let length = read(&mut to, &mut chunk, ending)?;
             ensure!(length > 0, "the connection ends after {at} bytes");
-            ensure!(bytes.get(at..at + length) == Some(&chunk[..length]), "a byte is wrong after {at}");
+            ensure!(
+                bytes.get(at..at + length) == Some(&chunk[..length]),
+                "a byte is wrong after {at}"
+            );
             at += length;
         }
         Ok(())
@@ -202,7 +242,9 @@ fn read(from: &mut impl Read, into: &mut [u8], ending: &Ending) -> Result<usize>
     loop {
         match from.read(into) {
             Err(error) if error.kind() == ErrorKind::Interrupted => ending.check()?,
-            Err(error) if error.kind() == ErrorKind::WouldBlock && start.elapsed() < PATIENCE => ending.check()?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock && start.elapsed() < PATIENCE => {
+                ending.check()?
+            }
             other => return Ok(other?),
         }
     }
@@ -238,13 +280,19 @@ fn messages(runs: usize, ending: &Ending) -> Result<String> {
         "| link | requests and answers in JSON | off, kB | auto, kB | WAN bytes, times fewer |\n|---|---|--:|--:|--:|\n",
     );
     for loss in EXCHANGE_LOSSES {
-        let link = format!("rate=20mbit delay=10ms loss={} mtu=1500", loss.replace(' ', ""));
+        let link = format!(
+            "rate=20mbit delay=10ms loss={} mtu=1500",
+            loss.replace(' ', "")
+        );
         let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
         // By setting, then by connection: one, or new ones.
         let mut wire: [[Vec<f64>; 2]; 2] = Default::default();
         for run in 0..runs {
             for (setting, wire) in SETTINGS.iter().zip(&mut wire) {
-                eprintln!("requests and answers, {loss}, compress = {setting}, run {}", run + 1);
+                eprintln!(
+                    "requests and answers, {loss}, compress = {setting}, run {}",
+                    run + 1
+                );
                 let bed = Bed::new(&profile, Some(setting))?;
                 bed.find_path(&profile, true, ending)?;
                 for (one_connection, wire) in [true, false].into_iter().zip(wire) {
@@ -257,8 +305,12 @@ fn messages(runs: usize, ending: &Ending) -> Result<String> {
                 bed.stop()?;
             }
         }
-        for (at, name) in ["on one connection", "on a new connection each"].into_iter().enumerate() {
-            let [off, auto] = [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
+        for (at, name) in ["on one connection", "on a new connection each"]
+            .into_iter()
+            .enumerate()
+        {
+            let [off, auto] =
+                [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
             let _ = writeln!(
                 text,
                 "| 20 Mbit/s, 20 ms, {loss} | {name} | {:.0} | {:.0} | {:.2} |",
@@ -273,7 +325,13 @@ fn messages(runs: usize, ending: &Ending) -> Result<String> {
 
 /// The table of the files.
 fn files(runs: usize, ending: &Ending) -> Result<String> {
-    let corpora = corpora(LINKS.iter().map(|(_, most)| *most).max().unwrap_or_default())?;
+    let corpora = corpora(
+        LINKS
+            .iter()
+            .map(|(_, most)| *most)
+            .max()
+            .unwrap_or_default(),
+    )?;
     let mut text = String::from(
         "| link | files | MiB | direct, s | off, s | auto, s | level 1, s | 3, s | 6, s | auto: times faster than direct | than off | than the best level | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
@@ -286,8 +344,9 @@ fn files(runs: usize, ending: &Ending) -> Result<String> {
         for run in 0..runs {
             if mbit <= DIRECT_UP_TO {
                 eprintln!("{mbit} Mbit/s, direct, run {}", run + 1);
-                for (one, direct) in
-                    measure(&profile, None, (&corpora, false), most, ending)?.into_iter().zip(&mut direct)
+                for (one, direct) in measure(&profile, None, (&corpora, false), most, ending)?
+                    .into_iter()
+                    .zip(&mut direct)
                 {
                     direct.extend(one);
                 }
@@ -295,23 +354,32 @@ fn files(runs: usize, ending: &Ending) -> Result<String> {
             for (number, (setting, took)) in SETTINGS.iter().zip(&mut took).enumerate() {
                 eprintln!("{mbit} Mbit/s, compress = {setting}, run {}", run + 1);
                 let files = (&corpora[..], number < LEVELS_FROM);
-                for (one, took) in measure(&profile, Some(setting), files, most, ending)?.into_iter().zip(took) {
+                for (one, took) in measure(&profile, Some(setting), files, most, ending)?
+                    .into_iter()
+                    .zip(took)
+                {
                     took.extend(one);
                 }
             }
         }
         for (at, corpus) in corpora.iter().enumerate() {
             let middle = |setting: usize, of: fn(&Took) -> f64| {
-                median(took[setting][at].iter().map(of).collect()).expect("there is one run at least")
+                median(took[setting][at].iter().map(of).collect())
+                    .expect("there is one run at least")
             };
-            let (off, auto) = (middle(0, |took| took.seconds), middle(1, |took| took.seconds));
+            let (off, auto) = (
+                middle(0, |took| took.seconds),
+                middle(1, |took| took.seconds),
+            );
             let direct = median(direct[at].iter().map(|took: &Took| took.seconds).collect());
             let levels: Vec<f64> = (LEVELS_FROM..SETTINGS.len())
                 .filter(|_| corpus.shrinks)
                 .map(|level| middle(level, |took| took.seconds))
                 .collect();
             let best = levels.iter().copied().reduce(f64::min);
-            let or_none = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{value:.2}"));
+            let or_none = |value: Option<f64>| {
+                value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
+            };
             let mut fixed = String::new();
             for at in 0..SETTINGS.len() - LEVELS_FROM {
                 let _ = write!(fixed, "{} | ", or_none(levels.get(at).copied()));
@@ -353,11 +421,17 @@ fn measure(
         }
         let bytes = &corpus.bytes[..corpus.bytes.len().min(most)];
         let (wire, before) = (bed.lab.stats().1.offered_bytes, bed.cpu()?);
-        let seconds = bed.transfer(bytes, ending).with_context(|| format!("{} do not arrive", corpus.name))?;
+        let seconds = bed
+            .transfer(bytes, ending)
+            .with_context(|| format!("{} do not arrive", corpus.name))?;
         // Acknowledgements and parity are behind it.
         ending.sleep(Duration::from_millis(300))?;
         let wire = (bed.lab.stats().1.offered_bytes - wire) as f64;
-        all.push(Some(Took { seconds, wire, cpu: bed.cpu()? - before }));
+        all.push(Some(Took {
+            seconds,
+            wire,
+            cpu: bed.cpu()? - before,
+        }));
     }
     bed.stop()?;
     Ok(all)

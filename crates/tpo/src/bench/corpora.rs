@@ -1,4 +1,5 @@
-//! What crosses in `tpo bench --compression`: files of this machine, and made-up rows, orders and noise that are the same at each run.
+//! What crosses in `tpo bench --compression`: files of this machine, and made-up rows, orders and
+//! noise that are the same at each run.
 
 use std::fmt::Write as _;
 use std::io::Read as _;
@@ -19,26 +20,60 @@ pub(super) struct Corpus {
 /// When this machine has next to nothing of one.
 pub(super) fn corpora(most: usize) -> Result<Vec<Corpus>> {
     let all = [
-        ("documentation", true, gather(&["/usr/share/doc"], most, |path| !is_compressed(path))),
+        (
+            "documentation",
+            true,
+            gather(&["/usr/share/doc"], most, |path| !is_compressed(path)),
+        ),
         (
             "source",
             true,
-            gather(&["/usr/include", "/usr/share/perl", "/usr/lib/python3", "/usr/lib/gcc"], most, is_source),
+            gather(
+                &[
+                    "/usr/include",
+                    "/usr/share/perl",
+                    "/usr/lib/python3",
+                    "/usr/lib/gcc",
+                ],
+                most,
+                is_source,
+            ),
         ),
-        ("programs", true, gather(&["/usr/bin", "/usr/lib"], most, is_program)),
+        (
+            "programs",
+            true,
+            gather(&["/usr/bin", "/usr/lib"], most, is_program),
+        ),
         ("database dump", true, dump(most / 4)),
-        ("compressed files", false, gather(&["/usr/share"], most, is_compressed)),
+        (
+            "compressed files",
+            false,
+            gather(&["/usr/share"], most, is_compressed),
+        ),
         ("random", false, noise(most / 4)),
     ];
-    let all: Vec<Corpus> = all.into_iter().map(|(name, shrinks, bytes)| Corpus { name, shrinks, bytes }).collect();
+    let all: Vec<Corpus> = all
+        .into_iter()
+        .map(|(name, shrinks, bytes)| Corpus {
+            name,
+            shrinks,
+            bytes,
+        })
+        .collect();
     for corpus in &all {
-        ensure!(corpus.bytes.len() >= 1 << 20, "this machine has less than 1 MiB of {}", corpus.name);
+        ensure!(
+            corpus.bytes.len() >= 1 << 20,
+            "this machine has less than 1 MiB of {}",
+            corpus.name
+        );
     }
     Ok(all)
 }
 
 fn extension(path: &Path) -> &str {
-    path.extension().and_then(|name| name.to_str()).unwrap_or_default()
+    path.extension()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
 }
 
 fn is_compressed(path: &Path) -> bool {
@@ -51,18 +86,31 @@ fn is_source(path: &Path) -> bool {
 
 fn is_program(path: &Path) -> bool {
     let mut magic = [0; 4];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == *b"\x7fELF"
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .is_ok()
+        && magic == *b"\x7fELF"
 }
 
-/// The files below some folders that are wanted, one behind the other in the order of their names, until there is enough.
+/// The files below some folders that are wanted, one behind the other in the order of their names,
+/// until there is enough.
 fn gather(folders: &[&str], most: usize, wanted: impl Fn(&Path) -> bool) -> Vec<u8> {
-    let (mut bytes, mut waiting) = (Vec::new(), folders.iter().rev().map(PathBuf::from).collect::<Vec<_>>());
+    let (mut bytes, mut waiting) = (
+        Vec::new(),
+        folders.iter().rev().map(PathBuf::from).collect::<Vec<_>>(),
+    );
     while let Some(path) = waiting.pop() {
         // What cannot be read, or is a link to elsewhere, is passed over.
-        let Ok(kind) = std::fs::symlink_metadata(&path).map(|found| found.file_type()) else { continue };
+        let Ok(kind) = std::fs::symlink_metadata(&path).map(|found| found.file_type()) else {
+            continue;
+        };
         if kind.is_dir() {
-            let mut inside: Vec<PathBuf> =
-                std::fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+            let mut inside: Vec<PathBuf> = std::fs::read_dir(&path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
             inside.sort();
             waiting.extend(inside.into_iter().rev());
         } else if kind.is_file() && wanted(&path) {
@@ -79,12 +127,20 @@ fn gather(folders: &[&str], most: usize, wanted: impl Fn(&Path) -> bool) -> Vec<
 /// Rows as a database writes them into a dump.
 fn dump(most: usize) -> Vec<u8> {
     let mut random = Random(7);
-    let mut text = String::from("COPY public.orders (id, customer, created, status, total, note) FROM stdin;\n");
+    let mut text = String::from(
+        "COPY public.orders (id, customer, created, status, total, note) FROM stdin;\n",
+    );
     let mut number = 0;
     while text.len() < most {
         number += 1;
         let status = ["open", "paid", "shipped", "returned"][random.below(4) as usize];
-        let note = ["\\N", "\\N", "gift", "call before delivery", "leave at the door"][random.below(5) as usize];
+        let note = [
+            "\\N",
+            "\\N",
+            "gift",
+            "call before delivery",
+            "leave at the door",
+        ][random.below(5) as usize];
         let (day, second) = (random.below(28) + 1, random.below(86_400));
         let _ = writeln!(
             text,
@@ -104,7 +160,10 @@ fn dump(most: usize) -> Vec<u8> {
 /// Bytes that do not shrink.
 pub(super) fn noise(bytes: usize) -> Vec<u8> {
     let mut random = Random(11);
-    std::iter::repeat_with(|| random.next().to_le_bytes()).flatten().take(bytes).collect()
+    std::iter::repeat_with(|| random.next().to_le_bytes())
+        .flatten()
+        .take(bytes)
+        .collect()
 }
 
 /// xorshift64*: the same files at each run.
@@ -123,10 +182,14 @@ impl Random {
     }
 }
 
-const FIRST_NAMES: [&str; 12] =
-    ["Anna", "Ben", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Karla", "Leon"];
-const LAST_NAMES: [&str; 10] =
-    ["Schmidt", "Meyer", "Novak", "Rossi", "Jansen", "Svensson", "Dubois", "Garcia", "Kowalski", "Horvat"];
+const FIRST_NAMES: [&str; 12] = [
+    "Anna", "Ben", "Clara", "David", "Elena", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Karla",
+    "Leon",
+];
+const LAST_NAMES: [&str; 10] = [
+    "Schmidt", "Meyer", "Novak", "Rossi", "Jansen", "Svensson", "Dubois", "Garcia", "Kowalski",
+    "Horvat",
+];
 const GOODS: [&str; 8] = [
     "Steel bolt M8",
     "Copper pipe 15 mm",
@@ -138,7 +201,8 @@ const GOODS: [&str; 8] = [
     "Paint white 10 l",
 ];
 
-/// An order as programs send it to each other: a kilobyte of JSON, in which names repeat and numbers do not.
+/// An order as programs send it to each other: a kilobyte of JSON, in which names repeat and
+/// numbers do not.
 pub(super) fn order(number: usize, random: &mut Random) -> String {
     let mut pick = |among: usize| random.below(among as u64) as usize;
     let (first, last) = (FIRST_NAMES[pick(12)], LAST_NAMES[pick(10)]);
@@ -171,7 +235,13 @@ pub(super) fn order(number: usize, random: &mut Random) -> String {
             ["0.07", "0.19"][pick(2)],
         );
     }
-    let _ = write!(text, "], \"total\": {}.{:02}, \"trace\": \"{:016x}\"}}", cents / 100, cents % 100, random.next());
+    let _ = write!(
+        text,
+        "], \"total\": {}.{:02}, \"trace\": \"{:016x}\"}}",
+        cents / 100,
+        cents % 100,
+        random.next()
+    );
     text
 }
 
@@ -182,9 +252,14 @@ mod tests {
     #[test]
     fn an_order_has_a_kilobyte() {
         let mut random = Random(3);
-        let lengths: Vec<usize> = (0..300).map(|number| order(number, &mut random).len()).collect();
+        let lengths: Vec<usize> = (0..300)
+            .map(|number| order(number, &mut random).len())
+            .collect();
         let mean = lengths.iter().sum::<usize>() / lengths.len();
         assert!((960..1_088).contains(&mean), "{mean} bytes");
-        assert!(order(1, &mut random) != order(1, &mut random), "no two are the same");
+        assert!(
+            order(1, &mut random) != order(1, &mut random),
+            "no two are the same"
+        );
     }
 }

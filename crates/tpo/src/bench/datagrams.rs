@@ -1,4 +1,5 @@
-//! The bench's load of what is no TCP: as many small datagrams as come across, and a steady stream of them over a bad link.
+//! The bench's load of what is no TCP: as many small datagrams as come across, and a steady stream
+//! of them over a bad link.
 
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -13,11 +14,14 @@ use super::stats::quantile;
 use crate::demo::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5300";
-/// Datagrams as small as those of many programs, and so many in one call of the sender: it shares the machine.
+/// Datagrams as small as those of many programs, and so many in one call of the sender: it shares
+/// the machine.
 const SMALL: usize = 64;
 const AT_ONCE: usize = 32;
 /// Offered loads, per second. The first at which more than [`LOST`] are lost ends the search.
-const OFFERED: [u32; 9] = [40_000, 80_000, 120_000, 150_000, 180_000, 210_000, 250_000, 300_000, 400_000];
+const OFFERED: [u32; 9] = [
+    40_000, 80_000, 120_000, 150_000, 180_000, 210_000, 250_000, 300_000, 400_000,
+];
 const STEP: Duration = Duration::from_millis(500);
 const LOST: f64 = 0.001;
 /// A stream of a camera or a tunnel, bits per second.
@@ -34,7 +38,8 @@ pub(super) struct Stream {
     pub(super) arrived: f64,
     /// Beyond the link's own time, milliseconds.
     pub(super) late_p99: f64,
-    /// Bytes on the wire for each byte that the datagrams have on a LAN, where the link is emulated.
+    /// Bytes on the wire for each byte that the datagrams have on a LAN, where the link is
+    /// emulated.
     pub(super) wire: f64,
 }
 
@@ -44,12 +49,18 @@ fn sockets(site: Site<'_>) -> Result<(UdpSocket, UdpSocket)> {
     Ok((client, server))
 }
 
-/// The highest offered load, datagrams of 64 bytes per second, at which at least 99.9 % arrive; 0 if there is none.
+/// The highest offered load, datagrams of 64 bytes per second, at which at least 99.9 % arrive; 0
+/// if there is none.
 pub(super) fn most(site: Site<'_>) -> Result<f64> {
     let (client, server) = sockets(site)?;
     let (over, came) = (AtomicBool::new(false), AtomicU64::new(0));
-    crate::sys::set_option(client.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, SMALL as libc::c_int)
-        .context("have the kernel cut datagrams")?;
+    crate::sys::set_option(
+        client.as_raw_fd(),
+        libc::SOL_UDP,
+        libc::UDP_SEGMENT,
+        SMALL as libc::c_int,
+    )
+    .context("have the kernel cut datagrams")?;
     std::thread::scope(|scope| -> Result<f64> {
         scope.spawn(|| {
             let mut bytes = [0; SMALL];
@@ -68,7 +79,9 @@ pub(super) fn most(site: Site<'_>) -> Result<f64> {
                 let mut sent = 0_u64;
                 while start.elapsed() < STEP {
                     if sent as f64 <= start.elapsed().as_secs_f64() * f64::from(offered) {
-                        client.send(&[7; SMALL * AT_ONCE]).context("send datagrams")?;
+                        client
+                            .send(&[7; SMALL * AT_ONCE])
+                            .context("send datagrams")?;
                         sent += AT_ONCE as u64;
                     } else {
                         std::thread::sleep(Duration::from_micros(50));
@@ -91,13 +104,23 @@ pub(super) fn most(site: Site<'_>) -> Result<f64> {
 }
 
 /// A stream of datagrams of this size for `time`, after the link has learned.
-pub(super) fn stream(site: Site<'_>, size: usize, time: Duration, one_way: Duration) -> Result<Stream> {
+pub(super) fn stream(
+    site: Site<'_>,
+    size: usize,
+    time: Duration,
+    one_way: Duration,
+) -> Result<Stream> {
     let (client, server) = sockets(site)?;
     let every = Duration::from_secs_f64(size as f64 * 8.0 / STREAM);
     let count = |span: Duration| (span.as_secs_f64() / every.as_secs_f64()) as usize;
     let (first, total) = (count(LEARNING), count(LEARNING + time));
     let mut wire = 0;
-    let steady = Steady { size, every, count: total, last: LAST };
+    let steady = Steady {
+        size,
+        every,
+        count: total,
+        last: LAST,
+    };
     let delays = steady.send((&client, &server), site.ending, |number| match number {
         _ if number == first => wire = site.lab.stats().0.offered_bytes,
         _ if number == total => wire = site.lab.stats().0.offered_bytes - wire,

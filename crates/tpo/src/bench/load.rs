@@ -1,4 +1,5 @@
-//! The bench's load: bulk transfers, requests on new connections, echoes, idle flows. Plain blocking sockets in the lab's hosts.
+//! The bench's load: bulk transfers, requests on new connections, echoes, idle flows. Plain
+//! blocking sockets in the lab's hosts.
 //!
 //! Called by `measure.rs`; knows nothing of the way that the bytes take.
 
@@ -15,7 +16,8 @@ use tpo_lab::{Host, Lab};
 use super::corpora::noise;
 use crate::demo::ending::Ending;
 
-/// Bytes of one write and one read; large enough that the load costs little beside what it measures.
+/// Bytes of one write and one read; large enough that the load costs little beside what it
+/// measures.
 const CHUNK: usize = 256 << 10;
 /// A request of a size that any network program knows.
 const REQUEST: usize = 100;
@@ -28,7 +30,8 @@ const ECHO: usize = 64;
 /// Between the beginnings of two echoing connections: no usual round trip is a multiple of it.
 const ECHOES_APART: Duration = Duration::from_millis(13);
 
-/// How long a connection, or a part of one, may take before the bench gives up: beyond five SYN of the kernel.
+/// How long a connection, or a part of one, may take before the bench gives up: beyond five SYN of
+/// the kernel.
 pub(super) const PATIENCE: Duration = Duration::from_secs(40);
 /// How often those who wait for others look whether they shall end.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -73,8 +76,10 @@ pub(super) struct Site<'a> {
 
 impl Site<'_> {
     fn listen(&self) -> Result<TcpListener> {
-        let listener =
-            self.lab.inside(Host::Server, || TcpListener::bind("10.10.2.2:0")).context("listen at the server")?;
+        let listener = self
+            .lab
+            .inside(Host::Server, || TcpListener::bind("10.10.2.2:0"))
+            .context("listen at the server")?;
         SockRef::from(&listener).set_read_timeout(Some(LOOK_EVERY))?;
         self.choose(&listener)?;
         Ok(listener)
@@ -82,12 +87,16 @@ impl Site<'_> {
 
     fn choose(&self, socket: &impl std::os::fd::AsFd) -> Result<()> {
         let congestion = self.congestion;
-        SockRef::from(socket).set_tcp_congestion(congestion.as_bytes()).with_context(|| format!("use {congestion}"))
+        SockRef::from(socket)
+            .set_tcp_congestion(congestion.as_bytes())
+            .with_context(|| format!("use {congestion}"))
     }
 
-    /// Connections from the client, and as many ends of them at the server; which belongs to which is not told.
+    /// Connections from the client, and as many ends of them at the server; which belongs to which
+    /// is not told.
     fn connect(&self, listener: &TcpListener, flows: usize) -> Result<Vec<(TcpStream, TcpStream)>> {
-        /// So many at once: round trips are not waited for one by one, and the listener's backlog holds them.
+        /// So many at once: round trips are not waited for one by one, and the listener's backlog
+        /// holds them.
         const AT_ONCE: usize = 16;
         let to = listener.local_addr()?;
         let one = || -> Result<TcpStream> {
@@ -103,7 +112,9 @@ impl Site<'_> {
             let clients = self.lab.inside(Host::Client, || {
                 std::thread::scope(|scope| {
                     let threads: Vec<_> = (0..count).map(|_| scope.spawn(one)).collect();
-                    let joined = threads.into_iter().map(|thread| thread.join().expect("connecting does not panic"));
+                    let joined = threads
+                        .into_iter()
+                        .map(|thread| thread.join().expect("connecting does not panic"));
                     joined.collect::<Result<Vec<_>>>()
                 })
             })?;
@@ -124,7 +135,8 @@ pub(super) fn accept(listener: &TcpListener, ending: &Ending) -> Result<TcpStrea
                 server.set_nodelay(true)?;
                 return Ok(server);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < PATIENCE => {}
             Err(error) => return Err(error).context("accept at the server"),
         }
     }
@@ -142,7 +154,12 @@ pub(super) fn bulk<T>(
     let pairs = site.connect(&listener, flows)?;
     let stop = AtomicBool::new(false);
     let received: Vec<AtomicU64> = (0..flows).map(|_| AtomicU64::new(0)).collect();
-    let total = || received.iter().map(|one| one.load(Ordering::Relaxed)).sum::<u64>();
+    let total = || {
+        received
+            .iter()
+            .map(|one| one.load(Ordering::Relaxed))
+            .sum::<u64>()
+    };
     let course = Mutex::new(Vec::new());
     let (bytes, took, value) = std::thread::scope(|scope| -> Result<_> {
         // However this ends, the readers end too, and by their resets the writers.
@@ -169,21 +186,45 @@ pub(super) fn bulk<T>(
                 let bytes = total();
                 if bytes > 0 {
                     let start = *first.get_or_insert_with(Instant::now);
-                    course.lock().expect("nobody panics while it holds this").push((start.elapsed(), bytes));
+                    course
+                        .lock()
+                        .expect("nobody panics while it holds this")
+                        .push((start.elapsed(), bytes));
                 }
                 std::thread::sleep(SAMPLE_EVERY);
             }
         });
         site.ending.sleep(warm_up)?;
-        let each = || received.iter().map(|one| one.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let each = || {
+            received
+                .iter()
+                .map(|one| one.load(Ordering::Relaxed))
+                .collect::<Vec<_>>()
+        };
         let (start, before) = (Instant::now(), each());
         let value = counted()?;
-        let bytes: Vec<u64> = each().iter().zip(&before).map(|(after, before)| after - before).collect();
+        let bytes: Vec<u64> = each()
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| after - before)
+            .collect();
         Ok((bytes, start.elapsed(), value))
     })?;
-    ensure!(bytes.iter().sum::<u64>() > 0, "nothing arrived while it was counted");
-    let course = course.into_inner().expect("nobody panics while it holds this");
-    Ok((Bulk { bytes, took, course }, value))
+    ensure!(
+        bytes.iter().sum::<u64>() > 0,
+        "nothing arrived while it was counted"
+    );
+    let course = course
+        .into_inner()
+        .expect("nobody panics while it holds this");
+    Ok((
+        Bulk {
+            bytes,
+            took,
+            course,
+        },
+        value,
+    ))
 }
 
 fn read_all(reader: &TcpStream, stop: &AtomicBool, received: &AtomicU64) {
@@ -239,7 +280,12 @@ pub(super) fn requests(site: Site<'_>, asked: Asked) -> Result<Requests> {
         let one_client = || {
             let mut mine = Vec::new();
             while start.elapsed() < asked.longest && site.ending.check().is_ok() {
-                if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+                if left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                        left.checked_sub(1)
+                    })
+                    .is_err()
+                {
                     break;
                 }
                 match request(to, asked.answer, site.congestion) {
@@ -247,7 +293,10 @@ pub(super) fn requests(site: Site<'_>, asked: Asked) -> Result<Requests> {
                     Err(_) => drop(failed.fetch_add(1, Ordering::Relaxed)),
                 }
             }
-            times.lock().expect("nobody panics while it holds this").extend(mine);
+            times
+                .lock()
+                .expect("nobody panics while it holds this")
+                .extend(mine);
         };
         site.lab.inside(Host::Client, || {
             std::thread::scope(|clients| {
@@ -261,7 +310,9 @@ pub(super) fn requests(site: Site<'_>, asked: Asked) -> Result<Requests> {
     site.ending.check()?;
     let failed = failed.into_inner();
     ensure!(failed == 0, "{failed} requests failed");
-    let times = times.into_inner().expect("nobody panics while it holds this");
+    let times = times
+        .into_inner()
+        .expect("nobody panics while it holds this");
     ensure!(!times.is_empty(), "no request was answered");
     let sorted = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
@@ -269,12 +320,23 @@ pub(super) fn requests(site: Site<'_>, asked: Asked) -> Result<Requests> {
     };
     Ok(Requests {
         per_second: times.len() as f64 / took.as_secs_f64(),
-        first: sorted(times.iter().map(|(first, _)| first.as_secs_f64() * 1e3).collect()),
-        whole: sorted(times.iter().map(|(_, whole)| whole.as_secs_f64() * 1e3).collect()),
+        first: sorted(
+            times
+                .iter()
+                .map(|(first, _)| first.as_secs_f64() * 1e3)
+                .collect(),
+        ),
+        whole: sorted(
+            times
+                .iter()
+                .map(|(_, whole)| whole.as_secs_f64() * 1e3)
+                .collect(),
+        ),
     })
 }
 
-/// 64 bytes to the server and back, again and again on each of `connections`, whose beginnings are apart: milliseconds, sorted.
+/// 64 bytes to the server and back, again and again on each of `connections`, whose beginnings are
+/// apart: milliseconds, sorted.
 pub(super) fn echoes(site: Site<'_>, connections: usize, longest: Duration) -> Result<Vec<f64>> {
     let listener = site.listen()?;
     let mut times = std::thread::scope(|scope| -> Result<Vec<f64>> {
@@ -284,7 +346,9 @@ pub(super) fn echoes(site: Site<'_>, connections: usize, longest: Duration) -> R
             server.set_read_timeout(Some(PATIENCE))?;
             scope.spawn(move || {
                 let mut bytes = [0; ECHO];
-                while (&server).read_exact(&mut bytes).is_ok() && (&server).write_all(&bytes).is_ok() {}
+                while (&server).read_exact(&mut bytes).is_ok()
+                    && (&server).write_all(&bytes).is_ok()
+                {}
             });
             // Owned by its thread, so that the server's side ends with it, also when an echo fails.
             clients.push(scope.spawn(move || echo(site, &client, longest)));
@@ -314,7 +378,11 @@ fn echo(site: Site<'_>, mut client: &TcpStream, longest: Duration) -> Result<Vec
 }
 
 /// Holds `flows` connections that carry nothing while `held` runs.
-pub(super) fn idle_flows<T>(site: Site<'_>, flows: usize, held: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn idle_flows<T>(
+    site: Site<'_>,
+    flows: usize,
+    held: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     let listener = site.listen()?;
     let pairs = site.connect(&listener, flows)?;
     let value = held();

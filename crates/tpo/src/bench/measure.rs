@@ -1,4 +1,5 @@
-//! One way across one link: makes the lab and what stands in the middle, runs the measures, returns figures.
+//! One way across one link: makes the lab and what stands in the middle, runs the measures, returns
+//! figures.
 
 use std::time::Duration;
 
@@ -23,9 +24,11 @@ const ECHOING: usize = 8;
 const IDLE_FLOWS: usize = 10_000;
 /// Descriptors of this process that are no flow's: namespaces, devices, output; ample.
 const OTHER_DESCRIPTORS: u64 = 200;
-/// Clients at once that count connections per second: enough to fill two cores, few enough not to be the load themselves.
+/// Clients at once that count connections per second: enough to fill two cores, few enough not to
+/// be the load themselves.
 const CONNECTING: usize = 16;
-/// The requests of all clients shall not take more of the link than this: their own queue is not what is measured.
+/// The requests of all clients shall not take more of the link than this: their own queue is not
+/// what is measured.
 const REQUEST_SHARE: f64 = 0.2;
 /// An answer's share of the link's time is judged by its packets with their headers.
 const OBJECT_WIRE_BITS: f64 = (load::OBJECT as f64 + 8.0 * 60.0) * 8.0;
@@ -47,7 +50,8 @@ impl Middle {
     }
 }
 
-/// Measures one cell once, into `figures`: those of the measures before one that failed are good. `say` is told what is being done.
+/// Measures one cell once, into `figures`: those of the measures before one that failed are good.
+/// `say` is told what is being done.
 pub(super) fn cell(
     plan: &Plan,
     link: &Link,
@@ -62,21 +66,38 @@ pub(super) fn cell(
     let middle = match way {
         Way::Cubic | Way::Bbr => Middle::Nothing,
         Way::Relay => Middle::Relay(Relays::start(&lab)?),
-        Way::Tpo => {
-            Middle::Tpo(Pair::start(&lab, scratch.path(), &peer_settings(plan, link), &["\"tcp\"", "\"udp\""], None)?)
-        }
+        Way::Tpo => Middle::Tpo(Pair::start(
+            &lab,
+            scratch.path(),
+            &peer_settings(plan, link),
+            &["\"tcp\"", "\"udp\""],
+            None,
+        )?),
     };
     let bench = Bench {
         plan,
         link,
         way,
-        site: Site { lab: &lab, congestion: way.congestion(), ending },
+        site: Site {
+            lab: &lab,
+            congestion: way.congestion(),
+            ending,
+        },
         processes: middle.processes(),
-        rate: link.profile.as_ref().and_then(|profile| profile.rate).map(|bits| bits as f64),
+        rate: link
+            .profile
+            .as_ref()
+            .and_then(|profile| profile.rate)
+            .map(|bits| bits as f64),
     };
-    for measure in Measure::ALL.into_iter().filter(|measure| plan.measures.contains(measure) && measure.fits(link)) {
+    for measure in Measure::ALL
+        .into_iter()
+        .filter(|measure| plan.measures.contains(measure) && measure.fits(link))
+    {
         say(measure);
-        bench.measure(measure, figures).with_context(|| format!("{measure:?}"))?;
+        bench
+            .measure(measure, figures)
+            .with_context(|| format!("{measure:?}"))?;
     }
     if let Middle::Tpo(pair) = middle {
         pair.stop()?;
@@ -86,7 +107,10 @@ pub(super) fn cell(
 
 fn peer_settings(plan: &Plan, link: &Link) -> String {
     let mut lines = plan.peer_config.clone();
-    if let (true, Some(rate)) = (plan.peer_rate, link.profile.as_ref().and_then(|profile| profile.rate)) {
+    if let (true, Some(rate)) = (
+        plan.peer_rate,
+        link.profile.as_ref().and_then(|profile| profile.rate),
+    ) {
         lines.push(format!("rate = \"{}kbit\"", rate / 1000));
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
@@ -121,7 +145,13 @@ impl Bench<'_> {
     fn transfer(&self, direction: Direction, flows: usize) -> Result<(load::Bulk, Reading, f64)> {
         let warm_up = self.plan.warm_up + self.link.rtt() * self.plan.rounds;
         let (bulk, reading) = load::bulk(self.site, direction, flows, warm_up, || {
-            probe::read(self.site.lab, &self.processes, direction, self.plan.count, self.site.ending)
+            probe::read(
+                self.site.lab,
+                &self.processes,
+                direction,
+                self.plan.count,
+                self.site.ending,
+            )
         })?;
         let mbit = bulk.bytes.iter().sum::<u64>() as f64 * 8e-6 / bulk.took.as_secs_f64();
         Ok((bulk, reading, mbit))
@@ -144,15 +174,28 @@ impl Bench<'_> {
             figures.set("wire_back", back as f64 / bytes);
         }
         if let Some([dropped, offered]) = reading.queue_drops {
-            figures.set("queue_drops_percent", dropped as f64 * 100.0 / (offered as f64).max(1.0));
+            figures.set(
+                "queue_drops_percent",
+                dropped as f64 * 100.0 / (offered as f64).max(1.0),
+            );
         }
         figures.set("idle_percent", reading.idle * 100.0);
         figures.set("lab_drops", reading.lab_drops as f64);
-        figures.set_some("ramp_s", ramp(&bulk.course, mbit * 1e6 / 8.0).map(|time| time.as_secs_f64()));
+        figures.set_some(
+            "ramp_s",
+            ramp(&bulk.course, mbit * 1e6 / 8.0).map(|time| time.as_secs_f64()),
+        );
         if !self.processes.is_empty() {
             figures.set("cpu_s_per_gbit", reading.cpu_seconds / (bytes * 8e-9));
-            let most = self.processes.iter().map(|process| probe::memory(*process, "VmHWM"));
-            let most = most.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+            let most = self
+                .processes
+                .iter()
+                .map(|process| probe::memory(*process, "VmHWM"));
+            let most = most
+                .collect::<Result<Vec<_>>>()?
+                .into_iter()
+                .max()
+                .unwrap_or(0);
             figures.set("memory_mb", most as f64 / 1e6);
         }
         Ok(())
@@ -169,7 +212,10 @@ impl Bench<'_> {
         figures.set("sixteen_jain", jain(&bulk.bytes));
         figures.set("sixteen_idle_percent", reading.idle * 100.0);
         if let Some([forth, _]) = reading.wire {
-            figures.set("sixteen_wire", forth as f64 / bulk.bytes.iter().sum::<u64>() as f64);
+            figures.set(
+                "sixteen_wire",
+                forth as f64 / bulk.bytes.iter().sum::<u64>() as f64,
+            );
         }
         if !self.processes.is_empty() {
             let gigabit = bulk.bytes.iter().sum::<u64>() as f64 * 8e-9;
@@ -180,11 +226,17 @@ impl Bench<'_> {
 
     fn first_bytes(&self, figures: &mut Figures) -> Result<()> {
         // Each client asks once in a round trip at best.
-        let share =
-            self.rate.map_or(4.0, |rate| REQUEST_SHARE * rate * self.link.rtt().as_secs_f64() / OBJECT_WIRE_BITS);
+        let share = self.rate.map_or(4.0, |rate| {
+            REQUEST_SHARE * rate * self.link.rtt().as_secs_f64() / OBJECT_WIRE_BITS
+        });
         let clients = (share as usize).clamp(1, MANY);
         let longest = Duration::from_secs(60);
-        let asked = Asked { requests: self.plan.requests, longest, clients, answer: load::OBJECT };
+        let asked = Asked {
+            requests: self.plan.requests,
+            longest,
+            clients,
+            answer: load::OBJECT,
+        };
         let taken = load::requests(self.site, asked)?;
         for (name, times) in [("ttfb", &taken.first), ("object", &taken.whole)] {
             for (percent, share) in [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)] {
@@ -196,7 +248,8 @@ impl Bench<'_> {
 
     fn echo(&self, figures: &mut Figures) -> Result<()> {
         let warm_up = self.plan.warm_up + self.link.rtt() * self.plan.rounds;
-        // Each connection echoes once in a round trip: without some hundreds of them a p99 says nothing.
+        // Each connection echoes once in a round trip: without some hundreds of them a p99 says
+        // nothing.
         let time = self.plan.count.max(self.link.rtt() * 50);
         let echoes = || load::echoes(self.site, ECHOING, time);
         let (_, times) = load::bulk(self.site, Direction::Down, 1, warm_up, echoes)?;
@@ -205,21 +258,47 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// A relay of connections has no part in what is no TCP, and a congestion control of TCP none either.
+    /// A relay of connections has no part in what is no TCP, and a congestion control of TCP none
+    /// either.
     fn carries_datagrams(&self) -> bool {
         matches!(self.way, Way::Cubic | Way::Tpo)
     }
 
     fn stream(&self, figures: &mut Figures) -> Result<()> {
-        let Some(profile) = self.link.profile.as_ref().filter(|_| self.carries_datagrams()) else { return Ok(()) };
+        let Some(profile) = self
+            .link
+            .profile
+            .as_ref()
+            .filter(|_| self.carries_datagrams())
+        else {
+            return Ok(());
+        };
         let fits = profile.rate.is_none_or(|rate| rate >= 40_000_000);
         for (size, names) in [
-            (200, ["stream_200_arrived", "stream_200_late_ms", "stream_200_wire"]),
-            (1_200, ["stream_1200_arrived", "stream_1200_late_ms", "stream_1200_wire"]),
+            (
+                200,
+                [
+                    "stream_200_arrived",
+                    "stream_200_late_ms",
+                    "stream_200_wire",
+                ],
+            ),
+            (
+                1_200,
+                [
+                    "stream_1200_arrived",
+                    "stream_1200_late_ms",
+                    "stream_1200_wire",
+                ],
+            ),
         ] {
             if fits {
                 let stream = datagrams::stream(self.site, size, self.plan.count, profile.delay)?;
-                for (name, value) in names.into_iter().zip([stream.arrived, stream.late_p99, stream.wire]) {
+                for (name, value) in
+                    names
+                        .into_iter()
+                        .zip([stream.arrived, stream.late_p99, stream.wire])
+                {
                     figures.set(name, value);
                 }
             }
@@ -247,20 +326,32 @@ impl Bench<'_> {
             clients: CONNECTING,
             answer: load::SMALL_ANSWER,
         };
-        figures.set("connections_per_s", load::requests(self.site, asked)?.per_second);
+        figures.set(
+            "connections_per_s",
+            load::requests(self.site, asked)?.per_second,
+        );
         Ok(())
     }
 
     fn idle(&self, figures: &mut Figures) -> Result<()> {
         if self.way != Way::Tpo {
-            // The relay's cost is a thread and two pipes for each direction: no measure for anything, and more descriptors than one process has.
+            // The relay's cost is a thread and two pipes for each direction: no measure for
+            // anything, and more descriptors than one process has.
             return Ok(());
         }
         // Both ends of every flow are in this process.
         let room = crate::sys::raise_descriptor_limit()?.saturating_sub(OTHER_DESCRIPTORS) / 2;
         let flows = IDLE_FLOWS.min(room as usize);
-        ensure!(flows > 0, "this process may open too few files for idle flows: raise `ulimit -n`");
-        let all = || -> Result<u64> { self.processes.iter().map(|process| probe::memory(*process, "VmRSS")).sum() };
+        ensure!(
+            flows > 0,
+            "this process may open too few files for idle flows: raise `ulimit -n`"
+        );
+        let all = || -> Result<u64> {
+            self.processes
+                .iter()
+                .map(|process| probe::memory(*process, "VmRSS"))
+                .sum()
+        };
         let before = all()?;
         let after = load::idle_flows(self.site, flows, || {
             // The last ones settle.

@@ -1,7 +1,9 @@
-//! `tpo bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel relay in the same run.
+//! `tpo bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel
+//! relay in the same run.
 //!
-//! Takes a [`Plan`] from the command line; makes a lab for each cell (one way across one link, once), measures it (`measure.rs`, with the load
-//! of `load.rs` and the readings of `probe.rs`), and gives a Markdown table, plots and every single result. A cell that fails is told in the
+//! Takes a [`Plan`] from the command line; makes a lab for each cell (one way across one link,
+//! once), measures it (`measure.rs`, with the load of `load.rs` and the readings of `probe.rs`),
+//! and gives a Markdown table, plots and every single result. A cell that fails is told in the
 //! table and spoils no other; a signal ends the run, and what was measured until then is kept.
 
 pub mod compression;
@@ -54,7 +56,8 @@ struct Run<'a> {
     last: Mutex<Instant>,
 }
 
-/// Runs the whole plan; the table goes to standard output, and with an output folder everything goes there.
+/// Runs the whole plan; the table goes to standard output, and with an output folder everything
+/// goes there.
 ///
 /// # Errors
 /// When the folder cannot be written, a cell fails, or a signal asks for the end.
@@ -67,7 +70,12 @@ pub fn run(plan: &Plan) -> Result<()> {
     for run in 0..plan.runs {
         for link in 0..plan.links.len() {
             for way in &plan.ways {
-                cells.push_back(Cell { number: cells.len(), link, way: *way, run });
+                cells.push_back(Cell {
+                    number: cells.len(),
+                    link,
+                    way: *way,
+                    run,
+                });
             }
         }
     }
@@ -82,12 +90,24 @@ pub fn run(plan: &Plan) -> Result<()> {
         last: Mutex::new(Instant::now()),
     };
     let written = std::thread::scope(|scope| {
-        let jobs: Vec<_> = (0..plan.jobs.max(1)).map(|_| scope.spawn(|| run.work())).collect();
-        let joined = jobs.into_iter().map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.collect::<Vec<Result<()>>>().into_iter().collect::<Result<()>>()
+        let jobs: Vec<_> = (0..plan.jobs.max(1))
+            .map(|_| scope.spawn(|| run.work()))
+            .collect();
+        let joined = jobs.into_iter().map(|job| {
+            job.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        joined
+            .collect::<Vec<Result<()>>>()
+            .into_iter()
+            .collect::<Result<()>>()
     });
     let records = lock(&run.records);
-    let text = format!("{}\n{}", report::table(&plan.links, &records), conditions(plan));
+    let text = format!(
+        "{}\n{}",
+        report::table(&plan.links, &records),
+        conditions(plan)
+    );
     if let Some(folder) = &plan.out {
         write(folder, "table.md", &text)?;
         for (name, svg) in plot::plots(&plan.links, &records) {
@@ -97,9 +117,15 @@ pub fn run(plan: &Plan) -> Result<()> {
     print!("{text}");
     written?;
     ending.check()?;
-    let failed = records.iter().filter(|record| record.failed.is_some()).count();
+    let failed = records
+        .iter()
+        .filter(|record| record.failed.is_some())
+        .count();
     if failed > 0 {
-        bail!("{failed} of {} cells failed; why stands below the table", records.len());
+        bail!(
+            "{failed} of {} cells failed; why stands below the table",
+            records.len()
+        );
     }
     Ok(())
 }
@@ -111,7 +137,9 @@ impl Run<'_> {
             if self.ending.check().is_err() {
                 return Ok(());
             }
-            let Some(cell) = lock(&self.waiting).pop_front() else { return Ok(()) };
+            let Some(cell) = lock(&self.waiting).pop_front() else {
+                return Ok(());
+            };
             let link = &self.plan.links[cell.link];
             let say = |measure: Measure| {
                 self.say(cell, &format!("{measure:?}").to_lowercase());
@@ -119,7 +147,15 @@ impl Run<'_> {
             // Fits the name of a namespace; each process and each cell has its own.
             let prefix = format!("tpobench{}-{}", std::process::id(), cell.number);
             let mut figures = Figures::new();
-            let cell_done = measure::cell(self.plan, link, cell.way, &prefix, self.ending, &say, &mut figures);
+            let cell_done = measure::cell(
+                self.plan,
+                link,
+                cell.way,
+                &prefix,
+                self.ending,
+                &say,
+                &mut figures,
+            );
             if self.ending.check().is_err() {
                 // Half a cell is no result.
                 return Ok(());
@@ -128,9 +164,17 @@ impl Run<'_> {
             if let Some(why) = &failed {
                 self.say(cell, &format!("failed: {why}"));
             }
-            let record = Record { link: cell.link, way: cell.way, run: cell.run, figures, failed };
+            let record = Record {
+                link: cell.link,
+                way: cell.way,
+                run: cell.run,
+                figures,
+                failed,
+            };
             if let Some(results) = &self.results {
-                lock(results).write_all(record.line(&self.plan.links).as_bytes()).context("write results.jsonl")?;
+                lock(results)
+                    .write_all(record.line(&self.plan.links).as_bytes())
+                    .context("write results.jsonl")?;
             }
             lock(&self.records).push(record);
             *lock(&self.last) = Instant::now();
@@ -174,7 +218,11 @@ fn conditions(plan: &Plan) -> String {
         plan.runs,
         plan.jobs.max(1),
         plan.requests,
-        if plan.peer_rate { "told to the TPOs" } else { "found out by the TPOs" },
+        if plan.peer_rate {
+            "told to the TPOs"
+        } else {
+            "found out by the TPOs"
+        },
     )
 }
 
@@ -192,5 +240,7 @@ fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic elsewhere is passed on where the jobs are joined.
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,4 +1,5 @@
-//! What is to be measured: the links, the ways across and the measures, with the matrices that are ready to use.
+//! What is to be measured: the links, the ways across and the measures, with the matrices that are
+//! ready to use.
 //!
 //! Filled in by the command line, read by `mod.rs` and `measure.rs`.
 
@@ -65,13 +66,14 @@ pub enum Measure {
     Stream,
     /// UDP datagrams of 64 bytes per second, so many that 99.9 % arrive (only on plain veth)
     Packets,
-    /// Memory of 10,000 idle flows, or as many as the limit of open files allows, in a TPO (only on plain veth)
+    /// Memory of 10,000 idle flows, or as many as the limit of open files allows, in a TPO (only on
+    /// plain veth)
     Idle,
 }
 
 impl Measure {
-    /// All of them, in the order in which they are measured. Idle flows come first: after bulk they would find memory that the daemons
-    /// already hold, and seem to cost nothing.
+    /// All of them, in the order in which they are measured. Idle flows come first: after bulk they
+    /// would find memory that the daemons already hold, and seem to cost nothing.
     pub const ALL: [Measure; 10] = [
         Measure::Idle,
         Measure::Bulk,
@@ -88,8 +90,11 @@ impl Measure {
     /// Whether it says something on such a link.
     pub(super) fn fits(self, link: &Link) -> bool {
         match self {
-            Measure::Connections | Measure::Idle | Measure::Latency | Measure::Packets => link.profile.is_none(),
-            // Where nothing is far and nothing queues they would only measure the machine, which the three above do better.
+            Measure::Connections | Measure::Idle | Measure::Latency | Measure::Packets => {
+                link.profile.is_none()
+            }
+            // Where nothing is far and nothing queues they would only measure the machine, which
+            // the three above do better.
             Measure::Ttfb | Measure::Echo | Measure::Stream => link.profile.is_some(),
             Measure::Bulk | Measure::Up | Measure::Sixteen => true,
         }
@@ -106,9 +111,15 @@ pub struct Link {
 impl Link {
     /// Its name in tables.
     pub fn name(&self) -> String {
-        let Some(profile) = &self.profile else { return "plain veth".into() };
+        let Some(profile) = &self.profile else {
+            return "plain veth".into();
+        };
         let rate = profile.rate.map_or("no limit".to_owned(), rate_name);
-        let mut name = format!("{rate}, {} ms, {} %", self.rtt().as_millis(), percent(profile.loss));
+        let mut name = format!(
+            "{rate}, {} ms, {} %",
+            self.rtt().as_millis(),
+            percent(profile.loss)
+        );
         if profile.burst > 1.0 {
             name += &format!(" in bursts of {}", profile.burst);
         }
@@ -120,7 +131,9 @@ impl Link {
 
     /// Propagation, there and back.
     pub fn rtt(&self) -> Duration {
-        self.profile.as_ref().map_or(Duration::ZERO, |profile| profile.delay * 2)
+        self.profile
+            .as_ref()
+            .map_or(Duration::ZERO, |profile| profile.delay * 2)
     }
 
     pub(super) fn wan(&self) -> Wan {
@@ -174,12 +187,21 @@ pub struct Plan {
 /// # Panics
 /// When a text is no profile: those given here are constants, and a test parses them all.
 fn links<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Vec<Link> {
-    let parse = |text: S| text.as_ref().parse().expect("the links of the matrices are good");
-    texts.into_iter().map(|text| Link { profile: Some(parse(text)) }).collect()
+    let parse = |text: S| {
+        text.as_ref()
+            .parse()
+            .expect("the links of the matrices are good")
+    };
+    texts
+        .into_iter()
+        .map(|text| Link {
+            profile: Some(parse(text)),
+        })
+        .collect()
 }
 
-/// The matrix of a whole run: the links at which the competitors were measured, a sweep over loss and one over the round trip for the
-/// plots, and the bare machine.
+/// The matrix of a whole run: the links at which the competitors were measured, a sweep over loss
+/// and one over the round trip for the plots, and the bare machine.
 pub fn full() -> Vec<Link> {
     let mut list = links([
         "rate=100mbit delay=50ms",
@@ -207,7 +229,8 @@ pub fn quick() -> Vec<Link> {
     list
 }
 
-/// The acceptance grid: every rate with every round trip and every loss, the gigabit, bursts and jitter.
+/// The acceptance grid: every rate with every round trip and every loss, the gigabit, bursts and
+/// jitter.
 pub fn grid() -> Vec<Link> {
     let mut texts = Vec::new();
     for rate in ["20mbit", "100mbit", "500mbit"] {

@@ -23,25 +23,36 @@ struct Plot {
 
 /// All plots that the results make: name of the file, and its text. A line needs two points.
 pub(super) fn plots(links: &[Link], records: &[Record]) -> Vec<(String, String)> {
-    // Whole numbers order and compare; a share in millionths and a time in microseconds lose nothing that anybody sets.
+    // Whole numbers order and compare; a share in millionths and a time in microseconds lose
+    // nothing that anybody sets.
     type Points = BTreeMap<u64, usize>;
     let mut over_loss: BTreeMap<(u64, u64), Points> = BTreeMap::new();
     let mut over_rtt: BTreeMap<(u64, u64), Points> = BTreeMap::new();
     for (index, link) in links.iter().enumerate() {
-        let Some(profile) = &link.profile else { continue };
+        let Some(profile) = &link.profile else {
+            continue;
+        };
         let Some(rate) = profile.rate else { continue };
         if profile.burst > 1.0 || !profile.jitter.is_zero() {
             continue;
         }
-        let (rtt, loss) = (link.rtt().as_micros() as u64, (profile.loss * 1e6).round() as u64);
-        over_loss.entry((rate, rtt)).or_default().insert(loss, index);
+        let (rtt, loss) = (
+            link.rtt().as_micros() as u64,
+            (profile.loss * 1e6).round() as u64,
+        );
+        over_loss
+            .entry((rate, rtt))
+            .or_default()
+            .insert(loss, index);
         over_rtt.entry((rate, loss)).or_default().insert(rtt, index);
     }
     let lines = |points: &Points, scale: f64| {
         let line = |way: Way| {
             let value = |index| medians(records, index, way).get("down_mbit");
-            let line: Vec<_> =
-                points.iter().filter_map(|(x, index)| Some((*x as f64 * scale, value(*index)?))).collect();
+            let line: Vec<_> = points
+                .iter()
+                .filter_map(|(x, index)| Some((*x as f64 * scale, value(*index)?)))
+                .collect();
             (line.len() > 1).then_some((way, line))
         };
         Way::ALL.into_iter().filter_map(line).collect::<Vec<_>>()
@@ -49,16 +60,33 @@ pub(super) fn plots(links: &[Link], records: &[Record]) -> Vec<(String, String)>
     let mut all = Vec::new();
     for ((rate, rtt), points) in &over_loss {
         let title = format!("One flow, {}, {} ms", rate_name(*rate), rtt / 1000);
-        let plot = Plot { title, axis: "loss, %", lines: lines(points, 1e-4) };
-        all.push((format!("loss-{}mbit-{}ms.svg", rate / 1_000_000, rtt / 1000), plot));
+        let plot = Plot {
+            title,
+            axis: "loss, %",
+            lines: lines(points, 1e-4),
+        };
+        all.push((
+            format!("loss-{}mbit-{}ms.svg", rate / 1_000_000, rtt / 1000),
+            plot,
+        ));
     }
     for ((rate, loss), points) in &over_rtt {
         let loss = percent(*loss as f64 * 1e-6);
         let title = format!("One flow, {}, {loss} % loss", rate_name(*rate));
-        let plot = Plot { title, axis: "round trip, ms", lines: lines(points, 1e-3) };
-        all.push((format!("rtt-{}mbit-{loss}percent.svg", rate / 1_000_000), plot));
+        let plot = Plot {
+            title,
+            axis: "round trip, ms",
+            lines: lines(points, 1e-3),
+        };
+        all.push((
+            format!("rtt-{}mbit-{loss}percent.svg", rate / 1_000_000),
+            plot,
+        ));
     }
-    all.into_iter().filter(|(_, plot)| !plot.lines.is_empty()).map(|(name, plot)| (name, plot.draw())).collect()
+    all.into_iter()
+        .filter(|(_, plot)| !plot.lines.is_empty())
+        .map(|(name, plot)| (name, plot.draw()))
+        .collect()
 }
 
 impl Plot {
@@ -104,14 +132,22 @@ impl Plot {
         );
         for (index, (way, line)) in self.lines.iter().enumerate() {
             let colour = colour(*way);
-            let path: Vec<String> = line.iter().map(|(a, b)| format!("{:.1},{:.1}", x(*a), y(*b))).collect();
+            let path: Vec<String> = line
+                .iter()
+                .map(|(a, b)| format!("{:.1},{:.1}", x(*a), y(*b)))
+                .collect();
             let _ = writeln!(
                 svg,
                 "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
                 path.join(" ")
             );
             for (a, b) in line {
-                let _ = writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x(*a), y(*b));
+                let _ = writeln!(
+                    svg,
+                    "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>",
+                    x(*a),
+                    y(*b)
+                );
             }
             let (from, at) = (right + 14.0, TOP + 14.0 + 20.0 * index as f64);
             let _ = writeln!(
@@ -137,11 +173,15 @@ fn colour(way: Way) -> &'static str {
     }
 }
 
-/// A step of 1, 2 or 5 times a power of ten that makes four to ten marks, and the first mark that is not below `largest`.
+/// A step of 1, 2 or 5 times a power of ten that makes four to ten marks, and the first mark that
+/// is not below `largest`.
 fn axis(largest: f64) -> (f64, f64) {
     let largest = if largest > 0.0 { largest } else { 1.0 };
     let power = 10f64.powf((largest / 10.0).log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power).into_iter().find(|step| largest / step <= 10.0);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|times| times * power)
+        .into_iter()
+        .find(|step| largest / step <= 10.0);
     let step = step.expect("ten times the power of ten below a tenth of the largest is enough");
     (step, (largest / step - 1e-9).ceil() * step)
 }
@@ -173,13 +213,22 @@ mod tests {
         let record = |link, way, down| {
             let mut figures = Figures::new();
             figures.set("down_mbit", down);
-            Record { link, way, run: 0, figures, failed: None }
+            Record {
+                link,
+                way,
+                run: 0,
+                figures,
+                failed: None,
+            }
         };
-        let mut records: Vec<Record> = (0..links.len()).map(|link| record(link, Way::Tpo, 18.0)).collect();
+        let mut records: Vec<Record> = (0..links.len())
+            .map(|link| record(link, Way::Tpo, 18.0))
+            .collect();
         // A way with one point has no line.
         records.push(record(0, Way::Bbr, 17.0));
         let plots = plots(&links, &records);
-        // Three rates by four round trips, three rates by five losses, and the gigabit over its two losses.
+        // Three rates by four round trips, three rates by five losses, and the gigabit over its two
+        // losses.
         assert_eq!(plots.len(), 12 + 15 + 1);
         let (name, svg) = &plots[0];
         assert_eq!(name, "loss-20mbit-20ms.svg");

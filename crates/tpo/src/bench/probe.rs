@@ -1,4 +1,5 @@
-//! What else is read while the load runs: CPU of the daemons, wire bytes and queue of the lab's link, idle time of the machine.
+//! What else is read while the load runs: CPU of the daemons, wire bytes and queue of the lab's
+//! link, idle time of the machine.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 pub(super) struct Reading {
     /// CPU seconds of the processes in the middle.
     pub(super) cpu_seconds: f64,
-    /// IP bytes that were offered to the link in the direction of the data, and against it. `None` without an emulated link.
+    /// IP bytes that were offered to the link in the direction of the data, and against it. `None`
+    /// without an emulated link.
     pub(super) wire: Option<[u64; 2]>,
     /// Packets that the queue of the data's direction dropped, and all that were offered.
     pub(super) queue_drops: Option<[u64; 2]>,
@@ -35,7 +37,12 @@ pub(super) fn read(
     time: Duration,
     ending: &Ending,
 ) -> Result<Reading> {
-    let (cpu, wire, machine, drops) = (cpu_seconds(processes)?, lab.stats(), machine_time()?, lab.own_drops());
+    let (cpu, wire, machine, drops) = (
+        cpu_seconds(processes)?,
+        lab.stats(),
+        machine_time()?,
+        lab.own_drops(),
+    );
     let start = Instant::now();
     let (mut sum, mut largest, mut looks) = (0u64, 0u64, 0u32);
     while start.elapsed() < time {
@@ -56,7 +63,10 @@ pub(super) fn read(
         cpu_seconds: cpu_seconds(processes)? - cpu,
         wire: emulated.then(|| [grown(data, data_before), grown(back, back_before)]),
         queue_drops: emulated.then(|| {
-            [data.dropped_queue - data_before.dropped_queue, data.offered_packets - data_before.offered_packets]
+            [
+                data.dropped_queue - data_before.dropped_queue,
+                data.offered_packets - data_before.offered_packets,
+            ]
         }),
         queue: emulated.then(|| [sum as f64 / f64::from(looks.max(1)), largest as f64]),
         idle: idle_share(machine, machine_after),
@@ -72,9 +82,12 @@ fn pick<T>(direction: Direction, a_to_b: T, b_to_a: T) -> (T, T) {
     }
 }
 
-/// User and system time of all of them. The kernel charges softirq work to whom it interrupts, so this holds a part of their neighbours'.
+/// User and system time of all of them. The kernel charges softirq work to whom it interrupts, so
+/// this holds a part of their neighbours'.
 fn cpu_seconds(processes: &[u32]) -> Result<f64> {
-    let each = processes.iter().map(|process| crate::sys::process_cpu_seconds(*process));
+    let each = processes
+        .iter()
+        .map(|process| crate::sys::process_cpu_seconds(*process));
     Ok(each.sum::<std::io::Result<f64>>()?)
 }
 
@@ -85,7 +98,9 @@ pub(super) fn memory(process: u32, figure: &str) -> Result<u64> {
 }
 
 fn parse_memory(text: &str, figure: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.split(':').next() == Some(figure))?;
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next() == Some(figure))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
@@ -93,10 +108,12 @@ fn parse_memory(text: &str, figure: &str) -> Option<u64> {
 type Ticks = (u64, u64);
 
 fn machine_time() -> Result<Ticks> {
-    parse_ticks(&std::fs::read_to_string("/proc/stat")?).context("/proc/stat begins otherwise than proc(5) says")
+    parse_ticks(&std::fs::read_to_string("/proc/stat")?)
+        .context("/proc/stat begins otherwise than proc(5) says")
 }
 
-/// The first line: user, nice, system, idle, iowait, irq, softirq, steal. Time stolen by other machines counts as busy.
+/// The first line: user, nice, system, idle, iowait, irq, softirq, steal. Time stolen by other
+/// machines counts as busy.
 fn parse_ticks(text: &str) -> Option<Ticks> {
     let mut words = text.lines().next()?.split_whitespace();
     (words.next()? == "cpu").then_some(())?;
@@ -106,7 +123,11 @@ fn parse_ticks(text: &str) -> Option<Ticks> {
 
 fn idle_share(before: Ticks, after: Ticks) -> f64 {
     let all = after.1.saturating_sub(before.1);
-    if all == 0 { 0.0 } else { after.0.saturating_sub(before.0) as f64 / all as f64 }
+    if all == 0 {
+        0.0
+    } else {
+        after.0.saturating_sub(before.0) as f64 / all as f64
+    }
 }
 
 #[cfg(test)]

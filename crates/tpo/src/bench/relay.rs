@@ -1,8 +1,10 @@
-//! The kernel's best without any protocol of ours: a relay at each TPO's place that splits the connection, BBR on the WAN between them,
-//! bytes moved by `splice(2)`. A column of the bench, nothing more: it is cleartext and hides neither loss nor set-up from the flows.
+//! The kernel's best without any protocol of ours: a relay at each TPO's place that splits the
+//! connection, BBR on the WAN between them, bytes moved by `splice(2)`. A column of the bench,
+//! nothing more: it is cleartext and hides neither loss nor set-up from the flows.
 //!
-//! Each relay is a process of this very program, so that its CPU time and memory are read like a daemon's. The one at A takes connections
-//! transparently and opens one to B for each, the destination in front as six bytes; the one at B connects to that destination.
+//! Each relay is a process of this very program, so that its CPU time and memory are read like a
+//! daemon's. The one at A takes connections transparently and opens one to B for each, the
+//! destination in front as six bytes; the one at B connects to that destination.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -44,9 +46,15 @@ impl Relays {
     pub(super) fn start(lab: &Lab) -> Result<Relays> {
         divert(lab)?;
         let program = std::env::current_exe().context("find this program")?;
-        let mut relays = Relays { children: Vec::new() };
+        let mut relays = Relays {
+            children: Vec::new(),
+        };
         for (host, end) in [(Host::B, "far"), (Host::A, "near")] {
-            let child = lab.command(host, &program).args(["relay", end]).spawn().context("start a relay")?;
+            let child = lab
+                .command(host, &program)
+                .args(["relay", end])
+                .spawn()
+                .context("start a relay")?;
             relays.children.push(child);
             let address = match host {
                 Host::B => SocketAddr::new(Host::B.v4("wan0"), PORT),
@@ -54,8 +62,15 @@ impl Relays {
             };
             let start = Instant::now();
             // The probe's connection is relayed to nowhere and ends.
-            while lab.inside(host, || TcpStream::connect_timeout(&address, PATIENCE)).is_err() {
-                ensure!(start.elapsed() < PATIENCE, "the relay at {} does not listen", host.name());
+            while lab
+                .inside(host, || TcpStream::connect_timeout(&address, PATIENCE))
+                .is_err()
+            {
+                ensure!(
+                    start.elapsed() < PATIENCE,
+                    "the relay at {} does not listen",
+                    host.name()
+                );
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
@@ -70,7 +85,8 @@ impl Relays {
 impl Drop for Relays {
     fn drop(&mut self) {
         for child in &mut self.children {
-            // It holds nothing that an orderly end would save; the namespaces' rules go with the namespaces.
+            // It holds nothing that an orderly end would save; the namespaces' rules go with the
+            // namespaces.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -91,12 +107,23 @@ fn divert(lab: &Lab) -> Result<()> {
 
 fn run(command: &mut Command, input: &str) -> Result<()> {
     let words = format!("{command:?}");
-    let mut child =
-        command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("run {words}"))?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {words}"))?;
     // Should it end early, its own message says more than a broken pipe.
-    let _ = child.stdin.take().expect("stdin was asked to be a pipe").write_all(input.as_bytes());
+    let _ = child
+        .stdin
+        .take()
+        .expect("stdin was asked to be a pipe")
+        .write_all(input.as_bytes());
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    ensure!(
+        output.status.success(),
+        "{words}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }
 
@@ -113,10 +140,12 @@ pub fn serve(end: End) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
             Err(error) => bail!("a relay accepts no more: {error}"),
         };
-        let spawned = std::thread::Builder::new().stack_size(128 << 10).spawn(move || {
-            // Whatever goes wrong is the connection's end, which both sides see.
-            let _ = relay(end, &connection);
-        });
+        let spawned = std::thread::Builder::new()
+            .stack_size(128 << 10)
+            .spawn(move || {
+                // Whatever goes wrong is the connection's end, which both sides see.
+                let _ = relay(end, &connection);
+            });
         spawned.context("a thread for a connection")?;
     }
 }
@@ -139,9 +168,12 @@ fn relay(end: End, connection: &TcpStream) -> io::Result<()> {
     let onward = match end {
         End::Near => {
             // A transparent socket's own address is where the client wanted to go.
-            let SocketAddr::V4(destination) = connection.local_addr()? else { return Ok(()) };
+            let SocketAddr::V4(destination) = connection.local_addr()? else {
+                return Ok(());
+            };
             if destination.port() == PORT {
-                // Somebody asks whether this relay listens. Relayed, it would come back here without end.
+                // Somebody asks whether this relay listens. Relayed, it would come back here
+                // without end.
                 return Ok(());
             }
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -161,7 +193,9 @@ fn relay(end: End, connection: &TcpStream) -> io::Result<()> {
         }
     };
     std::thread::scope(|scope| {
-        let back = std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, || carry(&onward, connection));
+        let back = std::thread::Builder::new()
+            .stack_size(128 << 10)
+            .spawn_scoped(scope, || carry(&onward, connection));
         let there = carry(connection, &onward);
         // A direction that has failed takes the other with it.
         back?.join().unwrap_or(Ok(())).and(there)

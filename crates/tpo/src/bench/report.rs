@@ -1,4 +1,5 @@
-//! What the bench found: figures by name, a line of JSON for each cell as it comes, the Markdown table of the medians.
+//! What the bench found: figures by name, a line of JSON for each cell as it comes, the Markdown
+//! table of the medians.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +20,10 @@ impl Figures {
     }
 
     pub(super) fn set(&mut self, name: &str, value: f64) {
-        assert!(COLUMNS.iter().any(|column| column.name == name), "{name} is in no column");
+        assert!(
+            COLUMNS.iter().any(|column| column.name == name),
+            "{name} is in no column"
+        );
         self.0.insert(name.to_owned(), value);
     }
 
@@ -109,7 +113,12 @@ struct Column {
 }
 
 const fn column(part: Part, name: &'static str, header: &'static str, digits: usize) -> Column {
-    Column { part, name, header, digits }
+    Column {
+        part,
+        name,
+        header,
+        digits,
+    }
 }
 
 /// Every figure, in the order of the table, with its heading.
@@ -136,10 +145,20 @@ const COLUMNS: &[Column] = &[
     column(Part::Short, "echo_p99_ms", "p99", 1),
     column(Part::Short, "latency_us", "request-response, µs", 0),
     column(Part::Short, "connections_per_s", "connections/s", 0),
-    column(Part::Datagrams, "stream_200_arrived", "20 Mbit/s of 200 bytes: arrived, %", 3),
+    column(
+        Part::Datagrams,
+        "stream_200_arrived",
+        "20 Mbit/s of 200 bytes: arrived, %",
+        3,
+    ),
     column(Part::Datagrams, "stream_200_late_ms", "late p99, ms", 1),
     column(Part::Datagrams, "stream_200_wire", "wire / LAN bytes", 3),
-    column(Part::Datagrams, "stream_1200_arrived", "of 1,200 bytes: arrived, %", 3),
+    column(
+        Part::Datagrams,
+        "stream_1200_arrived",
+        "of 1,200 bytes: arrived, %",
+        3,
+    ),
     column(Part::Datagrams, "stream_1200_late_ms", "late p99, ms", 1),
     column(Part::Datagrams, "stream_1200_wire", "wire / LAN bytes", 3),
     column(Part::Datagrams, "packets_per_s", "64-byte UDP/s", 0),
@@ -153,8 +172,8 @@ const COLUMNS: &[Column] = &[
     column(Part::Cost, "lab_drops", "lab's own drops", 0),
 ];
 
-/// The tables: a line for each way across each link that has been measured; only columns in which something stands. What failed is listed
-/// below.
+/// The tables: a line for each way across each link that has been measured; only columns in which
+/// something stands. What failed is listed below.
 pub(super) fn table(links: &[Link], records: &[Record]) -> String {
     let mut rows = Vec::new();
     for (index, link) in links.iter().enumerate() {
@@ -167,12 +186,23 @@ pub(super) fn table(links: &[Link], records: &[Record]) -> String {
     }
     let mut text = String::new();
     for (part, heading) in Part::ALL {
-        let measured = |column: &&Column| rows.iter().any(|(_, _, figures)| figures.get(column.name).is_some());
-        let columns: Vec<&Column> = COLUMNS.iter().filter(|column| column.part == part).filter(measured).collect();
+        let measured = |column: &&Column| {
+            rows.iter()
+                .any(|(_, _, figures)| figures.get(column.name).is_some())
+        };
+        let columns: Vec<&Column> = COLUMNS
+            .iter()
+            .filter(|column| column.part == part)
+            .filter(measured)
+            .collect();
         if columns.is_empty() {
             continue;
         }
-        let _ = write!(text, "{}**{heading}**\n\n| link | way |", if text.is_empty() { "" } else { "\n" });
+        let _ = write!(
+            text,
+            "{}**{heading}**\n\n| link | way |",
+            if text.is_empty() { "" } else { "\n" }
+        );
         for column in &columns {
             let _ = write!(text, " {} |", column.header);
         }
@@ -210,12 +240,22 @@ mod tests {
     fn record(way: Way, run: usize, down: f64) -> Record {
         let mut figures = Figures::new();
         figures.set("down_mbit", down);
-        Record { link: 0, way, run, figures, failed: None }
+        Record {
+            link: 0,
+            way,
+            run,
+            figures,
+            failed: None,
+        }
     }
 
     #[test]
     fn the_table_has_medians_and_only_the_columns_that_were_measured() {
-        let mut records = vec![record(Way::Tpo, 0, 90.0), record(Way::Tpo, 1, 10.0), record(Way::Tpo, 2, 91.0)];
+        let mut records = vec![
+            record(Way::Tpo, 0, 90.0),
+            record(Way::Tpo, 1, 10.0),
+            record(Way::Tpo, 2, 91.0),
+        ];
         records.push(Record {
             link: 1,
             way: Way::Bbr,

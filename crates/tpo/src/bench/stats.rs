@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// What a share of the values does not exceed, by the nearest rank. `sorted` is sorted and not empty.
+/// What a share of the values does not exceed, by the nearest rank. `sorted` is sorted and not
+/// empty.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
@@ -23,11 +24,15 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
 pub(super) fn jain(shares: &[u64]) -> f64 {
     let sum: f64 = shares.iter().map(|share| *share as f64).sum();
     let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
-    if squares == 0.0 { 1.0 } else { sum * sum / (shares.len() as f64 * squares) }
+    if squares == 0.0 {
+        1.0
+    } else {
+        sum * sum / (shares.len() as f64 * squares)
+    }
 }
 
-/// When a transfer first ran at nine tenths of its steady rate for [`STRETCH`]: the end of that stretch, from the first byte. `course` is
-/// what had arrived at each time.
+/// When a transfer first ran at nine tenths of its steady rate for [`STRETCH`]: the end of that
+/// stretch, from the first byte. `course` is what had arrived at each time.
 pub(super) fn ramp(course: &[(Duration, u64)], steady_bytes_per_second: f64) -> Option<Duration> {
     let mut begin = 0;
     for (time, bytes) in course {
@@ -36,7 +41,9 @@ pub(super) fn ramp(course: &[(Duration, u64)], steady_bytes_per_second: f64) -> 
         }
         let (start, before) = course[begin];
         let took = time.saturating_sub(start);
-        if took >= STRETCH && (bytes - before) as f64 / took.as_secs_f64() >= 0.9 * steady_bytes_per_second {
+        if took >= STRETCH
+            && (bytes - before) as f64 / took.as_secs_f64() >= 0.9 * steady_bytes_per_second
+        {
             return Some(*time);
         }
     }

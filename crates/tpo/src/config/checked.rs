@@ -1,5 +1,5 @@
-//! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and keys are parsed, paths are
-//! complete. The rest of the program takes this and never sees the text.
+//! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and
+//! keys are parsed, paths are complete. The rest of the program takes this and never sees the text.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -27,7 +27,8 @@ pub struct Checked {
     pub file: PathBuf,
     /// `name`: what this TPO is called in its logs and in `tpo status`.
     pub name: String,
-    /// `private_key_file`, complete. Read by [`load_identity`](super::load_identity), which needs more rights than the rest.
+    /// `private_key_file`, complete. Read by [`load_identity`](super::load_identity), which needs
+    /// more rights than the rest.
     pub private_key_file: PathBuf,
     /// The line that names it.
     pub private_key_line: usize,
@@ -35,7 +36,8 @@ pub struct Checked {
     pub listen: SocketAddr,
     /// `control`, complete: the Unix socket of `tpo status`.
     pub control: PathBuf,
-    /// `user`: as whom it runs when root has started it; `None` ("auto"): as tpo or, where there is no such user, as a number of nobody's.
+    /// `user`: as whom it runs when root has started it; `None` ("auto"): as tpo or, where there is
+    /// no such user, as a number of nobody's.
     pub user: Option<String>,
     /// `buffer_size`: the packet driver's largest buffer, bytes.
     pub buffer_size: usize,
@@ -45,11 +47,13 @@ pub struct Checked {
     pub memory: u64,
     /// `outage`: how long flows wait for a peer that is silent.
     pub outage: Duration,
-    /// `idle`: how long a flow of what is no TCP lives without a packet when only one side has spoken.
+    /// `idle`: how long a flow of what is no TCP lives without a packet when only one side has
+    /// spoken.
     pub idle: Duration,
     /// `idle_both`: the same when both have.
     pub idle_both: Duration,
-    /// `compress_isolation`: each buffer is compressed by itself, and none that holds several flows.
+    /// `compress_isolation`: each buffer is compressed by itself, and none that holds several
+    /// flows.
     pub compress_isolation: bool,
     /// `hold_closed`: closed rules hold after an orderly stop too, and for every packet of TCP.
     pub hold_closed: bool,
@@ -120,7 +124,10 @@ pub struct Multicast {
 
 impl Default for Multicast {
     fn default() -> Multicast {
-        Multicast { interfaces: Vec::new(), querier: true }
+        Multicast {
+            interfaces: Vec::new(),
+            querier: true,
+        }
     }
 }
 
@@ -129,7 +136,8 @@ impl Default for Multicast {
 pub enum Mode {
     /// The packet keeps its destination and is handed to a transparent socket.
     Tproxy,
-    /// The destination is rewritten to the interceptor (claims 2 and 5) and asked back from the kernel.
+    /// The destination is rewritten to the interceptor (claims 2 and 5) and asked back from the
+    /// kernel.
     Redirect,
 }
 
@@ -145,7 +153,8 @@ pub struct Peer {
     pub pre_shared_key_file: Option<(PathBuf, usize)>,
     /// Where it listens; `None`: it calls us.
     pub endpoint: Option<SocketAddr>,
-    /// `connect = "on-demand"`: it is called when it is needed, and left when nothing was carried for so long (`disconnect_after`).
+    /// `connect = "on-demand"`: it is called when it is needed, and left when nothing was carried
+    /// for so long (`disconnect_after`).
     pub on_demand: Option<Duration>,
     /// What the link to it carries, bytes per second.
     pub rate: Option<u64>,
@@ -230,25 +239,31 @@ pub const TCP: u8 = 6;
 const AUTO: &str = "auto";
 /// The port that peers are expected at; nothing else is registered there.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
-/// Where the control socket is when nothing else is said: a folder of its own, so that the daemon needs no right in another.
+/// Where the control socket is when nothing else is said: a folder of its own, so that the daemon
+/// needs no right in another.
 pub const CONTROL: &str = "/run/tpo/tpo.sock";
-/// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4 bytes longer before it takes its place.
+/// The longest path of a Unix socket is 107 bytes; a new socket is made under a name that is 4
+/// bytes longer before it takes its place.
 const LONGEST_CONTROL: usize = 103;
 /// Buffers: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest payload.
 const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
-/// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
+/// Datagrams: the handshake needs 1,200 bytes, which every usable path carries; 16,356 is the
+/// largest jumbo frame that is probed for, less its IP and UDP headers.
 const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=16_356;
 /// Memory of all flows: one peer with a long fat link needs some 16 MiB to work at all.
 const MEMORIES: RangeInclusive<u64> = 16 << 20..=1 << 40;
 const MEMORY: u64 = 512 << 20;
-/// Outage: below the 2 s after which a peer counts as silent there is nothing to wait for; after a day no application is still there.
+/// Outage: below the 2 s after which a peer counts as silent there is nothing to wait for; after a
+/// day no application is still there.
 const OUTAGES: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(86_400);
 const OUTAGE: Duration = Duration::from_secs(300);
-/// What is no TCP has no end of its own: RFC 4787 asks for two minutes at least where an answer may come, and for less where none does.
+/// What is no TCP has no end of its own: RFC 4787 asks for two minutes at least where an answer may
+/// come, and for less where none does.
 const IDLES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 const IDLE: Duration = Duration::from_secs(30);
 const IDLE_BOTH: Duration = Duration::from_secs(180);
-/// Between two requests of somebody who works; a handshake costs a round trip and some milliseconds of CPU time.
+/// Between two requests of somebody who works; a handshake costs a round trip and some milliseconds
+/// of CPU time.
 const DISCONNECT_AFTER: Duration = Duration::from_secs(60);
 /// A session index has 12 bits for the peer.
 const MOST_PEERS: usize = 4_096;
@@ -278,9 +293,11 @@ const FAILURES: &[(&str, OnFailure)] = &[("open", OnFailure::Open), ("closed", O
 /// Whatever a rule may leave out: port 0 is nobody's service, but whoever wants no answer may send
 /// UDP from it (RFC 768), and a closed rule holds that too.
 const ALL_PORTS: RangeInclusive<u16> = 0..=65_535;
-const PROTOCOLS: &str = "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
+const PROTOCOLS: &str =
+    "\"tcp\", \"udp\", \"icmp\" or the number of another protocol, such as 47 for GRE";
 
-/// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable remains.
+/// Reads everything out of the text. What is wrong becomes findings; `None` when nothing usable
+/// remains.
 pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<Checked> {
     let file = File::parse(text, findings);
     let before = findings.count(Level::Error);
@@ -289,13 +306,25 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
     let mut rules = check_rules(&file, &peers, on_failure, findings);
     let groups = number_groups(&mut rules, peers.list.len());
     // Where a peer or a rule is wrong nobody knows what was to be sent to whom.
-    let behind = (findings.count(Level::Error) == before).then(|| Behind::new(&rules, peers.list.len()));
+    let behind =
+        (findings.count(Level::Error) == before).then(|| Behind::new(&rules, peers.list.len()));
     let accepts = check_accepts(&file, &peers, behind.as_ref(), findings);
     let intercept = check_intercept(&file, findings);
     let multicast = check_multicast(&file, findings);
     let checked = check_tpo(&file, path, findings);
-    file.finish(&["tpo", "intercept", "multicast", "peer", "rule", "accept"], findings);
-    let checked = Checked { intercept, multicast, peers: peers.list, rules, groups, accepts, ..checked? };
+    file.finish(
+        &["tpo", "intercept", "multicast", "peer", "rule", "accept"],
+        findings,
+    );
+    let checked = Checked {
+        intercept,
+        multicast,
+        peers: peers.list,
+        rules,
+        groups,
+        accepts,
+        ..checked?
+    };
     if !findings.has_errors() {
         check_together(&checked, behind.as_ref(), findings);
     }
@@ -306,7 +335,9 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
 pub(super) fn control_socket(text: &str, path: &Path) -> PathBuf {
     let mut ignored = Findings::new(path);
     let file = File::parse(text, &mut ignored);
-    let written = file.section("tpo", &mut ignored).and_then(|mut tpo| tpo.read("control", value::path, &mut ignored));
+    let written = file
+        .section("tpo", &mut ignored)
+        .and_then(|mut tpo| tpo.read("control", value::path, &mut ignored));
     beside(path, &written.unwrap_or_else(|| CONTROL.into()))
 }
 
@@ -321,31 +352,60 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         return None;
     };
     let private_key_line = tpo.line_of("private_key_file");
-    let name = tpo.require("name", "a name for this TPO, such as \"paris\"", value::name, findings);
+    let name = tpo.require(
+        "name",
+        "a name for this TPO, such as \"paris\"",
+        value::name,
+        findings,
+    );
     let private_key_file = tpo.require(
         "private_key_file",
         "the file that `tpo keygen --out` wrote, such as \"paris.key\"",
         value::path,
         findings,
     );
-    let listen = tpo.read("listen", value::socket_address, findings).unwrap_or(LISTEN);
-    let control = tpo.read("control", control_path(path), findings).unwrap_or_else(|| beside(path, CONTROL));
-    let user = tpo.read("user", value::name, findings).filter(|name| name != AUTO);
+    let listen = tpo
+        .read("listen", value::socket_address, findings)
+        .unwrap_or(LISTEN);
+    let control = tpo
+        .read("control", control_path(path), findings)
+        .unwrap_or_else(|| beside(path, CONTROL));
+    let user = tpo
+        .read("user", value::name, findings)
+        .filter(|name| name != AUTO);
     let buffer_size = tpo
         .read("buffer_size", value::size(BUFFER_SIZES), findings)
         .map_or(tpo_engine::Config::BUFFER_SIZE, |bytes| bytes as usize);
-    let segment_size = tpo.read("segment_size", value::segment_size(SEGMENT_SIZES), findings).flatten();
-    let memory = tpo.read("memory", value::size(MEMORIES), findings).unwrap_or(MEMORY);
-    let outage = tpo.read("outage", value::duration(OUTAGES), findings).unwrap_or(OUTAGE);
-    let idle = tpo.read("idle", value::duration(IDLES), findings).unwrap_or(IDLE);
-    let idle_both = tpo.read("idle_both", value::duration(IDLES), findings).unwrap_or(IDLE_BOTH);
-    let compress_isolation = tpo.read("compress_isolation", value::boolean, findings).unwrap_or(false);
+    let segment_size = tpo
+        .read("segment_size", value::segment_size(SEGMENT_SIZES), findings)
+        .flatten();
+    let memory = tpo
+        .read("memory", value::size(MEMORIES), findings)
+        .unwrap_or(MEMORY);
+    let outage = tpo
+        .read("outage", value::duration(OUTAGES), findings)
+        .unwrap_or(OUTAGE);
+    let idle = tpo
+        .read("idle", value::duration(IDLES), findings)
+        .unwrap_or(IDLE);
+    let idle_both = tpo
+        .read("idle_both", value::duration(IDLES), findings)
+        .unwrap_or(IDLE_BOTH);
+    let compress_isolation = tpo
+        .read("compress_isolation", value::boolean, findings)
+        .unwrap_or(false);
     // Its value has been read before the rules were.
     let _ = tpo.read("on_failure", value::one_of(FAILURES), findings);
-    let hold_closed = tpo.read("hold_closed", value::boolean, findings).unwrap_or(false);
-    let log = tpo.read("log", value::log_filter, findings).unwrap_or_else(|| "info".into());
+    let hold_closed = tpo
+        .read("hold_closed", value::boolean, findings)
+        .unwrap_or(false);
+    let log = tpo
+        .read("log", value::log_filter, findings)
+        .unwrap_or_else(|| "info".into());
     let formats = value::one_of(&[("human", LogFormat::Human), ("json", LogFormat::Json)]);
-    let log_format = tpo.read("log_format", formats, findings).unwrap_or_default();
+    let log_format = tpo
+        .read("log_format", formats, findings)
+        .unwrap_or_default();
     tpo.finish(findings);
     Some(Checked {
         file: path.to_owned(),
@@ -380,15 +440,26 @@ const SYN_RATES: RangeInclusive<u32> = 10..=1_000_000;
 
 fn check_intercept(file: &File<'_>, findings: &mut Findings) -> Intercept {
     let mut intercept = Intercept::default();
-    let Some(mut section) = file.section("intercept", findings) else { return intercept };
+    let Some(mut section) = file.section("intercept", findings) else {
+        return intercept;
+    };
     let modes = value::one_of(&[("tproxy", Mode::Tproxy), ("redirect", Mode::Redirect)]);
-    intercept.mode = section.read("mode", modes, findings).unwrap_or(intercept.mode);
-    intercept.local = section.read("local", value::boolean, findings).unwrap_or(intercept.local);
-    intercept.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
-    for (key, rate) in
-        [("syn_rate_per_source", &mut intercept.syn_rate_per_source), ("syn_rate", &mut intercept.syn_rate)]
-    {
-        *rate = section.read(key, value::number(SYN_RATES), findings).unwrap_or(*rate);
+    intercept.mode = section
+        .read("mode", modes, findings)
+        .unwrap_or(intercept.mode);
+    intercept.local = section
+        .read("local", value::boolean, findings)
+        .unwrap_or(intercept.local);
+    intercept.interfaces = section
+        .read("interfaces", value::interfaces, findings)
+        .unwrap_or_default();
+    for (key, rate) in [
+        ("syn_rate_per_source", &mut intercept.syn_rate_per_source),
+        ("syn_rate", &mut intercept.syn_rate),
+    ] {
+        *rate = section
+            .read(key, value::number(SYN_RATES), findings)
+            .unwrap_or(*rate);
     }
     section.finish(findings);
     intercept
@@ -396,21 +467,39 @@ fn check_intercept(file: &File<'_>, findings: &mut Findings) -> Intercept {
 
 fn check_multicast(file: &File<'_>, findings: &mut Findings) -> Multicast {
     let mut multicast = Multicast::default();
-    let Some(mut section) = file.section("multicast", findings) else { return multicast };
-    multicast.interfaces = section.read("interfaces", value::interfaces, findings).unwrap_or_default();
-    multicast.querier = section.read("querier", value::boolean, findings).unwrap_or(multicast.querier);
+    let Some(mut section) = file.section("multicast", findings) else {
+        return multicast;
+    };
+    multicast.interfaces = section
+        .read("interfaces", value::interfaces, findings)
+        .unwrap_or_default();
+    multicast.querier = section
+        .read("querier", value::boolean, findings)
+        .unwrap_or(multicast.querier);
     section.finish(findings);
     multicast
 }
 
 /// A rule or an `accept` for groups of many: UDP, and all of its destinations such groups.
-fn check_groups(section: &Section<'_>, protocol: Option<u8>, destination: Option<Prefix>, findings: &mut Findings) {
-    let Some(destination) = destination.filter(|prefix| prefix.address.is_multicast()) else { return };
+fn check_groups(
+    section: &Section<'_>,
+    protocol: Option<u8>,
+    destination: Option<Prefix>,
+    findings: &mut Findings,
+) {
+    let Some(destination) = destination.filter(|prefix| prefix.address.is_multicast()) else {
+        return;
+    };
     let all = if destination.address.is_ipv4() { 4 } else { 8 };
     let (line, key) = (section.line_of("destination"), section.key("destination"));
     if destination.length < all {
         let found = format!("found {destination}, which is more than groups of multicast");
-        findings.error(line, key.clone(), found, "\"224.0.0.0/4\", \"ff00::/8\", or a part of them");
+        findings.error(
+            line,
+            key.clone(),
+            found,
+            "\"224.0.0.0/4\", \"ff00::/8\", or a part of them",
+        );
     }
     if protocol.is_some_and(|protocol| protocol != UDP) {
         findings.error(
@@ -422,8 +511,8 @@ fn check_groups(section: &Section<'_>, protocol: Option<u8>, destination: Option
     }
 }
 
-/// The peers, and how rules and accepts find them. A name stays known even when the rest of its section is wrong, so that one
-/// mistake does not make a hundred.
+/// The peers, and how rules and accepts find them. A name stays known even when the rest of its
+/// section is wrong, so that one mistake does not make a hundred.
 struct Peers {
     list: Vec<Peer>,
     by_name: HashMap<String, usize>,
@@ -431,11 +520,24 @@ struct Peers {
 
 fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
     let sections = file.sections("peer", findings);
-    let mut peers = Peers { list: Vec::with_capacity(sections.len()), by_name: HashMap::new() };
+    let mut peers = Peers {
+        list: Vec::with_capacity(sections.len()),
+        by_name: HashMap::new(),
+    };
     match sections.len() {
-        0 => findings.error(0, "[[peer]]", "missing", "at least one section [[peer]]: a TPO works in pairs"),
+        0 => findings.error(
+            0,
+            "[[peer]]",
+            "missing",
+            "at least one section [[peer]]: a TPO works in pairs",
+        ),
         too_many if too_many > MOST_PEERS => {
-            findings.error(0, "[[peer]]", format!("{too_many} sections"), format!("at most {MOST_PEERS}"));
+            findings.error(
+                0,
+                "[[peer]]",
+                format!("{too_many} sections"),
+                format!("at most {MOST_PEERS}"),
+            );
         }
         _ => {}
     }
@@ -445,7 +547,10 @@ fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
         let (line_of_key, key_of_key) = (section.line_of("public_key"), section.key("public_key"));
         let (name, peer) = check_peer(section, path, findings);
         if let Some(name) = name
-            && peers.by_name.insert(name.clone(), peers.list.len()).is_some()
+            && peers
+                .by_name
+                .insert(name.clone(), peers.list.len())
+                .is_some()
         {
             findings.error(
                 line_of_name,
@@ -457,33 +562,57 @@ fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
         let Some(peer) = peer else { continue };
         if let Some(first) = lines_of_keys.insert(*peer.public_key.as_bytes(), line_of_key) {
             let found = format!("found the key of line {first} again");
-            findings.error(line_of_key, key_of_key, found, "a key of its own for each peer");
+            findings.error(
+                line_of_key,
+                key_of_key,
+                found,
+                "a key of its own for each peer",
+            );
         }
         peers.list.push(peer);
     }
     peers
 }
 
-fn check_peer(mut section: Section<'_>, path: &Path, findings: &mut Findings) -> (Option<String>, Option<Peer>) {
+fn check_peer(
+    mut section: Section<'_>,
+    path: &Path,
+    findings: &mut Findings,
+) -> (Option<String>, Option<Peer>) {
     const CONGESTIONS: &[(&str, Congestion)] = &[
         ("auto", Congestion::Auto),
         ("fixed", Congestion::Fixed),
         ("cubic", Congestion::Cubic),
         ("scavenger", Congestion::Scavenger),
     ];
-    let name = section.require("name", "a name for the peer, such as \"lyon\"", value::name, findings);
-    let public_key =
-        section.require("public_key", "what `tpo keygen` printed at the peer", value::public_key, findings);
+    let name = section.require(
+        "name",
+        "a name for the peer, such as \"lyon\"",
+        value::name,
+        findings,
+    );
+    let public_key = section.require(
+        "public_key",
+        "what `tpo keygen` printed at the peer",
+        value::public_key,
+        findings,
+    );
     let line_of_pre_shared = section.line_of("pre_shared_key_file");
     let pre_shared = section.read("pre_shared_key_file", value::path, findings);
     let endpoint = section.read("endpoint", value::socket_address, findings);
     let connects = value::one_of(&[("always", false), ("on-demand", true)]);
     let on_demand = section.read("connect", connects, findings).unwrap_or(false);
-    let after = section.read("disconnect_after", value::duration(IDLES), findings).unwrap_or(DISCONNECT_AFTER);
+    let after = section
+        .read("disconnect_after", value::duration(IDLES), findings)
+        .unwrap_or(DISCONNECT_AFTER);
     let rate = section.read("rate", value::rate, findings);
-    let congestion = section.read("congestion", value::one_of(CONGESTIONS), findings).unwrap_or(Congestion::Auto);
+    let congestion = section
+        .read("congestion", value::one_of(CONGESTIONS), findings)
+        .unwrap_or(Congestion::Auto);
     let loss_tolerance = section.read("loss_tolerance", value::share(LOSS_TOLERANCES), findings);
-    let compress = section.read("compress", value::compress, findings).unwrap_or_default();
+    let compress = section
+        .read("compress", value::compress, findings)
+        .unwrap_or_default();
     let line = section.line;
     if congestion == Congestion::Fixed && section.line_of("rate") == line {
         findings.error(
@@ -495,7 +624,12 @@ fn check_peer(mut section: Section<'_>, path: &Path, findings: &mut Findings) ->
     }
     if on_demand && endpoint.is_none() {
         let would_do = "an endpoint too: who is called on demand must be known where";
-        findings.error(section.line_of("connect"), section.key("connect"), "found \"on-demand\"", would_do);
+        findings.error(
+            section.line_of("connect"),
+            section.key("connect"),
+            "found \"on-demand\"",
+            would_do,
+        );
     }
     section.finish(findings);
     let peer = name.clone().zip(public_key).map(|(name, public_key)| Peer {
@@ -513,17 +647,30 @@ fn check_peer(mut section: Section<'_>, path: &Path, findings: &mut Findings) ->
     (name, peer)
 }
 
-/// `on_failure` of `[tpo]`, by itself: what is wrong with it is said where the whole section is read.
+/// `on_failure` of `[tpo]`, by itself: what is wrong with it is said where the whole section is
+/// read.
 fn default_on_failure(file: &File<'_>) -> OnFailure {
     let mut ignored = Findings::default();
     let section = file.section("tpo", &mut ignored);
-    section.and_then(|mut tpo| tpo.read("on_failure", value::one_of(FAILURES), &mut ignored)).unwrap_or(OnFailure::Open)
+    section
+        .and_then(|mut tpo| tpo.read("on_failure", value::one_of(FAILURES), &mut ignored))
+        .unwrap_or(OnFailure::Open)
 }
 
-fn check_rules(file: &File<'_>, peers: &Peers, default: OnFailure, findings: &mut Findings) -> Vec<Rule> {
+fn check_rules(
+    file: &File<'_>,
+    peers: &Peers,
+    default: OnFailure,
+    findings: &mut Findings,
+) -> Vec<Rule> {
     let sections = file.sections("rule", findings);
     if sections.len() > MAX_RULES {
-        findings.error(0, "[[rule]]", format!("{} sections", sections.len()), format!("at most {MAX_RULES}"));
+        findings.error(
+            0,
+            "[[rule]]",
+            format!("{} sections", sections.len()),
+            format!("at most {MAX_RULES}"),
+        );
         return Vec::new();
     }
     let mut rules = Vec::with_capacity(sections.len());
@@ -531,7 +678,8 @@ fn check_rules(file: &File<'_>, peers: &Peers, default: OnFailure, findings: &mu
         rules.extend(check_rule(section, peers, default, findings));
     }
     // The kernel knows each address family apart.
-    let both_families = |rule: &&Rule| rule.matches.source.is_any() && rule.matches.destination.is_any();
+    let both_families =
+        |rule: &&Rule| rule.matches.source.is_any() && rule.matches.destination.is_any();
     let in_kernel = rules.len() + rules.iter().filter(both_families).count();
     if in_kernel > MAX_RULES {
         let found = format!("{in_kernel} rules, one from any to any counted for IPv4 and for IPv6");
@@ -540,46 +688,100 @@ fn check_rules(file: &File<'_>, peers: &Peers, default: OnFailure, findings: &mu
     rules
 }
 
-fn check_rule(mut section: Section<'_>, peers: &Peers, default: OnFailure, findings: &mut Findings) -> Option<Rule> {
-    const CLASSES: &[(&str, Class)] =
-        &[("interactive", Class::Interactive), ("normal", Class::Normal), ("bulk", Class::Bulk)];
-    const DELIVERIES: &[(&str, Delivery)] =
-        &[("timely", Delivery::Timely), ("reliable", Delivery::Reliable), ("plain", Delivery::Plain)];
+fn check_rule(
+    mut section: Section<'_>,
+    peers: &Peers,
+    default: OnFailure,
+    findings: &mut Findings,
+) -> Option<Rule> {
+    const CLASSES: &[(&str, Class)] = &[
+        ("interactive", Class::Interactive),
+        ("normal", Class::Normal),
+        ("bulk", Class::Bulk),
+    ];
+    const DELIVERIES: &[(&str, Delivery)] = &[
+        ("timely", Delivery::Timely),
+        ("reliable", Delivery::Reliable),
+        ("plain", Delivery::Plain),
+    ];
     let protocol = section.require("protocol", PROTOCOLS, protocol, findings);
-    let source =
-        section.require("source", "the clients' prefix, such as \"10.10.1.0/24\", or \"any\"", value::prefix, findings);
+    let source = section.require(
+        "source",
+        "the clients' prefix, such as \"10.10.1.0/24\", or \"any\"",
+        value::prefix,
+        findings,
+    );
     let source_ports = ports(&mut section, "source_ports", protocol, findings);
     let would_do = "the servers' prefix, such as \"10.10.2.0/24\", or \"any\"";
     let destination = section.require("destination", would_do, value::prefix, findings);
     let destination_ports = ports(&mut section, "destination_ports", protocol, findings);
-    let named = section.require("peer", &peers.names(), |written| peers.find_some(written), findings);
-    let spread = section.read("spread", value::boolean, findings).unwrap_or(false);
-    let class = section.read("class", value::one_of(CLASSES), findings).unwrap_or(Class::Normal);
-    let compress = section.read("compress", value::compress_or_peer, findings).unwrap_or_default();
-    let isolated = section.read("compress_isolation", value::boolean, findings).unwrap_or(false);
+    let named = section.require(
+        "peer",
+        &peers.names(),
+        |written| peers.find_some(written),
+        findings,
+    );
+    let spread = section
+        .read("spread", value::boolean, findings)
+        .unwrap_or(false);
+    let class = section
+        .read("class", value::one_of(CLASSES), findings)
+        .unwrap_or(Class::Normal);
+    let compress = section
+        .read("compress", value::compress_or_peer, findings)
+        .unwrap_or_default();
+    let isolated = section
+        .read("compress_isolation", value::boolean, findings)
+        .unwrap_or(false);
     let delivery = section.read("delivery", value::one_of(DELIVERIES), findings);
     if delivery.is_some() && protocol == Some(TCP) {
         let line = section.line_of("delivery");
-        findings.error(line, section.key("delivery"), "a rule for TCP", "leave it out: TCP is always delivered whole");
+        findings.error(
+            line,
+            section.key("delivery"),
+            "a rule for TCP",
+            "leave it out: TCP is always delivered whole",
+        );
     }
-    let in_order = section.read("keep_order", value::boolean, findings).unwrap_or(false);
+    let in_order = section
+        .read("keep_order", value::boolean, findings)
+        .unwrap_or(false);
     if in_order && (protocol == Some(TCP) || delivery == Some(Delivery::Reliable)) {
         let (found, would_do) = if protocol == Some(TCP) {
-            ("a rule for TCP", "leave it out: TCP is always delivered in order")
+            (
+                "a rule for TCP",
+                "leave it out: TCP is always delivered in order",
+            )
         } else {
             (
                 "delivery = \"reliable\"",
                 "timely or plain: what is sent again comes a round trip later, and nobody waits for that",
             )
         };
-        findings.error(section.line_of("keep_order"), section.key("keep_order"), found, would_do);
+        findings.error(
+            section.line_of("keep_order"),
+            section.key("keep_order"),
+            found,
+            would_do,
+        );
     }
-    let is_for_many = destination.is_some_and(|destination: Prefix| destination.address.is_multicast());
+    let is_for_many =
+        destination.is_some_and(|destination: Prefix| destination.address.is_multicast());
     // Multicast stays in its LAN whatever becomes of the copies: nothing of it can be closed.
-    let default = if is_for_many { OnFailure::Open } else { default };
-    let on_failure = section.read("on_failure", value::one_of(FAILURES), findings).unwrap_or(default);
-    let transit = section.read("transit", value::boolean, findings).unwrap_or(false);
-    let enabled = section.read("enabled", value::boolean, findings).unwrap_or(true);
+    let default = if is_for_many {
+        OnFailure::Open
+    } else {
+        default
+    };
+    let on_failure = section
+        .read("on_failure", value::one_of(FAILURES), findings)
+        .unwrap_or(default);
+    let transit = section
+        .read("transit", value::boolean, findings)
+        .unwrap_or(false);
+    let enabled = section
+        .read("enabled", value::boolean, findings)
+        .unwrap_or(true);
     let line = section.line;
     check_families(&section, source, destination, findings);
     check_groups(&section, protocol, destination, findings);
@@ -589,7 +791,12 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, default: OnFailure, findi
     {
         let found = format!("found a list of {} peers", peers.len());
         let would_do = format!("at most {MOST_TOGETHER}: only a rule for multicast may name more");
-        findings.error(section.line_of("peer"), section.key("peer"), found, would_do);
+        findings.error(
+            section.line_of("peer"),
+            section.key("peer"),
+            found,
+            would_do,
+        );
     }
     if on_failure == OnFailure::Closed && is_for_many {
         let would_do = "leave it out: multicast stays in its LAN whatever becomes of the copies";
@@ -609,10 +816,25 @@ fn check_rule(mut section: Section<'_>, peers: &Peers, default: OnFailure, findi
         destination_ports,
         // Numbered when all rules are known.
         peer: 0,
-        treatment: Treatment { class, compress, isolated, in_order },
+        treatment: Treatment {
+            class,
+            compress,
+            isolated,
+            in_order,
+        },
         delivery: delivery.unwrap_or_default(),
     };
-    Some(Rule { matches, group: Group { peers: named?, spread }, on_failure, transit, enabled, line })
+    Some(Rule {
+        matches,
+        group: Group {
+            peers: named?,
+            spread,
+        },
+        on_failure,
+        transit,
+        enabled,
+        line,
+    })
 }
 
 /// Gives each rule the number of its group.
@@ -623,7 +845,10 @@ fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Group> {
             rule.matches.peer = only;
             continue;
         }
-        rule.matches.peer = groups.iter().position(|group| *group == rule.group).unwrap_or(groups.len());
+        rule.matches.peer = groups
+            .iter()
+            .position(|group| *group == rule.group)
+            .unwrap_or(groups.len());
         if rule.matches.peer == groups.len() {
             groups.push(rule.group.clone());
         }
@@ -651,25 +876,43 @@ impl Clients {
                 first.push(prefix);
             }
         }
-        let mut named = first.iter().map(Prefix::to_string).collect::<Vec<_>>().join(", ");
+        let mut named = first
+            .iter()
+            .map(Prefix::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
         let more = sources.iter().count() - first.len();
         if more > 0 {
             named += &format!(" and {more} more");
         }
-        Clients { sources: Arc::new(sources), named }
+        Clients {
+            sources: Arc::new(sources),
+            named,
+        }
     }
 }
 
 impl Behind {
     fn new(rules: &[Rule], peers: usize) -> Behind {
         let mut all = vec![Vec::new(); peers];
-        for rule in rules.iter().filter(|rule| rule.enabled && !rule.is_for_many()) {
-            rule.group.peers.iter().for_each(|peer| all[*peer].push(rule.matches.destination));
+        for rule in rules
+            .iter()
+            .filter(|rule| rule.enabled && !rule.is_for_many())
+        {
+            rule.group
+                .peers
+                .iter()
+                .for_each(|peer| all[*peer].push(rule.matches.destination));
         }
         let sets = |prefixes: Vec<Prefix>| {
             let all = prefixes.iter().copied();
-            let of = |v4: bool| move |prefix: &Prefix| prefix.is_any() || prefix.address.is_ipv4() == v4;
-            [Clients::of(all.clone().filter(of(true))), Clients::of(all.clone().filter(of(false))), Clients::of(all)]
+            let of =
+                |v4: bool| move |prefix: &Prefix| prefix.is_any() || prefix.address.is_ipv4() == v4;
+            [
+                Clients::of(all.clone().filter(of(true))),
+                Clients::of(all.clone().filter(of(false))),
+                Clients::of(all),
+            ]
         };
         Behind(all.into_iter().map(sets).collect())
     }
@@ -692,10 +935,20 @@ impl Behind {
     }
 }
 
-fn check_accepts(file: &File<'_>, peers: &Peers, behind: Option<&Behind>, findings: &mut Findings) -> Vec<Accept> {
+fn check_accepts(
+    file: &File<'_>,
+    peers: &Peers,
+    behind: Option<&Behind>,
+    findings: &mut Findings,
+) -> Vec<Accept> {
     let sections = file.sections("accept", findings);
     if sections.len() > MOST_ACCEPTS {
-        findings.error(0, "[[accept]]", format!("{} sections", sections.len()), format!("at most {MOST_ACCEPTS}"));
+        findings.error(
+            0,
+            "[[accept]]",
+            format!("{} sections", sections.len()),
+            format!("at most {MOST_ACCEPTS}"),
+        );
         return Vec::new();
     }
     let mut accepts = Vec::with_capacity(sections.len());
@@ -711,60 +964,116 @@ fn check_accept(
     behind: Option<&Behind>,
     findings: &mut Findings,
 ) -> Option<Accept> {
-    const SOURCES: &[(&str, SourceAddress)] = &[("client", SourceAddress::Client), ("tpo", SourceAddress::Tpo)];
-    let peer = section.require("peer", &peers.names(), |written| peers.find(written), findings);
-    let would_do = "the prefix that the peer may reach through us, such as \"10.10.1.0/24\", or \"any\"";
+    const SOURCES: &[(&str, SourceAddress)] = &[
+        ("client", SourceAddress::Client),
+        ("tpo", SourceAddress::Tpo),
+    ];
+    let peer = section.require(
+        "peer",
+        &peers.names(),
+        |written| peers.find(written),
+        findings,
+    );
+    let would_do =
+        "the prefix that the peer may reach through us, such as \"10.10.1.0/24\", or \"any\"";
     let destination = section.require("destination", would_do, value::prefix, findings);
     let source = section.read("source", value::prefix, findings);
     let protocol = section.read("protocol", protocol, findings).unwrap_or(TCP);
     let destination_ports = ports(&mut section, "destination_ports", Some(protocol), findings);
-    let source_address =
-        section.read("source_address", value::one_of(SOURCES), findings).unwrap_or(SourceAddress::Client);
-    let pinned = section.read("pinned", value::boolean, findings).unwrap_or(false);
+    let source_address = section
+        .read("source_address", value::one_of(SOURCES), findings)
+        .unwrap_or(SourceAddress::Client);
+    let pinned = section
+        .read("pinned", value::boolean, findings)
+        .unwrap_or(false);
     let line = section.line;
     check_families(&section, source, destination, findings);
     check_groups(&section, Some(protocol), destination, findings);
-    let is_group =
-        |prefix: Prefix| is_routed(prefix.address) && prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
+    let is_group = |prefix: Prefix| {
+        is_routed(prefix.address)
+            && prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 }
+    };
     if pinned && destination.is_some_and(|destination| !is_group(destination)) {
         let would_do = "a destination that is one group of multicast, such as \"239.1.1.1\"";
-        findings.error(section.line_of("pinned"), section.key("pinned"), "found true", would_do);
+        findings.error(
+            section.line_of("pinned"),
+            section.key("pinned"),
+            "found true",
+            would_do,
+        );
     }
     check_special(&section, source, destination, findings);
     let (peer, destination) = (peer?, destination?);
     let sources = match source {
         Some(source) => Arc::new([source].into_iter().collect()),
         None if section.says("source") => Arc::default(),
-        None => behind.map(|behind| behind.of(peer, destination).sources.clone()).unwrap_or_default(),
+        None => behind
+            .map(|behind| behind.of(peer, destination).sources.clone())
+            .unwrap_or_default(),
     };
     if behind.is_some() && !section.says("source") && sources.is_empty() {
         let name = &peers.list.get(peer)?.name;
-        let found = format!("missing, and no enabled [[rule]] sends anything to somebody behind peer \"{name}\"");
-        let example =
-            if destination.is_any() || destination.address.is_ipv4() { "10.10.2.0/24" } else { "fd10:2::/64" };
-        let would_do = format!("the line source = \"{example}\", with the prefix of the clients behind \"{name}\"");
+        let found = format!(
+            "missing, and no enabled [[rule]] sends anything to somebody behind peer \"{name}\""
+        );
+        let example = if destination.is_any() || destination.address.is_ipv4() {
+            "10.10.2.0/24"
+        } else {
+            "fd10:2::/64"
+        };
+        let would_do = format!(
+            "the line source = \"{example}\", with the prefix of the clients behind \"{name}\""
+        );
         findings.error(line, section.key("source"), found, would_do);
     }
     section.finish(findings);
-    Some(Accept { peer, protocol, sources, destination, destination_ports, source_address, pinned, line })
+    Some(Accept {
+        peer,
+        protocol,
+        sources,
+        destination,
+        destination_ports,
+        source_address,
+        pinned,
+        line,
+    })
 }
 
 /// What no accept gives: nobody may be this host's loopback, its link or a group, and who is to
 /// reach such an address must name it alone.
-fn check_special(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
+fn check_special(
+    section: &Section<'_>,
+    source: Option<Prefix>,
+    destination: Option<Prefix>,
+    findings: &mut Findings,
+) {
     if let Some(source) = source.filter(|source| is_special_only(*source)) {
         let would_do = "the prefix of the peer's clients: none of them is loopback, link-local, a group or reserved";
-        findings.error(section.line_of("source"), section.key("source"), format!("found {source}"), would_do);
+        findings.error(
+            section.line_of("source"),
+            section.key("source"),
+            format!("found {source}"),
+            would_do,
+        );
     }
     if let Some(destination) = destination
         && is_special_only(destination)
         && !destination.address.is_multicast()
-        && destination.length < if destination.address.is_ipv4() { 32 } else { 128 }
+        && destination.length
+            < if destination.address.is_ipv4() {
+                32
+            } else {
+                128
+            }
     {
-        let would_do =
-            "each such address alone, as \"127.0.0.1\": a prefix does not mean loopback, link-local or reserved ones";
+        let would_do = "each such address alone, as \"127.0.0.1\": a prefix does not mean loopback, link-local or reserved ones";
         let found = format!("found {destination}");
-        findings.error(section.line_of("destination"), section.key("destination"), found, would_do);
+        findings.error(
+            section.line_of("destination"),
+            section.key("destination"),
+            found,
+            would_do,
+        );
     }
 }
 
@@ -784,7 +1093,8 @@ fn protocol(written: &Written<'_>) -> Result<u8, String> {
     }
 }
 
-/// The ports of a rule or an `accept`: all where nothing is said, and nothing else where the protocol has none.
+/// The ports of a rule or an `accept`: all where nothing is said, and nothing else where the
+/// protocol has none.
 fn ports(
     section: &mut Section<'_>,
     key: &'static str,
@@ -796,19 +1106,44 @@ fn ports(
         return written.unwrap_or(ALL_PORTS);
     }
     if written.is_some() {
-        findings.error(section.line_of(key), section.key(key), "a protocol without ports", "leave it out");
+        findings.error(
+            section.line_of(key),
+            section.key(key),
+            "a protocol without ports",
+            "leave it out",
+        );
     }
     0..=u16::MAX
 }
 
 /// No connection has an IPv4 address at one end and an IPv6 address at the other.
-fn check_families(section: &Section<'_>, source: Option<Prefix>, destination: Option<Prefix>, findings: &mut Findings) {
-    let (Some(source), Some(destination)) = (source, destination) else { return };
-    if source.is_any() || destination.is_any() || source.address.is_ipv4() == destination.address.is_ipv4() {
+fn check_families(
+    section: &Section<'_>,
+    source: Option<Prefix>,
+    destination: Option<Prefix>,
+    findings: &mut Findings,
+) {
+    let (Some(source), Some(destination)) = (source, destination) else {
+        return;
+    };
+    if source.is_any()
+        || destination.is_any()
+        || source.address.is_ipv4() == destination.address.is_ipv4()
+    {
         return;
     }
-    let family = |prefix: Prefix| if prefix.address.is_ipv4() { "IPv4" } else { "IPv6" };
-    let found = format!("found {} while source is {}", family(destination), family(source));
+    let family = |prefix: Prefix| {
+        if prefix.address.is_ipv4() {
+            "IPv4"
+        } else {
+            "IPv6"
+        }
+    };
+    let found = format!(
+        "found {} while source is {}",
+        family(destination),
+        family(source)
+    );
     findings.error(
         section.line_of("destination"),
         section.key("destination"),
@@ -827,11 +1162,22 @@ impl Peers {
 
     /// One peer, or a list of different ones.
     fn find_some(&self, written: &Written<'_>) -> Result<Vec<usize>, String> {
-        let Written::List(list) = written else { return Ok(vec![self.find(written)?]) };
-        let found = list.iter().map(|one| self.find(one)).collect::<Result<Vec<usize>, String>>()?;
-        let twice = found.iter().enumerate().any(|(at, peer)| found[..at].contains(peer));
+        let Written::List(list) = written else {
+            return Ok(vec![self.find(written)?]);
+        };
+        let found = list
+            .iter()
+            .map(|one| self.find(one))
+            .collect::<Result<Vec<usize>, String>>()?;
+        let twice = found
+            .iter()
+            .enumerate()
+            .any(|(at, peer)| found[..at].contains(peer));
         if found.is_empty() || twice {
-            return Err(format!("one peer, or a list of different ones; {}", self.names()));
+            return Err(format!(
+                "one peer, or a list of different ones; {}",
+                self.names()
+            ));
         }
         Ok(found)
     }
@@ -839,7 +1185,11 @@ impl Peers {
     /// What would do where a peer must be named.
     fn names(&self) -> String {
         const SHOWN: usize = 8;
-        let mut names: Vec<String> = self.by_name.keys().map(|name| format!("\"{name}\"")).collect();
+        let mut names: Vec<String> = self
+            .by_name
+            .keys()
+            .map(|name| format!("\"{name}\""))
+            .collect();
         names.sort();
         let more = if names.len() > SHOWN { ", ..." } else { "" };
         names.truncate(SHOWN);
@@ -862,7 +1212,10 @@ fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Fin
                 "it must call us, so its own configuration needs an endpoint for us",
             );
         }
-        let ruled = checked.rules.iter().any(|rule| rule.enabled && rule.group.peers.contains(&index));
+        let ruled = checked
+            .rules
+            .iter()
+            .any(|rule| rule.enabled && rule.group.peers.contains(&index));
         if !ruled && !checked.accepts.iter().any(|accept| accept.peer == index) {
             let found = format!(
                 "no [[rule]] and no [[accept]] names peer \"{}\": nothing is carried to it or from it",
@@ -877,16 +1230,25 @@ fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Fin
         }
     }
     // A hub needs no LAN for what goes on from peer to peer.
-    let is_hub = checked.rules.iter().any(|rule| rule.enabled && rule.transit && rule.is_for_many());
-    let in_rules = checked.rules.iter().filter(|rule| rule.enabled && !rule.transit);
+    let is_hub = checked
+        .rules
+        .iter()
+        .any(|rule| rule.enabled && rule.transit && rule.is_for_many());
+    let in_rules = checked
+        .rules
+        .iter()
+        .filter(|rule| rule.enabled && !rule.transit);
     let in_rules = in_rules.map(|rule| (rule.line, rule.matches.destination));
-    let in_accepts = checked.accepts.iter().filter(|_| !is_hub).map(|accept| (accept.line, accept.destination));
+    let in_accepts = checked
+        .accepts
+        .iter()
+        .filter(|_| !is_hub)
+        .map(|accept| (accept.line, accept.destination));
     let mut all = in_rules.chain(in_accepts);
     if checked.multicast.interfaces.is_empty()
         && let Some((line, group)) = all.find(|(_, destination)| destination.address.is_multicast())
     {
-        let would_do =
-            "[multicast] with interfaces, such as interfaces = [\"lan0\"]: where groups are taken and served";
+        let would_do = "[multicast] with interfaces, such as interfaces = [\"lan0\"]: where groups are taken and served";
         findings.error(
             line,
             "destination",
@@ -905,18 +1267,39 @@ fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Fin
     if checked.peers.len() > 1 && checked.accepts.iter().any(|accept| accept.protocol != TCP) {
         let enabled: Vec<&Rule> = checked.rules.iter().filter(|rule| rule.enabled).collect();
         let policy = Policy::new(enabled.iter().map(|rule| rule.matches.clone()).collect());
-        let find = |key: &PacketKey| policy.find_with_number(key).map(|(number, _)| enabled[number]);
-        checked.accepts.iter().for_each(|accept| warn_of_anothers(checked, accept, find, findings));
+        let find = |key: &PacketKey| {
+            policy
+                .find_with_number(key)
+                .map(|(number, _)| enabled[number])
+        };
+        checked
+            .accepts
+            .iter()
+            .for_each(|accept| warn_of_anothers(checked, accept, find, findings));
     }
     for (rule, by) in shadow::shadowed(&checked.rules) {
-        let found = format!("never matches: the rule of line {} takes everything first", checked.rules[by].line);
-        findings.warning(checked.rules[rule].line, "[[rule]]", found, "the narrower rule before the wider one");
+        let found = format!(
+            "never matches: the rule of line {} takes everything first",
+            checked.rules[by].line
+        );
+        findings.warning(
+            checked.rules[rule].line,
+            "[[rule]]",
+            found,
+            "the narrower rule before the wider one",
+        );
     }
 }
 
 /// More than a network of somebody's.
 fn is_wide(prefix: &Prefix) -> bool {
-    prefix.is_any() || prefix.length < if prefix.address.is_ipv4() { WIDE_V4 } else { WIDE_V6 }
+    prefix.is_any()
+        || prefix.length
+            < if prefix.address.is_ipv4() {
+                WIDE_V4
+            } else {
+                WIDE_V6
+            }
 }
 
 /// Says of an accept that it gives away more than a network of somebody's.
@@ -933,15 +1316,21 @@ fn note_wide_destination(accept: &Accept, peer: &str, findings: &mut Findings) {
 /// Says the same of its clients.
 fn note_wide_source(accept: &Accept, peer: &str, findings: &mut Findings) {
     if let Some(source) = accept.sources.iter().find(is_wide) {
-        findings.note(accept.line, SOURCE, format!("{source} is wide"), whoever(peer));
+        findings.note(
+            accept.line,
+            SOURCE,
+            format!("{source} is wide"),
+            whoever(peer),
+        );
     }
 }
 
 /// Says of an accept that does not name its clients whom it means: others are refused, also those
 /// whom the peer's own rules let come.
 fn note_clients(accept: &Accept, named: &str, peer: &str, findings: &mut Findings) {
-    let found =
-        format!("left out, so nobody may come from \"{peer}\" but the destinations of the rules for it, {named}");
+    let found = format!(
+        "left out, so nobody may come from \"{peer}\" but the destinations of the rules for it, {named}"
+    );
     let means = match accept.sources.iter().find(is_wide) {
         Some(wide) => format!("{wide} is wide: {}", whoever(peer)),
         None => "others are refused, unless a line with source names them".into(),
@@ -961,7 +1350,11 @@ pub(super) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Finding
         .collect();
     let mut told: HashSet<(usize, IpAddr, u8)> = HashSet::new();
     // What is meant by "any" is said where it is called wide.
-    for accept in checked.accepts.iter().filter(|accept| !is_wide(&accept.destination) && !alone(&accept.destination)) {
+    for accept in checked
+        .accepts
+        .iter()
+        .filter(|accept| !is_wide(&accept.destination) && !alone(&accept.destination))
+    {
         let Prefix { address, length } = accept.destination;
         let is_held = |own: &&IpAddr| {
             own.is_ipv4() == address.is_ipv4()
@@ -969,9 +1362,14 @@ pub(super) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Finding
                 && !is_special(**own)
                 && !is_alone.contains(&(accept.peer, **own))
         };
-        let Some(held) = own.iter().find(is_held) else { continue };
+        let Some(held) = own.iter().find(is_held) else {
+            continue;
+        };
         if told.insert((accept.peer, address, length)) {
-            let found = format!("{} holds {held}, an address of this host", accept.destination);
+            let found = format!(
+                "{} holds {held}, an address of this host",
+                accept.destination
+            );
             let means = format!(
                 "a prefix does not mean it, so peer \"{}\" reaches it only by an [[accept]] that names it alone",
                 checked.peers[accept.peer].name
@@ -999,25 +1397,35 @@ fn warn_of_anothers<'c>(
     let has = |outer: Prefix, inner: Prefix| {
         let same_family = outer.address.is_ipv4() == inner.address.is_ipv4();
         outer.is_any()
-            || (!inner.is_any() && same_family && outer.length <= inner.length && outer.contains(inner.address))
+            || (!inner.is_any()
+                && same_family
+                && outer.length <= inner.length
+                && outer.contains(inner.address))
     };
     for source in accept.sources.iter().take(MOST_LOOKED_AT) {
         // Any port will do: a rule for some of them is passed over below.
         let end = |prefix: Prefix| SocketAddr::new(prefix.address, 1);
         let key = PacketKey::new(accept.protocol, end(accept.destination), end(source));
-        let Some(rule) = key.ok().and_then(|key| find(&key)) else { continue };
+        let Some(rule) = key.ok().and_then(|key| find(&key)) else {
+            continue;
+        };
         let covers = has(rule.matches.source, accept.destination)
             && has(rule.matches.destination, source)
             && [&rule.matches.source_ports, &rule.matches.destination_ports]
                 .iter()
                 .all(|ports| ports.end() - ports.start() >= u16::MAX - 1);
         if covers && !rule.group.peers.contains(&accept.peer) {
-            let (own, other) = (&checked.peers[accept.peer].name, &checked.peers[rule.group.peers[0]].name);
+            let (own, other) = (
+                &checked.peers[accept.peer].name,
+                &checked.peers[rule.group.peers[0]].name,
+            );
             let found = format!(
                 "{source} is behind \"{other}\" by the rule of line {}: packets from there through \"{own}\" are refused",
                 rule.line
             );
-            let would_do = format!("both in that rule, peer = [\"{other}\", \"{own}\"], or other clients here");
+            let would_do = format!(
+                "both in that rule, peer = [\"{other}\", \"{own}\"], or other clients here"
+            );
             findings.warning(accept.line, SOURCE, found, would_do);
         }
     }
@@ -1037,6 +1445,10 @@ fn control_path(file: &Path) -> impl Fn(&Written<'_>) -> Result<PathBuf, String>
                 path.display()
             )
         };
-        if path.as_os_str().len() > LONGEST_CONTROL { Err(too_long()) } else { Ok(path) }
+        if path.as_os_str().len() > LONGEST_CONTROL {
+            Err(too_long())
+        } else {
+            Ok(path)
+        }
     }
 }

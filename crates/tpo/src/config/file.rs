@@ -1,8 +1,9 @@
 //! What stands in the file: sections and values with their lines, nothing understood yet.
 //!
-//! The text is parsed into TOML's own tree rather than straight into serde types, because serde stops at the first mistake and a
-//! person wants to see all of them. A key is known to a section because [`checked`](super::checked) asks for it; the keys
-//! that nobody asked for are reported by [`Section::finish`].
+//! The text is parsed into TOML's own tree rather than straight into serde types, because serde
+//! stops at the first mistake and a person wants to see all of them. A key is known to a section
+//! because [`checked`](super::checked) asks for it; the keys that nobody asked for are reported by
+//! [`Section::finish`].
 
 use std::fmt;
 
@@ -17,7 +18,8 @@ pub struct File<'t> {
 }
 
 impl<'t> File<'t> {
-    /// Parses the text. Every syntax error becomes a finding; what could be read is still there, to find more mistakes in one go.
+    /// Parses the text. Every syntax error becomes a finding; what could be read is still there, to
+    /// find more mistakes in one go.
     pub fn parse(text: &'t str, findings: &mut Findings) -> File<'t> {
         let lines = Lines::of(text);
         let (root, errors) = DeTable::parse_recoverable(text);
@@ -31,17 +33,32 @@ impl<'t> File<'t> {
                 "lines such as key = \"text\", [section], [[section]]",
             );
         }
-        File { root: root.into_inner(), lines }
+        File {
+            root: root.into_inner(),
+            lines,
+        }
     }
 
-    /// The section `[name]`. `None` when it is not there (or is something else, which is a finding).
-    pub fn section<'f>(&'f self, name: &'static str, findings: &mut Findings) -> Option<Section<'f>> {
+    /// The section `[name]`. `None` when it is not there (or is something else, which is a
+    /// finding).
+    pub fn section<'f>(
+        &'f self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Option<Section<'f>> {
         let value = self.root.get(name)?;
         let line = self.lines.line(value.span().start);
         match value.get_ref() {
-            DeValue::Table(table) => Some(Section::new(format!("[{name}]"), line, table, &self.lines)),
+            DeValue::Table(table) => {
+                Some(Section::new(format!("[{name}]"), line, table, &self.lines))
+            }
             other => {
-                findings.error(line, name, Written::of(other).to_string(), format!("a section [{name}]"));
+                findings.error(
+                    line,
+                    name,
+                    Written::of(other).to_string(),
+                    format!("a section [{name}]"),
+                );
                 None
             }
         }
@@ -49,19 +66,27 @@ impl<'t> File<'t> {
 
     /// The sections `[[name]]`, in order.
     pub fn sections<'f>(&'f self, name: &'static str, findings: &mut Findings) -> Vec<Section<'f>> {
-        let Some(value) = self.root.get(name) else { return Vec::new() };
+        let Some(value) = self.root.get(name) else {
+            return Vec::new();
+        };
         let line = self.lines.line(value.span().start);
         let label = format!("[[{name}]]");
         let array = match value.get_ref() {
             DeValue::Array(array) => array,
-            // One bracket too few: what stands in it is checked all the same, so that one mistake does not make many.
+            // One bracket too few: what stands in it is checked all the same, so that one mistake
+            // does not make many.
             DeValue::Table(table) => {
                 let would_do = format!("{label}, with two brackets: there may be several");
                 findings.error(line, &label, format!("found [{name}]"), would_do);
                 return vec![Section::new(label, line, table, &self.lines)];
             }
             other => {
-                findings.error(line, &label, Written::of(other).to_string(), format!("sections {label}"));
+                findings.error(
+                    line,
+                    &label,
+                    Written::of(other).to_string(),
+                    format!("sections {label}"),
+                );
                 return Vec::new();
             }
         };
@@ -69,8 +94,15 @@ impl<'t> File<'t> {
         for element in array.iter() {
             let line = self.lines.line(element.span().start);
             match element.get_ref() {
-                DeValue::Table(table) => sections.push(Section::new(label.clone(), line, table, &self.lines)),
-                other => findings.error(line, &label, Written::of(other).to_string(), format!("a section {label}")),
+                DeValue::Table(table) => {
+                    sections.push(Section::new(label.clone(), line, table, &self.lines))
+                }
+                other => findings.error(
+                    line,
+                    &label,
+                    Written::of(other).to_string(),
+                    format!("a section {label}"),
+                ),
             }
         }
         sections
@@ -78,10 +110,19 @@ impl<'t> File<'t> {
 
     /// Reports what stands at the top of the file and is none of the known sections.
     pub fn finish(&self, known: &[&'static str], findings: &mut Findings) {
-        for (key, _) in self.root.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
+        for (key, _) in self
+            .root
+            .iter()
+            .filter(|(key, _)| !known.contains(&key.get_ref().as_ref()))
+        {
             let line = self.lines.line(key.span().start);
             let name = key.get_ref().as_ref();
-            findings.error(line, shown(name), "no section of this name is known", suggest(name, known));
+            findings.error(
+                line,
+                shown(name),
+                "no section of this name is known",
+                suggest(name, known),
+            );
         }
     }
 }
@@ -99,7 +140,13 @@ pub struct Section<'f> {
 
 impl<'f> Section<'f> {
     fn new(label: String, line: usize, table: &'f DeTable<'f>, lines: &'f Lines) -> Section<'f> {
-        Section { label, line, table, lines, asked: Vec::new() }
+        Section {
+            label,
+            line,
+            table,
+            lines,
+            asked: Vec::new(),
+        }
     }
 
     /// Whether the key is there, right or wrong.
@@ -107,7 +154,8 @@ impl<'f> Section<'f> {
         self.table.get(key).is_some()
     }
 
-    /// Reads an optional key with one of the readers of [`value`](super::value). A value that the reader refuses is a finding, and `None`.
+    /// Reads an optional key with one of the readers of [`value`](super::value). A value that the
+    /// reader refuses is a finding, and `None`.
     pub fn read<T>(
         &mut self,
         key: &'static str,
@@ -120,7 +168,12 @@ impl<'f> Section<'f> {
         match reader(&written) {
             Ok(value) => Some(value),
             Err(would_do) => {
-                findings.error(self.lines.line(value.span().start), self.key(key), written.to_string(), would_do);
+                findings.error(
+                    self.lines.line(value.span().start),
+                    self.key(key),
+                    written.to_string(),
+                    would_do,
+                );
                 None
             }
         }
@@ -142,7 +195,9 @@ impl<'f> Section<'f> {
 
     /// The line of a key, or of the section where the key is left out.
     pub fn line_of(&self, key: &str) -> usize {
-        self.table.get(key).map_or(self.line, |value| self.lines.line(value.span().start))
+        self.table
+            .get(key)
+            .map_or(self.line, |value| self.lines.line(value.span().start))
     }
 
     /// The full name of a key of this section, for findings.
@@ -152,7 +207,11 @@ impl<'f> Section<'f> {
 
     /// Reports the keys that nobody asked for.
     pub fn finish(self, findings: &mut Findings) {
-        for (key, _) in self.table.iter().filter(|(key, _)| !self.asked.contains(&key.get_ref().as_ref())) {
+        for (key, _) in self
+            .table
+            .iter()
+            .filter(|(key, _)| !self.asked.contains(&key.get_ref().as_ref()))
+        {
             let line = self.lines.line(key.span().start);
             let name = key.get_ref().as_ref();
             findings.error(
@@ -186,7 +245,11 @@ impl<'v> Written<'v> {
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
                 .map_or(Written::Other("a number out of range"), Written::Integer),
             DeValue::Boolean(value) => Written::Bool(*value),
-            DeValue::Array(list) => Written::List(list.iter().map(|element| Written::of(element.get_ref())).collect()),
+            DeValue::Array(list) => Written::List(
+                list.iter()
+                    .map(|element| Written::of(element.get_ref()))
+                    .collect(),
+            ),
             DeValue::Float(_) => Written::Other("a number with a fraction, without quotes"),
             DeValue::Datetime(_) => Written::Other("a date or time"),
             DeValue::Table(_) => Written::Other("a section"),
@@ -206,7 +269,8 @@ impl fmt::Display for Written<'_> {
     }
 }
 
-/// Text of the file in quotes, cut where it is long, without control characters: findings are one line each.
+/// Text of the file in quotes, cut where it is long, without control characters: findings are one
+/// line each.
 pub(super) fn quoted(text: &str) -> String {
     const SHOWN: usize = 60;
     let cut: String = text.chars().take(SHOWN).collect();
@@ -216,14 +280,21 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// A key as it is shown in a finding: bare where it is a plain word.
 fn shown(key: &str) -> String {
-    let plain =
-        !key.is_empty() && key.len() <= 40 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    let plain = !key.is_empty()
+        && key.len() <= 40
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if plain { key.to_owned() } else { quoted(key) }
 }
 
 /// The known name that is nearest to what was written, then all of them.
 fn suggest(written: &str, known: &[&'static str]) -> String {
-    let nearest = known.iter().map(|name| (distance(written, name), name)).min().filter(|(distance, _)| *distance <= 2);
+    let nearest = known
+        .iter()
+        .map(|name| (distance(written, name), name))
+        .min()
+        .filter(|(distance, _)| *distance <= 2);
     let all = known.join(", ");
     match nearest {
         Some((_, name)) => format!("{name} (known are {all})"),
@@ -258,8 +329,14 @@ struct Lines {
 
 impl Lines {
     fn of(text: &str) -> Lines {
-        let after_newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
-        Lines { starts: std::iter::once(0).chain(after_newlines).collect() }
+        let after_newlines = text
+            .bytes()
+            .enumerate()
+            .filter(|(_, byte)| *byte == b'\n')
+            .map(|(at, _)| at + 1);
+        Lines {
+            starts: std::iter::once(0).chain(after_newlines).collect(),
+        }
     }
 
     /// The line of a byte, counted from 1.
@@ -275,7 +352,10 @@ mod tests {
     #[test]
     fn lines_are_counted_from_one() {
         let lines = Lines::of("a\nbc\n\nd");
-        assert_eq!([0, 1, 2, 4, 5, 6, 99].map(|at| lines.line(at)), [1, 1, 2, 2, 3, 4, 4]);
+        assert_eq!(
+            [0, 1, 2, 4, 5, 6, 99].map(|at| lines.line(at)),
+            [1, 1, 2, 2, 3, 4, 4]
+        );
     }
 
     #[test]

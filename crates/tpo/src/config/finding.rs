@@ -1,9 +1,11 @@
-//! What the check of a configuration has to say, in the form that an editor can jump to: `file:line: level: key: found, would do`.
+//! What the check of a configuration has to say, in the form that an editor can jump to:
+//! `file:line: level: key: found, would do`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// How many findings of one level are printed: 10,000 rules with the same mistake should not hide the first one.
+/// How many findings of one level are printed: 10,000 rules with the same mistake should not hide
+/// the first one.
 const SHOWN: usize = 40;
 
 /// How much a finding matters.
@@ -42,7 +44,10 @@ pub struct Findings {
 impl Findings {
     /// None yet, about this file.
     pub fn new(file: &Path) -> Findings {
-        Findings { file: file.to_owned(), list: Vec::new() }
+        Findings {
+            file: file.to_owned(),
+            list: Vec::new(),
+        }
     }
 
     /// The one error that the file itself is.
@@ -60,7 +65,13 @@ impl Findings {
         found: impl Into<String>,
         would_do: impl Into<String>,
     ) {
-        self.add(Level::Error, line, key.into(), found.into(), would_do.into());
+        self.add(
+            Level::Error,
+            line,
+            key.into(),
+            found.into(),
+            would_do.into(),
+        );
     }
 
     /// Adds a warning.
@@ -71,26 +82,49 @@ impl Findings {
         found: impl Into<String>,
         would_do: impl Into<String>,
     ) {
-        self.add(Level::Warning, line, key.into(), found.into(), would_do.into());
+        self.add(
+            Level::Warning,
+            line,
+            key.into(),
+            found.into(),
+            would_do.into(),
+        );
     }
 
     /// Adds a note.
-    pub fn note(&mut self, line: usize, key: impl Into<String>, found: impl Into<String>, would_do: impl Into<String>) {
+    pub fn note(
+        &mut self,
+        line: usize,
+        key: impl Into<String>,
+        found: impl Into<String>,
+        would_do: impl Into<String>,
+    ) {
         self.add(Level::Note, line, key.into(), found.into(), would_do.into());
     }
 
     fn add(&mut self, level: Level, line: usize, key: String, found: String, would_do: String) {
-        self.list.push(Finding { level, line, key, found, would_do });
+        self.list.push(Finding {
+            level,
+            line,
+            key,
+            found,
+            would_do,
+        });
     }
 
     /// Whether the file cannot be used.
     pub fn has_errors(&self) -> bool {
-        self.list.iter().any(|finding| finding.level == Level::Error)
+        self.list
+            .iter()
+            .any(|finding| finding.level == Level::Error)
     }
 
     /// How many findings of this level there are.
     pub fn count(&self, level: Level) -> usize {
-        self.list.iter().filter(|finding| finding.level == level).count()
+        self.list
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
     }
 
     /// All of them, in the order in which they were found.
@@ -103,13 +137,29 @@ impl Findings {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for level in [Level::Error, Level::Warning, Level::Note] {
-            let mut of_level: Vec<&Finding> = self.list.iter().filter(|finding| finding.level == level).collect();
+            let mut of_level: Vec<&Finding> = self
+                .list
+                .iter()
+                .filter(|finding| finding.level == level)
+                .collect();
             of_level.sort_by_key(|finding| finding.line);
             for finding in of_level.iter().take(SHOWN) {
-                writeln!(f, "{}{finding}", Place { file: &self.file, line: finding.line })?;
+                writeln!(
+                    f,
+                    "{}{finding}",
+                    Place {
+                        file: &self.file,
+                        line: finding.line
+                    }
+                )?;
             }
             if of_level.len() > SHOWN {
-                writeln!(f, "{}: {level}: and {} more", self.file.display(), of_level.len() - SHOWN)?;
+                writeln!(
+                    f,
+                    "{}: {level}: and {} more",
+                    self.file.display(),
+                    of_level.len() - SHOWN
+                )?;
             }
         }
         Ok(())
@@ -123,7 +173,9 @@ impl fmt::Display for Finding {
             write!(f, "{}: ", self.key)?;
         }
         match self.level {
-            Level::Error | Level::Warning => write!(f, "{}; would do: {}", self.found, self.would_do),
+            Level::Error | Level::Warning => {
+                write!(f, "{}; would do: {}", self.found, self.would_do)
+            }
             Level::Note => write!(f, "{}: {}", self.found, self.would_do),
         }
     }

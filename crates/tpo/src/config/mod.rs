@@ -1,7 +1,9 @@
-//! The configuration: what a person writes ([`mod@file`]), what it means ([`checked`]), and a file to begin with ([`sample`]).
+//! The configuration: what a person writes ([`mod@file`]), what it means ([`checked`]), and a file
+//! to begin with ([`sample`]).
 //!
-//! A file is checked as a whole: every mistake is reported at once, each with its line, the key, what was found and what
-//! would do. Nothing past this module sees text: names are indices, rates are bytes per second, paths are complete.
+//! A file is checked as a whole: every mistake is reported at once, each with its line, the key,
+//! what was found and what would do. Nothing past this module sees text: names are indices, rates
+//! are bytes per second, paths are complete.
 
 pub mod checked;
 pub mod file;
@@ -30,13 +32,15 @@ pub struct Keys {
     pub pre_shared: Vec<Option<Arc<PreSharedKey>>>,
 }
 
-/// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more than this is not a configuration.
+/// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more
+/// than this is not a configuration.
 const MAX_FILE: u64 = 64 << 20;
 
 /// Reads and checks a configuration file. The findings of a good file hold warnings and notes only.
 pub fn load(path: &Path) -> Result<(Checked, Findings), Findings> {
-    let text =
-        read(path).map_err(|why| Findings::about_file(path, why, "a readable file; `tpo init` prints a sample"))?;
+    let text = read(path).map_err(|why| {
+        Findings::about_file(path, why, "a readable file; `tpo init` prints a sample")
+    })?;
     parse(&text, path)
 }
 
@@ -56,20 +60,25 @@ pub fn on_host(checked: &Checked, own: &[IpAddr]) -> Findings {
     findings
 }
 
-/// Reads the private key that the configuration names. Refuses a file that others can read or write, as ssh does, and a peer that has our own key.
+/// Reads the private key that the configuration names. Refuses a file that others can read or
+/// write, as ssh does, and a peer that has our own key.
 pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
     let (line, key) = (checked.private_key_line, "[tpo] private_key_file");
     // Before it is read: who can write it has chosen the key.
     if let Some(mode) = crate::keygen::open_to_others(&checked.private_key_file) {
         let file = checked.private_key_file.display();
-        let found = format!("{file} can be read or written by others (mode {mode:04o}) and is not used");
+        let found =
+            format!("{file} can be read or written by others (mode {mode:04o}) and is not used");
         findings.error(line, key, found, format!("chmod 600 {file}"));
         return None;
     }
     let identity = match crate::keygen::read(&checked.private_key_file) {
         Ok(identity) => identity,
         Err(error) => {
-            let would_do = format!("a key made by `tpo keygen --out {}`", checked.private_key_file.display());
+            let would_do = format!(
+                "a key made by `tpo keygen --out {}`",
+                checked.private_key_file.display()
+            );
             findings.error(line, key, format!("{error:#}"), would_do);
             return None;
         }
@@ -88,7 +97,10 @@ pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<I
 
 /// Reads the pre-shared keys that the configuration names, in the order of the peers. A file that
 /// others can read is refused: what they know protects nothing.
-pub fn load_pre_shared(checked: &Checked, findings: &mut Findings) -> Option<Vec<Option<Arc<PreSharedKey>>>> {
+pub fn load_pre_shared(
+    checked: &Checked,
+    findings: &mut Findings,
+) -> Option<Vec<Option<Arc<PreSharedKey>>>> {
     const KEY: &str = "[[peer]] pre_shared_key_file";
     let mut keys = Vec::with_capacity(checked.peers.len());
     for peer in &checked.peers {
@@ -99,25 +111,39 @@ pub fn load_pre_shared(checked: &Checked, findings: &mut Findings) -> Option<Vec
         match crate::keygen::read_pre_shared(file) {
             Ok(key) => keys.push(Some(Arc::new(key))),
             Err(error) => {
-                let would_do =
-                    format!("a key made by `tpo keygen --pre-shared {}`, the same at both ends", file.display());
+                let would_do = format!(
+                    "a key made by `tpo keygen --pre-shared {}`, the same at both ends",
+                    file.display()
+                );
                 findings.error(*line, KEY, format!("{error:#}"), would_do);
             }
         }
         if let Some(mode) = crate::keygen::open_to_others(file) {
-            let found = format!("{} can be read or written by others (mode {mode:04o})", file.display());
+            let found = format!(
+                "{} can be read or written by others (mode {mode:04o})",
+                file.display()
+            );
             findings.error(*line, KEY, found, format!("chmod 600 {}", file.display()));
         }
         if crate::keygen::hold_the_same(file, &checked.private_key_file) {
-            let found = format!("{} holds the same as the private key, and the peer would get a copy", file.display());
-            findings.error(*line, KEY, found, "a key of its own, made by `tpo keygen --pre-shared FILE`".to_owned());
+            let found = format!(
+                "{} holds the same as the private key, and the peer would get a copy",
+                file.display()
+            );
+            findings.error(
+                *line,
+                KEY,
+                found,
+                "a key of its own, made by `tpo keygen --pre-shared FILE`".to_owned(),
+            );
         }
     }
     (!findings.has_errors()).then_some(keys)
 }
 
-/// Where the control socket is according to a file that may be wrong in every other respect: somebody who has just broken
-/// the configuration still wants to see what the running daemon does. `None` when the file cannot be read.
+/// Where the control socket is according to a file that may be wrong in every other respect:
+/// somebody who has just broken the configuration still wants to see what the running daemon does.
+/// `None` when the file cannot be read.
 pub fn control_socket(path: &Path) -> Option<PathBuf> {
     let text = read(path).ok()?;
     Some(checked::control_socket(&text, path))
@@ -127,13 +153,21 @@ fn read(path: &Path) -> Result<String, String> {
     let describe = |error: std::io::Error| format!("cannot be read ({error})");
     let length = std::fs::metadata(path).map_err(describe)?.len();
     if length > MAX_FILE {
-        return Err(format!("{length} bytes long, more than the {MAX_FILE} that a configuration may have"));
+        return Err(format!(
+            "{length} bytes long, more than the {MAX_FILE} that a configuration may have"
+        ));
     }
     let bytes = std::fs::read(path).map_err(describe)?;
-    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 text at byte {}", error.utf8_error().valid_up_to()))
+    String::from_utf8(bytes).map_err(|error| {
+        format!(
+            "not UTF-8 text at byte {}",
+            error.utf8_error().valid_up_to()
+        )
+    })
 }
 
-/// The fuzz target of the configuration: any text, checked as a whole. Neither panics nor opens a file.
+/// The fuzz target of the configuration: any text, checked as a whole. Neither panics nor opens a
+/// file.
 pub fn fuzz_config(text: &str) {
     let path = Path::new("/etc/tpo/tpo.toml");
     match parse(text, path) {

@@ -1,8 +1,9 @@
 //! Rules that can never match because an earlier one takes everything first.
 //!
-//! Comparing every rule with every earlier one would make the check of 10,000 rules slow. Instead the earlier rules are found
-//! by their exact pair of prefixes: whatever covers a rule has shorter (or equal) prefixes with the same leading bits, and
-//! only the pairs of lengths that occur in the file have to be tried.
+//! Comparing every rule with every earlier one would make the check of 10,000 rules slow. Instead
+//! the earlier rules are found by their exact pair of prefixes: whatever covers a rule has shorter
+//! (or equal) prefixes with the same leading bits, and only the pairs of lengths that occur in the
+//! file have to be tried.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,7 +12,8 @@ use super::Rule;
 use super::value::masked;
 use tpo_engine::Prefix;
 
-/// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover nor are covered.
+/// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover
+/// nor are covered.
 pub fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut lengths: Vec<(Bits, Bits)> = Vec::new();
@@ -21,7 +23,10 @@ pub fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
         let covering = lengths
             .iter()
             .filter_map(|(source_bits, destination_bits)| {
-                Some((cut(source, *source_bits)?, cut(destination, *destination_bits)?))
+                Some((
+                    cut(source, *source_bits)?,
+                    cut(destination, *destination_bits)?,
+                ))
             })
             .filter_map(|keys| earlier.get(&keys))
             .flatten()
@@ -29,13 +34,17 @@ pub fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
             .find(|at| covers_ports(&rules[*at], rule));
         match covering {
             Some(by) => found.push((index, by)),
-            // A rule that is covered need not be kept: what covers it covers all that it would cover.
+            // A rule that is covered need not be kept: what covers it covers all that it would
+            // cover.
             None => {
                 let bits = (bits(source), bits(destination));
                 if !lengths.contains(&bits) {
                     lengths.push(bits);
                 }
-                earlier.entry((Key::of(source), Key::of(destination))).or_default().push(index);
+                earlier
+                    .entry((Key::of(source), Key::of(destination)))
+                    .or_default()
+                    .push(index);
             }
         }
     }
@@ -61,9 +70,12 @@ fn bits(prefix: Prefix) -> Bits {
 
 /// The prefix of these bits that covers the given one, if there is one.
 fn cut(prefix: Prefix, to: Bits) -> Option<Key> {
-    let Some((is_ipv4, length)) = to else { return Some(Key(None)) };
+    let Some((is_ipv4, length)) = to else {
+        return Some(Key(None));
+    };
     let (own_is_ipv4, own_length) = bits(prefix)?;
-    (own_is_ipv4 == is_ipv4 && own_length >= length).then(|| Key(Some((masked(prefix.address, length), length))))
+    (own_is_ipv4 == is_ipv4 && own_length >= length)
+        .then(|| Key(Some((masked(prefix.address, length), length))))
 }
 
 fn covers_ports(earlier: &Rule, later: &Rule) -> bool {

@@ -1,4 +1,5 @@
-//! Readers of single values: each takes what is written and gives what it means, or says what would do.
+//! Readers of single values: each takes what is written and gives what it means, or says what would
+//! do.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -10,18 +11,30 @@ use tpo_mover::PublicKey;
 use super::file::{Written, quoted};
 use crate::intercept::rules::is_interface_name;
 
-/// The names that peers, and the TPO itself, may have: they appear in kernel rules, logs and on the command line.
+/// The names that peers, and the TPO itself, may have: they appear in kernel rules, logs and on the
+/// command line.
 pub fn name(written: &Written<'_>) -> Result<String, String> {
     const LONGEST: usize = 63;
     let fits = |text: &str| {
-        (1..=LONGEST).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        (1..=LONGEST).contains(&text.len())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
-    text_that(written, fits, "a name of 1 to 63 letters, digits, dots, dashes or underscores, such as \"paris\"")
+    text_that(
+        written,
+        fits,
+        "a name of 1 to 63 letters, digits, dots, dashes or underscores, such as \"paris\"",
+    )
 }
 
 /// Any text that names a file.
 pub fn path(written: &Written<'_>) -> Result<String, String> {
-    text_that(written, |text| !text.is_empty() && !text.contains('\0'), "the name of a file, such as \"paris.key\"")
+    text_that(
+        written,
+        |text| !text.is_empty() && !text.contains('\0'),
+        "the name of a file, such as \"paris.key\"",
+    )
 }
 
 /// true or false.
@@ -33,13 +46,21 @@ pub fn boolean(written: &Written<'_>) -> Result<bool, String> {
 }
 
 /// One word out of a few, with what it stands for.
-pub fn one_of<T: Copy>(choices: &'static [(&'static str, T)]) -> impl Fn(&Written<'_>) -> Result<T, String> {
+pub fn one_of<T: Copy>(
+    choices: &'static [(&'static str, T)],
+) -> impl Fn(&Written<'_>) -> Result<T, String> {
     move |written| {
         let found = match written {
             Written::Text(text) => choices.iter().find(|(word, _)| word == text),
             _ => None,
         };
-        let words = || choices.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
+        let words = || {
+            choices
+                .iter()
+                .map(|(word, _)| format!("\"{word}\""))
+                .collect::<Vec<_>>()
+                .join(" or ")
+        };
         found.map(|(_, value)| *value).ok_or_else(words)
     }
 }
@@ -58,47 +79,74 @@ pub fn compress(written: &Written<'_>) -> Result<Compress, String> {
 pub fn compress_or_peer(written: &Written<'_>) -> Result<Option<Compress>, String> {
     match written {
         Written::Text("peer") => Ok(None),
-        other => compress(other).map(Some).map_err(|would_do| format!("\"peer\", {would_do}")),
+        other => compress(other)
+            .map(Some)
+            .map_err(|would_do| format!("\"peer\", {would_do}")),
     }
 }
 
 /// An address and a port, as `192.0.2.7:47800` or `[2001:db8::7]:47800`.
 pub fn socket_address(written: &Written<'_>) -> Result<SocketAddr, String> {
-    let would_do =
-        "an address and a port, such as \"192.0.2.7:47800\" or \"[2001:db8::7]:47800\" (host names are not looked up)";
-    parsed(written, |text| text.parse().ok().filter(|address: &SocketAddr| address.port() != 0), would_do)
+    let would_do = "an address and a port, such as \"192.0.2.7:47800\" or \"[2001:db8::7]:47800\" (host names are not looked up)";
+    parsed(
+        written,
+        |text| {
+            text.parse()
+                .ok()
+                .filter(|address: &SocketAddr| address.port() != 0)
+        },
+        would_do,
+    )
 }
 
 /// A public key as `tpo keygen` prints it.
 pub fn public_key(written: &Written<'_>) -> Result<PublicKey, String> {
-    parsed(written, |text| text.parse().ok(), "the 44 characters that `tpo keygen` printed at the peer")
+    parsed(
+        written,
+        |text| text.parse().ok(),
+        "the 44 characters that `tpo keygen` printed at the peer",
+    )
 }
 
-/// A prefix: `10.10.1.0/24`, `2001:db8:1::/48`, a single address, or `any`. "Any" is any address of any family.
+/// A prefix: `10.10.1.0/24`, `2001:db8:1::/48`, a single address, or `any`. "Any" is any address of
+/// any family.
 pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
-    const WOULD_DO: &str = "a prefix such as \"10.10.1.0/24\", \"2001:db8:1::/48\", a single address, or \"any\"";
-    let Written::Text(text) = written else { return Err(WOULD_DO.into()) };
+    const WOULD_DO: &str =
+        "a prefix such as \"10.10.1.0/24\", \"2001:db8:1::/48\", a single address, or \"any\"";
+    let Written::Text(text) = written else {
+        return Err(WOULD_DO.into());
+    };
     if *text == "any" {
         return Ok(Prefix::ANY);
     }
-    let (address, length) = text.split_once('/').map_or((*text, None), |(address, length)| (address, Some(length)));
+    let (address, length) = text
+        .split_once('/')
+        .map_or((*text, None), |(address, length)| (address, Some(length)));
     let address: IpAddr = address.parse().map_err(|_| WOULD_DO.to_owned())?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let length = match length {
         None => longest,
         Some(digits) => match decimal::<u8>(digits) {
             Some(length) if length <= longest => length,
-            _ => return Err(format!("a prefix length from 0 to {longest} after the slash")),
+            _ => {
+                return Err(format!(
+                    "a prefix length from 0 to {longest} after the slash"
+                ));
+            }
         },
     };
     if let IpAddr::V6(v6) = address
         && let Some(v4) = v6.to_ipv4_mapped()
     {
-        return Err(format!("the IPv4 address itself, \"{v4}\": packets on the LAN never carry the mapped form"));
+        return Err(format!(
+            "the IPv4 address itself, \"{v4}\": packets on the LAN never carry the mapped form"
+        ));
     }
     let masked = masked(address, length);
     if masked != address {
-        return Err(format!("\"{masked}/{length}\": the bits behind the prefix are zero"));
+        return Err(format!(
+            "\"{masked}/{length}\": the bits behind the prefix are zero"
+        ));
     }
     Ok(Prefix { address, length })
 }
@@ -107,11 +155,15 @@ pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
 pub fn masked(address: IpAddr, length: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(length.min(32)))
+                .unwrap_or(0);
             IpAddr::V4((v4.to_bits() & mask).into())
         }
         IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(length.min(128)))
+                .unwrap_or(0);
             IpAddr::V6((v6.to_bits() & mask).into())
         }
     }
@@ -124,14 +176,18 @@ pub fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
         Written::Integer(number) => u16::try_from(*number).ok().map(|port| port..=port),
         Written::Text(text) => match text.split_once('-') {
             None => decimal(text.trim()).map(|port| port..=port),
-            Some((first, last)) => decimal(first.trim()).zip(decimal(last.trim())).map(|(first, last)| first..=last),
+            Some((first, last)) => decimal(first.trim())
+                .zip(decimal(last.trim()))
+                .map(|(first, last)| first..=last),
         },
         _ => None,
     };
     match range {
-        Some(range) if range.start() > range.end() => {
-            Err(format!("the lower port first: \"{}-{}\"", range.end(), range.start()))
-        }
+        Some(range) if range.start() > range.end() => Err(format!(
+            "the lower port first: \"{}-{}\"",
+            range.end(),
+            range.start()
+        )),
         // Port 0 is no service to be named, but it is one of all.
         Some(range) if *range.start() > 0 || range == (0..=u16::MAX) => Ok(range),
         _ => Err(WOULD_DO.into()),
@@ -155,8 +211,16 @@ pub fn size(bounds: RangeInclusive<u64>) -> impl Fn(&Written<'_>) -> Result<u64,
             Written::Text(text) => measure(text, UNITS).map(|bytes| bytes as u64),
             _ => None,
         };
-        let would_do = || format!("a size from {} to {}", size_text(*bounds.start()), size_text(*bounds.end()));
-        bytes.filter(|bytes| bounds.contains(bytes)).ok_or_else(would_do)
+        let would_do = || {
+            format!(
+                "a size from {} to {}",
+                size_text(*bounds.start()),
+                size_text(*bounds.end())
+            )
+        };
+        bytes
+            .filter(|bytes| bounds.contains(bytes))
+            .ok_or_else(would_do)
     }
 }
 
@@ -168,7 +232,9 @@ pub fn number(bounds: RangeInclusive<u32>) -> impl Fn(&Written<'_>) -> Result<u3
             _ => None,
         };
         let would_do = || format!("a whole number from {} to {}", bounds.start(), bounds.end());
-        number.filter(|number| bounds.contains(number)).ok_or_else(would_do)
+        number
+            .filter(|number| bounds.contains(number))
+            .ok_or_else(would_do)
     }
 }
 
@@ -184,7 +250,8 @@ pub fn rate(written: &Written<'_>) -> Result<u64, String> {
         ("mb/s", 1e6),
         ("gb/s", 1e9),
     ];
-    // Below this a single full datagram takes more than a second; above it no link goes and the arithmetic of the pacer ends.
+    // Below this a single full datagram takes more than a second; above it no link goes and the
+    // arithmetic of the pacer ends.
     const BOUNDS: RangeInclusive<u64> = 1_250..=50_000_000_000;
     let rate = match written {
         Written::Text(text) => measure(text, UNITS).map(|rate| rate as u64),
@@ -202,27 +269,44 @@ pub fn share(bounds: RangeInclusive<f64>) -> impl Fn(&Written<'_>) -> Result<f64
             _ => None,
         };
         share.filter(|share| bounds.contains(share)).ok_or_else(|| {
-            format!("a share from \"{}%\" to \"{}%\", such as \"5%\"", bounds.start() * 100.0, bounds.end() * 100.0)
+            format!(
+                "a share from \"{}%\" to \"{}%\", such as \"5%\"",
+                bounds.start() * 100.0,
+                bounds.end() * 100.0
+            )
         })
     }
 }
 
 /// A span of time: `"300s"`, `"5m"`, `"500ms"`; between the two bounds.
-pub fn duration(bounds: RangeInclusive<Duration>) -> impl Fn(&Written<'_>) -> Result<Duration, String> {
-    const UNITS: &[(&str, f64)] = &[("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3_600.0)];
+pub fn duration(
+    bounds: RangeInclusive<Duration>,
+) -> impl Fn(&Written<'_>) -> Result<Duration, String> {
+    const UNITS: &[(&str, f64)] = &[
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("min", 60.0),
+        ("h", 3_600.0),
+    ];
     move |written| {
         let span = match written {
-            Written::Text(text) => measure(text, UNITS).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            Written::Text(text) => {
+                measure(text, UNITS).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            }
             _ => None,
         };
         let (least, most) = (bounds.start().as_secs_f64(), bounds.end().as_secs_f64());
-        span.filter(|span| bounds.contains(span))
-            .ok_or_else(|| format!("a time from \"{least}s\" to \"{most}s\", with its unit: ms, s, m, h"))
+        span.filter(|span| bounds.contains(span)).ok_or_else(|| {
+            format!("a time from \"{least}s\" to \"{most}s\", with its unit: ms, s, m, h")
+        })
     }
 }
 
 /// `"auto"` (`None`), or a datagram size in bytes.
-pub fn segment_size(bounds: RangeInclusive<u16>) -> impl Fn(&Written<'_>) -> Result<Option<u16>, String> {
+pub fn segment_size(
+    bounds: RangeInclusive<u16>,
+) -> impl Fn(&Written<'_>) -> Result<Option<u16>, String> {
     move |written| {
         let bytes = match written {
             Written::Text("auto") => return Ok(None),
@@ -230,15 +314,26 @@ pub fn segment_size(bounds: RangeInclusive<u16>) -> impl Fn(&Written<'_>) -> Res
             Written::Integer(number) => u16::try_from(*number).ok(),
             _ => None,
         };
-        let would_do = || format!("\"auto\", or a number of bytes from {} to {}", bounds.start(), bounds.end());
-        bytes.filter(|bytes| bounds.contains(bytes)).map(Some).ok_or_else(would_do)
+        let would_do = || {
+            format!(
+                "\"auto\", or a number of bytes from {} to {}",
+                bounds.start(),
+                bounds.end()
+            )
+        };
+        bytes
+            .filter(|bytes| bounds.contains(bytes))
+            .map(Some)
+            .ok_or_else(would_do)
     }
 }
 
 /// A list of names of network interfaces.
 pub fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
     const WOULD_DO: &str = "a list of interface names such as [\"lan0\"]";
-    let Written::List(list) = written else { return Err(WOULD_DO.into()) };
+    let Written::List(list) = written else {
+        return Err(WOULD_DO.into());
+    };
     list.iter()
         .map(|element| match element {
             Written::Text(text) if is_interface_name(text) => Ok((*text).to_owned()),
@@ -267,30 +362,47 @@ pub fn size_text(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
-fn text_that(written: &Written<'_>, fits: impl Fn(&str) -> bool, would_do: &str) -> Result<String, String> {
-    parsed(written, |text| fits(text).then(|| text.to_owned()), would_do)
+fn text_that(
+    written: &Written<'_>,
+    fits: impl Fn(&str) -> bool,
+    would_do: &str,
+) -> Result<String, String> {
+    parsed(
+        written,
+        |text| fits(text).then(|| text.to_owned()),
+        would_do,
+    )
 }
 
-fn parsed<T>(written: &Written<'_>, parse: impl Fn(&str) -> Option<T>, would_do: &str) -> Result<T, String> {
+fn parsed<T>(
+    written: &Written<'_>,
+    parse: impl Fn(&str) -> Option<T>,
+    would_do: &str,
+) -> Result<T, String> {
     match written {
         Written::Text(text) => parse(text).ok_or_else(|| would_do.to_owned()),
         _ => Err(would_do.to_owned()),
     }
 }
 
-/// A number with a unit, times that unit. Letters may be small or large; without a unit there is no meaning.
+/// A number with a unit, times that unit. Letters may be small or large; without a unit there is no
+/// meaning.
 fn measure(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, unit) = text.split_at(at);
     let unit = unit.trim_start();
-    let (_, factor) = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
+    let (_, factor) = units
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(unit))?;
     let number: f64 = number.parse().ok()?;
     Some(number * factor)
 }
 
 /// Digits only: `parse` alone would also take a sign.
 fn decimal<T: std::str::FromStr>(text: &str) -> Option<T> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -320,7 +432,10 @@ mod tests {
         for (written, bytes) in cases {
             assert_eq!(text(rate, written), bytes, "{written}");
         }
-        assert!(rate(&Written::Integer(1_000_000)).is_err(), "a rate without a unit could mean bits or bytes");
+        assert!(
+            rate(&Written::Integer(1_000_000)).is_err(),
+            "a rate without a unit could mean bits or bytes"
+        );
     }
 
     #[test]
@@ -338,20 +453,63 @@ mod tests {
             assert_eq!(text(&reader, written), bytes, "{written}");
         }
         assert_eq!(reader(&Written::Integer(65_536)), Ok(65_536));
-        assert_eq!(reader(&Written::Integer(-1)), Err("a size from 1 bytes to \"1024GiB\"".into()));
+        assert_eq!(
+            reader(&Written::Integer(-1)),
+            Err("a size from 1 bytes to \"1024GiB\"".into())
+        );
     }
 
     #[test]
     fn prefixes_have_no_bits_behind_them() {
         let read = |written: &str| prefix(&Written::Text(written));
-        assert_eq!(read("10.0.0.0/8"), Ok(Prefix { address: "10.0.0.0".parse().unwrap(), length: 8 }));
-        assert_eq!(read("10.1.2.3"), Ok(Prefix { address: "10.1.2.3".parse().unwrap(), length: 32 }));
-        assert_eq!(read("2001:db8::/32"), Ok(Prefix { address: "2001:db8::".parse().unwrap(), length: 32 }));
-        assert_eq!(read("0.0.0.0/0"), Ok(Prefix { address: "0.0.0.0".parse().unwrap(), length: 0 }));
+        assert_eq!(
+            read("10.0.0.0/8"),
+            Ok(Prefix {
+                address: "10.0.0.0".parse().unwrap(),
+                length: 8
+            })
+        );
+        assert_eq!(
+            read("10.1.2.3"),
+            Ok(Prefix {
+                address: "10.1.2.3".parse().unwrap(),
+                length: 32
+            })
+        );
+        assert_eq!(
+            read("2001:db8::/32"),
+            Ok(Prefix {
+                address: "2001:db8::".parse().unwrap(),
+                length: 32
+            })
+        );
+        assert_eq!(
+            read("0.0.0.0/0"),
+            Ok(Prefix {
+                address: "0.0.0.0".parse().unwrap(),
+                length: 0
+            })
+        );
         assert!(read("any").is_ok());
-        assert!(read("10.1.2.3/8").unwrap_err().starts_with("\"10.0.0.0/8\""));
-        assert!(read("::ffff:10.1.2.3").unwrap_err().contains("\"10.1.2.3\""));
-        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0/8", "10.0.0.0/+8", "10.0.0.0/", "lan"] {
+        assert!(
+            read("10.1.2.3/8")
+                .unwrap_err()
+                .starts_with("\"10.0.0.0/8\"")
+        );
+        assert!(
+            read("::ffff:10.1.2.3")
+                .unwrap_err()
+                .contains("\"10.1.2.3\"")
+        );
+        for wrong in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/",
+            "lan",
+        ] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }
@@ -367,7 +525,9 @@ mod tests {
         for (written, range) in cases {
             assert_eq!(text(ports, written), range, "{written}");
         }
-        for wrong in ["0", "0-5", "9-1", "70000", "80,443", "http", "-", "1-", "+1"] {
+        for wrong in [
+            "0", "0-5", "9-1", "70000", "80,443", "http", "-", "1-", "+1",
+        ] {
             assert_eq!(text(ports, wrong), None, "{wrong}");
         }
         assert_eq!(ports(&Written::Integer(22)), Ok(22..=22));

@@ -1,4 +1,5 @@
-//! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how they arrive; a ping; and a group of multicast.
+//! A call beside the downloads: datagrams one way at a steady pace, as voice sends them, and how
+//! they arrive; a ping; and a group of multicast.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -36,9 +37,17 @@ pub struct Call {
 /// Makes the call.
 pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
     let (client, server) = steady::sockets(lab, TO)?;
-    let voice = Steady { size: BYTES, every: EVERY, count: DATAGRAMS, last: TOO_LATE };
+    let voice = Steady {
+        size: BYTES,
+        every: EVERY,
+        count: DATAGRAMS,
+        last: TOO_LATE,
+    };
     let delays = voice.send((&client, &server), ending, |_| ())?;
-    let in_time = delays.into_iter().flatten().filter(|delay| *delay <= TOO_LATE);
+    let in_time = delays
+        .into_iter()
+        .flatten()
+        .filter(|delay| *delay <= TOO_LATE);
     let mut delays: Vec<f64> = in_time.map(|delay| delay.as_secs_f64() * 1e3).collect();
     ensure!(!delays.is_empty(), "no datagram arrived");
     delays.sort_by(f64::total_cmp);
@@ -50,7 +59,9 @@ pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
 
 /// The median time of some echo requests, milliseconds. Lost ones count as nothing.
 pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
-    let socket = lab.inside(Host::Client, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)));
+    let socket = lab.inside(Host::Client, || {
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))
+    });
     let socket: UdpSocket = socket.context("make a raw socket")?.into();
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     let mut times = Vec::new();
@@ -61,7 +72,9 @@ pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
         let sum = !(0x0800_u16 + 0x7470 + number);
         let request = [8, 0, (sum >> 8) as u8, sum as u8, 0x74, 0x70, high, low];
         let start = Instant::now();
-        socket.send_to(&request, "10.10.2.2:0").context("send an echo request")?;
+        socket
+            .send_to(&request, "10.10.2.2:0")
+            .context("send an echo request")?;
         let mut answer = [0; 100];
         while let Ok(length) = socket.recv(&mut answer) {
             if length == 28 && answer[20] == 0 && answer[24..28] == request[4..] {
@@ -75,9 +88,11 @@ pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
     Ok(times[times.len() / 2])
 }
 
-/// The same datagrams to a group that the server's host has joined: how many do not arrive in time, in percent.
+/// The same datagrams to a group that the server's host has joined: how many do not arrive in time,
+/// in percent.
 pub fn multicast(lab: &Lab, ending: &Ending) -> Result<f64> {
-    let (IpAddr::V4(own), IpAddr::V4(there)) = (Host::Client.v4("eth0"), Host::Server.v4("eth0")) else {
+    let (IpAddr::V4(own), IpAddr::V4(there)) = (Host::Client.v4("eth0"), Host::Server.v4("eth0"))
+    else {
         unreachable!("IPv4 addresses were asked for")
     };
     let listen = || -> Result<UdpSocket> {
@@ -94,19 +109,35 @@ pub fn multicast(lab: &Lab, ending: &Ending) -> Result<f64> {
         socket.connect((GROUP, GROUP_PORT))?;
         Ok(socket)
     };
-    let server = lab.inside(Host::Server, listen).context("join the group at the server")?;
-    let client = lab.inside(Host::Client, speak).context("make a socket for the group")?;
+    let server = lab
+        .inside(Host::Server, listen)
+        .context("join the group at the server")?;
+    let client = lab
+        .inside(Host::Client, speak)
+        .context("make a socket for the group")?;
     let start = Instant::now();
     loop {
         ending.check()?;
-        ensure!(start.elapsed() < JOINED, "nothing sent to {GROUP} has reached the far site in {JOINED:?}");
+        ensure!(
+            start.elapsed() < JOINED,
+            "nothing sent to {GROUP} has reached the far site in {JOINED:?}"
+        );
         client.send(&[0xff; 4]).context("send to the group")?;
         if server.recv(&mut [0; 4]).is_ok() {
             break;
         }
     }
-    let talk = Steady { size: BYTES, every: EVERY, count: DATAGRAMS, last: TOO_LATE };
+    let talk = Steady {
+        size: BYTES,
+        every: EVERY,
+        count: DATAGRAMS,
+        last: TOO_LATE,
+    };
     let delays = talk.send((&client, &server), ending, |_| ())?;
-    let in_time = delays.into_iter().flatten().filter(|delay| *delay <= TOO_LATE).count();
+    let in_time = delays
+        .into_iter()
+        .flatten()
+        .filter(|delay| *delay <= TOO_LATE)
+        .count();
     Ok(100.0 * (DATAGRAMS - in_time) as f64 / DATAGRAMS as f64)
 }

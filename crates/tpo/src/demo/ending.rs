@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM while the demo or the bench runs: noticed where they wait, so that what they made is removed on the way out.
+//! Ctrl-C and SIGTERM while the demo or the bench runs: noticed where they wait, so that what they
+//! made is removed on the way out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

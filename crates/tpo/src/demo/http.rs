@@ -1,4 +1,5 @@
-//! The demo's server: just enough HTTP/1.1 for real clients to download bytes that both ends can compute.
+//! The demo's server: just enough HTTP/1.1 for real clients to download bytes that both ends can
+//! compute.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,7 +19,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens in the namespace of the calling thread. `congestion` is the kernel's algorithm for its connections.
+    /// Listens in the namespace of the calling thread. `congestion` is the kernel's algorithm for
+    /// its connections.
     pub fn start(address: SocketAddr, congestion: &'static str) -> io::Result<Server> {
         let listener = TcpListener::bind(address)?;
         SockRef::from(&listener).set_tcp_congestion(congestion.as_bytes())?;
@@ -26,15 +28,20 @@ impl Server {
         SockRef::from(&listener).set_read_timeout(Some(Duration::from_millis(100)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = std::thread::Builder::new().name(format!("http {congestion}")).spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                if let Ok((connection, _)) = listener.accept() {
-                    // A client that goes away in the middle is the client's business.
-                    std::thread::spawn(move || serve(&connection));
+        let thread = std::thread::Builder::new()
+            .name(format!("http {congestion}"))
+            .spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    if let Ok((connection, _)) = listener.accept() {
+                        // A client that goes away in the middle is the client's business.
+                        std::thread::spawn(move || serve(&connection));
+                    }
                 }
-            }
-        })?;
-        Ok(Server { stop, thread: Some(thread) })
+            })?;
+        Ok(Server {
+            stop,
+            thread: Some(thread),
+        })
     }
 }
 
@@ -50,7 +57,8 @@ impl Drop for Server {
 
 fn serve(connection: &TcpStream) -> io::Result<()> {
     connection.set_nodelay(true)?;
-    // An accepted socket inherits the listener's limit, which a request that was lost once would exceed.
+    // An accepted socket inherits the listener's limit, which a request that was lost once would
+    // exceed.
     connection.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut reader = BufReader::new(connection.take(1 << 20));
     loop {
@@ -67,7 +75,10 @@ fn serve(connection: &TcpStream) -> io::Result<()> {
             writer.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         };
-        write!(writer, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {bytes}\r\n\r\n")?;
+        write!(
+            writer,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {bytes}\r\n\r\n"
+        )?;
         let mut body = Body::new(seed);
         let mut left = bytes;
         while left > 0 {
@@ -93,7 +104,10 @@ pub struct Body {
 impl Body {
     /// The bytes of one object.
     pub fn new(seed: u64) -> Body {
-        Body { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, chunk: vec![0; CHUNK] }
+        Body {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            chunk: vec![0; CHUNK],
+        }
     }
 
     /// Its next bytes, at most a chunk. All but the last call ask for whole chunks.
@@ -109,7 +123,8 @@ impl Body {
     }
 }
 
-/// Compares what was received with what was sent, byte by byte; the number of good bytes when something is wrong.
+/// Compares what was received with what was sent, byte by byte; the number of good bytes when
+/// something is wrong.
 pub fn verify(mut received: impl Read, seed: u64, bytes: usize) -> Result<(), usize> {
     let mut body = Body::new(seed);
     let mut got = vec![0; CHUNK];
@@ -139,11 +154,17 @@ mod tests {
         drop(probe);
         let server = Server::start(address, "reno").unwrap();
         let mut client = TcpStream::connect(address).unwrap();
-        client.write_all(b"GET /7/100001 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        client
+            .write_all(b"GET /7/100001 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
         client.shutdown(std::net::Shutdown::Write).unwrap();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
-        let start = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let start = answer
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap()
+            + 4;
         let body = &mut answer[start..];
         assert_eq!(verify(&*body, 7, 100_001), Ok(()));
         assert_eq!(verify(&*body, 8, 100_001), Err(0));

@@ -1,4 +1,5 @@
-//! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for the demo and the bench.
+//! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for
+//! the demo and the bench.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -19,9 +20,9 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Makes keys and configurations in `folder`, starts both daemons and waits until they are connected. `peer` is more text for each
-    /// `[[peer]]`; `protocols` are what the rules name, as it is written there.
-    /// `group`: of multicast, which A's LAN may send to and B's LAN may hear.
+    /// Makes keys and configurations in `folder`, starts both daemons and waits until they are
+    /// connected. `peer` is more text for each `[[peer]]`; `protocols` are what the rules name, as
+    /// it is written there. `group`: of multicast, which A's LAN may send to and B's LAN may hear.
     pub fn start(
         lab: &Lab,
         folder: &Path,
@@ -31,16 +32,42 @@ impl Pair {
     ) -> Result<Pair> {
         let program = std::env::current_exe().context("find this program")?;
         let key = |site: &str| -> Result<String> {
-            let output =
-                Command::new(&program).args(["keygen", "--out"]).arg(folder.join(format!("{site}.key"))).output()?;
-            ensure!(output.status.success(), "tpo keygen: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let output = Command::new(&program)
+                .args(["keygen", "--out"])
+                .arg(folder.join(format!("{site}.key")))
+                .output()?;
+            ensure!(
+                output.status.success(),
+                "tpo keygen: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
             Ok(String::from_utf8(output.stdout)?.trim().to_owned())
         };
         let (key_a, key_b) = (key("a")?, key("b")?);
-        let mut pair = Pair { children: Vec::new(), program, config: folder.join("a.toml") };
+        let mut pair = Pair {
+            children: Vec::new(),
+            program,
+            config: folder.join("a.toml"),
+        };
         for (site, peer, peer_key, endpoint, here, there, host) in [
-            ("a", "b", &key_b, "10.9.0.2", "10.10.1.0/24", "10.10.2.0/24", Host::A),
-            ("b", "a", &key_a, "10.9.0.1", "10.10.2.0/24", "10.10.1.0/24", Host::B),
+            (
+                "a",
+                "b",
+                &key_b,
+                "10.9.0.2",
+                "10.10.1.0/24",
+                "10.10.2.0/24",
+                Host::A,
+            ),
+            (
+                "b",
+                "a",
+                &key_a,
+                "10.9.0.1",
+                "10.10.2.0/24",
+                "10.10.1.0/24",
+                Host::B,
+            ),
         ] {
             let config = folder.join(format!("{site}.toml"));
             let sections: String = protocols
@@ -81,8 +108,16 @@ impl Pair {
     }
 
     fn ask(&self, more: &[&str]) -> Result<String> {
-        let output = Command::new(&self.program).args(["status", "--config"]).arg(&self.config).args(more).output()?;
-        ensure!(output.status.success(), "tpo status: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let output = Command::new(&self.program)
+            .args(["status", "--config"])
+            .arg(&self.config)
+            .args(more)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "tpo status: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -99,7 +134,10 @@ impl Pair {
     /// Ends both daemons as an administrator would.
     pub fn stop(mut self) -> Result<()> {
         // Both, whatever becomes of the first.
-        let ended: Vec<Result<ExitStatus>> = std::mem::take(&mut self.children).iter_mut().map(end).collect();
+        let ended: Vec<Result<ExitStatus>> = std::mem::take(&mut self.children)
+            .iter_mut()
+            .map(end)
+            .collect();
         for status in ended {
             let status = status?;
             ensure!(status.success(), "tpo run ended with {status}");
@@ -123,7 +161,10 @@ fn end(child: &mut Child) -> Result<ExitStatus> {
     }
     child.kill()?;
     child.wait()?;
-    bail!("tpo run did not end within {} s of SIGTERM and was killed", PATIENCE.as_secs())
+    bail!(
+        "tpo run did not end within {} s of SIGTERM and was killed",
+        PATIENCE.as_secs()
+    )
 }
 
 impl Drop for Pair {

@@ -1,4 +1,5 @@
-//! Datagrams one way at a steady pace, for the demo's call and the bench's streams: when each arrives.
+//! Datagrams one way at a steady pace, for the demo's call and the bench's streams: when each
+//! arrives.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,16 +24,20 @@ pub struct Steady {
 
 /// A client's socket connected to the server's.
 pub fn sockets(lab: &Lab, to: &str) -> Result<(UdpSocket, UdpSocket)> {
-    let bind = |host, at: &str| lab.inside(host, || UdpSocket::bind(at)).with_context(|| format!("bind {at}"));
+    let bind = |host, at: &str| {
+        lab.inside(host, || UdpSocket::bind(at))
+            .with_context(|| format!("bind {at}"))
+    };
     let (client, server) = (bind(Host::Client, "0.0.0.0:0")?, bind(Host::Server, to)?);
-    lab.inside(Host::Client, || client.connect(to)).context("connect the client's socket")?;
+    lab.inside(Host::Client, || client.connect(to))
+        .context("connect the client's socket")?;
     server.set_read_timeout(Some(Duration::from_millis(50)))?;
     Ok((client, server))
 }
 
 impl Steady {
-    /// Sends them all; gives how long each took from when it was due, if it arrived. `before` is told each number before it is sent, and their
-    /// count after the last.
+    /// Sends them all; gives how long each took from when it was due, if it arrived. `before` is
+    /// told each number before it is sent, and their count after the last.
     pub fn send(
         &self,
         (client, server): (&UdpSocket, &UdpSocket),
@@ -48,7 +53,8 @@ impl Steady {
                     if server.recv(&mut bytes).is_err() {
                         continue;
                     }
-                    let number = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+                    let number =
+                        u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
                     if let Some(delay) = delays.get_mut(number) {
                         delay.get_or_insert(start.elapsed().saturating_sub(due(number)));
                     }

@@ -60,7 +60,12 @@ pub struct Exit {
 impl Exit {
     /// Of the peer in this slot. Of its permits the first match wins.
     pub fn new(permits: Vec<Permit>, slot: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
-        Exit { permits, slot, own, claims }
+        Exit {
+            permits,
+            slot,
+            own,
+            claims,
+        }
     }
 
     /// Starts connecting to a flow's real destination. The socket is not yet connected.
@@ -72,7 +77,8 @@ impl Exit {
         let outcome = match permit.source_address {
             SourceAddress::Tpo => connect_from(None, key.destination),
             SourceAddress::Client => match connect_from(Some(key.source), key.destination) {
-                // The client's port is taken here by an older connection to the same destination: its address matters more.
+                // The client's port is taken here by an older connection to the same destination:
+                // its address matters more.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     let mut client = key.source;
                     client.set_port(0);
@@ -106,7 +112,9 @@ impl Exit {
 
     fn is_anothers(&self, key: &PacketKey) -> bool {
         let Claims { policy, groups } = &*self.claims;
-        policy.find(&key.turned()).is_some_and(|rule| !groups[rule.peer].peers.contains(&self.slot))
+        policy
+            .find(&key.turned())
+            .is_some_and(|rule| !groups[rule.peer].peers.contains(&self.slot))
     }
 
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
@@ -128,7 +136,9 @@ impl Exit {
 
     /// Whether it is some host's address, and not one of ours.
     fn is_host(&self, address: IpAddr) -> bool {
-        !any_form(address, |address| is_special(address) || self.own.contains(address))
+        !any_form(address, |address| {
+            is_special(address) || self.own.contains(address)
+        })
     }
 }
 
@@ -174,13 +184,24 @@ mod tests {
             treatment: tpo_engine::Class::Normal.into(),
             delivery: tpo_engine::Delivery::Timely,
         };
-        let claims = Claims { policy: Policy::new(vec![rule]), groups: Group::singles(2) };
-        Exit::new(permits, 1, Arc::new(Own::of(&["10.10.2.1", "10.10.2.255", "fd00:2::1"])), Arc::new(claims))
+        let claims = Claims {
+            policy: Policy::new(vec![rule]),
+            groups: Group::singles(2),
+        };
+        Exit::new(
+            permits,
+            1,
+            Arc::new(Own::of(&["10.10.2.1", "10.10.2.255", "fd00:2::1"])),
+            Arc::new(claims),
+        )
     }
 
     #[test]
     fn only_what_an_accept_names_is_reached() {
-        let exit = exit(vec![Permit { destination_ports: 80..=443, ..permit("10.10.1.0/24", "10.10.2.0/24") }]);
+        let exit = exit(vec![Permit {
+            destination_ports: 80..=443,
+            ..permit("10.10.1.0/24", "10.10.2.0/24")
+        }]);
         assert!(exit.find(&key("10.10.1.5:999", "10.10.2.9:80")).is_some());
         for (source, destination) in [
             ("10.10.1.5:999", "10.10.2.9:22"),
@@ -188,8 +209,14 @@ mod tests {
             ("10.10.9.5:999", "10.10.2.9:80"),
             ("[fd00::1]:999", "[fd00::2]:80"),
         ] {
-            assert!(exit.find(&key(source, destination)).is_none(), "{source} -> {destination}");
-            assert_eq!(exit.connect(&key(source, destination)).unwrap_err(), Status::NotAllowed);
+            assert!(
+                exit.find(&key(source, destination)).is_none(),
+                "{source} -> {destination}"
+            );
+            assert_eq!(
+                exit.connect(&key(source, destination)).unwrap_err(),
+                Status::NotAllowed
+            );
         }
     }
 
@@ -254,28 +281,66 @@ mod tests {
             } else {
                 ("10.10.1.5:999", "10.10.2.9:80")
             };
-            let end = if address.contains(':') { format!("[{address}]:80") } else { format!("{address}:80") };
-            assert!(exit(vec![permit("any", address)]).names(&key(client, &end)), "{address}");
-            assert!(!exit(vec![permit("any", wider)]).names(&key(client, &end)), "{wider}");
-            assert!(!exit(vec![permit(address, "any")]).names(&key(&end, server)), "from {address}");
+            let end = if address.contains(':') {
+                format!("[{address}]:80")
+            } else {
+                format!("{address}:80")
+            };
+            assert!(
+                exit(vec![permit("any", address)]).names(&key(client, &end)),
+                "{address}"
+            );
+            assert!(
+                !exit(vec![permit("any", wider)]).names(&key(client, &end)),
+                "{wider}"
+            );
+            assert!(
+                !exit(vec![permit(address, "any")]).names(&key(&end, server)),
+                "from {address}"
+            );
         }
     }
 
     #[test]
     fn who_is_behind_another_peer_is_not_behind_this_one() {
         let packets = |protocol, source: &str| {
-            PacketKey::new(protocol, source.parse().unwrap(), "10.10.2.9:53".parse().unwrap()).unwrap()
+            PacketKey::new(
+                protocol,
+                source.parse().unwrap(),
+                "10.10.2.9:53".parse().unwrap(),
+            )
+            .unwrap()
         };
-        let exit = exit([UDP, 47].map(|protocol| Permit { protocol, ..permit("any", "10.10.2.0/24") }).to_vec());
+        let exit = exit(
+            [UDP, 47]
+                .map(|protocol| Permit {
+                    protocol,
+                    ..permit("any", "10.10.2.0/24")
+                })
+                .to_vec(),
+        );
         assert!(exit.permits(&packets(UDP, "10.10.9.5:53")));
-        assert!(!exit.permits(&packets(UDP, "10.10.1.5:53")), "the answers would go to the first peer");
-        assert!(exit.permits(&packets(47, "10.10.1.5:0")), "no rule sends these anywhere");
+        assert!(
+            !exit.permits(&packets(UDP, "10.10.1.5:53")),
+            "the answers would go to the first peer"
+        );
+        assert!(
+            exit.permits(&packets(47, "10.10.1.5:0")),
+            "no rule sends these anywhere"
+        );
     }
 
     #[test]
     fn groups_are_reached_where_groups_are_named() {
-        let exit_to = |destination: &str| exit(vec![Permit { protocol: UDP, ..permit("10.10.1.0/24", destination) }]);
-        let to = |group: &str| PacketKey::new(UDP, "10.10.1.5:9".parse().unwrap(), group.parse().unwrap()).unwrap();
+        let exit_to = |destination: &str| {
+            exit(vec![Permit {
+                protocol: UDP,
+                ..permit("10.10.1.0/24", destination)
+            }])
+        };
+        let to = |group: &str| {
+            PacketKey::new(UDP, "10.10.1.5:9".parse().unwrap(), group.parse().unwrap()).unwrap()
+        };
         assert!(exit_to("239.0.0.0/8").permits(&to("239.1.1.1:9")));
         assert!(!exit_to("any").permits(&to("239.1.1.1:9")));
         assert!(!exit_to("239.0.0.0/8").permits(&to("224.1.1.1:9")));

@@ -1,7 +1,9 @@
-//! The far edge of multicast: what a peer brings for a group goes out on the LANs that listen to it, from its original source (claim 39).
+//! The far edge of multicast: what a peer brings for a group goes out on the LANs that listen to
+//! it, from its original source (claim 39).
 //!
-//! The kernel forwards no multicast without a routing daemon, so these packets do not go by the TUN device: raw sockets speak on each LAN. Applications of
-//! this host hear them too; by our mark they are not taken a second time.
+//! The kernel forwards no multicast without a routing daemon, so these packets do not go by the TUN
+//! device: raw sockets speak on each LAN. Applications of this host hear them too; by our mark they
+//! are not taken a second time.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,14 +31,24 @@ impl Lan {
     pub fn open(name: &str) -> io::Result<Lan> {
         let index = sys::interface_index(name)?;
         let raw = |domain| {
-            let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::from(libc::IPPROTO_RAW)))?;
+            let socket = Socket::new(
+                domain,
+                Type::RAW.nonblocking(),
+                Some(Protocol::from(libc::IPPROTO_RAW)),
+            )?;
             socket.set_mark(MARK_OWN)?;
             io::Result::Ok(socket)
         };
         let v4 = raw(Domain::IPV4)?;
         sys::set_multicast_interface_v4(&v4, index)?;
-        let v6 = raw(Domain::IPV6).and_then(|socket| socket.set_multicast_if_v6(index).map(|()| socket)).ok();
-        Ok(Lan { name: name.to_owned(), v4, v6 })
+        let v6 = raw(Domain::IPV6)
+            .and_then(|socket| socket.set_multicast_if_v6(index).map(|()| socket))
+            .ok();
+        Ok(Lan {
+            name: name.to_owned(),
+            v4,
+            v6,
+        })
     }
 
     /// Sends a whole packet to its group.
@@ -45,7 +57,9 @@ impl Lan {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,
         };
-        socket.send_to(packet, &SocketAddr::new(group, 0).into()).map(drop)
+        socket
+            .send_to(packet, &SocketAddr::new(group, 0).into())
+            .map(drop)
     }
 
     fn mtu(&self) -> usize {
@@ -78,18 +92,34 @@ pub struct Emitted {
 impl Emitter {
     /// For what this peer brings to these LANs, as the groups are listened to there.
     pub fn new(peer: usize, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
-        Emitter { peer, lans, joined, packet: Vec::new(), number: 0 }
+        Emitter {
+            peer,
+            lans,
+            joined,
+            packet: Vec::new(),
+            number: 0,
+        }
     }
 
     /// LANs to which another TPO brings what this peer sends.
     pub fn lans_left(&self) -> Vec<String> {
         let left = self.joined.left(self.peer);
-        left.into_iter().filter_map(|lan| self.lans.get(lan)).map(|lan| lan.name.clone()).collect()
+        left.into_iter()
+            .filter_map(|lan| self.lans.get(lan))
+            .map(|lan| lan.name.clone())
+            .collect()
     }
 
-    /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a hop.
+    /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a
+    /// hop.
     pub fn emit(&mut self, key: &PacketKey, bytes: &[u8]) -> Emitted {
-        let Emitter { peer, lans, joined, packet, number } = self;
+        let Emitter {
+            peer,
+            lans,
+            joined,
+            packet,
+            number,
+        } = self;
         let mut emitted = Emitted::default();
         *number = number.wrapping_add(1);
         packet.clear();
@@ -117,7 +147,8 @@ impl Emitter {
                 Err(error) if may_be_cut && error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     let mut outcome = Ok(());
                     packet::cut(packet, lan.mtu(), *number, |piece| {
-                        outcome = std::mem::replace(&mut outcome, Ok(())).and_then(|()| lan.send(piece, group));
+                        outcome = std::mem::replace(&mut outcome, Ok(()))
+                            .and_then(|()| lan.send(piece, group));
                     });
                     outcome
                 }

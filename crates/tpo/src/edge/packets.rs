@@ -1,5 +1,6 @@
-//! The edges of everything that is no TCP: one for each UDP flow and each ICMP exchange, which the engine keeps; here packets become its
-//! datagrams and datagrams become packets again, with their original addresses.
+//! The edges of everything that is no TCP: one for each UDP flow and each ICMP exchange, which the
+//! engine keeps; here packets become its datagrams and datagrams become packets again, with their
+//! original addresses.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
@@ -14,7 +15,9 @@ use crate::edge::exit::Exit;
 use crate::edge::multicast::Emitter;
 use crate::intercept::own::Own;
 use crate::intercept::tun::Tun;
-use crate::multicast::groups::{For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership};
+use crate::multicast::groups::{
+    For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership,
+};
 use crate::multicast::igmp::IGMP;
 use crate::packet::{self, Head, Refused, VNET};
 use crate::plain::{Cause, Plain};
@@ -24,7 +27,8 @@ use crate::transit::{Onward, Transit};
 /// Bytes of payloads that go together: a packet has at most 65,535.
 const MOST_BYTES: usize = 65_000;
 
-/// Flows from other peers that are remembered before those that are over are forgotten: twice as many as can live.
+/// Flows from other peers that are remembered before those that are over are forgotten: twice as
+/// many as can live.
 const MOST_TAKEN_OVER: usize = 262_144;
 
 /// What became of packets in this lane.
@@ -103,7 +107,9 @@ impl Ours {
     fn end(&mut self, flow: FlowId) -> Option<PacketKey> {
         let key = self.by_flow.remove(&flow)?;
         shed(&mut self.by_flow);
-        if self.taken_over.remove(&key) && is_roomy(self.taken_over.capacity(), self.taken_over.len()) {
+        if self.taken_over.remove(&key)
+            && is_roomy(self.taken_over.capacity(), self.taken_over.len())
+        {
             self.taken_over.shrink_to(2 * self.taken_over.len());
         }
         Some(key)
@@ -148,7 +154,12 @@ struct Ask {
 
 impl Groups {
     /// Nothing is asked for yet.
-    pub fn new(may_ask: bool, wanted: Arc<Wanted>, emitter: Emitter, on_change: Box<dyn Fn() + Send>) -> Groups {
+    pub fn new(
+        may_ask: bool,
+        wanted: Arc<Wanted>,
+        emitter: Emitter,
+        on_change: Box<dyn Fn() + Send>,
+    ) -> Groups {
         Groups {
             may_ask,
             wanted,
@@ -161,11 +172,16 @@ impl Groups {
         }
     }
 
-    /// The peer says what it wants. An older word than the last one is passed over: they may overtake each other.
+    /// The peer says what it wants. An older word than the last one is passed over: they may
+    /// overtake each other.
     fn hear(&mut self, flow: FlowId, bytes: &[u8], slot: usize, now: Instant) -> bool {
-        let Some((whom, number, groups)) = parse_membership(bytes) else { return false };
+        let Some((whom, number, groups)) = parse_membership(bytes) else {
+            return false;
+        };
         let said = &mut self.said[whom as usize];
-        let is_older = |(last, before): (FlowId, u32)| last == flow && (number.wrapping_sub(before) as i32) <= 0;
+        let is_older = |(last, before): (FlowId, u32)| {
+            last == flow && (number.wrapping_sub(before) as i32) <= 0
+        };
         if !said.is_some_and(is_older) {
             *said = Some((flow, number));
             if self.wanted.set(slot, whom, groups, now) {
@@ -195,7 +211,9 @@ impl Out {
         self.number = self.number.wrapping_add(1);
         match packet::unpack(bytes, key, self.number, &mut self.packet) {
             // An error may come from any router on the way, but not from this one.
-            Ok(Some(router)) if any_form(router, |address| self.own.contains(address)) => self.counters.foreign += 1,
+            Ok(Some(router)) if any_form(router, |address| self.own.contains(address)) => {
+                self.counters.foreign += 1
+            }
             Ok(_) => {
                 self.send(&[0; VNET], 1);
             }
@@ -223,7 +241,8 @@ impl Out {
     }
 }
 
-/// Ordinary UDP packets of one flow in a row, all alike: they go to the kernel together, which costs as much as one of them.
+/// Ordinary UDP packets of one flow in a row, all alike: they go to the kernel together, which
+/// costs as much as one of them.
 #[derive(Default)]
 struct Run {
     key: Option<PacketKey>,
@@ -261,7 +280,9 @@ impl Run {
             out.packet.clear();
             out.number = out.number.wrapping_add(self.count as u16);
             let sizes = (self.size, self.payloads.len());
-            if let Some(told) = packet::together(&key, self.head, sizes, out.number, &mut out.packet) {
+            if let Some(told) =
+                packet::together(&key, self.head, sizes, out.number, &mut out.packet)
+            {
                 out.packet.extend_from_slice(&self.payloads);
                 if out.send(&told, self.count) {
                     return;
@@ -270,7 +291,11 @@ impl Run {
             out.one_by_one = true;
         }
         // A payload of nothing is a packet too.
-        for payload in self.payloads.chunks(self.size.max(1)).chain((self.size == 0).then_some(&[][..])) {
+        for payload in self
+            .payloads
+            .chunks(self.size.max(1))
+            .chain((self.size == 0).then_some(&[][..]))
+        {
             out.packet.clear();
             out.number = out.number.wrapping_add(1);
             if packet::plain(&key, self.head, payload, out.number, &mut out.packet) {
@@ -295,7 +320,14 @@ impl Packets {
         groups: Option<Groups>,
         transit: Option<Arc<Transit>>,
     ) -> Packets {
-        let out = Out { tun, own, packet: Vec::new(), number: 0, one_by_one: false, counters: Counters::default() };
+        let out = Out {
+            tun,
+            own,
+            packet: Vec::new(),
+            number: 0,
+            one_by_one: false,
+            counters: Counters::default(),
+        };
         Packets {
             out,
             run: Run::default(),
@@ -319,12 +351,16 @@ impl Packets {
 
     /// Whether the peer is to be asked for any group.
     pub fn asks_for_groups(&self) -> bool {
-        self.groups.as_ref().is_some_and(|own| own.ask.iter().any(|ask| !ask.groups.is_empty()))
+        self.groups
+            .as_ref()
+            .is_some_and(|own| own.ask.iter().any(|ask| !ask.groups.is_empty()))
     }
 
     /// Groups that the peer asks us for.
     pub fn asked_here(&self) -> Vec<IpAddr> {
-        self.groups.as_ref().map_or_else(Vec::new, |own| own.wanted.of(self.slot))
+        self.groups
+            .as_ref()
+            .map_or_else(Vec::new, |own| own.wanted.of(self.slot))
     }
 
     /// Groups that we ask the peer for.
@@ -335,15 +371,21 @@ impl Packets {
 
     /// LANs to which another TPO brings the peer's groups.
     pub fn lans_left(&self) -> Vec<String> {
-        self.groups.as_ref().map_or_else(Vec::new, |own| own.emitter.lans_left())
+        self.groups
+            .as_ref()
+            .map_or_else(Vec::new, |own| own.emitter.lans_left())
     }
 
-    /// Gives packets of the near side to the engine. Those that it cannot have take their plain way, if their rule lets them.
+    /// Gives packets of the near side to the engine. Those that it cannot have take their plain
+    /// way, if their rule lets them.
     pub fn send(&mut self, peer: &mut Peer, batch: &Batch, now: Instant) {
         for item in &batch.items {
             let packet = &batch.bytes[item.bytes.clone()];
-            let treatment =
-                item.ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
+            let treatment = item
+                .ruled
+                .map_or((Class::Normal.into(), Delivery::Timely), |rule| {
+                    (rule.treatment, rule.delivery)
+                });
             if item.ruled.is_none() && !peer.has_exchange(&item.seen.key) {
                 if self.may_go(item, Cause::NoFlow) {
                     self.out.counters.no_flow += 1;
@@ -362,7 +404,9 @@ impl Packets {
                 Ok(None) => {}
                 Ok(Some(flow)) => self.note_ours(flow, item.seen.key),
                 Err(SendError::Full) => self.out.counters.dropped += 1,
-                Err(_) if item.ruled.is_some_and(|rule| !rule.fails_open) => self.out.counters.dropped += 1,
+                Err(_) if item.ruled.is_some_and(|rule| !rule.fails_open) => {
+                    self.out.counters.dropped += 1
+                }
                 Err(SendError::TooManyFlows) => {
                     if self.may_go(item, Cause::FlowLimit) {
                         self.out.counters.too_many += 1;
@@ -413,7 +457,13 @@ impl Packets {
 
     /// Asks the peer for groups when it is time; for none only once.
     pub fn say_what_is_asked(&mut self, peer: &mut Peer, now: Instant) {
-        let Some(own) = self.groups.as_mut().filter(|own| own.say_at.is_some_and(|at| at <= now)) else { return };
+        let Some(own) = self
+            .groups
+            .as_mut()
+            .filter(|own| own.say_at.is_some_and(|at| at <= now))
+        else {
+            return;
+        };
         if !peer.is_up() {
             return;
         }
@@ -430,7 +480,11 @@ impl Packets {
             ask.believed = !ask.groups.is_empty() || said.is_err();
         }
         // One that does not want to hear it is asked again too: its configuration may change.
-        own.say_at = own.ask.iter().any(|ask| ask.believed).then_some(now + TELL_EVERY);
+        own.say_at = own
+            .ask
+            .iter()
+            .any(|ask| ask.believed)
+            .then_some(now + TELL_EVERY);
     }
 
     /// The peer has begun anew: it knows nothing of what was asked, and asks for nothing.
@@ -451,30 +505,51 @@ impl Packets {
 
     /// Gives what arrived to the kernel.
     pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
-        let Packets { out, run, groups, slot, opened, theirs, transit, onward, .. } = self;
-        let mut pass_on = |to: usize, key: PacketKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
-            if let (Some(ruled), Some(theirs)) = (&mut ruled, theirs.get(&flow)) {
-                ruled.treatment = ruled.treatment.after(&theirs.asked);
-            }
-            let batch = onward.entry(to).or_default();
-            let from = batch.bytes.len();
-            batch.push(key, ruled, bytes);
-            let goes_on = packet::pass_on(&mut batch.bytes[from..]);
-            if !goes_on {
-                batch.take_back(from);
-            }
-            goes_on
-        };
+        let Packets {
+            out,
+            run,
+            groups,
+            slot,
+            opened,
+            theirs,
+            transit,
+            onward,
+            ..
+        } = self;
+        let mut pass_on =
+            |to: usize, key: PacketKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
+                if let (Some(ruled), Some(theirs)) = (&mut ruled, theirs.get(&flow)) {
+                    ruled.treatment = ruled.treatment.after(&theirs.asked);
+                }
+                let batch = onward.entry(to).or_default();
+                let from = batch.bytes.len();
+                batch.push(key, ruled, bytes);
+                let goes_on = packet::pass_on(&mut batch.bytes[from..]);
+                if !goes_on {
+                    batch.take_back(from);
+                }
+                goes_on
+            };
         peer.take_datagrams(|arrived| {
             let is_for_many = is_for_many(arrived.key);
             if transit.is_some() && !is_for_many {
                 let next = match arrived.is_reply {
                     // The answer to what another peer has brought.
-                    true => opened.by(arrived.key).filter(|by| by != slot).map(|by| (by, None)),
-                    false => theirs.get(&arrived.flow).and_then(|flow| flow.next).map(|(to, ruled)| (to, Some(ruled))),
+                    true => opened
+                        .by(arrived.key)
+                        .filter(|by| by != slot)
+                        .map(|by| (by, None)),
+                    false => theirs
+                        .get(&arrived.flow)
+                        .and_then(|flow| flow.next)
+                        .map(|(to, ruled)| (to, Some(ruled))),
                 };
                 if let Some((to, ruled)) = next {
-                    let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
+                    let key = if arrived.is_reply {
+                        arrived.key.turned()
+                    } else {
+                        *arrived.key
+                    };
                     if pass_on(to, key, arrived.flow, ruled, arrived.bytes) {
                         return;
                     }
@@ -507,7 +582,11 @@ impl Packets {
                 }
                 return;
             }
-            let key = if arrived.is_reply { arrived.key.turned() } else { *arrived.key };
+            let key = if arrived.is_reply {
+                arrived.key.turned()
+            } else {
+                *arrived.key
+            };
             match packet::as_plain(arrived.bytes).filter(|_| key.protocol == packet::UDP) {
                 Some((head, payload)) => {
                     if !run.takes(&key, head, payload.len()) {
@@ -536,8 +615,9 @@ impl Packets {
     pub fn take_over(&mut self, peer: &mut Peer, batch: &Onward, now: Instant) {
         for (key, ruled, bytes) in &batch.items {
             let bytes = &batch.bytes[bytes.clone()];
-            let treatment =
-                ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| (rule.treatment, rule.delivery));
+            let treatment = ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| {
+                (rule.treatment, rule.delivery)
+            });
             let is_there = peer.has_exchange(key);
             if ruled.is_some() && is_there && !self.ours.is_taken_over(key) {
                 // Our own LAN has opened it: it has gone round and come back.
@@ -556,7 +636,8 @@ impl Packets {
                 self.note_ours(flow, *key);
             }
             if taken.is_none() {
-                // Its first leg is behind it: from here it takes its plain way, if its rule lets it.
+                // Its first leg is behind it: from here it takes its plain way, if its rule lets
+                // it.
                 match ruled {
                     Some(rule) if rule.fails_open => {
                         self.out.counters.let_go += 1;
@@ -572,7 +653,12 @@ impl Packets {
     /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when
     /// another peer owns it: then its answers are not this one's, it might go in circles, and what
     /// is sent to many would be heard twice.
-    pub fn open(&mut self, flow: FlowId, (key, asked): (PacketKey, Treatment), next: Option<(usize, Ruled)>) -> bool {
+    pub fn open(
+        &mut self,
+        flow: FlowId,
+        (key, asked): (PacketKey, Treatment),
+        next: Option<(usize, Ruled)>,
+    ) -> bool {
         // Every peer has a flow of this name.
         if key != membership_key() && !self.opened.insert(key, self.slot) {
             self.out.counters.owned += 1;
@@ -591,8 +677,12 @@ impl Packets {
             return 0;
         }
         let banned = |theirs: &Theirs| theirs.key != membership_key() && !exit.permits(&theirs.key);
-        let flows: Vec<FlowId> =
-            self.theirs.iter().filter(|(_, theirs)| banned(theirs)).map(|(flow, _)| *flow).collect();
+        let flows: Vec<FlowId> = self
+            .theirs
+            .iter()
+            .filter(|(_, theirs)| banned(theirs))
+            .map(|(flow, _)| *flow)
+            .collect();
         for flow in &flows {
             self.end(*flow);
             peer.reset(*flow, Status::NotAllowed, now);
@@ -625,8 +715,9 @@ mod tests {
 
     use super::*;
 
-    /// What the tables hold of one flow is charged: whatever kind of flow it is, in tables that have
-    /// just grown, of which seven sixteenths are in use then (and a byte of control for each place).
+    /// What the tables hold of one flow is charged: whatever kind of flow it is, in tables that
+    /// have just grown, of which seven sixteenths are in use then (and a byte of control for each
+    /// place).
     #[test]
     fn what_the_edge_remembers_of_a_flow_is_in_its_price() {
         let place = |bytes: usize| (bytes + 1) * 16 / 7;
@@ -634,7 +725,11 @@ mod tests {
         let theirs = place(size_of::<(FlowId, Theirs)>()) + owner;
         let ours = place(size_of::<(FlowId, PacketKey)>()) + owner;
         let taken_over = ours + place(size_of::<PacketKey>());
-        for (kind, bytes) in [("theirs", theirs), ("ours", ours), ("taken over", taken_over)] {
+        for (kind, bytes) in [
+            ("theirs", theirs),
+            ("ours", ours),
+            ("taken over", taken_over),
+        ] {
             assert!(bytes <= Config::EDGE_COST, "{kind}: {bytes}");
         }
     }
@@ -643,7 +738,8 @@ mod tests {
     fn nothing_stays_of_flows_that_are_over() {
         let mut ours = Ours::default();
         let key = |number: u32| {
-            let from = std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a01_0000 + number), 4_000));
+            let from =
+                std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a01_0000 + number), 4_000));
             PacketKey::new(packet::UDP, from, "10.2.2.2:53".parse().unwrap()).unwrap()
         };
         const FLOWS: u32 = 20_000;
@@ -653,12 +749,19 @@ mod tests {
             // One that the engine refuses was never there.
             ours.note_taken_over(&key(FLOWS + number), |_| false);
         }
-        assert_eq!((ours.taken_over.len(), ours.by_flow.len()), (FLOWS as usize, FLOWS as usize));
+        assert_eq!(
+            (ours.taken_over.len(), ours.by_flow.len()),
+            (FLOWS as usize, FLOWS as usize)
+        );
         assert!(ours.is_taken_over(&key(7)) && !ours.is_taken_over(&key(FLOWS)));
         for number in 0..FLOWS {
             assert_eq!(ours.end(FlowId(number)), Some(key(number)));
         }
         assert_eq!((ours.taken_over.len(), ours.by_flow.len()), (0, 0));
-        assert!(ours.taken_over.capacity() <= 8_192, "{}", ours.taken_over.capacity());
+        assert!(
+            ours.taken_over.capacity() <= 8_192,
+            "{}",
+            ours.taken_over.capacity()
+        );
     }
 }

@@ -1,11 +1,14 @@
-//! Edges of TCP connections (stage 2 of the walk, claims 1b, 1f, 6, 7, 26-29): one for each connection, near or far.
+//! Edges of TCP connections (stage 2 of the walk, claims 1b, 1f, 6, 7, 26-29): one for each
+//! connection, near or far.
 //!
-//! An edge is the new end of its application's connection: the kernel's TCP acknowledges in its place, the edge carries bytes
-//! between the socket and the engine. It holds no buffer: what the application wrote waits in the kernel until the driver
-//! reads it ([`Source`]), what came from the far side waits in the engine until the socket takes it.
+//! An edge is the new end of its application's connection: the kernel's TCP acknowledges in its
+//! place, the edge carries bytes between the socket and the engine. It holds no buffer: what the
+//! application wrote waits in the kernel until the driver reads it ([`Source`]), what came from the
+//! far side waits in the engine until the socket takes it.
 //!
-//! Life: near edges start open (the interceptor accepted them); far edges start connecting, become open or are refused. Then data both ways,
-//! each direction may finish first, until the engine says closed or reset.
+//! Life: near edges start open (the interceptor accepted them); far edges start connecting, become
+//! open or are refused. Then data both ways, each direction may finish first, until the engine says
+//! closed or reset.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice, Read as _, Write as _};
@@ -19,10 +22,11 @@ use tpo_engine::{FlowId, Peer, Read, Source, Status};
 
 use crate::shares::{Opener, Permit, Share};
 
-/// An idle connection is asked after ten minutes whether its application's host still lives, then every minute.
-/// A host that vanished would otherwise hold its flow for ever.
-const KEEPALIVE: TcpKeepalive =
-    TcpKeepalive::new().with_time(Duration::from_secs(600)).with_interval(Duration::from_secs(60));
+/// An idle connection is asked after ten minutes whether its application's host still lives, then
+/// every minute. A host that vanished would otherwise hold its flow for ever.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(600))
+    .with_interval(Duration::from_secs(60));
 /// Slices written by one system call; the engine keeps a flow's bytes in pieces of messages.
 const SLICES: usize = 64;
 
@@ -40,13 +44,15 @@ struct Edge {
     flow: FlowId,
     socket: TcpStream,
     connecting: bool,
-    /// When it began to connect, in the order of all that do, and its part of what may. None: it is connected, or will be at once.
+    /// When it began to connect, in the order of all that do, and its part of what may. None: it is
+    /// connected, or will be at once.
     half_open: Option<(u64, Permit)>,
     /// The socket took no more; the next writable event goes on.
     write_blocked: bool,
     /// The driver has been told of bytes to read, and has not found the end of them yet.
     readable: bool,
-    /// Not watched for bytes to read: there were more before the last were read, which is all that such events would tell.
+    /// Not watched for bytes to read: there were more before the last were read, which is all that
+    /// such events would tell.
     parked: bool,
     /// The far application has finished and everything before that is written.
     finished: bool,
@@ -130,13 +136,19 @@ impl Edges {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
-                self.slots.push(Slot { generation: 0, edge: None });
+                self.slots.push(Slot {
+                    generation: 0,
+                    edge: None,
+                });
                 self.slots.len() as u32 - 1
             }
         };
         let slot = &mut self.slots[index as usize];
         let token = token(slot.generation, index);
-        if let Err(error) = self.registry.register(&mut socket, token, Interest::READABLE | Interest::WRITABLE) {
+        if let Err(error) =
+            self.registry
+                .register(&mut socket, token, Interest::READABLE | Interest::WRITABLE)
+        {
             self.free.push(index);
             return Err(error);
         }
@@ -166,10 +178,13 @@ impl Edges {
         Ok(())
     }
 
-    /// Room for one more connect. When the share is used up, the one that has waited longest for its destination has to go: who answers at all answers
-    /// soon, so that destinations that never do cannot keep the others from being reached. Its flow is given back to be ended.
+    /// Room for one more connect. When the share is used up, the one that has waited longest for
+    /// its destination has to go: who answers at all answers soon, so that destinations that never
+    /// do cannot keep the others from being reached. Its flow is given back to be ended.
     pub fn begin_connect(&self, share: &Share) -> Result<Permit, Option<FlowId>> {
-        share.take(Opener::Near).ok_or_else(|| self.half_open.values().next().copied())
+        share
+            .take(Opener::Near)
+            .ok_or_else(|| self.half_open.values().next().copied())
     }
 
     /// Edges whose destination has not answered.
@@ -180,11 +195,15 @@ impl Edges {
     /// One event of the poll.
     pub fn handle_event(&mut self, event: &mio::event::Event) -> Happened {
         let token = event.token().0;
-        let Some(slot) = self.slots.get_mut(token & 0xffff_ffff) else { return Happened::Nothing };
+        let Some(slot) = self.slots.get_mut(token & 0xffff_ffff) else {
+            return Happened::Nothing;
+        };
         if slot.generation as usize != token >> 32 {
             return Happened::Nothing;
         }
-        let Some(edge) = &mut slot.edge else { return Happened::Nothing };
+        let Some(edge) = &mut slot.edge else {
+            return Happened::Nothing;
+        };
         let flow = edge.flow;
         if edge.connecting {
             if !event.is_writable() && !event.is_error() {
@@ -214,16 +233,26 @@ impl Edges {
         }
         let readable = event.is_readable() || event.is_read_closed();
         if readable && edge.readable && !edge.parked {
-            // A flow that waits for its turn: each segment of its application would wake the lane for nothing.
-            edge.parked = self.registry.reregister(&mut edge.socket, event.token(), Interest::WRITABLE).is_ok();
+            // A flow that waits for its turn: each segment of its application would wake the lane
+            // for nothing.
+            edge.parked = self
+                .registry
+                .reregister(&mut edge.socket, event.token(), Interest::WRITABLE)
+                .is_ok();
         }
         edge.readable |= readable;
-        Happened::Ready { flow, readable, writable }
+        Happened::Ready {
+            flow,
+            readable,
+            writable,
+        }
     }
 
     /// Writes what waits for the application of `flow`, as much as its socket takes.
     pub fn deliver(&mut self, peer: &mut Peer, flow: FlowId, now: Instant) -> Result<(), Status> {
-        let Some(edge) = self.edge_mut(flow) else { return Ok(()) };
+        let Some(edge) = self.edge_mut(flow) else {
+            return Ok(());
+        };
         while !edge.write_blocked {
             let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(SLICES);
             peer.deliverable(flow, &mut slices);
@@ -238,7 +267,9 @@ impl Edges {
                         edge.write_blocked = true;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => edge.write_blocked = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    edge.write_blocked = true
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(status_of(&error)),
             }
@@ -272,7 +303,10 @@ impl Edges {
     /// Client and server address of each edge's application connection.
     pub fn addresses(&self, flow: FlowId) -> Option<(SocketAddr, SocketAddr)> {
         let index = *self.by_flow.get(&flow)?;
-        self.slots[index as usize].edge.as_ref().map(|edge| (edge.client, edge.server))
+        self.slots[index as usize]
+            .edge
+            .as_ref()
+            .map(|edge| (edge.client, edge.server))
     }
 
     fn take(&mut self, flow: FlowId) -> Option<Edge> {
@@ -284,7 +318,8 @@ impl Edges {
         if let Some((number, _)) = &edge.half_open {
             self.half_open.remove(number);
         }
-        // Closing the descriptor would do the same; asked for so that no event of it stays in the poll.
+        // Closing the descriptor would do the same; asked for so that no event of it stays in the
+        // poll.
         let _ = self.registry.deregister(&mut edge.socket);
         Some(edge)
     }
@@ -294,15 +329,24 @@ impl Edges {
         self.slots[index as usize].edge.as_mut()
     }
 
-    /// All bytes are read: the next ones are news. Watching again reports those that have come since.
+    /// All bytes are read: the next ones are news. Watching again reports those that have come
+    /// since.
     fn on_drained(&mut self, flow: FlowId) -> io::Result<()> {
-        let Some(&index) = self.by_flow.get(&flow) else { return Ok(()) };
+        let Some(&index) = self.by_flow.get(&flow) else {
+            return Ok(());
+        };
         let slot = &mut self.slots[index as usize];
         let token = token(slot.generation, index);
-        let Some(edge) = &mut slot.edge else { return Ok(()) };
+        let Some(edge) = &mut slot.edge else {
+            return Ok(());
+        };
         edge.readable = false;
         if std::mem::take(&mut edge.parked) {
-            self.registry.reregister(&mut edge.socket, token, Interest::READABLE | Interest::WRITABLE)?;
+            self.registry.reregister(
+                &mut edge.socket,
+                token,
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
         }
         Ok(())
     }
@@ -310,20 +354,24 @@ impl Edges {
 
 impl Source for Edges {
     fn read(&mut self, flow: FlowId, into: &mut [u8]) -> Read {
-        let Some(edge) = self.edge_mut(flow) else { return Read::Blocked };
+        let Some(edge) = self.edge_mut(flow) else {
+            return Read::Blocked;
+        };
         if edge.connecting {
             return Read::Blocked;
         }
         loop {
             return match edge.socket.read(into) {
                 Ok(0) => Read::End,
-                // Even when it is less than was asked for it is read again: an end that follows at once then goes with it, and connections that
-                // are short cost a datagram less.
+                // Even when it is less than was asked for it is read again: an end that follows at
+                // once then goes with it, and connections that are short cost a datagram less.
                 Ok(n) => Read::Bytes(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => match self.on_drained(flow) {
-                    Ok(()) => Read::Blocked,
-                    Err(error) => Read::Failed(status_of(&error)),
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    match self.on_drained(flow) {
+                        Ok(()) => Read::Blocked,
+                        Err(error) => Read::Failed(status_of(&error)),
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => Read::Failed(status_of(&error)),
             };
@@ -331,7 +379,8 @@ impl Source for Edges {
     }
 }
 
-/// The poll's name for an edge. Carries a generation, so that an event of an edge that has ended meets nobody.
+/// The poll's name for an edge. Carries a generation, so that an event of an edge that has ended
+/// meets nobody.
 fn token(generation: u32, index: u32) -> Token {
     Token((generation as usize) << 32 | index as usize)
 }
@@ -341,7 +390,12 @@ pub fn status_of(error: &io::Error) -> Status {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Status::Refused,
         Some(
-            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EACCES | libc::EPERM,
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::EHOSTDOWN
+            | libc::EACCES
+            | libc::EPERM,
         ) => Status::Unreachable,
         Some(libc::ETIMEDOUT) => Status::TimedOut,
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Status::NoResources,
@@ -349,7 +403,8 @@ pub fn status_of(error: &io::Error) -> Status {
     }
 }
 
-/// Whether a connecting socket is connected (`Ok(true)`), still on its way (`Ok(false)`) or refused.
+/// Whether a connecting socket is connected (`Ok(true)`), still on its way (`Ok(false)`) or
+/// refused.
 fn connect_outcome(socket: &TcpStream) -> io::Result<bool> {
     if let Some(error) = socket.take_error()? {
         return Err(error);

@@ -42,8 +42,8 @@ const BUSY_WINDOW: Duration = Duration::from_millis(250);
 const BUSY: Duration = Duration::from_secs(10);
 const BUSY_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long TCP goes by its rules' `on_failure` after a queue was full: half-open connections live three
-/// seconds.
+/// How long TCP goes by its rules' `on_failure` after a queue was full: half-open connections live
+/// three seconds.
 const HOLD: Duration = Duration::from_secs(5);
 /// The same at most. A flood that lasts costs the connections of half a second each time.
 const HOLD_MOST: Duration = Duration::from_secs(60);
@@ -76,15 +76,30 @@ struct Source {
 impl Known {
     /// Nobody is known.
     pub(super) fn new(now: Instant) -> Known {
-        let kernel = KnownSources::open().inspect_err(|error| debug!(%error, "no netlink for known sources")).ok();
+        let kernel = KnownSources::open()
+            .inspect_err(|error| debug!(%error, "no netlink for known sources"))
+            .ok();
         let (newly_known, newly_busy) = (Vec::new(), Vec::new());
         let (v4, v6, sites) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Known { kernel, v4, v6, sites, newly_known, newly_busy, next: now }
+        Known {
+            kernel,
+            v4,
+            v6,
+            sites,
+            newly_known,
+            newly_busy,
+            next: now,
+        }
     }
 
     /// This source has completed a handshake.
     pub(super) fn note(&mut self, address: IpAddr, now: Instant) {
-        let new = || Source { known: now, busy: None, count: 1, window: now };
+        let new = || Source {
+            known: now,
+            busy: None,
+            count: 1,
+            window: now,
+        };
         let place = match address {
             IpAddr::V4(address) => place_of(&mut self.v4, address, new),
             IpAddr::V6(address) => {
@@ -134,7 +149,11 @@ impl Known {
         }
         self.next = now + TELL_EVERY;
         let lists = [
-            (Standing::Known, KNOWN, std::mem::take(&mut self.newly_known)),
+            (
+                Standing::Known,
+                KNOWN,
+                std::mem::take(&mut self.newly_known),
+            ),
             (Standing::Busy, BUSY, std::mem::take(&mut self.newly_busy)),
         ];
         for (standing, time, sources) in lists {
@@ -144,8 +163,10 @@ impl Known {
                 debug!(%error, "sources could not be told");
                 // Their next connections tell them again.
                 let untold: HashSet<IpAddr> = sources.into_iter().collect();
-                self.v4.retain(|address, _| !untold.contains(&IpAddr::V4(*address)));
-                self.v6.retain(|address, _| !untold.contains(&IpAddr::V6(*address)));
+                self.v4
+                    .retain(|address, _| !untold.contains(&IpAddr::V4(*address)));
+                self.v6
+                    .retain(|address, _| !untold.contains(&IpAddr::V6(*address)));
                 count_sites(&mut self.sites, &self.v6);
             }
         }
@@ -182,7 +203,11 @@ enum Place<'a> {
     None,
 }
 
-fn place_of<A: Eq + Hash>(sources: &mut HashMap<A, Source>, address: A, new: impl FnOnce() -> Source) -> Place<'_> {
+fn place_of<A: Eq + Hash>(
+    sources: &mut HashMap<A, Source>,
+    address: A,
+    new: impl FnOnce() -> Source,
+) -> Place<'_> {
     let is_full = sources.len() >= MOST_KNOWN;
     match sources.entry(address) {
         Entry::Occupied(source) => Place::Old(source.into_mut()),
@@ -238,8 +263,18 @@ impl Pressure {
     /// Whether TCP may be taken. `handed`: SYNs that the rules have handed to the listeners so far;
     /// `taken`: connections that were taken from them; `full`: how often a queue of this network
     /// namespace was full, if that can be known.
-    pub(super) fn look(&mut self, handed: u64, taken: u64, full: Option<u64>, now: Instant) -> bool {
-        if self.looks.back().is_some_and(|(_, before, _)| handed < *before) {
+    pub(super) fn look(
+        &mut self,
+        handed: u64,
+        taken: u64,
+        full: Option<u64>,
+        now: Instant,
+    ) -> bool {
+        if self
+            .looks
+            .back()
+            .is_some_and(|(_, before, _)| handed < *before)
+        {
             // The table was installed anew, with new counters.
             self.looks.clear();
         }
@@ -257,8 +292,14 @@ impl Pressure {
         // are close to it: connections spread so evenly over the queues that one is full only then.
         let is_full = half_open >= self.room || grew && half_open >= self.room / 4 * 3;
         if is_full && self.until.is_none() {
-            let again = self.ended.is_some_and(|ended| now.saturating_duration_since(ended) < HOLD_MOST);
-            self.hold = if again { (self.hold * 2).min(HOLD_MOST) } else { HOLD };
+            let again = self
+                .ended
+                .is_some_and(|ended| now.saturating_duration_since(ended) < HOLD_MOST);
+            self.hold = if again {
+                (self.hold * 2).min(HOLD_MOST)
+            } else {
+                HOLD
+            };
             self.until = Some(now + self.hold);
         } else if self.until.is_some_and(|until| now >= until) {
             self.until = None;
@@ -284,7 +325,10 @@ pub(super) struct FullQueues {
 impl FullQueues {
     /// Of the namespace of this thread.
     pub(super) fn open() -> FullQueues {
-        FullQueues { file: File::open("/proc/thread-self/net/netstat").ok(), text: String::new() }
+        FullQueues {
+            file: File::open("/proc/thread-self/net/netstat").ok(),
+            text: String::new(),
+        }
     }
 
     /// None where the kernel does not tell.
@@ -299,8 +343,13 @@ impl FullQueues {
 
 /// Names and values stand in two lines, in the same order.
 fn full_queues(netstat: &str) -> Option<u64> {
-    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (names, values) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
+    let mut lines = netstat
+        .lines()
+        .filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (
+        lines.next()?.split_whitespace(),
+        lines.next()?.split_whitespace(),
+    );
     let wanted = ["TCPReqQFullDoCookies", "TCPReqQFullDrop", "ListenOverflows"];
     let counts = names.zip(values).filter(|(name, _)| wanted.contains(name));
     counts.map(|(_, value)| value.parse::<u64>().ok()).sum()
@@ -323,7 +372,10 @@ mod tests {
     #[test]
     fn sources_are_told_once_and_busy_ones_while_they_are_busy() {
         let mut now = Instant::now();
-        let mut known = Known { kernel: None, ..Known::new(now) };
+        let mut known = Known {
+            kernel: None,
+            ..Known::new(now)
+        };
         let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
         let told = |known: &mut Known, now: Instant, per_second: u32, seconds: u32| {
             let mut counts = [0, 0];
@@ -331,17 +383,27 @@ mod tests {
             for _ in 0..per_second * seconds {
                 time += Duration::from_secs(1) / per_second;
                 known.note(address(1), time);
-                for (count, list) in counts.iter_mut().zip([&mut known.newly_busy, &mut known.newly_known]) {
+                for (count, list) in counts
+                    .iter_mut()
+                    .zip([&mut known.newly_busy, &mut known.newly_known])
+                {
                     *count += list.len();
                     list.clear();
                 }
             }
             counts
         };
-        assert_eq!(told(&mut known, now, 500, 60), [0, 1], "500 per second make nobody busy");
+        assert_eq!(
+            told(&mut known, now, 500, 60),
+            [0, 1],
+            "500 per second make nobody busy"
+        );
         now += Duration::from_secs(61);
         let [busy, again] = told(&mut known, now, 2_000, 60);
-        assert!((11..=13).contains(&busy) && again == 0, "busy every five seconds: {busy} {again}");
+        assert!(
+            (11..=13).contains(&busy) && again == 0,
+            "busy every five seconds: {busy} {again}"
+        );
         // More sources than are kept are not told.
         for n in 0..MOST_KNOWN as u32 + 10 {
             known.note(address(n), now);
@@ -354,28 +416,50 @@ mod tests {
     #[test]
     fn one_network_of_ipv6_uses_up_nobody_elses_places() {
         let now = Instant::now();
-        let mut known = Known { kernel: None, ..Known::new(now) };
-        let address = |site: u128, host: u128| IpAddr::from(Ipv6Addr::from_bits(0xfd << 120 | site << 64 | host));
+        let mut known = Known {
+            kernel: None,
+            ..Known::new(now)
+        };
+        let address = |site: u128, host: u128| {
+            IpAddr::from(Ipv6Addr::from_bits(0xfd << 120 | site << 64 | host))
+        };
         let mut note = |address, now| {
             known.note(address, now);
             known.newly_known.drain(..).any(|told| told == address)
         };
-        let told = (0..MOST_KNOWN as u128 + 10).filter(|host| note(address(1, *host), now)).count();
+        let told = (0..MOST_KNOWN as u128 + 10)
+            .filter(|host| note(address(1, *host), now))
+            .count();
         assert_eq!(told, MOST_KNOWN_OF_SITE);
         assert!(note(address(2, 1), now), "of another /64");
-        assert!(note(Ipv4Addr::new(10, 1, 1, 1).into(), now), "of the other family");
-        assert!(!note(address(1, 1), now + TELL_EVERY) && note(address(1, 1), now + TELL_AGAIN), "it is still at work");
+        assert!(
+            note(Ipv4Addr::new(10, 1, 1, 1).into(), now),
+            "of the other family"
+        );
+        assert!(
+            !note(address(1, 1), now + TELL_EVERY) && note(address(1, 1), now + TELL_AGAIN),
+            "it is still at work"
+        );
         known.age(now + KNOWN);
         known.note(address(1, u64::MAX.into()), now + KNOWN);
-        assert_eq!((known.v6.len(), known.newly_known.len()), (2, 1), "what is forgotten makes room");
+        assert_eq!(
+            (known.v6.len(), known.newly_known.len()),
+            (2, 1),
+            "what is forgotten makes room"
+        );
         // All networks together.
         for site in 3..20 {
-            (0..MOST_KNOWN_OF_SITE as u128).for_each(|host| known.note(address(site, host), now + KNOWN));
+            (0..MOST_KNOWN_OF_SITE as u128)
+                .for_each(|host| known.note(address(site, host), now + KNOWN));
         }
         assert_eq!(known.v6.len(), MOST_KNOWN);
         assert_eq!(known.sites.values().sum::<usize>(), MOST_KNOWN);
         known.note(Ipv4Addr::new(10, 1, 1, 2).into(), now + KNOWN);
-        assert!(known.newly_known.contains(&Ipv4Addr::new(10, 1, 1, 2).into()));
+        assert!(
+            known
+                .newly_known
+                .contains(&Ipv4Addr::new(10, 1, 1, 2).into())
+        );
     }
 
     const ROOM: usize = 1_000;
@@ -390,14 +474,22 @@ mod tests {
 
     impl World {
         fn new() -> World {
-            World { pressure: Pressure::new(ROOM), now: Instant::now(), handed: 0, taken: 0, full: 0 }
+            World {
+                pressure: Pressure::new(ROOM),
+                now: Instant::now(),
+                handed: 0,
+                taken: 0,
+                full: 0,
+            }
         }
 
         /// Half a second in which this happened.
         fn look(&mut self, handed: u64, taken: u64, full: u64) -> bool {
             self.now += Duration::from_millis(500);
-            (self.handed, self.taken, self.full) = (self.handed + handed, self.taken + taken, self.full + full);
-            self.pressure.look(self.handed, self.taken, Some(self.full), self.now)
+            (self.handed, self.taken, self.full) =
+                (self.handed + handed, self.taken + taken, self.full + full);
+            self.pressure
+                .look(self.handed, self.taken, Some(self.full), self.now)
         }
 
         /// Looks without anything happening until TCP is taken again.
@@ -416,8 +508,14 @@ mod tests {
     fn the_full_queues_of_other_services_are_not_ours() {
         let mut world = World::new();
         // More than a quarter of the room, as one source may hold within its bound.
-        assert!((0..100).all(|_| world.look(80, 10, 1_000)), "420 half-open ones of three seconds");
-        assert!(!(0..10).all(|_| world.look(130, 0, 1)), "close to all of the room, and a queue that was full");
+        assert!(
+            (0..100).all(|_| world.look(80, 10, 1_000)),
+            "420 half-open ones of three seconds"
+        );
+        assert!(
+            !(0..10).all(|_| world.look(130, 0, 1)),
+            "close to all of the room, and a queue that was full"
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! What this host's settings mean for interception. Reads, and never sets: they belong to the administrator.
+//! What this host's settings mean for interception. Reads, and never sets: they belong to the
+//! administrator.
 //!
-//! For `tpo check` and for the log at start. Most of the settings belong to the network namespace of the thread that asks.
+//! For `tpo check` and for the log at start. Most of the settings belong to the network namespace
+//! of the thread that asks.
 
 use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
@@ -47,20 +49,31 @@ pub fn findings(table: &Table) -> Vec<Finding> {
             return None;
         }
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+        std::fs::read_to_string(path)
+            .ok()
+            .map(|value| value.trim().to_owned())
     });
     found.extend(tracking(table));
     found.extend(input_policies(&ask("nft", &["-j", "list", "chains"])));
     for family in ["-4", "-6"] {
-        found.extend(mark_rules(family, &ask("ip", &[family, "-j", "rule", "list"])));
+        found.extend(mark_rules(
+            family,
+            &ask("ip", &[family, "-j", "rule", "list"]),
+        ));
     }
     found
 }
 
-/// What the rules' `on_failure` means: what may go in the clear, said once for all rules, and which closed rules have only one thing that
-/// holds them.
+/// What the rules' `on_failure` means: what may go in the clear, said once for all rules, and which
+/// closed rules have only one thing that holds them.
 pub fn failures(table: &Table) -> Vec<Finding> {
-    let of = |mode| table.rules.iter().filter(|rule| rule.enabled && rule.on_failure == mode).count();
+    let of = |mode| {
+        table
+            .rules
+            .iter()
+            .filter(|rule| rule.enabled && rule.on_failure == mode)
+            .count()
+    };
     let open = (of(OnFailure::Open) > 0).then(|| Finding {
         severity: Severity::Info,
         found: "on_failure = open".to_owned(),
@@ -77,7 +90,8 @@ pub fn failures(table: &Table) -> Vec<Finding> {
     open.into_iter().chain(many).collect()
 }
 
-/// A descriptor for each connection, and some for ourselves: below this many a site of a hundred people runs out.
+/// A descriptor for each connection, and some for ourselves: below this many a site of a hundred
+/// people runs out.
 const FEW_DESCRIPTORS: u64 = 8_192;
 
 /// Warns when the limit of open files is low, once it has been raised as far as it goes.
@@ -95,34 +109,66 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut add = |severity, key: &str, means, to: &str| {
         let value = read(key).unwrap_or_default();
-        let (found_text, remedy) = (format!("{key} = {value}"), format!("set it with: sysctl -w {key}={to}"));
-        found.push(Finding { severity, found: found_text, means, remedy });
+        let (found_text, remedy) = (
+            format!("{key} = {value}"),
+            format!("set it with: sysctl -w {key}={to}"),
+        );
+        found.push(Finding {
+            severity,
+            found: found_text,
+            means,
+            remedy,
+        });
     };
     let is = |key: &str, value: &str| read(key).as_deref() == Some(value);
-    let below = |key: &str, least: u64| read(key).and_then(|v| v.parse().ok()).is_some_and(|v: u64| v < least);
+    let below = |key: &str, least: u64| {
+        read(key)
+            .and_then(|v| v.parse().ok())
+            .is_some_and(|v: u64| v < least)
+    };
     if is("net.ipv4.tcp_syncookies", "2") {
-        let means =
-            "a SYN cookie leaves nothing behind by which the answer is recognised: every intercepted connection fails";
+        let means = "a SYN cookie leaves nothing behind by which the answer is recognised: every intercepted connection fails";
         add(Severity::Problem, "net.ipv4.tcp_syncookies", means, "1");
     }
     if table.mode == Mode::Tproxy && below("net.core.somaxconn", 1_024) {
         let means = "the listeners' queues are short: a flood of new connections that the bounds let come fills them, and for some seconds no TCP is taken";
         add(Severity::Warning, "net.core.somaxconn", means, "65535");
     }
-    for (family, key) in [(true, "net.ipv4.ip_forward"), (false, "net.ipv6.conf.all.forwarding")] {
+    for (family, key) in [
+        (true, "net.ipv4.ip_forward"),
+        (false, "net.ipv6.conf.all.forwarding"),
+    ] {
         let of_family = |rule: &super::RuleSpec| rule.enabled && rule.source.0.is_ipv4() == family;
         if is(key, "0") && table.rules.iter().any(of_family) {
             let means = "this host is no router: only connections of its own applications can be intercepted";
-            add(if table.local { Severity::Info } else { Severity::Warning }, key, means, "1");
+            add(
+                if table.local {
+                    Severity::Info
+                } else {
+                    Severity::Warning
+                },
+                key,
+                means,
+                "1",
+            );
         }
     }
-    for key in ["net.ipv4.conf.all.src_valid_mark", "net.ipv4.conf.lo.src_valid_mark"] {
-        if is(key, "1") && (is("net.ipv4.conf.all.rp_filter", "1") || is("net.ipv4.conf.default.rp_filter", "1")) {
+    for key in [
+        "net.ipv4.conf.all.src_valid_mark",
+        "net.ipv4.conf.lo.src_valid_mark",
+    ] {
+        if is(key, "1")
+            && (is("net.ipv4.conf.all.rp_filter", "1")
+                || is("net.ipv4.conf.default.rp_filter", "1"))
+        {
             let means = "with rp_filter the source address of marked packets is looked up in the table that delivers everything here: they are dropped";
             add(Severity::Warning, key, means, "0");
         }
     }
-    for key in ["net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"] {
+    for key in [
+        "net.bridge.bridge-nf-call-iptables",
+        "net.bridge.bridge-nf-call-ip6tables",
+    ] {
         if is(key, "1") {
             let means = "packets that are only bridged here meet the rules too, and cannot be intercepted in a bridge";
             add(Severity::Warning, key, means, "0");
@@ -132,13 +178,16 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
 }
 
 fn has_bridge() -> bool {
-    tool::run("ip", &["-o", "link", "show", "type", "bridge"], "").is_ok_and(|said| !said.out.is_empty())
+    tool::run("ip", &["-o", "link", "show", "type", "bridge"], "")
+        .is_ok_and(|said| !said.out.is_empty())
 }
 
 /// What the tool says as JSON, or nothing where it cannot be asked.
 fn ask(program: &'static str, arguments: &[&str]) -> Value {
     let said = tool::run(program, arguments, "");
-    said.ok().and_then(|said| serde_json::from_slice(&said.out).ok()).unwrap_or(Value::Null)
+    said.ok()
+        .and_then(|said| serde_json::from_slice(&said.out).ok())
+        .unwrap_or(Value::Null)
 }
 
 /// In redirect mode nothing works without connection tracking, so there is no choice to point out.
@@ -152,27 +201,35 @@ fn tracking(table: &Table) -> Option<Finding> {
     })
 }
 
-/// Routing rules of others, by mark, that would take our packets, or whose packets ours would take. `ip -j rule list` of one family.
+/// Routing rules of others, by mark, that would take our packets, or whose packets ours would take.
+/// `ip -j rule list` of one family.
 fn mark_rules(family: &str, rules: &Value) -> Vec<Finding> {
     let all = rules.as_array().map(Vec::as_slice).unwrap_or_default();
-    all.iter().filter_map(|rule| mark_rule(family, rule)).collect()
+    all.iter()
+        .filter_map(|rule| mark_rule(family, rule))
+        .collect()
 }
 
 fn mark_rule(family: &str, rule: &Value) -> Option<Finding> {
-    let number =
-        |key: &str| rule[key].as_str().and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+    let number = |key: &str| {
+        rule[key]
+            .as_str()
+            .and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok())
+    };
     let mark = number("fwmark")?;
     let mask = number("fwmask").unwrap_or(u32::MAX);
     let preference = rule["priority"].as_u64().unwrap_or_default();
     let ours = preference == u64::from(ROUTE_TABLE) && (mark, mask) == (MARK_DELIVER, MARK_DELIVER);
-    // "All but this mark" does not single out any mark: it means our packets as it means those without mark.
+    // "All but this mark" does not single out any mark: it means our packets as it means those
+    // without mark.
     if ours || rule.get("not").is_some() {
         return None;
     }
     let takes = |packet: u32| packet & mask == mark;
-    // Behind our rule nothing that is to be delivered is seen any more. A rule for unmarked packets routes the daemon's own as it should.
-    let takes_delivered =
-        preference <= u64::from(ROUTE_TABLE) && (takes(MARK_DELIVER) || takes(MARK_DELIVER | MARK_OWN));
+    // Behind our rule nothing that is to be delivered is seen any more. A rule for unmarked packets
+    // routes the daemon's own as it should.
+    let takes_delivered = preference <= u64::from(ROUTE_TABLE)
+        && (takes(MARK_DELIVER) || takes(MARK_DELIVER | MARK_OWN));
     let takes_own = mark != 0 && takes(MARK_OWN);
     let means = if takes_delivered {
         "packets that are to be delivered to tpo bear that mark too and go where this rule leads: intercepted connections fail"
@@ -187,17 +244,28 @@ fn mark_rule(family: &str, rule: &Value) -> Option<Finding> {
     };
     Some(Finding {
         severity: Severity::Warning,
-        found: format!("the routing rule `ip {family} rule` {preference}: fwmark {mark:#x}/{mask:#x}"),
+        found: format!(
+            "the routing rule `ip {family} rule` {preference}: fwmark {mark:#x}/{mask:#x}"
+        ),
         means,
-        remedy: format!("use other bits for it: tpo's marks are {MARK_DELIVER:#x} and {MARK_OWN:#x}"),
+        remedy: format!(
+            "use other bits for it: tpo's marks are {MARK_DELIVER:#x} and {MARK_OWN:#x}"
+        ),
     })
 }
 
-/// Intercepted packets are delivered to this host, with foreign destinations: a firewall that lets in only what it knows drops them.
+/// Intercepted packets are delivered to this host, with foreign destinations: a firewall that lets
+/// in only what it knows drops them.
 fn input_policies(chains: &Value) -> Vec<Finding> {
-    let all = chains["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let all = chains["nftables"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let dropping = all.iter().map(|object| &object["chain"]).filter(|chain| {
-        chain["hook"] == "input" && chain["policy"] == "drop" && chain["table"] != TABLE && chain["family"] != "bridge"
+        chain["hook"] == "input"
+            && chain["policy"] == "drop"
+            && chain["table"] != TABLE
+            && chain["family"] != "bridge"
     });
     dropping
         .map(|chain| {
@@ -243,8 +311,16 @@ mod tests {
             bounds: crate::intercept::Bounds::default(),
             hold_closed: false,
         };
-        let read = |key: &str| settings.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
-        judge(&table, read).into_iter().map(|finding| finding.severity).collect()
+        let read = |key: &str| {
+            settings
+                .iter()
+                .find(|(k, _)| *k == key)
+                .map(|(_, v)| (*v).to_owned())
+        };
+        judge(&table, read)
+            .into_iter()
+            .map(|finding| finding.severity)
+            .collect()
     }
 
     #[test]
@@ -258,17 +334,39 @@ mod tests {
             ("net.ipv4.conf.all.rp_filter", "2"),
         ];
         assert_eq!(check(&good, false), []);
-        assert_eq!(check(&[], false), [], "settings that do not exist on this kernel");
+        assert_eq!(
+            check(&[], false),
+            [],
+            "settings that do not exist on this kernel"
+        );
     }
 
     #[test]
     fn bad_settings_are_named() {
-        assert_eq!(check(&[("net.ipv4.tcp_syncookies", "2")], true), [Severity::Problem]);
-        assert_eq!(check(&[("net.core.somaxconn", "128")], true), [Severity::Warning]);
-        assert_eq!(check(&[("net.ipv4.ip_forward", "0")], true), [Severity::Info]);
-        assert_eq!(check(&[("net.ipv4.ip_forward", "0")], false), [Severity::Warning]);
-        assert_eq!(check(&[("net.bridge.bridge-nf-call-iptables", "1")], true), [Severity::Warning]);
-        let marked = [("net.ipv4.conf.all.src_valid_mark", "1"), ("net.ipv4.conf.all.rp_filter", "1")];
+        assert_eq!(
+            check(&[("net.ipv4.tcp_syncookies", "2")], true),
+            [Severity::Problem]
+        );
+        assert_eq!(
+            check(&[("net.core.somaxconn", "128")], true),
+            [Severity::Warning]
+        );
+        assert_eq!(
+            check(&[("net.ipv4.ip_forward", "0")], true),
+            [Severity::Info]
+        );
+        assert_eq!(
+            check(&[("net.ipv4.ip_forward", "0")], false),
+            [Severity::Warning]
+        );
+        assert_eq!(
+            check(&[("net.bridge.bridge-nf-call-iptables", "1")], true),
+            [Severity::Warning]
+        );
+        let marked = [
+            ("net.ipv4.conf.all.src_valid_mark", "1"),
+            ("net.ipv4.conf.all.rp_filter", "1"),
+        ];
         assert_eq!(check(&marked, true), [Severity::Warning]);
     }
 
@@ -278,7 +376,11 @@ mod tests {
         let all = serde_json::json!({ "nftables": [chain("filter", "drop"), chain("other", "accept"), chain(TABLE, "drop"), { "table": {} }] });
         let found = input_policies(&all);
         assert_eq!(found.len(), 1);
-        assert!(found[0].remedy.contains("insert rule inet filter input meta mark and 0x4780000 == 0x4780000 accept"));
+        assert!(
+            found[0].remedy.contains(
+                "insert rule inet filter input meta mark and 0x4780000 == 0x4780000 accept"
+            )
+        );
         assert_eq!(input_policies(&Value::Null), []);
     }
 
@@ -289,9 +391,12 @@ mod tests {
             if let Some(mask) = mask {
                 rule["fwmask"] = mask.into();
             }
-            mark_rules("-4", &serde_json::json!([{ "priority": 0, "src": "all", "table": "local" }, rule]))
-                .pop()
-                .map(|f| f.means)
+            mark_rules(
+                "-4",
+                &serde_json::json!([{ "priority": 0, "src": "all", "table": "local" }, rule]),
+            )
+            .pop()
+            .map(|f| f.means)
         };
         for harmless in [
             (100, "0x1", None),
@@ -299,18 +404,45 @@ mod tests {
             (100, "0x80000", Some("0xff0000")),
             (500, "0x0", Some("0xff")),
         ] {
-            assert_eq!(means(harmless.0, harmless.1, harmless.2), None, "{harmless:?}");
+            assert_eq!(
+                means(harmless.0, harmless.1, harmless.2),
+                None,
+                "{harmless:?}"
+            );
         }
         let ours = format!("{MARK_DELIVER:#x}");
         assert_eq!(means(ROUTE_TABLE, &ours, Some(&ours)), None);
-        assert!(means(100, "0x4000000", Some("0x4000000")).unwrap().contains("intercepted connections fail"));
-        assert!(means(100, "0x0", Some("0xff")).unwrap().contains("intercepted connections fail"));
-        assert_eq!(means(500, "0x4000000", Some("0x4000000")), None, "ours comes first");
-        assert!(means(500, "0x10000", Some("0x10000")).unwrap().contains("tpo itself sends"));
-        assert!(means(500, "0xfff0000", None).unwrap().contains("instead of going"));
-        assert!(means(500, "0x8870000", None).unwrap().contains("not intercepted"));
-        let others =
-            serde_json::json!([{ "priority": 1, "not": null, "src": "all", "fwmark": "0xca6c", "table": "51820" }]);
+        assert!(
+            means(100, "0x4000000", Some("0x4000000"))
+                .unwrap()
+                .contains("intercepted connections fail")
+        );
+        assert!(
+            means(100, "0x0", Some("0xff"))
+                .unwrap()
+                .contains("intercepted connections fail")
+        );
+        assert_eq!(
+            means(500, "0x4000000", Some("0x4000000")),
+            None,
+            "ours comes first"
+        );
+        assert!(
+            means(500, "0x10000", Some("0x10000"))
+                .unwrap()
+                .contains("tpo itself sends")
+        );
+        assert!(
+            means(500, "0xfff0000", None)
+                .unwrap()
+                .contains("instead of going")
+        );
+        assert!(
+            means(500, "0x8870000", None)
+                .unwrap()
+                .contains("not intercepted")
+        );
+        let others = serde_json::json!([{ "priority": 1, "not": null, "src": "all", "fwmark": "0xca6c", "table": "51820" }]);
         assert_eq!(mark_rules("-4", &others), []);
         assert_eq!(mark_rules("-6", &Value::Null), []);
     }

@@ -1,19 +1,23 @@
-//! What holds the closed rules when nothing else of ours is there: a second nftables table and routing rules. Pure: text and
-//! values out, which [`super::holding`] gives to the kernel.
+//! What holds the closed rules when nothing else of ours is there: a second nftables table and
+//! routing rules. Pure: text and values out, which [`super::holding`] gives to the kernel.
 //!
-//! The table `inet tpo` refuses what a closed rule names while the peer's lease is absent. That is quick and polite, but it is
-//! not enough: what it has marked for the TUN device takes its plain way when the device is gone, and everything does when
-//! somebody flushes the table. So a closed rule is held by two more things, neither of which needs the other, nor the mark:
+//! The table `inet tpo` refuses what a closed rule names while the peer's lease is absent. That is
+//! quick and polite, but it is not enough: what it has marked for the TUN device takes its plain
+//! way when the device is gone, and everything does when somebody flushes the table. So a closed
+//! rule is held by two more things, neither of which needs the other, nor the mark:
 //!
-//! * The table `inet tpo_hold` looks at packets *after* routing. One that a closed rule names leaves by our TUN device, or not
-//!   at all.
-//! * Routing rules behind that of marked packets prohibit what a closed rule names, by address, protocol and port. A packet that
-//!   was not marked, or whose device is gone, reaches them before the main table. They are for what this host forwards: the
-//!   kernel asks the same rules, with the ends exchanged, whether a packet's source is plausible (`rp_filter`), and such a
-//!   question cannot be told from a packet of this host. What this host sends itself is held by the table alone.
+//! * The table `inet tpo_hold` looks at packets *after* routing. One that a closed rule names
+//!   leaves by our TUN device, or not at all.
+//! * Routing rules behind that of marked packets prohibit what a closed rule names, by address,
+//!   protocol and port. A packet that was not marked, or whose device is gone, reaches them before
+//!   the main table. They are for what this host forwards: the kernel asks the same rules, with the
+//!   ends exchanged, whether a packet's source is plausible (`rp_filter`), and such a question
+//!   cannot be told from a packet of this host. What this host sends itself is held by the table
+//!   alone.
 //!
-//! A flush of nftables leaves the routing rules, a flush of routing rules leaves the table, and the daemon puts back within a
-//! second what it misses. Both outlive the daemon; the next one takes them over without a gap.
+//! A flush of nftables leaves the routing rules, a flush of routing rules leaves the table, and the
+//! daemon puts back within a second what it misses. Both outlive the daemon; the next one takes
+//! them over without a gap.
 //!
 //! TCP: connections that began before the rules were installed go on. So the table holds SYNs, and
 //! packets of the connections that we carry, which it remembers. Routing rules can tell neither and
@@ -37,11 +41,13 @@ pub const TABLE: &str = "tpo_hold";
 /// The counter of what was held, in that table.
 pub const HELD: &str = "held";
 
-/// Routing rules that hold, in each address family. The kernel tries them one by one for each packet that it forwards, at about
-/// 20 ns each: with all of them a packet costs some five microseconds more. What does not fit is held by the table alone.
+/// Routing rules that hold, in each address family. The kernel tries them one by one for each
+/// packet that it forwards, at about 20 ns each: with all of them a packet costs some five
+/// microseconds more. What does not fit is held by the table alone.
 pub const MOST_ROUTING_RULES: usize = 256;
 
-/// Behind the marks of `inet tpo`, behind the rewriting of destinations, before most firewalls filter.
+/// Behind the marks of `inet tpo`, behind the rewriting of destinations, before most firewalls
+/// filter.
 const PRIORITY: &str = "filter - 5";
 
 /// Before source addresses are rewritten.
@@ -50,17 +56,19 @@ const PRIORITY_LAST: &str = "mangle";
 /// Right behind the marks of `inet tpo`.
 const PRIORITY_MARKED: &str = "mangle + 21";
 
-/// How long a connection that we carry is remembered after its last packet, and how many are. It matters for what is under way in
-/// the LAN when the daemon dies (the kernel resets the connection at once), or until the table is back: seconds. Whoever goes on
-/// sending stays remembered.
+/// How long a connection that we carry is remembered after its last packet, and how many are. It
+/// matters for what is under way in the LAN when the daemon dies (the kernel resets the connection
+/// at once), or until the table is back: seconds. Whoever goes on sending stays remembered.
 const CARRIED_SECONDS: u32 = 10;
 const CARRIED: u32 = 131_072;
 
 /// ICMP messages that quote another packet.
 const ERRORS_V4: &str = "icmp type { destination-unreachable, time-exceeded, parameter-problem }";
-const ERRORS_V6: &str = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
+const ERRORS_V6: &str =
+    "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
-/// Where they say of which protocol it is: behind 8 bytes of their own, the tenth byte of an IPv4 header, the seventh of IPv6.
+/// Where they say of which protocol it is: behind 8 bytes of their own, the tenth byte of an IPv4
+/// header, the seventh of IPv6.
 const QUOTED_V4: &str = "@th,136,8";
 const QUOTED_V6: &str = "@th,112,8";
 
@@ -74,21 +82,40 @@ fn is_held(rule: &RuleSpec) -> bool {
     rule.enabled && rule.on_failure == OnFailure::Closed
 }
 
-/// The table as input for `nft -f`, replacing an older one in the same transaction. Only [`nothing`] where no rule is closed.
+/// The table as input for `nft -f`, replacing an older one in the same transaction. Only
+/// [`nothing`] where no rule is closed.
 pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
     let mut text = nothing();
-    let protocols: BTreeSet<u8> = table.rules.iter().filter(|rule| is_held(rule)).map(|rule| rule.protocol).collect();
+    let protocols: BTreeSet<u8> = table
+        .rules
+        .iter()
+        .filter(|rule| is_held(rule))
+        .map(|rule| rule.protocol)
+        .collect();
     if protocols.is_empty() {
         return Ok(text);
     }
     let rules = around_closed(&table.rules)?;
     let of = |protocol| Ok((protocol, Layers::of(&rules, protocol)?));
-    let held = protocols.into_iter().map(of).collect::<Result<Vec<_>, RuleError>>()?;
+    let held = protocols
+        .into_iter()
+        .map(of)
+        .collect::<Result<Vec<_>, RuleError>>()?;
     // Ports of listeners do not appear in this table; whether IPv6 is spoken does.
-    let ports = Ports { v4: 0, v6: v6.then_some(0) };
+    let ports = Ports {
+        v4: 0,
+        v6: v6.then_some(0),
+    };
     writeln!(text, "table inet {TABLE} {{").expect(TO_STRING);
     let none = Layers::default();
-    let writer = Writer { text: &mut text, table, ports, layers: &none, others: &held, counted: false };
+    let writer = Writer {
+        text: &mut text,
+        table,
+        ports,
+        layers: &none,
+        others: &held,
+        counted: false,
+    };
     Holder { writer }.all().expect(TO_STRING);
     text.push_str("}\n");
     Ok(text)
@@ -105,16 +132,26 @@ fn transport(protocol: u8) -> Option<&'static str> {
 
 /// The closed rules, and the open ones before them that take something out of them.
 fn around_closed(rules: &[RuleSpec]) -> Result<Vec<RuleSpec>, RuleError> {
-    let boxes = rules.iter().enumerate().map(|(index, rule)| Ok((rule, layers::element(index, rule)?)));
+    let boxes = rules
+        .iter()
+        .enumerate()
+        .map(|(index, rule)| Ok((rule, layers::element(index, rule)?)));
     let boxes = boxes.collect::<Result<Vec<(&RuleSpec, (Element, bool))>, RuleError>>()?;
     let closed: Vec<_> = boxes.iter().filter(|(rule, _)| is_held(rule)).collect();
     let matters = |(rule, (own, v4)): &&(&RuleSpec, (Element, bool))| {
         let from_it = |(other, (theirs, other_v4)): &(&RuleSpec, (Element, bool))| {
-            theirs.rule > own.rule && other.protocol == rule.protocol && v4 == other_v4 && own.overlaps(theirs)
+            theirs.rule > own.rule
+                && other.protocol == rule.protocol
+                && v4 == other_v4
+                && own.overlaps(theirs)
         };
         is_held(rule) || rule.enabled && closed.iter().any(|other| from_it(other))
     };
-    Ok(boxes.iter().filter(matters).map(|(rule, _)| (*rule).clone()).collect())
+    Ok(boxes
+        .iter()
+        .filter(matters)
+        .map(|(rule, _)| (*rule).clone())
+        .collect())
 }
 
 const TO_STRING: &str = "writing into a String cannot fail";
@@ -156,14 +193,21 @@ impl Holder<'_> {
         }
     }
 
-    /// The look-up tables, and a chain that returns to the hook for what a closed rule names and accepts all else.
+    /// The look-up tables, and a chain that returns to the hook for what a closed rule names and
+    /// accepts all else.
     fn protocols(&mut self) -> fmt::Result {
         let others = self.writer.others;
-        let all =
-            others.iter().flat_map(|(_, layers)| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
+        let all = others
+            .iter()
+            .flat_map(|(_, layers)| [&layers.v4, &layers.v6])
+            .flat_map(|f| f.layers.iter().flatten());
         let verdicts: BTreeSet<_> = all.map(|element| element.verdict).collect();
         for verdict in verdicts {
-            let end = if verdict.on_failure == OnFailure::Open { "    accept\n" } else { "" };
+            let end = if verdict.on_failure == OnFailure::Open {
+                "    accept\n"
+            } else {
+                ""
+            };
             let chain = super::rules::verdict_chain(verdict, None);
             self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
         }
@@ -171,26 +215,45 @@ impl Holder<'_> {
             let transport = transport(*protocol).unwrap_or_default();
             let (prefix, ports) = (format!("p{protocol}_"), !transport.is_empty());
             let v4 = |bits: u128| Ipv4Addr::from(bits as u32).to_string();
-            self.writer.maps_with(&format!("{prefix}v4"), "ipv4_addr", ports, &layers.v4, v4)?;
+            self.writer
+                .maps_with(&format!("{prefix}v4"), "ipv4_addr", ports, &layers.v4, v4)?;
             self.closed_destinations(&format!("{prefix}v4"), "ipv4_addr", &layers.v4, v4)?;
             if self.writer.ports.v6.is_some() {
                 let v6 = |bits: u128| Ipv6Addr::from(bits).to_string();
-                self.writer.maps_with(&format!("{prefix}v6"), "ipv6_addr", ports, &layers.v6, v6)?;
+                self.writer.maps_with(
+                    &format!("{prefix}v6"),
+                    "ipv6_addr",
+                    ports,
+                    &layers.v6,
+                    v6,
+                )?;
                 self.closed_destinations(&format!("{prefix}v6"), "ipv6_addr", &layers.v6, v6)?;
             }
-            self.writer.decide(&format!("held_{protocol}"), &prefix, layers, transport)?;
+            self.writer
+                .decide(&format!("held_{protocol}"), &prefix, layers, transport)?;
         }
-        let names: Vec<String> = others.iter().map(|(protocol, _)| protocol.to_string()).collect();
-        self.say(&format!("  chain held_protocols {{\n    meta l4proto != {{ {} }} accept", names.join(", ")))?;
+        let names: Vec<String> = others
+            .iter()
+            .map(|(protocol, _)| protocol.to_string())
+            .collect();
+        self.say(&format!(
+            "  chain held_protocols {{\n    meta l4proto != {{ {} }} accept",
+            names.join(", ")
+        ))?;
         for (protocol, _) in others {
             let Some(transport) = transport(*protocol) else {
                 self.say(&format!("    meta l4proto {protocol} goto held_{protocol}"))?;
                 continue;
             };
-            // An extension header may say that it is longer than the packet: then nobody can say whose it is.
-            self.say(&format!("    {transport} dport >= 0 {transport} sport >= 0 goto held_{protocol}"))?;
+            // An extension header may say that it is longer than the packet: then nobody can say
+            // whose it is.
+            self.say(&format!(
+                "    {transport} dport >= 0 {transport} sport >= 0 goto held_{protocol}"
+            ))?;
             for (family, header) in self.families() {
-                self.say(&format!("    meta l4proto {protocol} {header} daddr @p{protocol}_{family}_closed return"))?;
+                self.say(&format!(
+                    "    meta l4proto {protocol} {header} daddr @p{protocol}_{family}_closed return"
+                ))?;
             }
             self.say(&format!("    meta l4proto {protocol} accept"))?;
         }
@@ -205,31 +268,50 @@ impl Holder<'_> {
         address: fn(u128) -> String,
     ) -> fmt::Result {
         let closed = |element: &&Element| element.verdict.on_failure == OnFailure::Closed;
-        let elements: Vec<Element> = family.layers.iter().flatten().filter(closed).copied().collect();
-        self.say(&format!("  set {name}_closed {{\n    type {kind}\n    flags interval"))?;
+        let elements: Vec<Element> = family
+            .layers
+            .iter()
+            .flatten()
+            .filter(closed)
+            .copied()
+            .collect();
+        self.say(&format!(
+            "  set {name}_closed {{\n    type {kind}\n    flags interval"
+        ))?;
         if !elements.is_empty() {
-            let ranges = Family { layers: vec![elements], covered: 0 }.destinations();
-            let words: Vec<String> =
-                ranges.into_iter().map(|(first, last)| super::rules::range(address(first), address(last))).collect();
+            let ranges = Family {
+                layers: vec![elements],
+                covered: 0,
+            }
+            .destinations();
+            let words: Vec<String> = ranges
+                .into_iter()
+                .map(|(first, last)| super::rules::range(address(first), address(last)))
+                .collect();
             self.say(&format!("    elements = {{ {} }}", words.join(", ")))?;
         }
         self.say("  }")
     }
 
-    /// By port a rule names only whole packets. Where nothing of ours is there, nobody else may put pieces together before they
-    /// are looked at: any `tproxy` makes the kernel do so, and this one takes nothing.
+    /// By port a rule names only whole packets. Where nothing of ours is there, nobody else may put
+    /// pieces together before they are looked at: any `tproxy` makes the kernel do so, and this one
+    /// takes nothing.
     fn whole_packets(&mut self) -> fmt::Result {
         self.say("  chain whole_packets {\n    type filter hook prerouting priority mangle + 10; policy accept;")?;
         let nobody = format!("meta mark {:#x} meta l4proto udp", u32::MAX);
-        self.say(&format!("    meta nfproto ipv4 {nobody} tproxy ip to 127.0.0.1:1"))?;
+        self.say(&format!(
+            "    meta nfproto ipv4 {nobody} tproxy ip to 127.0.0.1:1"
+        ))?;
         if self.writer.ports.v6.is_some() {
-            self.say(&format!("    meta nfproto ipv6 {nobody} tproxy ip6 to [::1]:1"))?;
+            self.say(&format!(
+                "    meta nfproto ipv6 {nobody} tproxy ip6 to [::1]:1"
+            ))?;
         }
         self.say("  }")
     }
 
-    /// ICMP errors quote what they are about. One about a packet of a held protocol that goes to where a closed rule leads shows
-    /// in the clear what came through the tunnel.
+    /// ICMP errors quote what they are about. One about a packet of a held protocol that goes to
+    /// where a closed rule leads shows in the clear what came through the tunnel.
     fn errors(&mut self) -> fmt::Result {
         let families = self.families();
         for (protocol, _) in self.writer.others {
@@ -250,19 +332,29 @@ impl Holder<'_> {
         Ok(())
     }
 
-    /// Where packets of open connections go on, those of the connections that we carry must not, and have to be told apart.
+    /// Where packets of open connections go on, those of the connections that we carry must not,
+    /// and have to be told apart.
     fn remembers_carried(&self) -> bool {
         let table = self.writer.table;
         table.mode == Mode::Tproxy
             && !table.hold_closed
-            && self.writer.others.iter().any(|(protocol, _)| *protocol == TCP)
+            && self
+                .writer
+                .others
+                .iter()
+                .any(|(protocol, _)| *protocol == TCP)
     }
 
-    /// Remembers which connections are ours: what has our mark is, while the daemon and `inet tpo` are there. A SYN opens none
-    /// yet, and a flood of them would fill the sets; it is held by its rule anyway.
+    /// Remembers which connections are ours: what has our mark is, while the daemon and `inet tpo`
+    /// are there. A SYN opens none yet, and a flood of them would fill the sets; it is held by its
+    /// rule anyway.
     fn carried(&mut self) -> fmt::Result {
         for (family, _) in self.families() {
-            let kind = if *family == "v4" { "ipv4_addr" } else { "ipv6_addr" };
+            let kind = if *family == "v4" {
+                "ipv4_addr"
+            } else {
+                "ipv6_addr"
+            };
             self.say(&format!(
                 "  set carried_{family} {{
     type {kind} . inet_service . {kind} . inet_service
@@ -293,16 +385,26 @@ impl Holder<'_> {
             // Not reset: when only the table was gone the connection goes on as soon as it is back.
             for (family, header) in self.families() {
                 let connection = format!("{header} saddr . tcp sport . {header} daddr . tcp dport");
-                let again = format!("update @carried_{family} {{ {connection} timeout {CARRIED_SECONDS}s }}");
-                self.say(&format!("    {connection} @carried_{family} {again} counter name {HELD} drop"))?;
+                let again = format!(
+                    "update @carried_{family} {{ {connection} timeout {CARRIED_SECONDS}s }}"
+                );
+                self.say(&format!(
+                    "    {connection} @carried_{family} {again} counter name {HELD} drop"
+                ))?;
             }
         }
         if !self.writer.table.hold_closed {
-            self.say(&format!("    meta l4proto tcp {} accept", SYN.replace("==", "!=")))?;
+            self.say(&format!(
+                "    meta l4proto tcp {} accept",
+                SYN.replace("==", "!=")
+            ))?;
         }
         self.errors()?;
-        self.say("    goto held_protocols\n  }\n  chain held {\n    meta l4proto >= 0 goto held_known")?;
-        // Reached only by a packet whose chain of extension headers cannot be followed: nobody can say what it is.
+        self.say(
+            "    goto held_protocols\n  }\n  chain held {\n    meta l4proto >= 0 goto held_known",
+        )?;
+        // Reached only by a packet whose chain of extension headers cannot be followed: nobody can
+        // say what it is.
         if self.writer.ports.v6.is_some() {
             for (protocol, _) in self.writer.others {
                 self.say(&format!("    ip6 daddr @p{protocol}_v6_closed return"))?;
@@ -321,9 +423,13 @@ impl Holder<'_> {
         self.say("    jump held\n    goto refuse\n  }")
     }
 
-    /// What this host sends itself. A mark says that `inet tpo` leads it to us; whether it got there is asked behind routing.
+    /// What this host sends itself. A mark says that `inet tpo` leads it to us; whether it got
+    /// there is asked behind routing.
     fn local(&mut self) -> fmt::Result {
-        self.say(&format!("  chain held_local {{\n    meta l4proto tcp {} accept", SYN.replace("==", "!=")))?;
+        self.say(&format!(
+            "  chain held_local {{\n    meta l4proto tcp {} accept",
+            SYN.replace("==", "!=")
+        ))?;
         self.errors()?;
         self.say(&format!(
             "    icmp type != echo-request accept
@@ -363,13 +469,18 @@ pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), Rule
             boxes.push((rule, element));
         }
     }
-    let closed: Vec<(usize, &(&RuleSpec, Element))> =
-        boxes.iter().enumerate().filter(|(_, (rule, _))| is_held(rule)).collect();
+    let closed: Vec<(usize, &(&RuleSpec, Element))> = boxes
+        .iter()
+        .enumerate()
+        .filter(|(_, (rule, _))| is_held(rule))
+        .collect();
     let mut rules = Vec::new();
     for (at, (rule, element)) in boxes.iter().enumerate() {
         let takes_out = || {
             let later = closed.iter().filter(|(place, _)| *place > at);
-            later.into_iter().any(|(_, (other, o))| other.protocol == rule.protocol && o.overlaps(element))
+            later
+                .into_iter()
+                .any(|(_, (other, o))| other.protocol == rule.protocol && o.overlaps(element))
         };
         let action = match rule.on_failure {
             OnFailure::Closed => Action::Prohibit,
@@ -391,18 +502,36 @@ pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), Rule
     Ok((rules, all))
 }
 
-/// Pieces of packets tell no ports, and while the tables are there they are whole before they are routed. Without the tables they are held where
-/// a closed rule names some ports of these ends: what tells a port goes on, what is left tells none.
+/// Pieces of packets tell no ports, and while the tables are there they are whole before they are
+/// routed. Without the tables they are held where a closed rule names some ports of these ends:
+/// what tells a port goes on, what is left tells none.
 fn pieces(rule: &RuleSpec, interfaces: &[String]) -> Vec<RoutingRule> {
-    let every = RuleSpec { source_ports: 0..=u16::MAX, destination_ports: 0..=u16::MAX, ..rule.clone() };
+    let every = RuleSpec {
+        source_ports: 0..=u16::MAX,
+        destination_ports: 0..=u16::MAX,
+        ..rule.clone()
+    };
     let all = routing_rules(&every, Action::Prohibit, interfaces);
     if all == routing_rules(rule, Action::Prohibit, interfaces) {
         return Vec::new();
     }
     let told = Some((1, u16::MAX - 1));
     let each = |one: RoutingRule| {
-        let leave = RoutingRule { action: Action::Leave, ..one.clone() };
-        [RoutingRule { destination_ports: told, ..leave.clone() }, RoutingRule { source_ports: told, ..leave }, one]
+        let leave = RoutingRule {
+            action: Action::Leave,
+            ..one.clone()
+        };
+        [
+            RoutingRule {
+                destination_ports: told,
+                ..leave.clone()
+            },
+            RoutingRule {
+                source_ports: told,
+                ..leave
+            },
+            one,
+        ]
     };
     all.into_iter().flat_map(each).collect()
 }
@@ -419,7 +548,8 @@ fn routing_rules(rule: &RuleSpec, action: Action, interfaces: &[String]) -> Vec<
             (first <= last).then_some(Some((first, last)))
         }
     };
-    let (Some(source_ports), Some(destination_ports)) = (ports(&rule.source_ports), ports(&rule.destination_ports))
+    let (Some(source_ports), Some(destination_ports)) =
+        (ports(&rule.source_ports), ports(&rule.destination_ports))
     else {
         return Vec::new();
     };
@@ -444,7 +574,12 @@ mod tests {
     use std::net::IpAddr;
     use std::ops::RangeInclusive;
 
-    fn rule(protocol: u8, destination: &str, ports: RangeInclusive<u16>, on_failure: OnFailure) -> RuleSpec {
+    fn rule(
+        protocol: u8,
+        destination: &str,
+        ports: RangeInclusive<u16>,
+        on_failure: OnFailure,
+    ) -> RuleSpec {
         let destination: IpAddr = destination.parse().unwrap();
         RuleSpec {
             protocol,
@@ -480,7 +615,10 @@ mod tests {
     #[test]
     fn nothing_is_held_where_nothing_is_closed() {
         let mut table = table(vec![rule(17, "10.2.0.0", ALL, OnFailure::Open)]);
-        table.rules.push(RuleSpec { enabled: false, ..rule(17, "10.3.0.0", ALL, OnFailure::Closed) });
+        table.rules.push(RuleSpec {
+            enabled: false,
+            ..rule(17, "10.3.0.0", ALL, OnFailure::Closed)
+        });
         assert_eq!(render(&table, true).unwrap(), nothing());
         assert_eq!(routing(&table, false).unwrap(), (Vec::new(), true));
     }
@@ -489,13 +627,32 @@ mod tests {
     fn an_open_rule_before_a_closed_one_takes_its_part_out() {
         let open = rule(17, "10.2.0.0", 53..=53, OnFailure::Open);
         let elsewhere = rule(17, "10.9.0.0", 53..=53, OnFailure::Open);
-        let table = table(vec![elsewhere, open, rule(17, "10.2.0.0", ALL, OnFailure::Closed)]);
+        let table = table(vec![
+            elsewhere,
+            open,
+            rule(17, "10.2.0.0", ALL, OnFailure::Closed),
+        ]);
         let (rules, all) = routing(&table, false).unwrap();
-        let actions: Vec<_> = rules.iter().map(|rule| (rule.action, rule.destination_ports)).collect();
-        assert_eq!((actions, all), (vec![(Action::Leave, Some((53, 53))), (Action::Prohibit, None)], true));
+        let actions: Vec<_> = rules
+            .iter()
+            .map(|rule| (rule.action, rule.destination_ports))
+            .collect();
+        assert_eq!(
+            (actions, all),
+            (
+                vec![(Action::Leave, Some((53, 53))), (Action::Prohibit, None)],
+                true
+            )
+        );
         let text = render(&table, false).unwrap();
-        assert!(text.contains("goto peer_0_open") && text.contains("goto peer_0_closed"), "{text}");
-        assert!(!text.contains("10.9.0."), "what takes nothing out is not there\n{text}");
+        assert!(
+            text.contains("goto peer_0_open") && text.contains("goto peer_0_closed"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("10.9.0."),
+            "what takes nothing out is not there\n{text}"
+        );
     }
 
     #[test]
@@ -506,18 +663,41 @@ mod tests {
         table.hold_closed = true;
         table.local = false;
         let rules = routing(&table, false).unwrap().0;
-        assert_eq!((rules[0].action, rules[0].destination_ports), (Action::Prohibit, Some((80, 65_534))));
-        let rest: Vec<_> =
-            rules[1..].iter().map(|rule| (rule.action, rule.source_ports, rule.destination_ports)).collect();
+        assert_eq!(
+            (rules[0].action, rules[0].destination_ports),
+            (Action::Prohibit, Some((80, 65_534)))
+        );
+        let rest: Vec<_> = rules[1..]
+            .iter()
+            .map(|rule| (rule.action, rule.source_ports, rule.destination_ports))
+            .collect();
         let told = Some((1, 65_534));
-        assert_eq!(rest, [(Action::Leave, None, told), (Action::Leave, told, None), (Action::Prohibit, None, None)]);
-        assert!(!render(&table, false).unwrap().contains("syn"), "a packet of any kind is held");
-        assert_eq!(routing(&table, true).unwrap().0, Vec::new(), "not of the other family");
+        assert_eq!(
+            rest,
+            [
+                (Action::Leave, None, told),
+                (Action::Leave, told, None),
+                (Action::Prohibit, None, None)
+            ]
+        );
+        assert!(
+            !render(&table, false).unwrap().contains("syn"),
+            "a packet of any kind is held"
+        );
+        assert_eq!(
+            routing(&table, true).unwrap().0,
+            Vec::new(),
+            "not of the other family"
+        );
     }
 
     #[test]
     fn each_interface_has_its_rule_and_there_are_not_too_many() {
-        let mut table = table((0..200).map(|n| rule(47, &format!("10.2.{n}.0"), ALL, OnFailure::Closed)).collect());
+        let mut table = table(
+            (0..200)
+                .map(|n| rule(47, &format!("10.2.{n}.0"), ALL, OnFailure::Closed))
+                .collect(),
+        );
         assert_eq!(routing(&table, false).unwrap().0.len(), 200);
         table.interfaces = vec!["lan0".into(), "lan1".into()];
         let (rules, all) = routing(&table, false).unwrap();

@@ -1,7 +1,8 @@
-//! Puts what holds the closed rules ([`super::hold`]) into the kernel, looks whether it is still there, and puts it back.
+//! Puts what holds the closed rules ([`super::hold`]) into the kernel, looks whether it is still
+//! there, and puts it back.
 //!
-//! It outlives the daemon: after a kill, and after an orderly end where [`Table::hold_closed`] says so. The next daemon, or
-//! `tpo hold`, takes it over in place. [`remove`] takes it away.
+//! It outlives the daemon: after a kill, and after an orderly end where [`Table::hold_closed`] says
+//! so. The next daemon, or `tpo hold`, takes it over in place. [`remove`] takes it away.
 
 use super::Table;
 use super::hold::{self, TABLE};
@@ -24,8 +25,8 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Puts in force what holds the closed rules of `table`, in the place of what an earlier run has left. Where no rule is closed,
-    /// that is taken away.
+    /// Puts in force what holds the closed rules of `table`, in the place of what an earlier run
+    /// has left. Where no rule is closed, that is taken away.
     pub fn put(table: &Table) -> Result<Holding, InstallError> {
         let v6 = knows_ipv6();
         let text = hold::render(table, v6)?;
@@ -33,10 +34,19 @@ impl Holding {
         let routing = Routing::open().map_err(|error| unseen(&error))?;
         let found = watch.is_there().map_err(|error| unseen(&error))?;
         let families: &[bool] = if v6 { &[false, true] } else { &[false] };
-        let rules = families.iter().map(|v6| Ok((*v6, hold::routing(table, *v6)?.0)));
+        let rules = families
+            .iter()
+            .map(|v6| Ok((*v6, hold::routing(table, *v6)?.0)));
         let rules = rules.collect::<Result<Vec<_>, InstallError>>()?;
         let is_needed = text != hold::nothing();
-        let mut holding = Holding { watch, routing, text: is_needed.then_some(text), rules, found, whole: false };
+        let mut holding = Holding {
+            watch,
+            routing,
+            text: is_needed.then_some(text),
+            rules,
+            found,
+            whole: false,
+        };
         holding.restore()?;
         Ok(holding)
     }
@@ -46,13 +56,20 @@ impl Holding {
         self.found
     }
 
-    /// Puts back what somebody else has removed; whether there was anything to put back. Costs some tens of microseconds when
-    /// there was not.
+    /// Puts back what somebody else has removed; whether there was anything to put back. Costs some
+    /// tens of microseconds when there was not.
     pub fn keep(&mut self) -> Result<bool, InstallError> {
-        let table = self.text.is_none() || self.watch.table_is_whole().map_err(|error| unseen(&error))?;
+        let table = self.text.is_none()
+            || self
+                .watch
+                .table_is_whole()
+                .map_err(|error| unseen(&error))?;
         let mut routes = true;
         for (v6, rules) in &self.rules {
-            routes &= self.routing.is_there(rules, *v6).map_err(|error| unseen(&error))?;
+            routes &= self
+                .routing
+                .is_there(rules, *v6)
+                .map_err(|error| unseen(&error))?;
         }
         self.whole = table && routes;
         match self.whole {
@@ -70,12 +87,19 @@ impl Holding {
         // The one must not wait for the other to succeed.
         let routes = self.restore_routes();
         match &self.text {
-            Some(text) if !self.watch.table_is_whole().map_err(|error| unseen(&error))? => {
+            Some(text)
+                if !self
+                    .watch
+                    .table_is_whole()
+                    .map_err(|error| unseen(&error))? =>
+            {
                 load(text)?;
                 self.watch.remember().map_err(|error| unseen(&error))?;
             }
             Some(_) => {}
-            None if self.watch.is_there().map_err(|error| unseen(&error))? => load(&hold::nothing())?,
+            None if self.watch.is_there().map_err(|error| unseen(&error))? => {
+                load(&hold::nothing())?
+            }
             None => {}
         }
         routes?;
@@ -86,7 +110,9 @@ impl Holding {
     fn restore_routes(&mut self) -> Result<(), InstallError> {
         for (v6, rules) in &self.rules {
             let what = "add the routing rules that hold the closed rules";
-            self.routing.put(rules, *v6).map_err(|error| refused(what, &error))?;
+            self.routing
+                .put(rules, *v6)
+                .map_err(|error| refused(what, &error))?;
         }
         Ok(())
     }
@@ -98,7 +124,9 @@ pub fn remove() -> Result<(), InstallError> {
     let what = "remove the routing rules that hold the closed rules";
     for v6 in [false, true] {
         match routing.put(&[], v6) {
-            Err(error) if v6 && !knows_ipv6() => tracing::debug!(%error, "no IPv6, so no rules of it"),
+            Err(error) if v6 && !knows_ipv6() => {
+                tracing::debug!(%error, "no IPv6, so no rules of it")
+            }
             done => done.map_err(|error| refused(what, &error))?,
         }
     }
@@ -107,12 +135,19 @@ pub fn remove() -> Result<(), InstallError> {
 
 fn refused(what: &'static str, error: &std::io::Error) -> InstallError {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => InstallError::NotPermitted { what, said: error.to_string() },
-        _ => InstallError::Refused { what, said: error.to_string() },
+        Some(libc::EPERM | libc::EACCES) => InstallError::NotPermitted {
+            what,
+            said: error.to_string(),
+        },
+        _ => InstallError::Refused {
+            what,
+            said: error.to_string(),
+        },
     }
 }
 
-/// Whether this kernel has IPv6 at all. Not whether it is on: at boot, before the network comes up, it may not be yet.
+/// Whether this kernel has IPv6 at all. Not whether it is on: at boot, before the network comes up,
+/// it may not be yet.
 fn knows_ipv6() -> bool {
     Path::new("/proc/net/if_inet6").exists()
 }

@@ -1,10 +1,11 @@
-//! Loads the rules into the kernel and takes them away again, with the policy route that delivers marked packets to this host.
+//! Loads the rules into the kernel and takes them away again, with the policy route that delivers
+//! marked packets to this host.
 //!
-//! Everything that is made here bears our name or our numbers: the nft tables `tpo` (`inet`; `ip` and
-//! `ip6` where groups are copied), the routing tables [`ROUTE_TABLE`] and [`PACKET_TABLE`] with an
-//! `ip rule` each, the device. Nothing else is touched. What holds the closed rules ([`Holding`]) comes
-//! first and goes last. What a killed run has left over bears the same names, so installing replaces
-//! it, in one transaction: there is no moment without rules.
+//! Everything that is made here bears our name or our numbers: the nft tables `tpo` (`inet`; `ip`
+//! and `ip6` where groups are copied), the routing tables [`ROUTE_TABLE`] and [`PACKET_TABLE`] with
+//! an `ip rule` each, the device. Nothing else is touched. What holds the closed rules
+//! ([`Holding`]) comes first and goes last. What a killed run has left over bears the same names,
+//! so installing replaces it, in one transaction: there is no moment without rules.
 
 use super::Table;
 use super::holding::{self, Holding};
@@ -21,8 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 
-/// Number of our routing table, and preference of the rule that leads to it: before the main table (32766) and before most of what
-/// others put there, after the local table (0).
+/// Number of our routing table, and preference of the rule that leads to it: before the main table
+/// (32766) and before most of what others put there, after the local table (0).
 pub const ROUTE_TABLE: u32 = 478;
 
 /// The same for packets that go to the TUN device.
@@ -35,7 +36,9 @@ pub enum InstallError {
     #[error(transparent)]
     Rules(#[from] RuleError),
     /// A tool that we need is not there.
-    #[error("the program `{program}` was not found; install the package {package} (or run without rules)")]
+    #[error(
+        "the program `{program}` was not found; install the package {package} (or run without rules)"
+    )]
     Missing {
         /// What was started.
         program: &'static str,
@@ -79,8 +82,8 @@ pub enum InstallError {
     },
 }
 
-/// The installed rules. Dropping it removes them, from the network namespace of the thread that drops it: that must be the one that
-/// they were installed in.
+/// The installed rules. Dropping it removes them, from the network namespace of the thread that
+/// drops it: that must be the one that they were installed in.
 #[derive(Debug)]
 pub struct Installed {
     /// Keeps other daemons from this namespace; the kernel releases it however we end.
@@ -99,7 +102,8 @@ pub struct Installed {
     removed: bool,
 }
 
-/// Puts `table` in force, in the place of whatever an earlier run has left. Interception begins with the first lease.
+/// Puts `table` in force, in the place of whatever an earlier run has left. Interception begins
+/// with the first lease.
 pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     let text = rules::render(table, ports)?;
     let lock = Lock::take()?;
@@ -139,7 +143,10 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     load(&text)?;
     installed.watch.remember().map_err(|error| unseen(&error))?;
     if installed.tun.is_some() {
-        installed.device = installed.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
+        installed.device = installed
+            .watch
+            .way_of_packets(false)
+            .map_err(|error| unseen(&error))?;
     }
     Ok(installed)
 }
@@ -149,7 +156,10 @@ fn families(v6: bool) -> &'static [&'static str] {
 }
 
 pub(super) fn unseen(error: &io::Error) -> InstallError {
-    let (what, said) = ("ask the kernel for the interception rules", error.to_string());
+    let (what, said) = (
+        "ask the kernel for the interception rules",
+        error.to_string(),
+    );
     match error.kind() {
         ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said },
         _ => InstallError::Refused { what, said },
@@ -157,8 +167,8 @@ pub(super) fn unseen(error: &io::Error) -> InstallError {
 }
 
 impl Installed {
-    /// Whether everything is still in force: the table with its chains, and for each family the way of marked packets to this host. Costs some
-    /// microseconds, so it may be asked once a second.
+    /// Whether everything is still in force: the table with its chains, and for each family the way
+    /// of marked packets to this host. Costs some microseconds, so it may be asked once a second.
     ///
     /// While it is not, no lease may be held: intercepted packets could end nowhere.
     pub fn is_whole(&mut self) -> io::Result<bool> {
@@ -167,10 +177,12 @@ impl Installed {
 
     fn routes_are_whole(&mut self) -> io::Result<bool> {
         // Where IPv6 has been switched off meanwhile there are no packets that would need the way.
-        Ok(self.watch.route_is_whole(false)? && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
+        Ok(self.watch.route_is_whole(false)?
+            && (!self.v6 || self.watch.route_is_whole(true)? || !has_ipv6()))
     }
 
-    /// Whether marked packets still go to the TUN device. While they do not, they take their plain way, or are held ([`Holding`]).
+    /// Whether marked packets still go to the TUN device. While they do not, they take their plain
+    /// way, or are held ([`Holding`]).
     pub fn packets_are_whole(&mut self) -> io::Result<bool> {
         Ok(self.tun.is_none()
             || (self.watch.way_of_packets(false)? == self.device
@@ -184,7 +196,9 @@ impl Installed {
             None => return Ok(()),
         };
         let v6 = self.v6 && has_ipv6();
-        families(v6).iter().try_for_each(|family| add_packet_route(family))?;
+        families(v6)
+            .iter()
+            .try_for_each(|family| add_packet_route(family))?;
         if anew {
             if !table.multicast.is_empty() {
                 if v6 {
@@ -193,12 +207,16 @@ impl Installed {
                 // They name the device by its number.
                 self.repair_groups(table)?;
             }
-            self.device = self.watch.way_of_packets(false).map_err(|error| unseen(&error))?;
+            self.device = self
+                .watch
+                .way_of_packets(false)
+                .map_err(|error| unseen(&error))?;
         }
         Ok(())
     }
 
-    /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and nothing else happens.
+    /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and
+    /// nothing else happens.
     pub fn repair_groups(&self, table: &Table) -> Result<(), InstallError> {
         load(&rules::multicast(&table.multicast, self.v6))
     }
@@ -213,8 +231,9 @@ impl Installed {
         self.tun.clone()
     }
 
-    /// Puts in force again what [`Installed::is_whole`] misses, as [`install`] does. The table is loaded only when something of it is gone; then all
-    /// leases are gone too, and the counters begin anew.
+    /// Puts in force again what [`Installed::is_whole`] misses, as [`install`] does. The table is
+    /// loaded only when something of it is gone; then all leases are gone too, and the counters
+    /// begin anew.
     pub fn repair(&mut self, table: &Table, ports: Ports) -> Result<(), InstallError> {
         let text = rules::render(table, ports)?;
         for family in families(ports.v6.is_some() && has_ipv6()) {
@@ -223,7 +242,11 @@ impl Installed {
                 add_packet_route(family)?;
             }
         }
-        if !self.watch.table_is_whole().map_err(|error| unseen(&error))? {
+        if !self
+            .watch
+            .table_is_whole()
+            .map_err(|error| unseen(&error))?
+        {
             load(&text)?;
             self.watch.remember().map_err(|error| unseen(&error))?;
         }
@@ -239,13 +262,15 @@ impl Installed {
         }
     }
 
-    /// Puts back what holds the closed rules where somebody else has removed it, or a part; whether that was so.
+    /// Puts back what holds the closed rules where somebody else has removed it, or a part; whether
+    /// that was so.
     pub fn keep_holding(&mut self) -> Result<bool, InstallError> {
         self.holding.keep()
     }
 
-    /// Removes everything, in an orderly end: new connections go their plain way at once; those that are open lose their way to us.
-    /// What holds the closed rules stays where the administrator wants it so ([`Table::hold_closed`]).
+    /// Removes everything, in an orderly end: new connections go their plain way at once; those
+    /// that are open lose their way to us. What holds the closed rules stays where the
+    /// administrator wants it so ([`Table::hold_closed`]).
     pub fn remove(mut self) -> Result<(), InstallError> {
         self.removed = true;
         self.let_go = !self.hold_closed;
@@ -282,7 +307,8 @@ impl Drop for Installed {
     }
 }
 
-/// Removes what a killed run has left, but for what holds the closed rules ([`holding::remove`]). Does nothing where there is nothing.
+/// Removes what a killed run has left, but for what holds the closed rules ([`holding::remove`]).
+/// Does nothing where there is nothing.
 pub fn remove_left_overs() -> Result<(), InstallError> {
     // The table first: the route without it is harmless, it without the route is not.
     let nft = load(&rules::nothing());
@@ -302,8 +328,15 @@ pub(super) fn load(text: &str) -> Result<(), InstallError> {
 
 /// Packets that carry our mark are delivered to this host, whatever their destination.
 fn add_route(family: &str) -> Result<(), InstallError> {
-    let output = run("ip", &foreign_to_nobody(route_command(family, "replace")), "")?;
-    verdict(&output, "add the route of the table for intercepted packets (is the interface `lo` up?)")?;
+    let output = run(
+        "ip",
+        &foreign_to_nobody(route_command(family, "replace")),
+        "",
+    )?;
+    verdict(
+        &output,
+        "add the route of the table for intercepted packets (is the interface `lo` up?)",
+    )?;
     let output = run("ip", &foreign_to_nobody(rule_command(family, "add")), "")?;
     match said(&output).contains("File exists") {
         // Left by a killed run: exactly the same rule.
@@ -315,10 +348,18 @@ fn add_route(family: &str) -> Result<(), InstallError> {
 /// Packets that carry the other mark go to the TUN device. The route goes with the device.
 fn add_packet_route(family: &str) -> Result<(), InstallError> {
     let table = PACKET_TABLE.to_string();
-    let route = [family, "route", "replace", "default", "dev", DEVICE, "table", &table].map(str::to_owned).to_vec();
+    let route = [
+        family, "route", "replace", "default", "dev", DEVICE, "table", &table,
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let output = run("ip", &foreign_to_nobody(route), "")?;
     verdict(&output, "add the route into the TUN device")?;
-    let output = run("ip", &foreign_to_nobody(packet_rule_command(family, "add")), "")?;
+    let output = run(
+        "ip",
+        &foreign_to_nobody(packet_rule_command(family, "add")),
+        "",
+    )?;
     match said(&output).contains("File exists") {
         true => Ok(()),
         false => verdict(&output, "add the routing rule for packets"),
@@ -328,18 +369,27 @@ fn add_packet_route(family: &str) -> Result<(), InstallError> {
 /// IPv6 copies packets only where a route leads. It goes with the device.
 fn add_copy_route() -> Result<(), InstallError> {
     let via = VIA_V6.to_string();
-    let route = ["-6", "route", "replace", &via, "dev", DEVICE].map(str::to_owned).to_vec();
-    verdict(&run("ip", &foreign_to_nobody(route), "")?, "add the route for copies of packets to groups")
+    let route = ["-6", "route", "replace", &via, "dev", DEVICE]
+        .map(str::to_owned)
+        .to_vec();
+    verdict(
+        &run("ip", &foreign_to_nobody(route), "")?,
+        "add the route for copies of packets to groups",
+    )
 }
 
 fn packet_rule_command(family: &str, verb: &str) -> Vec<String> {
     let mark = format!("{MARK_PACKETS:#x}/{MARK_PACKETS:#x}");
     let table = PACKET_TABLE.to_string();
-    [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
+    [
+        family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
-/// systemd-networkd removes rules and routes that it did not make, at its start and when a link changes, unless `protocol` says that they are
-/// the kernel's own. That word has no other effect.
+/// systemd-networkd removes rules and routes that it did not make, at its start and when a link
+/// changes, unless `protocol` says that they are the kernel's own. That word has no other effect.
 fn foreign_to_nobody(mut command: Vec<String>) -> Vec<String> {
     command.extend(["protocol", "kernel"].map(str::to_owned));
     command
@@ -348,13 +398,21 @@ fn foreign_to_nobody(mut command: Vec<String>) -> Vec<String> {
 fn route_command(family: &str, verb: &str) -> Vec<String> {
     let everything = if family == "-4" { "0.0.0.0/0" } else { "::/0" };
     let table = ROUTE_TABLE.to_string();
-    [family, "route", verb, "local", everything, "dev", "lo", "table", &table].map(str::to_owned).to_vec()
+    [
+        family, "route", verb, "local", everything, "dev", "lo", "table", &table,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn rule_command(family: &str, verb: &str) -> Vec<String> {
     let mark = format!("{MARK_DELIVER:#x}/{MARK_DELIVER:#x}");
     let table = ROUTE_TABLE.to_string();
-    [family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table].map(str::to_owned).to_vec()
+    [
+        family, "rule", verb, "fwmark", &mark, "lookup", &table, "pref", &table,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Said, InstallError> {
@@ -367,8 +425,11 @@ fn verdict(output: &Said, what: &'static str) -> Result<(), InstallError> {
         return Ok(());
     }
     // The rules are long, and nft repeats the line at fault: the beginning says it.
-    let said: String =
-        said(output).lines().take(3).map(|line| line.chars().take(200).collect::<String>() + " ").collect();
+    let said: String = said(output)
+        .lines()
+        .take(3)
+        .map(|line| line.chars().take(200).collect::<String>() + " ")
+        .collect();
     let said = said.trim().to_owned();
     match said.contains("Operation not permitted") {
         true => Err(InstallError::NotPermitted { what, said }),
@@ -380,7 +441,8 @@ fn said(output: &Said) -> String {
     String::from_utf8_lossy(&output.err).into_owned()
 }
 
-/// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon that has given up rights since.
+/// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon
+/// that has given up rights since.
 pub fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
     let text = rules::render(table, ports)?;
     let output = run("nft", &["-c", "-f", "-"].map(str::to_owned), &text)?;

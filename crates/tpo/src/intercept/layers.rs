@@ -1,16 +1,19 @@
 //! First match wins, in a kernel whose sets know no order. Pure.
 //!
-//! Ten thousand rules cannot be tried one after the other for each packet, so they become elements of nft verdict maps, which find
-//! the element that holds a packet in about a microsecond. But elements of one map must not overlap. So the rules are spread over layers:
-//! a rule's layer is one more than the highest layer of the earlier rules that it overlaps. Inside a layer nothing overlaps; and of
-//! all rules that match a packet (they overlap pairwise, in that packet), the first has the lowest layer. Layers that are tried in order
-//! therefore find the first match. Real tables need few layers: "these special cases, then all the rest" is two.
+//! Ten thousand rules cannot be tried one after the other for each packet, so they become elements
+//! of nft verdict maps, which find the element that holds a packet in about a microsecond. But
+//! elements of one map must not overlap. So the rules are spread over layers: a rule's layer is one
+//! more than the highest layer of the earlier rules that it overlaps. Inside a layer nothing
+//! overlaps; and of all rules that match a packet (they overlap pairwise, in that packet), the
+//! first has the lowest layer. Layers that are tried in order therefore find the first match. Real
+//! tables need few layers: "these special cases, then all the rest" is two.
 
 use super::{OnFailure, RuleSpec};
 use crate::config::checked::TCP;
 use std::net::{IpAddr, SocketAddr};
 
-/// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000 of them and grows with the square.
+/// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000
+/// of them and grows with the square.
 pub const MAX_RULES: usize = 32_768;
 
 /// Who gets a packet, and what if he cannot.
@@ -51,12 +54,19 @@ pub struct Family {
 impl Family {
     /// The destinations that some rule names, as ranges that neither overlap nor touch.
     pub fn destinations(&self) -> Vec<(u128, u128)> {
-        let mut all: Vec<(u128, u128)> = self.layers.iter().flatten().map(|element| element.destination).collect();
+        let mut all: Vec<(u128, u128)> = self
+            .layers
+            .iter()
+            .flatten()
+            .map(|element| element.destination)
+            .collect();
         all.sort_unstable();
         let mut merged: Vec<(u128, u128)> = Vec::new();
         for (first, last) in all {
             match merged.last_mut() {
-                Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
+                Some(before) if first <= before.1.saturating_add(1) => {
+                    before.1 = before.1.max(last)
+                }
                 _ => merged.push((first, last)),
             }
         }
@@ -91,7 +101,9 @@ pub enum RuleError {
     #[error("rule {0}: a port range ends before it starts")]
     EmptyPorts(usize),
     /// Not the name of an interface.
-    #[error("interface {0:?}: not a name that Linux gives to interfaces (1 to 15 letters, digits, '.', '-', '_')")]
+    #[error(
+        "interface {0:?}: not a name that Linux gives to interfaces (1 to 15 letters, digits, '.', '-', '_')"
+    )]
     Interface(String),
 }
 
@@ -116,7 +128,10 @@ impl Layers {
                 (true, false) => v6.add(element),
             }
         }
-        Ok(Layers { v4: v4.family, v6: v6.family })
+        Ok(Layers {
+            v4: v4.family,
+            v6: v6.family,
+        })
     }
 
     /// What the kernel will find for a new connection: the same layers, tried in the same order.
@@ -124,9 +139,15 @@ impl Layers {
         let family = match (source, destination) {
             (SocketAddr::V4(_), SocketAddr::V4(_)) => &self.v4,
             (SocketAddr::V6(_), SocketAddr::V6(_)) => &self.v6,
-            (SocketAddr::V4(_), SocketAddr::V6(_)) | (SocketAddr::V6(_), SocketAddr::V4(_)) => return None,
+            (SocketAddr::V4(_), SocketAddr::V6(_)) | (SocketAddr::V6(_), SocketAddr::V4(_)) => {
+                return None;
+            }
         };
-        family.layers.iter().find_map(|layer| layer.iter().find(|e| e.holds(source, destination))).map(|e| e.verdict)
+        family
+            .layers
+            .iter()
+            .find_map(|layer| layer.iter().find(|e| e.holds(source, destination)))
+            .map(|e| e.verdict)
     }
 }
 
@@ -151,7 +172,10 @@ impl Element {
         inside(self.source, (s, s))
             && inside(self.destination, (d, d))
             && inside(self.source_ports, (source.port(), source.port()))
-            && inside(self.destination_ports, (destination.port(), destination.port()))
+            && inside(
+                self.destination_ports,
+                (destination.port(), destination.port()),
+            )
     }
 }
 
@@ -196,7 +220,9 @@ pub(super) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), 
         0 => Ok((0, u128::MAX >> (128 - width))),
         _ if u32::from(length) > width => Err(RuleError::PrefixLength(index)),
         _ => {
-            let host = (u128::MAX >> (128 - width)).checked_shr(u32::from(length)).unwrap_or(0);
+            let host = (u128::MAX >> (128 - width))
+                .checked_shr(u32::from(length))
+                .unwrap_or(0);
             Ok((bits(address) & !host, bits(address) | host))
         }
     };
@@ -204,7 +230,10 @@ pub(super) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), 
         true => Err(RuleError::EmptyPorts(index)),
         false => Ok((*ports.start(), *ports.end())),
     };
-    let verdict = Verdict { peer: rule.peer, on_failure: rule.on_failure };
+    let verdict = Verdict {
+        peer: rule.peer,
+        on_failure: rule.on_failure,
+    };
     let element = Element {
         source: range(source)?,
         source_ports: ports(&rule.source_ports)?,

@@ -1,12 +1,14 @@
 //! The dead-man switch: interception of a peer's traffic holds only while its lease is renewed.
 //!
-//! A lease is one element for each protocol, with a timeout, of the peer's set in our nft table; the rules look at it for each new connection. Whoever
-//! renews it must know that the daemon's loops run and that the peer is up. When the renewals stop, for whatever reason, new
-//! connections go their plain way (or are refused) within [`TIMEOUT`].
+//! A lease is one element for each protocol, with a timeout, of the peer's set in our nft table;
+//! the rules look at it for each new connection. Whoever renews it must know that the daemon's
+//! loops run and that the peer is up. When the renewals stop, for whatever reason, new connections
+//! go their plain way (or are refused) within [`TIMEOUT`].
 //!
-//! The kernel does not prolong an element that is already there. So a renewal adds, deletes and adds again in one transaction, which
-//! the packets see as one change: no connection ever finds the lease absent in between. It goes by raw netlink, since
-//! starting an `nft` process twice a second would cost more than the daemon's idle life.
+//! The kernel does not prolong an element that is already there. So a renewal adds, deletes and
+//! adds again in one transaction, which the packets see as one change: no connection ever finds the
+//! lease absent in between. It goes by raw netlink, since starting an `nft` process twice a second
+//! would cost more than the daemon's idle life.
 
 use super::hold;
 use super::netlink::{INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string};
@@ -19,8 +21,8 @@ use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// After this time without renewal new connections are no longer intercepted. Below the three seconds that are promised, with room
-/// for a kernel timer tick.
+/// After this time without renewal new connections are no longer intercepted. Below the three
+/// seconds that are promised, with room for a kernel timer tick.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often to renew: three renewals may come late before the lease is lost.
@@ -52,7 +54,8 @@ struct Kernel {
     buffer: Vec<u8>,
 }
 
-/// A change of a set's elements: which verb, with which flags, in tables of which family, its attributes.
+/// A change of a set's elements: which verb, with which flags, in tables of which family, its
+/// attributes.
 type Change = (libc::c_int, libc::c_int, [u8; 4], Vec<u8>);
 
 /// Packets (of new connections) and bytes that a counter of the rules has seen.
@@ -73,8 +76,16 @@ impl Lease {
     /// The same, for TCP and these protocols.
     pub fn for_protocols(others: &[u8]) -> io::Result<Lease> {
         let mut protocols = vec![vec![TCP]];
-        protocols.extend(others.iter().filter(|other| **other != TCP).map(|other| vec![*other]));
-        Ok(Lease { kernel: Kernel::open()?, protocols })
+        protocols.extend(
+            others
+                .iter()
+                .filter(|other| **other != TCP)
+                .map(|other| vec![*other]),
+        );
+        Ok(Lease {
+            kernel: Kernel::open()?,
+            protocols,
+        })
     }
 
     /// For [`TIMEOUT`] from now on, new connections of this peer's rules are intercepted.
@@ -90,12 +101,23 @@ impl Lease {
     /// # Errors
     /// As [`Lease::renew`].
     pub fn renew_without_tcp(&mut self, peer: usize) -> io::Result<()> {
-        let others: Vec<_> = self.protocols.iter().filter(|protocol| **protocol != [TCP]).cloned().collect();
+        let others: Vec<_> = self
+            .protocols
+            .iter()
+            .filter(|protocol| **protocol != [TCP])
+            .cloned()
+            .collect();
         self.hold(peer, &others)
     }
 
     fn hold(&mut self, peer: usize, wanted: &[Vec<u8>]) -> io::Result<()> {
-        self.kernel.transact(&anew(INET, &lease_set(peer), &self.protocols, wanted, TIMEOUT))
+        self.kernel.transact(&anew(
+            INET,
+            &lease_set(peer),
+            &self.protocols,
+            wanted,
+            TIMEOUT,
+        ))
     }
 
     /// New connections of this peer's rules are no longer intercepted, from now on.
@@ -103,8 +125,18 @@ impl Lease {
         let set = lease_set(peer);
         // Added first, so that the deletion never fails for want of an element.
         self.kernel.transact(&[
-            (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, INET, elements(&set, &self.protocols, Some(TIMEOUT))),
-            (libc::NFT_MSG_DELSETELEM, 0, INET, elements(&set, &self.protocols, None)),
+            (
+                libc::NFT_MSG_NEWSETELEM,
+                libc::NLM_F_CREATE,
+                INET,
+                elements(&set, &self.protocols, Some(TIMEOUT)),
+            ),
+            (
+                libc::NFT_MSG_DELSETELEM,
+                0,
+                INET,
+                elements(&set, &self.protocols, None),
+            ),
         ])
     }
 
@@ -115,7 +147,10 @@ impl Lease {
 
     /// What the rules have counted, by the names in [`counter`].
     pub fn counters(&mut self) -> io::Result<BTreeMap<&'static str, Count>> {
-        counter::ALL.into_iter().map(|name| Ok((name, self.kernel.count(TABLE, name)?))).collect()
+        counter::ALL
+            .into_iter()
+            .map(|name| Ok((name, self.kernel.count(TABLE, name)?)))
+            .collect()
     }
 
     /// What single rules let go ([`counter::of_rule`]), by the rule's place.
@@ -132,18 +167,30 @@ impl Lease {
 impl KnownSources {
     /// Opens the way to the kernel.
     pub fn open() -> io::Result<KnownSources> {
-        Ok(KnownSources { kernel: Kernel::open()? })
+        Ok(KnownSources {
+            kernel: Kernel::open()?,
+        })
     }
 
     /// For `time` from now on these sources have this standing.
     ///
     /// # Errors
     /// `NotFound` when the table is gone: somebody removed our rules.
-    pub fn add(&mut self, standing: Standing, sources: &[IpAddr], time: Duration) -> io::Result<()> {
+    pub fn add(
+        &mut self,
+        standing: Standing,
+        sources: &[IpAddr],
+        time: Duration,
+    ) -> io::Result<()> {
         for v6 in [false, true] {
-            let keys: Vec<Vec<u8>> = sources.iter().filter(|source| source.is_ipv6() == v6).map(key).collect();
+            let keys: Vec<Vec<u8>> = sources
+                .iter()
+                .filter(|source| source.is_ipv6() == v6)
+                .map(key)
+                .collect();
             for some in keys.chunks(KEYS_AT_ONCE) {
-                self.kernel.transact(&anew(INET, &standing.set(v6), some, some, time))?;
+                self.kernel
+                    .transact(&anew(INET, &standing.set(v6), some, some, time))?;
             }
         }
         Ok(())
@@ -153,7 +200,11 @@ impl KnownSources {
 impl GroupSets {
     /// Opens the way to the kernel. Without IPv6 only one of the two sets is there.
     pub fn open(v6: bool) -> io::Result<GroupSets> {
-        Ok(GroupSets { kernel: Kernel::open()?, v6, held: BTreeSet::new() })
+        Ok(GroupSets {
+            kernel: Kernel::open()?,
+            v6,
+            held: BTreeSet::new(),
+        })
     }
 
     /// For [`TIMEOUT`] from now on, packets to these groups are copied to us, and to no others.
@@ -165,16 +216,27 @@ impl GroupSets {
         let mut changes: Vec<Change> = Vec::new();
         for (family, is_v6) in [(IP, false), (IP6, true)] {
             let of = |groups: &BTreeSet<IpAddr>| -> Vec<Vec<u8>> {
-                groups.iter().filter(|group| group.is_ipv6() == is_v6).map(key).collect()
+                groups
+                    .iter()
+                    .filter(|group| group.is_ipv6() == is_v6)
+                    .map(key)
+                    .collect()
             };
-            let (now, both) = (of(&groups), of(&groups.union(&self.held).copied().collect()));
+            let (now, both) = (
+                of(&groups),
+                of(&groups.union(&self.held).copied().collect()),
+            );
             if both.is_empty() {
                 continue;
             }
             changes.extend(anew(family, GROUPS, &both, &now, TIMEOUT));
         }
         self.held = groups;
-        if changes.is_empty() { Ok(()) } else { self.kernel.transact(&changes) }
+        if changes.is_empty() {
+            Ok(())
+        } else {
+            self.kernel.transact(&changes)
+        }
     }
 }
 
@@ -182,31 +244,60 @@ impl Kernel {
     fn open() -> io::Result<Kernel> {
         let netfilter = Protocol::from(libc::NETLINK_NETFILTER);
         let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
-        // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+        // The kernel answers inside the call that asks; waiting means that something is badly
+        // wrong.
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(Kernel { socket, sequence: 0, buffer: vec![0; 32 * 1024] })
+        Ok(Kernel {
+            socket,
+            sequence: 0,
+            buffer: vec![0; 32 * 1024],
+        })
     }
 
     fn counts_of_rules(&mut self) -> io::Result<BTreeMap<usize, Count>> {
         let mut attributes = Vec::new();
         string(&mut attributes, NFTA_OBJ_TABLE, TABLE);
-        attribute(&mut attributes, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+        attribute(
+            &mut attributes,
+            NFTA_OBJ_TYPE,
+            &NFT_OBJECT_COUNTER.to_be_bytes(),
+        );
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
         let dump = libc::NLM_F_DUMP as u16;
-        message(&mut request, nft(libc::NFT_MSG_GETOBJ), dump, self.sequence, &INET, &attributes);
+        message(
+            &mut request,
+            nft(libc::NFT_MSG_GETOBJ),
+            dump,
+            self.sequence,
+            &INET,
+            &attributes,
+        );
         let mut counts = BTreeMap::new();
         let on = |kind, body: &[u8]| {
             let attributes = body.get(INET.len()..).unwrap_or_default();
-            let name = find(attributes, NFTA_OBJ_NAME).and_then(|name| std::str::from_utf8(name).ok());
-            let place = name.and_then(|name| name.trim_end_matches('\0').strip_prefix(counter::OF_RULE)?.parse().ok());
+            let name =
+                find(attributes, NFTA_OBJ_NAME).and_then(|name| std::str::from_utf8(name).ok());
+            let place = name.and_then(|name| {
+                name.trim_end_matches('\0')
+                    .strip_prefix(counter::OF_RULE)?
+                    .parse()
+                    .ok()
+            });
             if kind == nft(libc::NFT_MSG_NEWOBJ)
                 && let (Some(place), Some(count)) = (place, count_in(attributes))
             {
                 counts.insert(place, count);
             }
         };
-        exchange(&self.socket, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)?;
+        exchange(
+            &self.socket,
+            &mut self.buffer,
+            &request,
+            self.sequence,
+            libc::NLMSG_DONE as u16,
+            on,
+        )?;
         Ok(counts)
     }
 
@@ -214,11 +305,22 @@ impl Kernel {
         let mut attributes = Vec::new();
         string(&mut attributes, NFTA_OBJ_TABLE, table);
         string(&mut attributes, NFTA_OBJ_NAME, name);
-        attribute(&mut attributes, NFTA_OBJ_TYPE, &NFT_OBJECT_COUNTER.to_be_bytes());
+        attribute(
+            &mut attributes,
+            NFTA_OBJ_TYPE,
+            &NFT_OBJECT_COUNTER.to_be_bytes(),
+        );
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         let mut request = Vec::new();
-        message(&mut request, nft(libc::NFT_MSG_GETOBJ), 0, sequence, &INET, &attributes);
+        message(
+            &mut request,
+            nft(libc::NFT_MSG_GETOBJ),
+            0,
+            sequence,
+            &INET,
+            &attributes,
+        );
         self.send(&request)?;
         let mut found = None;
         self.replies(
@@ -230,25 +332,56 @@ impl Kernel {
             sequence,
             1,
         )?;
-        found.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "the kernel's answer holds no counter"))
+        found.ok_or_else(|| {
+            io::Error::new(
+                ErrorKind::InvalidData,
+                "the kernel's answer holds no counter",
+            )
+        })
     }
 
     /// All of the messages take effect at once, or none.
     fn transact(&mut self, messages: &[Change]) -> io::Result<()> {
         let first = self.sequence.wrapping_add(1);
         let mut request = Vec::with_capacity(512);
-        // The batch's own two messages name the subsystem where others have flags for the netfilter family.
-        message(&mut request, libc::NFNL_MSG_BATCH_BEGIN as u16, 0, first, &BATCH, &[]);
+        // The batch's own two messages name the subsystem where others have flags for the netfilter
+        // family.
+        message(
+            &mut request,
+            libc::NFNL_MSG_BATCH_BEGIN as u16,
+            0,
+            first,
+            &BATCH,
+            &[],
+        );
         let mut sequence = first;
         for (index, (kind, flags, family, attributes)) in messages.iter().enumerate() {
             sequence = sequence.wrapping_add(1);
             // One acknowledgement is enough: the last one's comes when all have been committed.
-            let ack = if index + 1 == messages.len() { libc::NLM_F_ACK } else { 0 };
-            message(&mut request, nft(*kind), (flags | ack) as u16, sequence, family, attributes);
+            let ack = if index + 1 == messages.len() {
+                libc::NLM_F_ACK
+            } else {
+                0
+            };
+            message(
+                &mut request,
+                nft(*kind),
+                (flags | ack) as u16,
+                sequence,
+                family,
+                attributes,
+            );
         }
         let last = sequence;
         sequence = sequence.wrapping_add(1);
-        message(&mut request, libc::NFNL_MSG_BATCH_END as u16, 0, sequence, &BATCH, &[]);
+        message(
+            &mut request,
+            libc::NFNL_MSG_BATCH_END as u16,
+            0,
+            sequence,
+            &BATCH,
+            &[],
+        );
         self.sequence = sequence;
         self.send(&request)?;
         self.replies(|_, _| {}, first, last.wrapping_sub(first) + 1)
@@ -260,9 +393,14 @@ impl Kernel {
         Ok(())
     }
 
-    /// Reads answers to `count` sequence numbers from `first` on, until the last of them has been answered or one of them has failed. Left-overs of
-    /// an earlier failure are passed over.
-    fn replies(&mut self, mut on: impl FnMut(u16, &[u8]), first: u32, count: u32) -> io::Result<()> {
+    /// Reads answers to `count` sequence numbers from `first` on, until the last of them has been
+    /// answered or one of them has failed. Left-overs of an earlier failure are passed over.
+    fn replies(
+        &mut self,
+        mut on: impl FnMut(u16, &[u8]),
+        first: u32,
+        count: u32,
+    ) -> io::Result<()> {
         loop {
             let length = (&self.socket).read(&mut self.buffer)?;
             let mut rest = &self.buffer[..length];
@@ -273,7 +411,10 @@ impl Kernel {
                 }
                 if kind != libc::NLMSG_ERROR as u16 {
                     on(kind, body);
-                } else if let Some(code) = body.first_chunk().map(|c| i32::from_ne_bytes(*c)).filter(|code| *code != 0)
+                } else if let Some(code) = body
+                    .first_chunk()
+                    .map(|c| i32::from_ne_bytes(*c))
+                    .filter(|code| *code != 0)
                 {
                     return Err(io::Error::from_raw_os_error(-code));
                 }
@@ -287,11 +428,31 @@ impl Kernel {
 
 /// Takes `before` out of the set and puts `now` into it. The kernel does not prolong an element
 /// that is there, so it is taken out first.
-fn anew(family: [u8; 4], set: &str, before: &[Vec<u8>], now: &[Vec<u8>], timeout: Duration) -> Vec<Change> {
-    let add =
-        |keys: &[Vec<u8>]| (libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, family, elements(set, keys, Some(timeout)));
+fn anew(
+    family: [u8; 4],
+    set: &str,
+    before: &[Vec<u8>],
+    now: &[Vec<u8>],
+    timeout: Duration,
+) -> Vec<Change> {
+    let add = |keys: &[Vec<u8>]| {
+        (
+            libc::NFT_MSG_NEWSETELEM,
+            libc::NLM_F_CREATE,
+            family,
+            elements(set, keys, Some(timeout)),
+        )
+    };
     // Added first, so that the deletion never fails for want of an element.
-    let mut changes = vec![add(before), (libc::NFT_MSG_DELSETELEM, 0, family, elements(set, before, None))];
+    let mut changes = vec![
+        add(before),
+        (
+            libc::NFT_MSG_DELSETELEM,
+            0,
+            family,
+            elements(set, before, None),
+        ),
+    ];
     if !now.is_empty() {
         changes.push(add(now));
     }
@@ -312,8 +473,15 @@ const KEYS_AT_ONCE: usize = 512;
 /// What a counter among these attributes of an object says.
 fn count_in(attributes: &[u8]) -> Option<Count> {
     let data = find(attributes, NFTA_OBJ_DATA)?;
-    let number = |kind| find(data, kind).and_then(|n| n.try_into().ok()).map(u64::from_be_bytes);
-    Some(Count { packets: number(NFTA_COUNTER_PACKETS)?, bytes: number(NFTA_COUNTER_BYTES)? })
+    let number = |kind| {
+        find(data, kind)
+            .and_then(|n| n.try_into().ok())
+            .map(u64::from_be_bytes)
+    };
+    Some(Count {
+        packets: number(NFTA_COUNTER_PACKETS)?,
+        bytes: number(NFTA_COUNTER_BYTES)?,
+    })
 }
 
 /// The elements of a set (a lease has one for each protocol that is carried), with or without a
@@ -339,7 +507,12 @@ fn elements(set: &str, keys: &[Vec<u8>], timeout: Option<Duration>) -> Vec<u8> {
 }
 
 /// Netfilter header of a batch's begin and end: the subsystem, big endian.
-const BATCH: [u8; 4] = [libc::AF_UNSPEC as u8, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8];
+const BATCH: [u8; 4] = [
+    libc::AF_UNSPEC as u8,
+    0,
+    0,
+    libc::NFNL_SUBSYS_NFTABLES as u8,
+];
 
 // linux/netfilter/nf_tables.h, what libc leaves out.
 const NFTA_DATA_VALUE: u16 = 1;
@@ -364,15 +537,28 @@ mod tests {
     #[test]
     fn messages_are_taken_off_as_they_were_put_on() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)));
+        message(
+            &mut bytes,
+            7,
+            0,
+            41,
+            &INET,
+            &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)),
+        );
         message(&mut bytes, 8, 0, 42, &BATCH, &[]);
         let mut rest = &bytes[..];
         let (kind, sequence, body) = next_message(&mut rest).unwrap();
         assert_eq!((kind, sequence), (7, 41));
-        assert_eq!(find(&body[4..], NFTA_SET_ELEM_LIST_SET).unwrap(), b"alive_3\0");
+        assert_eq!(
+            find(&body[4..], NFTA_SET_ELEM_LIST_SET).unwrap(),
+            b"alive_3\0"
+        );
         let list = find(&body[4..], NFTA_SET_ELEM_LIST_ELEMENTS).unwrap();
         let one = find(list, NFTA_LIST_ELEM).unwrap();
-        assert_eq!(find(one, NFTA_SET_ELEM_TIMEOUT).unwrap(), 2000u64.to_be_bytes());
+        assert_eq!(
+            find(one, NFTA_SET_ELEM_TIMEOUT).unwrap(),
+            2000u64.to_be_bytes()
+        );
         assert_eq!(next_message(&mut rest).unwrap().1, 42);
         assert!(next_message(&mut rest).is_none());
     }
@@ -380,7 +566,14 @@ mod tests {
     #[test]
     fn cut_answers_end_the_walk() {
         let mut bytes = Vec::new();
-        message(&mut bytes, 7, 0, 41, &INET, &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)));
+        message(
+            &mut bytes,
+            7,
+            0,
+            41,
+            &INET,
+            &elements("alive_3", &[vec![6], vec![17]], Some(TIMEOUT)),
+        );
         for cut in 0..bytes.len() {
             assert!(next_message(&mut &bytes[..cut]).is_none());
             find(&bytes[..cut], NFTA_SET_ELEM_LIST_ELEMENTS);

@@ -37,7 +37,9 @@ impl Lock {
     /// # Errors
     /// [`InstallError::AlreadyRunning`] if another process has it; else what keeps us from it.
     pub fn take() -> Result<Lock, InstallError> {
-        let namespace = std::fs::metadata("/proc/thread-self/ns/net").map_err(|error| refused(&error))?.ino();
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net")
+            .map_err(|error| refused(&error))?
+            .ino();
         let folder = Path::new(FOLDER);
         for wait in [SWEEP, Duration::ZERO] {
             if let Some(lock) = Lock::within(folder, namespace).map_err(|error| refused(&error))? {
@@ -59,19 +61,30 @@ impl Lock {
                 _ => ours_alone(folder)?,
             }
             let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            options
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW);
             let held = options.open(&file)?;
             if !crate::sys::try_lock(&held)? {
                 return Ok(None);
             }
             // Its last holder removes the file: then this one has the lock of a file without a
             // name, and others make another.
-            let lock = Lock { file: file.clone(), held };
+            let lock = Lock {
+                file: file.clone(),
+                held,
+            };
             if lock.has_its_name()? {
                 return Ok(Some(lock));
             }
         }
-        Err(io::Error::other(format!("{} is made anew again and again", file.display())))
+        Err(io::Error::other(format!(
+            "{} is made anew again and again",
+            file.display()
+        )))
     }
 
     /// Whether the file that is locked is the one that has the name.
@@ -94,10 +107,22 @@ impl Drop for Lock {
 /// Removes the files that nobody holds: a daemon that became another user could not remove its own,
 /// and a killed one did not. Else there would be one for each namespace that ever was.
 fn sweep(folder: &Path, own: u64) {
-    let Ok(files) = std::fs::read_dir(folder) else { return };
-    let number = |name: &str| name.strip_prefix("netns-")?.strip_suffix(".lock")?.parse().ok();
-    let namespaces = files.flatten().filter_map(|file| number(file.file_name().to_str()?));
-    for namespace in namespaces.filter(|namespace| *namespace != own).take(MOST_SWEPT) {
+    let Ok(files) = std::fs::read_dir(folder) else {
+        return;
+    };
+    let number = |name: &str| {
+        name.strip_prefix("netns-")?
+            .strip_suffix(".lock")?
+            .parse()
+            .ok()
+    };
+    let namespaces = files
+        .flatten()
+        .filter_map(|file| number(file.file_name().to_str()?));
+    for namespace in namespaces
+        .filter(|namespace| *namespace != own)
+        .take(MOST_SWEPT)
+    {
         // Whose lock can be had is nobody's; dropped, it takes its file along.
         drop(Lock::within(folder, namespace));
     }
@@ -112,7 +137,11 @@ fn ours_alone(folder: &Path) -> io::Result<()> {
         false => Err(io::Error::other(format!(
             "{}: found {} of user {}, mode {:o}; would do: a folder of root's or our own that nobody else may write to",
             folder.display(),
-            if found.is_dir() { "a folder" } else { "no folder" },
+            if found.is_dir() {
+                "a folder"
+            } else {
+                "no folder"
+            },
             found.uid(),
             found.mode() & 0o7777,
         ))),
@@ -144,7 +173,10 @@ mod tests {
         let first = take(1).expect("nobody has it");
         assert!(take(1).is_none());
         let other = take(2).expect("another namespace");
-        assert_eq!(fs::metadata(folder.join("netns-1.lock")).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(folder.join("netns-1.lock")).unwrap().mode() & 0o777,
+            0o600
+        );
         drop(first);
         let again = take(1).expect("free again");
         drop((again, other));
@@ -163,7 +195,10 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..500 {
                         if let Some(lock) = Lock::within(&folder, 1).unwrap() {
-                            let alone = File::options().write(true).create_new(true).open(folder.join("alone"));
+                            let alone = File::options()
+                                .write(true)
+                                .create_new(true)
+                                .open(folder.join("alone"));
                             alone.expect("one holder at a time");
                             fs::remove_file(folder.join("alone")).unwrap();
                             drop(lock);
@@ -184,9 +219,15 @@ mod tests {
             fs::write(folder.join(name), "").unwrap();
         }
         sweep(&folder, 1);
-        let mut left: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+        let mut left: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|file| file.unwrap().file_name())
+            .collect();
         left.sort();
-        assert_eq!(left, ["netns-1.lock", "netns-2.lock", "netns-x.lock", "tpo.sock"]);
+        assert_eq!(
+            left,
+            ["netns-1.lock", "netns-2.lock", "netns-x.lock", "tpo.sock"]
+        );
         assert!(Lock::within(&folder, 2).unwrap().is_none());
         drop((own, another));
     }
@@ -198,27 +239,40 @@ mod tests {
         let folder = home.join("tpo");
         let first = Lock::within(&folder, 1).unwrap().expect("nobody has it");
         fs::remove_dir_all(&folder).unwrap();
-        let second = Lock::within(&folder, 1).unwrap().expect("a file of its own");
+        let second = Lock::within(&folder, 1)
+            .unwrap()
+            .expect("a file of its own");
         drop(first);
-        assert!(Lock::within(&folder, 1).unwrap().is_none(), "the second one's file is there");
+        assert!(
+            Lock::within(&folder, 1).unwrap().is_none(),
+            "the second one's file is there"
+        );
         drop(second);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     }
 
-    /// A unit that does not start would end with the folder, and with the lock of a daemon that runs.
+    /// A unit that does not start would end with the folder, and with the lock of a daemon that
+    /// runs.
     #[test]
     fn the_unit_keeps_the_folder() {
         let unit = include_str!("../../../../packaging/tpo.service");
         let folder = Path::new(FOLDER).strip_prefix("/run").unwrap().display();
         let has = |wanted: String| unit.lines().any(|line| line == wanted);
-        assert!(has(format!("RuntimeDirectory={folder}")) && has("RuntimeDirectoryPreserve=yes".into()));
+        assert!(
+            has(format!("RuntimeDirectory={folder}")) && has("RuntimeDirectoryPreserve=yes".into())
+        );
     }
 
     #[test]
     fn what_others_could_have_made_is_not_trusted() {
         let home = Scratch::new("tpo-lock").unwrap();
         let folder = home.join("tpo");
-        let refusal = || Lock::within(&folder, 1).map(|_| ()).unwrap_err().to_string();
+        let refusal = || {
+            Lock::within(&folder, 1)
+                .map(|_| ())
+                .unwrap_err()
+                .to_string()
+        };
         fs::create_dir(&folder).unwrap();
         for mode in [0o777, 0o1777, 0o775] {
             fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
@@ -227,10 +281,16 @@ mod tests {
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
         fs::write(home.join("precious"), "precious").unwrap();
         symlink(home.join("precious"), folder.join("netns-1.lock")).unwrap();
-        assert_eq!(Lock::within(&folder, 1).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(
+            Lock::within(&folder, 1).unwrap_err().raw_os_error(),
+            Some(libc::ELOOP)
+        );
         fs::rename(&folder, home.join("elsewhere")).unwrap();
         symlink(home.join("elsewhere"), &folder).unwrap();
         assert!(refusal().contains("no folder"));
-        assert_eq!(fs::read_to_string(home.join("precious")).unwrap(), "precious");
+        assert_eq!(
+            fs::read_to_string(home.join("precious")).unwrap(),
+            "precious"
+        );
     }
 }

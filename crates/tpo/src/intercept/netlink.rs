@@ -1,7 +1,14 @@
 //! The grammar of netlink messages, as far as this room speaks it. Pure: bytes in, bytes out.
 
 /// One netlink message: its own header, the fixed one of its subsystem, the attributes.
-pub(super) fn message(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, header: &[u8], attributes: &[u8]) {
+pub(super) fn message(
+    out: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    header: &[u8],
+    attributes: &[u8],
+) {
     let length = (NLMSG_HEADER + header.len() + attributes.len()) as u32;
     out.extend(length.to_ne_bytes());
     out.extend(kind.to_ne_bytes());

@@ -46,7 +46,8 @@ impl Own {
     /// Whether a packet to this address would be for this host.
     pub fn contains(&self, address: IpAddr) -> bool {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.addresses.contains(&address) || known.prefixes.iter().any(|prefix| prefix.contains(address))
+        known.addresses.contains(&address)
+            || known.prefixes.iter().any(|prefix| prefix.contains(address))
     }
 
     /// How often they have changed.
@@ -90,30 +91,33 @@ impl Following {
         own.set(table.read()?);
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        poll.registry().register(&mut SourceFd(&news.as_raw_fd()), NEWS, Interest::READABLE)?;
+        poll.registry()
+            .register(&mut SourceFd(&news.as_raw_fd()), NEWS, Interest::READABLE)?;
         let shared = own.clone();
-        let thread = std::thread::Builder::new().name("addresses".into()).spawn(move || {
-            let mut events = Events::with_capacity(4);
-            let mut buffer = vec![0; BUFFER];
-            loop {
-                if let Err(error) = poll.poll(&mut events, Some(READ_EVERY))
-                    && error.kind() != io::ErrorKind::Interrupted
-                {
-                    warn!(%error, "this host's addresses are not followed any more");
-                    return;
+        let thread = std::thread::Builder::new()
+            .name("addresses".into())
+            .spawn(move || {
+                let mut events = Events::with_capacity(4);
+                let mut buffer = vec![0; BUFFER];
+                loop {
+                    if let Err(error) = poll.poll(&mut events, Some(READ_EVERY))
+                        && error.kind() != io::ErrorKind::Interrupted
+                    {
+                        warn!(%error, "this host's addresses are not followed any more");
+                        return;
+                    }
+                    if events.iter().any(|event| event.token() == WAKE) {
+                        return;
+                    }
+                    if !hear(&news, &mut buffer) && !events.is_empty() {
+                        continue;
+                    }
+                    match table.read() {
+                        Ok(known) => shared.set(known),
+                        Err(error) => debug!(%error, "this host's addresses cannot be read now"),
+                    }
                 }
-                if events.iter().any(|event| event.token() == WAKE) {
-                    return;
-                }
-                if !hear(&news, &mut buffer) && !events.is_empty() {
-                    continue;
-                }
-                match table.read() {
-                    Ok(known) => shared.set(known),
-                    Err(error) => debug!(%error, "this host's addresses cannot be read now"),
-                }
-            }
-        })?;
+            })?;
         Ok((own, Following { waker, thread }))
     }
 
@@ -132,7 +136,11 @@ impl Following {
 }
 
 fn socket() -> io::Result<Socket> {
-    Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW.cloexec(), Some(Protocol::from(libc::NETLINK_ROUTE)))
+    Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW.cloexec(),
+        Some(Protocol::from(libc::NETLINK_ROUTE)),
+    )
 }
 
 /// A socket that hears of changes of addresses and of routes.
@@ -143,10 +151,18 @@ fn news() -> io::Result<Socket> {
     let mut nothing = Vec::new();
     message(&mut nothing, libc::NLMSG_NOOP as u16, 0, 0, &[], &[]);
     socket.send(&nothing)?;
-    for group in
-        [libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR, libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE]
-    {
-        set_option(socket.as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as libc::c_int)?;
+    for group in [
+        libc::RTNLGRP_IPV4_IFADDR,
+        libc::RTNLGRP_IPV6_IFADDR,
+        libc::RTNLGRP_IPV4_ROUTE,
+        libc::RTNLGRP_IPV6_ROUTE,
+    ] {
+        set_option(
+            socket.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            group as libc::c_int,
+        )?;
     }
     socket.set_nonblocking(true)?;
     Ok(socket)
@@ -162,7 +178,9 @@ fn hear(news: &Socket, buffer: &mut [u8]) -> bool {
                 let mut rest = &buffer[..length];
                 while let Some((kind, _, body)) = next_message(&mut rest) {
                     about_us |= match kind {
-                        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => body.get(RTMSG_TABLE) == Some(&libc::RT_TABLE_LOCAL),
+                        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                            body.get(RTMSG_TABLE) == Some(&libc::RT_TABLE_LOCAL)
+                        }
                         libc::RTM_NEWADDR | libc::RTM_DELADDR => true,
                         _ => false,
                     };
@@ -194,8 +212,17 @@ impl Table {
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         // So that it lists this table alone, not a million routes of a border router. An older
         // kernel (before 4.20) lists all.
-        let _ = set_option(socket.as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, 1);
-        Ok(Table { socket, buffer: vec![0; BUFFER], sequence: 0 })
+        let _ = set_option(
+            socket.as_raw_fd(),
+            libc::SOL_NETLINK,
+            libc::NETLINK_GET_STRICT_CHK,
+            1,
+        );
+        Ok(Table {
+            socket,
+            buffer: vec![0; BUFFER],
+            sequence: 0,
+        })
     }
 
     fn read(&mut self) -> io::Result<Known> {
@@ -204,11 +231,16 @@ impl Table {
             match self.list(family as u8, &mut known) {
                 // No address of this family yet, or no such family here.
                 Err(error)
-                    if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => {}
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT)
+                    ) => {}
                 other => other?,
             }
         }
-        known.prefixes.sort_by_key(|prefix| (prefix.address, prefix.length));
+        known
+            .prefixes
+            .sort_by_key(|prefix| (prefix.address, prefix.length));
         Ok(known)
     }
 
@@ -217,7 +249,14 @@ impl Table {
         let mut header = [0; RTMSG];
         (header[0], header[RTMSG_TABLE]) = (family, libc::RT_TABLE_LOCAL);
         let mut request = Vec::new();
-        message(&mut request, libc::RTM_GETROUTE, libc::NLM_F_DUMP as u16, self.sequence, &header, &[]);
+        message(
+            &mut request,
+            libc::RTM_GETROUTE,
+            libc::NLM_F_DUMP as u16,
+            self.sequence,
+            &header,
+            &[],
+        );
         self.socket.send(&request)?;
         loop {
             let mut reader = &self.socket;
@@ -228,10 +267,14 @@ impl Table {
                     // The left-over of a list that failed.
                     continue;
                 }
-                let code = body.first_chunk().map_or(-libc::EIO, |code| i32::from_ne_bytes(*code));
+                let code = body
+                    .first_chunk()
+                    .map_or(-libc::EIO, |code| i32::from_ne_bytes(*code));
                 match kind {
                     libc::RTM_NEWROUTE => note(body, known),
-                    kind if kind == libc::NLMSG_ERROR as u16 || (kind == libc::NLMSG_DONE as u16 && code < 0) => {
+                    kind if kind == libc::NLMSG_ERROR as u16
+                        || (kind == libc::NLMSG_DONE as u16 && code < 0) =>
+                    {
                         return Err(io::Error::from_raw_os_error(-code));
                     }
                     kind if kind == libc::NLMSG_DONE as u16 => return Ok(()),
@@ -244,19 +287,30 @@ impl Table {
 
 /// Notes a route of the table of local ones, if it is for this host.
 fn note(body: &[u8], known: &mut Known) {
-    let Some((header, attributes)) = body.split_first_chunk::<RTMSG>() else { return };
-    let for_us = matches!(header[RTMSG_TYPE], libc::RTN_LOCAL | libc::RTN_BROADCAST | libc::RTN_ANYCAST);
+    let Some((header, attributes)) = body.split_first_chunk::<RTMSG>() else {
+        return;
+    };
+    let for_us = matches!(
+        header[RTMSG_TYPE],
+        libc::RTN_LOCAL | libc::RTN_BROADCAST | libc::RTN_ANYCAST
+    );
     if header[RTMSG_TABLE] != libc::RT_TABLE_LOCAL || !for_us {
         return;
     }
     let destination = find(attributes, libc::RTA_DST);
     let address: IpAddr = match i32::from(header[0]) {
-        libc::AF_INET => {
-            Ipv4Addr::from(destination.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0_u8; 4])).into()
-        }
-        libc::AF_INET6 => {
-            Ipv6Addr::from(destination.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0_u8; 16])).into()
-        }
+        libc::AF_INET => Ipv4Addr::from(
+            destination
+                .and_then(|bytes| bytes.try_into().ok())
+                .unwrap_or([0_u8; 4]),
+        )
+        .into(),
+        libc::AF_INET6 => Ipv6Addr::from(
+            destination
+                .and_then(|bytes| bytes.try_into().ok())
+                .unwrap_or([0_u8; 16]),
+        )
+        .into(),
         _ => return,
     };
     let length = header[1];
@@ -283,19 +337,43 @@ mod tests {
     #[test]
     fn this_host_knows_itself() {
         let (own, following) = Following::start().unwrap();
-        assert!(own.contains("127.0.0.1".parse().unwrap()) && own.contains("127.7.7.7".parse().unwrap()));
-        assert!(!own.contains("192.0.2.1".parse().unwrap()) && !own.contains("2001:db8::1".parse().unwrap()));
+        assert!(
+            own.contains("127.0.0.1".parse().unwrap())
+                && own.contains("127.7.7.7".parse().unwrap())
+        );
+        assert!(
+            !own.contains("192.0.2.1".parse().unwrap())
+                && !own.contains("2001:db8::1".parse().unwrap())
+        );
         following.stop();
     }
 
     #[test]
     fn cut_routes_are_passed_over() {
-        let mut body = vec![libc::AF_INET as u8, 32, 0, 0, libc::RT_TABLE_LOCAL, 0, 0, libc::RTN_LOCAL, 0, 0, 0, 0];
+        let mut body = vec![
+            libc::AF_INET as u8,
+            32,
+            0,
+            0,
+            libc::RT_TABLE_LOCAL,
+            0,
+            0,
+            libc::RTN_LOCAL,
+            0,
+            0,
+            0,
+            0,
+        ];
         super::super::netlink::attribute(&mut body, libc::RTA_DST, &[10, 1, 2, 3]);
         for length in 0..=body.len() {
             let mut known = Known::default();
             note(&body[..length], &mut known);
-            assert_eq!(known.addresses.contains(&"10.1.2.3".parse::<IpAddr>().unwrap()), length == body.len());
+            assert_eq!(
+                known
+                    .addresses
+                    .contains(&"10.1.2.3".parse::<IpAddr>().unwrap()),
+                length == body.len()
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Routing rules that hold the closed rules of the look-up table (see [`super::hold`]): how they lie in the kernel, and the talk
-//! with it, by netlink.
+//! Routing rules that hold the closed rules of the look-up table (see [`super::hold`]): how they
+//! lie in the kernel, and the talk with it, by netlink.
 //!
-//! They lie between two landmarks, in the space of preferences right behind those of marked packets:
+//! They lie between two landmarks, in the space of preferences right behind those of marked
+//! packets:
 //!
 //! ```text
 //! first       from this host, from our TUN device, or marked as ours: go to the end
@@ -9,8 +10,8 @@
 //! first + 2   the end
 //! ```
 //!
-//! There are two such places. What changes is made anew in the place that is free, then the other one is cleared, so at no moment
-//! less is held than before. What is there already stays as it is.
+//! There are two such places. What changes is made anew in the place that is free, then the other
+//! one is cleared, so at no moment less is held than before. What is there already stays as it is.
 
 use super::MARK_OWN;
 use super::install::PACKET_TABLE;
@@ -102,10 +103,17 @@ impl KernelRule {
     fn parse(body: &[u8]) -> Option<KernelRule> {
         let header = body.get(..FIB_RULE_HEADER)?;
         let attributes = &body[FIB_RULE_HEADER..];
-        let number = |kind| find(attributes, kind).and_then(|value| value.try_into().ok()).map(u32::from_ne_bytes);
+        let number = |kind| {
+            find(attributes, kind)
+                .and_then(|value| value.try_into().ok())
+                .map(u32::from_ne_bytes)
+        };
         let ports = |kind| {
             let value: [u8; 4] = find(attributes, kind)?.try_into().ok()?;
-            Some((u16::from_ne_bytes([value[0], value[1]]), u16::from_ne_bytes([value[2], value[3]])))
+            Some((
+                u16::from_ne_bytes([value[0], value[1]]),
+                u16::from_ne_bytes([value[2], value[3]]),
+            ))
         };
         let prefix = |kind, length: u8| Some((find(attributes, kind)?.to_vec(), length));
         let own = find(attributes, FRA_PROTOCOL) == Some(&[libc::RTPROT_KERNEL]);
@@ -137,7 +145,11 @@ impl KernelRule {
                 attribute(&mut attributes, kind, address);
             }
         }
-        attribute(&mut attributes, FRA_PRIORITY, &self.preference.to_ne_bytes());
+        attribute(
+            &mut attributes,
+            FRA_PRIORITY,
+            &self.preference.to_ne_bytes(),
+        );
         attribute(&mut attributes, FRA_PROTOCOL, &[libc::RTPROT_KERNEL]);
         if let Some(name) = &self.interface {
             string(&mut attributes, FRA_IIFNAME, name);
@@ -152,7 +164,10 @@ impl KernelRule {
         if let Some(protocol) = self.protocol {
             attribute(&mut attributes, FRA_IP_PROTO, &[protocol]);
         }
-        for (kind, range) in [(FRA_SPORT_RANGE, self.source_ports), (FRA_DPORT_RANGE, self.destination_ports)] {
+        for (kind, range) in [
+            (FRA_SPORT_RANGE, self.source_ports),
+            (FRA_DPORT_RANGE, self.destination_ports),
+        ] {
             if let Some((first, last)) = range {
                 let [a, b] = [first.to_ne_bytes(), last.to_ne_bytes()];
                 attribute(&mut attributes, kind, &[a[0], a[1], b[0], b[1]]);
@@ -164,12 +179,23 @@ impl KernelRule {
 
 /// All rules of a place that holds these, in the order of the kernel's list.
 fn place(rules: &[RoutingRule], first: u32) -> Vec<KernelRule> {
-    let past = KernelRule { preference: first, action: FR_ACT_GOTO, goto: Some(first + 2), ..KernelRule::default() };
-    let by = |interface: &str| KernelRule { interface: Some(interface.to_owned()), ..past.clone() };
+    let past = KernelRule {
+        preference: first,
+        action: FR_ACT_GOTO,
+        goto: Some(first + 2),
+        ..KernelRule::default()
+    };
+    let by = |interface: &str| KernelRule {
+        interface: Some(interface.to_owned()),
+        ..past.clone()
+    };
     // Before it forwards a packet that came out of our device the kernel asks whether its source is
     // plausible, by a look-up with the ends exchanged and the way out as the way in. Only the mark,
     // which our table sets on what comes out of the device, tells that from a packet to be held.
-    let asked_back = KernelRule { mark: Some(MARK_OWN), ..past.clone() };
+    let asked_back = KernelRule {
+        mark: Some(MARK_OWN),
+        ..past.clone()
+    };
     let mut all = vec![by("lo"), by(DEVICE), asked_back];
     for rule in rules {
         let rule = KernelRule::of(rule, first);
@@ -177,11 +203,16 @@ fn place(rules: &[RoutingRule], first: u32) -> Vec<KernelRule> {
             all.push(rule);
         }
     }
-    all.push(KernelRule { preference: first + 2, action: FR_ACT_NOP, ..KernelRule::default() });
+    all.push(KernelRule {
+        preference: first + 2,
+        action: FR_ACT_NOP,
+        ..KernelRule::default()
+    });
     all
 }
 
-/// A talk with the kernel about routing rules. Belongs to the network namespace of the thread that opened it.
+/// A talk with the kernel about routing rules. Belongs to the network namespace of the thread that
+/// opened it.
 #[derive(Debug)]
 pub struct Routing {
     socket: Socket,
@@ -192,7 +223,11 @@ pub struct Routing {
 impl Routing {
     /// Opens the way to the kernel.
     pub fn open() -> io::Result<Routing> {
-        Ok(Routing { socket: open_netlink(libc::NETLINK_ROUTE)?, sequence: 0, buffer: vec![0; 64 * 1024] })
+        Ok(Routing {
+            socket: open_netlink(libc::NETLINK_ROUTE)?,
+            sequence: 0,
+            buffer: vec![0; 64 * 1024],
+        })
     }
 
     /// Whether the kernel has these rules of ours and no others.
@@ -209,16 +244,25 @@ impl Routing {
         let found = self.list(v6)?;
         let of = |first: u32| -> Vec<KernelRule> {
             let own = first..first + PREFERENCES;
-            found.iter().filter(|rule| own.contains(&rule.preference)).cloned().collect()
+            found
+                .iter()
+                .filter(|rule| own.contains(&rule.preference))
+                .cloned()
+                .collect()
         };
         let is_good = |first: &&u32| of(**first) == place(rules, **first);
         let kept = match (rules, PLACES.iter().find(is_good)) {
             ([], _) => None,
             (_, Some(good)) => Some(*good),
             (_, None) => {
-                let free = PLACES.iter().copied().min_by_key(|first| of(*first).len()).expect("there are two places");
+                let free = PLACES
+                    .iter()
+                    .copied()
+                    .min_by_key(|first| of(*first).len())
+                    .expect("there are two places");
                 self.clear(of(free), v6)?;
-                // The end first: until a rule has somewhere to go it says nothing. And the ways past before what they lead past.
+                // The end first: until a rule has somewhere to go it says nothing. And the ways
+                // past before what they lead past.
                 let (mut all, mut made) = (place(rules, free), Vec::new());
                 all.rotate_right(1);
                 for rule in all {
@@ -252,12 +296,30 @@ impl Routing {
 
     fn change(&mut self, verb: u16, rule: &KernelRule, v6: bool) -> io::Result<()> {
         let (header, attributes) = rule.emit(v6);
-        let new = if verb == libc::RTM_NEWRULE { libc::NLM_F_CREATE | libc::NLM_F_EXCL } else { 0 };
+        let new = if verb == libc::RTM_NEWRULE {
+            libc::NLM_F_CREATE | libc::NLM_F_EXCL
+        } else {
+            0
+        };
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        message(&mut request, verb, (new | libc::NLM_F_ACK) as u16, self.sequence, &header, &attributes);
+        message(
+            &mut request,
+            verb,
+            (new | libc::NLM_F_ACK) as u16,
+            self.sequence,
+            &header,
+            &attributes,
+        );
         let last = libc::NLMSG_ERROR as u16;
-        exchange(&self.socket, &mut self.buffer, &request, self.sequence, last, |_, _| {})
+        exchange(
+            &self.socket,
+            &mut self.buffer,
+            &request,
+            self.sequence,
+            last,
+            |_, _| {},
+        )
     }
 
     /// Our rules, in the kernel's order.
@@ -266,15 +328,30 @@ impl Routing {
         header[0] = family(v6);
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        message(&mut request, libc::RTM_GETRULE, libc::NLM_F_DUMP as u16, self.sequence, &header, &[]);
+        message(
+            &mut request,
+            libc::RTM_GETRULE,
+            libc::NLM_F_DUMP as u16,
+            self.sequence,
+            &header,
+            &[],
+        );
         let ours = PLACES[0]..PLACES[1] + PREFERENCES;
         let mut found = Vec::new();
         let on = |kind, body: &[u8]| {
             if kind == libc::RTM_NEWRULE {
-                found.extend(KernelRule::parse(body).filter(|rule| ours.contains(&rule.preference)));
+                found
+                    .extend(KernelRule::parse(body).filter(|rule| ours.contains(&rule.preference)));
             }
         };
-        exchange(&self.socket, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)?;
+        exchange(
+            &self.socket,
+            &mut self.buffer,
+            &request,
+            self.sequence,
+            libc::NLMSG_DONE as u16,
+            on,
+        )?;
         Ok(found)
     }
 }
@@ -283,7 +360,8 @@ fn family(v6: bool) -> u8 {
     (if v6 { libc::AF_INET6 } else { libc::AF_INET }) as u8
 }
 
-/// As the kernel keeps it, though it keeps all bits: a rule is found again whatever stands behind its prefix.
+/// As the kernel keeps it, though it keeps all bits: a rule is found again whatever stands behind
+/// its prefix.
 fn masked(mut address: Vec<u8>, length: u8) -> Vec<u8> {
     for (index, byte) in address.iter_mut().enumerate() {
         let kept = usize::from(length).saturating_sub(index * 8).min(8);
@@ -331,8 +409,20 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_were_written() {
-        for (v6, rule) in [(false, rule("10.1.2.3/23", "0.0.0.0/0")), (true, rule("::/0", "fd71:2::5/61"))] {
-            for rule in place(&[rule.clone(), RoutingRule { action: Action::Leave, ..rule }], PLACES[1]) {
+        for (v6, rule) in [
+            (false, rule("10.1.2.3/23", "0.0.0.0/0")),
+            (true, rule("::/0", "fd71:2::5/61")),
+        ] {
+            for rule in place(
+                &[
+                    rule.clone(),
+                    RoutingRule {
+                        action: Action::Leave,
+                        ..rule
+                    },
+                ],
+                PLACES[1],
+            ) {
                 let (header, attributes) = rule.emit(v6);
                 let body = [&header[..], &attributes].concat();
                 assert_eq!(KernelRule::parse(&body), Some(rule));

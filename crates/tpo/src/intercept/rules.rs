@@ -1,21 +1,25 @@
-//! One nftables table from the look-up table. Pure: text in, text out; [`super::install`] gives it to the kernel.
+//! One nftables table from the look-up table. Pure: text in, text out; [`super::install`] gives it
+//! to the kernel.
 //!
 //! What happens to a packet of a connection that a rule names, in the order of the chains:
 //!
-//! * Only a pure SYN is looked up. Everything else belongs to us exactly when a transparent socket of ours has its four-tuple
-//!   (`socket transparent`), so connections that began before us, or went their plain way, are never touched. The SYN comes first because
-//!   `tproxy` itself knows what a SYN for a connection in TIME_WAIT means.
-//! * `decide` (one for all hooks) finds the first match by its layers and goes to the chain of its peer and failure mode, which *returns* to
-//!   the hook when the peer's lease is present, and ends the walk when it is not: accepted, or refused.
-//! * The hook then acts: `tproxy` for forwarded connections; for those of this host a mark, by which the packet is routed to `lo`, where
-//!   `tproxy` takes it; `redirect` in the other mode.
-//! * When `tproxy` finds nobody listening (the daemon has just died, its leases have not yet) the walk goes on: the mark
-//!   is set and `decide` asked again, and the chains of closed rules, which see the mark, refuse; all others let it pass.
+//! * Only a pure SYN is looked up. Everything else belongs to us exactly when a transparent socket
+//!   of ours has its four-tuple (`socket transparent`), so connections that began before us, or
+//!   went their plain way, are never touched. The SYN comes first because `tproxy` itself knows
+//!   what a SYN for a connection in TIME_WAIT means.
+//! * `decide` (one for all hooks) finds the first match by its layers and goes to the chain of its
+//!   peer and failure mode, which *returns* to the hook when the peer's lease is present, and ends
+//!   the walk when it is not: accepted, or refused.
+//! * The hook then acts: `tproxy` for forwarded connections; for those of this host a mark, by
+//!   which the packet is routed to `lo`, where `tproxy` takes it; `redirect` in the other mode.
+//! * When `tproxy` finds nobody listening (the daemon has just died, its leases have not yet) the
+//!   walk goes on: the mark is set and `decide` asked again, and the chains of closed rules, which
+//!   see the mark, refuse; all others let it pass.
 //!
-//! Refused means a TCP reset, not silence: the application learns at once, and an administrator sees "connection refused" instead of
-//! a hang of minutes that looks like a broken network. A flood of SYNs gets few of them
-//! (`RESETS_PER_SECOND`): its sources may be made up, and a reset would reach whoever has the
-//! address.
+//! Refused means a TCP reset, not silence: the application learns at once, and an administrator
+//! sees "connection refused" instead of a hang of minutes that looks like a broken network. A flood
+//! of SYNs gets few of them (`RESETS_PER_SECOND`): its sources may be made up, and a reset would
+//! reach whoever has the address.
 //!
 //! SYNs are bounded before `tproxy` ([`Bounds`]): a listener whose queue is full sends SYN cookies,
 //! which transparent sockets cannot serve, and then nobody's connections work. A SYN beyond the
@@ -38,10 +42,12 @@ use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it is fixed.
+/// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it
+/// is fixed.
 pub const TABLE: &str = "tpo";
 
-/// The name of the set of groups that peers ask for, in our tables of the families `ip` and `ip6`: copying is not for `inet`.
+/// The name of the set of groups that peers ask for, in our tables of the families `ip` and `ip6`:
+/// copying is not for `inet`.
 pub const GROUPS: &str = "groups";
 
 /// Ports of the listeners. No `v6` where the host has no IPv6: then nothing of it is intercepted.
@@ -135,7 +141,8 @@ pub mod counter {
     pub const INTERCEPTED: &str = "intercepted";
     /// SYNs that went their plain way because the peer's lease was absent.
     pub const NO_LEASE: &str = "no_lease";
-    /// SYNs refused because the peer's lease was absent, or nobody listened, and the rule fails closed.
+    /// SYNs refused because the peer's lease was absent, or nobody listened, and the rule fails
+    /// closed.
     pub const REFUSED: &str = "refused";
     /// SYNs that found a lease but nobody who listened.
     pub const NO_LISTENER: &str = "no_listener";
@@ -147,8 +154,8 @@ pub mod counter {
     pub const FLOOD_DROPPED: &str = "flood_dropped";
     /// Packets out of the TUN device whose answers could not be noted, because a set was full.
     pub const WAYS_FULL: &str = "ways_full";
-    /// What the open rule at this place let go because the peer's lease was absent: SYNs of TCP, packets of the rest. Only where
-    /// [`super::MOST_COUNTED`] allows.
+    /// What the open rule at this place let go because the peer's lease was absent: SYNs of TCP,
+    /// packets of the rest. Only where [`super::MOST_COUNTED`] allows.
     pub fn of_rule(place: usize) -> String {
         format!("{OF_RULE}{place}")
     }
@@ -156,29 +163,60 @@ pub mod counter {
     /// How the names of these begin.
     pub const OF_RULE: &str = "plain_";
     /// All of them, but for those of single rules.
-    pub const ALL: [&str; 8] = [INTERCEPTED, NO_LEASE, REFUSED, NO_LISTENER, PACKETS, FLOOD, FLOOD_DROPPED, WAYS_FULL];
+    pub const ALL: [&str; 8] = [
+        INTERCEPTED,
+        NO_LEASE,
+        REFUSED,
+        NO_LISTENER,
+        PACKETS,
+        FLOOD,
+        FLOOD_DROPPED,
+        WAYS_FULL,
+    ];
 }
 
-/// Of more rules than these what goes its plain way is counted only together: each costs a counter and a chain, and `tpo status` asks for
-/// all of them.
+/// Of more rules than these what goes its plain way is counted only together: each costs a counter
+/// and a chain, and `tpo status` asks for all of them.
 pub const MOST_COUNTED: usize = 1_000;
 
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
 ///
 /// # Panics
-/// When a rule names a group that is not in [`Table::groups`], or a group a peer that is not below [`Table::peers`].
+/// When a rule names a group that is not in [`Table::groups`], or a group a peer that is not below
+/// [`Table::peers`].
 pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
-    if let Some(bad) = table.interfaces.iter().chain(&table.multicast).find(|name| !is_interface_name(name)) {
+    if let Some(bad) = table
+        .interfaces
+        .iter()
+        .chain(&table.multicast)
+        .find(|name| !is_interface_name(name))
+    {
         return Err(RuleError::Interface(bad.clone()));
     }
     let layers = Layers::new(&table.rules)?;
-    let others = table.packets.iter().map(|protocol| Ok((*protocol, Layers::of(&table.rules, *protocol)?)));
+    let others = table
+        .packets
+        .iter()
+        .map(|protocol| Ok((*protocol, Layers::of(&table.rules, *protocol)?)));
     let others = others.collect::<Result<Vec<_>, RuleError>>()?;
     let mut text = String::with_capacity(4096 + table.rules.len() * 96);
     // Adding before deleting makes the deletion possible whether or not there is an older one.
-    write!(text, "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n").expect(TO_STRING);
+    write!(
+        text,
+        "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n"
+    )
+    .expect(TO_STRING);
     let counted = table.rules.iter().filter(|rule| rule.enabled).count() <= MOST_COUNTED;
-    Writer { text: &mut text, table, ports, layers: &layers, others: &others, counted }.all().expect(TO_STRING);
+    Writer {
+        text: &mut text,
+        table,
+        ports,
+        layers: &layers,
+        others: &others,
+        counted,
+    }
+    .all()
+    .expect(TO_STRING);
     text.push_str("}\n");
     text.push_str(&multicast(&table.multicast, ports.v6.is_some()));
     Ok(text)
@@ -186,23 +224,35 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
 
 /// Takes away what [`render`] makes.
 pub fn nothing() -> String {
-    ["inet", "ip", "ip6"].map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n")).concat()
+    ["inet", "ip", "ip6"]
+        .map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
+        .concat()
 }
 
-/// Copies packets to the groups that peers ask for into the TUN device; they themselves go their way. Only those that came in where answers to them
-/// would go out: others have been brought here by somebody else, as we bring some ourselves. Copying takes one off the hop limit.
+/// Copies packets to the groups that peers ask for into the TUN device; they themselves go their
+/// way. Only those that came in where answers to them would go out: others have been brought here
+/// by somebody else, as we bring some ourselves. Copying takes one off the hop limit.
 pub(super) fn multicast(interfaces: &[String], v6: bool) -> String {
     let families: &[(&str, &str, Ipv6Addr)] = match v6 {
-        true => &[("ip", "ipv4_addr", VIA.to_ipv6_mapped()), ("ip6", "ipv6_addr", VIA_V6)],
+        true => &[
+            ("ip", "ipv4_addr", VIA.to_ipv6_mapped()),
+            ("ip6", "ipv6_addr", VIA_V6),
+        ],
         false => &[("ip", "ipv4_addr", VIA.to_ipv6_mapped())],
     };
     let mut text = String::new();
     for (family, kind, via) in families {
-        let _ = writeln!(text, "add table {family} {TABLE}\ndelete table {family} {TABLE}");
+        let _ = writeln!(
+            text,
+            "add table {family} {TABLE}\ndelete table {family} {TABLE}"
+        );
         if interfaces.is_empty() {
             continue;
         }
-        let names: Vec<String> = interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+        let names: Vec<String> = interfaces
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect();
         let _ = write!(
             text,
             "table {family} {TABLE} {{
@@ -221,7 +271,9 @@ pub(super) fn multicast(interfaces: &[String], v6: bool) -> String {
 }}
 ",
             names = names.join(", "),
-            via = via.to_ipv4_mapped().map_or_else(|| via.to_string(), |via| via.to_string()),
+            via = via
+                .to_ipv4_mapped()
+                .map_or_else(|| via.to_string(), |via| via.to_string()),
         );
     }
     text
@@ -240,8 +292,9 @@ pub(super) const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 /// Packets to these are for somebody on this host, or for many; no rule applies.
 pub(super) const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
 
-/// After connection tracking and whatever else marks packets (some firewalls set the whole mark at `mangle`, and check the reverse path by
-/// mark at `mangle + 10`, where ours must not be seen yet), before addresses are rewritten at `mangle + 50`.
+/// After connection tracking and whatever else marks packets (some firewalls set the whole mark at
+/// `mangle`, and check the reverse path by mark at `mangle + 10`, where ours must not be seen yet),
+/// before addresses are rewritten at `mangle + 50`.
 const PRIORITY: &str = "mangle + 20";
 
 /// Right behind: what belongs to a transparent socket is marked already.
@@ -298,17 +351,25 @@ impl Writer<'_> {
         for name in counter::ALL {
             writeln!(self.text, "  counter {name} {{\n  }}")?;
         }
-        // A set can only be looked up by something of the packet. It holds all protocols that are carried or none, so "is this one in the
-        // set" asks whether the set is empty. The one behind the last peer's says that the daemon itself lives.
+        // A set can only be looked up by something of the packet. It holds all protocols that are
+        // carried or none, so "is this one in the set" asks whether the set is empty. The one
+        // behind the last peer's says that the daemon itself lives.
         for peer in 0..=self.table.peers {
             let set = lease_set(peer);
-            writeln!(self.text, "  set {set} {{\n    type inet_proto; flags timeout;\n  }}")?;
+            writeln!(
+                self.text,
+                "  set {set} {{\n    type inet_proto; flags timeout;\n  }}"
+            )?;
         }
         self.bounds()?;
         self.verdict_chains()?;
-        self.maps("v4", "ipv4_addr", &self.layers.v4, |bits| Ipv4Addr::from(bits as u32).to_string())?;
+        self.maps("v4", "ipv4_addr", &self.layers.v4, |bits| {
+            Ipv4Addr::from(bits as u32).to_string()
+        })?;
         if self.ports.v6.is_some() {
-            self.maps("v6", "ipv6_addr", &self.layers.v6, |bits| Ipv6Addr::from(bits).to_string())?;
+            self.maps("v6", "ipv6_addr", &self.layers.v6, |bits| {
+                Ipv6Addr::from(bits).to_string()
+            })?;
         }
         self.decide("decide", "", self.layers, "tcp")?;
         match self.table.mode {
@@ -328,7 +389,11 @@ impl Writer<'_> {
     /// What may be intercepted at most, and a chain for each failure mode. Whoever returns from it
     /// is within the bounds.
     fn bounds(&mut self) -> fmt::Result {
-        let Bounds { syns_per_source: known, syns, .. } = self.table.bounds;
+        let Bounds {
+            syns_per_source: known,
+            syns,
+            ..
+        } = self.table.bounds;
         let new = (known / NEW_SHARE).max(1);
         let all_new = (syns / NEW_SHARE_OF_ALL).max(1);
         let all_known = (syns - all_new).max(1);
@@ -342,10 +407,18 @@ impl Writer<'_> {
         let burst = 2 * new;
         let families: &[(&str, &str, &str, String)] = &[
             ("v4", "ipv4_addr", "ip saddr", "ip saddr".to_owned()),
-            ("v6", "ipv6_addr", "ip6 saddr", format!("ip6 saddr & {V6_SITE}")),
+            (
+                "v6",
+                "ipv6_addr",
+                "ip6 saddr",
+                format!("ip6 saddr & {V6_SITE}"),
+            ),
         ];
         for (which, rate) in [("known", all_known), ("new", all_new)] {
-            writeln!(self.text, "  limit syns_{which} {{\n    rate over {rate}/second burst {rate} packets\n  }}")?;
+            writeln!(
+                self.text,
+                "  limit syns_{which} {{\n    rate over {rate}/second burst {rate} packets\n  }}"
+            )?;
         }
         writeln!(
             self.text,
@@ -374,8 +447,14 @@ impl Writer<'_> {
             }
         }
         for (mode, over) in [
-            (OnFailure::Open, format!("counter name {} accept", counter::FLOOD)),
-            (OnFailure::Closed, format!("counter name {} drop", counter::FLOOD_DROPPED)),
+            (
+                OnFailure::Open,
+                format!("counter name {} accept", counter::FLOOD),
+            ),
+            (
+                OnFailure::Closed,
+                format!("counter name {} drop", counter::FLOOD_DROPPED),
+            ),
         ] {
             let chain = bounded_chain(mode);
             writeln!(self.text, "  chain {chain}_over {{\n    {over}\n  }}")?;
@@ -409,7 +488,11 @@ impl Writer<'_> {
             for standing in Standing::ALL {
                 for (family, _, source, _) in families {
                     let set = standing.set(*family == "v6");
-                    writeln!(self.text, "    {source} @{set} goto {chain}_{}", standing.name())?;
+                    writeln!(
+                        self.text,
+                        "    {source} @{set} goto {chain}_{}",
+                        standing.name()
+                    )?;
                 }
             }
             for (family, _, _, source) in families {
@@ -419,12 +502,16 @@ impl Writer<'_> {
     {source} != @syns_new_{family} goto {chain}_over"
                 )?;
             }
-            writeln!(self.text, "    limit name \"syns_new\" goto {chain}_over\n  }}")?;
+            writeln!(
+                self.text,
+                "    limit name \"syns_new\" goto {chain}_over\n  }}"
+            )?;
         }
         Ok(())
     }
 
-    /// One chain for each pair of peer and failure mode that a rule uses. Whoever returns from it may be intercepted.
+    /// One chain for each pair of peer and failure mode that a rule uses. Whoever returns from it
+    /// may be intercepted.
     fn verdict_chains(&mut self) -> fmt::Result {
         writeln!(
             self.text,
@@ -437,8 +524,11 @@ impl Writer<'_> {
             refused = counter::REFUSED
         )?;
         let all = std::iter::once(self.layers).chain(self.others.iter().map(|(_, layers)| layers));
-        let all = all.flat_map(|layers| [&layers.v4, &layers.v6]).flat_map(|f| f.layers.iter().flatten());
-        let chains: BTreeSet<(Verdict, Option<usize>)> = all.map(|e| (e.verdict, self.counted_apart(e))).collect();
+        let all = all
+            .flat_map(|layers| [&layers.v4, &layers.v6])
+            .flat_map(|f| f.layers.iter().flatten());
+        let chains: BTreeSet<(Verdict, Option<usize>)> =
+            all.map(|e| (e.verdict, self.counted_apart(e))).collect();
         for (verdict, rule) in chains {
             let own = match rule {
                 Some(rule) => {
@@ -456,8 +546,10 @@ impl Writer<'_> {
             );
             let bounded = bounded_chain(verdict.on_failure);
             let chain = verdict_chain(verdict, rule);
-            let sets: Vec<String> =
-                peers.iter().map(|peer| format!("    meta l4proto @{} goto {bounded}", lease_set(*peer))).collect();
+            let sets: Vec<String> = peers
+                .iter()
+                .map(|peer| format!("    meta l4proto @{} goto {bounded}", lease_set(*peer)))
+                .collect();
             let sets = sets.join("\n");
             match verdict.on_failure {
                 OnFailure::Open => writeln!(
@@ -487,7 +579,13 @@ impl Writer<'_> {
         (self.counted && element.verdict.on_failure == OnFailure::Open).then_some(element.rule)
     }
 
-    fn maps(&mut self, name: &str, kind: &str, family: &Family, address: fn(u128) -> String) -> fmt::Result {
+    fn maps(
+        &mut self,
+        name: &str,
+        kind: &str,
+        family: &Family,
+        address: fn(u128) -> String,
+    ) -> fmt::Result {
         self.maps_with(name, kind, true, family, address)
     }
 
@@ -507,11 +605,21 @@ impl Writer<'_> {
     type {kind} . {kind}{services} : verdict
     flags interval
     elements = {{",
-                services = if ports { " . inet_service . inet_service" } else { "" }
+                services = if ports {
+                    " . inet_service . inet_service"
+                } else {
+                    ""
+                }
             )?;
             for element in layer {
                 let chain = verdict_chain(element.verdict, self.counted_apart(element));
-                let Element { source, source_ports, destination, destination_ports, .. } = *element;
+                let Element {
+                    source,
+                    source_ports,
+                    destination,
+                    destination_ports,
+                    ..
+                } = *element;
                 let services = match ports {
                     true => format!(
                         " . {} . {}",
@@ -533,17 +641,31 @@ impl Writer<'_> {
         if family.layers.is_empty() {
             return Ok(());
         }
-        writeln!(self.text, "  set {name}_destinations {{\n    type {kind}\n    flags interval\n    elements = {{")?;
+        writeln!(
+            self.text,
+            "  set {name}_destinations {{\n    type {kind}\n    flags interval\n    elements = {{"
+        )?;
         for (first, last) in family.destinations() {
             writeln!(self.text, "      {},", range(address(first), address(last)))?;
         }
         writeln!(self.text, "    }}\n  }}")
     }
 
-    /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule points: one look at the merged
-    /// destinations ends their walk, at a tenth of the cost of one layer.
-    pub(super) fn decide(&mut self, chain: &str, prefix: &str, layers: &Layers, transport: &str) -> fmt::Result {
-        let v6 = if self.ports.v6.is_some() { layers.v6.layers.len() } else { 0 };
+    /// Returns to its caller only for a SYN that is to be intercepted. Most SYNs go where no rule
+    /// points: one look at the merged destinations ends their walk, at a tenth of the cost of one
+    /// layer.
+    pub(super) fn decide(
+        &mut self,
+        chain: &str,
+        prefix: &str,
+        layers: &Layers,
+        transport: &str,
+    ) -> fmt::Result {
+        let v6 = if self.ports.v6.is_some() {
+            layers.v6.layers.len()
+        } else {
+            0
+        };
         let families = [("v4", "ip", layers.v4.layers.len()), ("v6", "ip6", v6)];
         writeln!(self.text, "  chain {chain} {{")?;
         for (family, header, layers) in families {
@@ -551,10 +673,14 @@ impl Writer<'_> {
             if layers == 0 {
                 continue;
             }
-            writeln!(self.text, "    {header} daddr != @{name}_destinations accept")?;
+            writeln!(
+                self.text,
+                "    {header} daddr != @{name}_destinations accept"
+            )?;
             for index in 0..layers {
-                // The kernel narrows down field by field, and what the first one leaves is the cost of the others: the
-                // destination, which tells rules apart best, makes a look-up ten times as fast as the source would.
+                // The kernel narrows down field by field, and what the first one leaves is the cost
+                // of the others: the destination, which tells rules apart best, makes a look-up ten
+                // times as fast as the source would.
                 let ports = match transport {
                     "" => String::new(),
                     _ => format!(" . {transport} dport . {transport} sport"),
@@ -568,18 +694,28 @@ impl Writer<'_> {
 
     fn tproxy(&mut self) -> fmt::Result {
         let Ports { v4, v6 } = self.ports;
-        let then = format!("meta mark set meta mark | {MARK_DELIVER:#x} counter name {} accept", counter::INTERCEPTED);
+        let then = format!(
+            "meta mark set meta mark | {MARK_DELIVER:#x} counter name {} accept",
+            counter::INTERCEPTED
+        );
         writeln!(self.text, "  chain divert {{")?;
-        writeln!(self.text, "    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{v4} {then}")?;
+        writeln!(
+            self.text,
+            "    meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{v4} {then}"
+        )?;
         if let Some(v6) = v6 {
-            writeln!(self.text, "    meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{v6} {then}")?;
+            writeln!(
+                self.text,
+                "    meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{v6} {then}"
+            )?;
         }
         // Reached only when nobody listens.
         writeln!(self.text, "    counter name {}\n  }}", counter::NO_LISTENER)?;
         writeln!(self.text, "  chain opening {{")?;
         if self.table.local {
-            // Decided in `output`. The packet is on `lo` and cannot go its plain way any more: when nobody listens it is dropped,
-            // and the application's next SYN, a second later, finds the lease gone.
+            // Decided in `output`. The packet is on `lo` and cannot go its plain way any more: when
+            // nobody listens it is dropped, and the application's next SYN, a second later, finds
+            // the lease gone.
             writeln!(
                 self.text,
                 "    iifname \"lo\" meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} goto opening_local"
@@ -611,27 +747,47 @@ impl Writer<'_> {
 
     fn redirect(&mut self) -> fmt::Result {
         let Ports { v4, v6 } = self.ports;
-        writeln!(self.text, "  chain divert {{\n    counter name {}", counter::INTERCEPTED)?;
-        writeln!(self.text, "    meta nfproto ipv4 meta l4proto tcp redirect to :{v4}")?;
+        writeln!(
+            self.text,
+            "  chain divert {{\n    counter name {}",
+            counter::INTERCEPTED
+        )?;
+        writeln!(
+            self.text,
+            "    meta nfproto ipv4 meta l4proto tcp redirect to :{v4}"
+        )?;
         if let Some(v6) = v6 {
-            writeln!(self.text, "    meta nfproto ipv6 meta l4proto tcp redirect to :{v6}")?;
+            writeln!(
+                self.text,
+                "    meta nfproto ipv6 meta l4proto tcp redirect to :{v6}"
+            )?;
         }
         writeln!(self.text, "  }}\n  chain redirect_prerouting {{")?;
-        writeln!(self.text, "    type nat hook prerouting priority dstnat; policy accept;")?;
+        writeln!(
+            self.text,
+            "    type nat hook prerouting priority dstnat; policy accept;"
+        )?;
         self.opening_only()?;
         self.only_interfaces()?;
         writeln!(self.text, "    jump decide\n    goto divert\n  }}")?;
         if self.table.local {
             writeln!(self.text, "  chain redirect_output {{")?;
-            writeln!(self.text, "    type nat hook output priority -100; policy accept;")?;
-            writeln!(self.text, "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept")?;
+            writeln!(
+                self.text,
+                "    type nat hook output priority -100; policy accept;"
+            )?;
+            writeln!(
+                self.text,
+                "    meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept"
+            )?;
             self.opening_only()?;
             writeln!(self.text, "    jump decide\n    goto divert\n  }}")?;
         }
         Ok(())
     }
 
-    /// Forwarded packets that belong to a transparent socket of ours, near or far edge, and ICMP errors about them.
+    /// Forwarded packets that belong to a transparent socket of ours, near or far edge, and ICMP
+    /// errors about them.
     fn established(&mut self) -> fmt::Result {
         let tproxy = self.table.mode == Mode::Tproxy;
         if !tproxy && !self.table.far_source_is_client {
@@ -647,7 +803,10 @@ impl Writer<'_> {
         if tproxy {
             writeln!(self.text, "    {SYN} goto opening")?;
         }
-        writeln!(self.text, "    socket transparent 1 meta mark set meta mark | {MARK_DELIVER:#x}\n  }}")
+        writeln!(
+            self.text,
+            "    socket transparent 1 meta mark set meta mark | {MARK_DELIVER:#x}\n  }}"
+        )
     }
 
     /// What this host sends itself.
@@ -663,9 +822,11 @@ impl Writer<'_> {
     type route hook output priority {PRIORITY}; policy accept;"
         )?;
         if self.table.far_source_is_client {
-            // Two kinds of packets that this host sends to the client's address are meant for our socket that bears it: what a server on this
-            // very host answers, and the host's own ICMP errors about that socket's packets (a destination that does not answer ARP). Neither
-            // belongs to our socket, so only connection tracking knows them, by the mark that our SYN left there.
+            // Two kinds of packets that this host sends to the client's address are meant for our
+            // socket that bears it: what a server on this very host answers, and the host's own
+            // ICMP errors about that socket's packets (a destination that does not answer ARP).
+            // Neither belongs to our socket, so only connection tracking knows them, by the mark
+            // that our SYN left there.
             writeln!(
                 self.text,
                 "    meta l4proto {{ icmp, ipv6-icmp }} ct state related ct mark & {MARK_OWN:#x} == {MARK_OWN:#x} {deliver} accept
@@ -681,8 +842,9 @@ impl Writer<'_> {
             )?;
         }
         if tproxy {
-            // Here too connection tracking has to remember which connections are ours. What it remembers of an earlier SYN is
-            // forgotten with each new one, or a connection that goes its plain way now would be cut in two.
+            // Here too connection tracking has to remember which connections are ours. What it
+            // remembers of an earlier SYN is forgotten with each new one, or a connection that goes
+            // its plain way now would be cut in two.
             writeln!(
                 self.text,
                 "    {NOT_FORWARDED} accept
@@ -699,7 +861,8 @@ impl Writer<'_> {
         writeln!(self.text, "  }}")
     }
 
-    /// UDP, ICMP and whatever else a rule names, whole, into the TUN device; and what answers to packets that came out of it.
+    /// UDP, ICMP and whatever else a rule names, whole, into the TUN device; and what answers to
+    /// packets that came out of it.
     fn packets(&mut self) -> fmt::Result {
         let own = MARK_PACKETS;
         let rest = format!("{}s", self.table.packets_rest.as_secs().max(1));
@@ -710,11 +873,20 @@ impl Writer<'_> {
         for (protocol, layers) in self.others {
             let (prefix, ports) = (format!("p{protocol}_"), *protocol == UDP);
             let (v4, v6) = (format!("{prefix}v4"), format!("{prefix}v6"));
-            self.maps_with(&v4, "ipv4_addr", ports, &layers.v4, |bits| Ipv4Addr::from(bits as u32).to_string())?;
+            self.maps_with(&v4, "ipv4_addr", ports, &layers.v4, |bits| {
+                Ipv4Addr::from(bits as u32).to_string()
+            })?;
             if self.ports.v6.is_some() {
-                self.maps_with(&v6, "ipv6_addr", ports, &layers.v6, |bits| Ipv6Addr::from(bits).to_string())?;
+                self.maps_with(&v6, "ipv6_addr", ports, &layers.v6, |bits| {
+                    Ipv6Addr::from(bits).to_string()
+                })?;
             }
-            self.decide(&format!("decide_{protocol}"), &prefix, layers, if ports { "udp" } else { "" })?;
+            self.decide(
+                &format!("decide_{protocol}"),
+                &prefix,
+                layers,
+                if ports { "udp" } else { "" },
+            )?;
         }
         self.ways_back_sets(families, &rest)?;
         self.noting_ways_back(families, &rest)?;
@@ -731,7 +903,9 @@ impl Writer<'_> {
         for (family, header, _) in families {
             let errors = match *family {
                 "v4" => "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
-                _ => "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+                _ => {
+                    "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+                }
             };
             let no_echo = match *family {
                 "v4" => "icmp type != { echo-request, echo-reply }",
@@ -744,7 +918,11 @@ impl Writer<'_> {
                 "    {errors} {header} daddr @back_{family}_hosts goto others_taken\n    {no_echo} return"
             )?;
             for (set, only, key) in [
-                (format!("back_{family}"), "", format!("{header} saddr . {header} daddr . udp sport . udp dport")),
+                (
+                    format!("back_{family}"),
+                    "",
+                    format!("{header} saddr . {header} daddr . udp sport . udp dport"),
+                ),
                 (
                     format!("back_{family}_pairs"),
                     "meta l4proto != udp ",
@@ -753,7 +931,8 @@ impl Writer<'_> {
             ] {
                 // The first answer makes it a flow of both ways. Where that cannot be noted it is
                 // ours all the same.
-                let note = format!("update @{set}_mutual {{ {key} timeout {rest} }} goto others_taken");
+                let note =
+                    format!("update @{set}_mutual {{ {key} timeout {rest} }} goto others_taken");
                 writeln!(
                     self.text,
                     "    {only}{key} @{set}_mutual {note}
@@ -777,18 +956,32 @@ impl Writer<'_> {
     jump others_back"
         )?;
         self.only_interfaces()?;
-        writeln!(self.text, "    goto others_ruled\n  }}\n  chain others_ruled {{")?;
+        writeln!(
+            self.text,
+            "    goto others_ruled\n  }}\n  chain others_ruled {{"
+        )?;
         for (protocol, _) in self.others {
             match *protocol {
-                ICMP => writeln!(self.text, "    icmp type echo-request jump decide_{protocol}")?,
-                ICMP_V6 if self.ports.v6.is_some() => {
-                    writeln!(self.text, "    icmpv6 type echo-request jump decide_{protocol}")?
-                }
-                _ => writeln!(self.text, "    meta l4proto {protocol} jump decide_{protocol}")?,
+                ICMP => writeln!(
+                    self.text,
+                    "    icmp type echo-request jump decide_{protocol}"
+                )?,
+                ICMP_V6 if self.ports.v6.is_some() => writeln!(
+                    self.text,
+                    "    icmpv6 type echo-request jump decide_{protocol}"
+                )?,
+                _ => writeln!(
+                    self.text,
+                    "    meta l4proto {protocol} jump decide_{protocol}"
+                )?,
             }
         }
         // Whoever returned from its decision is taken; a packet that has none is not.
-        let protocols: Vec<String> = self.others.iter().map(|(protocol, _)| protocol.to_string()).collect();
+        let protocols: Vec<String> = self
+            .others
+            .iter()
+            .map(|(protocol, _)| protocol.to_string())
+            .collect();
         writeln!(
             self.text,
             "    meta l4proto != {{ {} }} accept
@@ -798,8 +991,9 @@ impl Writer<'_> {
   }}",
             protocols.join(", ")
         )?;
-        // What this host sends itself: answers of its own services and its kernel's ICMP errors to those whom we speak for, and if it is
-        // wanted, what its own applications begin. Our own tunnel bears our mark.
+        // What this host sends itself: answers of its own services and its kernel's ICMP errors to
+        // those whom we speak for, and if it is wanted, what its own applications begin. Our own
+        // tunnel bears our mark.
         writeln!(
             self.text,
             "  chain others_output {{
@@ -870,14 +1064,22 @@ impl Writer<'_> {
             }
         }
         // A set that is full notes no more: the rule above ends there, and the packet goes on.
-        writeln!(self.text, "    counter name {full}\n  }}\n  chain others_out {{", full = counter::WAYS_FULL)?;
+        writeln!(
+            self.text,
+            "    counter name {full}\n  }}\n  chain others_out {{",
+            full = counter::WAYS_FULL
+        )?;
         for (family, header, _) in families {
             writeln!(
                 self.text,
                 "    update @back_{family}_hosts {{ {header} saddr timeout {brief} }} goto others_out_flow"
             )?;
         }
-        writeln!(self.text, "    counter name {full} goto others_out_flow\n  }}", full = counter::WAYS_FULL)
+        writeln!(
+            self.text,
+            "    counter name {full} goto others_out_flow\n  }}",
+            full = counter::WAYS_FULL
+        )
     }
 
     fn rest_one_way(&self) -> String {
@@ -887,7 +1089,10 @@ impl Writer<'_> {
     /// Ends the walk of all but SYNs that a rule may name.
     fn opening_only(&mut self) -> fmt::Result {
         writeln!(self.text, "    meta l4proto != tcp accept")?;
-        writeln!(self.text, "    tcp flags & (fin | syn | rst | ack) != syn accept")?;
+        writeln!(
+            self.text,
+            "    tcp flags & (fin | syn | rst | ack) != syn accept"
+        )?;
         writeln!(self.text, "    {NOT_FORWARDED} accept")
     }
 
@@ -895,8 +1100,17 @@ impl Writer<'_> {
         if self.table.interfaces.is_empty() {
             return Ok(());
         }
-        let names: Vec<String> = self.table.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
-        writeln!(self.text, "    iifname != {{ {} }} accept", names.join(", "))
+        let names: Vec<String> = self
+            .table
+            .interfaces
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        writeln!(
+            self.text,
+            "    iifname != {{ {} }} accept",
+            names.join(", ")
+        )
     }
 }
 
@@ -917,12 +1131,17 @@ fn bounded_chain(mode: OnFailure) -> &'static str {
 }
 
 pub(super) fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
-    if first == last { first.to_string() } else { format!("{first}-{last}") }
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}-{last}")
+    }
 }
 
 /// What Linux takes as the name of an interface, less what would mean something to nft.
 pub fn is_interface_name(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '@' | '+');
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '@' | '+');
     (1..16).contains(&name.len()) && name.chars().all(plain)
 }
 
@@ -942,7 +1161,12 @@ mod tests {
             on_failure: OnFailure::Open,
             enabled: true,
         };
-        let closed = RuleSpec { destination_ports: 81..=90, peer: 1, on_failure: OnFailure::Closed, ..any.clone() };
+        let closed = RuleSpec {
+            destination_ports: 81..=90,
+            peer: 1,
+            on_failure: OnFailure::Closed,
+            ..any.clone()
+        };
         Table {
             rules: vec![any, closed],
             mode: Mode::Tproxy,
@@ -959,12 +1183,17 @@ mod tests {
         }
     }
 
-    const PORTS: Ports = Ports { v4: 15001, v6: Some(15002) };
+    const PORTS: Ports = Ports {
+        v4: 15001,
+        v6: Some(15002),
+    };
 
     #[test]
     fn elements_carry_ranges_and_their_peers_chain() {
         let text = render(&table(&["lan0"]), PORTS).unwrap();
-        assert!(text.contains("10.10.2.0-10.10.2.255 . 10.10.1.0-10.10.1.255 . 80 . 0-65535 : goto rule_0_open,"));
+        assert!(text.contains(
+            "10.10.2.0-10.10.2.255 . 10.10.1.0-10.10.1.255 . 80 . 0-65535 : goto rule_0_open,"
+        ));
         assert!(text.contains("10.10.1.0-10.10.1.255 . 81-90 . 0-65535 : goto peer_1_closed,"));
         assert!(text.contains("iifname != { \"lan0\" } accept"));
         assert!(text.starts_with("add table inet tpo\ndelete table inet tpo\n"));
@@ -973,7 +1202,10 @@ mod tests {
     #[test]
     fn any_of_several_peers_will_do() {
         let mut table = table(&[]);
-        table.groups.push(crate::group::Group { peers: vec![1, 0], spread: false });
+        table.groups.push(crate::group::Group {
+            peers: vec![1, 0],
+            spread: false,
+        });
         table.rules[0].peer = 2;
         let text = render(&table, PORTS).unwrap();
         let both = "meta l4proto @alive_1 goto bounded_open\n    meta l4proto @alive_0 goto bounded_open\n    counter name plain_0 counter name no_lease accept";
@@ -983,11 +1215,20 @@ mod tests {
     #[test]
     fn many_rules_share_their_counters() {
         let mut table = table(&[]);
-        let more =
-            (0..MOST_COUNTED as u16).map(|port| RuleSpec { destination_ports: port..=port, ..table.rules[0].clone() });
+        let more = (0..MOST_COUNTED as u16).map(|port| RuleSpec {
+            destination_ports: port..=port,
+            ..table.rules[0].clone()
+        });
         table.rules = more.collect();
-        assert!(render(&table, PORTS).unwrap().contains("goto rule_999_open"));
-        table.rules.push(RuleSpec { destination_ports: 5_000..=5_000, ..table.rules[0].clone() });
+        assert!(
+            render(&table, PORTS)
+                .unwrap()
+                .contains("goto rule_999_open")
+        );
+        table.rules.push(RuleSpec {
+            destination_ports: 5_000..=5_000,
+            ..table.rules[0].clone()
+        });
         let text = render(&table, PORTS).unwrap();
         assert!(text.contains("goto peer_0_open") && !text.contains("plain_"));
     }
@@ -995,20 +1236,48 @@ mod tests {
     #[test]
     fn groups_are_copied_only_where_they_are_carried() {
         let text = render(&table(&[]), PORTS).unwrap();
-        assert!(!text.contains("dup to") && text.contains("delete table ip6 tpo"), "what an earlier run left goes");
-        let text = render(&Table { multicast: vec!["lan0".into()], ..table(&[]) }, PORTS).unwrap();
-        assert!(text.contains("dup to 192.0.0.9 device \"tpo0\"") && text.contains("dup to 100::9 device"), "{text}");
+        assert!(
+            !text.contains("dup to") && text.contains("delete table ip6 tpo"),
+            "what an earlier run left goes"
+        );
+        let text = render(
+            &Table {
+                multicast: vec!["lan0".into()],
+                ..table(&[])
+            },
+            PORTS,
+        )
+        .unwrap();
+        assert!(
+            text.contains("dup to 192.0.0.9 device \"tpo0\"")
+                && text.contains("dup to 100::9 device"),
+            "{text}"
+        );
     }
 
     #[test]
     fn without_ipv6_nothing_of_it_is_named() {
-        let text = render(&table(&[]), Ports { v4: 15001, v6: None }).unwrap();
+        let text = render(
+            &table(&[]),
+            Ports {
+                v4: 15001,
+                v6: None,
+            },
+        )
+        .unwrap();
         assert!(!text.contains("ip6 to"));
     }
 
     #[test]
     fn connection_tracking_only_for_this_hosts_own_traffic() {
-        let text = render(&Table { local: false, ..table(&[]) }, PORTS).unwrap();
+        let text = render(
+            &Table {
+                local: false,
+                ..table(&[])
+            },
+            PORTS,
+        )
+        .unwrap();
         assert!(!text.contains("ct mark"));
         assert!(!text.contains("ct direction"));
     }
@@ -1016,7 +1285,10 @@ mod tests {
     #[test]
     fn an_interface_name_cannot_smuggle_rules() {
         for bad in ["", "a\"; accept; \"", "a b", "sixteen-letters-"] {
-            assert_eq!(render(&table(&[bad]), PORTS).unwrap_err(), RuleError::Interface(bad.to_owned()));
+            assert_eq!(
+                render(&table(&[bad]), PORTS).unwrap_err(),
+                RuleError::Interface(bad.to_owned())
+            );
         }
     }
 }

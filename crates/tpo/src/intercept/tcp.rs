@@ -1,7 +1,9 @@
-//! The sockets of TCP interception: listeners that take over connections, and connections in the client's name.
+//! The sockets of TCP interception: listeners that take over connections, and connections in the
+//! client's name.
 //!
-//! Gives accepted connections (with the client and the original destination) to whoever moves them to their lane, and connecting
-//! sockets to the far edge. Everything that these sockets send carries [`MARK_OWN`], so the rules pass it by.
+//! Gives accepted connections (with the client and the original destination) to whoever moves them
+//! to their lane, and connecting sockets to the far edge. Everything that these sockets send
+//! carries [`MARK_OWN`], so the rules pass it by.
 
 use super::rules::Ports;
 use super::{Bounds, MARK_OWN, Mode};
@@ -29,16 +31,18 @@ const MOST_SOCKETS: usize = 64;
 /// was lost twice asks again itself.
 const SYN_ACK_RETRIES: libc::c_int = 1;
 
-/// Bytes that a socket holds unsent before it says "not writable". Without it the kernel's buffer grows to megabytes that no other
-/// flow can overtake; with it a stopped reader costs 285 kB, measured.
+/// Bytes that a socket holds unsent before it says "not writable". Without it the kernel's buffer
+/// grows to megabytes that no other flow can overtake; with it a stopped reader costs 285 kB,
+/// measured.
 const NOTSENT_LOWAT_BYTES: u32 = 128 * 1024;
 
-/// Congestion control on the LAN side, by preference. The host's default may be one that paces (BBR), which on a LAN halves the rate and
-/// costs 70 % more CPU.
+/// Congestion control on the LAN side, by preference. The host's default may be one that paces
+/// (BBR), which on a LAN halves the rate and costs 70 % more CPU.
 const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
 
-/// Times that an unanswered SYN to a destination is repeated: the client, whose own connection stands already, hears after 31 s that nobody answers,
-/// where the kernel's default would let it hope for two minutes.
+/// Times that an unanswered SYN to a destination is repeated: the client, whose own connection
+/// stands already, hears after 31 s that nobody answers, where the kernel's default would let it
+/// hope for two minutes.
 const SYN_RETRIES: libc::c_int = 4;
 
 /// The listening sockets, in the network namespace of the thread that opened them.
@@ -60,19 +64,31 @@ impl Listeners {
     /// far as `net.core.somaxconn` lets.
     pub fn with_room(mode: Mode, half_open: usize) -> io::Result<Listeners> {
         let (any4, any6) = match mode {
-            // Bound to loopback, so that no four-tuple of forwarded traffic can ever be the listener's own.
-            Mode::Tproxy => (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            // Bound to loopback, so that no four-tuple of forwarded traffic can ever be the
+            // listener's own.
+            Mode::Tproxy => (
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(Ipv6Addr::LOCALHOST),
+            ),
             // The kernel redirects to an address of the interface by which the connection came.
-            Mode::Redirect => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+            Mode::Redirect => (
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            ),
         };
         let clear = |error: io::Error| match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                io::Error::new(error.kind(), format!("tpo needs root or the capability CAP_NET_ADMIN ({error})"))
-            }
+            io::ErrorKind::PermissionDenied => io::Error::new(
+                error.kind(),
+                format!("tpo needs root or the capability CAP_NET_ADMIN ({error})"),
+            ),
             _ => error,
         };
         let v4 = Listener::open(mode, any4, half_open).map_err(clear)?;
-        let v6 = if has_ipv6() { Some(Listener::open(mode, any6, half_open).map_err(clear)?) } else { None };
+        let v6 = if has_ipv6() {
+            Some(Listener::open(mode, any6, half_open).map_err(clear)?)
+        } else {
+            None
+        };
         Ok(Listeners { v4, v6 })
     }
 
@@ -84,7 +100,11 @@ impl Listeners {
 
     /// Registers all sockets for readability, with tokens from `first` on.
     pub fn register(&mut self, registry: &Registry, first: usize) -> io::Result<()> {
-        for (token, socket) in self.iter_mut().flat_map(|listener| &mut listener.sockets).enumerate() {
+        for (token, socket) in self
+            .iter_mut()
+            .flat_map(|listener| &mut listener.sockets)
+            .enumerate()
+        {
             registry.register(&mut socket.socket, Token(first + token), Interest::READABLE)?;
         }
         Ok(())
@@ -92,19 +112,28 @@ impl Listeners {
 
     /// The socket with this token, counted from the first, is readable: connections may wait there.
     pub fn mark_ready(&mut self, token: usize) {
-        if let Some(socket) = self.iter_mut().flat_map(|listener| &mut listener.sockets).nth(token) {
+        if let Some(socket) = self
+            .iter_mut()
+            .flat_map(|listener| &mut listener.sockets)
+            .nth(token)
+        {
             socket.is_ready = true;
         }
     }
 
     /// Connections may wait at any of them.
     pub fn mark_all_ready(&mut self) {
-        self.iter_mut().flat_map(|listener| &mut listener.sockets).for_each(|socket| socket.is_ready = true);
+        self.iter_mut()
+            .flat_map(|listener| &mut listener.sockets)
+            .for_each(|socket| socket.is_ready = true);
     }
 
     /// Their ports, for the rules.
     pub fn ports(&self) -> Ports {
-        Ports { v4: self.v4.address.port(), v6: self.v6.as_ref().map(|l| l.address.port()) }
+        Ports {
+            v4: self.v4.address.port(),
+            v6: self.v6.as_ref().map(|l| l.address.port()),
+        }
     }
 
     /// Each of them.
@@ -125,8 +154,8 @@ pub struct Listener {
     sockets: Vec<Listening>,
     address: SocketAddr,
     mode: Mode,
-    /// Given up for a moment when descriptors run out, to accept and reset connections that would otherwise wait for ever
-    /// and keep the listener readable, in a spin.
+    /// Given up for a moment when descriptors run out, to accept and reset connections that would
+    /// otherwise wait for ever and keep the listener readable, in a spin.
     reserve: Option<File>,
 }
 
@@ -170,13 +199,25 @@ impl Listener {
             let socket = Listener::open_one(mode, address)?;
             // The others join the first one at its port.
             address = local_address(&socket)?;
-            sockets.push(Listening { socket: TcpListener::from_std(socket.into()), is_ready: true });
+            sockets.push(Listening {
+                socket: TcpListener::from_std(socket.into()),
+                is_ready: true,
+            });
         }
-        Ok(Listener { sockets, address, mode, reserve: Some(reserve()?) })
+        Ok(Listener {
+            sockets,
+            address,
+            mode,
+            reserve: Some(reserve()?),
+        })
     }
 
     fn open_one(mode: Mode, address: SocketAddr) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         if address.is_ipv6() {
@@ -188,7 +229,12 @@ impl Listener {
         // Accepted sockets inherit all of these, which saves system calls for each.
         lan_options(&socket)?;
         // Of a listener it says how often the SYN-ACK is repeated.
-        sys::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_ACK_RETRIES)?;
+        sys::set_option(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SYNCNT,
+            SYN_ACK_RETRIES,
+        )?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG as i32)?;
         Ok(socket)
@@ -199,7 +245,9 @@ impl Listener {
     /// # Errors
     /// Only those of the listener itself, after which it is of no more use.
     pub fn accept_batch(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
-        self.sockets.iter_mut().for_each(|socket| socket.is_ready = true);
+        self.sockets
+            .iter_mut()
+            .for_each(|socket| socket.is_ready = true);
         self.accept_ready(limit, out)
     }
 
@@ -208,7 +256,10 @@ impl Listener {
     /// # Errors
     /// Only those of the listener itself, after which it is of no more use.
     pub fn accept_ready(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
-        let mut all = Batch { drained: true, ..Batch::default() };
+        let mut all = Batch {
+            drained: true,
+            ..Batch::default()
+        };
         for index in 0..self.sockets.len() {
             if !self.sockets[index].is_ready {
                 continue;
@@ -223,7 +274,12 @@ impl Listener {
         Ok(all)
     }
 
-    fn accept_at(&mut self, index: usize, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
+    fn accept_at(
+        &mut self,
+        index: usize,
+        limit: usize,
+        out: &mut Vec<Accepted>,
+    ) -> io::Result<Batch> {
         let mut batch = Batch::default();
         for _ in 0..limit {
             match self.sockets[index].socket.accept() {
@@ -231,7 +287,11 @@ impl Listener {
                     let stream = TcpStream::from(stream);
                     match original_destination(&stream, self.mode) {
                         Ok(destination) if !self.is_own(&stream, destination) => {
-                            out.push(Accepted { stream, client: canonical(client), destination });
+                            out.push(Accepted {
+                                stream,
+                                client: canonical(client),
+                                destination,
+                            });
                         }
                         Ok(_) => {
                             batch.not_intercepted += 1;
@@ -251,14 +311,20 @@ impl Listener {
                     }
                     Some(libc::EMFILE | libc::ENFILE) => {
                         if !self.shed(index) {
-                            // Another thread took the descriptor that we gave up. Do not spin: the caller comes back with the
-                            // next connection or its next round.
+                            // Another thread took the descriptor that we gave up. Do not spin: the
+                            // caller comes back with the next connection or its next round.
                             batch.drained = true;
                             break;
                         }
                         batch.no_descriptors += 1;
                     }
-                    Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT | libc::EOPNOTSUPP) => {
+                    Some(
+                        libc::EBADF
+                        | libc::EINVAL
+                        | libc::ENOTSOCK
+                        | libc::EFAULT
+                        | libc::EOPNOTSUPP,
+                    ) => {
                         return Err(error);
                     }
                     // All others are errors of the waiting connection, which accept(2) passes on.
@@ -269,18 +335,26 @@ impl Listener {
         Ok(batch)
     }
 
-    /// A connection to the listener's own port that no rule brought here: answering it would connect us to ourselves.
+    /// A connection to the listener's own port that no rule brought here: answering it would
+    /// connect us to ourselves.
     fn is_own(&self, stream: &TcpStream, destination: SocketAddr) -> bool {
         match self.mode {
             Mode::Tproxy => destination == self.address,
-            Mode::Redirect => stream.local_addr().is_ok_and(|local| canonical(local) == destination),
+            Mode::Redirect => stream
+                .local_addr()
+                .is_ok_and(|local| canonical(local) == destination),
         }
     }
 
-    /// Out of descriptors: accepts one connection with the reserve and resets it. Whether that was possible.
+    /// Out of descriptors: accepts one connection with the reserve and resets it. Whether that was
+    /// possible.
     fn shed(&mut self, index: usize) -> bool {
         self.reserve = None;
-        let taken = self.sockets[index].socket.accept().map(|(stream, _)| reset_on_close(&stream)).is_ok();
+        let taken = self.sockets[index]
+            .socket
+            .accept()
+            .map(|(stream, _)| reset_on_close(&stream))
+            .is_ok();
         self.reserve = reserve().ok();
         taken
     }
@@ -292,25 +366,43 @@ pub fn original_destination(stream: &TcpStream, mode: Mode) -> io::Result<Socket
         Mode::Tproxy => stream.local_addr().map(canonical),
         Mode::Redirect => {
             let socket = SockRef::from(stream);
-            let found =
-                if stream.local_addr()?.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
-            found.map(|address| address.as_socket().map(canonical).expect("the kernel gives an IP address"))
+            let found = if stream.local_addr()?.is_ipv4() {
+                socket.original_dst_v4()
+            } else {
+                socket.original_dst_v6()
+            };
+            found.map(|address| {
+                address
+                    .as_socket()
+                    .map(canonical)
+                    .expect("the kernel gives an IP address")
+            })
         }
     }
 }
 
-/// A connection on its way to `destination`, from `client` or, without one, from this host's own address. Non-blocking: it is
-/// connected, or refused, when it becomes writable.
+/// A connection on its way to `destination`, from `client` or, without one, from this host's own
+/// address. Non-blocking: it is connected, or refused, when it becomes writable.
 ///
 /// The client's port may be 0, for any.
 ///
 /// # Errors
-/// `AddrInUse` when another connection from the client's address and port to this destination still exists here.
+/// `AddrInUse` when another connection from the client's address and port to this destination still
+/// exists here.
 pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::Result<TcpStream> {
     let destination = canonical(destination);
-    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(destination),
+        Type::STREAM.nonblocking(),
+        Some(Protocol::TCP),
+    )?;
     lan_options(&socket)?;
-    sys::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SYNCNT, SYN_RETRIES)?;
+    sys::set_option(
+        socket.as_raw_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_SYNCNT,
+        SYN_RETRIES,
+    )?;
     if let Some(client) = client.map(canonical) {
         if client.is_ipv4() != destination.is_ipv4() {
             return Err(io::Error::new(
@@ -323,7 +415,12 @@ pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::
         socket.set_reuse_address(true)?;
         if client.port() == 0 {
             // The port is chosen at connect, where only the four-tuple has to be free.
-            sys::set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+            sys::set_option(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                libc::IP_BIND_ADDRESS_NO_PORT,
+                1,
+            )?;
         }
         socket.bind(&client.into())?;
     }
@@ -338,7 +435,8 @@ pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::
     }
 }
 
-/// Makes the coming close a reset, whatever is still unsent. Sockets from here begin so; this is for those that may have been changed.
+/// Makes the coming close a reset, whatever is still unsent. Sockets from here begin so; this is
+/// for those that may have been changed.
 pub fn reset_on_close<S: AsFd>(stream: &S) {
     // Fails only on something that is no socket; then there is nothing to reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
@@ -346,15 +444,18 @@ pub fn reset_on_close<S: AsFd>(stream: &S) {
 
 /// What every LAN-side socket of ours has.
 ///
-/// Until somebody says otherwise its close is a reset: if the process dies, a connection must not look to the application as if it had
-/// come to its orderly end. The edge takes that back when the other side did end in order.
+/// Until somebody says otherwise its close is a reset: if the process dies, a connection must not
+/// look to the application as if it had come to its orderly end. The edge takes that back when the
+/// other side did end in order.
 pub(crate) fn lan_options(socket: &Socket) -> io::Result<()> {
     socket.set_mark(MARK_OWN)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
     // A kernel without either keeps its default: slower, not wrong.
-    let _ = CONGESTION.iter().any(|name| socket.set_tcp_congestion(name).is_ok());
+    let _ = CONGESTION
+        .iter()
+        .any(|name| socket.set_tcp_congestion(name).is_ok());
     Ok(())
 }
 
@@ -371,12 +472,17 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 fn local_address(socket: &Socket) -> io::Result<SocketAddr> {
-    Ok(socket.local_addr()?.as_socket().expect("the socket was bound to an IP address"))
+    Ok(socket
+        .local_addr()?
+        .as_socket()
+        .expect("the socket was bound to an IP address"))
 }
 
 /// What one socket's queue holds here.
 fn queue_length() -> usize {
-    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
+    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     // Where it cannot be read: the kernel's default since 5.4.
     limit.unwrap_or(4_096).clamp(1, BACKLOG)
 }

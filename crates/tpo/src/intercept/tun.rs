@@ -1,7 +1,9 @@
 //! The TUN device by which packets of what is no TCP come to us and go out again, whole.
 //!
-//! The kernel routes marked packets into it; what we write to it takes the way of any packet that came in somewhere: the firewall, the hop
-//! limit, path MTU and ICMP errors are the kernel's. It lives as long as the daemon: with it goes the route into it, and what no closed rule names takes its plain way.
+//! The kernel routes marked packets into it; what we write to it takes the way of any packet that
+//! came in somewhere: the firewall, the hop limit, path MTU and ICMP errors are the kernel's. It
+//! lives as long as the daemon: with it goes the route into it, and what no closed rule names takes
+//! its plain way.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
@@ -23,12 +25,14 @@ pub const DEVICE: &str = "tpo0";
 const QUEUE: u32 = 4_096;
 /// Bytes: no packet is cut on its way to us, whatever its size.
 const MTU: u32 = 65_535;
-/// The loose check of sources drops what comes in by a device without an address. This one is nobody's, for such purposes (RFC 7600).
+/// The loose check of sources drops what comes in by a device without an address. This one is
+/// nobody's, for such purposes (RFC 7600).
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
-/// What IPv4 does with what comes out of the device, by number. It bears addresses whose way back leads elsewhere, so a strict check of
-/// sources would drop everything. Behind the device is no network of ours: nothing that comes from there changes how this host routes,
-/// and no packet names its own way.
+/// What IPv4 does with what comes out of the device, by number. It bears addresses whose way back
+/// leads elsewhere, so a strict check of sources would drop everything. Behind the device is no
+/// network of ours: nothing that comes from there changes how this host routes, and no packet names
+/// its own way.
 const SETTINGS_V4: [(u16, u32); 4] = [
     (IPV4_DEVCONF_RP_FILTER, 2),
     // The check knows our mark, by which the rules that hold closed rules let its question pass.
@@ -37,9 +41,13 @@ const SETTINGS_V4: [(u16, u32); 4] = [
     (IPV4_DEVCONF_ACCEPT_SOURCE_ROUTE, 0),
 ];
 
-/// The same of IPv6, for which netlink has no word. Packets that would make use of them do not leave the tunnel, so a host whose /proc/sys
-/// cannot be written loses nothing by it.
-const SETTINGS_V6: [(&str, &str); 3] = [("accept_ra", "0"), ("accept_redirects", "0"), ("accept_source_route", "-1")];
+/// The same of IPv6, for which netlink has no word. Packets that would make use of them do not
+/// leave the tunnel, so a host whose /proc/sys cannot be written loses nothing by it.
+const SETTINGS_V6: [(&str, &str); 3] = [
+    ("accept_ra", "0"),
+    ("accept_redirects", "0"),
+    ("accept_source_route", "-1"),
+];
 
 /// The device.
 #[derive(Debug)]
@@ -58,8 +66,8 @@ impl Tun {
         Ok(Tun { file })
     }
 
-    /// Makes the device anew if somebody has deleted it; whether that was so. Whoever reads it goes on reading. Needs CAP_NET_ADMIN and nothing
-    /// of /dev: the file is that of the first device.
+    /// Makes the device anew if somebody has deleted it; whether that was so. Whoever reads it goes
+    /// on reading. Needs CAP_NET_ADMIN and nothing of /dev: the file is that of the first device.
     pub fn restore(&self) -> Result<bool, InstallError> {
         match crate::sys::attach_tun(&self.file, DEVICE) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
@@ -67,11 +75,19 @@ impl Tun {
         }
     }
 
-    /// Reads the next packet; `None` when there is none now. No offload is asked for, so it is one packet, whole, with its checksum.
+    /// Reads the next packet; `None` when there is none now. No offload is asked for, so it is one
+    /// packet, whole, with its checksum.
     pub fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
         match (&self.file).read(buffer) {
             Ok(length) => Ok(buffer.get(VNET..length)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -83,7 +99,9 @@ impl Tun {
 
     /// Sends what the kernel makes of it by what it is told.
     pub fn write_told(&self, told: &[u8; VNET], packet: &[u8]) -> io::Result<()> {
-        (&self.file).write_vectored(&[IoSlice::new(told), IoSlice::new(packet)]).map(drop)
+        (&self.file)
+            .write_vectored(&[IoSlice::new(told), IoSlice::new(packet)])
+            .map(drop)
     }
 }
 
@@ -96,16 +114,24 @@ impl AsRawFd for Tun {
 fn refused(error: io::Error) -> InstallError {
     let what = "make the TUN device for UDP, ICMP and other packets";
     match error.kind() {
-        io::ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said: error.to_string() },
+        io::ErrorKind::PermissionDenied => InstallError::NotPermitted {
+            what,
+            said: error.to_string(),
+        },
         io::ErrorKind::NotFound => InstallError::Refused {
             what,
-            said: "/dev/net/tun is not there; is the kernel's TUN driver loaded (modprobe tun)?".into(),
+            said: "/dev/net/tun is not there; is the kernel's TUN driver loaded (modprobe tun)?"
+                .into(),
         },
-        _ => InstallError::Refused { what, said: error.to_string() },
+        _ => InstallError::Refused {
+            what,
+            said: error.to_string(),
+        },
     }
 }
 
-/// Everything that a fresh device needs. By netlink, which asks for no more than CAP_NET_ADMIN and works where /proc/sys cannot be written.
+/// Everything that a fresh device needs. By netlink, which asks for no more than CAP_NET_ADMIN and
+/// works where /proc/sys cannot be written.
 fn set_up() -> io::Result<()> {
     let index = crate::sys::interface_index(DEVICE)?;
     let mut link = Link::open()?;
@@ -126,7 +152,11 @@ fn set_up() -> io::Result<()> {
     link.change(libc::RTM_NEWLINK, &about(index, 0), &basic)?;
     // No link-local address, whose announcements nobody would hear.
     let mut none = Vec::new();
-    attribute(&mut none, IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+    attribute(
+        &mut none,
+        IFLA_INET6_ADDR_GEN_MODE,
+        &[IN6_ADDR_GEN_MODE_NONE],
+    );
     let v6 = nested(libc::IFLA_AF_SPEC, &nested(libc::AF_INET6 as u16, &none));
     match link.change(libc::RTM_NEWLINK, &about(index, 0), &v6) {
         // A host without IPv6.
@@ -174,24 +204,41 @@ impl Link {
     fn open() -> io::Result<Link> {
         let protocol = Protocol::from(libc::NETLINK_ROUTE);
         let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(protocol))?;
-        // The kernel answers inside the call that asks; waiting means that something is badly wrong.
+        // The kernel answers inside the call that asks; waiting means that something is badly
+        // wrong.
         socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-        Ok(Link { socket, sequence: 0 })
+        Ok(Link {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// Asks for one change, and waits until it is made.
     fn change(&mut self, kind: u16, header: &[u8], attributes: &[u8]) -> io::Result<()> {
         self.sequence += 1;
         let mut request = Vec::new();
-        message(&mut request, kind, libc::NLM_F_ACK as u16, self.sequence, header, attributes);
+        message(
+            &mut request,
+            kind,
+            libc::NLM_F_ACK as u16,
+            self.sequence,
+            header,
+            attributes,
+        );
         let sent = self.socket.send(&request)?;
         assert_eq!(sent, request.len(), "netlink takes a message whole");
-        // An acknowledgement is a number and the request's header, or, with the number of an error, the request.
+        // An acknowledgement is a number and the request's header, or, with the number of an error,
+        // the request.
         let mut buffer = [0; 4_096];
         let length = (&self.socket).read(&mut buffer)?;
         match next_message(&mut &buffer[..length]) {
-            Some((kind, sequence, body)) if kind == libc::NLMSG_ERROR as u16 && sequence == self.sequence => {
-                match body.first_chunk().map_or(libc::EIO, |code| -i32::from_ne_bytes(*code)) {
+            Some((kind, sequence, body))
+                if kind == libc::NLMSG_ERROR as u16 && sequence == self.sequence =>
+            {
+                match body
+                    .first_chunk()
+                    .map_or(libc::EIO, |code| -i32::from_ne_bytes(*code))
+                {
                     0 => Ok(()),
                     code => Err(io::Error::from_raw_os_error(code)),
                 }

@@ -1,8 +1,9 @@
-//! Whether what was installed is still there. Others may take it away without asking us: a reload of the firewall flushes all of nftables,
-//! a network manager removes routing rules that it did not make.
+//! Whether what was installed is still there. Others may take it away without asking us: a reload
+//! of the firewall flushes all of nftables, a network manager removes routing rules that it did not
+//! make.
 //!
-//! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would cost more than an idle daemon. Gives its
-//! answers to [`super::install`] and [`super::holding`].
+//! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would
+//! cost more than an idle daemon. Gives its answers to [`super::install`] and [`super::holding`].
 
 use super::netlink::{INET, attribute, find, message, next_message, nft};
 use super::{MARK_DELIVER, MARK_PACKETS};
@@ -11,10 +12,12 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// Times that table and chains are listed before a difference counts: a list that another's change has interrupted may lack some.
+/// Times that table and chains are listed before a difference counts: a list that another's change
+/// has interrupted may lack some.
 const TRIES: usize = 3;
 
-/// Looks at our table and at our route. Belongs to the network namespace of the thread that opened it.
+/// Looks at our table and at our route. Belongs to the network namespace of the thread that opened
+/// it.
 #[derive(Debug)]
 pub(super) struct Watch {
     /// The name of the table that is looked at.
@@ -29,13 +32,15 @@ pub(super) struct Watch {
 /// What is seen of our table.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
-    /// The table's own handle, which no other table of the namespace ever gets: another daemon's of the same shape has another one.
+    /// The table's own handle, which no other table of the namespace ever gets: another daemon's of
+    /// the same shape has another one.
     table: Vec<u8>,
     chains: Vec<Chain>,
 }
 
-/// A chain of our table. The handle, counted within the table, changes when the chain is made anew; the uses are its rules, and the jumps and map
-/// elements that lead to it, so they change when rules or maps are flushed.
+/// A chain of our table. The handle, counted within the table, changes when the chain is made anew;
+/// the uses are its rules, and the jumps and map elements that lead to it, so they change when
+/// rules or maps are flushed.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Chain {
     handle: Vec<u8>,
@@ -44,8 +49,18 @@ struct Chain {
 
 impl Watch {
     pub(super) fn open(table: &'static str) -> io::Result<Watch> {
-        let (netfilter, routing) = (open_netlink(libc::NETLINK_NETFILTER)?, open_netlink(libc::NETLINK_ROUTE)?);
-        Ok(Watch { table, netfilter, routing, sequence: 0, buffer: vec![0; 32 * 1024], seen: Seen::default() })
+        let (netfilter, routing) = (
+            open_netlink(libc::NETLINK_NETFILTER)?,
+            open_netlink(libc::NETLINK_ROUTE)?,
+        );
+        Ok(Watch {
+            table,
+            netfilter,
+            routing,
+            sequence: 0,
+            buffer: vec![0; 32 * 1024],
+            seen: Seen::default(),
+        })
     }
 
     /// Whether there is a table of this name with any chain.
@@ -72,22 +87,48 @@ impl Watch {
 
     fn look(&mut self) -> io::Result<Seen> {
         let mut seen = Seen::default();
-        self.list((libc::NFT_MSG_GETTABLE, libc::NFT_MSG_NEWTABLE), NFTA_TABLE_NAME, |attributes| {
-            seen.table = find(attributes, NFTA_TABLE_HANDLE).unwrap_or_default().to_vec();
-        })?;
-        self.list((libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN), NFTA_CHAIN_TABLE, |attributes| {
-            let value = |kind| find(attributes, kind).unwrap_or_default().to_vec();
-            seen.chains.push(Chain { handle: value(NFTA_CHAIN_HANDLE), uses: value(NFTA_CHAIN_USE) });
-        })?;
+        self.list(
+            (libc::NFT_MSG_GETTABLE, libc::NFT_MSG_NEWTABLE),
+            NFTA_TABLE_NAME,
+            |attributes| {
+                seen.table = find(attributes, NFTA_TABLE_HANDLE)
+                    .unwrap_or_default()
+                    .to_vec();
+            },
+        )?;
+        self.list(
+            (libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN),
+            NFTA_CHAIN_TABLE,
+            |attributes| {
+                let value = |kind| find(attributes, kind).unwrap_or_default().to_vec();
+                seen.chains.push(Chain {
+                    handle: value(NFTA_CHAIN_HANDLE),
+                    uses: value(NFTA_CHAIN_USE),
+                });
+            },
+        )?;
         seen.chains.sort();
         Ok(seen)
     }
 
-    /// Lists what there is of a kind, by its question and answer, and tells the attributes of each that names our table by the attribute `of`.
-    fn list(&mut self, (get, new): (i32, i32), of: u16, mut tell: impl FnMut(&[u8])) -> io::Result<()> {
+    /// Lists what there is of a kind, by its question and answer, and tells the attributes of each
+    /// that names our table by the attribute `of`.
+    fn list(
+        &mut self,
+        (get, new): (i32, i32),
+        of: u16,
+        mut tell: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        message(&mut request, nft(get), libc::NLM_F_DUMP as u16, self.sequence, &INET, &[]);
+        message(
+            &mut request,
+            nft(get),
+            libc::NLM_F_DUMP as u16,
+            self.sequence,
+            &INET,
+            &[],
+        );
         let name = [self.table.as_bytes(), &[0]].concat();
         let on = |kind, body: &[u8]| {
             let attributes = body.get(INET.len()..).unwrap_or_default();
@@ -95,32 +136,50 @@ impl Watch {
                 tell(attributes);
             }
         };
-        exchange(&self.netfilter, &mut self.buffer, &request, self.sequence, libc::NLMSG_DONE as u16, on)
+        exchange(
+            &self.netfilter,
+            &mut self.buffer,
+            &request,
+            self.sequence,
+            libc::NLMSG_DONE as u16,
+            on,
+        )
     }
 
-    /// Whether a packet with our mark is delivered to this host. Asked by its effect, so it also finds a rule of others that comes before ours.
+    /// Whether a packet with our mark is delivered to this host. Asked by its effect, so it also
+    /// finds a rule of others that comes before ours.
     pub(super) fn route_is_whole(&mut self, v6: bool) -> io::Result<bool> {
         let mut local = false;
-        self.route(v6, MARK_DELIVER, |body| local = body.get(RTMSG_TYPE) == Some(&libc::RTN_LOCAL))?;
+        self.route(v6, MARK_DELIVER, |body| {
+            local = body.get(RTMSG_TYPE) == Some(&libc::RTN_LOCAL)
+        })?;
         Ok(local)
     }
 
-    /// By which device a packet with the mark of the TUN device leaves: its number, if there is a way at all.
+    /// By which device a packet with the mark of the TUN device leaves: its number, if there is a
+    /// way at all.
     pub(super) fn way_of_packets(&mut self, v6: bool) -> io::Result<Option<u32>> {
         let mut device = None;
         self.route(v6, MARK_PACKETS, |body| {
             let found = find(body.get(RTMSG..).unwrap_or_default(), libc::RTA_OIF);
-            device = found.and_then(|number| number.try_into().ok()).map(u32::from_ne_bytes);
+            device = found
+                .and_then(|number| number.try_into().ok())
+                .map(u32::from_ne_bytes);
         })?;
         Ok(device)
     }
 
     /// Asks for the way of a packet with this mark; nothing is told when there is none.
     fn route(&mut self, v6: bool, mark: u32, mut tell: impl FnMut(&[u8])) -> io::Result<()> {
-        // Addresses of the documentation: nobody's, so that the table of this host's own addresses does not answer.
+        // Addresses of the documentation: nobody's, so that the table of this host's own addresses
+        // does not answer.
         let (family, address, length) = match v6 {
             false => (libc::AF_INET, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 32),
-            true => (libc::AF_INET6, IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 128),
+            true => (
+                libc::AF_INET6,
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+                128,
+            ),
         };
         // struct rtmsg: the family and the prefix length are all that a question needs.
         let mut header = [0; RTMSG];
@@ -133,11 +192,30 @@ impl Watch {
         attribute(&mut attributes, libc::RTA_MARK, &mark.to_ne_bytes());
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        message(&mut request, libc::RTM_GETROUTE, 0, self.sequence, &header, &attributes);
+        message(
+            &mut request,
+            libc::RTM_GETROUTE,
+            0,
+            self.sequence,
+            &header,
+            &attributes,
+        );
         let on = |_, body: &[u8]| tell(body);
-        match exchange(&self.routing, &mut self.buffer, &request, self.sequence, libc::RTM_NEWROUTE, on) {
+        match exchange(
+            &self.routing,
+            &mut self.buffer,
+            &request,
+            self.sequence,
+            libc::RTM_NEWROUTE,
+            on,
+        ) {
             Ok(()) => Ok(()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EPERM | libc::ENOBUFS)) => {
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAGAIN | libc::EPERM | libc::ENOBUFS)
+                ) =>
+            {
                 Err(error)
             }
             // No route, or one that refuses.
@@ -148,13 +226,18 @@ impl Watch {
 
 /// A socket to ask the kernel by.
 pub(super) fn open_netlink(protocol: libc::c_int) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(Protocol::from(protocol)))?;
+    let socket = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW,
+        Some(Protocol::from(protocol)),
+    )?;
     // The kernel answers inside the call that asks; waiting means that something is badly wrong.
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     Ok(socket)
 }
 
-/// Sends the request and reads its answers, until one of type `last` has come, or the kernel has said that it did as it was told.
+/// Sends the request and reads its answers, until one of type `last` has come, or the kernel has
+/// said that it did as it was told.
 pub(super) fn exchange(
     socket: &Socket,
     buffer: &mut [u8],
@@ -175,7 +258,9 @@ pub(super) fn exchange(
                 continue;
             }
             if kind == libc::NLMSG_ERROR as u16 {
-                let code = body.first_chunk().map_or(libc::EIO, |code| -i32::from_ne_bytes(*code));
+                let code = body
+                    .first_chunk()
+                    .map_or(libc::EIO, |code| -i32::from_ne_bytes(*code));
                 if code == 0 {
                     return Ok(());
                 }

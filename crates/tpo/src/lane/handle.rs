@@ -39,7 +39,8 @@ pub enum Command {
     Flows(SyncSender<Vec<FlowInfo>>),
     /// A dictionary of the compression engine has been made.
     Worked(Worked),
-    /// Groups of many that the peer shall be asked for from now on: all of them, by [`For`](crate::multicast::groups::For).
+    /// Groups of many that the peer shall be asked for from now on: all of them, by
+    /// [`For`](crate::multicast::groups::For).
     Groups([Vec<IpAddr>; 2]),
     /// The memory that flows may hold in all has changed.
     Budget(usize),
@@ -80,7 +81,8 @@ pub struct Counters {
     pub refused_no_room: u64,
     /// Flows of the peer that were refused because its share of the descriptors is used up.
     pub no_descriptors: u64,
-    /// Connects for the peer that were given up for newer ones, because its share of those without an answer was used up.
+    /// Connects for the peer that were given up for newer ones, because its share of those without
+    /// an answer was used up.
     pub connects_given_up: u64,
     /// Flows of the peer that no `accept` permits.
     pub not_allowed: u64,
@@ -149,7 +151,11 @@ impl Pulse {
 
     /// Says by which session indices the lane is found.
     pub(super) fn publish(&self, indices: impl Iterator<Item = u32>) {
-        for (place, index) in self.indices.iter().zip(indices.chain(std::iter::repeat(NO_INDEX))) {
+        for (place, index) in self
+            .indices
+            .iter()
+            .zip(indices.chain(std::iter::repeat(NO_INDEX)))
+        {
             if place.load(Ordering::Relaxed) != index {
                 place.store(index, Ordering::Relaxed);
             }
@@ -159,12 +165,17 @@ impl Pulse {
     /// Whether a session or an attempt of the lane has this index. A moment old, so a datagram that
     /// comes with the first of an index may be turned away; it is repeated.
     pub fn knows(&self, index: u32) -> bool {
-        self.indices.iter().any(|known| known.load(Ordering::Relaxed) == index)
+        self.indices
+            .iter()
+            .any(|known| known.load(Ordering::Relaxed) == index)
     }
 
     /// Shows that the loop turns.
     pub(super) fn turn(&self, now: Instant) {
-        self.beat_ms.store(now.duration_since(self.start).as_millis() as u64, Ordering::Relaxed);
+        self.beat_ms.store(
+            now.duration_since(self.start).as_millis() as u64,
+            Ordering::Relaxed,
+        );
     }
 
     /// The same, and whether the peer is up; true when the peer has come up or gone down.
@@ -181,15 +192,24 @@ impl Pulse {
 
     /// How much of its room the lane has used.
     pub(crate) fn levels(&self) -> [Level; 4] {
-        let both = |pair: &[AtomicUsize; 2]| pair.each_ref().map(|number| number.load(Ordering::Relaxed));
+        let both =
+            |pair: &[AtomicUsize; 2]| pair.each_ref().map(|number| number.load(Ordering::Relaxed));
         let level = |lack, pair| {
             let [used, most] = both(pair);
-            Level { lack, used, marks: Marks::of(most) }
+            Level {
+                lack,
+                used,
+                marks: Marks::of(most),
+            }
         };
         let [held, budget] = both(&self.held);
         [
             level(Lack::Flows, &self.flows),
-            Level { lack: Lack::Memory, used: held, marks: Marks::of_memory(budget) },
+            Level {
+                lack: Lack::Memory,
+                used: held,
+                marks: Marks::of_memory(budget),
+            },
             level(Lack::Queue, &self.calling),
             Level {
                 lack: Lack::FarSide,
@@ -206,7 +226,8 @@ impl Pulse {
 
     /// The gate's judgement.
     pub(crate) fn set_lack(&self, lack: Option<Lack>) {
-        self.lack.store(lack.map_or(0, |lack| lack as u8), Ordering::Relaxed);
+        self.lack
+            .store(lack.map_or(0, |lack| lack as u8), Ordering::Relaxed);
     }
 
     /// Whether the peer answers and new connections have room.
@@ -240,7 +261,9 @@ impl Lane {
     /// Hands over a command; gives it back when too many wait, or the lane has ended.
     pub fn send(&self, command: Command) -> Result<(), Command> {
         let connections = usize::from(matches!(command, Command::Accepted { .. }));
-        self.pulse.connections.fetch_add(connections, Ordering::Relaxed);
+        self.pulse
+            .connections
+            .fetch_add(connections, Ordering::Relaxed);
         match self.commands.try_send(command) {
             Ok(()) => {
                 // Waking can fail only when the lane has ended, which its next command will show.
@@ -248,7 +271,9 @@ impl Lane {
                 Ok(())
             }
             Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
-                self.pulse.connections.fetch_sub(connections, Ordering::Relaxed);
+                self.pulse
+                    .connections
+                    .fetch_sub(connections, Ordering::Relaxed);
                 Err(command)
             }
         }
@@ -264,7 +289,13 @@ impl Lane {
         self.hear(&self.handshakes, from, local, datagram)
     }
 
-    fn hear(&self, inlet: &Inlet, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+    fn hear(
+        &self,
+        inlet: &Inlet,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &[u8],
+    ) -> bool {
         let taken = inlet.put(from, local, datagram);
         if taken {
             // As for commands.
@@ -318,7 +349,11 @@ mod tests {
         for level in pulse.levels() {
             assert!(level.used < level.marks.low, "{level:?}");
         }
-        assert!(![0, 1, 0xff_ffff].into_iter().any(|index| pulse.knows(index)));
+        assert!(
+            ![0, 1, 0xff_ffff]
+                .into_iter()
+                .any(|index| pulse.knows(index))
+        );
         pulse.publish([0, 7].into_iter());
         assert!(pulse.knows(0) && pulse.knows(7) && !pulse.knows(1));
         pulse.publish([7].into_iter());

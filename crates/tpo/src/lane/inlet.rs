@@ -28,10 +28,16 @@ pub(super) struct Bound {
 
 /// Datagrams of sessions: as many as come while a lane is busy for 30 ms at 1 Gbit/s, when its peer
 /// has just moved.
-pub(super) const SESSIONS: Bound = Bound { datagrams: 4_096, bytes: 8 << 20 };
+pub(super) const SESSIONS: Bound = Bound {
+    datagrams: 4_096,
+    bytes: 8 << 20,
+};
 /// Handshake datagrams with a right guard: a true attempt has at most six in each direction, and
 /// more than fifty attempts in a second are not answered anyway.
-pub(super) const HANDSHAKES: Bound = Bound { datagrams: 64, bytes: 64 * 1_200 };
+pub(super) const HANDSHAKES: Bound = Bound {
+    datagrams: 64,
+    bytes: 64 * 1_200,
+};
 
 #[derive(Default)]
 struct Waiting {
@@ -57,7 +63,14 @@ pub(super) struct Outlet {
 pub(super) fn inlet(bound: Bound) -> (Inlet, Outlet) {
     let (sender, receiver) = sync_channel(bound.datagrams);
     let waiting = Arc::new(Waiting::default());
-    (Inlet { sender, waiting: waiting.clone(), bound }, Outlet { receiver, waiting })
+    (
+        Inlet {
+            sender,
+            waiting: waiting.clone(),
+            bound,
+        },
+        Outlet { receiver, waiting },
+    )
 }
 
 impl Inlet {
@@ -74,7 +87,11 @@ impl Inlet {
         // puts, so nobody is between look and count.
         self.waiting.datagrams.fetch_add(1, Ordering::Relaxed);
         self.waiting.bytes.fetch_add(length, Ordering::Relaxed);
-        match self.sender.try_send(Arrival { from, local, bytes: datagram.to_vec() }) {
+        match self.sender.try_send(Arrival {
+            from,
+            local,
+            bytes: datagram.to_vec(),
+        }) {
             Ok(()) => true,
             Err(TrySendError::Full(arrival) | TrySendError::Disconnected(arrival)) => {
                 self.waiting.took(&arrival);
@@ -108,15 +125,39 @@ mod tests {
     fn number_and_bytes_are_bounded_and_room_comes_back() {
         let from = SocketAddr::from(([192, 0, 2, 1], 1));
         for (bound, length, most) in [
-            (Bound { datagrams: 10, bytes: 1_000 }, 1, 10),
-            (Bound { datagrams: 10, bytes: 1_000 }, 300, 3),
-            (Bound { datagrams: 10, bytes: 1_000 }, 1_001, 0),
+            (
+                Bound {
+                    datagrams: 10,
+                    bytes: 1_000,
+                },
+                1,
+                10,
+            ),
+            (
+                Bound {
+                    datagrams: 10,
+                    bytes: 1_000,
+                },
+                300,
+                3,
+            ),
+            (
+                Bound {
+                    datagrams: 10,
+                    bytes: 1_000,
+                },
+                1_001,
+                0,
+            ),
         ] {
             let (inlet, outlet) = inlet(bound);
             for _ in 0..3 {
-                let put = (0..20).filter(|_| inlet.put(from, None, &vec![7; length])).count();
+                let put = (0..20)
+                    .filter(|_| inlet.put(from, None, &vec![7; length]))
+                    .count();
                 assert_eq!(put, most);
-                let taken = std::iter::from_fn(|| outlet.take()).inspect(|got| assert_eq!(got.bytes, vec![7; length]));
+                let taken = std::iter::from_fn(|| outlet.take())
+                    .inspect(|got| assert_eq!(got.bytes, vec![7; length]));
                 assert_eq!(taken.count(), most);
             }
             drop(outlet);

@@ -30,13 +30,25 @@ pub(super) struct Marks(Box<[Mark]>);
 
 impl Marks {
     pub(super) fn new() -> Marks {
-        Marks(vec![Mark { begin: [0; QUOTED], length: 0 }; REMEMBERED].into())
+        Marks(
+            vec![
+                Mark {
+                    begin: [0; QUOTED],
+                    length: 0
+                };
+                REMEMBERED
+            ]
+            .into(),
+        )
     }
 
     /// A datagram is given to the kernel. Those of handshakes are not remembered.
     pub(super) fn note(&mut self, datagram: &[u8]) {
         if let (Some(place), Some(begin)) = (place(datagram), datagram.first_chunk()) {
-            self.0[place] = Mark { begin: *begin, length: u16::try_from(datagram.len()).unwrap_or(u16::MAX) };
+            self.0[place] = Mark {
+                begin: *begin,
+                length: u16::try_from(datagram.len()).unwrap_or(u16::MAX),
+            };
         }
     }
 
@@ -73,14 +85,22 @@ mod tests {
     fn only_what_was_sent_and_not_too_long_ago_is_known() {
         let mut marks = Marks::new();
         assert_eq!(marks.length_of(&[0; QUOTED]), None);
-        assert_eq!(marks.length_of(&datagram(7, 1_200)), None, "nothing was sent");
+        assert_eq!(
+            marks.length_of(&datagram(7, 1_200)),
+            None,
+            "nothing was sent"
+        );
         for number in 0..6_000 {
             marks.note(&datagram(number, 100 + number as usize % 1_000));
         }
         for number in [6_000 - REMEMBERED as u32, 3_000, 5_999] {
             let sent = datagram(number, 100 + number as usize % 1_000);
             assert_eq!(marks.length_of(&sent), Some(sent.len()));
-            assert_eq!(marks.length_of(&sent[..QUOTED]), Some(sent.len()), "the beginning is enough");
+            assert_eq!(
+                marks.length_of(&sent[..QUOTED]),
+                Some(sent.len()),
+                "the beginning is enough"
+            );
             assert_eq!(marks.length_of(&sent[..QUOTED - 1]), None, "less is not");
             for bit in 0..QUOTED * 8 {
                 let mut guessed = sent.clone();
@@ -88,7 +108,11 @@ mod tests {
                 assert_eq!(marks.length_of(&guessed), None, "bit {bit}");
             }
         }
-        assert_eq!(marks.length_of(&datagram(6_000 - REMEMBERED as u32 - 1, 100)), None, "too long ago");
+        assert_eq!(
+            marks.length_of(&datagram(6_000 - REMEMBERED as u32 - 1, 100)),
+            None,
+            "too long ago"
+        );
         for handshake in [0x10, 0x20] {
             let mut sent = [handshake; 64];
             sent[1] = 1;

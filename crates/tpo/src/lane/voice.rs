@@ -1,4 +1,5 @@
-//! The sockets by which a lane speaks to its peer: one of its own, connected to where the peer is, and until there is one the socket that everybody calls.
+//! The sockets by which a lane speaks to its peer: one of its own, connected to where the peer is,
+//! and until there is one the socket that everybody calls.
 //!
 //! From which of our addresses a datagram leaves is learnt from the peer alone. An attempt of ours
 //! leaves from the one that the kernel chooses; an answer from the one at which that attempt came,
@@ -78,7 +79,12 @@ pub(super) struct Voice {
 
 impl Voice {
     /// Speaks by `listener` at first; the own socket is announced under `token`.
-    pub(super) fn new(name: String, listener: Link, registry: Registry, token: Token) -> io::Result<Voice> {
+    pub(super) fn new(
+        name: String,
+        listener: Link,
+        registry: Registry,
+        token: Token,
+    ) -> io::Result<Voice> {
         let port = listener.local_addr()?.port();
         Ok(Voice {
             name,
@@ -114,7 +120,10 @@ impl Voice {
     }
 
     fn came_at(&self, from: SocketAddr, attempt: u64) -> Option<IpAddr> {
-        self.callers.iter().find(|caller| (caller.0, caller.1) == (from, attempt)).map(|caller| caller.2)
+        self.callers
+            .iter()
+            .find(|caller| (caller.0, caller.1) == (from, attempt))
+            .map(|caller| caller.2)
     }
 
     /// The peer has proved itself at this address of ours.
@@ -158,12 +167,14 @@ impl Voice {
         let Some(link) = &self.own else { return };
         let mut quoted = [0; QUOTED];
         for _ in 0..COMPLAINTS {
-            let Some((error, length)) = link.take_complaint(&mut quoted) else { return };
+            let Some((error, length)) = link.take_complaint(&mut quoted) else {
+                return;
+            };
             match (error, self.marks.length_of(&quoted[..length])) {
                 (libc::ECONNREFUSED, Some(_)) => each(Complaint::Refused),
                 (libc::EMSGSIZE, Some(size)) => each(Complaint::TooLarge(size)),
-                // Our own kernel's word, which the call itself has told; and other errors of the way,
-                // which may pass: silence says what they mean.
+                // Our own kernel's word, which the call itself has told; and other errors of the
+                // way, which may pass: silence says what they mean.
                 (0, _) | (_, Some(_)) => {}
                 (_, None) => self.unproved += 1,
             }
@@ -175,12 +186,19 @@ impl Voice {
         self.own.as_ref().map(|link| link.receive(runs))
     }
 
-    /// Says what the socket is watched for, which reports its state again. For room only when there was none: the kernel announces each
-    /// datagram that has left.
+    /// Says what the socket is watched for, which reports its state again. For room only when there
+    /// was none: the kernel announces each datagram that has left.
     pub(super) fn watch(&self) {
         if let Some(link) = &self.own {
-            let interest = if self.blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            if let Err(error) = self.registry.reregister(&mut SourceFd(&link.as_raw_fd()), self.token, interest) {
+            let interest = if self.blocked {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            if let Err(error) =
+                self.registry
+                    .reregister(&mut SourceFd(&link.as_raw_fd()), self.token, interest)
+            {
                 warn!(peer = %self.name, %error, "the link's socket cannot be watched");
             }
         }
@@ -193,8 +211,9 @@ impl Voice {
         }
     }
 
-    /// A connected socket keeps the source address that it began with. When that has gone, or leads nowhere any more, a new one finds
-    /// today's; until then the listening socket speaks, which is bound to none.
+    /// A connected socket keeps the source address that it began with. When that has gone, or leads
+    /// nowhere any more, a new one finds today's; until then the listening socket speaks, which is
+    /// bound to none.
     fn renew(&mut self, now: Instant) {
         if self.tried.is_some_and(|tried| now < tried + RETRY) {
             return;
@@ -219,25 +238,33 @@ impl Voice {
         if self.forgets {
             self.forget_now();
         }
-        let too_soon = self.tried.is_some_and(|tried| self.own.is_none() && now < tried + RETRY);
+        let too_soon = self
+            .tried
+            .is_some_and(|tried| self.own.is_none() && now < tried + RETRY);
         if self.to == Some(remote) || too_soon {
             return;
         }
         self.tried = Some(now);
         // The address at which the peer called us may be gone by now.
-        let link =
-            match Link::connect(self.port, self.local, remote).or_else(|_| Link::connect(self.port, None, remote)) {
-                Ok(link) => link,
-                Err(error) => {
-                    // The listening socket goes on speaking for this lane, and hearing through the router.
-                    debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
-                    return;
-                }
-            };
+        let link = match Link::connect(self.port, self.local, remote)
+            .or_else(|_| Link::connect(self.port, None, remote))
+        {
+            Ok(link) => link,
+            Err(error) => {
+                // The listening socket goes on speaking for this lane, and hearing through the
+                // router.
+                debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
+                return;
+            }
+        };
         self.give_up();
         self.to = Some(remote);
         self.blocked = false;
-        match self.registry.register(&mut SourceFd(&link.as_raw_fd()), self.token, Interest::READABLE) {
+        match self.registry.register(
+            &mut SourceFd(&link.as_raw_fd()),
+            self.token,
+            Interest::READABLE,
+        ) {
             Ok(()) => self.own = Some(link),
             Err(error) => warn!(peer = %self.name, %error, "the link's socket cannot be watched"),
         }
@@ -249,7 +276,13 @@ impl Voice {
     }
 
     /// Gives the batch to the kernel. [`Sent::Blocked`]: it is kept for when there is room.
-    pub(super) fn send(&mut self, to: SocketAddr, what: What, segment: usize, now: Instant) -> Sent {
+    pub(super) fn send(
+        &mut self,
+        to: SocketAddr,
+        what: What,
+        segment: usize,
+        now: Instant,
+    ) -> Sent {
         match (self.forgets, what) {
             (false, _) => self.give_to_kernel(to, what, segment, now),
             (true, What::Session) => {
@@ -272,7 +305,9 @@ impl Voice {
             (_, What::Session) => (&self.listener, self.local, false),
         };
         if own {
-            self.batch.chunks(segment).for_each(|datagram| self.marks.note(datagram));
+            self.batch
+                .chunks(segment)
+                .for_each(|datagram| self.marks.note(datagram));
         }
         let sent = link.send(to, source, &self.batch, segment);
         match sent {
@@ -281,7 +316,8 @@ impl Voice {
                 self.blocked = true;
                 self.watch();
             }
-            // Only the lane's own socket is watched for room; elsewhere the batch is lost like any datagram.
+            // Only the lane's own socket is watched for room; elsewhere the batch is lost like any
+            // datagram.
             Sent::Blocked => {
                 self.failures += 1;
                 return Sent::Failed;

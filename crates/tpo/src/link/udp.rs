@@ -1,9 +1,11 @@
-//! UDP with segmentation offload: one socket for everybody who calls, one connected socket for each lane.
+//! UDP with segmentation offload: one socket for everybody who calls, one connected socket for each
+//! lane.
 //!
-//! All sockets share the configured port (`SO_REUSEPORT`). The *listening* socket is not connected: it hears first handshakes and
-//! peers whose address has changed, and its reader ([`crate::router`]) hands those datagrams to the lane that they name. Once a lane knows
-//! its peer's address it opens a socket connected to it, which the kernel prefers for that peer's datagrams, so the bulk of the
-//! traffic goes from the kernel straight to the lane's own thread.
+//! All sockets share the configured port (`SO_REUSEPORT`). The *listening* socket is not connected:
+//! it hears first handshakes and peers whose address has changed, and its reader
+//! ([`crate::router`]) hands those datagrams to the lane that they name. Once a lane knows its
+//! peer's address it opens a socket connected to it, which the kernel prefers for that peer's
+//! datagrams, so the bulk of the traffic goes from the kernel straight to the lane's own thread.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -15,11 +17,14 @@ use tracing::{debug, warn};
 
 use crate::intercept::MARK_OWN;
 
-/// Receive buffer asked of the kernel: 64 ms at 4 Gbit/s, more than the longest pause of a lane that still keeps its lease.
+/// Receive buffer asked of the kernel: 64 ms at 4 Gbit/s, more than the longest pause of a lane
+/// that still keeps its lease.
 const RECEIVE_BUFFER: usize = 32 << 20;
-/// Send buffer: a full batch for each of many millisecond quanta; the pacer, not this, bounds what waits.
+/// Send buffer: a full batch for each of many millisecond quanta; the pacer, not this, bounds what
+/// waits.
 const SEND_BUFFER: usize = 8 << 20;
-/// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the lane's turn.
+/// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the
+/// lane's turn.
 pub const RECEIVE_RUNS: usize = 8;
 /// Calls that are tried again after an error which may be an ICMP message's about another datagram.
 /// Each call takes one such error away; who sends 100,000 of them in a second hits one call in ten.
@@ -49,30 +54,45 @@ pub enum Sent {
 }
 
 impl Link {
-    /// The socket that everybody calls: dual-stack when `[::]` is asked for and the kernel has IPv6, IPv4 alone where it has not.
+    /// The socket that everybody calls: dual-stack when `[::]` is asked for and the kernel has
+    /// IPv6, IPv4 alone where it has not.
     pub fn listen(address: SocketAddr) -> io::Result<Link> {
         match Link::open(address, None) {
             Err(error)
                 if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-                    && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+                    && matches!(
+                        error.raw_os_error(),
+                        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                    ) =>
             {
-                Link::open(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), None)
+                Link::open(
+                    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()),
+                    None,
+                )
             }
             other => other,
         }
     }
 
-    /// A socket for one lane: our port, connected to the peer. `local` is the address at which the peer called us, if it did.
+    /// A socket for one lane: our port, connected to the peer. `local` is the address at which the
+    /// peer called us, if it did.
     pub fn connect(port: u16, local: Option<IpAddr>, peer: SocketAddr) -> io::Result<Link> {
-        let any: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let local = local.filter(|ip| ip.is_ipv4() == peer.is_ipv4()).unwrap_or(any);
+        let any: IpAddr = if peer.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let local = local
+            .filter(|ip| ip.is_ipv4() == peer.is_ipv4())
+            .unwrap_or(any);
         Link::open(SocketAddr::new(local, port), Some(peer))
     }
 
     fn open(local: SocketAddr, peer: Option<SocketAddr>) -> io::Result<Link> {
         let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
         if local.is_ipv6() {
-            // The listening socket hears IPv4 callers too; a lane's socket has one peer of one family.
+            // The listening socket hears IPv4 callers too; a lane's socket has one peer of one
+            // family.
             socket.set_only_v6(peer.is_some())?;
         }
         socket.set_reuse_port(true)?;
@@ -88,7 +108,11 @@ impl Link {
         socket.set_nonblocking(true)?;
         let socket: UdpSocket = socket.into();
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Link { socket, state, v6: local.is_ipv6() })
+        Ok(Link {
+            socket,
+            state,
+            v6: local.is_ipv6(),
+        })
     }
 
     /// The local address, for logs and to learn a port that the kernel chose.
@@ -100,19 +124,34 @@ impl Link {
     pub fn try_clone(&self) -> io::Result<Link> {
         let socket = self.socket.try_clone()?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        Ok(Link { socket, state, v6: self.v6 })
+        Ok(Link {
+            socket,
+            state,
+            v6: self.v6,
+        })
     }
 
-    /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter. An unconnected socket can be told from which address.
-    pub fn send(&self, to: SocketAddr, source: Option<IpAddr>, batch: &[u8], segment: usize) -> Sent {
+    /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter. An unconnected
+    /// socket can be told from which address.
+    pub fn send(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        batch: &[u8],
+        segment: usize,
+    ) -> Sent {
         let most = self.state.max_gso_segments().max(1) * segment;
         let mut rest = batch;
         while !rest.is_empty() {
             let (now, later) = rest.split_at(most.min(rest.len()));
             match self.send_run(to, source, now, segment, AGAIN) {
                 Ok(()) => rest = later,
-                // Segmentation offload was refused late: the state has noted it, the same bytes go again one by one.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) && now.len() > segment => {
+                // Segmentation offload was refused late: the state has noted it, the same bytes go
+                // again one by one.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
+                        && now.len() > segment =>
+                {
                     debug!(%error, "segmentation offload refused");
                     return self.send_singly(to, source, rest, segment);
                 }
@@ -122,7 +161,13 @@ impl Link {
         Sent::All
     }
 
-    fn send_singly(&self, to: SocketAddr, source: Option<IpAddr>, batch: &[u8], segment: usize) -> Sent {
+    fn send_singly(
+        &self,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        batch: &[u8],
+        segment: usize,
+    ) -> Sent {
         for datagram in batch.chunks(segment) {
             if let Err(error) = self.send_run(to, source, datagram, segment, AGAIN) {
                 return outcome(&error);
@@ -150,13 +195,22 @@ impl Link {
             segment_size: (run.len() > segment).then_some(segment),
             src_ip: source.filter(|ip| ip.is_ipv4() == to.is_ipv4()),
         };
-        let sent = self.state.try_send(UdpSockRef::from(&self.socket), &transmit);
-        let own = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO | libc::EINVAL));
+        let sent = self
+            .state
+            .try_send(UdpSockRef::from(&self.socket), &transmit);
+        let own = |error: &io::Error| {
+            matches!(
+                error.raw_os_error(),
+                Some(libc::EAGAIN | libc::EIO | libc::EINVAL)
+            )
+        };
         match sent {
             // The device's queue had no room: lost like any datagram. Without the error queue the
             // kernel does not even tell.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-            Err(error) if again > 0 && !own(&error) => self.send_run(to, source, run, segment, again - 1),
+            Err(error) if again > 0 && !own(&error) => {
+                self.send_run(to, source, run, segment, again - 1)
+            }
             sent => sent,
         }
     }
@@ -174,12 +228,15 @@ impl Link {
     /// An IPv6 socket wants an IPv4 peer in mapped form.
     fn destination(&self, to: SocketAddr) -> SocketAddr {
         match to {
-            SocketAddr::V4(v4) if self.v6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            SocketAddr::V4(v4) if self.v6 => {
+                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+            }
             _ => to,
         }
     }
 
-    /// Packets that the kernel dropped here because we did not take them soon enough. A system call: for reports, not for each datagram.
+    /// Packets that the kernel dropped here because we did not take them soon enough. A system
+    /// call: for reports, not for each datagram.
     pub fn dropped(&self) -> u64 {
         crate::sys::socket_drops(&self.socket).map_or(0, u64::from)
     }
@@ -189,7 +246,10 @@ impl Link {
         let mut runs = into.bytes.chunks_mut(RUN_BYTES);
         let mut slices: [IoSliceMut<'_>; RECEIVE_RUNS] =
             std::array::from_fn(|_| IoSliceMut::new(runs.next().unwrap_or_default()));
-        match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut into.meta) {
+        match self
+            .state
+            .recv(UdpSockRef::from(&self.socket), &mut slices, &mut into.meta)
+        {
             Ok(n) => {
                 into.filled = n;
                 Ok(n)
@@ -222,12 +282,21 @@ pub struct Runs {
 impl Runs {
     /// Room for a handful of the largest runs.
     pub fn new() -> Runs {
-        Runs { bytes: vec![0; RECEIVE_RUNS * RUN_BYTES], meta: vec![RecvMeta::default(); RECEIVE_RUNS], filled: 0 }
+        Runs {
+            bytes: vec![0; RECEIVE_RUNS * RUN_BYTES],
+            meta: vec![RecvMeta::default(); RECEIVE_RUNS],
+            filled: 0,
+        }
     }
 
     /// Each datagram received, with its sender and the local address it was sent to.
     pub fn for_each(&mut self, mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8])) {
-        for (run, meta) in self.bytes.chunks_mut(RUN_BYTES).zip(&self.meta).take(self.filled) {
+        for (run, meta) in self
+            .bytes
+            .chunks_mut(RUN_BYTES)
+            .zip(&self.meta)
+            .take(self.filled)
+        {
             let from = unmapped(meta.addr);
             let local = meta.dst_ip.map(|ip| ip.to_canonical());
             for datagram in run[..meta.len].chunks_mut(meta.stride.max(1)) {
@@ -259,7 +328,8 @@ fn outcome(error: &io::Error) -> Sent {
     }
 }
 
-/// Large socket buffers: beyond the administrator's limit with CAP_NET_ADMIN, up to it without, and a warning when that is too little.
+/// Large socket buffers: beyond the administrator's limit with CAP_NET_ADMIN, up to it without, and
+/// a warning when that is too little.
 fn enlarge(socket: &Socket) {
     crate::sys::force_buffer_sizes(socket, RECEIVE_BUFFER, SEND_BUFFER);
     let got = socket.recv_buffer_size().unwrap_or(0);
@@ -297,10 +367,16 @@ mod tests {
 
         let mut runs = Runs::new();
         let to_lane = collect(&lane, &mut runs);
-        assert_eq!(to_lane.iter().map(|(_, d)| d.len()).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+        assert_eq!(
+            to_lane.iter().map(|(_, d)| d.len()).collect::<Vec<_>>(),
+            [1_000, 1_000, 500]
+        );
         assert_eq!(to_lane.concat_bytes(), batch);
         let to_listener = collect(&listener, &mut runs);
-        assert_eq!(to_listener, [(stranger.local_addr().unwrap(), b"hello".to_vec())]);
+        assert_eq!(
+            to_listener,
+            [(stranger.local_addr().unwrap(), b"hello".to_vec())]
+        );
     }
 
     #[test]
@@ -313,7 +389,10 @@ mod tests {
             assert_eq!(lane.take_complaint(&mut [0; 16]), None);
             assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
             let mut quoted = [0; 16];
-            assert_eq!(lane.take_complaint(&mut quoted), Some((libc::ECONNREFUSED, 7)));
+            assert_eq!(
+                lane.take_complaint(&mut quoted),
+                Some((libc::ECONNREFUSED, 7))
+            );
             assert_eq!(&quoted[..7], b"anyone?");
             assert_eq!(lane.take_complaint(&mut quoted), None);
             // The error of the first call is told to the second, which nevertheless sends: somebody
@@ -321,7 +400,10 @@ mod tests {
             assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
             let peer = Link::listen(to).unwrap();
             assert_eq!(lane.send(to, None, b"and now?", 1_000), Sent::All);
-            assert_eq!(collect(&peer, &mut Runs::new()), [(lane.local_addr().unwrap(), b"and now?".to_vec())]);
+            assert_eq!(
+                collect(&peer, &mut Runs::new()),
+                [(lane.local_addr().unwrap(), b"and now?".to_vec())]
+            );
         }
     }
 
@@ -345,7 +427,9 @@ mod tests {
     }
     impl Concat for Vec<(SocketAddr, Vec<u8>)> {
         fn concat_bytes(&self) -> Vec<u8> {
-            self.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+            self.iter()
+                .flat_map(|(_, bytes)| bytes.iter().copied())
+                .collect()
         }
     }
 }

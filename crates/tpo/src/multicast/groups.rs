@@ -1,4 +1,5 @@
-//! Who wants which group: what peers ask us for, what we may ask them for, and the message in which they are asked.
+//! Who wants which group: what peers ask us for, what we may ask them for, and the message in which
+//! they are asked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,8 +21,8 @@ const FORGET: Duration = Duration::from_secs(45);
 const MEMBERSHIP: u8 = 3;
 const MEMBERSHIP_OF_OTHERS: u8 = 4;
 
-/// For whom groups are asked. What a hub asks for others is served from the peer's own LANs and never asked on: two hubs that want a group for each other would
-/// want it for ever.
+/// For whom groups are asked. What a hub asks for others is served from the peer's own LANs and
+/// never asked on: two hubs that want a group for each other would want it for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum For {
     /// Listeners in the asker's own LANs.
@@ -35,7 +36,8 @@ impl For {
     pub const BOTH: [For; 2] = [For::Itself, For::Others];
 }
 
-/// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts report.
+/// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts
+/// report.
 pub fn membership_key() -> PacketKey {
     let any: IpAddr = [0, 0, 0, 0].into();
     let reports: IpAddr = [224, 0, 0, 22].into();
@@ -73,14 +75,25 @@ pub fn parse_membership(bytes: &[u8]) -> Option<(For, u32, Vec<IpAddr>)> {
     };
     let v4 = usize::from(u16::from_be_bytes([high, low])) * 4;
     let (v4, v6) = (rest.get(..v4)?, rest.get(v4..)?);
-    let (four, []) = v4.as_chunks::<4>() else { return None };
-    let (six, []) = v6.as_chunks::<16>() else { return None };
+    let (four, []) = v4.as_chunks::<4>() else {
+        return None;
+    };
+    let (six, []) = v6.as_chunks::<16>() else {
+        return None;
+    };
     if four.len() + six.len() > MOST_GROUPS {
         return None;
     }
-    let groups = four.iter().map(|group| IpAddr::from(*group)).chain(six.iter().map(|group| IpAddr::from(*group)));
+    let groups = four
+        .iter()
+        .map(|group| IpAddr::from(*group))
+        .chain(six.iter().map(|group| IpAddr::from(*group)));
     let groups: Vec<IpAddr> = groups.collect();
-    groups.iter().all(|group| is_routed(*group)).then_some((whom, u32::from_be_bytes([a, b, c, d]), groups))
+    groups.iter().all(|group| is_routed(*group)).then_some((
+        whom,
+        u32::from_be_bytes([a, b, c, d]),
+        groups,
+    ))
 }
 
 /// What the peers ask us for.
@@ -98,7 +111,10 @@ impl State {
     /// All that this peer asks for, for these; as sorted, each once.
     fn set(&mut self, peer: usize, whom: For, groups: Option<(Vec<IpAddr>, Instant)>) -> bool {
         let empty = Vec::new();
-        let before = self.by_peer.remove(&(peer, whom)).map_or_else(Vec::new, |(before, _)| before);
+        let before = self
+            .by_peer
+            .remove(&(peer, whom))
+            .map_or_else(Vec::new, |(before, _)| before);
         let now = groups.as_ref().map_or(&empty, |(groups, _)| groups);
         let changed = before != *now;
         // A change costs as much as this peer asked for and asks for, not as much as all ask for.
@@ -141,15 +157,23 @@ impl Wanted {
     pub fn set(&self, peer: usize, whom: For, mut groups: Vec<IpAddr>, now: Instant) -> bool {
         groups.sort_unstable();
         groups.dedup();
-        self.0.write().unwrap_or_else(PoisonError::into_inner).set(peer, whom, Some((groups, now)))
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set(peer, whom, Some((groups, now)))
     }
 
     /// Forgets what was not repeated for too long, or all of one peer.
     pub fn forget(&self, gone: Option<usize>, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let is_over =
-            |(peer, _): &(usize, For), at: Instant| now.saturating_duration_since(at) >= FORGET || gone == Some(*peer);
-        let over = state.by_peer.iter().filter(|(who, (_, at))| is_over(who, *at)).map(|(who, _)| *who);
+        let is_over = |(peer, _): &(usize, For), at: Instant| {
+            now.saturating_duration_since(at) >= FORGET || gone == Some(*peer)
+        };
+        let over = state
+            .by_peer
+            .iter()
+            .filter(|(who, (_, at))| is_over(who, *at))
+            .map(|(who, _)| *who);
         for (peer, whom) in over.collect::<Vec<_>>() {
             state.set(peer, whom, None);
         }
@@ -158,20 +182,31 @@ impl Wanted {
     /// Who asks for this group, and for whom.
     pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize, For)) {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        state.by_group.get(&group).into_iter().flatten().for_each(|(peer, whom)| each(*peer, *whom));
+        state
+            .by_group
+            .get(&group)
+            .into_iter()
+            .flatten()
+            .for_each(|(peer, whom)| each(*peer, *whom));
     }
 
     /// All that this peer asks for.
     pub fn of(&self, peer: usize) -> Vec<IpAddr> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let own = For::BOTH.iter().filter_map(|whom| state.by_peer.get(&(peer, *whom)));
+        let own = For::BOTH
+            .iter()
+            .filter_map(|whom| state.by_peer.get(&(peer, *whom)));
         own.flat_map(|(groups, _)| groups.iter().copied()).collect()
     }
 
     /// Every group that somebody asks for, who, and for whom.
     pub fn all(&self) -> BTreeMap<IpAddr, Vec<(usize, For)>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        state.by_group.iter().map(|(group, peers)| (*group, peers.clone())).collect()
+        state
+            .by_group
+            .iter()
+            .map(|(group, peers)| (*group, peers.clone()))
+            .collect()
     }
 }
 
@@ -183,9 +218,13 @@ pub fn peers_of(askers: &[(usize, For)]) -> Vec<usize> {
     peers
 }
 
-/// Of the groups that peers ask for as many as may be taken: each peer has the first of its own before another has its second, so that one that asks
-/// for many does not push out the few of another.
-pub fn fair_share(asked: impl IntoIterator<Item = (IpAddr, Vec<usize>)>, most: usize) -> BTreeSet<IpAddr> {
+/// Of the groups that peers ask for as many as may be taken: each peer has the first of its own
+/// before another has its second, so that one that asks for many does not push out the few of
+/// another.
+pub fn fair_share(
+    asked: impl IntoIterator<Item = (IpAddr, Vec<usize>)>,
+    most: usize,
+) -> BTreeSet<IpAddr> {
     let mut so_far: HashMap<usize, usize> = HashMap::new();
     let mut in_turn: Vec<(usize, IpAddr)> = Vec::new();
     for (group, peers) in asked {
@@ -195,14 +234,21 @@ pub fn fair_share(asked: impl IntoIterator<Item = (IpAddr, Vec<usize>)>, most: u
             *of_peer
         });
         // All that ask for it have it once one of them has.
-        in_turn.extend(turns.collect::<Vec<_>>().into_iter().min().map(|turn| (turn, group)));
+        in_turn.extend(
+            turns
+                .collect::<Vec<_>>()
+                .into_iter()
+                .min()
+                .map(|turn| (turn, group)),
+        );
     }
     in_turn.sort_unstable();
     in_turn.truncate(most);
     in_turn.into_iter().map(|(_, group)| group).collect()
 }
 
-/// On which of our LANs each group is listened to, and which LANs are left to another TPO for what a peer brings.
+/// On which of our LANs each group is listened to, and which LANs are left to another TPO for what
+/// a peer brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listeners {
     /// LANs by group.
@@ -232,7 +278,12 @@ impl Joined {
     /// The LANs to which another TPO brings what this peer sends.
     pub fn left(&self, peer: usize) -> Vec<usize> {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        listeners.left.iter().filter(|(_, of)| *of == peer).map(|(lan, _)| *lan).collect()
+        listeners
+            .left
+            .iter()
+            .filter(|(_, of)| *of == peer)
+            .map(|(lan, _)| *lan)
+            .collect()
     }
 
     /// The LANs to which we bring what this peer sends to the group.
@@ -252,10 +303,17 @@ pub fn fuzz(bytes: &[u8]) {
     }
     if let Some(sites) = neighbours::parse(bytes) {
         let own = Ipv4Addr::LOCALHOST;
-        assert_eq!(igmp::read(&neighbours::emit(own, &sites)), Some(igmp::Heard::Serves { from: own, sites }));
+        assert_eq!(
+            igmp::read(&neighbours::emit(own, &sites)),
+            Some(igmp::Heard::Serves { from: own, sites })
+        );
     }
     // What any host of a LAN may send.
-    for heard in [igmp::read(bytes), igmp::read_body(false, bytes), igmp::read_body(true, bytes)] {
+    for heard in [
+        igmp::read(bytes),
+        igmp::read_body(false, bytes),
+        igmp::read_body(true, bytes),
+    ] {
         if let Some(igmp::Heard::Members { joined, left }) = heard {
             assert!(joined.iter().chain(&left).all(|group| is_routed(*group)));
         }
@@ -272,13 +330,24 @@ mod tests {
 
     #[test]
     fn a_membership_crosses() {
-        for list in [&[][..], &["239.1.1.1"], &["ff05::1"], &["239.1.1.1", "239.1.1.2", "ff0e::7"]] {
+        for list in [
+            &[][..],
+            &["239.1.1.1"],
+            &["ff05::1"],
+            &["239.1.1.1", "239.1.1.2", "ff0e::7"],
+        ] {
             for whom in For::BOTH {
                 let mut bytes = Vec::new();
                 emit_membership(whom, &groups(list), 0x0102_0304, &mut bytes);
-                assert_eq!(parse_membership(&bytes), Some((whom, 0x0102_0304, groups(list))));
+                assert_eq!(
+                    parse_membership(&bytes),
+                    Some((whom, 0x0102_0304, groups(list)))
+                );
                 for cut in 0..bytes.len() {
-                    assert_ne!(parse_membership(&bytes[..cut]), Some((whom, 0x0102_0304, groups(list))));
+                    assert_ne!(
+                        parse_membership(&bytes[..cut]),
+                        Some((whom, 0x0102_0304, groups(list)))
+                    );
                 }
             }
         }
@@ -286,25 +355,47 @@ mod tests {
 
     #[test]
     fn who_asks_for_many_groups_does_not_push_out_anothers_few() {
-        let greedy = (0..2_000u32).map(|n| (IpAddr::from(Ipv4Addr::from(0xef00_0000 + n)), vec![0]));
+        let greedy =
+            (0..2_000u32).map(|n| (IpAddr::from(Ipv4Addr::from(0xef00_0000 + n)), vec![0]));
         let few = ["239.200.0.1", "239.200.0.2", "ff0e::9"];
-        let all = || greedy.clone().chain(groups(&few).into_iter().map(|group| (group, vec![0, 1])));
+        let all = || {
+            greedy
+                .clone()
+                .chain(groups(&few).into_iter().map(|group| (group, vec![0, 1])))
+        };
         let taken = fair_share(all(), MOST_GROUPS);
         assert_eq!(taken.len(), MOST_GROUPS);
-        assert!(groups(&few).iter().all(|group| taken.contains(group)), "the other peer has its own");
-        assert_eq!(fair_share(all(), 5_000).len(), 2_003, "all that are asked for, where there is room");
+        assert!(
+            groups(&few).iter().all(|group| taken.contains(group)),
+            "the other peer has its own"
+        );
+        assert_eq!(
+            fair_share(all(), 5_000).len(),
+            2_003,
+            "all that are asked for, where there is room"
+        );
         assert!(fair_share(all(), 0).is_empty());
     }
 
     #[test]
     fn what_is_no_routed_group_is_refused() {
         let mut bytes = Vec::new();
-        emit_membership(For::Itself, &groups(&["239.1.1.1", "224.0.0.251"]), 1, &mut bytes);
+        emit_membership(
+            For::Itself,
+            &groups(&["239.1.1.1", "224.0.0.251"]),
+            1,
+            &mut bytes,
+        );
         assert_eq!(parse_membership(&bytes), None);
         assert_eq!(parse_membership(&[3, 0, 0, 0, 1, 0xff, 0xff]), None);
-        assert_eq!(parse_membership(&[5, 0, 0, 0, 1, 0, 0]), None, "another message");
-        let many: Vec<IpAddr> =
-            (0..MOST_GROUPS as u32 + 9).map(|number| (0xef01_0000 + number).to_be_bytes().into()).collect();
+        assert_eq!(
+            parse_membership(&[5, 0, 0, 0, 1, 0, 0]),
+            None,
+            "another message"
+        );
+        let many: Vec<IpAddr> = (0..MOST_GROUPS as u32 + 9)
+            .map(|number| (0xef01_0000 + number).to_be_bytes().into())
+            .collect();
         bytes.clear();
         emit_membership(For::Others, &many, 1, &mut bytes);
         assert_eq!(parse_membership(&bytes).unwrap().2.len(), MOST_GROUPS);
@@ -323,7 +414,11 @@ mod tests {
             wanted.each(group.parse().unwrap(), |peer, whom| who.push((peer, whom)));
             who
         };
-        assert_eq!(who("239.1.1.1"), [(3, For::Itself), (4, For::Itself)], "each peer once");
+        assert_eq!(
+            who("239.1.1.1"),
+            [(3, For::Itself), (4, For::Itself)],
+            "each peer once"
+        );
         assert_eq!(who("239.1.1.2"), [(4, For::Others)]);
         assert_eq!(who("239.1.1.3"), []);
         wanted.forget(None, start + FORGET);

@@ -1,7 +1,8 @@
-//! What hosts and routers of a LAN say about multicast groups: IGMP (RFC 2236, RFC 3376) and MLD (RFC 2710, RFC 3810). Pure: bytes in, bytes out.
+//! What hosts and routers of a LAN say about multicast groups: IGMP (RFC 2236, RFC 3376) and MLD
+//! (RFC 2710, RFC 3810). Pure: bytes in, bytes out.
 //!
-//! Only what a router needs to know: who joins, who leaves, who asks. Sources that a host picks are passed over: it gets all, as in
-//! older versions, and chooses itself.
+//! Only what a router needs to know: who joins, who leaves, who asks. Sources that a host picks are
+//! passed over: it gets all, as in older versions, and chooses itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -69,9 +70,16 @@ pub fn read(packet: &[u8]) -> Option<Heard> {
             // The router alert stands in a header of its own.
             let options = 8 * (usize::from(*packet.get(IPV6 + 1)?) + 1);
             let body = packet.get(IPV6 + options..total)?;
-            let (from, ends) = (Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?), packet.get(8..40)?);
+            let (from, ends) = (
+                Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?),
+                packet.get(8..40)?,
+            );
             let length = (body.len() as u32).to_be_bytes();
-            let sum = Sum::default().add(ends).add(&length).add(&[0, 0, 0, ICMP_V6]).add(body);
+            let sum = Sum::default()
+                .add(ends)
+                .add(&length)
+                .add(&[0, 0, 0, ICMP_V6])
+                .add(body);
             let is_ours = packet[6] == 0 && packet[IPV6] == ICMP_V6;
             if !is_ours || from.octets()[..2] != [0xfe, 0x80] || sum.finish() != 0 {
                 return None;
@@ -82,19 +90,35 @@ pub fn read(packet: &[u8]) -> Option<Heard> {
     }
 }
 
-/// What stands behind the IP header, whatever its checksum: for the fuzz target, which would not find one.
+/// What stands behind the IP header, whatever its checksum: for the fuzz target, which would not
+/// find one.
 pub(super) fn read_body(v6: bool, body: &[u8]) -> Option<Heard> {
-    if v6 { read_mld(body, Ipv6Addr::LOCALHOST) } else { read_igmp(body, Ipv4Addr::LOCALHOST) }
+    if v6 {
+        read_mld(body, Ipv6Addr::LOCALHOST)
+    } else {
+        read_igmp(body, Ipv4Addr::LOCALHOST)
+    }
 }
 
 fn read_igmp(body: &[u8], from: Ipv4Addr) -> Option<Heard> {
     let group = |at: usize| Some(IpAddr::from(*body.get(at..at + 4)?.first_chunk::<4>()?));
     Some(match *body.first()? {
         0x11 => Heard::Query { from: from.into() },
-        0x12 | 0x16 => Heard::Members { joined: routed(group(4)?), left: Vec::new() },
-        0x17 => Heard::Members { joined: Vec::new(), left: routed(group(4)?) },
-        0x22 => records(body, 4, |bytes| Some(IpAddr::from(*bytes.first_chunk::<4>()?)))?,
-        neighbours::KIND => Heard::Serves { from, sites: neighbours::parse(body)? },
+        0x12 | 0x16 => Heard::Members {
+            joined: routed(group(4)?),
+            left: Vec::new(),
+        },
+        0x17 => Heard::Members {
+            joined: Vec::new(),
+            left: routed(group(4)?),
+        },
+        0x22 => records(body, 4, |bytes| {
+            Some(IpAddr::from(*bytes.first_chunk::<4>()?))
+        })?,
+        neighbours::KIND => Heard::Serves {
+            from,
+            sites: neighbours::parse(body)?,
+        },
         _ => return None,
     })
 }
@@ -103,15 +127,27 @@ fn read_mld(body: &[u8], from: Ipv6Addr) -> Option<Heard> {
     let group = || Some(IpAddr::from(*body.get(8..24)?.first_chunk::<16>()?));
     Some(match *body.first()? {
         130 => Heard::Query { from: from.into() },
-        131 => Heard::Members { joined: routed(group()?), left: Vec::new() },
-        132 => Heard::Members { joined: Vec::new(), left: routed(group()?) },
-        143 => records(body, 16, |bytes| Some(IpAddr::from(*bytes.first_chunk::<16>()?)))?,
+        131 => Heard::Members {
+            joined: routed(group()?),
+            left: Vec::new(),
+        },
+        132 => Heard::Members {
+            joined: Vec::new(),
+            left: routed(group()?),
+        },
+        143 => records(body, 16, |bytes| {
+            Some(IpAddr::from(*bytes.first_chunk::<16>()?))
+        })?,
         _ => return None,
     })
 }
 
 fn routed(group: IpAddr) -> Vec<IpAddr> {
-    if is_routed(group) { vec![group] } else { Vec::new() }
+    if is_routed(group) {
+        vec![group]
+    } else {
+        Vec::new()
+    }
 }
 
 /// The records of a report of the newest version of both: type, words behind, sources, group.
@@ -134,7 +170,8 @@ fn records(body: &[u8], address: usize, read: impl Fn(&[u8]) -> Option<IpAddr>) 
         match (kind, sources) {
             // "All but these", now or from now on; "only these", if there are any.
             (2 | 4, _) | (1 | 3 | 5, 1..) => joined.push(group),
-            // "Only these" without one; "no longer these", of which some may remain: whoever asks will hear.
+            // "Only these" without one; "no longer these", of which some may remain: whoever asks
+            // will hear.
             (3, 0) | (6, _) => left.push(group),
             _ => {}
         }
@@ -145,7 +182,20 @@ fn records(body: &[u8], address: usize, read: impl Fn(&[u8]) -> Option<IpAddr>) 
 /// A message as a whole IPv4 packet, with its checksum and the option "router alert" (RFC 2113).
 pub(super) fn packet_v4(own: Ipv4Addr, to: Ipv4Addr, mut body: Vec<u8>) -> Vec<u8> {
     let total = (24 + body.len()) as u16;
-    let mut packet = vec![0x46, 0xc0, (total >> 8) as u8, total as u8, 0, 0, 0, 0, 1, IGMP, 0, 0];
+    let mut packet = vec![
+        0x46,
+        0xc0,
+        (total >> 8) as u8,
+        total as u8,
+        0,
+        0,
+        0,
+        0,
+        1,
+        IGMP,
+        0,
+        0,
+    ];
     packet.extend(own.octets());
     packet.extend(to.octets());
     packet.extend([0x94, 4, 0, 0]);
@@ -157,7 +207,8 @@ pub(super) fn packet_v4(own: Ipv4Addr, to: Ipv4Addr, mut body: Vec<u8>) -> Vec<u
     packet
 }
 
-/// A router's question, as a whole IP packet: who listens to this group, or to any. `within`: hosts answer in this time.
+/// A router's question, as a whole IP packet: who listens to this group, or to any. `within`: hosts
+/// answer in this time.
 pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
     match own {
         IpAddr::V4(own) => {
@@ -165,7 +216,11 @@ pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
                 Some(IpAddr::V4(group)) => group,
                 _ => Ipv4Addr::UNSPECIFIED,
             };
-            let to = if group.is_unspecified() { Ipv4Addr::new(224, 0, 0, 1) } else { group };
+            let to = if group.is_unspecified() {
+                Ipv4Addr::new(224, 0, 0, 1)
+            } else {
+                group
+            };
             // Tenths of a second; above 127 they would be written otherwise.
             let tenths = (within.as_millis() / 100).min(127) as u8;
             let mut body = vec![0x11, tenths, 0, 0];
@@ -178,7 +233,11 @@ pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
                 Some(IpAddr::V6(group)) => group,
                 _ => Ipv6Addr::UNSPECIFIED,
             };
-            let to = if group.is_unspecified() { Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1) } else { group };
+            let to = if group.is_unspecified() {
+                Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)
+            } else {
+                group
+            };
             let mut packet = vec![0x60, 0, 0, 0, 0, 36, 0, 1];
             packet.extend(own.octets());
             packet.extend(to.octets());
@@ -190,7 +249,10 @@ pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
             packet.extend(group.octets());
             packet.extend([ROBUSTNESS, QUERY_INTERVAL, 0, 0]);
             let body = &packet[IPV6 + 8..];
-            let sum = Sum::default().add(&packet[8..40]).add(&[0, 0, 0, body.len() as u8]).add(&[0, 0, 0, ICMP_V6]);
+            let sum = Sum::default()
+                .add(&packet[8..40])
+                .add(&[0, 0, 0, body.len() as u8])
+                .add(&[0, 0, 0, ICMP_V6]);
             let check = sum.add(body).finish().to_be_bytes();
             packet[IPV6 + 10..IPV6 + 12].copy_from_slice(&check);
             packet
@@ -206,8 +268,28 @@ mod tests {
         let mut body = body.to_vec();
         let check = Sum::default().add(&body).finish().to_be_bytes();
         body[2..4].copy_from_slice(&check);
-        let mut packet =
-            vec![0x45, 0, 0, (20 + body.len()) as u8, 0, 0, 0, 0, 1, IGMP, 0, 0, 10, 1, 1, 2, 224, 0, 0, 22];
+        let mut packet = vec![
+            0x45,
+            0,
+            0,
+            (20 + body.len()) as u8,
+            0,
+            0,
+            0,
+            0,
+            1,
+            IGMP,
+            0,
+            0,
+            10,
+            1,
+            1,
+            2,
+            224,
+            0,
+            0,
+            22,
+        ];
         packet.extend(body);
         packet
     }
@@ -218,7 +300,10 @@ mod tests {
         packet.extend("ff02::16".parse::<Ipv6Addr>().unwrap().octets());
         packet.extend([ICMP_V6, 0, 5, 2, 0, 0, 1, 0]);
         packet.extend(body);
-        let sum = Sum::default().add(&packet[8..40]).add(&[0, 0, 0, body.len() as u8]).add(&[0, 0, 0, ICMP_V6]);
+        let sum = Sum::default()
+            .add(&packet[8..40])
+            .add(&[0, 0, 0, body.len() as u8])
+            .add(&[0, 0, 0, ICMP_V6]);
         let check = sum.add(body).finish().to_be_bytes();
         packet[50..52].copy_from_slice(&check);
         packet
@@ -226,15 +311,24 @@ mod tests {
 
     fn members(joined: &[&str], left: &[&str]) -> Option<Heard> {
         let all = |list: &[&str]| list.iter().map(|group| group.parse().unwrap()).collect();
-        Some(Heard::Members { joined: all(joined), left: all(left) })
+        Some(Heard::Members {
+            joined: all(joined),
+            left: all(left),
+        })
     }
 
     #[test]
     fn reports_of_all_versions_are_read() {
         for old in [0x12, 0x16] {
-            assert_eq!(read(&v4(&[old, 0, 0, 0, 239, 1, 1, 1])), members(&["239.1.1.1"], &[]));
+            assert_eq!(
+                read(&v4(&[old, 0, 0, 0, 239, 1, 1, 1])),
+                members(&["239.1.1.1"], &[])
+            );
         }
-        assert_eq!(read(&v4(&[0x17, 0, 0, 0, 239, 1, 1, 1])), members(&[], &["239.1.1.1"]));
+        assert_eq!(
+            read(&v4(&[0x17, 0, 0, 0, 239, 1, 1, 1])),
+            members(&[], &["239.1.1.1"])
+        );
         let newest = [
             &[0x22, 0, 0, 0, 0, 0, 0, 4][..],
             &[4, 0, 0, 0, 239, 1, 1, 1],
@@ -244,7 +338,10 @@ mod tests {
             // For neighbours alone.
             &[4, 0, 0, 0, 224, 0, 0, 251],
         ];
-        assert_eq!(read(&v4(&newest.concat())), members(&["239.1.1.1", "232.1.1.1"], &["239.1.1.2"]));
+        assert_eq!(
+            read(&v4(&newest.concat())),
+            members(&["239.1.1.1", "232.1.1.1"], &["239.1.1.2"])
+        );
         let group = "ff05::1:3".parse::<Ipv6Addr>().unwrap().octets();
         let old = |kind: u8| v6(&[&[kind, 0, 0, 0, 0, 0, 0, 0][..], &group].concat());
         assert_eq!(read(&old(131)), members(&["ff05::1:3"], &[]));
@@ -258,7 +355,10 @@ mod tests {
         for (own, group) in [("10.1.1.1", "239.1.1.1"), ("fe80::1", "ff05::1")] {
             let own: IpAddr = own.parse().unwrap();
             for group in [None, Some(group.parse().unwrap())] {
-                assert_eq!(read(&query(own, group, Duration::from_secs(1))), Some(Heard::Query { from: own }));
+                assert_eq!(
+                    read(&query(own, group, Duration::from_secs(1))),
+                    Some(Heard::Query { from: own })
+                );
             }
         }
     }
@@ -275,7 +375,13 @@ mod tests {
             assert_eq!(read(&bent), None, "the checksum finds it");
         }
         // More records than there are.
-        assert_eq!(read(&v4(&[0x22, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0, 0, 239, 1, 1, 1])), None);
-        assert_eq!(read(&v4(&[0x22, 0, 0, 0, 0, 0, 0, 1, 4, 9, 0, 0, 239, 1, 1, 1])), None);
+        assert_eq!(
+            read(&v4(&[0x22, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0, 0, 239, 1, 1, 1])),
+            None
+        );
+        assert_eq!(
+            read(&v4(&[0x22, 0, 0, 0, 0, 0, 0, 1, 4, 9, 0, 0, 239, 1, 1, 1])),
+            None
+        );
     }
 }

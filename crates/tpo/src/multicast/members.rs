@@ -1,7 +1,9 @@
-//! Which groups the hosts of our LANs listen to, as a multicast router knows it (RFC 3376 section 6, RFC 3810 section 7): they say so when they join, and
-//! when they are asked. Pure: told what was heard and what time it is.
+//! Which groups the hosts of our LANs listen to, as a multicast router knows it (RFC 3376 section
+//! 6, RFC 3810 section 7): they say so when they join, and when they are asked. Pure: told what was
+//! heard and what time it is.
 //!
-//! Who asks is elected among the routers of a LAN: the one with the lowest address. Where there is none but us, we ask.
+//! Who asks is elected among the routers of a LAN: the one with the lowest address. Where there is
+//! none but us, we ask.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,12 +15,14 @@ use super::igmp::Heard;
 const QUERY_EVERY: Duration = Duration::from_secs(125);
 /// At the beginning twice (RFC 3376 section 8.6).
 const SECOND_QUERY: Duration = Duration::from_secs(31);
-/// Hosts have this long to answer; at the beginning there is nothing yet that they would all answer at once.
+/// Hosts have this long to answer; at the beginning there is nothing yet that they would all answer
+/// at once.
 const ANSWER: Duration = Duration::from_secs(10);
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// A group without a word from a member has none after this time (RFC 3376 section 8.4).
 const LISTENS: Duration = Duration::from_secs(260);
-/// After a member has left, whoever remains says so within this time: asked twice, a second to answer.
+/// After a member has left, whoever remains says so within this time: asked twice, a second to
+/// answer.
 const LEFT: Duration = Duration::from_millis(2_500);
 const LAST_MEMBER: Duration = Duration::from_secs(1);
 /// A router that asks is gone after this time (RFC 3376 section 8.5).
@@ -74,16 +78,34 @@ fn family(address: IpAddr) -> usize {
 impl Members {
     /// So many LANs. Whether we ask, if nobody else does.
     pub fn new(lans: usize, asks: bool) -> Members {
-        let asking = || Asking { own: None, other: None, next: None, first: true };
-        let lan = |_| Lan { groups: HashMap::new(), asking: [asking(), asking()], specific: Vec::new() };
-        Members { lans: (0..lans).map(lan).collect(), asks, refused: 0 }
+        let asking = || Asking {
+            own: None,
+            other: None,
+            next: None,
+            first: true,
+        };
+        let lan = |_| Lan {
+            groups: HashMap::new(),
+            asking: [asking(), asking()],
+            specific: Vec::new(),
+        };
+        Members {
+            lans: (0..lans).map(lan).collect(),
+            asks,
+            refused: 0,
+        }
     }
 
     /// Our addresses on a LAN, IPv4 and link-local IPv6, as they are now.
     pub fn set_own(&mut self, lan: usize, own: [Option<IpAddr>; 2], now: Instant) {
         for (asking, own) in self.lans[lan].asking.iter_mut().zip(own) {
             if asking.own != own {
-                *asking = Asking { own, other: None, next: Some(now), first: true };
+                *asking = Asking {
+                    own,
+                    other: None,
+                    next: Some(now),
+                    first: true,
+                };
             }
         }
     }
@@ -115,10 +137,14 @@ impl Members {
                 }
                 let place = &mut self.lans[lan];
                 for group in left {
-                    let Some(until) = place.groups.get_mut(&group) else { continue };
+                    let Some(until) = place.groups.get_mut(&group) else {
+                        continue;
+                    };
                     if *until > now + LEFT {
                         *until = now + LEFT;
-                        place.specific.extend([(now, group), (now + LAST_MEMBER, group)]);
+                        place
+                            .specific
+                            .extend([(now, group), (now + LAST_MEMBER, group)]);
                     }
                 }
             }
@@ -128,7 +154,11 @@ impl Members {
     /// This host itself is a member, for as long as it goes on being told.
     pub fn hear_own(&mut self, lan: usize, group: IpAddr, now: Instant) {
         let until = now + LEFT;
-        if self.lans[lan].groups.get(&group).is_none_or(|known| *known < until) {
+        if self.lans[lan]
+            .groups
+            .get(&group)
+            .is_none_or(|known| *known < until)
+        {
             self.listens(lan, group, until);
         }
     }
@@ -148,15 +178,33 @@ impl Members {
             place.groups.retain(|_, until| *until > now);
             for asking in &mut place.asking {
                 asking.other = asking.other.filter(|until| *until > now);
-                let (Some(own), Some(_)) = (asking.own, asking.next.filter(|next| *next <= now)) else { continue };
+                let (Some(own), Some(_)) = (asking.own, asking.next.filter(|next| *next <= now))
+                else {
+                    continue;
+                };
                 if asking.other.is_none() && self.asks {
                     let within = if asking.first { FIRST_ANSWER } else { ANSWER };
-                    queries.push(Query { lan, own, group: None, within });
+                    queries.push(Query {
+                        lan,
+                        own,
+                        group: None,
+                        within,
+                    });
                 }
-                asking.next = Some(now + if asking.first { SECOND_QUERY } else { QUERY_EVERY });
+                asking.next = Some(
+                    now + if asking.first {
+                        SECOND_QUERY
+                    } else {
+                        QUERY_EVERY
+                    },
+                );
                 asking.first = false;
             }
-            let Lan { asking, specific, groups } = place;
+            let Lan {
+                asking,
+                specific,
+                groups,
+            } = place;
             specific.retain(|(at, group)| {
                 if *at > now {
                     return true;
@@ -165,7 +213,12 @@ impl Members {
                 // Whoever is elected asks. One who has heard that a member remains need not.
                 let is_open = groups.get(group).is_some_and(|until| *until <= now + LEFT);
                 if let (Some(own), None, true, true) = (own, other, self.asks, is_open) {
-                    queries.push(Query { lan, own: *own, group: Some(*group), within: LAST_MEMBER });
+                    queries.push(Query {
+                        lan,
+                        own: *own,
+                        group: Some(*group),
+                        within: LAST_MEMBER,
+                    });
                 }
                 false
             });
@@ -208,22 +261,35 @@ mod tests {
     }
 
     fn joins(group: &str) -> Heard {
-        Heard::Members { joined: vec![address(group)], left: vec![] }
+        Heard::Members {
+            joined: vec![address(group)],
+            left: vec![],
+        }
     }
 
     fn leaves(group: &str) -> Heard {
-        Heard::Members { joined: vec![], left: vec![address(group)] }
+        Heard::Members {
+            joined: vec![],
+            left: vec![address(group)],
+        }
     }
 
     #[test]
     fn a_group_lives_while_somebody_says_so() {
         let start = Instant::now();
         let mut members = members(start);
-        assert_eq!(asked(&mut members, start), [None], "everybody is asked at the beginning");
+        assert_eq!(
+            asked(&mut members, start),
+            [None],
+            "everybody is asked at the beginning"
+        );
         members.hear(0, joins(GROUP), start);
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         asked(&mut members, at(250));
-        assert_eq!(members.groups(), BTreeMap::from([(address(GROUP), vec![0])]));
+        assert_eq!(
+            members.groups(),
+            BTreeMap::from([(address(GROUP), vec![0])])
+        );
         asked(&mut members, at(260));
         assert!(members.groups().is_empty());
     }
@@ -237,7 +303,11 @@ mod tests {
         members.hear(0, joins(GROUP), start);
         members.hear(0, leaves(GROUP), at(100));
         assert_eq!(asked(&mut members, at(100)), [Some(address(GROUP))]);
-        assert_eq!(asked(&mut members, at(1_100)), [Some(address(GROUP))], "twice");
+        assert_eq!(
+            asked(&mut members, at(1_100)),
+            [Some(address(GROUP))],
+            "twice"
+        );
         members.hear(0, joins(GROUP), at(1_500));
         asked(&mut members, at(10_000));
         assert_eq!(members.groups().len(), 1, "one remains");
@@ -253,8 +323,18 @@ mod tests {
         for (from, asks) in [("10.1.1.9", true), ("0.0.0.0", true), ("10.1.1.2", false)] {
             members.set_own(0, [None, None], start);
             members.set_own(0, [Some(address(OWN)), None], start);
-            members.hear(0, Heard::Query { from: address(from) }, start);
-            assert_eq!(!asked(&mut members, start).is_empty(), asks, "beside {from}");
+            members.hear(
+                0,
+                Heard::Query {
+                    from: address(from),
+                },
+                start,
+            );
+            assert_eq!(
+                !asked(&mut members, start).is_empty(),
+                asks,
+                "beside {from}"
+            );
         }
         // It is gone.
         let mut later = start + Duration::from_secs(31);
@@ -268,8 +348,15 @@ mod tests {
         let start = Instant::now();
         let mut members = members(start);
         for number in 0..5_000_u32 {
-            members.hear(0, joins(&std::net::Ipv4Addr::from(0xef01_0000 + number).to_string()), start);
+            members.hear(
+                0,
+                joins(&std::net::Ipv4Addr::from(0xef01_0000 + number).to_string()),
+                start,
+            );
         }
-        assert_eq!((members.groups().len(), members.refused), (1_024, 5_000 - 1_024));
+        assert_eq!(
+            (members.groups().len(), members.refused),
+            (1_024, 5_000 - 1_024)
+        );
     }
 }

@@ -1,16 +1,22 @@
-//! Multicast: one thread that knows which groups our LANs listen to and which ones the peers ask for, and sees to both.
+//! Multicast: one thread that knows which groups our LANs listen to and which ones the peers ask
+//! for, and sees to both.
 //!
-//! * Towards the peers it is a listener: what hosts of our LANs have joined (heard by packet sockets, [`igmp`], [`members`]), and what the configuration pins,
-//!   is asked for at every peer from which an `accept` lets it come, in one message for all listeners ([`groups`]).
-//! * Towards our LANs it is a router that asks who listens, and a member of what peers ask for: switches that look into IGMP then send it here.
-//! * In the kernel it keeps the sets of groups that are copied into the TUN device. Nobody asks: nothing is copied.
+//! * Towards the peers it is a listener: what hosts of our LANs have joined (heard by packet
+//!   sockets, [`igmp`], [`members`]), and what the configuration pins, is asked for at every peer
+//!   from which an `accept` lets it come, in one message for all listeners ([`groups`]).
+//! * Towards our LANs it is a router that asks who listens, and a member of what peers ask for:
+//!   switches that look into IGMP then send it here.
+//! * In the kernel it keeps the sets of groups that are copied into the TUN device. Nobody asks:
+//!   nothing is copied.
 //!
-//! * For its peers it is a hub, where a rule with `transit` says so: what one of them wants for itself is asked for at the others.
+//! * For its peers it is a hub, where a rule with `transit` says so: what one of them wants for
+//!   itself is asked for at the others.
 //!
-//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask, [`crate::edge::multicast`] sends out what comes, and
-//! [`crate::transit`] hands on what a hub's peers want.
-//! Loops are impossible: what a peer brought is never taken from a LAN, and goes on only to peers that want it for themselves; a flow comes from one peer at a
-//! time; only packets from where the kernel would send answers are taken, and each TPO takes one off the hop limit.
+//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask,
+//! [`crate::edge::multicast`] sends out what comes, and [`crate::transit`] hands on what a hub's
+//! peers want. Loops are impossible: what a peer brought is never taken from a LAN, and goes on
+//! only to peers that want it for themselves; a flow comes from one peer at a time; only packets
+//! from where the kernel would send answers are taken, and each TPO takes one off the hop limit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
@@ -66,7 +72,8 @@ pub struct Plan {
     pub rules: Vec<(Prefix, Vec<usize>)>,
     /// Groups that go on from peer to peer, and to which.
     pub passes: Vec<(Prefix, Vec<usize>)>,
-    /// Groups that peers may bring: which peer, which groups, whether they are asked for even when nobody listens.
+    /// Groups that peers may bring: which peer, which groups, whether they are asked for even when
+    /// nobody listens.
     pub accepts: Vec<(usize, Prefix, bool)>,
     /// The peers' names for other TPOs of a LAN.
     pub sites: Vec<Site>,
@@ -84,18 +91,27 @@ impl Plan {
     }
 
     fn is_taken(&self, group: IpAddr, peer: usize) -> bool {
-        self.rules.iter().any(|(prefix, peers)| prefix.contains(group) && peers.contains(&peer))
+        self.rules
+            .iter()
+            .any(|(prefix, peers)| prefix.contains(group) && peers.contains(&peer))
     }
 
     /// Whether one of these wants it for itself, other than `peer`, and is to get it from here.
     fn is_passed(&self, group: IpAddr, askers: &[(usize, For)], peer: usize) -> bool {
-        let passes =
-            |to: usize| self.passes.iter().any(|(prefix, peers)| prefix.contains(group) && peers.contains(&to));
-        askers.iter().any(|(asker, whom)| *whom == For::Itself && *asker != peer && passes(*asker))
+        let passes = |to: usize| {
+            self.passes
+                .iter()
+                .any(|(prefix, peers)| prefix.contains(group) && peers.contains(&to))
+        };
+        askers
+            .iter()
+            .any(|(asker, whom)| *whom == For::Itself && *asker != peer && passes(*asker))
     }
 
     fn is_accepted(&self, group: IpAddr, peer: usize) -> bool {
-        self.accepts.iter().any(|(from, prefix, _)| *from == peer && prefix.contains(group))
+        self.accepts
+            .iter()
+            .any(|(from, prefix, _)| *from == peer && prefix.contains(group))
     }
 }
 
@@ -122,29 +138,36 @@ impl Multicast {
         let lost = Arc::new(AtomicBool::new(false));
         let (stop, sets_lost) = (stopping.clone(), lost.clone());
         let any = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
-        let thread = std::thread::Builder::new().name("multicast".into()).spawn(move || {
-            Loop {
-                doorbell,
-                members: Members::new(lans.len(), plan.asks),
-                neighbours: Neighbours::new(lans.len()),
-                snoops: lans.iter().map(|_| None).collect(),
-                told: lanes.iter().map(|_| Told::default()).collect(),
-                shown: Listeners::default(),
-                taking: Taking::default(),
-                memberships: lans.iter().map(|_| Memberships::default()).collect(),
-                sets,
-                sets_lost,
-                plan,
-                wanted,
-                joined,
-                lans,
-                lanes,
-                any,
-                stopping: stop,
-            }
-            .run();
-        })?;
-        Ok(Multicast { ring, stopping, lost, thread })
+        let thread = std::thread::Builder::new()
+            .name("multicast".into())
+            .spawn(move || {
+                Loop {
+                    doorbell,
+                    members: Members::new(lans.len(), plan.asks),
+                    neighbours: Neighbours::new(lans.len()),
+                    snoops: lans.iter().map(|_| None).collect(),
+                    told: lanes.iter().map(|_| Told::default()).collect(),
+                    shown: Listeners::default(),
+                    taking: Taking::default(),
+                    memberships: lans.iter().map(|_| Memberships::default()).collect(),
+                    sets,
+                    sets_lost,
+                    plan,
+                    wanted,
+                    joined,
+                    lans,
+                    lanes,
+                    any,
+                    stopping: stop,
+                }
+                .run();
+            })?;
+        Ok(Multicast {
+            ring,
+            stopping,
+            lost,
+            thread,
+        })
     }
 
     /// Whether the thread has ended by itself, which it never should.
@@ -179,7 +202,8 @@ struct Told {
     at: Option<Instant>,
 }
 
-/// The sockets by which this host is a member of groups on one LAN. The kernel lets each have some only (`igmp_max_memberships`, usually 20).
+/// The sockets by which this host is a member of groups on one LAN. The kernel lets each have some
+/// only (`igmp_max_memberships`, usually 20).
 #[derive(Default)]
 struct Memberships {
     sockets: Vec<Holder>,
@@ -224,7 +248,8 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         let mut events = Events::with_capacity(16);
-        let (mut next_look, mut next_tell, mut next_renewal) = (Instant::now(), Instant::now(), Instant::now());
+        let (mut next_look, mut next_tell, mut next_renewal) =
+            (Instant::now(), Instant::now(), Instant::now());
         let mut next_follow = Instant::now();
         let mut queries = Vec::new();
         while !self.stopping.load(Ordering::SeqCst) {
@@ -245,7 +270,9 @@ impl Loop {
                     IpAddr::V4(_) => Ipv4Addr::new(224, 0, 0, 1).into(),
                     IpAddr::V6(_) => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
                 };
-                if let Err(error) = self.lans[query.lan].send(&packet, query.group.unwrap_or(everybody)) {
+                if let Err(error) =
+                    self.lans[query.lan].send(&packet, query.group.unwrap_or(everybody))
+                {
                     debug!(%error, lan = self.plan.interfaces[query.lan], "nobody can be asked for groups");
                 }
             }
@@ -259,7 +286,8 @@ impl Loop {
                 next_renewal = now + RENEW_EVERY;
             }
             let wake = next_look.min(next_tell).min(next_renewal);
-            let wait = if follows { wake } else { wake.min(next_follow) }.saturating_duration_since(now);
+            let wait =
+                if follows { wake } else { wake.min(next_follow) }.saturating_duration_since(now);
             if let Err(error) = self.doorbell.poll.poll(&mut events, Some(wait))
                 && error.kind() != io::ErrorKind::Interrupted
             {
@@ -277,9 +305,13 @@ impl Loop {
             let Some(snoop) = snoop else { continue };
             // A turn's rest is found at the next wake-up, half a second later at most.
             for _ in 0..TURN {
-                let Ok(length) = (&snoop.socket).read(&mut buffer) else { break };
+                let Ok(length) = (&snoop.socket).read(&mut buffer) else {
+                    break;
+                };
                 match igmp::read(&buffer[..length]) {
-                    Some(Heard::Serves { from, sites }) => self.neighbours.hear(lan, from, sites, now),
+                    Some(Heard::Serves { from, sites }) => {
+                        self.neighbours.hear(lan, from, sites, now)
+                    }
                     Some(heard) => self.members.hear(lan, heard, now),
                     None => {}
                 }
@@ -297,8 +329,12 @@ impl Loop {
                 self.snoops[lan] = index.and_then(|index| self.snoop(lan, index));
             }
             let v4 = sys::interface_v4(&self.any, name).ok().map(IpAddr::from);
-            self.members.set_own(lan, [v4, link_local(&v6, name).map(IpAddr::from)], now);
-            for (_, group, users) in own.iter().filter(|(interface, group, _)| interface == name && is_routed(*group)) {
+            self.members
+                .set_own(lan, [v4, link_local(&v6, name).map(IpAddr::from)], now);
+            for (_, group, users) in own
+                .iter()
+                .filter(|(interface, group, _)| interface == name && is_routed(*group))
+            {
                 // One of them is our own, where peers ask for it.
                 if *users > u32::from(self.taking.contains(*group)) {
                     self.members.hear_own(lan, *group, now);
@@ -311,7 +347,11 @@ impl Loop {
         let name = &self.plan.interfaces[lan];
         let opened = sys::open_packet_socket(index, &membership_filter()).and_then(|socket| {
             let registry = self.doorbell.poll.registry();
-            registry.register(&mut SourceFd(&socket.as_raw_fd()), Token(1 + lan), Interest::READABLE)?;
+            registry.register(
+                &mut SourceFd(&socket.as_raw_fd()),
+                Token(1 + lan),
+                Interest::READABLE,
+            )?;
             Ok(Snoop { socket, index })
         });
         match opened {
@@ -332,10 +372,17 @@ impl Loop {
             let may = self.plan.accepts.iter().any(|(from, ..)| from == peer);
             may && self.lanes[*peer].pulse.is_up()
         };
-        let sites: Vec<Site> = (0..self.lanes.len()).filter(brings).map(|peer| self.plan.sites[peer]).collect();
+        let sites: Vec<Site> = (0..self.lanes.len())
+            .filter(brings)
+            .map(|peer| self.plan.sites[peer])
+            .collect();
         for (lan, sender) in self.lans.iter().enumerate() {
-            let Some(own) = self.members.own_v4(lan) else { continue };
-            if let Err(error) = sender.send(&neighbours::emit(own, &sites), neighbours::ROUTERS.into()) {
+            let Some(own) = self.members.own_v4(lan) else {
+                continue;
+            };
+            if let Err(error) =
+                sender.send(&neighbours::emit(own, &sites), neighbours::ROUTERS.into())
+            {
                 debug!(%error, lan = self.plan.interfaces[lan], "other TPOs cannot be told what we bring");
             }
         }
@@ -345,9 +392,15 @@ impl Loop {
     fn left_to_others(&self) -> BTreeSet<(usize, usize)> {
         let mut left = BTreeSet::new();
         for lan in 0..self.lans.len() {
-            let Some(own) = self.members.own_v4(lan) else { continue };
+            let Some(own) = self.members.own_v4(lan) else {
+                continue;
+            };
             let theirs = self.plan.sites.iter().enumerate();
-            left.extend(theirs.filter(|(_, site)| self.neighbours.brings(lan, own, site)).map(|(peer, _)| (lan, peer)));
+            left.extend(
+                theirs
+                    .filter(|(_, site)| self.neighbours.brings(lan, own, site))
+                    .map(|(peer, _)| (lan, peer)),
+            );
         }
         left
     }
@@ -358,16 +411,26 @@ impl Loop {
         for (_, prefix, _) in self.plan.accepts.iter().filter(|(.., pinned)| *pinned) {
             groups.insert(prefix.address, (0..self.lans.len()).collect());
         }
-        let listeners = Listeners { groups, left: self.left_to_others() };
+        let listeners = Listeners {
+            groups,
+            left: self.left_to_others(),
+        };
         let Listeners { groups, .. } = &listeners;
-        let asked = if self.plan.passes.is_empty() { BTreeMap::new() } else { self.wanted.all() };
+        let asked = if self.plan.passes.is_empty() {
+            BTreeMap::new()
+        } else {
+            self.wanted.all()
+        };
         for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
             // Without LANs of our own what the configuration pins is for peers.
             let is_ours = |group: &IpAddr| {
                 let listens = self.lans.is_empty() || listeners.lans(*group, peer).next().is_some();
                 groups.contains_key(group) && listens
             };
-            let own = groups.keys().copied().filter(|group| self.plan.is_accepted(*group, peer) && is_ours(group));
+            let own = groups
+                .keys()
+                .copied()
+                .filter(|group| self.plan.is_accepted(*group, peer) && is_ours(group));
             // What another TPO brings to our LANs may still be for a peer.
             let for_others = asked.iter().filter(|(group, askers)| {
                 let passed = !is_ours(group) && self.plan.is_passed(**group, askers, peer);
@@ -375,18 +438,29 @@ impl Loop {
             });
             let wanted = [
                 own.take(MOST_GROUPS).collect::<Vec<IpAddr>>(),
-                fair_share(for_others.map(|(group, askers)| (*group, peers_of(askers))), MOST_GROUPS)
-                    .into_iter()
-                    .collect(),
+                fair_share(
+                    for_others.map(|(group, askers)| (*group, peers_of(askers))),
+                    MOST_GROUPS,
+                )
+                .into_iter()
+                .collect(),
             ];
             let is_time = told.at.is_none_or(|at| now >= at + ASK_EVERY);
-            if wanted != told.groups && is_time && lane.send(Command::Groups(wanted.clone())).is_ok() {
+            if wanted != told.groups
+                && is_time
+                && lane.send(Command::Groups(wanted.clone())).is_ok()
+            {
                 debug!(peer = %lane.name, groups = ?wanted, "groups are asked for");
-                *told = Told { groups: wanted, at: Some(now) };
+                *told = Told {
+                    groups: wanted,
+                    at: Some(now),
+                };
             }
         }
         if listeners.left != self.shown.left {
-            let of = |(lan, peer): &(usize, usize)| (&self.plan.interfaces[*lan], &self.lanes[*peer].name);
+            let of = |(lan, peer): &(usize, usize)| {
+                (&self.plan.interfaces[*lan], &self.lanes[*peer].name)
+            };
             info!(left = ?listeners.left.iter().map(of).collect::<Vec<_>>(), "LANs to which another TPO brings a peer's groups");
         }
         if listeners != self.shown {
@@ -395,12 +469,16 @@ impl Loop {
         }
     }
 
-    /// Becomes a member of what peers ask for, and no longer of what they do not. Whether something changed.
+    /// Becomes a member of what peers ask for, and no longer of what they do not. Whether something
+    /// changed.
     fn follow_peers(&mut self, now: Instant) -> bool {
         self.wanted.forget(None, now);
         let mut asked: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
         for (group, peers) in self.wanted.all() {
-            let may = peers.into_iter().map(|(peer, _)| peer).filter(|peer| self.plan.is_taken(group, *peer));
+            let may = peers
+                .into_iter()
+                .map(|(peer, _)| peer)
+                .filter(|peer| self.plan.is_taken(group, *peer));
             let may: Vec<usize> = may.collect();
             if !may.is_empty() {
                 asked.insert(group, may);
@@ -440,28 +518,53 @@ impl Memberships {
     /// Makes this host a member, so that switches send the group here.
     fn join(&mut self, interface: &str, group: IpAddr) -> io::Result<()> {
         let index = sys::interface_index(interface)?;
-        let fits = |holder: &Holder| holder.is_v4 == group.is_ipv4() && !holder.is_full && holder.socket.is_some();
-        for (place, holder) in self.sockets.iter_mut().enumerate().filter(|(_, holder)| fits(holder)) {
-            let Some(socket) = &holder.socket else { continue };
+        let fits = |holder: &Holder| {
+            holder.is_v4 == group.is_ipv4() && !holder.is_full && holder.socket.is_some()
+        };
+        for (place, holder) in self
+            .sockets
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, holder)| fits(holder))
+        {
+            let Some(socket) = &holder.socket else {
+                continue;
+            };
             match set_membership(socket, index, group, true) {
                 Ok(()) => {
                     holder.groups += 1;
                     self.of.insert(group, place);
                     return Ok(());
                 }
-                // As many as this one may have: the next one. The kernel says so in one of these ways.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
+                // As many as this one may have: the next one. The kernel says so in one of these
+                // ways.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) =>
+                {
                     holder.is_full = true
                 }
                 Err(error) => return Err(error),
             }
         }
-        let domain = if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let domain = if group.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
         let socket = Socket::new(domain, Type::DGRAM, None)?;
         set_membership(&socket, index, group, true)?;
         self.opened += 1;
-        let holder = Holder { socket: Some(socket), is_v4: group.is_ipv4(), groups: 1, is_full: false };
-        let place = self.sockets.iter().position(|holder| holder.socket.is_none()).unwrap_or(self.sockets.len());
+        let holder = Holder {
+            socket: Some(socket),
+            is_v4: group.is_ipv4(),
+            groups: 1,
+            is_full: false,
+        };
+        let place = self
+            .sockets
+            .iter()
+            .position(|holder| holder.socket.is_none())
+            .unwrap_or(self.sockets.len());
         if place == self.sockets.len() {
             self.sockets.push(holder);
         } else {
@@ -473,7 +576,9 @@ impl Memberships {
 
     /// It is none any more.
     fn leave(&mut self, interface: &str, group: IpAddr) {
-        let Some(place) = self.of.remove(&group) else { return };
+        let Some(place) = self.of.remove(&group) else {
+            return;
+        };
         let holder = &mut self.sockets[place];
         let index = sys::interface_index(interface).unwrap_or(0);
         if let Some(socket) = &holder.socket
@@ -501,7 +606,8 @@ fn set_membership(socket: &Socket, index: u32, group: IpAddr, joins: bool) -> io
     }
 }
 
-/// Lets IGMP, and ICMPv6 behind a header of options, through: `A` and the rest are of the classic packet filter's machine.
+/// Lets IGMP, and ICMPv6 behind a header of options, through: `A` and the rest are of the classic
+/// packet filter's machine.
 fn membership_filter() -> [SockFilter; 12] {
     const BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
     const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -541,7 +647,11 @@ fn own_members() -> Vec<(String, IpAddr, u32)> {
     all.extend(v6.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let group = Ipv6Addr::from(u128::from_str_radix(words.get(2)?, 16).ok()?);
-        Some((words[1].to_owned(), group.into(), words.get(3)?.parse().ok()?))
+        Some((
+            words[1].to_owned(),
+            group.into(),
+            words.get(3)?.parse().ok()?,
+        ))
     }));
     all
 }
@@ -557,7 +667,11 @@ fn read_igmp_list(text: &str) -> Vec<(String, IpAddr, u32)> {
             && let (Ok(group), Ok(users)) = (u32::from_str_radix(group, 16), users.parse())
         {
             // As it lies in memory, read as a number of this machine.
-            all.push((interface.to_owned(), Ipv4Addr::from(group.to_ne_bytes()).into(), users));
+            all.push((
+                interface.to_owned(),
+                Ipv4Addr::from(group.to_ne_bytes()).into(),
+                users,
+            ));
         }
     }
     all
@@ -567,24 +681,44 @@ fn read_igmp_list(text: &str) -> Vec<(String, IpAddr, u32)> {
 mod tests {
     use super::*;
 
-    /// A thousand groups take the sockets that the kernel needs for them, and a socket that is left by all is closed.
+    /// A thousand groups take the sockets that the kernel needs for them, and a socket that is left
+    /// by all is closed.
     #[test]
     fn memberships_share_sockets() {
         let mut memberships = Memberships::default();
-        let groups: Vec<IpAddr> = (0..200_u32).map(|number| (0xef09_0000 + number).to_be_bytes().into()).collect();
+        let groups: Vec<IpAddr> = (0..200_u32)
+            .map(|number| (0xef09_0000 + number).to_be_bytes().into())
+            .collect();
         for group in &groups {
             memberships.join("lo", *group).unwrap();
         }
         let sockets = memberships.sockets.len();
-        assert!(sockets <= groups.len() / 10 && memberships.opened as usize == sockets, "{sockets} sockets");
+        assert!(
+            sockets <= groups.len() / 10 && memberships.opened as usize == sockets,
+            "{sockets} sockets"
+        );
         // Half of them change again and again: what is left is used again.
         for _ in 0..5 {
-            groups[..100].iter().for_each(|group| memberships.leave("lo", *group));
-            groups[..100].iter().for_each(|group| memberships.join("lo", *group).unwrap());
+            groups[..100]
+                .iter()
+                .for_each(|group| memberships.leave("lo", *group));
+            groups[..100]
+                .iter()
+                .for_each(|group| memberships.join("lo", *group).unwrap());
         }
-        assert!(memberships.opened as usize <= 7 * sockets && memberships.sockets.len() <= sockets + 1);
-        groups.iter().for_each(|group| memberships.leave("lo", *group));
-        assert!(memberships.of.is_empty() && memberships.sockets.iter().all(|holder| holder.socket.is_none()));
+        assert!(
+            memberships.opened as usize <= 7 * sockets && memberships.sockets.len() <= sockets + 1
+        );
+        groups
+            .iter()
+            .for_each(|group| memberships.leave("lo", *group));
+        assert!(
+            memberships.of.is_empty()
+                && memberships
+                    .sockets
+                    .iter()
+                    .all(|holder| holder.socket.is_none())
+        );
     }
 
     #[test]
@@ -594,7 +728,10 @@ mod tests {
                     1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n\
                     2\tlan0      :     2      V3\n\t\t\t\t010101EF     2 0:00000000\t\t0\n";
         let seen = read_igmp_list(list);
-        assert_eq!(seen[1], ("lan0".to_owned(), "239.1.1.1".parse().unwrap(), 2));
+        assert_eq!(
+            seen[1],
+            ("lan0".to_owned(), "239.1.1.1".parse().unwrap(), 2)
+        );
         let list = "fd100001000000000000000000000001 02 40 00 80     lan0\nfe800000000000000000000000000007 02 40 20 80     lan0\n";
         assert_eq!(link_local(list, "lan0"), Some("fe80::7".parse().unwrap()));
         assert_eq!(link_local(list, "lan1"), None);

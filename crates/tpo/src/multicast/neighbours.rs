@@ -1,8 +1,10 @@
-//! Other TPOs in the same LAN: two boxes of one site, of which one brings each group. Pure: told what was heard and what time it is.
+//! Other TPOs in the same LAN: two boxes of one site, of which one brings each group. Pure: told
+//! what was heard and what time it is.
 //!
-//! Each says once a second from which sites it can bring groups, in an IGMP message of a type for experiments (RFC 3228; docs/wire.md, section 5). Of those that name
-//! the same site the one with the lowest address on that LAN goes on, the others leave the LAN to it. One that falls silent, or whose
-//! peer does, is followed within some seconds.
+//! Each says once a second from which sites it can bring groups, in an IGMP message of a type for
+//! experiments (RFC 3228; docs/wire.md, section 5). Of those that name the same site the one with
+//! the lowest address on that LAN goes on, the others leave the LAN to it. One that falls silent,
+//! or whose peer does, is followed within some seconds.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -44,8 +46,11 @@ pub fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
 /// Reads what stands behind the IP header.
 pub fn parse(body: &[u8]) -> Option<Vec<Site>> {
     let (head, sites) = body.split_first_chunk::<8>()?;
-    let (sites, []) = sites.as_chunks::<8>() else { return None };
-    let is_ours = head[0] == KIND && head[1] == 0 && head[4..] == MAGIC && sites.len() <= MOST_SITES;
+    let (sites, []) = sites.as_chunks::<8>() else {
+        return None;
+    };
+    let is_ours =
+        head[0] == KIND && head[1] == 0 && head[4..] == MAGIC && sites.len() <= MOST_SITES;
     is_ours.then(|| sites.to_vec())
 }
 
@@ -74,9 +79,12 @@ impl Neighbours {
         }
     }
 
-    /// Whether another one brings to this LAN what comes from this site, instead of us at this address.
+    /// Whether another one brings to this LAN what comes from this site, instead of us at this
+    /// address.
     pub fn brings(&self, lan: usize, own: Ipv4Addr, site: &Site) -> bool {
-        self.0[lan].iter().any(|(from, (sites, _))| *from < own && sites.contains(site))
+        self.0[lan]
+            .iter()
+            .any(|(from, (sites, _))| *from < own && sites.contains(site))
     }
 }
 
@@ -93,13 +101,27 @@ mod tests {
         for sites in [&[][..], &[ONE], &[ONE, TWO]] {
             let own = Ipv4Addr::new(10, 1, 1, 5);
             let packet = emit(own, sites);
-            assert_eq!(read(&packet), Some(Heard::Serves { from: own, sites: sites.to_vec() }));
+            assert_eq!(
+                read(&packet),
+                Some(Heard::Serves {
+                    from: own,
+                    sites: sites.to_vec()
+                })
+            );
             for cut in 0..packet.len() {
                 assert_eq!(read(&packet[..cut]), None);
             }
         }
-        assert_eq!(parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'2']), None, "somebody else's");
-        assert_eq!(parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'1', 7]), None, "half a site");
+        assert_eq!(
+            parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'2']),
+            None,
+            "somebody else's"
+        );
+        assert_eq!(
+            parse(&[KIND, 0, 0, 0, b't', b'p', b'o', b'1', 7]),
+            None,
+            "half a site"
+        );
     }
 
     #[test]

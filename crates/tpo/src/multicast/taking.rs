@@ -1,17 +1,23 @@
-//! Of which groups that peers ask for this host becomes a member, and when it is none any more. Pure: told what is asked for and what time it is.
+//! Of which groups that peers ask for this host becomes a member, and when it is none any more.
+//! Pure: told what is asked for and what time it is.
 //!
-//! A change of what peers ask for costs as much as truly differs, and that at a bounded rate: a group that nobody asks for any more is kept for a moment, and
-//! each peer may have so many new ones at once and then so many in a second. Of what may be taken in all each peer that asks has an equal part at least.
+//! A change of what peers ask for costs as much as truly differs, and that at a bounded rate: a
+//! group that nobody asks for any more is kept for a moment, and each peer may have so many new
+//! ones at once and then so many in a second. Of what may be taken in all each peer that asks has
+//! an equal part at least.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Groups that are taken from the LANs at a time: what the kernel's sets hold, and some fifty sockets on each LAN.
+/// Groups that are taken from the LANs at a time: what the kernel's sets hold, and some fifty
+/// sockets on each LAN.
 pub const MOST_TAKEN: usize = 1_024;
-/// A group that nobody asks for any more stays for so long: whoever asks again has it at once, and alternating words change nothing.
+/// A group that nobody asks for any more stays for so long: whoever asks again has it at once, and
+/// alternating words change nothing.
 const LINGER: Duration = Duration::from_secs(10);
-/// New groups of one peer at once, and then in each second: all that there may be within half a minute.
+/// New groups of one peer at once, and then in each second: all that there may be within half a
+/// minute.
 const BURST: f64 = 256.0;
 const PER_SECOND: f64 = 32.0;
 
@@ -63,7 +69,8 @@ impl Taking {
     /// The groups that may be taken and are asked for, with the peers that ask.
     pub fn turn(&mut self, asked: &BTreeMap<IpAddr, Vec<usize>>, now: Instant) -> Changes {
         let mut changes = Changes::default();
-        let mut counts: HashMap<usize, usize> = asked.values().flatten().map(|peer| (*peer, 0)).collect();
+        let mut counts: HashMap<usize, usize> =
+            asked.values().flatten().map(|peer| (*peer, 0)).collect();
         for (group, taken) in &mut self.taken {
             match asked.get(group).filter(|peers| !peers.is_empty()) {
                 Some(peers) => {
@@ -76,7 +83,11 @@ impl Taking {
                 None => drop(taken.unasked.get_or_insert(now)),
             }
         }
-        let is_over = |taken: &Taken| taken.unasked.is_some_and(|since| now.saturating_duration_since(since) >= LINGER);
+        let is_over = |taken: &Taken| {
+            taken
+                .unasked
+                .is_some_and(|since| now.saturating_duration_since(since) >= LINGER)
+        };
         self.taken.retain(|group, taken| {
             let goes = is_over(taken);
             changes.leave.extend(goes.then_some(*group));
@@ -88,8 +99,13 @@ impl Taking {
                 continue;
             }
             // On the account of the asker that has the fewest.
-            let Some(by) = peers.iter().copied().min_by_key(|peer| counts[peer]) else { continue };
-            if counts[&by] >= share || !self.allow(by, now) || !self.make_room(share, &mut counts, &mut changes) {
+            let Some(by) = peers.iter().copied().min_by_key(|peer| counts[peer]) else {
+                continue;
+            };
+            if counts[&by] >= share
+                || !self.allow(by, now)
+                || !self.make_room(share, &mut counts, &mut changes)
+            {
                 self.refused += 1;
                 continue;
             }
@@ -102,7 +118,10 @@ impl Taking {
 
     /// Whether this peer may have another new group now.
     fn allow(&mut self, peer: usize, now: Instant) -> bool {
-        let allowance = self.allowances.entry(peer).or_insert(Allowance { left: BURST, at: now });
+        let allowance = self.allowances.entry(peer).or_insert(Allowance {
+            left: BURST,
+            at: now,
+        });
         let passed = now.saturating_duration_since(allowance.at).as_secs_f64();
         (allowance.left, allowance.at) = ((allowance.left + passed * PER_SECOND).min(BURST), now);
         let may = allowance.left >= 1.0;
@@ -110,14 +129,30 @@ impl Taking {
         may
     }
 
-    /// Whether there is room for another: what lingers goes first, then what is beyond its peer's share.
-    fn make_room(&mut self, share: usize, counts: &mut HashMap<usize, usize>, changes: &mut Changes) -> bool {
+    /// Whether there is room for another: what lingers goes first, then what is beyond its peer's
+    /// share.
+    fn make_room(
+        &mut self,
+        share: usize,
+        counts: &mut HashMap<usize, usize>,
+        changes: &mut Changes,
+    ) -> bool {
         if self.taken.len() < MOST_TAKEN {
             return true;
         }
-        let lingers = self.taken.iter().find(|(_, taken)| taken.unasked.is_some()).map(|(group, _)| *group);
-        let beyond = || self.taken.iter().find(|(_, taken)| counts.get(&taken.by).is_some_and(|count| *count > share));
-        let Some(group) = lingers.or_else(|| beyond().map(|(group, _)| *group)) else { return false };
+        let lingers = self
+            .taken
+            .iter()
+            .find(|(_, taken)| taken.unasked.is_some())
+            .map(|(group, _)| *group);
+        let beyond = || {
+            self.taken
+                .iter()
+                .find(|(_, taken)| counts.get(&taken.by).is_some_and(|count| *count > share))
+        };
+        let Some(group) = lingers.or_else(|| beyond().map(|(group, _)| *group)) else {
+            return false;
+        };
         if let Some(Taken { by, unasked: None }) = self.taken.remove(&group)
             && let Some(count) = counts.get_mut(&by)
         {
@@ -133,25 +168,37 @@ mod tests {
     use super::*;
 
     fn groups(from: u32, count: u32, peers: &[usize]) -> BTreeMap<IpAddr, Vec<usize>> {
-        (from..from + count).map(|number| ((0xef01_0000 + number).to_be_bytes().into(), peers.to_vec())).collect()
+        (from..from + count)
+            .map(|number| ((0xef01_0000 + number).to_be_bytes().into(), peers.to_vec()))
+            .collect()
     }
 
-    /// Sets of a thousand groups that alternate with each word of the peer: a rate of changes, whatever the rate of words.
+    /// Sets of a thousand groups that alternate with each word of the peer: a rate of changes,
+    /// whatever the rate of words.
     #[test]
     fn alternating_wishes_cost_a_rate_and_not_a_set_each() {
         let (mut taking, start) = (Taking::default(), Instant::now());
         let mut changes = 0;
         for turn in 0..10_000 {
             let now = start + Duration::from_millis(turn);
-            let Changes { join, leave } = taking.turn(&groups(u32::from(turn % 2 == 0) * 5_000, 1_024, &[0]), now);
+            let Changes { join, leave } =
+                taking.turn(&groups(u32::from(turn % 2 == 0) * 5_000, 1_024, &[0]), now);
             changes += join.len() + leave.len();
         }
-        assert!(changes <= 2 * (BURST + 10.0 * PER_SECOND) as usize, "{changes} changes in ten seconds");
+        assert!(
+            changes <= 2 * (BURST + 10.0 * PER_SECOND) as usize,
+            "{changes} changes in ten seconds"
+        );
         // An honest one beside it has its own at once.
         let mut asked = groups(0, 1_024, &[0]);
         asked.extend(groups(9_000, 50, &[1]));
         let Changes { join, .. } = taking.turn(&asked, start + Duration::from_secs(10));
-        assert_eq!(join.iter().filter(|group| groups(9_000, 50, &[]).contains_key(group)).count(), 50);
+        assert_eq!(
+            join.iter()
+                .filter(|group| groups(9_000, 50, &[]).contains_key(group))
+                .count(),
+            50
+        );
     }
 
     #[test]
@@ -171,8 +218,18 @@ mod tests {
             assert!(taking.groups().count() <= MOST_TAKEN);
         }
         let second = groups(20_000, 3_000, &[]);
-        assert_eq!(taking.groups().filter(|group| second.contains_key(group)).count(), MOST_TAKEN / 2);
-        assert_eq!(taking.turn(&BTreeMap::new(), now), Changes::default(), "it lingers");
+        assert_eq!(
+            taking
+                .groups()
+                .filter(|group| second.contains_key(group))
+                .count(),
+            MOST_TAKEN / 2
+        );
+        assert_eq!(
+            taking.turn(&BTreeMap::new(), now),
+            Changes::default(),
+            "it lingers"
+        );
         let gone = taking.turn(&BTreeMap::new(), now + LINGER);
         assert_eq!((gone.leave.len(), taking.groups().count()), (MOST_TAKEN, 0));
     }
@@ -181,7 +238,10 @@ mod tests {
     fn who_asks_is_served_at_once_and_an_asker_that_leaves_hands_over() {
         let (mut taking, now) = (Taking::default(), Instant::now());
         let asked = groups(0, 3, &[4, 7]);
-        assert_eq!(taking.turn(&asked, now).join, asked.keys().copied().collect::<Vec<_>>());
+        assert_eq!(
+            taking.turn(&asked, now).join,
+            asked.keys().copied().collect::<Vec<_>>()
+        );
         assert_eq!(taking.turn(&groups(0, 3, &[7]), now), Changes::default());
         assert!(taking.taken.values().all(|taken| taken.by == 7));
         assert_eq!(taking.refused, 0);

@@ -1,7 +1,9 @@
 //! Which system calls the daemon and its programs may make (seccomp).
 //!
-//! Two filters, of which the stricter answer counts. What only an attacker calls ends the process (`HOSTILE`). What is not in `ALLOWED` answers as in a
-//! kernel that does not know it, "function not implemented": a new version of the C library then takes the older way, as it does on an older kernel.
+//! Two filters, of which the stricter answer counts. What only an attacker calls ends the process
+//! (`HOSTILE`). What is not in `ALLOWED` answers as in a kernel that does not know it, "function
+//! not implemented": a new version of the C library then takes the older way, as it does on an
+//! older kernel.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +11,12 @@ use anyhow::{Context as _, Result};
 use libc::c_long;
 use seccompiler::SeccompCmpArgLen::Dword;
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq, Ne};
-use seccompiler::{BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 
-/// Calls by which a process that was taken over would leave its cage or look into others. Neither we nor `nft` nor `ip` make them.
+/// Calls by which a process that was taken over would leave its cage or look into others. Neither
+/// we nor `nft` nor `ip` make them.
 const HOSTILE: &[c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -59,7 +64,8 @@ const HOSTILE: &[c_long] = &[
     libc::SYS_iopl,
 ];
 
-/// Calls that are made with any arguments: found by `strace` of the daemon and of its programs, and what the C library may take in their place.
+/// Calls that are made with any arguments: found by `strace` of the daemon and of its programs, and
+/// what the C library may take in their place.
 const ALLOWED: &[c_long] = &[
     // Descriptors.
     libc::SYS_close,
@@ -222,12 +228,25 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_unlink,
 ];
 
-/// The families of sockets that may be made: the control socket, the two of the Internet, the kernel's tables, and what a LAN's groups are heard by.
-const FAMILIES: [libc::c_int; 5] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
+/// The families of sockets that may be made: the control socket, the two of the Internet, the
+/// kernel's tables, and what a LAN's groups are heard by.
+const FAMILIES: [libc::c_int; 5] = [
+    libc::AF_UNIX,
+    libc::AF_INET,
+    libc::AF_INET6,
+    libc::AF_NETLINK,
+    libc::AF_PACKET,
+];
 
-/// What may be asked of `prctl`: names of threads and of memory, and what `ip` looks at. Not among them: to be dumpable again.
-const SETTINGS: [libc::c_int; 5] =
-    [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_CAPBSET_READ, libc::PR_CAP_AMBIENT, PR_SET_VMA];
+/// What may be asked of `prctl`: names of threads and of memory, and what `ip` looks at. Not among
+/// them: to be dumpable again.
+const SETTINGS: [libc::c_int; 5] = [
+    libc::PR_SET_NAME,
+    libc::PR_GET_NAME,
+    libc::PR_CAPBSET_READ,
+    libc::PR_CAP_AMBIENT,
+    PR_SET_VMA,
+];
 /// linux/prctl.h; the C library names its arenas by it.
 const PR_SET_VMA: libc::c_int = 0x5356_4d41;
 
@@ -252,41 +271,77 @@ pub fn restrict() -> Result<()> {
 }
 
 fn filters() -> Result<[BpfProgram; 2]> {
-    let arch: TargetArch = std::env::consts::ARCH.try_into().context("no filters for this processor")?;
+    let arch: TargetArch = std::env::consts::ARCH
+        .try_into()
+        .context("no filters for this processor")?;
     let compile = |rules, otherwise, listed| -> Result<BpfProgram> {
         Ok(SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()?)
     };
     let hostile = HOSTILE.iter().map(|call| (*call, Vec::new())).collect();
     Ok([
         compile(hostile, SeccompAction::Allow, SeccompAction::KillProcess)?,
-        compile(allowed()?, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?,
+        compile(
+            allowed()?,
+            SeccompAction::Errno(libc::ENOSYS as u32),
+            SeccompAction::Allow,
+        )?,
     ])
 }
 
 /// By call: nothing, or of which arguments one list must hold.
 fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     let is = |argument, operator, value: libc::c_int| {
         // Of the register the lower half is the argument.
         SeccompCondition::new(argument, Dword, operator, u64::from(value as u32))
     };
     let one_of = |values: &[libc::c_int]| -> Result<Vec<SeccompRule>> {
-        values.iter().map(|value| Ok(SeccompRule::new(vec![is(0, Eq, *value)?])?)).collect()
+        values
+            .iter()
+            .map(|value| Ok(SeccompRule::new(vec![is(0, Eq, *value)?])?))
+            .collect()
     };
     rules.insert(libc::SYS_socket, one_of(&FAMILIES)?);
     rules.insert(libc::SYS_prctl, one_of(&SETTINGS)?);
-    // Its flags cannot be seen in `clone3`, for which the C library takes this one where it is not there.
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is(0, MaskedEq(NAMESPACES as u64), 0)?])?]);
+    // Its flags cannot be seen in `clone3`, for which the C library takes this one where it is not
+    // there.
+    rules.insert(
+        libc::SYS_clone,
+        vec![SeccompRule::new(vec![is(
+            0,
+            MaskedEq(NAMESPACES as u64),
+            0,
+        )?])?],
+    );
     // Nobody types for the administrator at the terminal from which tpo was started.
     let types = |call: libc::c_ulong| is(1, Ne, call as libc::c_int);
-    rules.insert(libc::SYS_ioctl, vec![SeccompRule::new(vec![types(libc::TIOCSTI)?, types(TIOCLINUX)?])?]);
+    rules.insert(
+        libc::SYS_ioctl,
+        vec![SeccompRule::new(vec![
+            types(libc::TIOCSTI)?,
+            types(TIOCLINUX)?,
+        ])?],
+    );
     // No memory that can be written and run.
     let both = libc::PROT_WRITE | libc::PROT_EXEC;
-    let protections = [0, libc::PROT_WRITE, libc::PROT_EXEC]
-        .map(|protection| Ok(SeccompRule::new(vec![is(2, MaskedEq(both as u64), protection)?])?));
-    rules.insert(libc::SYS_mmap, protections.into_iter().collect::<Result<_>>()?);
+    let protections = [0, libc::PROT_WRITE, libc::PROT_EXEC].map(|protection| {
+        Ok(SeccompRule::new(vec![is(
+            2,
+            MaskedEq(both as u64),
+            protection,
+        )?])?)
+    });
+    rules.insert(
+        libc::SYS_mmap,
+        protections.into_iter().collect::<Result<_>>()?,
+    );
     let runs = match cfg!(target_arch = "x86_64") {
-        true => vec![SeccompRule::new(vec![is(2, MaskedEq(libc::PROT_EXEC as u64), 0)?])?],
+        true => vec![SeccompRule::new(vec![is(
+            2,
+            MaskedEq(libc::PROT_EXEC as u64),
+            0,
+        )?])?],
         // The loader marks what runs as a landing place of jumps in this way.
         false => Vec::new(),
     };
@@ -309,11 +364,16 @@ mod tests {
     /// Runs one attempt inside the filters in a process of its own; how that ended.
     fn attempt(what: &str) -> std::process::ExitStatus {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "privilege::calls::tests::hostile_calls_end_it_and_strange_ones_fail", "--nocapture"]);
+        command.args([
+            "--exact",
+            "privilege::calls::tests::hostile_calls_end_it_and_strange_ones_fail",
+            "--nocapture",
+        ]);
         command.env(TRY, what).output().unwrap().status
     }
 
-    /// In the child: confines itself and tries; exits with 0 when the call failed with "not implemented", 1 when it did anything else.
+    /// In the child: confines itself and tries; exits with 0 when the call failed with "not
+    /// implemented", 1 when it did anything else.
     fn inside(what: &str) -> ! {
         crate::sys::refuse_new_privileges().unwrap();
         restrict().unwrap();
@@ -326,18 +386,35 @@ mod tests {
         if let Ok(what) = std::env::var(TRY) {
             inside(&what);
         }
-        for hostile in ["ptrace", "mount", "bpf", "unshare", "setns", "init_module", "kexec_load"] {
+        for hostile in [
+            "ptrace",
+            "mount",
+            "bpf",
+            "unshare",
+            "setns",
+            "init_module",
+            "kexec_load",
+        ] {
             let status = attempt(hostile);
             assert_eq!(status.signal(), Some(libc::SIGSYS), "{hostile}: {status}");
         }
-        for strange in
-            ["io_uring_setup", "socket AF_VSOCK", "clone CLONE_NEWUSER", "mmap WX", "prctl dumpable", "setuid"]
-        {
+        for strange in [
+            "io_uring_setup",
+            "socket AF_VSOCK",
+            "clone CLONE_NEWUSER",
+            "mmap WX",
+            "prctl dumpable",
+            "setuid",
+        ] {
             let status = attempt(strange);
             assert_eq!(status.code(), Some(0), "{strange}: {status}");
         }
         let status = attempt("nothing strange");
-        assert_eq!(status.code(), Some(1), "a call that is allowed works inside: {status}");
+        assert_eq!(
+            status.code(),
+            Some(1),
+            "a call that is allowed works inside: {status}"
+        );
     }
 
     #[test]

@@ -1,15 +1,21 @@
-//! What the running daemon may do: its work, and little else. Whoever takes it over by a fault of ours gets no more.
+//! What the running daemon may do: its work, and little else. Whoever takes it over by a fault of
+//! ours gets no more.
 //!
-//! [`crate::daemon`] does first what root alone may do (the device's file, the rules and routes, the control socket, the state folder), then calls [`confine`], while it still
-//! is one thread, and only then starts the threads that read what peers, strangers and hosts of the LAN send. From there on:
+//! [`crate::daemon`] does first what root alone may do (the device's file, the rules and routes,
+//! the control socket, the state folder), then calls [`confine`], while it still is one thread, and
+//! only then starts the threads that read what peers, strangers and hosts of the LAN send. From
+//! there on:
 //!
-//! * it is a user of its own ([`Who`]), with three capabilities, in its programs too, and no way to more;
+//! * it is a user of its own ([`Who`]), with three capabilities, in its programs too, and no way to
+//!   more;
 //! * [`calls`]: only the system calls that it and its programs make;
-//! * [`files`]: only the files that they open: not its own configuration, nor its key, once these are read;
+//! * [`files`]: only the files that they open: not its own configuration, nor its key, once these
+//!   are read;
 //! * no core file, and nobody but root reads its memory.
 //!
-//! What must be done again later needs nothing of root: a device is made anew by the file of the first one, its settings and the leases are netlink,
-//! rules and routes need CAP_NET_ADMIN. Nothing is read again: a new key or configuration is a new start.
+//! What must be done again later needs nothing of root: a device is made anew by the file of the
+//! first one, its settings and the leases are netlink, rules and routes need CAP_NET_ADMIN. Nothing
+//! is read again: a new key or configuration is a new start.
 
 pub mod calls;
 pub mod files;
@@ -25,16 +31,20 @@ use tracing::{info, warn};
 
 use crate::sys;
 
-/// What the daemon needs for as long as it lives: its rules, routes, leases and marks (NET_ADMIN); transparent sockets and those that hear a LAN's
-/// groups (NET_RAW); connecting from a client's port below 1024 (NET_BIND_SERVICE).
-pub const KEPT: [Capability; 3] =
-    [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE];
+/// What the daemon needs for as long as it lives: its rules, routes, leases and marks (NET_ADMIN);
+/// transparent sockets and those that hear a LAN's groups (NET_RAW); connecting from a client's
+/// port below 1024 (NET_BIND_SERVICE).
+pub const KEPT: [Capability; 3] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_NET_BIND_SERVICE,
+];
 
 /// The user that it becomes where nothing else is said and there is one of this name.
 pub const USER: &str = "tpo";
 
-/// The number that it becomes where there is none: user and group. Nobody's: between the ranges that systemd and Debian use (systemd's
-/// UIDS-GIDS says of 60578 to 61183 that they are unused).
+/// The number that it becomes where there is none: user and group. Nobody's: between the ranges
+/// that systemd and Debian use (systemd's UIDS-GIDS says of 60578 to 61183 that they are unused).
 pub const NUMBER: u32 = 60_780;
 
 /// How long a thread of ours that has just been joined may still be seen.
@@ -62,7 +72,9 @@ impl Who {
     /// # Errors
     /// When the configured user does not exist.
     pub fn choose(configured: Option<&str>) -> Result<Who> {
-        Who::choose_as(sys::effective_user(), configured, |name| Ok(sys::user_by_name(name)?))
+        Who::choose_as(sys::effective_user(), configured, |name| {
+            Ok(sys::user_by_name(name)?)
+        })
     }
 
     fn choose_as(
@@ -82,7 +94,10 @@ impl Who {
             (0, _) if user != 0 => Ok(Who::Other { user, group, name }),
             (0, _) => Ok(Who::Same),
             (starter, Some(name)) if starter != user => {
-                warn!(user = name, "[tpo] user counts only when root starts tpo: it stays user {starter}");
+                warn!(
+                    user = name,
+                    "[tpo] user counts only when root starts tpo: it stays user {starter}"
+                );
                 Ok(Who::Same)
             }
             _ => Ok(Who::Same),
@@ -94,8 +109,11 @@ impl Who {
     /// # Errors
     /// Of the file system.
     pub fn own(&self, path: &Path) -> Result<()> {
-        let Who::Other { user, group, .. } = self else { return Ok(()) };
-        lchown(path, Some(*user), Some(*group)).with_context(|| format!("give {} to {self}", path.display()))
+        let Who::Other { user, group, .. } = self else {
+            return Ok(());
+        };
+        lchown(path, Some(*user), Some(*group))
+            .with_context(|| format!("give {} to {self}", path.display()))
     }
 }
 
@@ -113,13 +131,17 @@ impl fmt::Display for Who {
 /// # Errors
 /// Never on a kernel that works.
 pub fn keep_secrets() -> Result<()> {
-    sys::forbid_core_dumps().and_then(|()| sys::hide_memory()).context("forbid core files")
+    sys::forbid_core_dumps()
+        .and_then(|()| sys::hide_memory())
+        .context("forbid core files")
 }
 
-/// Gives up for good what the daemon does not need. `folders` are those in which it makes, replaces and removes files.
+/// Gives up for good what the daemon does not need. `folders` are those in which it makes, replaces
+/// and removes files.
 ///
 /// # Errors
-/// When something is refused that every kernel grants, or when threads run already. What this kernel cannot hold becomes a warning.
+/// When something is refused that every kernel grants, or when threads run already. What this
+/// kernel cannot hold becomes a warning.
 pub fn confine(who: &Who, folders: &[PathBuf]) -> Result<()> {
     one_thread()?;
     become_less(who)?;
@@ -128,7 +150,10 @@ pub fn confine(who: &Who, folders: &[PathBuf]) -> Result<()> {
     sys::hide_memory().context("forbid core files")?;
     let files = files::restrict(folders);
     let calls = calls::restrict();
-    for (what, outcome) in [("files (landlock)", &files), ("system calls (seccomp)", &calls)] {
+    for (what, outcome) in [
+        ("files (landlock)", &files),
+        ("system calls (seccomp)", &calls),
+    ] {
         if let Err(error) = outcome {
             warn!(%error, "this kernel does not confine tpo's {what}; the rest holds");
         }
@@ -145,12 +170,16 @@ fn one_thread() -> Result<()> {
     let start = Instant::now();
     loop {
         // Without /proc nobody can tell, and the order in `daemon` is what it is.
-        let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return Ok(()) };
+        let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+            return Ok(());
+        };
         match threads.count() {
             0 | 1 => return Ok(()),
             // The kernel forgets a thread a moment after it has been joined.
             _ if start.elapsed() < LINGERS => std::thread::sleep(Duration::from_millis(1)),
-            threads => bail!("{threads} threads run before tpo is confined, which is a fault of tpo"),
+            threads => {
+                bail!("{threads} threads run before tpo is confined, which is a fault of tpo")
+            }
         }
     }
 }
@@ -158,9 +187,14 @@ fn one_thread() -> Result<()> {
 /// The user, and the capabilities in all five sets.
 fn become_less(who: &Who) -> Result<()> {
     let held = caps::read(None, CapSet::Permitted).context("read our capabilities")?;
-    let kept: CapsHashSet = KEPT.into_iter().filter(|capability| held.contains(capability)).collect();
+    let kept: CapsHashSet = KEPT
+        .into_iter()
+        .filter(|capability| held.contains(capability))
+        .collect();
     let beyond = caps::read(None, CapSet::Bounding).context("read our capabilities")?;
-    let beyond = beyond.into_iter().filter(|capability| !KEPT.contains(capability));
+    let beyond = beyond
+        .into_iter()
+        .filter(|capability| !KEPT.contains(capability));
     for capability in beyond {
         if let Err(error) = caps::drop(None, CapSet::Bounding, capability) {
             // Without CAP_SETPCAP; without new privileges it is out of reach anyhow.
@@ -178,7 +212,8 @@ fn become_less(who: &Who) -> Result<()> {
             done => done.with_context(|| format!("become {who}"))?,
         }
     }
-    // The effective ones are a part of the permitted ones, so they go first; then nothing is left to inherit that is not permitted.
+    // The effective ones are a part of the permitted ones, so they go first; then nothing is left
+    // to inherit that is not permitted.
     for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
         // A service manager's filter may refuse a change where there is nothing left to change.
         if caps::read(None, set).context("read our capabilities")? != kept {
@@ -207,15 +242,25 @@ mod tests {
                 _ => None,
             })
         };
-        let other = |user, group, name: &str| Who::Other { user, group, name: name.into() };
+        let other = |user, group, name: &str| Who::Other {
+            user,
+            group,
+            name: name.into(),
+        };
         let choose = |starter, configured| Who::choose_as(starter, configured, known).unwrap();
         assert_eq!(choose(0, None), other(990, 980, "tpo"));
         assert_eq!(choose(0, Some("carrier")), other(700, 701, "carrier"));
         assert_eq!(choose(0, Some("root")), Who::Same);
         assert_eq!(choose(1000, None), Who::Same);
         assert_eq!(choose(1000, Some("carrier")), Who::Same);
-        assert_eq!(Who::choose_as(0, None, |_| Ok(None)).unwrap(), other(NUMBER, NUMBER, "60780"));
+        assert_eq!(
+            Who::choose_as(0, None, |_| Ok(None)).unwrap(),
+            other(NUMBER, NUMBER, "60780")
+        );
         let error = Who::choose_as(0, Some("nosuch"), known).unwrap_err();
-        assert!(error.to_string().contains("there is no user \"nosuch\""), "{error}");
+        assert!(
+            error.to_string().contains("there is no user \"nosuch\""),
+            "{error}"
+        );
     }
 }

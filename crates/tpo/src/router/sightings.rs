@@ -61,15 +61,27 @@ impl Sightings {
         let mut expected: HashMap<IpAddr, Vec<usize>> = HashMap::new();
         for (slot, endpoint) in endpoints.iter().enumerate() {
             if let Some(endpoint) = endpoint {
-                expected.entry(endpoint.ip().to_canonical()).or_default().push(slot);
+                expected
+                    .entry(endpoint.ip().to_canonical())
+                    .or_default()
+                    .push(slot);
             }
         }
-        Sightings { last: vec![None; endpoints.len()], expected, elsewhere: None, line: Seldom::new(LIFE) }
+        Sightings {
+            last: vec![None; endpoints.len()],
+            expected,
+            elsewhere: None,
+            line: Seldom::new(LIFE),
+        }
     }
 
     /// A handshake datagram names a pair that we do not know.
     pub fn on_other_keys(&mut self, from: SocketAddr, now: Instant) {
-        let sighting = Some(Sighting { from, at: now, fault: Fault::Keys });
+        let sighting = Some(Sighting {
+            from,
+            at: now,
+            fault: Fault::Keys,
+        });
         match self.expected.get(&from.ip()) {
             Some(slots) => slots.iter().for_each(|&slot| self.last[slot] = sighting),
             None => self.elsewhere = sighting,
@@ -81,7 +93,11 @@ impl Sightings {
 
     /// A handshake datagram names the pair of ours and this peer's, and its guard is wrong.
     pub fn on_wrong_guard(&mut self, slot: usize, from: SocketAddr, now: Instant) {
-        self.last[slot] = Some(Sighting { from, at: now, fault: Fault::Guard });
+        self.last[slot] = Some(Sighting {
+            from,
+            at: now,
+            fault: Fault::Guard,
+        });
     }
 
     /// The last one that may be this peer's, unless it is too old. A peer without an endpoint may
@@ -103,14 +119,23 @@ mod tests {
     #[test]
     fn each_counts_for_a_while_and_only_where_it_may_be_the_peers() {
         let address = |host, port| SocketAddr::from(([192, 0, 2, host], port));
-        let mut sightings = Sightings::new(&[Some(address(1, 47_800)), None, Some(address(3, 47_800))]);
+        let mut sightings =
+            Sightings::new(&[Some(address(1, 47_800)), None, Some(address(3, 47_800))]);
         let now = Instant::now();
         let soon = now + Duration::from_secs(1);
         assert!((0..3).all(|slot| sightings.of(slot, now).is_none()));
         sightings.on_other_keys(address(1, 9), now);
         sightings.on_other_keys(address(77, 5), soon);
-        let mine = Sighting { from: address(1, 9), at: now, fault: Fault::Keys };
-        assert_eq!(sightings.of(0, soon), Some(mine), "noise from elsewhere does not hide it");
+        let mine = Sighting {
+            from: address(1, 9),
+            at: now,
+            fault: Fault::Keys,
+        };
+        assert_eq!(
+            sightings.of(0, soon),
+            Some(mine),
+            "noise from elsewhere does not hide it"
+        );
         assert_eq!(
             sightings.of(1, soon).map(|sighting| sighting.from),
             Some(address(77, 5)),
@@ -120,6 +145,9 @@ mod tests {
         assert_eq!(sightings.of(0, now + LIFE), None, "and not for ever");
         assert_eq!(sightings.of(1, soon + LIFE), None);
         sightings.on_wrong_guard(2, address(78, 6), soon);
-        assert_eq!(sightings.of(2, soon).map(|sighting| sighting.fault), Some(Fault::Guard));
+        assert_eq!(
+            sightings.of(2, soon).map(|sighting| sighting.fault),
+            Some(Fault::Guard)
+        );
     }
 }

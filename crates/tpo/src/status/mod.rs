@@ -1,5 +1,6 @@
-//! What the running program says of itself: [`report`] is the data (and the JSON), [`render`] the form for people,
-//! [`reason`] the numbered list of why a connection is not accelerated. The daemon fills the reports, [`control`](crate::control) carries them.
+//! What the running program says of itself: [`report`] is the data (and the JSON), [`render`] the
+//! form for people, [`reason`] the numbered list of why a connection is not accelerated. The daemon
+//! fills the reports, [`control`](crate::control) carries them.
 
 pub mod reason;
 pub mod render;
@@ -7,6 +8,6 @@ pub mod report;
 
 pub use reason::Reason;
 pub use report::{
-    CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport, MemoryReport, OpenedBy,
-    PassedReport, PeerReport, PeerState, PlainReport, StatusReport,
+    CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport,
+    MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, StatusReport,
 };

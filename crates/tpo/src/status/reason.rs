@@ -1,5 +1,5 @@
-//! Why a connection is not accelerated: a numbered list, the same in `tpo status`, in the logs and in the manual. Numbers are
-//! never used again for something else.
+//! Why a connection is not accelerated: a numbered list, the same in `tpo status`, in the logs and
+//! in the manual. Numbers are never used again for something else.
 
 use std::fmt;
 
@@ -69,7 +69,9 @@ impl Reason {
 
     /// The reason of a number.
     pub fn from_number(number: u8) -> Option<Reason> {
-        Reason::ALL.into_iter().find(|reason| reason.number() == number)
+        Reason::ALL
+            .into_iter()
+            .find(|reason| reason.number() == number)
     }
 
     /// Its short name.
@@ -97,9 +99,15 @@ impl Reason {
     /// What it means, in one sentence.
     pub fn sentence(self) -> &'static str {
         match self {
-            Reason::NoRule => "No enabled [[rule]] names the connection; the kernel never shows it to the TPO.",
-            Reason::PeerDown => "The rule's peer was not up, or had no room, when the connection began.",
-            Reason::BeforeStart => "The connection began before the TPO did, and keeps its ordinary way until it ends.",
+            Reason::NoRule => {
+                "No enabled [[rule]] names the connection; the kernel never shows it to the TPO."
+            }
+            Reason::PeerDown => {
+                "The rule's peer was not up, or had no room, when the connection began."
+            }
+            Reason::BeforeStart => {
+                "The connection began before the TPO did, and keeps its ordinary way until it ends."
+            }
             Reason::FlowLimit => "As many flows were open as one peer may have.",
             Reason::Memory => "The flows held as much memory as they may.",
             Reason::RuleDisabled => {
@@ -107,12 +115,16 @@ impl Reason {
             }
             Reason::Loop => "The connection is the TPO's own, or was brought here by a TPO.",
             Reason::NotAccepted => "The far TPO has no [[accept]] for this client and destination.",
-            Reason::Interface => "The connection came in by an interface that [intercept] leaves out.",
+            Reason::Interface => {
+                "The connection came in by an interface that [intercept] leaves out."
+            }
             Reason::Descriptors => {
                 "The peer's share of the file descriptors was used up, or the process had none left."
             }
             Reason::Protocol => "The protocol is not carried.",
-            Reason::Destination => "The kernel no longer knew where the redirected connection was going.",
+            Reason::Destination => {
+                "The kernel no longer knew where the redirected connection was going."
+            }
             Reason::Stopping => "The TPO was ending.",
             Reason::NoFlow => {
                 "A packet of what is no TCP looked like an answer, but no flow is there that it belongs to."
@@ -141,8 +153,12 @@ impl Reason {
             Reason::Descriptors => "raise LimitNOFILE of the service",
             Reason::Protocol => "nothing: such traffic goes its ordinary way",
             Reason::Destination => "use mode = \"tproxy\", or raise the kernel's nf_conntrack_max",
-            Reason::Stopping => "nothing: it was accelerated, or went its ordinary way, as the rule's on_failure says",
-            Reason::NoFlow => "nothing: it took its ordinary way; add a [[rule]] if such traffic is to be carried",
+            Reason::Stopping => {
+                "nothing: it was accelerated, or went its ordinary way, as the rule's on_failure says"
+            }
+            Reason::NoFlow => {
+                "nothing: it took its ordinary way; add a [[rule]] if such traffic is to be carried"
+            }
             Reason::Flood => "find who floods; or raise the bounds in [intercept]",
             Reason::WaysFull => "look at `tpo flows`: which peer opens so many flows?",
         }

@@ -1,12 +1,13 @@
-//! The reports for people: what `tpo status` and `tpo flows` print. Made to be read at three in the morning: first whether it works,
-//! then what it does, then why not.
+//! The reports for people: what `tpo status` and `tpo flows` print. Made to be read at three in the
+//! morning: first whether it works, then what it does, then why not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::Reason;
 use super::report::{
-    CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, PlainReport, StatusReport,
+    CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, PlainReport,
+    StatusReport,
 };
 
 /// Widest column: addresses fit, a long text does not push everything else off the screen.
@@ -61,7 +62,8 @@ pub fn flows(flows: &[FlowReport]) -> String {
     ]);
     for flow in flows {
         table.row(vec![
-            // Bit 31 tells which side numbers the flow (docs/wire.md, section 4); a person tells the two apart by OPENED BY.
+            // Bit 31 tells which side numbers the flow (docs/wire.md, section 4); a person tells
+            // the two apart by OPENED BY.
             (flow.id & 0x7fff_ffff).to_string(),
             flow.peer.clone(),
             protocol(flow.protocol),
@@ -80,8 +82,10 @@ pub fn flows(flows: &[FlowReport]) -> String {
                 _ => String::new(),
             },
             shrinks(&flow.compression),
-            flow.lost_percent.map_or_else(String::new, |lost| format!("{lost:.2} %")),
-            flow.delay_ms.map_or_else(String::new, |ms| format!("{ms:.1} ms")),
+            flow.lost_percent
+                .map_or_else(String::new, |lost| format!("{lost:.2} %")),
+            flow.delay_ms
+                .map_or_else(String::new, |ms| format!("{ms:.1} ms")),
             span(flow.age),
             span(flow.idle),
             bytes(flow.credit),
@@ -127,13 +131,21 @@ fn peers(peers: &[PeerReport]) -> String {
         ("RECEIVED", Right),
     ]);
     for peer in peers {
-        let measured = |text: String| if peer.state == PeerState::Up { text } else { "-".into() };
+        let measured = |text: String| {
+            if peer.state == PeerState::Up {
+                text
+            } else {
+                "-".into()
+            }
+        };
         table.row(vec![
             peer.name.clone(),
             peer.state.word().into(),
             peer.endpoint.clone().unwrap_or_else(|| "-".into()),
-            peer.rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
-            peer.min_rtt_ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+            peer.rtt_ms
+                .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+            peer.min_rtt_ms
+                .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
             measured(format!("{:.2} %", peer.loss_since_start_percent)),
             measured(rate(peer.rate)),
             measured(rate(peer.delivery_rate)),
@@ -172,12 +184,20 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             peer.name, peer.datagrams_sent, peer.retransmissions, peer.datagrams_received
         );
         if peer.parity_sent + peer.rebuilt > 0 {
-            let _ = write!(out, ", {} parity sent, {} lost ones rebuilt", peer.parity_sent, peer.rebuilt);
+            let _ = write!(
+                out,
+                ", {} parity sent, {} lost ones rebuilt",
+                peer.parity_sent, peer.rebuilt
+            );
         }
         if let Some(drops) = counts(&peer.drops) {
             let _ = write!(out, ", dropped: {drops}");
         }
-        let _ = writeln!(out, "; {} since the start", plural(peer.flows_total, "flow"));
+        let _ = writeln!(
+            out,
+            "; {} since the start",
+            plural(peer.flows_total, "flow")
+        );
     }
     let compression = &peer.compression;
     if compression.before > 0 {
@@ -192,32 +212,74 @@ fn peer_lines(out: &mut String, peer: &PeerReport) {
             span(compression.saved),
         );
         if compression.classes.len() > 1 {
-            let each = |(class, own): (&String, &CompressionReport)| format!("{class} {:.1} times", times(own));
-            let _ = write!(out, "; {}", compression.classes.iter().map(each).collect::<Vec<_>>().join(", "));
+            let each = |(class, own): (&String, &CompressionReport)| {
+                format!("{class} {:.1} times", times(own))
+            };
+            let _ = write!(
+                out,
+                "; {}",
+                compression
+                    .classes
+                    .iter()
+                    .map(each)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
         }
         if let Some(raw) = counts(&compression.raw) {
             let _ = write!(out, "; buffers sent as they were: {raw}");
         }
         out.push('\n');
     }
-    for (what, groups) in [("asks us for", &peer.groups_asked_here), ("is asked for", &peer.groups_asked_there)] {
+    for (what, groups) in [
+        ("asks us for", &peer.groups_asked_here),
+        ("is asked for", &peer.groups_asked_there),
+    ] {
         if !groups.is_empty() {
-            let more = if groups.len() > SHOWN_GROUPS { " ..." } else { "" };
-            let shown = groups.iter().take(SHOWN_GROUPS).cloned().collect::<Vec<_>>().join(" ");
-            let _ = writeln!(out, "{} {what} {}: {shown}{more}", peer.name, plural(groups.len() as u64, "group"));
+            let more = if groups.len() > SHOWN_GROUPS {
+                " ..."
+            } else {
+                ""
+            };
+            let shown = groups
+                .iter()
+                .take(SHOWN_GROUPS)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" ");
+            let _ = writeln!(
+                out,
+                "{} {what} {}: {shown}{more}",
+                peer.name,
+                plural(groups.len() as u64, "group")
+            );
         }
     }
     if !peer.lans_left.is_empty() {
-        let _ = writeln!(out, "{}: its groups come to {} by another TPO there", peer.name, peer.lans_left.join(" "));
+        let _ = writeln!(
+            out,
+            "{}: its groups come to {} by another TPO there",
+            peer.name,
+            peer.lans_left.join(" ")
+        );
     }
     let handshake = &peer.handshake;
     if handshake.completed + handshake.failed > 0 {
-        let _ = write!(out, "{}: {}", peer.name, plural(handshake.completed, "handshake"));
+        let _ = write!(
+            out,
+            "{}: {}",
+            peer.name,
+            plural(handshake.completed, "handshake")
+        );
         if let Some(age) = handshake.key_age {
             let _ = write!(out, ", keys {} old", span(age));
         }
         if handshake.failed > 0 {
-            let _ = write!(out, "; {} more proved nothing (anybody can repeat one)", handshake.failed);
+            let _ = write!(
+                out,
+                "; {} more proved nothing (anybody can repeat one)",
+                handshake.failed
+            );
         }
         out.push('\n');
     }
@@ -244,7 +306,12 @@ fn interception(out: &mut String, intercept: &InterceptReport) {
         let _ = writeln!(out, "interception: NOT INSTALLED, {problem}");
         return;
     }
-    let _ = write!(out, "interception: installed, {}, {}", intercept.mode, plural(intercept.rules as u64, "rule"));
+    let _ = write!(
+        out,
+        "interception: installed, {}, {}",
+        intercept.mode,
+        plural(intercept.rules as u64, "rule")
+    );
     if intercept.rules_disabled > 0 {
         let _ = write!(out, " ({} more switched off)", intercept.rules_disabled);
     }
@@ -254,14 +321,25 @@ fn interception(out: &mut String, intercept: &InterceptReport) {
             let _ = write!(out, ", only {}", intercept.interfaces.join(" "));
         }
     }
-    out.push_str(if intercept.local { ", this host's applications too\n" } else { ", not this host's applications\n" });
+    out.push_str(if intercept.local {
+        ", this host's applications too\n"
+    } else {
+        ", not this host's applications\n"
+    });
     if let Some(problem) = &intercept.hold_problem {
         let _ = writeln!(out, "  closed rules: NOT HELD WHOLE, {problem}");
     } else if intercept.rules_closed > 0 {
-        let after = if intercept.hold_closed { ", also after a stop" } else { "" };
+        let after = if intercept.hold_closed {
+            ", also after a stop"
+        } else {
+            ""
+        };
         let closed = plural(intercept.rules_closed as u64, "closed rule");
         let held = plural(intercept.held, "packet");
-        let _ = writeln!(out, "  {closed} held{after}: {held} refused that would have gone in the clear");
+        let _ = writeln!(
+            out,
+            "  {closed} held{after}: {held} refused that would have gone in the clear"
+        );
     }
     for lease in &intercept.leases {
         match lease.held {
@@ -281,12 +359,25 @@ fn not_accelerated(out: &mut String, report: &StatusReport) {
         return;
     }
     out.push_str("\nconnections that were not accelerated:\n");
-    let mut table = Table::new(&[("COUNT", Right), ("NO.", Right), ("REASON", Left), ("WHAT TO DO", Left)]);
+    let mut table = Table::new(&[
+        ("COUNT", Right),
+        ("NO.", Right),
+        ("REASON", Left),
+        ("WHAT TO DO", Left),
+    ]);
     let mut sentences = String::new();
     for passed in report.passed.iter().filter(|passed| passed.count > 0) {
         let reason = Reason::from_number(passed.number);
-        let advice = reason.map_or("update this program: it is older than the running one", Reason::advice);
-        table.row(vec![passed.count.to_string(), passed.number.to_string(), passed.reason.clone(), advice.into()]);
+        let advice = reason.map_or(
+            "update this program: it is older than the running one",
+            Reason::advice,
+        );
+        table.row(vec![
+            passed.count.to_string(),
+            passed.number.to_string(),
+            passed.reason.clone(),
+            advice.into(),
+        ]);
         if let Some(reason) = reason {
             let _ = writeln!(sentences, "  {}: {}", reason.number(), reason.sentence());
         }
@@ -306,14 +397,24 @@ fn went_plain(out: &mut String, plain: &[PlainReport]) {
     }
     most.sort_by_key(|plain| std::cmp::Reverse(plain.count));
     out.push_str("\nwent in the clear (TCP: connections, all else: packets):\n");
-    let mut table = Table::new(&[("COUNT", Right), ("NO.", Right), ("REASON", Left), ("LINE", Right), ("RULE", Left)]);
+    let mut table = Table::new(&[
+        ("COUNT", Right),
+        ("NO.", Right),
+        ("REASON", Left),
+        ("LINE", Right),
+        ("RULE", Left),
+    ]);
     for plain in most.iter().take(SHOWN_PLAIN) {
         table.row(vec![
             plain.count.to_string(),
             plain.number.to_string(),
             plain.reason.clone(),
             plain.line.map_or_else(String::new, |line| line.to_string()),
-            if plain.names.is_empty() { "no single rule".into() } else { plain.names.clone() },
+            if plain.names.is_empty() {
+                "no single rule".into()
+            } else {
+                plain.names.clone()
+            },
         ]);
     }
     out.push_str(&table.to_string());
@@ -323,13 +424,20 @@ fn went_plain(out: &mut String, plain: &[PlainReport]) {
 }
 
 fn counts(counts: &BTreeMap<String, u64>) -> Option<String> {
-    let counted: Vec<String> =
-        counts.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| format!("{count} {kind}")).collect();
+    let counted: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
     (!counted.is_empty()).then(|| counted.join(", "))
 }
 
 fn plural(count: u64, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+    if count == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{count} {what}s")
+    }
 }
 
 /// The name of a protocol, or its number.
@@ -400,23 +508,42 @@ struct Table {
 
 impl Table {
     fn new(columns: &[(&'static str, Align)]) -> Table {
-        Table { columns: columns.to_vec(), rows: Vec::new() }
+        Table {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
-        self.rows.push(cells.iter().map(|cell| one_line(cell)).collect());
+        self.rows
+            .push(cells.iter().map(|cell| one_line(cell)).collect());
     }
 }
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| {
+            self.rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         let used: Vec<(usize, usize)> = (0..self.columns.len())
             .filter(|column| self.rows.is_empty() || width(*column) > 0)
-            .map(|column| (column, width(column).max(self.columns[column].0.chars().count())))
+            .map(|column| {
+                (
+                    column,
+                    width(column).max(self.columns[column].0.chars().count()),
+                )
+            })
             .collect();
-        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let head: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         for row in std::iter::once(&head).chain(&self.rows) {
             let mut line = String::new();
             for (column, width) in &used {
@@ -432,12 +559,18 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// A cell is one line without control characters, whatever a peer or an application made of it, and no wider than a screen bears.
+/// A cell is one line without control characters, whatever a peer or an application made of it, and
+/// no wider than a screen bears.
 fn one_line(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     match text.chars().count() > WIDEST {
         false => text.chars().map(clean).collect(),
-        true => text.chars().take(WIDEST - 3).map(clean).chain("...".chars()).collect(),
+        true => text
+            .chars()
+            .take(WIDEST - 3)
+            .map(clean)
+            .chain("...".chars())
+            .collect(),
     }
 }
 

@@ -2,7 +2,12 @@ use super::super::report::*;
 use super::*;
 
 fn peer(name: &str, state: PeerState) -> PeerReport {
-    PeerReport { name: name.into(), up: state == PeerState::Up, state, ..PeerReport::default() }
+    PeerReport {
+        name: name.into(),
+        up: state == PeerState::Up,
+        state,
+        ..PeerReport::default()
+    }
 }
 
 fn lyon() -> PeerReport {
@@ -33,22 +38,46 @@ fn lyon() -> PeerReport {
             saved: 12.6,
             classes: [("bulk", 4 << 20, 1 << 19), ("interactive", 1_000, 900)]
                 .map(|(class, before, after)| {
-                    (class.to_owned(), CompressionReport { before, after, ..CompressionReport::default() })
+                    (
+                        class.to_owned(),
+                        CompressionReport {
+                            before,
+                            after,
+                            ..CompressionReport::default()
+                        },
+                    )
                 })
                 .into(),
         },
-        drops: [("replayed".to_owned(), 3), ("truncated".to_owned(), 0), ("wrong tag".to_owned(), 1)].into(),
+        drops: [
+            ("replayed".to_owned(), 3),
+            ("truncated".to_owned(), 0),
+            ("wrong tag".to_owned(), 1),
+        ]
+        .into(),
         groups_asked_there: vec!["239.1.1.1".into(), "ff05::1".into()],
         lans_left: vec!["lan1".into()],
-        handshake: HandshakeReport { completed: 2, failed: 1, key_age: Some(1_234.5) },
+        handshake: HandshakeReport {
+            completed: 2,
+            failed: 1,
+            key_age: Some(1_234.5),
+        },
         ..peer("lyon", PeerState::Up)
     }
 }
 
 fn report() -> StatusReport {
     let leases = vec![
-        LeaseReport { peer: "lyon".into(), held: true, reason: None },
-        LeaseReport { peer: "oslo".into(), held: false, reason: None },
+        LeaseReport {
+            peer: "lyon".into(),
+            held: true,
+            reason: None,
+        },
+        LeaseReport {
+            peer: "oslo".into(),
+            held: false,
+            reason: None,
+        },
     ];
     StatusReport {
         name: "paris".into(),
@@ -64,7 +93,11 @@ fn report() -> StatusReport {
             leases,
             ..InterceptReport::default()
         },
-        memory: MemoryReport { used: 19 << 20, peak: 40 << 20, budget: 512 << 20 },
+        memory: MemoryReport {
+            used: 19 << 20,
+            peak: 40 << 20,
+            budget: 512 << 20,
+        },
         peers: vec![lyon(), peer("oslo", PeerState::Waiting)],
         passed: vec![
             PassedReport::new(Reason::PeerDown, 17),
@@ -132,13 +165,25 @@ fn the_first_line_is_the_verdict() {
     let verdict = |report: &StatusReport| status(report).lines().next().unwrap().to_owned();
     let mut report = report();
     report.peers.pop();
-    assert_eq!(verdict(&report), "paris: working; 1 of 1 peer up, 12 flows, running for 3d 4h (tpo 0.1.0)");
+    assert_eq!(
+        verdict(&report),
+        "paris: working; 1 of 1 peer up, 12 flows, running for 3d 4h (tpo 0.1.0)"
+    );
     report.intercept.installed = false;
     report.intercept.problem = Some("nft is not there".into());
-    assert!(verdict(&report).starts_with("paris: NOT INTERCEPTING, peers are up but nothing is taken from the LAN; "));
+    assert!(
+        verdict(&report).starts_with(
+            "paris: NOT INTERCEPTING, peers are up but nothing is taken from the LAN; "
+        )
+    );
     assert!(status(&report).contains("\ninterception: NOT INSTALLED, nft is not there\n"));
-    report.peers[0] = PeerReport { reason: Some("nothing heard for 3 s".into()), ..peer("lyon", PeerState::Silent) };
-    assert!(verdict(&report).starts_with("paris: NOT WORKING, no peer is up; 0 of 1 peer up, 0 flows"));
+    report.peers[0] = PeerReport {
+        reason: Some("nothing heard for 3 s".into()),
+        ..peer("lyon", PeerState::Silent)
+    };
+    assert!(
+        verdict(&report).starts_with("paris: NOT WORKING, no peer is up; 0 of 1 peer up, 0 flows")
+    );
     assert!(status(&report).contains("\nlyon is not up: nothing heard for 3 s\n"));
 }
 
@@ -182,11 +227,23 @@ fn flows_are_one_line_each() {
         credit: 0,
         ..flow()
     };
-    let shrunk = CompressionReport { before: 900, after: 200, ..CompressionReport::default() };
-    let first = FlowReport { compression: shrunk, ..flow() };
+    let shrunk = CompressionReport {
+        before: 900,
+        after: 200,
+        ..CompressionReport::default()
+    };
+    let first = FlowReport {
+        compression: shrunk,
+        ..flow()
+    };
     let stubborn = [("small".to_owned(), 3), ("does not shrink".to_owned(), 50)].into();
     let slow = FlowReport {
-        compression: CompressionReport { before: 9_000, after: 9_000, raw: stubborn, ..CompressionReport::default() },
+        compression: CompressionReport {
+            before: 9_000,
+            after: 9_000,
+            raw: stubborn,
+            ..CompressionReport::default()
+        },
         ..slow
     };
     let golden = "\
@@ -197,23 +254,42 @@ FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS   
 ";
     assert_eq!(flows(&[first, slow, call]), golden);
     let plain = flows(&[flow()]);
-    assert!(!plain.contains("HELD UP BY"), "an empty column is left out: {plain}");
+    assert!(
+        !plain.contains("HELD UP BY"),
+        "an empty column is left out: {plain}"
+    );
     assert_eq!(flows(&[]), "no flows\n");
 }
 
 #[test]
 fn numbers_are_in_the_unit_that_suits_them() {
-    let sizes = [(0, "0 B"), (1_023, "1023 B"), (1_024, "1.0 KiB"), (1_048_575, "1.0 MiB"), (u64::MAX, "16384.0 PiB")];
+    let sizes = [
+        (0, "0 B"),
+        (1_023, "1023 B"),
+        (1_024, "1.0 KiB"),
+        (1_048_575, "1.0 MiB"),
+        (u64::MAX, "16384.0 PiB"),
+    ];
     for (count, text) in sizes {
         assert_eq!(bytes(count), text);
     }
-    let rates =
-        [(0, "0.0 kbit/s"), (124_999, "1.0 Mbit/s"), (12_500_000, "100.0 Mbit/s"), (125_000_000, "1.00 Gbit/s")];
+    let rates = [
+        (0, "0.0 kbit/s"),
+        (124_999, "1.0 Mbit/s"),
+        (12_500_000, "100.0 Mbit/s"),
+        (125_000_000, "1.00 Gbit/s"),
+    ];
     for (count, text) in rates {
         assert_eq!(rate(count), text);
     }
-    let spans =
-        [(-1.0, "0.0s"), (7.24, "7.2s"), (59.97, "59.9s"), (60.0, "1m 0s"), (3_725.0, "1h 2m"), (90_000.0, "1d 1h")];
+    let spans = [
+        (-1.0, "0.0s"),
+        (7.24, "7.2s"),
+        (59.97, "59.9s"),
+        (60.0, "1m 0s"),
+        (3_725.0, "1h 2m"),
+        (90_000.0, "1d 1h"),
+    ];
     for (seconds, text) in spans {
         assert_eq!(span(seconds), text);
     }
@@ -222,10 +298,18 @@ fn numbers_are_in_the_unit_that_suits_them() {
 #[test]
 fn reports_survive_the_way_and_an_update() {
     let json = serde_json::to_string(&report()).unwrap();
-    assert_eq!(serde_json::from_str::<StatusReport>(&json).unwrap(), report());
+    assert_eq!(
+        serde_json::from_str::<StatusReport>(&json).unwrap(),
+        report()
+    );
     let json = serde_json::to_string(&flow()).unwrap();
     assert_eq!(serde_json::from_str::<FlowReport>(&json).unwrap(), flow());
-    let newer: StatusReport =
-        serde_json::from_str(r#"{"name":"paris","colour":"blue","peers":[{"name":"lyon","state":"up"}]}"#).unwrap();
-    assert_eq!((newer.name.as_str(), newer.peers[0].state), ("paris", PeerState::Up));
+    let newer: StatusReport = serde_json::from_str(
+        r#"{"name":"paris","colour":"blue","peers":[{"name":"lyon","state":"up"}]}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        (newer.name.as_str(), newer.peers[0].state),
+        ("paris", PeerState::Up)
+    );
 }

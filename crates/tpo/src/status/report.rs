@@ -1,5 +1,6 @@
-//! The reports: plain data, filled by the daemon, carried as JSON, and what `--json` prints. Fields may be added; a field that one
-//! side does not know is ignored, one that it misses is empty, so that `tpo status` works across an update.
+//! The reports: plain data, filled by the daemon, carried as JSON, and what `--json` prints. Fields
+//! may be added; a field that one side does not know is ignored, one that it misses is empty, so
+//! that `tpo status` works across an update.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Why connections were not accelerated, and how many; reasons that never came up are left out.
     pub passed: Vec<PassedReport>,
-    /// What rules name and went its plain way all the same, unencrypted, by rule and reason; what never came up is left out.
+    /// What rules name and went its plain way all the same, unencrypted, by rule and reason; what
+    /// never came up is left out.
     pub plain: Vec<PlainReport>,
     /// Datagrams that belonged to no peer, by kind.
     pub strangers: BTreeMap<String, u64>,
@@ -214,7 +216,11 @@ pub struct PassedReport {
 impl PassedReport {
     /// So many connections for this reason.
     pub fn new(reason: Reason, count: u64) -> PassedReport {
-        PassedReport { number: reason.number(), reason: reason.name().into(), count }
+        PassedReport {
+            number: reason.number(),
+            reason: reason.name().into(),
+            count,
+        }
     }
 }
 
@@ -232,8 +238,8 @@ pub struct PlainReport {
     pub number: u8,
     /// Its name.
     pub reason: String,
-    /// Connections of TCP, packets of all else. Where ways were full it is the packets brought whose
-    /// answers could not be noted: so many answers at most.
+    /// Connections of TCP, packets of all else. Where ways were full it is the packets brought
+    /// whose answers could not be noted: so many answers at most.
     pub count: u64,
 }
 
@@ -265,11 +271,13 @@ pub struct FlowReport {
     pub packets_sent: Option<u64>,
     /// What is no TCP: packets received from the peer.
     pub packets_received: Option<u64>,
-    /// What is no TCP: packets of the peer that did not come, or came too late to be of use, percent.
+    /// What is no TCP: packets of the peer that did not come, or came too late to be of use,
+    /// percent.
     pub lost_percent: Option<f64>,
     /// What compression did with what it sent, in buffers of its own.
     pub compression: CompressionReport,
-    /// From here to the far application's LAN, as far as known: half a round trip between the TPOs, and what packets wait here for the link, ms.
+    /// From here to the far application's LAN, as far as known: half a round trip between the TPOs,
+    /// and what packets wait here for the link, ms.
     pub delay_ms: Option<f64>,
     /// Seconds since it was opened.
     pub age: f64,

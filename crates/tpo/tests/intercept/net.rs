@@ -62,7 +62,10 @@ pub(crate) fn rule(addresses: Addresses, port: u16, peer: usize) -> RuleSpec {
         protocol: 6,
         source: (addresses.client, 0),
         source_ports: 0..=u16::MAX,
-        destination: (addresses.server, if addresses.server.is_ipv4() { 24 } else { 64 }),
+        destination: (
+            addresses.server,
+            if addresses.server.is_ipv4() { 24 } else { 64 },
+        ),
         destination_ports: port..=port,
         peer,
         on_failure: OnFailure::Open,
@@ -72,7 +75,13 @@ pub(crate) fn rule(addresses: Addresses, port: u16, peer: usize) -> RuleSpec {
 
 /// The same for both families, for peer 0.
 pub(crate) fn rules_for(port: u16, on_failure: OnFailure) -> Vec<RuleSpec> {
-    both().into_iter().map(|a| RuleSpec { on_failure, ..rule(a, port, 0) }).collect()
+    both()
+        .into_iter()
+        .map(|a| RuleSpec {
+            on_failure,
+            ..rule(a, port, 0)
+        })
+        .collect()
 }
 
 pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
@@ -110,23 +119,38 @@ impl Net {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("tpo-i{}-{number}", std::process::id());
-        let mut net = Net { prefix, servers: Vec::new() };
+        let mut net = Net {
+            prefix,
+            servers: Vec::new(),
+        };
         let [c, t, s] = [Place::Client, Place::Tpo, Place::Server].map(|place| net.name(place));
-        run(Command::new("ip").args(["-batch", "-"]), &format!("netns add {c}\nnetns add {t}\nnetns add {s}\n"));
+        run(
+            Command::new("ip").args(["-batch", "-"]),
+            &format!("netns add {c}\nnetns add {t}\nnetns add {s}\n"),
+        );
         for place in [Place::Client, Place::Tpo, Place::Server] {
             // Addresses are of use at once, without waiting for others who might have them.
             for which in ["all", "default"] {
                 net.sysctl(place, &format!("net.ipv6.conf.{which}.accept_dad"), "0");
             }
         }
-        net.ip(Place::Tpo, &format!("link add lan0 type veth peer name eth0 netns {c}"));
-        net.ip(Place::Tpo, &format!("link add srv0 type veth peer name eth0 netns {s}"));
+        net.ip(
+            Place::Tpo,
+            &format!("link add lan0 type veth peer name eth0 netns {c}"),
+        );
+        net.ip(
+            Place::Tpo,
+            &format!("link add srv0 type veth peer name eth0 netns {s}"),
+        );
         net.ip(
             Place::Client,
             "link set lo up\nlink set eth0 up\naddr add 10.71.1.2/24 dev eth0\naddr add fd71:1::2/64 dev eth0
              route add default via 10.71.1.1\nroute add default via fd71:1::1",
         );
-        for (key, value) in [("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")] {
+        for (key, value) in [
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv6.conf.all.forwarding", "1"),
+        ] {
             net.sysctl(Place::Tpo, key, value);
         }
         net.ip(
@@ -172,17 +196,25 @@ impl Net {
 
     pub(crate) fn command(&self, place: Place, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(place)]).arg(program);
+        command
+            .args(["netns", "exec", &self.name(place)])
+            .arg(program);
         command
     }
 
     pub(crate) fn ip(&self, place: Place, lines: &str) {
-        run(Command::new("ip").args(["-n", &self.name(place), "-batch", "-"]), lines);
+        run(
+            Command::new("ip").args(["-n", &self.name(place), "-batch", "-"]),
+            lines,
+        );
     }
 
     /// For a line of IPv6, which a batch has no word for.
     pub(crate) fn ip6(&self, place: Place, line: &str) {
-        run(Command::new("ip").args(["-6", "-n", &self.name(place), "-batch", "-"]), line);
+        run(
+            Command::new("ip").args(["-6", "-n", &self.name(place), "-batch", "-"]),
+            line,
+        );
     }
 
     pub(crate) fn nft(&self, place: Place, rules: &str) {
@@ -191,14 +223,20 @@ impl Net {
 
     pub(crate) fn sysctl(&self, place: Place, key: &str, value: &str) {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        self.inside(place, || std::fs::write(&path, value)).unwrap_or_else(|e| panic!("{key}: {e}"));
+        self.inside(place, || std::fs::write(&path, value))
+            .unwrap_or_else(|e| panic!("{key}: {e}"));
     }
 
     /// Everything that interception could have changed.
     pub(crate) fn state(&self, place: Place) -> String {
         let name = self.name(place);
         let mut all = run(self.command(place, "nft").args(["list", "ruleset"]), "");
-        for arguments in [["-4", "rule"], ["-6", "rule"], ["-4", "route"], ["-6", "route"]] {
+        for arguments in [
+            ["-4", "rule"],
+            ["-6", "rule"],
+            ["-4", "route"],
+            ["-6", "route"],
+        ] {
             let mut command = Command::new("ip");
             command.args(["-n", &name]).args(arguments).args(["list"]);
             if arguments[1] == "route" {
@@ -209,16 +247,27 @@ impl Net {
         all
     }
 
-    pub(crate) fn connect(&self, place: Place, to: SocketAddr) -> Result<BufReader<TcpStream>, ErrorKind> {
-        let stream = self.inside(place, || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+    pub(crate) fn connect(
+        &self,
+        place: Place,
+        to: SocketAddr,
+    ) -> Result<BufReader<TcpStream>, ErrorKind> {
+        let stream = self.inside(place, || {
+            TcpStream::connect_timeout(&to, Duration::from_secs(5))
+        });
         let stream = stream.map_err(|error| error.kind())?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         let mut stream = BufReader::new(stream);
-        stream.read_line(&mut String::new()).map_err(|error| error.kind())?;
+        stream
+            .read_line(&mut String::new())
+            .map_err(|error| error.kind())?;
         Ok(stream)
     }
 
-    /// The time of a connect from the client: the tenth percentile, least disturbed by what else the machine does.
+    /// The time of a connect from the client: the tenth percentile, least disturbed by what else
+    /// the machine does.
     pub(crate) fn connect_time(&self, to: SocketAddr) -> Duration {
         self.inside(Place::Client, || {
             let one = || {
@@ -236,7 +285,9 @@ impl Net {
 
     /// Says whom it sees, then repeats each line, until "bye" or the end.
     fn serve(&self, place: Place, port: u16) -> (TcpListener, JoinHandle<()>) {
-        let listener = self.inside(place, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
+        let listener = self.inside(place, || {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()
+        });
         let shared = listener.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
             // Ends when the listener is shut down.
@@ -267,7 +318,10 @@ impl Drop for Net {
             let _ = thread.join();
         }
         for place in [Place::Client, Place::Tpo, Place::Server] {
-            let _ = Command::new("ip").args(["netns", "del", &self.name(place)]).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.name(place)])
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }
@@ -290,12 +344,22 @@ impl<'a> Daemon<'a> {
         let (listeners, installed, lease, known) = net.inside(Place::Tpo, || {
             let listeners = Listeners::open(table.mode).unwrap();
             let installed = install(&table, listeners.ports()).unwrap_or_else(|e| panic!("{e}"));
-            (listeners, installed, Lease::open().unwrap(), KnownSources::open().unwrap())
+            (
+                listeners,
+                installed,
+                Lease::open().unwrap(),
+                KnownSources::open().unwrap(),
+            )
         });
         let ports = listeners.ports();
-        let (stop, not_intercepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (stop, not_intercepted) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU32::new(0)),
+        );
         let (s, n) = (stop.clone(), not_intercepted.clone());
-        let thread = Mutex::new(Some(std::thread::spawn(move || accept(listeners, known, &s, &n))));
+        let thread = Mutex::new(Some(std::thread::spawn(move || {
+            accept(listeners, known, &s, &n)
+        })));
         let lease = Arc::new(Mutex::new((lease, BTreeSet::new())));
         let (end, ended) = channel();
         let kept = lease.clone();
@@ -306,7 +370,17 @@ impl<'a> Daemon<'a> {
             }
         });
         let (keeper, installed) = (Some((end, keeper)), Mutex::new(Some(installed)));
-        Daemon { net, ports, lease, keeper, installed, table, stop, not_intercepted, thread }
+        Daemon {
+            net,
+            ports,
+            lease,
+            keeper,
+            installed,
+            table,
+            stop,
+            not_intercepted,
+            thread,
+        }
     }
 
     /// Renews the peer's lease now and from now on.
@@ -330,18 +404,31 @@ impl<'a> Daemon<'a> {
     }
 
     pub(crate) fn is_whole(&self) -> bool {
-        self.installed.lock().unwrap().as_mut().unwrap().is_whole().unwrap()
+        self.installed
+            .lock()
+            .unwrap()
+            .as_mut()
+            .unwrap()
+            .is_whole()
+            .unwrap()
     }
 
     pub(crate) fn repair(&self) -> Result<(), InstallError> {
         let mut installed = self.installed.lock().unwrap();
         let installed = installed.as_mut().unwrap();
-        self.net.inside(Place::Tpo, || installed.repair(&self.table, self.ports))
+        self.net
+            .inside(Place::Tpo, || installed.repair(&self.table, self.ports))
     }
 
     /// The device for packets of what is no TCP.
     pub(crate) fn tun(&self) -> Arc<Tun> {
-        self.installed.lock().unwrap().as_ref().unwrap().tun().expect("the table carries packets")
+        self.installed
+            .lock()
+            .unwrap()
+            .as_ref()
+            .unwrap()
+            .tun()
+            .expect("the table carries packets")
     }
 
     pub(crate) fn counters(&self) -> BTreeMap<&'static str, Count> {
@@ -377,15 +464,22 @@ impl Drop for Daemon<'_> {
     }
 }
 
-fn accept(mut listeners: Listeners, mut known: KnownSources, stop: &AtomicBool, not_intercepted: &AtomicU32) {
+fn accept(
+    mut listeners: Listeners,
+    mut known: KnownSources,
+    stop: &AtomicBool,
+    not_intercepted: &AtomicU32,
+) {
     let mut poll = mio::Poll::new().unwrap();
     listeners.register(poll.registry(), 0).unwrap();
     let mut events = mio::Events::with_capacity(8);
-    // Connections are kept until the end, so that a client never sees one end before it has read its line.
+    // Connections are kept until the end, so that a client never sees one end before it has read
+    // its line.
     let mut kept = Vec::new();
     let mut told = BTreeSet::new();
     while !stop.load(Ordering::SeqCst) {
-        poll.poll(&mut events, Some(Duration::from_millis(20))).unwrap();
+        poll.poll(&mut events, Some(Duration::from_millis(20)))
+            .unwrap();
         for listener in listeners.iter_mut() {
             loop {
                 let mut accepted = Vec::new();
@@ -394,7 +488,11 @@ fn accept(mut listeners: Listeners, mut known: KnownSources, stop: &AtomicBool, 
                 for one in accepted {
                     // Best effort, as the gate does it: a test may just have taken the table away.
                     if told.insert(one.client.ip()) {
-                        let _ = known.add(Standing::Known, &[one.client.ip()], Duration::from_secs(600));
+                        let _ = known.add(
+                            Standing::Known,
+                            &[one.client.ip()],
+                            Duration::from_secs(600),
+                        );
                     }
                     let line = format!("tpo {} {}\n", one.client, one.destination);
                     (&one.stream).write_all(line.as_bytes()).unwrap();
@@ -411,8 +509,13 @@ fn accept(mut listeners: Listeners, mut known: KnownSources, stop: &AtomicBool, 
 /// Who answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Tpo { client: SocketAddr, destination: SocketAddr },
-    Server { client: SocketAddr },
+    Tpo {
+        client: SocketAddr,
+        destination: SocketAddr,
+    },
+    Server {
+        client: SocketAddr,
+    },
     Refused,
     Reset,
     Silence,
@@ -420,13 +523,17 @@ pub(crate) enum Answer {
 
 /// Connects, and reads who answers. Also the client's own address, once connected.
 pub(crate) fn ask(net: &Net, place: Place, to: SocketAddr) -> (Answer, Option<SocketAddr>) {
-    let connected = net.inside(place, || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+    let connected = net.inside(place, || {
+        TcpStream::connect_timeout(&to, Duration::from_secs(5))
+    });
     let stream = match connected {
         Ok(stream) => stream,
         Err(error) => return (failure(error.kind()), None),
     };
     let own = stream.local_addr().ok();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     let mut line = String::new();
     if let Err(error) = BufReader::new(&stream).read_line(&mut line) {
         return (failure(error.kind()), own);
@@ -434,8 +541,13 @@ pub(crate) fn ask(net: &Net, place: Place, to: SocketAddr) -> (Answer, Option<So
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
     let words: Vec<&str> = line.split_whitespace().collect();
     let answer = match words[..] {
-        ["tpo", client, destination] => Answer::Tpo { client: address(client), destination: address(destination) },
-        ["server", client] => Answer::Server { client: address(client) },
+        ["tpo", client, destination] => Answer::Tpo {
+            client: address(client),
+            destination: address(destination),
+        },
+        ["server", client] => Answer::Server {
+            client: address(client),
+        },
         _ => panic!("{to} said {line:?}"),
     };
     (answer, own)
@@ -452,7 +564,9 @@ fn failure(kind: ErrorKind) -> Answer {
 
 pub(crate) fn first_line(stream: &TcpStream) -> String {
     let mut line = String::new();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     BufReader::new(stream).read_line(&mut line).unwrap();
     line
 }
@@ -462,7 +576,8 @@ pub(crate) fn finish(stream: std::io::Result<TcpStream>) -> std::io::Result<TcpS
     let stream = stream?;
     let mut poll = mio::Poll::new()?;
     let mut watched = mio::net::TcpStream::from_std(stream);
-    poll.registry().register(&mut watched, mio::Token(0), mio::Interest::WRITABLE)?;
+    poll.registry()
+        .register(&mut watched, mio::Token(0), mio::Interest::WRITABLE)?;
     let mut events = mio::Events::with_capacity(1);
     poll.poll(&mut events, Some(Duration::from_secs(5)))?;
     if let Some(error) = watched.take_error()? {
@@ -486,18 +601,34 @@ pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % n
     }
 }
 
 fn run(command: &mut Command, input: &str) -> String {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}; these tests need `ip` and `nft`"));
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}; these tests need `ip` and `nft`"));
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}; these tests need root (CAP_NET_ADMIN, CAP_SYS_ADMIN)");
+    assert!(
+        output.status.success(),
+        "{command:?}: {said}; these tests need root (CAP_NET_ADMIN, CAP_SYS_ADMIN)"
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -511,7 +642,10 @@ fn set_namespace(name: &str) {
 
 /// CPU time of this thread so far.
 pub(crate) fn thread_cpu() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid place for the answer.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -519,7 +653,13 @@ pub(crate) fn thread_cpu() -> Duration {
 
 /// Few enough descriptors that a test can use them up.
 pub(crate) fn lower_descriptor_limit() {
-    let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    let limit = libc::rlimit {
+        rlim_cur: 64,
+        rlim_max: 64,
+    };
     // SAFETY: `limit` is initialised.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+    assert_eq!(
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
+        0
+    );
 }

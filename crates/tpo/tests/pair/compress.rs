@@ -1,4 +1,5 @@
-//! Compression as the configuration wants it: by peer, by rule, and never against a side that has switched it off.
+//! Compression as the configuration wants it: by peer, by rule, and never against a side that has
+//! switched it off.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -11,7 +12,16 @@ const BYTES: usize = 2_000_000;
 /// Text that shrinks to a third and less.
 fn text() -> Vec<u8> {
     let mut dice = fastrand::Rng::with_seed(5);
-    let words = ["buffer", "datagram", "of the peer", "is acknowledged", "\n", "link", "a round trip", "and so on"];
+    let words = [
+        "buffer",
+        "datagram",
+        "of the peer",
+        "is acknowledged",
+        "\n",
+        "link",
+        "a round trip",
+        "and so on",
+    ];
     let mut text = Vec::with_capacity(BYTES + 20);
     while text.len() < BYTES {
         text.extend_from_slice(words[dice.usize(..words.len())].as_bytes());
@@ -42,10 +52,15 @@ fn shares(options: &Options) -> [f64; 2] {
             });
         }
     });
-    wait_for("the flow's end", || pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty());
+    wait_for("the flow's end", || {
+        pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty()
+    });
     let after = pair.lab.stats();
     let share = |after: u64, before: u64| (after - before) as f64 / BYTES as f64;
-    [share(after.0.offered_bytes, before.0.offered_bytes), share(after.1.offered_bytes, before.1.offered_bytes)]
+    [
+        share(after.0.offered_bytes, before.0.offered_bytes),
+        share(after.1.offered_bytes, before.1.offered_bytes),
+    ]
 }
 
 #[test]
@@ -60,11 +75,19 @@ fn a_rule_has_its_own_word_unless_the_far_side_is_off() {
         ("compress = \"off\"", "", [false, false]),
         ("", "compress = 6\ncompress_isolation = true", [true, true]),
     ] {
-        let [there, back] = shares(&Options { wan, peer, rule, ..Options::default() });
+        let [there, back] = shares(&Options {
+            wan,
+            peer,
+            rule,
+            ..Options::default()
+        });
         println!("peer {peer:?}, rule {rule:?}: {there:.3} there, {back:.3} back");
         for (share, shrinks) in [there, back].into_iter().zip(shrinks) {
             let within = if shrinks { 0.0..0.6 } else { 1.0..1.25 };
-            assert!(within.contains(&share), "peer {peer:?}, rule {rule:?}: {there:.3} there, {back:.3} back");
+            assert!(
+                within.contains(&share),
+                "peer {peer:?}, rule {rule:?}: {there:.3} there, {back:.3} back"
+            );
         }
     }
 }

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::site::{Options, Pair, V4, V6, expect_end, expect_pattern, expect_reset, reset, send_pattern, wait_for};
+use crate::site::{
+    Options, Pair, V4, V6, expect_end, expect_pattern, expect_reset, reset, send_pattern, wait_for,
+};
 use tpo_lab::Host;
 
 #[test]
@@ -39,7 +41,9 @@ fn half_close_crosses_both_ways() {
             expect_end(&server);
         });
     }
-    wait_for("all flows to end", || pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty());
+    wait_for("all flows to end", || {
+        pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty()
+    });
 }
 
 #[test]
@@ -60,7 +64,9 @@ fn reset_crosses_both_ways_after_the_data_before_it() {
         reset(server);
         expect_reset(&client);
     }
-    wait_for("all flows to end", || pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty());
+    wait_for("all flows to end", || {
+        pair.flows(Host::A).is_empty() && pair.flows(Host::B).is_empty()
+    });
 }
 
 #[test]
@@ -71,7 +77,11 @@ fn a_refused_destination_resets_the_client() {
         let start = Instant::now();
         let client = pair.connect(closed);
         expect_reset(&client);
-        assert!(start.elapsed() < Duration::from_secs(1), "a refusal takes a round trip, not {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "a refusal takes a round trip, not {:?}",
+            start.elapsed()
+        );
     }
 }
 

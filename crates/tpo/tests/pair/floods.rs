@@ -35,11 +35,18 @@ fn options(on_failure: &'static str) -> Options {
              \n[[rule]]\nprotocol = \"tcp\"\nsource = \"fd66::/32\"\ndestination = \"fd10:2::/64\"\npeer = \"b\"\non_failure = \"closed\"\n"
         }
     };
-    Options { wan: "rate=200mbit delay=5ms", sections: [sections, ""], ..Options::default() }
+    Options {
+        wan: "rate=200mbit delay=5ms",
+        sections: [sections, ""],
+        ..Options::default()
+    }
 }
 
 fn seconds() -> u64 {
-    std::env::var("TPO_FLOOD_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
+    std::env::var("TPO_FLOOD_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(5)
 }
 
 /// From where a flood comes.
@@ -78,7 +85,10 @@ impl From {
     }
 
     fn is_v6(self) -> bool {
-        matches!(self, From::OneSite | From::ManyAddresses | From::Gateway { v6: true })
+        matches!(
+            self,
+            From::OneSite | From::ManyAddresses | From::Gateway { v6: true }
+        )
     }
 }
 
@@ -108,7 +118,10 @@ fn syn(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
     packet.extend(&pseudo);
     pseudo.extend([0, 6, 0, 20]);
     pseudo.extend(&tcp);
-    let sum: u32 = pseudo.chunks(2).map(|two| u32::from(u16::from_be_bytes([two[0], two[1]]))).sum();
+    let sum: u32 = pseudo
+        .chunks(2)
+        .map(|two| u32::from(u16::from_be_bytes([two[0], two[1]])))
+        .sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
@@ -118,7 +131,11 @@ fn syn(from: SocketAddr, to: SocketAddr, sequence: u32) -> Vec<u8> {
 
 /// Sends SYNs from the client's place until `stop`. Nobody there answers what comes back.
 fn flood(from: From, server: IpAddr, stop: &AtomicBool, sent: &AtomicU64) {
-    let domain = if server.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let domain = if server.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
     let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
     let mut dice = fastrand::Rng::with_seed(7);
     let (start, to) = (Instant::now(), SocketAddr::new(server, FLOODED_PORT));
@@ -130,7 +147,10 @@ fn flood(from: From, server: IpAddr, stop: &AtomicBool, sent: &AtomicU64) {
             let source = SocketAddr::new(from.source(&mut dice), dice.u16(1_024..));
             let packet = syn(source, to, dice.u32(..));
             // A full queue of the device loses some, as on any wire.
-            if raw.send_to(&packet, &SocketAddr::new(server, 0).into()).is_ok() {
+            if raw
+                .send_to(&packet, &SocketAddr::new(server, 0).into())
+                .is_ok()
+            {
                 sent.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -143,14 +163,20 @@ fn flood(from: From, server: IpAddr, stop: &AtomicBool, sent: &AtomicU64) {
 fn connect(host: u8, to: SocketAddr) -> (Duration, u32) {
     use std::io::Read as _;
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(Ipv4Addr::new(10, 10, 1, 100 + host).into(), 0).into()).unwrap();
+    socket
+        .bind(&SocketAddr::new(Ipv4Addr::new(10, 10, 1, 100 + host).into(), 0).into())
+        .unwrap();
     let start = Instant::now();
-    socket.connect_timeout(&to.into(), SOON).unwrap_or_else(|error| panic!("{host}: {error}"));
+    socket
+        .connect_timeout(&to.into(), SOON)
+        .unwrap_or_else(|error| panic!("{host}: {error}"));
     let took = start.elapsed();
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut byte = [0];
-    stream.read_exact(&mut byte).unwrap_or_else(|error| panic!("host {host} hears nothing of the server: {error}"));
+    stream
+        .read_exact(&mut byte)
+        .unwrap_or_else(|error| panic!("host {host} hears nothing of the server: {error}"));
     (took, repeated(&stream))
 }
 
@@ -172,12 +198,24 @@ impl World {
     fn new(options: &Options) -> World {
         let pair = Pair::new(options);
         let run = |host, line: &str| {
-            let status = pair.lab.command(host, "sh").args(["-c", line]).stdout(Stdio::null()).status().unwrap();
+            let status = pair
+                .lab
+                .command(host, "sh")
+                .args(["-c", line])
+                .stdout(Stdio::null())
+                .status()
+                .unwrap();
             assert!(status.success(), "{line}");
         };
-        run(Host::A, "ip route add 10.66.0.0/16 via 10.10.1.2 && ip -6 route add fd66::/32 via fd10:1::2");
+        run(
+            Host::A,
+            "ip route add 10.66.0.0/16 via 10.10.1.2 && ip -6 route add fd66::/32 via fd10:1::2",
+        );
         for host in 0..OTHERS {
-            run(Host::Client, &format!("ip addr add 10.10.1.{}/24 dev eth0", 100 + host));
+            run(
+                Host::Client,
+                &format!("ip addr add 10.10.1.{}/24 dev eth0", 100 + host),
+            );
         }
         // What leaves A for the WAN as it came, and the resets that A sends to those who flood.
         run(
@@ -212,25 +250,43 @@ END",
     }
 
     fn count(&self, counter: &str) -> u64 {
-        let output = self.pair.lab.command(Host::A, "nft").args(["list", "counter", "inet", "seen", counter]).output();
+        let output = self
+            .pair
+            .lab
+            .command(Host::A, "nft")
+            .args(["list", "counter", "inet", "seen", counter])
+            .output();
         let text = String::from_utf8(output.unwrap().stdout).unwrap();
-        let (_, rest) = text.split_once("packets ").unwrap_or_else(|| panic!("{text}"));
+        let (_, rest) = text
+            .split_once("packets ")
+            .unwrap_or_else(|| panic!("{text}"));
         rest.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     fn says(&self, host: Host, line: &str) -> String {
-        let output = self.pair.lab.command(host, "sh").args(["-c", line]).output().unwrap();
+        let output = self
+            .pair
+            .lab
+            .command(host, "sh")
+            .args(["-c", line])
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap()
     }
 
     fn flows(&self) -> u64 {
-        self.pair.status(Host::A)["peers"][0]["flows_total"].as_u64().unwrap()
+        self.pair.status(Host::A)["peers"][0]["flows_total"]
+            .as_u64()
+            .unwrap()
     }
 
     fn passed(&self, reason: &str) -> u64 {
         let status = self.pair.status(Host::A);
         let passed = status["passed"].as_array().unwrap();
-        passed.iter().find(|one| one["reason"] == reason).map_or(0, |one| one["count"].as_u64().unwrap())
+        passed
+            .iter()
+            .find(|one| one["reason"] == reason)
+            .map_or(0, |one| one["count"].as_u64().unwrap())
     }
 
     /// One connection of the other host of this number: the time until it was connected, once the
@@ -253,7 +309,11 @@ END",
             again += repeated;
         }
         times.sort();
-        Outcome { p95: times[CONNECTIONS * 95 / 100], repeated: again, accelerated: self.flows() - before }
+        Outcome {
+            p95: times[CONNECTIONS * 95 / 100],
+            repeated: again,
+            accelerated: self.flows() - before,
+        }
     }
 
     /// The same of all other hosts, during a flood; and how many SYNs it had, in which time.
@@ -261,10 +321,16 @@ END",
         let server = if from.is_v6() { V6 } else { V4 }.parse().unwrap();
         let (stop, sent, start) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
         let outcome = std::thread::scope(|scope| {
-            scope.spawn(|| self.pair.lab.inside(Host::Client, || flood(from, server, &stop, &sent)));
+            scope.spawn(|| {
+                self.pair
+                    .lab
+                    .inside(Host::Client, || flood(from, server, &stop, &sent))
+            });
             // By now the queue of one listening socket would be full.
             std::thread::sleep(Duration::from_secs(1));
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.others(OTHERS, time)));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.others(OTHERS, time)
+            }));
             stop.store(true, Ordering::Relaxed);
             outcome
         });
@@ -286,8 +352,15 @@ fn repeated(stream: &TcpStream) -> u32 {
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     let place = (&raw mut info).cast();
     // SAFETY: the place is as long as `length` says.
-    let result =
-        unsafe { libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length) };
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            place,
+            &raw mut length,
+        )
+    };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     info.tcpi_total_retrans
 }
@@ -300,15 +373,29 @@ fn a_flood_ends_nobodys_connections(from: From, on_failure: &'static str) {
     // Half of the hosts have connected before, as the hosts of a LAN have.
     let calm = world.others(OTHERS / 2, Duration::from_secs(2));
     let (busy, sent, took) = world.others_in_a_flood(from, time);
-    let (clear, resets, passed) = (world.count("clear"), world.count("resets"), world.passed("flood"));
+    let (clear, resets, passed) = (
+        world.count("clear"),
+        world.count("resets"),
+        world.passed("flood"),
+    );
     println!(
         "{from:?} {on_failure}: {sent} SYNs, {passed} not taken, {clear} in the clear, {resets} resets; others: {busy:?}, without the flood {calm:?}"
     );
     // A burst and a rate are taken, of one source less than of made-up ones. Nothing else.
-    let (burst, rate) = if from == From::MadeUp { (4_000, 4_000) } else { (1_000, 500) };
+    let (burst, rate) = if from == From::MadeUp {
+        (4_000, 4_000)
+    } else {
+        (1_000, 500)
+    };
     let most = burst + rate * (took.as_secs() + 1);
-    assert!(sent > 2 * most || from == From::MadeUp && sent > most, "{sent} SYNs are no flood");
-    assert!(passed + most >= sent, "{passed} of {sent} are not taken, {most} at most should be");
+    assert!(
+        sent > 2 * most || from == From::MadeUp && sent > most,
+        "{sent} SYNs are no flood"
+    );
+    assert!(
+        passed + most >= sent,
+        "{passed} of {sent} are not taken, {most} at most should be"
+    );
     assert_eq!(busy.repeated, 0, "{busy:?}");
     match from {
         // A host that has never connected before cannot be told from a made-up address: until it
@@ -316,7 +403,10 @@ fn a_flood_ends_nobodys_connections(from: From, on_failure: &'static str) {
         From::MadeUp => assert!(busy.accelerated >= CONNECTIONS as u64 * 3 / 4, "{busy:?}"),
         _ => assert_eq!(busy.accelerated, CONNECTIONS as u64, "{busy:?}"),
     }
-    assert!(busy.p95 < calm.p95 + Duration::from_millis(50), "{busy:?} beside {calm:?}");
+    assert!(
+        busy.p95 < calm.p95 + Duration::from_millis(50),
+        "{busy:?} beside {calm:?}"
+    );
     match on_failure {
         // Its plain way: refused by the server itself.
         "open" => assert!(clear > passed / 2, "{clear} of {passed}"),
@@ -325,7 +415,11 @@ fn a_flood_ends_nobodys_connections(from: From, on_failure: &'static str) {
             assert_eq!((clear, resets), (0, 0));
             // Of connections that never opened nothing is remembered as carried.
             let carried = world.says(Host::A, "nft list set inet tpo_hold carried_v4");
-            assert!(carried.contains("carried_v4") && !carried.contains("10.66."), "{}", carried.len());
+            assert!(
+                carried.contains("carried_v4") && !carried.contains("10.66."),
+                "{}",
+                carried.len()
+            );
         }
     }
     let leases = &world.pair.status(Host::A)["intercept"]["leases"][0];
@@ -358,52 +452,81 @@ fn a_flood_that_bears_the_gateways_own_address_is_bounded_too() {
     world.others(OTHERS, Duration::from_secs(2));
     for v6 in [false, true] {
         let before = world.passed("flood");
-        let (busy, sent, took) = world.others_in_a_flood(From::Gateway { v6 }, Duration::from_secs(3));
+        let (busy, sent, took) =
+            world.others_in_a_flood(From::Gateway { v6 }, Duration::from_secs(3));
         let passed = world.passed("flood") - before;
         let most = 1_000 + 500 * (took.as_secs() + 1);
         assert!(sent > 2 * most, "{sent} SYNs are no flood");
-        assert!(passed + most >= sent, "{passed} of {sent} are not taken, {most} at most should be");
-        assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
+        assert!(
+            passed + most >= sent,
+            "{passed} of {sent} are not taken, {most} at most should be"
+        );
+        assert_eq!(
+            (busy.accelerated, busy.repeated),
+            (CONNECTIONS as u64, 0),
+            "{busy:?}"
+        );
     }
 }
 
 #[test]
 fn one_host_of_many_known_addresses_leaves_room_for_others() {
     // Four known sources may send what all together may, and a /64 three quarters of that.
-    let options = Options { intercept: "syn_rate_per_source = 300\nsyn_rate = 1600", ..options("open") };
+    let options = Options {
+        intercept: "syn_rate_per_source = 300\nsyn_rate = 1600",
+        ..options("open")
+    };
     let world = World::new(&options);
     world.others(OTHERS, Duration::from_secs(2));
     let to = SocketAddr::new(V6.parse().unwrap(), FLOODED_PORT);
     for address in (0..8).map(From::address) {
-        world.says(Host::Client, &format!("ip addr add {address}/128 dev eth0 nodad"));
+        world.says(
+            Host::Client,
+            &format!("ip addr add {address}/128 dev eth0 nodad"),
+        );
         world.pair.lab.inside(Host::Client, || {
             let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
             socket.bind(&SocketAddr::new(address, 0).into()).unwrap();
             socket.connect_timeout(&to.into(), SOON).unwrap();
         });
         wait_for("the address to be known", || {
-            world.says(Host::A, "nft list set inet tpo known_v6").contains(&address.to_string())
+            world
+                .says(Host::A, "nft list set inet tpo known_v6")
+                .contains(&address.to_string())
         });
         // From now on nobody answers there.
         world.says(Host::Client, &format!("ip addr del {address}/128 dev eth0"));
     }
-    let (busy, sent, took) = world.others_in_a_flood(From::ManyAddresses, Duration::from_secs(seconds()));
+    let (busy, sent, took) =
+        world.others_in_a_flood(From::ManyAddresses, Duration::from_secs(seconds()));
     assert!(sent > 2_400 * took.as_secs(), "{sent} SYNs are no flood");
-    assert_eq!((busy.accelerated, busy.repeated), (CONNECTIONS as u64, 0), "{busy:?}");
+    assert_eq!(
+        (busy.accelerated, busy.repeated),
+        (CONNECTIONS as u64, 0),
+        "{busy:?}"
+    );
 }
 
 #[test]
 fn known_hosts_are_known_again_after_the_table_was_made_anew() {
     let world = World::new(&options("open"));
-    let known = || world.says(Host::A, "nft list set inet tpo known_v4").contains("10.10.1.100");
+    let known = || {
+        world
+            .says(Host::A, "nft list set inet tpo known_v4")
+            .contains("10.10.1.100")
+    };
     // The repair falls anywhere between two looks of the gate.
     for _ in 0..5 {
         world.connect(0);
         wait_for("the host to be known", known);
         world.says(Host::A, "nft delete table inet tpo");
-        wait_for("the table", || !world.says(Host::A, "nft list table inet tpo").is_empty());
+        wait_for("the table", || {
+            !world.says(Host::A, "nft list table inet tpo").is_empty()
+        });
         assert!(!known(), "the table is another one");
-        wait_for("the lease", || world.pair.status(Host::A)["intercept"]["leases"][0]["held"] == true);
+        wait_for("the lease", || {
+            world.pair.status(Host::A)["intercept"]["leases"][0]["held"] == true
+        });
         // The gate looks twice a second.
         std::thread::sleep(Duration::from_millis(600));
     }
@@ -423,11 +546,22 @@ fn while_the_listeners_queues_are_full_tcp_is_let_go() {
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let server = V4.parse().unwrap();
     let outcome = std::thread::scope(|scope| {
-        scope.spawn(|| world.pair.lab.inside(Host::Client, || flood(From::MadeUp, server, &stop, &sent)));
+        scope.spawn(|| {
+            world
+                .pair
+                .lab
+                .inside(Host::Client, || flood(From::MadeUp, server, &stop, &sent))
+        });
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             wait_for("the lease to go", || lease()["held"] == false);
             let found = lease();
-            assert!(found["reason"].as_str().unwrap().contains("flood of new connections"), "{found}");
+            assert!(
+                found["reason"]
+                    .as_str()
+                    .unwrap()
+                    .contains("flood of new connections"),
+                "{found}"
+            );
             // The plain way, without a repetition: the queues that are full are not asked.
             let before = world.flows();
             let repeated: u32 = (0..OTHERS).map(|host| world.connect(host).1).sum();
@@ -445,7 +579,14 @@ fn while_the_listeners_queues_are_full_tcp_is_let_go() {
     assert_eq!(world.flows(), before + u64::from(OTHERS));
     let logs = world.pair.logs();
     let said = |what: &str| logs.matches(what).count();
-    assert_eq!((said("has filled the listeners' queues"), said("TCP connections are taken again")), (1, 1), "{logs}");
+    assert_eq!(
+        (
+            said("has filled the listeners' queues"),
+            said("TCP connections are taken again")
+        ),
+        (1, 1),
+        "{logs}"
+    );
 }
 
 #[test]
@@ -459,10 +600,18 @@ fn many_connections_of_one_host_that_completes_them_are_no_flood() {
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                world.pair.lab.inside(Host::Client, || (0..EACH).for_each(|_| assert_eq!(connect(0, to).1, 0)))
+                world.pair.lab.inside(Host::Client, || {
+                    (0..EACH).for_each(|_| assert_eq!(connect(0, to).1, 0))
+                })
             });
         }
     });
-    println!("{:.0} connections per second", (THREADS * EACH) as f64 / start.elapsed().as_secs_f64());
-    assert_eq!((world.flows() - before, world.passed("flood")), (THREADS * EACH, 0));
+    println!(
+        "{:.0} connections per second",
+        (THREADS * EACH) as f64 / start.elapsed().as_secs_f64()
+    );
+    assert_eq!(
+        (world.flows() - before, world.passed("flood")),
+        (THREADS * EACH, 0)
+    );
 }

@@ -1,6 +1,8 @@
-//! Closed rules hold: a thousand packets a second of each kind, and not one in the clear, whatever happens to the daemon, its device, its table.
+//! Closed rules hold: a thousand packets a second of each kind, and not one in the clear, whatever
+//! happens to the daemon, its device, its table.
 //!
-//! What counts is what leaves A's WAN interface with the client's own addresses. What holds this host's own traffic is asked at the end.
+//! What counts is what leaves A's WAN interface with the client's own addresses. What holds this
+//! host's own traffic is asked at the end.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -38,7 +40,8 @@ enum Kind {
     Ping6,
     Gre4,
     Gre6Options,
-    /// Its header of options says that it is longer than the packet: nobody can say what is behind it.
+    /// Its header of options says that it is longer than the packet: nobody can say what is behind
+    /// it.
     Torn6,
     Syn4,
     Syn6,
@@ -69,8 +72,9 @@ impl Noise {
     fn start(pair: &Pair) -> Noise {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
-        let senders: Vec<Sender> =
-            pair.lab.inside(Host::Client, || KINDS.iter().map(|kind| Sender::open(*kind)).collect());
+        let senders: Vec<Sender> = pair.lab.inside(Host::Client, || {
+            KINDS.iter().map(|kind| Sender::open(*kind)).collect()
+        });
         let start = Instant::now();
         let thread = std::thread::spawn(move || {
             let mut sent = 0;
@@ -85,7 +89,11 @@ impl Noise {
             }
             sent
         });
-        Noise { stop, thread: Some(thread), start }
+        Noise {
+            stop,
+            thread: Some(thread),
+            start,
+        }
     }
 
     /// Ends it; it must have been the noise that was promised, or what was not seen means nothing.
@@ -93,7 +101,10 @@ impl Noise {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.thread.take().unwrap().join().unwrap();
         let rate = sent as f64 / self.start.elapsed().as_secs_f64();
-        assert!(rate > RATE as f64 / 4.0, "only {rate:.0} packets/s of each kind were sent: this machine is too busy");
+        assert!(
+            rate > RATE as f64 / 4.0,
+            "only {rate:.0} packets/s of each kind were sent: this machine is too busy"
+        );
     }
 }
 
@@ -172,8 +183,10 @@ impl Sender {
 }
 
 fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 =
-        bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0))).sum();
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)))
+        .sum();
     while sum >> 16 != 0 {
         sum = (sum >> 16) + (sum & 0xffff);
     }
@@ -209,8 +222,18 @@ impl Ear {
             let mut bytes = [0; 2_048];
             while !ended.load(Ordering::Relaxed) {
                 // SAFETY: the descriptor is open, and the pointer and length are those of `bytes`.
-                let length = unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-                if let Some(kind) = usize::try_from(length).ok().and_then(|length| kind_of(&bytes[..length])) {
+                let length = unsafe {
+                    libc::recv(
+                        socket.as_raw_fd(),
+                        bytes.as_mut_ptr().cast(),
+                        bytes.len(),
+                        0,
+                    )
+                };
+                if let Some(kind) = usize::try_from(length)
+                    .ok()
+                    .and_then(|length| kind_of(&bytes[..length]))
+                {
                     *counts.entry(kind).or_default() += 1;
                 }
             }
@@ -247,13 +270,31 @@ fn packet_socket(interface: &str) -> OwnedFd {
     // SAFETY: the address is a whole sockaddr_ll that outlives the call.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
-    let (buffer, patience) = (8_i32 << 20, libc::timeval { tv_sec: 0, tv_usec: 50_000 });
+    let (buffer, patience) = (
+        8_i32 << 20,
+        libc::timeval {
+            tv_sec: 0,
+            tv_usec: 50_000,
+        },
+    );
     // SAFETY: the pointers and lengths are those of live values of the types that the options take.
     unsafe {
         let fd = socket.as_raw_fd();
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const buffer).cast(), 4);
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const buffer).cast(),
+            4,
+        );
         let length = size_of::<libc::timeval>() as libc::socklen_t;
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const patience).cast(), length);
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const patience).cast(),
+            length,
+        );
     }
     socket
 }
@@ -262,8 +303,10 @@ fn packet_socket(interface: &str) -> OwnedFd {
 fn kind_of(packet: &[u8]) -> Option<Kind> {
     match packet.first()? >> 4 {
         4 => {
-            let ours = packet.get(12..16)? == CLIENT_V4.octets() && packet.get(16..20)? == SERVER_V4.octets();
-            let cut = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 || packet.len() > 1_400;
+            let ours = packet.get(12..16)? == CLIENT_V4.octets()
+                && packet.get(16..20)? == SERVER_V4.octets();
+            let cut =
+                u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 || packet.len() > 1_400;
             ours.then_some(())?;
             match i32::from(packet[9]) {
                 libc::IPPROTO_UDP if cut => Some(Kind::Udp4Cut),
@@ -275,7 +318,8 @@ fn kind_of(packet: &[u8]) -> Option<Kind> {
             }
         }
         6 => {
-            let ours = packet.get(8..24)? == CLIENT_V6.octets() && packet.get(24..40)? == SERVER_V6.octets();
+            let ours = packet.get(8..24)? == CLIENT_V6.octets()
+                && packet.get(24..40)? == SERVER_V6.octets();
             ours.then_some(())?;
             match (i32::from(packet[6]), packet.get(40)?) {
                 (libc::IPPROTO_UDP, _) => Some(Kind::Udp6),
@@ -375,19 +419,33 @@ fn clear_while(pair: &mut Pair, what: impl FnOnce(&mut Pair)) -> BTreeMap<Kind, 
 }
 
 fn at_a(pair: &Pair, command: &[&str]) {
-    let status = pair.lab.command(Host::A, command[0]).args(&command[1..]).status().unwrap();
+    let status = pair
+        .lab
+        .command(Host::A, command[0])
+        .args(&command[1..])
+        .status()
+        .unwrap();
     assert!(status.success(), "{command:?}");
 }
 
 const NOTHING: BTreeMap<Kind, u64> = BTreeMap::new();
 
-/// All kinds reach the server through the tunnel: what was not seen in the clear was sent all the same. Connections show it by being answered.
+/// All kinds reach the server through the tunnel: what was not seen in the clear was sent all the
+/// same. Connections show it by being answered.
 fn all_arrive(pair: &mut Pair) {
     let ear = Ear::open(pair, Host::Server, "eth0");
     let clear = clear_while(pair, |_| std::thread::sleep(Duration::from_millis(1_000)));
-    assert_eq!(clear, NOTHING, "in the clear while all is well\n{}", pair.logs());
+    assert_eq!(
+        clear,
+        NOTHING,
+        "in the clear while all is well\n{}",
+        pair.logs()
+    );
     let heard = ear.heard();
-    for kind in KINDS.into_iter().filter(|kind| !matches!(kind, Kind::Syn4 | Kind::Syn6 | Kind::Torn6)) {
+    for kind in KINDS
+        .into_iter()
+        .filter(|kind| !matches!(kind, Kind::Syn4 | Kind::Syn6 | Kind::Torn6))
+    {
         assert!(
             heard.get(&kind).is_some_and(|count| *count > 50),
             "{kind:?} does not arrive: {heard:?}\n{}",
@@ -395,7 +453,9 @@ fn all_arrive(pair: &mut Pair) {
         );
     }
     let listener = pair.listen(crate::site::V4);
-    wait_for("a connection through the tunnel", || pair.is_accelerated(listener.local_addr().unwrap()));
+    wait_for("a connection through the tunnel", || {
+        pair.is_accelerated(listener.local_addr().unwrap())
+    });
 }
 
 /// Before the kernel forwards an answer out of the device it asks whether its source is plausible:
@@ -404,30 +464,56 @@ fn all_arrive(pair: &mut Pair) {
 fn answers_come_back_whatever_check_of_sources_the_host_makes() {
     let pair = Pair::start(&closed());
     let udp = |host, to: SocketAddr| {
-        let socket = pair.lab.inside(host, || std::net::UdpSocket::bind(to).unwrap());
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let socket = pair
+            .lab
+            .inside(host, || std::net::UdpSocket::bind(to).unwrap());
+        socket
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
         socket
     };
     let at: SocketAddr = (SERVER_V4, PORT).into();
-    let (server, client) = (udp(Host::Server, at), udp(Host::Client, (CLIENT_V4, 0).into()));
+    let (server, client) = (
+        udp(Host::Server, at),
+        udp(Host::Client, (CLIENT_V4, 0).into()),
+    );
     let mut bytes = [0; 64];
     for check in ["0", "1", "2"] {
         for host in [Host::A, Host::B] {
             let set = format!("net.ipv4.conf.all.rp_filter={check}");
-            assert!(pair.lab.command(host, "sysctl").args(["-qw", &set]).status().unwrap().success());
+            assert!(
+                pair.lab
+                    .command(host, "sysctl")
+                    .args(["-qw", &set])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         }
         client.send_to(b"is it there?", at).unwrap();
-        let (length, from) = server.recv_from(&mut bytes).unwrap_or_else(|error| panic!("{check}: {error}"));
+        let (length, from) = server
+            .recv_from(&mut bytes)
+            .unwrap_or_else(|error| panic!("{check}: {error}"));
         server.send_to(&bytes[..length], from).unwrap();
-        let answer = client.recv(&mut bytes).unwrap_or_else(|error| panic!("{check}: {error}\n{}", pair.logs()));
+        let answer = client
+            .recv(&mut bytes)
+            .unwrap_or_else(|error| panic!("{check}: {error}\n{}", pair.logs()));
         assert_eq!(&bytes[..answer], b"is it there?");
-        let took = pair.lab.inside(Host::Client, || tpo_lab::ping(SERVER_V4.into(), Duration::from_secs(2)));
+        let took = pair.lab.inside(Host::Client, || {
+            tpo_lab::ping(SERVER_V4.into(), Duration::from_secs(2))
+        });
         took.unwrap_or_else(|error| panic!("{check}: ping: {error}"));
         // An error comes back too.
         let nobody = udp(Host::Client, (CLIENT_V4, 0).into());
-        pair.lab.inside(Host::Client, || nobody.connect((SERVER_V4, PORT + 1))).unwrap();
+        pair.lab
+            .inside(Host::Client, || nobody.connect((SERVER_V4, PORT + 1)))
+            .unwrap();
         nobody.send(b"is anybody there?").unwrap();
-        assert_eq!(nobody.recv(&mut bytes).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{check}");
+        assert_eq!(
+            nobody.recv(&mut bytes).unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused,
+            "{check}"
+        );
     }
 }
 
@@ -490,7 +576,8 @@ fn without_its_device_or_its_table_nothing_is_in_the_clear() {
     assert_eq!(clear, NOTHING, "the device was deleted\n{}", pair.logs());
 }
 
-/// A client that has not heard the end of its connection goes on sending segments of it, a thousand a second.
+/// A client that has not heard the end of its connection goes on sending segments of it, a thousand
+/// a second.
 struct Segments {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
@@ -498,9 +585,18 @@ struct Segments {
 
 impl Segments {
     fn start(pair: &Pair, connection: &std::net::TcpStream) -> Segments {
-        let (from, to) = (connection.local_addr().unwrap(), connection.peer_addr().unwrap());
-        let domain = if from.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = pair.lab.inside(Host::Client, || Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap());
+        let (from, to) = (
+            connection.local_addr().unwrap(),
+            connection.peer_addr().unwrap(),
+        );
+        let domain = if from.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
+        let socket = pair.lab.inside(Host::Client, || {
+            Socket::new(domain, Type::RAW, Some(Protocol::TCP)).unwrap()
+        });
         let octets = |ip: std::net::IpAddr| match ip {
             std::net::IpAddr::V4(v4) => v4.octets().to_vec(),
             std::net::IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -511,9 +607,20 @@ impl Segments {
         segment.extend(to.port().to_be_bytes());
         segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0]);
         segment.extend(b"secret");
-        let sum = checksum(&[&octets(from.ip())[..], &octets(to.ip()), &[0, 6, 0, 26], &segment].concat());
+        let sum = checksum(
+            &[
+                &octets(from.ip())[..],
+                &octets(to.ip()),
+                &[0, 6, 0, 26],
+                &segment,
+            ]
+            .concat(),
+        );
         segment[16..18].copy_from_slice(&sum.to_be_bytes());
-        let (stop, to) = (Arc::new(AtomicBool::new(false)), SockAddr::from(SocketAddr::new(to.ip(), 0)));
+        let (stop, to) = (
+            Arc::new(AtomicBool::new(false)),
+            SockAddr::from(SocketAddr::new(to.ip(), 0)),
+        );
         let ended = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut sent = 0;
@@ -547,7 +654,8 @@ fn what_a_connection_has_under_way_is_not_in_the_clear() {
             }
         });
         let writer = client.try_clone().unwrap();
-        let sending = std::thread::spawn(move || while (&writer).write_all(&[7; 1 << 16]).is_ok() {});
+        let sending =
+            std::thread::spawn(move || while (&writer).write_all(&[7; 1 << 16]).is_ok() {});
         let moves = |what: &str| {
             let before = bytes.load(Ordering::Relaxed);
             wait_for(what, || bytes.load(Ordering::Relaxed) > before + (1 << 20));
@@ -562,7 +670,12 @@ fn what_a_connection_has_under_way_is_not_in_the_clear() {
         sending.join().unwrap();
         std::thread::sleep(Duration::from_millis(1_000));
         segments.end();
-        assert_eq!(ear.heard(), NOTHING, "segments of a connection that was carried\n{}", pair.logs());
+        assert_eq!(
+            ear.heard(),
+            NOTHING,
+            "segments of a connection that was carried\n{}",
+            pair.logs()
+        );
         pair.run(Host::A);
         pair.wait_up();
     }
@@ -589,10 +702,22 @@ fn a_flush_of_either_kind_leaves_no_packet_in_the_clear() {
         });
         println!("{flush:?}: in the clear: {clear:?}");
         let rest: u64 = clear.values().sum();
-        assert_eq!(told_by_routing(clear), NOTHING, "{flush:?}\n{}", pair.logs());
-        // Until the table is back. On a busy machine that may take a moment longer than the second that it should.
-        assert!(rest < 3 * 2 * RATE, "{rest} in the clear after {flush:?}\n{}", pair.logs());
-        wait_for("everything to be there again", || pair.status(Host::A)["intercept"]["installed"] == true);
+        assert_eq!(
+            told_by_routing(clear),
+            NOTHING,
+            "{flush:?}\n{}",
+            pair.logs()
+        );
+        // Until the table is back. On a busy machine that may take a moment longer than the second
+        // that it should.
+        assert!(
+            rest < 3 * 2 * RATE,
+            "{rest} in the clear after {flush:?}\n{}",
+            pair.logs()
+        );
+        wait_for("everything to be there again", || {
+            pair.status(Host::A)["intercept"]["installed"] == true
+        });
         all_arrive(&mut pair);
     }
 }
@@ -601,12 +726,18 @@ fn a_flush_of_either_kind_leaves_no_packet_in_the_clear() {
 fn held_closed_also_tcp_is_held_through_a_flush_and_a_stop_until_it_is_switched_off() {
     // Strict about sources: a question of the kernel about a source must not meet what holds.
     let prepare: &[&[&str]] = &[&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"]];
-    let options = Options { tpo: "hold_closed = true", prepare, ..closed() };
+    let options = Options {
+        tpo: "hold_closed = true",
+        prepare,
+        ..closed()
+    };
     let mut pair = Pair::new(&options);
     let untouched = installed(&pair);
     // Before the first start.
     hold(&pair);
-    let clear = clear_while(&mut pair, |_| std::thread::sleep(Duration::from_millis(500)));
+    let clear = clear_while(&mut pair, |_| {
+        std::thread::sleep(Duration::from_millis(500))
+    });
     assert_eq!(clear, NOTHING, "before the first start");
     pair.run(Host::A);
     pair.run(Host::B);
@@ -626,14 +757,29 @@ fn held_closed_also_tcp_is_held_through_a_flush_and_a_stop_until_it_is_switched_
         pair.wait_up();
         pair.end(Host::A);
     });
-    assert_eq!(clear, NOTHING, "while it was stopped, started and stopped\n{}", pair.logs());
+    assert_eq!(
+        clear,
+        NOTHING,
+        "while it was stopped, started and stopped\n{}",
+        pair.logs()
+    );
     assert_ne!(installed(&pair), untouched, "what holds is there");
     off(&pair, true);
     // What `ip rule flush` has taken of the kernel's own is not ours to put back.
-    at_a(&pair, &["ip", "-4", "rule", "add", "pref", "32767", "lookup", "default"]);
+    at_a(
+        &pair,
+        &[
+            "ip", "-4", "rule", "add", "pref", "32767", "lookup", "default",
+        ],
+    );
     assert_eq!(installed(&pair), untouched, "all is as before");
-    let clear = clear_while(&mut pair, |_| std::thread::sleep(Duration::from_millis(500)));
-    assert!(KINDS.into_iter().all(|kind| clear.contains_key(&kind)), "switched off, everything goes: {clear:?}");
+    let clear = clear_while(&mut pair, |_| {
+        std::thread::sleep(Duration::from_millis(500))
+    });
+    assert!(
+        KINDS.into_iter().all(|kind| clear.contains_key(&kind)),
+        "switched off, everything goes: {clear:?}"
+    );
 }
 
 #[test]
@@ -652,7 +798,10 @@ fn off_is_for_what_a_dead_daemon_has_left_and_refuses_while_one_lives() {
     });
     assert_eq!(clear, NOTHING);
     let left = installed(&pair);
-    assert!(left.contains("table inet tpo_hold") && !left.contains("table inet tpo {"), "{left}");
+    assert!(
+        left.contains("table inet tpo_hold") && !left.contains("table inet tpo {"),
+        "{left}"
+    );
     off(&pair, true);
     assert_eq!(installed(&pair), untouched);
     // An orderly stop needs no help.
@@ -664,9 +813,14 @@ fn off_is_for_what_a_dead_daemon_has_left_and_refuses_while_one_lives() {
 
 #[test]
 fn applications_of_this_host_are_held_too() {
-    let mut pair = Pair::start(&Options { sections: [LOCAL_RULE, ACCEPTS], ..closed() });
+    let mut pair = Pair::start(&Options {
+        sections: [LOCAL_RULE, ACCEPTS],
+        ..closed()
+    });
     let own = "10.9.0.1:0";
-    let socket = pair.lab.inside(Host::A, || std::net::UdpSocket::bind(own).unwrap());
+    let socket = pair
+        .lab
+        .inside(Host::A, || std::net::UdpSocket::bind(own).unwrap());
     let say = |what: &[u8]| {
         for _ in 0..100 {
             // A refusal comes back as an error.
@@ -674,11 +828,19 @@ fn applications_of_this_host_are_held_too() {
             std::thread::sleep(Duration::from_millis(1));
         }
     };
-    let server = pair.lab.inside(Host::Server, || std::net::UdpSocket::bind((SERVER_V4, PORT)).unwrap());
-    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let server = pair.lab.inside(Host::Server, || {
+        std::net::UdpSocket::bind((SERVER_V4, PORT)).unwrap()
+    });
+    server
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
     let arrived = || std::iter::from_fn(|| server.recv(&mut [0; 16]).ok()).count();
     say(b"through it");
-    assert!(arrived() > 50, "while all is well it goes through the tunnel\n{}", pair.logs());
+    assert!(
+        arrived() > 50,
+        "while all is well it goes through the tunnel\n{}",
+        pair.logs()
+    );
     pair.kill(Host::A);
     say(b"just after");
     assert_eq!(arrived(), 0, "the device is gone, the lease not yet");
@@ -686,9 +848,15 @@ fn applications_of_this_host_are_held_too() {
     say(b"and without the table");
     assert_eq!(arrived(), 0);
     let connecting = pair.lab.inside(Host::A, || {
-        std::net::TcpStream::connect_timeout(&SocketAddr::from((SERVER_V4, PORT)), Duration::from_secs(2))
+        std::net::TcpStream::connect_timeout(
+            &SocketAddr::from((SERVER_V4, PORT)),
+            Duration::from_secs(2),
+        )
     });
-    assert_eq!(connecting.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        connecting.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
     off(&pair, true);
     say(b"in the clear");
     assert!(arrived() > 50, "switched off, it goes");
@@ -713,14 +881,23 @@ destination = \"10.10.2.0/24\"
 destination_ports = 9000
 peer = \"b\"
 ";
-    let mut pair = Pair::new(&Options { sections: [open, ACCEPTS], ..Options::default() });
+    let mut pair = Pair::new(&Options {
+        sections: [open, ACCEPTS],
+        ..Options::default()
+    });
     // Nobody is there to carry anything.
     pair.run(Host::A);
     wait_for("the rules", || {
-        let asked = tpo().args(["status", "--config"]).arg(pair.config(Host::A)).output().unwrap();
+        let asked = tpo()
+            .args(["status", "--config"])
+            .arg(pair.config(Host::A))
+            .output()
+            .unwrap();
         asked.status.success()
     });
-    let socket = pair.lab.inside(Host::Client, || std::net::UdpSocket::bind((CLIENT_V4, 0)).unwrap());
+    let socket = pair.lab.inside(Host::Client, || {
+        std::net::UdpSocket::bind((CLIENT_V4, 0)).unwrap()
+    });
     for _ in 0..5 {
         socket.send_to(b"plain", (SERVER_V4, PORT)).unwrap();
     }
@@ -730,30 +907,59 @@ peer = \"b\"
     let plain = status["plain"].as_array().unwrap();
     let count = |names: &str| {
         let of = |entry: &&serde_json::Value| entry["names"].as_str().unwrap().starts_with(names);
-        plain
-            .iter()
-            .find(of)
-            .map_or((0, 0), |entry| (entry["count"].as_u64().unwrap(), entry["number"].as_u64().unwrap()))
+        plain.iter().find(of).map_or((0, 0), |entry| {
+            (
+                entry["count"].as_u64().unwrap(),
+                entry["number"].as_u64().unwrap(),
+            )
+        })
     };
-    assert_eq!(count("udp from 10.10.1.0/24 to 10.10.2.0/24 port 9000"), (5, 2), "{plain:?}");
-    assert_eq!(count("tcp from 10.10.1.0/24 to 10.10.2.0/24"), (1, 2), "{plain:?}");
-    let shown = tpo().args(["status", "--config"]).arg(pair.config(Host::A)).output().unwrap();
+    assert_eq!(
+        count("udp from 10.10.1.0/24 to 10.10.2.0/24 port 9000"),
+        (5, 2),
+        "{plain:?}"
+    );
+    assert_eq!(
+        count("tcp from 10.10.1.0/24 to 10.10.2.0/24"),
+        (1, 2),
+        "{plain:?}"
+    );
+    let shown = tpo()
+        .args(["status", "--config"])
+        .arg(pair.config(Host::A))
+        .output()
+        .unwrap();
     assert!(String::from_utf8_lossy(&shown.stdout).contains("went in the clear"));
 }
 
 /// Everything that could have been installed at A.
 fn installed(pair: &Pair) -> String {
-    let commands: [&[&str]; 4] =
-        [&["nft", "list", "ruleset"], &["ip", "rule"], &["ip", "-6", "rule"], &["ip", "route", "show", "table", "all"]];
-    let said =
-        commands.map(|command| pair.lab.command(Host::A, command[0]).args(&command[1..]).output().unwrap().stdout);
+    let commands: [&[&str]; 4] = [
+        &["nft", "list", "ruleset"],
+        &["ip", "rule"],
+        &["ip", "-6", "rule"],
+        &["ip", "route", "show", "table", "all"],
+    ];
+    let said = commands.map(|command| {
+        pair.lab
+            .command(Host::A, command[0])
+            .args(&command[1..])
+            .output()
+            .unwrap()
+            .stdout
+    });
     String::from_utf8(said.concat()).unwrap()
 }
 
 fn hold(pair: &Pair) {
     let binary = env!("CARGO_BIN_EXE_tpo");
-    let status =
-        pair.lab.command(Host::A, binary).args(["hold", "--config"]).arg(pair.config(Host::A)).status().unwrap();
+    let status = pair
+        .lab
+        .command(Host::A, binary)
+        .args(["hold", "--config"])
+        .arg(pair.config(Host::A))
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -764,6 +970,17 @@ fn off(pair: &Pair, does: bool) {
 
 fn off_with(pair: &Pair, arguments: &[&str], does: bool) {
     let mut command = pair.lab.command(Host::A, env!("CARGO_BIN_EXE_tpo"));
-    let output = command.arg("off").args(arguments).arg("--config").arg(pair.config(Host::A)).output().unwrap();
-    assert_eq!(output.status.success(), does, "{}", String::from_utf8_lossy(&output.stderr));
+    let output = command
+        .arg("off")
+        .args(arguments)
+        .arg("--config")
+        .arg(pair.config(Host::A))
+        .output()
+        .unwrap();
+    assert_eq!(
+        output.status.success(),
+        does,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

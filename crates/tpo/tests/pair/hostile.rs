@@ -19,8 +19,12 @@ fn noise_of_strangers_gets_no_answer_and_a_counter() {
     let pair = Pair::start(&Options::default());
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    let stranger = pair.lab.inside(Host::Client, || UdpSocket::bind("0.0.0.0:0").unwrap());
-    stranger.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let stranger = pair
+        .lab
+        .inside(Host::Client, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    stranger
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
     for first in 0..=255u8 {
         for length in [1, 7, 8, 24, 63, 64, 400, 1_200] {
             let mut datagram = vec![first.wrapping_mul(37); length];
@@ -32,7 +36,11 @@ fn noise_of_strangers_gets_no_answer_and_a_counter() {
     assert!(answer.is_err(), "a stranger was answered: {answer:?}");
     let strangers = pair.status(Host::B)["strangers"].clone();
     assert!(
-        strangers.as_object().is_some_and(|kinds| kinds.values().filter_map(|n| n.as_u64()).sum::<u64>() > 0),
+        strangers.as_object().is_some_and(|kinds| kinds
+            .values()
+            .filter_map(|n| n.as_u64())
+            .sum::<u64>()
+            > 0),
         "{strangers}"
     );
     // The flows of the pair did not notice.
@@ -44,24 +52,34 @@ struct Tap(Socket);
 
 impl Tap {
     fn new(pair: &Pair) -> Tap {
-        // All protocols (ETH_P_ALL), in network byte order; datagram sockets hear packets from the IP header on.
+        // All protocols (ETH_P_ALL), in network byte order; datagram sockets hear packets from the
+        // IP header on.
         let all = Protocol::from(i32::from(3u16.to_be()));
-        let socket = pair.lab.inside(Host::A, || Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).unwrap());
+        let socket = pair.lab.inside(Host::A, || {
+            Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).unwrap()
+        });
         socket.set_nonblocking(true).unwrap();
         socket.set_recv_buffer_size(4 << 20).unwrap();
         Tap(socket)
     }
 
-    /// The UDP payloads heard since the last call whose first byte is one of these, without batches that the host sends as one packet.
+    /// The UDP payloads heard since the last call whose first byte is one of these, without batches
+    /// that the host sends as one packet.
     fn heard(&mut self, first: std::ops::RangeInclusive<u8>) -> Vec<Vec<u8>> {
         let mut datagrams: Vec<Vec<u8>> = Vec::new();
         let mut packet = [0; 1 << 16];
         while let Ok(length) = self.0.read(&mut packet) {
             let packet = &packet[..length];
-            if length < 29 || packet[0] != 0x45 || packet[9] != 17 || packet[12..20] != [10, 9, 0, 1, 10, 9, 0, 2] {
+            if length < 29
+                || packet[0] != 0x45
+                || packet[9] != 17
+                || packet[12..20] != [10, 9, 0, 1, 10, 9, 0, 2]
+            {
                 continue;
             }
-            if length <= 1_500 && packet[20..24] == [PORT.to_be_bytes(), PORT.to_be_bytes()].concat() {
+            if length <= 1_500
+                && packet[20..24] == [PORT.to_be_bytes(), PORT.to_be_bytes()].concat()
+            {
                 datagrams.push(packet[28..].to_vec());
             }
         }
@@ -74,14 +92,21 @@ impl Tap {
 fn send_as_a(socket: &Socket, datagram: &[u8]) {
     let to: SocketAddr = TO_B.parse().unwrap();
     // Ports, length, and no checksum, which IPv4 leaves to the sender.
-    let mut packet =
-        [PORT.to_be_bytes(), PORT.to_be_bytes(), (8 + datagram.len() as u16).to_be_bytes(), [0; 2]].concat();
+    let mut packet = [
+        PORT.to_be_bytes(),
+        PORT.to_be_bytes(),
+        (8 + datagram.len() as u16).to_be_bytes(),
+        [0; 2],
+    ]
+    .concat();
     packet.extend_from_slice(datagram);
     assert_eq!(socket.send_to(&packet, &to.into()).unwrap(), packet.len());
 }
 
 fn drops_at_b(pair: &Pair, kind: &str) -> u64 {
-    pair.status(Host::B)["peers"][0]["drops"][kind].as_u64().unwrap_or(0)
+    pair.status(Host::B)["peers"][0]["drops"][kind]
+        .as_u64()
+        .unwrap_or(0)
 }
 
 #[test]
@@ -103,13 +128,17 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     let genuine = tap.heard(0x40..=0x4f);
     assert!(genuine.len() >= 30, "{} datagrams heard", genuine.len());
 
-    let as_a = pair.lab.inside(Host::A, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap());
+    let as_a = pair.lab.inside(Host::A, || {
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::UDP)).unwrap()
+    });
     let (replayed, forged) = (drops_at_b(&pair, "replayed"), drops_at_b(&pair, "forged"));
     let count = genuine.len() as u64;
     for datagram in &genuine {
         send_as_a(&as_a, datagram);
     }
-    wait_for("all replays to be counted", || drops_at_b(&pair, "replayed") >= replayed + count);
+    wait_for("all replays to be counted", || {
+        drops_at_b(&pair, "replayed") >= replayed + count
+    });
     assert_eq!(drops_at_b(&pair, "forged"), forged, "a replay is genuine");
     for datagram in &genuine {
         // A number that A has not used yet, or the window would drop it before it is opened.
@@ -122,17 +151,27 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
         send_as_a(&as_a, &flipped);
         send_as_a(&as_a, &ahead[..ahead.len() - 1]);
     }
-    wait_for("all forgeries to be counted", || drops_at_b(&pair, "forged") >= forged + 3 * count);
+    wait_for("all forgeries to be counted", || {
+        drops_at_b(&pair, "forged") >= forged + 3 * count
+    });
     exchange(&client, &server, 100, 1_000_000);
 
-    // The same from somebody else's address: session datagrams get no answer, handshakes no more than three times their bytes.
-    let stranger = pair.lab.inside(Host::Client, || UdpSocket::bind("0.0.0.0:0").unwrap());
-    stranger.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    // The same from somebody else's address: session datagrams get no answer, handshakes no more
+    // than three times their bytes.
+    let stranger = pair
+        .lab
+        .inside(Host::Client, || UdpSocket::bind("0.0.0.0:0").unwrap());
+    stranger
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
     for datagram in &genuine {
         stranger.send_to(datagram, TO_B).unwrap();
     }
     let answer = stranger.recv_from(&mut [0; 2_048]);
-    assert!(answer.is_err(), "a replay from elsewhere was answered: {answer:?}");
+    assert!(
+        answer.is_err(),
+        "a replay from elsewhere was answered: {answer:?}"
+    );
     let mut sent = 0;
     for datagram in handshakes.iter().cycle().take(100) {
         sent += stranger.send_to(datagram, TO_B).unwrap();
@@ -146,14 +185,21 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     }
     assert!(answered <= 3 * sent, "{answered} bytes in answer to {sent}");
     let peer = &pair.status(Host::B)["peers"][0];
-    assert_eq!((peer["up"].as_bool(), peer["endpoint"].as_str()), (Some(true), Some("10.9.0.1:47800")), "{peer}");
+    assert_eq!(
+        (peer["up"].as_bool(), peer["endpoint"].as_str()),
+        (Some(true), Some("10.9.0.1:47800")),
+        "{peer}"
+    );
     exchange(&client, &server, 101, 1_000_000);
     exchange(&server, &client, 102, 1_000_000);
 }
 
 #[test]
 fn what_accept_does_not_name_is_refused() {
-    let pair = Pair::start(&Options { accept: "destination_ports = \"1-1024\"", ..Options::default() });
+    let pair = Pair::start(&Options {
+        accept: "destination_ports = \"1-1024\"",
+        ..Options::default()
+    });
     let listener = pair.listen(V4);
     let to = listener.local_addr().unwrap();
     assert!(to.port() > 1_024);
@@ -165,7 +211,8 @@ fn what_accept_does_not_name_is_refused() {
     assert!(listener.accept().is_err(), "the server was never asked");
 }
 
-/// So many messages of a flow that never was, each with a sequence number below `different`, as a compressed payload.
+/// So many messages of a flow that never was, each with a sequence number below `different`, as a
+/// compressed payload.
 fn late_and_compressed(count: u16, different: usize) -> Vec<u8> {
     let mut raw = Vec::new();
     for number in 0..usize::from(count) {
@@ -186,13 +233,20 @@ fn late_and_compressed(count: u16, different: usize) -> Vec<u8> {
     payload
 }
 
-/// Its lane may be busy with what a peer says; the service manager hears of it that all others are served.
+/// Its lane may be busy with what a peer says; the service manager hears of it that all others are
+/// served.
 #[test]
 fn a_peer_that_keeps_its_lane_busy_keeps_no_life_sign_back() {
     let mut pair = Pair::new(&Options::default());
     let address = pair.config(Host::B).with_file_name("notify");
     let manager = UnixDatagram::bind(&address).unwrap();
-    pair.run_with(Host::B, &[("NOTIFY_SOCKET", address.as_os_str()), ("WATCHDOG_USEC", "1000000".as_ref())]);
+    pair.run_with(
+        Host::B,
+        &[
+            ("NOTIFY_SOCKET", address.as_os_str()),
+            ("WATCHDOG_USEC", "1000000".as_ref()),
+        ],
+    );
     wait_for("B", || manager.recv(&mut [0; 64]).is_ok());
     manager.set_nonblocking(true).unwrap();
     let many = late_and_compressed(16_000, 1);
@@ -201,21 +255,36 @@ fn a_peer_that_keeps_its_lane_busy_keeps_no_life_sign_back() {
         most += 50;
     }
     let as_many_as_may_be = late_and_compressed(most - 50, 251);
-    assert!(many.len() < 100 && as_many_as_may_be.len() < 1_200, "{}, {}", many.len(), as_many_as_may_be.len());
+    assert!(
+        many.len() < 100 && as_many_as_may_be.len() < 1_200,
+        "{}, {}",
+        many.len(),
+        as_many_as_may_be.len()
+    );
     for payload in [as_many_as_may_be, many] {
         let mut liar = Liar::instead_of_a(&pair);
-        let (start, mut said, mut gap, mut last) = (Instant::now(), 0, Duration::ZERO, Instant::now());
+        let (start, mut said, mut gap, mut last) =
+            (Instant::now(), 0, Duration::ZERO, Instant::now());
         while start.elapsed() < Duration::from_secs(10) {
-            said += (0..2_000).take_while(|_| liar.blurt(payload.clone())).count();
+            said += (0..2_000)
+                .take_while(|_| liar.blurt(payload.clone()))
+                .count();
             liar.listen(Duration::from_millis(20));
             while manager.recv(&mut [0; 64]).is_ok() {
                 last = Instant::now();
             }
             gap = gap.max(last.elapsed());
         }
-        println!("{said} payloads of {} bytes, no life sign for {gap:?} at most", payload.len());
+        println!(
+            "{said} payloads of {} bytes, no life sign for {gap:?} at most",
+            payload.len()
+        );
         assert!(said > 1_000, "{said}");
         // Two come within a second.
-        assert!(gap < Duration::from_secs(2), "no life sign for {gap:?}\n{}", pair.logs());
+        assert!(
+            gap < Duration::from_secs(2),
+            "no life sign for {gap:?}\n{}",
+            pair.logs()
+        );
     }
 }

@@ -6,10 +6,17 @@ use tpo_lab::Host;
 
 #[test]
 fn a_pre_shared_key_is_needed_at_both_ends() {
-    let options = Options { peer: "pre_shared_key_file = \"pair.psk\"", ..Options::default() };
+    let options = Options {
+        peer: "pre_shared_key_file = \"pair.psk\"",
+        ..Options::default()
+    };
     let mut pair = Pair::new(&options);
     let folder = pair.config(Host::A).parent().unwrap().to_owned();
-    let made = tpo().args(["keygen", "--pre-shared"]).arg(folder.join("pair.psk")).output().unwrap();
+    let made = tpo()
+        .args(["keygen", "--pre-shared"])
+        .arg(folder.join("pair.psk"))
+        .output()
+        .unwrap();
     assert!(made.status.success(), "{made:?}");
     pair.run(Host::A);
     pair.run(Host::B);
@@ -18,7 +25,12 @@ fn a_pre_shared_key_is_needed_at_both_ends() {
     assert!(pair.is_accelerated(listener.local_addr().unwrap()));
     drop(accept(&listener));
     let status = pair.status(Host::A);
-    assert!(status["peers"][0]["handshake"]["key_age"].as_f64().is_some_and(|age| age < 60.0), "{status}");
+    assert!(
+        status["peers"][0]["handshake"]["key_age"]
+            .as_f64()
+            .is_some_and(|age| age < 60.0),
+        "{status}"
+    );
 
     // B forgets it.
     pair.end(Host::B);

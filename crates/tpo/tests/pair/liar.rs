@@ -36,16 +36,33 @@ impl Liar {
     /// A peer that calls from A's address, at a port of its own.
     pub(crate) fn new(pair: &Pair, identity: Identity, from: &str) -> Liar {
         let socket = pair.lab.inside(Host::A, || UdpSocket::bind(from)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
-        let at = tpo::keygen::read(&beside(pair, "b.key")).unwrap().public_key();
-        let flow: u32 = if identity.public_key() > at { 1 << 31 } else { 0 };
+        socket
+            .set_read_timeout(Some(Duration::from_millis(2)))
+            .unwrap();
+        let at = tpo::keygen::read(&beside(pair, "b.key"))
+            .unwrap()
+            .public_key();
+        let flow: u32 = if identity.public_key() > at {
+            1 << 31
+        } else {
+            0
+        };
         let mut config = Config::new(Arc::new(identity), at, 0, tpo::sys::random_seed().unwrap());
         config.endpoint = Some("10.9.0.2:47800".parse().unwrap());
-        let mut liar =
-            Liar { mover: Mover::new(config, Instant::now()), socket, flow, connected: false, heard: Vec::new() };
+        let mut liar = Liar {
+            mover: Mover::new(config, Instant::now()),
+            socket,
+            flow,
+            connected: false,
+            heard: Vec::new(),
+        };
         let start = Instant::now();
         while !liar.connected {
-            assert!(start.elapsed() < SOON, "the far side does not answer\n{}", pair.logs());
+            assert!(
+                start.elapsed() < SOON,
+                "the far side does not answer\n{}",
+                pair.logs()
+            );
             liar.listen(Duration::from_millis(20));
         }
         liar
@@ -72,7 +89,8 @@ impl Liar {
                 return;
             }
             if let Ok((length, from)) = self.socket.recv_from(&mut bytes) {
-                self.mover.handle_datagram(from, &mut bytes[..length], Instant::now());
+                self.mover
+                    .handle_datagram(from, &mut bytes[..length], Instant::now());
             }
             while let Some(event) = self.mover.poll_event() {
                 self.connected |= matches!(event, Event::Connected { .. });
@@ -85,14 +103,34 @@ impl Liar {
 
     /// Opens a flow by a message of this function type and protocol, in a buffer of its own; gives
     /// its number.
-    pub(crate) fn open(&mut self, function: u8, protocol: u8, source: &str, destination: &str, data: &[u8]) -> u32 {
+    pub(crate) fn open(
+        &mut self,
+        function: u8,
+        protocol: u8,
+        source: &str,
+        destination: &str,
+        data: &[u8],
+    ) -> u32 {
         self.flow += 1;
-        self.say(function, self.flow, 0, Some((protocol, source, destination)), data);
+        self.say(
+            function,
+            self.flow,
+            0,
+            Some((protocol, source, destination)),
+            data,
+        );
         self.flow
     }
 
     /// One message, in the full form where addresses are given.
-    pub(crate) fn say(&mut self, function: u8, flow: u32, number: u32, key: Option<(u8, &str, &str)>, data: &[u8]) {
+    pub(crate) fn say(
+        &mut self,
+        function: u8,
+        flow: u32,
+        number: u32,
+        key: Option<(u8, &str, &str)>,
+        data: &[u8],
+    ) {
         let mut message = vec![1, 16, function, 0];
         message.extend(flow.to_be_bytes());
         message.extend(number.to_be_bytes());
@@ -116,7 +154,9 @@ impl Liar {
         let mut payload = vec![1, 0, 0, 1];
         payload.extend((message.len() as u32).to_be_bytes());
         payload.extend(message);
-        self.mover.send(payload, true, Instant::now()).expect("room for a payload");
+        self.mover
+            .send(payload, true, Instant::now())
+            .expect("room for a payload");
         self.listen(Duration::from_millis(50));
     }
 
@@ -127,12 +167,17 @@ impl Liar {
 
     /// Whether these bytes have come.
     pub(crate) fn has_heard(&self, bytes: &[u8]) -> bool {
-        self.heard.iter().any(|payload| payload.windows(bytes.len()).any(|some| some == bytes))
+        self.heard
+            .iter()
+            .any(|payload| payload.windows(bytes.len()).any(|some| some == bytes))
     }
 }
 
 fn beside(pair: &Pair, file: &str) -> std::path::PathBuf {
-    pair.config(Host::B).parent().unwrap_or(Path::new("")).join(file)
+    pair.config(Host::B)
+        .parent()
+        .unwrap_or(Path::new(""))
+        .join(file)
 }
 
 /// A UDP payload in the form in which it crosses: 64 hops, nothing else.
@@ -164,7 +209,10 @@ pub(crate) fn icmp(kind: u8, rest: &[u8]) -> Vec<u8> {
 
 /// RFC 1071.
 fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let mut sum: u32 = bytes.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0))).sum();
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|two| u32::from(two[0]) << 8 | u32::from(*two.get(1).unwrap_or(&0)))
+        .sum();
     while sum >> 16 != 0 {
         sum = (sum >> 16) + (sum & 0xffff);
     }

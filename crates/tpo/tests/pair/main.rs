@@ -1,7 +1,9 @@
-//! Two TPOs in network namespaces: client - A = WAN = B - server, real daemons, real kernel, the lab's WAN between them.
+//! Two TPOs in network namespaces: client - A = WAN = B - server, real daemons, real kernel, the
+//! lab's WAN between them.
 //!
-//! What is asked here is what only the kernel and the whole program decide; the protocol itself is proved in the worlds of `mover` and `engine`.
-//! Needs root. The tests run one after the other (they share two cores), make their namespaces and remove them.
+//! What is asked here is what only the kernel and the whole program decide; the protocol itself is
+//! proved in the worlds of `mover` and `engine`. Needs root. The tests run one after the other
+//! (they share two cores), make their namespaces and remove them.
 
 mod site;
 

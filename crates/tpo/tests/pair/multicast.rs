@@ -1,4 +1,5 @@
-//! Multicast between sites: one copy for each site that listens, from the original source, and nothing for the others.
+//! Multicast between sites: one copy for each site that listens, from the original source, and
+//! nothing for the others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,26 +48,44 @@ fn mesh(link: &str) -> Mesh {
 }
 
 fn index(sites: &Sites, site: usize) -> u32 {
-    let output = sites.command(Place::Host(site), "ip").args(["-o", "link", "show", "dev", "eth0"]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().split(':').next().unwrap().parse().unwrap()
+    let output = sites
+        .command(Place::Host(site), "ip")
+        .args(["-o", "link", "show", "dev", "eth0"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 /// A host's membership, which ends with the socket.
 fn listen(sites: &Sites, site: usize, group: IpAddr) -> UdpSocket {
     let index = index(sites, site);
     let socket = sites.inside(Place::Host(site), || {
-        let domain = if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let domain = if group.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
         let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
         socket.set_reuse_address(true).unwrap();
         socket.bind(&SocketAddr::new(group, PORT).into()).unwrap();
         match group {
-            IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)).unwrap(),
+            IpAddr::V4(group) => socket
+                .join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))
+                .unwrap(),
             IpAddr::V6(group) => socket.join_multicast_v6(&group, index).unwrap(),
         }
         socket.set_recv_buffer_size(4 << 20).unwrap();
         UdpSocket::from(socket)
     });
-    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
     socket
 }
 
@@ -107,7 +126,9 @@ fn drain(socket: &UdpSocket) -> usize {
 fn wait_heard(from: &UdpSocket, to: IpAddr, listeners: &[&UdpSocket]) {
     wait_for("the group to arrive", || {
         from.send_to(b"is anybody there?", (to, PORT)).unwrap();
-        listeners.iter().all(|socket| socket.recv(&mut [0; 100]).is_ok())
+        listeners
+            .iter()
+            .all(|socket| socket.recv(&mut [0; 100]).is_ok())
     });
     // What is still under way.
     std::thread::sleep(Duration::from_millis(300));
@@ -124,12 +145,17 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     let sites = &mesh.sites;
     let group = IpAddr::from(V4);
     let from = sender(sites, false, 8);
-    // Site 1 listens too, and asks site 2, which may send: what came from site 1 must not come back.
+    // Site 1 listens too, and asks site 2, which may send: what came from site 1 must not come
+    // back.
     let _one = listen(sites, 1, group);
     let (two, three) = (listen(sites, 2, group), listen(sites, 3, group));
     wait_heard(&from, group, &[&two, &three]);
     let bytes = |site: usize| sites.stats(site).1.offered_bytes;
-    let (away, before, back) = (sites.stats(1).0.offered_packets, [2, 3, 4].map(bytes), bytes(1));
+    let (away, before, back) = (
+        sites.stats(1).0.offered_packets,
+        [2, 3, 4].map(bytes),
+        bytes(1),
+    );
     // 1,200 bytes, 500 of them a second.
     const COUNT: usize = 2_000;
     let (sites_two, sites_three) = std::thread::scope(|scope| {
@@ -138,40 +164,66 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
             let mut bytes = [0; 2_000];
             let end = Instant::now() + Duration::from_secs(6);
             while Instant::now() < end {
-                let Ok((length, source)) = socket.recv_from(&mut bytes) else { continue };
-                assert_eq!((length, source), (1_200, from.local_addr().unwrap()), "the original source");
+                let Ok((length, source)) = socket.recv_from(&mut bytes) else {
+                    continue;
+                };
+                assert_eq!(
+                    (length, source),
+                    (1_200, from.local_addr().unwrap()),
+                    "the original source"
+                );
                 let number = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize;
                 assert!(!std::mem::replace(&mut seen[number], true), "once each");
             }
             seen.iter().filter(|seen| **seen).count()
         };
         let (two, three) = (&two, &three);
-        let hearing = (scope.spawn(move || hear(two)), scope.spawn(move || hear(three)));
+        let hearing = (
+            scope.spawn(move || hear(two)),
+            scope.spawn(move || hear(three)),
+        );
         let start = Instant::now();
         for number in 0..COUNT {
             let mut packet: [u8; 1_200] = noise();
             packet[..4].copy_from_slice(&(number as u32).to_be_bytes());
             from.send_to(&packet, (group, PORT)).unwrap();
             std::thread::sleep(
-                (start + Duration::from_millis(2) * number as u32).saturating_duration_since(Instant::now()),
+                (start + Duration::from_millis(2) * number as u32)
+                    .saturating_duration_since(Instant::now()),
             );
         }
         (hearing.0.join().unwrap(), hearing.1.join().unwrap())
     });
-    assert!(sites_two >= COUNT * 999 / 1_000 && sites_three >= COUNT * 999 / 1_000, "{sites_two} and {sites_three}");
+    assert!(
+        sites_two >= COUNT * 999 / 1_000 && sites_three >= COUNT * 999 / 1_000,
+        "{sites_two} and {sites_three}"
+    );
     let after = [2, 3, 4].map(bytes);
-    let came: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    let came: Vec<u64> = after
+        .iter()
+        .zip(before)
+        .map(|(after, before)| after - before)
+        .collect();
     let ideal = (COUNT * 1_228) as u64;
     println!(
         "of {ideal} bytes in the LAN, to sites 2, 3 and 4: {came:?}; packets from site 1: {}",
         sites.stats(1).0.offered_packets - away
     );
     for bytes in &came[..2] {
-        assert!((ideal..ideal * 13 / 10).contains(bytes), "once, with headers and repairs: {bytes} of {ideal}");
+        assert!(
+            (ideal..ideal * 13 / 10).contains(bytes),
+            "once, with headers and repairs: {bytes} of {ideal}"
+        );
     }
-    assert!(came[2] < 30_000, "a site without members gets nothing: {came:?}");
+    assert!(
+        came[2] < 30_000,
+        "a site without members gets nothing: {came:?}"
+    );
     let back = bytes(1) - back;
-    assert!(back < ideal / 10, "only acknowledgements come back: {back} bytes");
+    assert!(
+        back < ideal / 10,
+        "only acknowledgements come back: {back} bytes"
+    );
     // The last member leaves.
     let left = Instant::now();
     drop(three);
@@ -189,7 +241,8 @@ fn a_stream_reaches_the_sites_that_listen_and_no_other() {
     wait_heard(&from, group, &[&two]);
 }
 
-/// Two boxes in one LAN of listeners, both with the sender's site as a peer: each packet comes once, and when the box that brings it is gone the other does.
+/// Two boxes in one LAN of listeners, both with the sender's site as a peer: each packet comes
+/// once, and when the box that brings it is gone the other does.
 #[test]
 fn two_tpos_of_one_lan_bring_a_group_once() {
     let mut mesh = mesh("rate=50mbit delay=5ms");
@@ -200,7 +253,9 @@ fn two_tpos_of_one_lan_bring_a_group_once() {
     let listeners = [2, 3].map(|site| listen(&mesh.sites, site, group));
     wait_heard(&from, group, &listeners.each_ref());
     // Which of them brings it is settled within some seconds.
-    let asked = |mesh: &Mesh, site: usize| mesh.ask(site, "status")["peers"][0]["groups_asked_there"].to_string();
+    let asked = |mesh: &Mesh, site: usize| {
+        mesh.ask(site, "status")["peers"][0]["groups_asked_there"].to_string()
+    };
     wait_for("one of the two to leave it to the other", || {
         asked(&mesh, 2).contains("239.1.1.1") && !asked(&mesh, 3).contains("239.1.1.1")
     });
@@ -213,15 +268,26 @@ fn two_tpos_of_one_lan_bring_a_group_once() {
         listeners.each_ref().map(drain)
     };
     let left = |site: usize| mesh.ask(site, "status")["peers"][0]["lans_left"].to_string();
-    assert_eq!((left(2), left(3)), ("[]".into(), r#"["lan0"]"#.into()), "status says so");
+    assert_eq!(
+        (left(2), left(3)),
+        ("[]".into(), r#"["lan0"]"#.into()),
+        "status says so"
+    );
     // What was under way when it was settled.
     stream(1);
     assert_eq!(stream(200), [200, 200], "once each");
     mesh.kill(2);
     let start = Instant::now();
     wait_for("the other one to bring it", || stream(10) == [10, 10]);
-    println!("{:?} after the end of one the other brings it", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    println!(
+        "{:?} after the end of one the other brings it",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        start.elapsed()
+    );
     mesh.run(2);
     mesh.wait_up();
     wait_for("the first one to bring it again", || {
@@ -231,7 +297,8 @@ fn two_tpos_of_one_lan_bring_a_group_once() {
     assert_eq!(stream(200), [200, 200], "once each");
 }
 
-/// A hundred sites listen to one: each gets everything once, and what comes back is a small part of what goes out.
+/// A hundred sites listen to one: each gets everything once, and what comes back is a small part of
+/// what goes out.
 #[test]
 fn a_hundred_sites_hear_one_sender() {
     const SITES: usize = 101;
@@ -250,16 +317,23 @@ fn a_hundred_sites_hear_one_sender() {
                 );
             }
             let peers: Vec<String> = (2..=SITES).map(|peer| format!("\"s{peer}\"")).collect();
-            let from = "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"";
+            let from =
+                "protocol = \"udp\"\nsource = \"10.10.1.0/24\"\ndestination = \"239.0.0.0/8\"";
             format!("{lan}[[rule]]\n{from}\npeer = [{}]\n", peers.join(", "))
         },
     });
     mesh.wait_up();
     let sites = &mesh.sites;
     let from = sender(sites, false, 8);
-    let listeners: Vec<UdpSocket> = (2..=SITES).map(|site| listen(sites, site, V4.into())).collect();
+    let listeners: Vec<UdpSocket> = (2..=SITES)
+        .map(|site| listen(sites, site, V4.into()))
+        .collect();
     // There are many to look at, and what has come waits there.
-    listeners.iter().for_each(|socket| socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap());
+    listeners.iter().for_each(|socket| {
+        socket
+            .set_read_timeout(Some(Duration::from_millis(1)))
+            .unwrap()
+    });
     wait_heard(&from, V4.into(), &listeners.iter().collect::<Vec<_>>());
     let before = sites.stats(1);
     let start = Instant::now();
@@ -272,7 +346,10 @@ fn a_hundred_sites_hear_one_sender() {
     }
     std::thread::sleep(Duration::from_millis(500));
     let (away, back) = sites.stats(1);
-    let (away, back) = (away.offered_bytes - before.0.offered_bytes, back.offered_bytes - before.1.offered_bytes);
+    let (away, back) = (
+        away.offered_bytes - before.0.offered_bytes,
+        back.offered_bytes - before.1.offered_bytes,
+    );
     let arrived: Vec<usize> = listeners
         .iter()
         .map(|socket| {
@@ -291,7 +368,10 @@ fn a_hundred_sites_hear_one_sender() {
         "{all} of {} arrive, at least {least} of {COUNT} at each; {away} bytes leave, {back} come back",
         COUNT * listeners.len()
     );
-    assert!(all * 1_000 >= COUNT * listeners.len() * 999, "{all}: {arrived:?}");
+    assert!(
+        all * 1_000 >= COUNT * listeners.len() * 999,
+        "{all}: {arrived:?}"
+    );
     // A packet each 20 ms is a lone one: most have a copy that is due a little later.
     assert!(
         away < (COUNT * listeners.len() * 1_028 * 2) as u64,
@@ -330,7 +410,10 @@ fn star() -> Mesh {
 fn asked_of(mesh: &Mesh, site: usize) -> usize {
     let status = mesh.ask(site, "status");
     let peers = status["peers"].as_array().unwrap();
-    peers.iter().map(|peer| peer["groups_asked_here"].as_array().unwrap().len()).sum()
+    peers
+        .iter()
+        .map(|peer| peer["groups_asked_here"].as_array().unwrap().len())
+        .sum()
 }
 
 #[test]
@@ -348,35 +431,64 @@ fn a_group_passes_the_hub_to_those_who_listen() {
         let mut packet: [u8; 1_000] = noise();
         packet[..8].copy_from_slice(&(number as u64).to_be_bytes());
         from.send_to(&packet, (V4, PORT)).unwrap();
-        let (length, source) = listener.recv_from(&mut [0; 2_000]).expect("it arrives, and none before it twice");
-        assert_eq!((length, source), (1_000, from.local_addr().unwrap()), "the original source");
+        let (length, source) = listener
+            .recv_from(&mut [0; 2_000])
+            .expect("it arrives, and none before it twice");
+        assert_eq!(
+            (length, source),
+            (1_000, from.local_addr().unwrap()),
+            "the original source"
+        );
     }
     assert_eq!(drain(&listener), 0, "once each");
     let ideal = (COUNT * 1_028) as u64;
     let (sent, after) = (sites.stats(1).0.offered_bytes - sent, [2, 3, 4].map(bytes));
-    let came: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-    println!("of {ideal} bytes in the LAN {sent} leave site 1, to the hub and to sites 3 and 4 come {came:?}");
+    let came: Vec<u64> = after
+        .iter()
+        .zip(before)
+        .map(|(after, before)| after - before)
+        .collect();
+    println!(
+        "of {ideal} bytes in the LAN {sent} leave site 1, to the hub and to sites 3 and 4 come {came:?}"
+    );
     // With what protects single messages against loss.
-    assert!(sent < ideal * 5 / 2 && came[1] < ideal * 5 / 2, "one copy on each leg: {sent} and {came:?}");
+    assert!(
+        sent < ideal * 5 / 2 && came[1] < ideal * 5 / 2,
+        "one copy on each leg: {sent} and {came:?}"
+    );
     assert!(came[2] < 20_000, "nobody listens at site 4: {came:?}");
     // The hub is a hop like the two at the ends.
     for (hops, arrives) in [(3, false), (4, true)] {
         from.set_multicast_ttl_v4(hops).unwrap();
         from.send_to(b"how far?", (V4, PORT)).unwrap();
-        assert_eq!(listener.recv(&mut [0; 100]).is_ok(), arrives, "a hop limit of {hops}");
+        assert_eq!(
+            listener.recv(&mut [0; 100]).is_ok(),
+            arrives,
+            "a hop limit of {hops}"
+        );
     }
     from.set_multicast_ttl_v4(8).unwrap();
     let left = Instant::now();
     drop(listener);
-    wait_for("nobody to ask any more", || asked_of(&mesh, 1) + asked_of(&mesh, 2) == 0);
-    println!("site 1 is not asked any more {:?} after the last member left", left.elapsed());
-    assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
+    wait_for("nobody to ask any more", || {
+        asked_of(&mesh, 1) + asked_of(&mesh, 2) == 0
+    });
+    println!(
+        "site 1 is not asked any more {:?} after the last member left",
+        left.elapsed()
+    );
+    assert!(
+        left.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        left.elapsed()
+    );
     // A site that comes later is served too, and the others are as before.
     let later = listen(sites, 4, V4.into());
     wait_heard(&from, V4.into(), &[&later]);
 }
 
-/// Three hubs, each of both others: each site hears once what two ways could bring, and nobody asks for ever on behalf of somebody else.
+/// Three hubs, each of both others: each site hears once what two ways could bring, and nobody asks
+/// for ever on behalf of somebody else.
 #[test]
 fn hubs_in_a_ring_bring_nothing_twice() {
     let mesh = Mesh::start(&Plan {
@@ -414,7 +526,9 @@ fn hubs_in_a_ring_bring_nothing_twice() {
     drop(two);
     wait_heard(&from, V4.into(), &[&three]);
     drop(three);
-    wait_for("nobody to ask any more", || (1..=3).all(|site| asked_of(&mesh, site) == 0));
+    wait_for("nobody to ask any more", || {
+        (1..=3).all(|site| asked_of(&mesh, site) == 0)
+    });
 }
 
 #[test]
@@ -422,7 +536,10 @@ fn a_group_of_ipv6_and_long_packets_cross() {
     let mesh = mesh("rate=50mbit delay=5ms");
     mesh.wait_up();
     let sites = &mesh.sites;
-    for (group, source) in [(IpAddr::from(V4), Place::Host(1).v4()), (IpAddr::from(V6), Place::Host(1).v6())] {
+    for (group, source) in [
+        (IpAddr::from(V4), Place::Host(1).v4()),
+        (IpAddr::from(V6), Place::Host(1).v6()),
+    ] {
         let from = sender(sites, group.is_ipv6(), 8);
         let listener = listen(sites, 2, group);
         wait_heard(&from, group, &[&listener]);
@@ -430,8 +547,9 @@ fn a_group_of_ipv6_and_long_packets_cross() {
             let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
             from.send_to(&sent, (group, PORT)).unwrap();
             let mut came = vec![0; 65_536];
-            let (length, seen) =
-                listener.recv_from(&mut came).unwrap_or_else(|error| panic!("{size} bytes to {group}: {error}"));
+            let (length, seen) = listener
+                .recv_from(&mut came)
+                .unwrap_or_else(|error| panic!("{size} bytes to {group}: {error}"));
             assert_eq!((&came[..length], seen.ip()), (&sent[..], source));
         }
     }
@@ -446,11 +564,15 @@ fn the_hosts_of_the_tpos_take_part_in_groups() {
     let member = |place: Place| {
         let socket = sites.inside(place, || {
             let socket = UdpSocket::bind((V4, PORT)).unwrap();
-            let IpAddr::V4(own) = place.v4() else { unreachable!("it was asked for") };
+            let IpAddr::V4(own) = place.v4() else {
+                unreachable!("it was asked for")
+            };
             socket.join_multicast_v4(&V4, &own).unwrap();
             socket
         });
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
         socket
     };
     let listener = member(Place::Gateway(2));
@@ -458,8 +580,12 @@ fn the_hosts_of_the_tpos_take_part_in_groups() {
     wait_heard(&outside, V4.into(), &[&listener]);
     let own = sites.inside(Place::Gateway(1), || {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        socket.bind(&SocketAddr::new(Place::Gateway(1).v4(), 0).into()).unwrap();
-        let IpAddr::V4(at) = Place::Gateway(1).v4() else { unreachable!("it was asked for") };
+        socket
+            .bind(&SocketAddr::new(Place::Gateway(1).v4(), 0).into())
+            .unwrap();
+        let IpAddr::V4(at) = Place::Gateway(1).v4() else {
+            unreachable!("it was asked for")
+        };
         socket.set_multicast_if_v4(&at).unwrap();
         socket.set_multicast_ttl_v4(8).unwrap();
         UdpSocket::from(socket)
@@ -478,7 +604,14 @@ fn removed_tables_of_groups_are_restored() {
     let from = sender(sites, false, 8);
     let listener = listen(sites, 2, V4.into());
     wait_heard(&from, V4.into(), &[&listener]);
-    assert!(sites.command(Place::Gateway(1), "nft").args(["delete", "table", "ip", "tpo"]).status().unwrap().success());
+    assert!(
+        sites
+            .command(Place::Gateway(1), "nft")
+            .args(["delete", "table", "ip", "tpo"])
+            .status()
+            .unwrap()
+            .success()
+    );
     wait_heard(&from, V4.into(), &[&listener]);
 }
 
@@ -493,7 +626,11 @@ fn hop_limits_pins_and_foreign_groups_are_respected() {
     for (hops, arrives) in [(1, false), (2, false), (3, true)] {
         from.set_multicast_ttl_v4(hops).unwrap();
         from.send_to(b"how far?", (V4, PORT)).unwrap();
-        assert_eq!(listener.recv(&mut [0; 100]).is_ok(), arrives, "a hop limit of {hops}");
+        assert_eq!(
+            listener.recv(&mut [0; 100]).is_ok(),
+            arrives,
+            "a hop limit of {hops}"
+        );
     }
     from.set_multicast_ttl_v4(8).unwrap();
     let bytes = |site: usize| sites.stats(site).1.offered_bytes;

@@ -1,4 +1,5 @@
-//! QUIC between two applications, with its own loss detection, rate control and path checks, through the pair: a flow of UDP like any other.
+//! QUIC between two applications, with its own loss detection, rate control and path checks,
+//! through the pair: a flow of UDP like any other.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,7 +49,13 @@ const REQUEST: usize = 32_768;
 /// An endpoint whose socket lives in `host`'s namespace.
 fn endpoint(pair: &Pair, host: Host, at: SocketAddr, server: Option<ServerConfig>) -> Endpoint {
     let socket = udp(pair, host, at);
-    Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime)).expect("an endpoint")
+    Endpoint::new(
+        EndpointConfig::default(),
+        server,
+        socket,
+        Arc::new(TokioRuntime),
+    )
+    .expect("an endpoint")
 }
 
 async fn serve(server: Endpoint) {
@@ -62,7 +69,10 @@ async fn serve(server: Endpoint) {
                 for _ in 0..TIMES {
                     answer.write_all(&asked).await.expect("room for the answer");
                 }
-                answer.write_all(peer.as_bytes()).await.expect("room for the answer");
+                answer
+                    .write_all(peer.as_bytes())
+                    .await
+                    .expect("room for the answer");
                 answer.finish().expect("an open stream");
             }
         });
@@ -73,11 +83,20 @@ async fn serve(server: Endpoint) {
 async fn ask(connection: &Connection, fill: u8) -> String {
     let (mut request, mut answer) = connection.open_bi().await.expect("a stream");
     let asked: Vec<u8> = (0..REQUEST).map(|at| (at % 241) as u8 ^ fill).collect();
-    request.write_all(&asked).await.expect("room for the request");
+    request
+        .write_all(&asked)
+        .await
+        .expect("room for the request");
     request.finish().expect("an open stream");
-    let came = answer.read_to_end(TIMES * REQUEST + 100).await.expect("the whole answer");
+    let came = answer
+        .read_to_end(TIMES * REQUEST + 100)
+        .await
+        .expect("the whole answer");
     let (content, peer) = came.split_at(TIMES * REQUEST);
-    assert!(content.chunks(REQUEST).all(|chunk| chunk == asked), "the answer is what was asked for");
+    assert!(
+        content.chunks(REQUEST).all(|chunk| chunk == asked),
+        "the answer is what was asked for"
+    );
     String::from_utf8(peer.to_vec()).expect("an address")
 }
 
@@ -93,18 +112,28 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
     let key = PrivatePkcs8KeyDer::from(signed.signing_key.serialize_der());
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone()).expect("a root");
-    let trusts = ClientConfig::with_root_certificates(Arc::new(roots)).expect("a client's configuration");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let trusts =
+        ClientConfig::with_root_certificates(Arc::new(roots)).expect("a client's configuration");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let mut middle = Vec::new();
     runtime.block_on(async {
         for (host, any, count) in [(V4, "0.0.0.0:0", 1), (V6, "[::]:0", 2)] {
-            let serves = ServerConfig::with_single_cert(vec![certificate.clone()], key.clone_key().into())
-                .expect("a server's configuration");
+            let serves =
+                ServerConfig::with_single_cert(vec![certificate.clone()], key.clone_key().into())
+                    .expect("a server's configuration");
             let server = endpoint(&pair, Host::Server, address(host, PORT), Some(serves));
             tokio::spawn(serve(server));
             let client = endpoint(&pair, Host::Client, any.parse().unwrap(), None);
             let port = client.local_addr().unwrap().port();
-            let own = SocketAddr::new(if host == V4 { "10.10.1.2" } else { "fd10:1::2" }.parse().unwrap(), port);
+            let own = SocketAddr::new(
+                if host == V4 { "10.10.1.2" } else { "fd10:1::2" }
+                    .parse()
+                    .unwrap(),
+                port,
+            );
             let connect = async || {
                 let server = address(host, PORT);
                 client
@@ -113,21 +142,41 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
                     .await
                     .expect("a handshake")
             };
-            // A loss in the first round trips holds a connection back for seconds, and chance decides which: each has its own.
+            // A loss in the first round trips holds a connection back for seconds, and chance
+            // decides which: each has its own.
             let mut took = Vec::new();
             for _ in 0..if host == V4 { IN_ORDER } else { 1 } {
                 let (connection, start) = (connect().await, Instant::now());
-                assert_eq!(ask(&connection, 1).await, own.to_string(), "the server sees the client");
+                assert_eq!(
+                    ask(&connection, 1).await,
+                    own.to_string(),
+                    "the server sees the client"
+                );
                 took.push(start.elapsed());
             }
-            println!("2 MiB, {}: {took:?}", if host == V4 { "in order" } else { "as they come" });
+            println!(
+                "2 MiB, {}: {took:?}",
+                if host == V4 {
+                    "in order"
+                } else {
+                    "as they come"
+                }
+            );
             took.sort_unstable();
             middle.push(took[took.len() / 2]);
             let connection = connect().await;
-            assert_eq!(ask(&connection, 1).await, own.to_string(), "the server sees the client");
+            assert_eq!(
+                ask(&connection, 1).await,
+                own.to_string(),
+                "the server sees the client"
+            );
             let seen = flows(&pair, Host::A, 17);
             assert_eq!(seen.len(), count, "one flow for each connection: {seen:?}");
-            assert!(seen.iter().all(|(sent, received)| *sent > 30_000 && *received > 2_000_000), "{seen:?}");
+            assert!(
+                seen.iter()
+                    .all(|(sent, received)| *sent > 30_000 && *received > 2_000_000),
+                "{seen:?}"
+            );
             // Four at once: streams of one connection.
             let answers = [2, 3, 4, 5].map(|fill| {
                 let connection = connection.clone();
@@ -136,10 +185,13 @@ fn quic_crosses_with_the_clients_address_and_keeps_its_connection() {
             for answer in answers {
                 assert_eq!(answer.await.expect("an answer"), own.to_string());
             }
-            // One daemon is killed and starts again: the connection does not notice more than a pause.
+            // One daemon is killed and starts again: the connection does not notice more than a
+            // pause.
             pair.kill(Host::B);
             pair.run(Host::B);
-            let after = tokio::time::timeout(Duration::from_secs(20), ask(&connection, 6)).await.expect("an answer");
+            let after = tokio::time::timeout(Duration::from_secs(20), ask(&connection, 6))
+                .await
+                .expect("an answer");
             assert_eq!(after, own.to_string());
             pair.wait_up();
         }

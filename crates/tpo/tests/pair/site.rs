@@ -1,4 +1,5 @@
-//! The pair under test: the lab, two daemons with mirrored configurations, and how to look into them.
+//! The pair under test: the lab, two daemons with mirrored configurations, and how to look into
+//! them.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -84,26 +85,62 @@ impl Pair {
     /// The lab and the files; no daemon yet.
     pub(crate) fn new(options: &Options) -> Pair {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = format!("tp{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "tp{}x{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = Scratch::new(&name).unwrap();
         let profile: Profile = options.wan.parse().unwrap();
-        let lab = Lab::up(&name, Wan::Emulated { a_to_b: profile.clone(), b_to_a: profile })
-            .expect("make the lab (needs root and ip)");
+        let lab = Lab::up(
+            &name,
+            Wan::Emulated {
+                a_to_b: profile.clone(),
+                b_to_a: profile,
+            },
+        )
+        .expect("make the lab (needs root and ip)");
         for host in [Host::A, Host::B] {
             for command in options.prepare {
-                let status = lab.command(host, command[0]).args(&command[1..]).status().unwrap();
+                let status = lab
+                    .command(host, command[0])
+                    .args(&command[1..])
+                    .status()
+                    .unwrap();
                 assert!(status.success(), "{command:?}");
             }
         }
         let key = |site: &str| {
-            let output = tpo().args(["keygen", "--out"]).arg(folder.join(format!("{site}.key"))).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let output = tpo()
+                .args(["keygen", "--out"])
+                .arg(folder.join(format!("{site}.key")))
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
         let (key_a, key_b) = (key("a"), key("b"));
         for (site, peer, peer_key, endpoint, here, there) in [
-            ("a", "b", &key_b, options.endpoints[0], ["10.10.1.0/24", "fd10:1::/64"], ["10.10.2.0/24", "fd10:2::/64"]),
-            ("b", "a", &key_a, options.endpoints[1], ["10.10.2.0/24", "fd10:2::/64"], ["10.10.1.0/24", "fd10:1::/64"]),
+            (
+                "a",
+                "b",
+                &key_b,
+                options.endpoints[0],
+                ["10.10.1.0/24", "fd10:1::/64"],
+                ["10.10.2.0/24", "fd10:2::/64"],
+            ),
+            (
+                "b",
+                "a",
+                &key_a,
+                options.endpoints[1],
+                ["10.10.2.0/24", "fd10:2::/64"],
+                ["10.10.1.0/24", "fd10:1::/64"],
+            ),
         ] {
             let mut text = format!(
                 "[tpo]\nname = \"{site}\"\nprivate_key_file = \"{site}.key\"\ncontrol = \"{site}.sock\"\n{}\n\n[intercept]\n{}\n\n\
@@ -114,9 +151,17 @@ impl Pair {
                 let _ = writeln!(text, "endpoint = \"{endpoint}\"");
             }
             for (here, there) in here.iter().zip(there) {
-                let (rule, accept) = if site == "a" { (options.rule, "") } else { ("", options.accept) };
+                let (rule, accept) = if site == "a" {
+                    (options.rule, "")
+                } else {
+                    ("", options.accept)
+                };
                 // The TPOs' own WAN addresses too: applications on the TPO's host come from there.
-                let own = if here.contains(':') { "fd10:9::/64" } else { "10.9.0.0/24" };
+                let own = if here.contains(':') {
+                    "fd10:9::/64"
+                } else {
+                    "10.9.0.0/24"
+                };
                 for source in [here, &own] {
                     let _ = write!(
                         text,
@@ -125,13 +170,22 @@ impl Pair {
                 }
                 // From whom: those to whom our rules send, where nothing is said.
                 for from in [String::new(), format!("source = \"{own}\"\n")] {
-                    let _ = write!(text, "\n[[accept]]\npeer = \"{peer}\"\n{from}destination = \"{here}\"\n{accept}\n");
+                    let _ = write!(
+                        text,
+                        "\n[[accept]]\npeer = \"{peer}\"\n{from}destination = \"{here}\"\n{accept}\n"
+                    );
                 }
             }
             text.push_str(options.sections[usize::from(site == "b")]);
             std::fs::write(folder.join(format!("{site}.toml")), text).unwrap();
         }
-        Pair { lab, daemons: [None, None], files: options.files, folder, _alone: alone }
+        Pair {
+            lab,
+            daemons: [None, None],
+            files: options.files,
+            folder,
+            _alone: alone,
+        }
     }
 
     /// Starts one daemon.
@@ -148,18 +202,33 @@ impl Pair {
         };
         let limit = format!("--nofile={files}:{files}");
         let before = [OsStr::new(&limit), env!("CARGO_BIN_EXE_tpo").as_ref()];
-        self.run_by(host, "prlimit", &[&before[..], &run[..]].concat(), environment);
+        self.run_by(
+            host,
+            "prlimit",
+            &[&before[..], &run[..]].concat(),
+            environment,
+        );
     }
 
     /// Starts one daemon by a program that becomes it.
-    pub(crate) fn run_by(&mut self, host: Host, program: &str, arguments: &[&OsStr], environment: &[(&str, &OsStr)]) {
+    pub(crate) fn run_by(
+        &mut self,
+        host: Host,
+        program: &str,
+        arguments: &[&OsStr],
+        environment: &[(&str, &OsStr)],
+    ) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.folder.join(format!("{}.log", site(host))))
             .unwrap();
         let mut command = self.lab.command(host, program);
-        command.args(arguments).envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log);
+        command
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(log);
         self.daemons[index(host)] = Some(command.spawn().unwrap());
     }
 
@@ -169,17 +238,25 @@ impl Pair {
 
     /// The daemon's process.
     pub(crate) fn process(&self, host: Host) -> u32 {
-        self.daemons[index(host)].as_ref().expect("the daemon was started").id()
+        self.daemons[index(host)]
+            .as_ref()
+            .expect("the daemon was started")
+            .id()
     }
 
     pub(crate) fn signal(&self, host: Host, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.process(host).to_string()]).status().unwrap();
+        let status = Command::new("kill")
+            .args([signal, &self.process(host).to_string()])
+            .status()
+            .unwrap();
         assert!(status.success());
     }
 
     /// SIGKILL, and gone.
     pub(crate) fn kill(&mut self, host: Host) {
-        let mut child = self.daemons[index(host)].take().expect("the daemon was started");
+        let mut child = self.daemons[index(host)]
+            .take()
+            .expect("the daemon was started");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -187,27 +264,52 @@ impl Pair {
     /// SIGTERM, and a clean end.
     pub(crate) fn end(&mut self, host: Host) {
         self.signal(host, "-TERM");
-        let mut child = self.daemons[index(host)].take().expect("the daemon was started");
+        let mut child = self.daemons[index(host)]
+            .take()
+            .expect("the daemon was started");
         let status = child.wait().unwrap();
-        assert!(status.success(), "tpo run ended with {status}\n{}", self.logs());
+        assert!(
+            status.success(),
+            "tpo run ended with {status}\n{}",
+            self.logs()
+        );
     }
 
     pub(crate) fn wait_up_at(&self, host: Host) {
-        let output = tpo().args(["status", "--wait-up", "15", "--config"]).arg(self.config(host)).output().unwrap();
-        assert!(output.status.success(), "not up: {}\n{}", String::from_utf8_lossy(&output.stderr), self.logs());
+        let output = tpo()
+            .args(["status", "--wait-up", "15", "--config"])
+            .arg(self.config(host))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "not up: {}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.logs()
+        );
     }
 
     pub(crate) fn wait_up(&self) {
-        [Host::A, Host::B].into_iter().for_each(|host| self.wait_up_at(host));
+        [Host::A, Host::B]
+            .into_iter()
+            .for_each(|host| self.wait_up_at(host));
         // Up is what the lane says; the lease follows within the gate's next turn.
         wait_for("the leases", || {
-            [Host::A, Host::B].iter().all(|&host| self.status(host)["intercept"]["leases"][0]["held"] == true)
+            [Host::A, Host::B]
+                .iter()
+                .all(|&host| self.status(host)["intercept"]["leases"][0]["held"] == true)
         });
     }
 
     /// Whether the daemon runs so far that it answers: its sockets are there.
     pub(crate) fn answers(&self, host: Host) -> bool {
-        tpo().args(["status", "--json", "--config"]).arg(self.config(host)).output().unwrap().stdout.starts_with(b"{")
+        tpo()
+            .args(["status", "--json", "--config"])
+            .arg(self.config(host))
+            .output()
+            .unwrap()
+            .stdout
+            .starts_with(b"{")
     }
 
     pub(crate) fn status(&self, host: Host) -> Value {
@@ -215,13 +317,24 @@ impl Pair {
     }
 
     pub(crate) fn flows(&self, host: Host) -> Vec<Value> {
-        self.ask(host, "flows").as_array().cloned().expect("a list of flows")
+        self.ask(host, "flows")
+            .as_array()
+            .cloned()
+            .expect("a list of flows")
     }
 
     fn ask(&self, host: Host, what: &str) -> Value {
-        let output = tpo().args([what, "--json", "--config"]).arg(self.config(host)).output().unwrap();
+        let output = tpo()
+            .args([what, "--json", "--config"])
+            .arg(self.config(host))
+            .output()
+            .unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("tpo {what}: {error}: {}\n{}", String::from_utf8_lossy(&output.stderr), self.logs())
+            panic!(
+                "tpo {what}: {error}: {}\n{}",
+                String::from_utf8_lossy(&output.stderr),
+                self.logs()
+            )
         })
     }
 
@@ -231,7 +344,8 @@ impl Pair {
             .map(|site| {
                 format!(
                     "--- log of {site}\n{}",
-                    std::fs::read_to_string(self.folder.join(format!("{site}.log"))).unwrap_or_default()
+                    std::fs::read_to_string(self.folder.join(format!("{site}.log")))
+                        .unwrap_or_default()
                 )
             })
             .collect()
@@ -244,12 +358,14 @@ impl Pair {
 
     pub(crate) fn listen_at(&self, host: Host, address: &str) -> TcpListener {
         let address = SocketAddr::new(address.parse().unwrap(), 0);
-        self.lab.inside(host, || TcpListener::bind(address).unwrap())
+        self.lab
+            .inside(host, || TcpListener::bind(address).unwrap())
     }
 
     /// A connection of the client.
     pub(crate) fn connect(&self, to: SocketAddr) -> TcpStream {
-        self.try_connect(to).unwrap_or_else(|error| panic!("connect to {to}: {error}\n{}", self.logs()))
+        self.try_connect(to)
+            .unwrap_or_else(|error| panic!("connect to {to}: {error}\n{}", self.logs()))
     }
 
     pub(crate) fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
@@ -257,7 +373,9 @@ impl Pair {
     }
 
     pub(crate) fn try_connect_at(&self, host: Host, to: SocketAddr) -> std::io::Result<TcpStream> {
-        let stream = self.lab.inside(host, || TcpStream::connect_timeout(&to, SOON))?;
+        let stream = self
+            .lab
+            .inside(host, || TcpStream::connect_timeout(&to, SOON))?;
         stream.set_read_timeout(Some(3 * SOON))?;
         stream.set_write_timeout(Some(3 * SOON))?;
         stream.set_nodelay(true)?;
@@ -271,7 +389,8 @@ impl Pair {
         (client, server)
     }
 
-    /// Whether a new connection goes through the TPOs: then it is answered at once, otherwise after a whole round trip.
+    /// Whether a new connection goes through the TPOs: then it is answered at once, otherwise after
+    /// a whole round trip.
     pub(crate) fn is_accelerated(&self, to: SocketAddr) -> bool {
         let start = Instant::now();
         drop(self.connect(to));
@@ -281,7 +400,11 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        let logs = if std::thread::panicking() { self.logs() } else { String::new() };
+        let logs = if std::thread::panicking() {
+            self.logs()
+        } else {
+            String::new()
+        };
         take_down(&mut self.daemons, &logs);
     }
 }
@@ -326,7 +449,10 @@ pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 return (stream, from);
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                assert!(start.elapsed() < SOON, "no connection arrived at the server");
+                assert!(
+                    start.elapsed() < SOON,
+                    "no connection arrived at the server"
+                );
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(error) => panic!("accept: {error}"),
@@ -370,7 +496,8 @@ pub(crate) fn send_pattern(mut to: &TcpStream, seed: u64, bytes: usize) {
     while left > 0 {
         let n = left.min(CHUNK);
         pattern.fill(&mut chunk[..n]);
-        to.write_all(&chunk[..n]).unwrap_or_else(|error| panic!("write after {} bytes: {error}", bytes - left));
+        to.write_all(&chunk[..n])
+            .unwrap_or_else(|error| panic!("write after {} bytes: {error}", bytes - left));
         left -= n;
     }
 }
@@ -382,9 +509,14 @@ pub(crate) fn expect_pattern(mut from: &TcpStream, seed: u64, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
         let n = left.min(CHUNK);
-        from.read_exact(&mut chunk[..n]).unwrap_or_else(|error| panic!("read after {} bytes: {error}", bytes - left));
+        from.read_exact(&mut chunk[..n])
+            .unwrap_or_else(|error| panic!("read after {} bytes: {error}", bytes - left));
         pattern.fill(&mut want[..n]);
-        assert!(chunk[..n] == want[..n], "bytes differ after {}", bytes - left);
+        assert!(
+            chunk[..n] == want[..n],
+            "bytes differ after {}",
+            bytes - left
+        );
         left -= n;
     }
 }
@@ -421,5 +553,7 @@ pub(crate) fn expect_reset(mut from: &TcpStream) {
 
 /// Ends a connection with a reset.
 pub(crate) fn reset(stream: TcpStream) {
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
 }

@@ -31,7 +31,9 @@ struct Forger(Socket);
 
 impl Forger {
     fn at(pair: &Pair, host: Host) -> Forger {
-        let socket = pair.lab.inside(host, || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap());
+        let socket = pair.lab.inside(host, || {
+            Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap()
+        });
         socket.set_header_included_v4(true).unwrap();
         socket.set_send_buffer_size(1 << 20).unwrap();
         Forger(socket)
@@ -40,7 +42,9 @@ impl Forger {
     /// A packet with this payload; what does not fit into a queue is lost, as on any network.
     fn send(&self, protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) {
         let packet = ip(protocol, from, to, payload);
-        let _ = self.0.send_to(&packet, &SocketAddr::from(SocketAddrV4::new(to, 0)).into());
+        let _ = self
+            .0
+            .send_to(&packet, &SocketAddr::from(SocketAddrV4::new(to, 0)).into());
     }
 
     fn send_udp(&self, from: Ipv4Addr, to: Ipv4Addr, datagram: &[u8]) {
@@ -51,7 +55,9 @@ impl Forger {
 /// Header and payload; the kernel fills in the checksum and the identification.
 fn ip(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let length = (20 + payload.len() as u16).to_be_bytes();
-    let mut packet = vec![0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, protocol, 0, 0];
+    let mut packet = vec![
+        0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, protocol, 0, 0,
+    ];
     packet.extend(from.octets());
     packet.extend(to.octets());
     packet.extend_from_slice(payload);
@@ -62,7 +68,13 @@ fn ip(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
 /// sender.
 fn udp(datagram: &[u8]) -> Vec<u8> {
     let length = 8 + datagram.len() as u16;
-    let mut packet = [PORT.to_be_bytes(), PORT.to_be_bytes(), length.to_be_bytes(), [0; 2]].concat();
+    let mut packet = [
+        PORT.to_be_bytes(),
+        PORT.to_be_bytes(),
+        length.to_be_bytes(),
+        [0; 2],
+    ]
+    .concat();
     packet.extend_from_slice(datagram);
     packet
 }
@@ -71,7 +83,10 @@ fn udp(datagram: &[u8]) -> Vec<u8> {
 fn icmp(kind: [u8; 2], rest: [u8; 4], began: &[u8]) -> Vec<u8> {
     let quoted = ip(17, WAN_OF_A, WAN_OF_B, &udp(began));
     let mut message = [&[kind[0], kind[1], 0, 0], &rest[..], &quoted].concat();
-    let sum: u32 = message.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum();
+    let sum: u32 = message
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
@@ -104,14 +119,20 @@ fn forgeries(round: u32) -> Vec<Vec<u8>> {
 /// and it passes every test but that of a private key.
 fn recorded_calls(pair: &mut Pair) -> Vec<Vec<u8>> {
     let all = Protocol::from(i32::from(3u16.to_be()));
-    let mut tap = pair.lab.inside(Host::A, || Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).unwrap());
+    let mut tap = pair.lab.inside(Host::A, || {
+        Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).unwrap()
+    });
     tap.set_nonblocking(true).unwrap();
     pair.run(Host::B);
     let mut calls = Vec::new();
     wait_for("calls of B", || {
         let mut packet = [0; 2_048];
         while let Ok(length) = tap.read(&mut packet) {
-            if length > 28 && packet[9] == 17 && packet[12..16] == WAN_OF_B.octets() && packet[28] == 0x10 {
+            if length > 28
+                && packet[9] == 17
+                && packet[12..16] == WAN_OF_B.octets()
+                && packet[28] == 0x10
+            {
                 calls.push(packet[28..length].to_vec());
             }
         }
@@ -134,7 +155,10 @@ fn under_attack(attack: impl Fn(u32) + Sync, meanwhile: impl FnOnce()) {
         for first in 0..2 {
             let (attack, over) = (&attack, &over);
             scope.spawn(move || {
-                (first..).step_by(2).take_while(|_| !over.load(Ordering::Relaxed)).for_each(attack);
+                (first..)
+                    .step_by(2)
+                    .take_while(|_| !over.load(Ordering::Relaxed))
+                    .for_each(attack);
             });
         }
         let _end = End(&over);
@@ -147,8 +171,16 @@ fn forged_datagrams_of_every_kind_keep_no_tunnel_from_coming_up() {
     // With B's calls there are datagrams with a right guard; without them A's own attempt must find
     // its way.
     for endpoints in [["10.9.0.2:47800", "10.9.0.1:47800"], ["10.9.0.2:47800", ""]] {
-        let mut pair = Pair::new(&Options { endpoints, prepare: NO_LAN_ON_THE_WAN, ..Options::default() });
-        let calls = if endpoints[1].is_empty() { Vec::new() } else { recorded_calls(&mut pair) };
+        let mut pair = Pair::new(&Options {
+            endpoints,
+            prepare: NO_LAN_ON_THE_WAN,
+            ..Options::default()
+        });
+        let calls = if endpoints[1].is_empty() {
+            Vec::new()
+        } else {
+            recorded_calls(&mut pair)
+        };
         comes_up_among_forgeries(pair, &calls);
     }
 }
@@ -200,7 +232,10 @@ fn comes_up_among_forgeries(mut pair: Pair, calls: &[Vec<u8>]) {
 fn forged_icmp_errors_end_no_session_and_shrink_no_datagram() {
     // Many probes are lost, so that a hint which is not examined is believed soon.
     let wan = "rate=200mbit delay=20ms loss=5%";
-    let pair = Pair::start(&Options { wan, ..Options::default() });
+    let pair = Pair::start(&Options {
+        wan,
+        ..Options::default()
+    });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
     exchange(&client, &server, 1, 3_000_000);
@@ -235,11 +270,20 @@ fn forged_icmp_errors_end_no_session_and_shrink_no_datagram() {
     });
     let after = peer(&pair);
     for what in ["completed", "failed"] {
-        assert_eq!(after["handshake"][what], before["handshake"][what], "the session is the same: {after}");
+        assert_eq!(
+            after["handshake"][what], before["handshake"][what],
+            "the session is the same: {after}"
+        );
     }
-    assert!(after["drops"]["icmp unproved"].as_u64() > Some(1_000), "they were heard, and counted: {after}");
+    assert!(
+        after["drops"]["icmp unproved"].as_u64() > Some(1_000),
+        "they were heard, and counted: {after}"
+    );
     let logs = pair.logs();
-    assert!(!logs.contains("peer silent") && !logs.contains("peer gone"), "{logs}");
+    assert!(
+        !logs.contains("peer silent") && !logs.contains("peer gone"),
+        "{logs}"
+    );
 }
 
 #[test]
@@ -253,23 +297,48 @@ fn noise_at_the_port_resets_no_connection() {
     pair.wait_up();
     let pair = pair;
     let listener = pair.listen(V4);
-    let strangers = |kind: &str| pair.status(Host::A)["strangers"][kind].as_u64().unwrap_or(0);
+    let strangers = |kind: &str| {
+        pair.status(Host::A)["strangers"][kind]
+            .as_u64()
+            .unwrap_or(0)
+    };
     // By segmentation offload one system call sends a whole batch, as an attacker's fast machine
     // would.
     let socket = |segment: u16| {
-        let socket = pair.lab.inside(Host::Client, || UdpSocket::bind((CLIENT, 0)).unwrap());
+        let socket = pair
+            .lab
+            .inside(Host::Client, || UdpSocket::bind((CLIENT, 0)).unwrap());
         tpo_lab::set_udp_segment(&socket, segment).unwrap();
         socket.connect((LAN_OF_A, PORT)).unwrap();
         socket
     };
-    let all = |round, length: usize| forgeries(round).into_iter().filter(move |noise| noise.len() == length);
+    let all = |round, length: usize| {
+        forgeries(round)
+            .into_iter()
+            .filter(move |noise| noise.len() == length)
+    };
     let batch = |length: usize, more: &[Vec<u8>]| {
         let mut kinds = (0..).flat_map(|round| all(round, length).chain(more.to_vec()));
-        (socket(length as u16), kinds.by_ref().take(60_000 / length.max(1_000)).flatten().collect::<Vec<u8>>())
+        (
+            socket(length as u16),
+            kinds
+                .by_ref()
+                .take(60_000 / length.max(1_000))
+                .flatten()
+                .collect::<Vec<u8>>(),
+        )
     };
-    let calls: Vec<Vec<u8>> = calls.into_iter().filter(|call| call.len() == 1_200).collect();
+    let calls: Vec<Vec<u8>> = calls
+        .into_iter()
+        .filter(|call| call.len() == 1_200)
+        .collect();
     assert!(!calls.is_empty(), "first flights are padded to this length");
-    let batches = [batch(24, &[]), batch(40, &[]), batch(200, &[]), batch(1_200, &calls)];
+    let batches = [
+        batch(24, &[]),
+        batch(40, &[]),
+        batch(200, &[]),
+        batch(1_200, &calls),
+    ];
     let attack = |_| {
         for (socket, batch) in &batches {
             // What does not fit into a queue is lost, as on any network.
@@ -279,39 +348,85 @@ fn noise_at_the_port_resets_no_connection() {
     under_attack(attack, || {
         wait_for("the noise to be heard", || {
             let kinds = pair.status(Host::A)["strangers"].clone();
-            kinds.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum::<u64>() > 10_000
+            kinds
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter_map(|(_, count)| count.as_u64())
+                .sum::<u64>()
+                > 10_000
         });
         let to = listener.local_addr().unwrap();
         std::thread::scope(|scope| {
             let clients: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| (0..CONNECTIONS / 8).map(|_| pair.connect(to)).collect::<Vec<_>>()))
+                .map(|_| {
+                    scope.spawn(|| {
+                        (0..CONNECTIONS / 8)
+                            .map(|_| pair.connect(to))
+                            .collect::<Vec<_>>()
+                    })
+                })
                 .collect();
             let servers: Vec<_> = (0..CONNECTIONS).map(|_| accept(&listener)).collect();
-            for client in clients.into_iter().flat_map(|thread| thread.join().unwrap()) {
+            for client in clients
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap())
+            {
                 let from = client.local_addr().unwrap();
-                let (server, _) = servers.iter().find(|(_, peer)| *peer == from).expect("each arrives as itself");
+                let (server, _) = servers
+                    .iter()
+                    .find(|(_, peer)| *peer == from)
+                    .expect("each arrives as itself");
                 exchange(&client, server, u64::from(from.port()), 1_000);
                 exchange(server, &client, u64::from(from.port()), 1_000);
             }
         });
     });
     let status = pair.status(Host::A);
-    for kind in ["noise", "unknown session", "other keys", "too many handshakes"] {
+    for kind in [
+        "noise",
+        "unknown session",
+        "other keys",
+        "too many handshakes",
+    ] {
         assert!(strangers(kind) > 1_000, "{kind}: {status}");
     }
-    assert!(status["passed"].as_array().unwrap().iter().all(|passed| passed["reason"] != "flow limit"), "{status}");
-    assert_eq!(status["peers"][0]["handshake"]["completed"], 1, "the session did not notice: {status}");
+    assert!(
+        status["passed"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|passed| passed["reason"] != "flow limit"),
+        "{status}"
+    );
+    assert_eq!(
+        status["peers"][0]["handshake"]["completed"], 1,
+        "the session did not notice: {status}"
+    );
 }
 
 #[test]
 fn status_believes_no_stranger() {
     for (endpoint, expected) in [("10.9.0.2:47800", true), ("", false)] {
-        let mut pair = Pair::new(&Options { endpoints: [endpoint, "10.9.0.1:47800"], ..Options::default() });
+        let mut pair = Pair::new(&Options {
+            endpoints: [endpoint, "10.9.0.1:47800"],
+            ..Options::default()
+        });
         pair.run(Host::A);
         wait_for("the daemon", || pair.answers(Host::A));
-        let reason = |pair: &Pair| pair.status(Host::A)["peers"][0]["reason"].as_str().unwrap_or_default().to_owned();
+        let reason = |pair: &Pair| {
+            pair.status(Host::A)["peers"][0]["reason"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
         let heard = |count| {
-            wait_for("the datagram", || pair.status(Host::A)["strangers"]["other keys"].as_u64().unwrap_or(0) >= count);
+            wait_for("the datagram", || {
+                pair.status(Host::A)["strangers"]["other keys"]
+                    .as_u64()
+                    .unwrap_or(0)
+                    >= count
+            });
         };
         let mut foreign = vec![7; 1_200];
         foreign[..2].copy_from_slice(&[0x10, 1]);
@@ -319,20 +434,39 @@ fn status_believes_no_stranger() {
         Forger::at(&pair, Host::Client).send_udp(CLIENT, LAN_OF_A, &foreign);
         heard(1);
         let said = reason(&pair);
-        assert_eq!(said.contains("came from 10.10.1.2:47800"), !expected, "{said}");
-        assert_eq!(said.contains("compare the public keys"), !expected, "{said}");
+        assert_eq!(
+            said.contains("came from 10.10.1.2:47800"),
+            !expected,
+            "{said}"
+        );
+        assert_eq!(
+            said.contains("compare the public keys"),
+            !expected,
+            "{said}"
+        );
         // From where the peer is expected.
         Forger::at(&pair, Host::B).send_udp(WAN_OF_B, WAN_OF_A, &foreign);
         heard(2);
         let said = reason(&pair);
-        assert!(said.contains("came from 10.9.0.2:47800 ") && said.contains(" s ago"), "{said}");
-        assert!(said.contains("compare the public keys") && said.contains("anybody can send one"), "{said}");
+        assert!(
+            said.contains("came from 10.9.0.2:47800 ") && said.contains(" s ago"),
+            "{said}"
+        );
+        assert!(
+            said.contains("compare the public keys") && said.contains("anybody can send one"),
+            "{said}"
+        );
         // Floods make one line of the log.
         for _ in 0..1_000 {
             Forger::at(&pair, Host::Client).send_udp(CLIENT, LAN_OF_A, &foreign);
         }
         heard(500);
-        assert_eq!(pair.logs().matches("for other keys").count(), 1, "{}", pair.logs());
+        assert_eq!(
+            pair.logs().matches("for other keys").count(),
+            1,
+            "{}",
+            pair.logs()
+        );
         pair.run(Host::B);
         pair.wait_up();
         assert_eq!(reason(&pair), "");

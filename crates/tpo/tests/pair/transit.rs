@@ -49,21 +49,33 @@ fn sections(site: usize, wish: &str) -> String {
 }
 
 fn listen(mesh: &Mesh, site: usize) -> TcpListener {
-    mesh.sites.inside(Place::Host(site), || TcpListener::bind((Place::Host(site).v4(), PORT)).unwrap())
+    mesh.sites.inside(Place::Host(site), || {
+        TcpListener::bind((Place::Host(site).v4(), PORT)).unwrap()
+    })
 }
 
 fn connect(mesh: &Mesh, site: usize, to: SocketAddr) -> TcpStream {
-    let stream = mesh.sites.inside(Place::Host(site), || TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+    let stream = mesh.sites.inside(Place::Host(site), || {
+        TcpStream::connect_timeout(&to, Duration::from_secs(5))
+    });
     let stream = stream.unwrap_or_else(|error| panic!("{error}\n{}", mesh.logs()));
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     stream
 }
 
 /// Flows of this protocol at the hub, by peer.
 fn at_hub(mesh: &Mesh, protocol: u64) -> Vec<String> {
     let flows = mesh.ask(HUB, "flows");
-    let ours = flows.as_array().unwrap().iter().filter(|flow| flow["protocol"].as_u64() == Some(protocol));
-    let mut peers: Vec<String> = ours.map(|flow| flow["peer"].as_str().unwrap().to_owned()).collect();
+    let ours = flows
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|flow| flow["protocol"].as_u64() == Some(protocol));
+    let mut peers: Vec<String> = ours
+        .map(|flow| flow["peer"].as_str().unwrap().to_owned())
+        .collect();
     peers.sort();
     peers
 }
@@ -78,9 +90,15 @@ fn streams_pass_the_hub_with_their_addresses_and_their_ends() {
         // Twenty megabytes there, and back after the client's end.
         let mut client = connect(&mesh, from, address);
         let (mut server, seen) = accept(&listener);
-        assert_eq!(seen, client.local_addr().unwrap(), "the server sees the client");
+        assert_eq!(
+            seen,
+            client.local_addr().unwrap(),
+            "the server sees the client"
+        );
         assert_eq!(at_hub(&mesh, 6), ["s1", "s3"]);
-        let sent: Vec<u8> = (0..20_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let sent: Vec<u8> = (0..20_000_000_u32)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
         std::thread::scope(|scope| {
             let sent = &sent;
             let mut writer = client.try_clone().unwrap();
@@ -103,28 +121,48 @@ fn streams_pass_the_hub_with_their_addresses_and_their_ends() {
         for by_client in [true, false] {
             let client = connect(&mesh, from, address);
             let (server, _) = accept(&listener);
-            let (ends, other) = if by_client { (client, server) } else { (server, client) };
-            other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let (ends, other) = if by_client {
+                (client, server)
+            } else {
+                (server, client)
+            };
+            other
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .unwrap();
             reset(ends);
             expect_reset(&other);
         }
         drop(listener);
         // Nobody listens.
         let mut refused = connect(&mesh, from, address);
-        assert_eq!(refused.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        wait_for("the flows to end at the hub", || at_hub(&mesh, 6).is_empty());
+        assert_eq!(
+            refused.read(&mut [0; 1]).unwrap_err().kind(),
+            ErrorKind::ConnectionReset
+        );
+        wait_for("the flows to end at the hub", || {
+            at_hub(&mesh, 6).is_empty()
+        });
     }
 }
 
-/// Bytes that shrink leave the hub as they are when the first rule says so, and shrunk when it says nothing.
+/// Bytes that shrink leave the hub as they are when the first rule says so, and shrunk when it says
+/// nothing.
 #[test]
 fn what_the_first_rule_wants_counts_behind_the_hub() {
     const BYTES: usize = 400_000;
     const OFF: fn(usize) -> String = |site| sections(site, "compress = \"off\"\n");
-    for (wish, mesh, shrinks) in [("nothing", star as fn() -> Mesh, true), ("off", || star_of(OFF), false)] {
+    for (wish, mesh, shrinks) in [
+        ("nothing", star as fn() -> Mesh, true),
+        ("off", || star_of(OFF), false),
+    ] {
         let mesh = mesh();
         mesh.wait_up();
-        let text: Vec<u8> = b"what is said again and again shrinks; ".iter().copied().cycle().take(BYTES).collect();
+        let text: Vec<u8> = b"what is said again and again shrinks; "
+            .iter()
+            .copied()
+            .cycle()
+            .take(BYTES)
+            .collect();
         let behind = || mesh.sites.stats(3).1.offered_bytes;
         let listener = listen(&mesh, 3);
         let mut client = connect(&mesh, 1, listener.local_addr().unwrap());
@@ -141,18 +179,30 @@ fn what_the_first_rule_wants_counts_behind_the_hub() {
         });
         let stream = behind() - before;
         let [server, client] = [(3, PORT), (1, 0)].map(|(site, port)| {
-            mesh.sites.inside(Place::Host(site), || UdpSocket::bind((Place::Host(site).v4(), port)).unwrap())
+            mesh.sites.inside(Place::Host(site), || {
+                UdpSocket::bind((Place::Host(site).v4(), port)).unwrap()
+            })
         });
-        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         let before = behind();
         for datagram in text.chunks_exact(1_000) {
-            client.send_to(datagram, server.local_addr().unwrap()).unwrap();
+            client
+                .send_to(datagram, server.local_addr().unwrap())
+                .unwrap();
             assert_eq!(server.recv(&mut [0; 2_000]).unwrap(), 1_000);
         }
         let datagrams = behind() - before;
-        println!("{wish}: of {BYTES} bytes each, {stream} as a stream and {datagrams} as datagrams");
+        println!(
+            "{wish}: of {BYTES} bytes each, {stream} as a stream and {datagrams} as datagrams"
+        );
         for bytes in [stream, datagrams] {
-            assert_eq!(bytes < BYTES as u64 * 3 / 4, shrinks, "{wish}: {stream} and {datagrams}");
+            assert_eq!(
+                bytes < BYTES as u64 * 3 / 4,
+                shrinks,
+                "{wish}: {stream} and {datagrams}"
+            );
         }
     }
 }
@@ -162,8 +212,12 @@ fn datagrams_pass_the_hub_which_is_a_hop() {
     let mesh = star();
     mesh.wait_up();
     let udp = |site: usize, port: u16| {
-        let socket = mesh.sites.inside(Place::Host(site), || UdpSocket::bind((Place::Host(site).v4(), port)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let socket = mesh.sites.inside(Place::Host(site), || {
+            UdpSocket::bind((Place::Host(site).v4(), port)).unwrap()
+        });
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
         socket
     };
     let (server, client) = (udp(3, PORT), udp(1, 0));
@@ -172,30 +226,62 @@ fn datagrams_pass_the_hub_which_is_a_hop() {
         client.send_to(&sent, server.local_addr().unwrap()).unwrap();
         let mut bytes = vec![0; 65_536];
         let (length, from) = server.recv_from(&mut bytes).expect("it arrives");
-        assert_eq!((&bytes[..length], from), (&sent[..], client.local_addr().unwrap()));
+        assert_eq!(
+            (&bytes[..length], from),
+            (&sent[..], client.local_addr().unwrap())
+        );
         server.send_to(&sent, from).unwrap();
         let (length, from) = client.recv_from(&mut bytes).expect("the answer arrives");
-        assert_eq!((&bytes[..length], from), (&sent[..], server.local_addr().unwrap()));
+        assert_eq!(
+            (&bytes[..length], from),
+            (&sent[..], server.local_addr().unwrap())
+        );
     }
     assert_eq!(at_hub(&mesh, 17), ["s1", "s3"], "one flow on each leg");
     // Both legs, there and back: 80 ms; the direct way would take 40.
-    let took = mesh.sites.inside(Place::Host(1), || ping(Place::Host(3).v4(), Duration::from_secs(2))).unwrap();
-    assert!((Duration::from_millis(80)..Duration::from_millis(120)).contains(&took), "{took:?}");
+    let took = mesh
+        .sites
+        .inside(Place::Host(1), || {
+            ping(Place::Host(3).v4(), Duration::from_secs(2))
+        })
+        .unwrap();
+    assert!(
+        (Duration::from_millis(80)..Duration::from_millis(120)).contains(&took),
+        "{took:?}"
+    );
     // A closed port is told through both legs.
     let nobody = udp(1, 0);
-    mesh.sites.inside(Place::Host(1), || nobody.connect((Place::Host(3).v4(), PORT + 1))).unwrap();
+    mesh.sites
+        .inside(Place::Host(1), || {
+            nobody.connect((Place::Host(3).v4(), PORT + 1))
+        })
+        .unwrap();
     nobody.send(b"is anybody there?").unwrap();
-    assert_eq!(nobody.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        nobody.recv(&mut [0; 10]).unwrap_err().kind(),
+        ErrorKind::ConnectionRefused
+    );
     // The hub is the second hop.
     let errors = mesh.sites.inside(Place::Host(1), || {
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4)).unwrap()
+        socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::RAW,
+            Some(socket2::Protocol::ICMPV4),
+        )
+        .unwrap()
     });
     let errors = UdpSocket::from(errors);
-    errors.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    errors
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
     for (hops, router) in [(1, "10.10.1.1"), (2, "10.9.2.1"), (3, "10.9.3.1")] {
         client.set_ttl(hops).unwrap();
-        client.send_to(b"how far?", server.local_addr().unwrap()).unwrap();
-        let (_, from) = errors.recv_from(&mut [0; 1_000]).unwrap_or_else(|error| panic!("hop {hops}: {error}"));
+        client
+            .send_to(b"how far?", server.local_addr().unwrap())
+            .unwrap();
+        let (_, from) = errors
+            .recv_from(&mut [0; 1_000])
+            .unwrap_or_else(|error| panic!("hop {hops}: {error}"));
         assert_eq!(from.ip().to_string(), router, "hop {hops}");
     }
 }
@@ -206,15 +292,22 @@ fn a_dead_spoke_is_refused_at_the_hub_and_the_other_goes_on() {
     mesh.wait_up();
     let (at_hub, at_three) = (listen(&mesh, HUB), listen(&mesh, 3));
     mesh.kill(3);
-    wait_for("the hub to know", || mesh.ask(HUB, "status")["peers"][1]["up"] == false);
+    wait_for("the hub to know", || {
+        mesh.ask(HUB, "status")["peers"][1]["up"] == false
+    });
     let mut refused = connect(&mesh, 1, at_three.local_addr().unwrap());
-    assert_eq!(refused.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(
+        refused.read(&mut [0; 1]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
     let mut client = connect(&mesh, 1, at_hub.local_addr().unwrap());
     let (mut server, _) = accept(&at_hub);
     client.write_all(b"still here").unwrap();
     server.read_exact(&mut [0; 10]).unwrap();
     mesh.run(3);
-    wait_for("the spoke to be back", || mesh.ask(HUB, "status")["peers"][1]["up"] == true);
+    wait_for("the spoke to be back", || {
+        mesh.ask(HUB, "status")["peers"][1]["up"] == true
+    });
     let client = connect(&mesh, 1, at_three.local_addr().unwrap());
     assert_eq!(accept(&at_three).1, client.local_addr().unwrap());
 }
@@ -243,9 +336,18 @@ fn nothing_goes_in_circles() {
     mesh.wait_up();
     let start = Instant::now();
     let mut client = connect(&mesh, 1, "10.10.77.1:80".parse().unwrap());
-    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    let socket = mesh.sites.inside(Place::Host(1), || UdpSocket::bind((Place::Host(1).v4(), 0)).unwrap());
+    assert_eq!(
+        client.read(&mut [0; 1]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    let socket = mesh.sites.inside(Place::Host(1), || {
+        UdpSocket::bind((Place::Host(1).v4(), 0)).unwrap()
+    });
     for _ in 0..20 {
         let _ = socket.send_to(b"round and round", "10.10.77.1:53");
         std::thread::sleep(Duration::from_millis(20));
@@ -254,8 +356,14 @@ fn nothing_goes_in_circles() {
     for site in 1..=3 {
         let flows = mesh.ask(site, "flows");
         let flows = flows.as_array().unwrap();
-        assert!(flows.iter().all(|flow| flow["protocol"] == 17) && flows.len() <= 2, "site {site}: {flows:?}");
-        let sent: u64 = flows.iter().map(|flow| flow["sent"].as_u64().unwrap()).sum();
+        assert!(
+            flows.iter().all(|flow| flow["protocol"] == 17) && flows.len() <= 2,
+            "site {site}: {flows:?}"
+        );
+        let sent: u64 = flows
+            .iter()
+            .map(|flow| flow["sent"].as_u64().unwrap())
+            .sum();
         assert!(sent <= 20 * 60, "site {site} sent {sent} bytes");
     }
 }

@@ -1,21 +1,26 @@
-//! How `Auto` begins: with as much as its streams would begin with, with the configured or the remembered rate, and when startup ends.
+//! How `Auto` begins: with as much as its streams would begin with, with the configured or the
+//! remembered rate, and when startup ends.
 
 use std::time::Duration;
 
 use super::{Bbr, Phase, Round};
-use crate::congestion::{FLOW_DATAGRAMS, INITIAL_DATAGRAMS, INITIAL_SPREAD, MOST_INITIAL_DATAGRAMS, rate_of};
+use crate::congestion::{
+    FLOW_DATAGRAMS, INITIAL_DATAGRAMS, INITIAL_SPREAD, MOST_INITIAL_DATAGRAMS, rate_of,
+};
 use crate::timer::Nanos;
 
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 96;
 /// A remembered bandwidth is begun with this share, times the gain of startup.
 pub(super) const RESUME_PERCENT: u64 = 36;
-/// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue proves it.
+/// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue
+/// proves it.
 const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 const PLATEAU_ROUNDS: u32 = 8;
 /// A round with fewer datagrams proves nothing.
 pub(super) const PLATEAU_DATAGRAMS: u64 = 30;
-/// A queue that stands for so many samples and this part of a round trip, twice in a row, ends startup: to wait for a whole round fills it further.
+/// A queue that stands for so many samples and this part of a round trip, twice in a row, ends
+/// startup: to wait for a whole round fills it further.
 const GLANCE_SAMPLES: u64 = 2;
 const GLANCE_PART: u64 = 8;
 const GLANCES: u32 = 2;
@@ -40,15 +45,23 @@ pub(super) struct Glance {
 
 impl Glance {
     pub(super) fn new(now: Nanos) -> Glance {
-        Glance { since: now, least: Nanos::MAX, ..Glance::default() }
+        Glance {
+            since: now,
+            least: Nanos::MAX,
+            ..Glance::default()
+        }
     }
 }
 
 impl Bbr {
-    /// So many streams are carried: before anything is known of the path each may begin like a connection of its own. True if the rate changed.
+    /// So many streams are carried: before anything is known of the path each may begin like a
+    /// connection of its own. True if the rate changed.
     pub(in crate::congestion) fn on_flows(&mut self, flows: u64) -> bool {
         let initial = (flows * FLOW_DATAGRAMS).min(MOST_INITIAL_DATAGRAMS);
-        let knows = self.begun || self.phase != Phase::Startup || self.cap.is_some() || self.resuming.is_some();
+        let knows = self.begun
+            || self.phase != Phase::Startup
+            || self.cap.is_some()
+            || self.resuming.is_some();
         if knows || initial <= self.initial {
             return false;
         }
@@ -58,9 +71,14 @@ impl Bbr {
         true
     }
 
-    /// At which many streams begin, so that the last one's first answer waits no longer than its end could notice.
+    /// At which many streams begin, so that the last one's first answer waits no longer than its
+    /// end could notice.
     pub(super) fn first_rate(&self) -> u64 {
-        if self.initial > INITIAL_DATAGRAMS { rate_of(self.initial * self.datagram, INITIAL_SPREAD) } else { 0 }
+        if self.initial > INITIAL_DATAGRAMS {
+            rate_of(self.initial * self.datagram, INITIAL_SPREAD)
+        } else {
+            0
+        }
     }
 
     /// The configured rate is where we start as soon as the round trip is known.
@@ -72,8 +90,12 @@ impl Bbr {
             self.unproved = true;
             self.enter(Phase::Cruise, now);
             self.next_up = now + 2 * minimum;
-        } else if let Some(path) = self.remembered.filter(|path| path.is_like(Duration::from_nanos(minimum))) {
-            // Start-up goes on from there: its gain makes this the remembered rate, its window two thirds of the remembered product.
+        } else if let Some(path) = self
+            .remembered
+            .filter(|path| path.is_like(Duration::from_nanos(minimum)))
+        {
+            // Start-up goes on from there: its gain makes this the remembered rate, its window two
+            // thirds of the remembered product.
             let bandwidth = path.bandwidth * RESUME_PERCENT / 100;
             self.best[1] = self.best[1].max(bandwidth);
             self.window = self.window.max(2 * self.product(minimum));
@@ -82,8 +104,8 @@ impl Bbr {
         }
     }
 
-    /// The path carries only `rate`: what was remembered or configured is forgotten, and the queue that it made is drained
-    /// (draft-ietf-tsvwg-careful-resume, safe retreat).
+    /// The path carries only `rate`: what was remembered or configured is forgotten, and the queue
+    /// that it made is drained (draft-ietf-tsvwg-careful-resume, safe retreat).
     pub(super) fn forget(&mut self, rate: u64, now: Nanos) {
         (self.resuming, self.unproved) = (None, false);
         self.best = [0, rate];
@@ -95,13 +117,17 @@ impl Bbr {
 
     /// The first whole round after a resumption shows whether the path still carries it.
     pub(super) fn validate(&mut self, round: &Round, now: Nanos) {
-        let Some((bandwidth, _)) = self.resuming.filter(|(_, decides)| self.rounds >= *decides && round.full) else {
+        let Some((bandwidth, _)) = self
+            .resuming
+            .filter(|(_, decides)| self.rounds >= *decides && round.full)
+        else {
             return;
         };
         self.resuming = None;
         if round.best_rate < bandwidth {
             self.forget(round.best_rate, now);
-        } else if round.best_rate >= bandwidth * 80 / RESUME_PERCENT && self.phase == Phase::Startup {
+        } else if round.best_rate >= bandwidth * 80 / RESUME_PERCENT && self.phase == Phase::Startup
+        {
             // As much as was remembered: this is what there is.
             self.enter(Phase::Drain, now);
         }
@@ -122,7 +148,8 @@ impl Bbr {
         }
     }
 
-    /// Half of what is a queue that stands, over a shorter time, in which no more came through than before: beside others, it would.
+    /// Half of what is a queue that stands, over a shorter time, in which no more came through than
+    /// before: beside others, it would.
     pub(super) fn glance(&mut self, measured: Nanos, delivered: u64, minimum: Nanos, now: Nanos) {
         let above = self.standing_above(minimum) - minimum / 16;
         let tells = self.product(minimum) >= GLANCE_PRODUCT * self.datagram;
@@ -133,13 +160,28 @@ impl Bbr {
             let [oldest, older, newer] = glance.rates;
             let rate = rate_of(delivered - glance.delivered, now - glance.since);
             let grew = rate * 100 > oldest * GLANCE_GROWTH_PERCENT;
-            let stood = if tells && glance.least > above && !grew { glance.stood + 1 } else { 0 };
-            *glance = Glance { since: now, delivered, least: Nanos::MAX, count: 0, rates: [older, newer, rate], stood };
+            let stood = if tells && glance.least > above && !grew {
+                glance.stood + 1
+            } else {
+                0
+            };
+            *glance = Glance {
+                since: now,
+                delivered,
+                least: Nanos::MAX,
+                count: 0,
+                rates: [older, newer, rate],
+                stood,
+            };
         }
     }
 
     pub(super) fn startup_is_over(&self) -> bool {
-        let enough = if self.queued || self.heavy_rounds > 0 { PLATEAU_ROUNDS_QUEUED } else { PLATEAU_ROUNDS };
+        let enough = if self.queued || self.heavy_rounds > 0 {
+            PLATEAU_ROUNDS_QUEUED
+        } else {
+            PLATEAU_ROUNDS
+        };
         let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap);
         self.plateau_rounds >= enough
             || self.glance.stood >= GLANCES
