@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use tpo::control::{Facts, Server};
+use tpo::daemon::control::{Facts, Server};
 use tpo::status::{FlowReport, StatusReport};
 use tpo_lab::Scratch;
 

@@ -58,7 +58,7 @@ pub struct Limits {
     /// Flows of datagrams that may live at once, beside the streams; more are refused, and those
     /// that live are not touched. 131,072 idle ones are charged 168 MB, what their edges remember
     /// included.
-    pub exchanges: usize,
+    pub packet_flows: usize,
     /// A flow of datagrams in which only one side has spoken ends after so long without one.
     pub one_way: Duration,
     /// The same when both have.
@@ -88,7 +88,7 @@ impl Default for Limits {
             flows: 131_072,
             flow_bytes: 288 << 20,
             peer_bytes: 512 << 20,
-            exchanges: 131_072,
+            packet_flows: 131_072,
             one_way: Duration::from_secs(30),
             both_ways: Duration::from_secs(180),
             initial_credit: 256 << 10,
@@ -307,8 +307,8 @@ pub(crate) const COMPRESSION_RESTS: Duration = Duration::from_secs(60);
 /// this time stands still, because what is under way then may come whenever the silence ends.
 pub(crate) const DICTIONARIES_REST: Duration = Duration::from_secs(120);
 
-/// The first dictionary is made of so many bytes, as soon as they are there: short exchanges gain
-/// most.
+/// The first dictionary is made of so many bytes, as soon as they are there: short flows of packets
+/// gain most.
 pub(crate) const HISTORY_FIRST: usize = 4 << 10;
 
 /// Later ones when as many new bytes are there as the last one has, or so many, but at least one

@@ -8,20 +8,20 @@
 
 use std::{collections::VecDeque, io::IoSlice, time::Duration, time::Instant};
 
-mod datagrams;
 mod ending;
 mod holders;
 mod numbers;
 mod pack;
+mod packets;
 mod schedule;
 mod unpack;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use datagrams::Arrived;
-pub(crate) use datagrams::Exchanges;
 pub(crate) use pack::{Packed, Room};
+pub use packets::Arrived;
+pub(crate) use packets::PacketFlows;
 pub(crate) use schedule::{Schedule, Slot};
 
 use crate::{
@@ -50,7 +50,7 @@ pub(crate) struct Driver {
     peer_credit: Option<u32>,
     rtt: Duration,
     flows: Flows,
-    exchanges: Exchanges,
+    packet_flows: PacketFlows,
     giver: Giver,
     opened: Opened,
     schedule: Schedule,
@@ -173,7 +173,7 @@ impl Driver {
             peer_credit: None,
             rtt: UNKNOWN_RTT,
             flows: Flows::default(),
-            exchanges: Exchanges::default(),
+            packet_flows: PacketFlows::default(),
             giver: Giver::new(higher),
             opened: Opened::new(),
             schedule: Schedule::new(),
@@ -236,7 +236,7 @@ impl Driver {
     pub(crate) fn looks_after_at(&self) -> Option<Instant> {
         let lingering = self.lingering.front().map(|first| first.until);
         let compressed = self.compressed.and_then(|compressed| compressed.due());
-        let first = [self.exchanges.ends_at(), lingering, compressed]
+        let first = [self.packet_flows.ends_at(), lingering, compressed]
             .into_iter()
             .flatten()
             .min()?;
@@ -258,10 +258,10 @@ impl Driver {
         let shrinker = &mut self.shrinker;
         // The flow may have ended with what was read for it last.
         let stream = flow.and_then(|flow| self.flows.get_mut(&flow));
-        let exchange = flow.and_then(|flow| self.exchanges.get_mut(flow));
+        let packet_flow = flow.and_then(|flow| self.packet_flows.get_mut(flow));
         let own = stream
             .map(|state| (&state.asked, state.ours, &mut state.record))
-            .or(exchange.map(|state| (&state.asked, state.ours, &mut state.record)));
+            .or(packet_flow.map(|state| (&state.asked, state.ours, &mut state.record)));
         let squeezed = match own {
             Some((asked, ours, record)) => {
                 let how = shrinker.how(asked, ours);
@@ -359,10 +359,10 @@ impl Driver {
                 budget: self.budget,
             });
         }
-        let (flows, exchanges) = (&self.flows, &self.exchanges);
+        let (flows, packet_flows) = (&self.flows, &self.packet_flows);
         let flow = self
             .giver
-            .give(|flow| flows.contains_key(&flow) || exchanges.contains(flow));
+            .give(|flow| flows.contains_key(&flow) || packet_flows.contains(flow));
         self.counters.opened_here += 1;
         let slot = self.insert(flow, key, asked.into(), true, peer_credit, now);
         // Even with nothing to read yet: the far side shall connect, perhaps the server speaks
@@ -446,7 +446,7 @@ impl Driver {
     /// Whether more payloads may be taken apart before the edges have fetched what came of the last
     /// ones.
     pub(crate) fn takes_payloads(&self) -> bool {
-        self.events.len() < MOST_EVENTS && self.exchanges.arrived_bytes() < ARRIVED_BYTES
+        self.events.len() < MOST_EVENTS && self.packet_flows.arrived_bytes() < ARRIVED_BYTES
     }
 
     pub(crate) fn flows(&self) -> impl Iterator<Item = FlowInfo> {
@@ -476,7 +476,7 @@ impl Driver {
                 since: state.since,
                 moved: state.moved,
             })
-            .chain(self.exchanges.infos())
+            .chain(self.packet_flows.infos())
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -490,7 +490,7 @@ impl Driver {
     }
 
     pub(crate) fn flow_count(&self) -> usize {
-        self.flows.len() + self.exchanges.len()
+        self.flows.len() + self.packet_flows.len()
     }
 
     pub(crate) fn stream_count(&self) -> usize {
@@ -498,7 +498,7 @@ impl Driver {
     }
 
     pub(crate) fn exchange_count(&self) -> usize {
-        self.exchanges.len()
+        self.packet_flows.len()
     }
 
     pub(crate) fn ready_count(&self) -> usize {
@@ -507,7 +507,7 @@ impl Driver {
 
     /// What flows of both kinds cost: themselves, and what they hold.
     pub(crate) fn held(&self) -> usize {
-        self.held + self.exchanges.held()
+        self.held + self.packet_flows.held()
     }
 
     /// Bytes of queues beyond those that each peer has.
@@ -553,7 +553,7 @@ impl Driver {
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.flows.is_empty() && self.exchanges.len() == 0
+        self.flows.is_empty() && self.packet_flows.len() == 0
     }
 
     pub(crate) fn is_connected(&self) -> bool {
@@ -667,7 +667,7 @@ impl Driver {
     fn queue_control(&mut self, control: Control) {
         self.count_control(&control, true);
         self.control.push_back(control);
-        let flows = self.flows.len() + self.exchanges.len();
+        let flows = self.flows.len() + self.packet_flows.len();
         if self.control.len() > 2 * (2 * flows + self.resets) + CONTROL_SLACK {
             self.counters.walked += self.control.len() as u64;
             let mut control = std::mem::take(&mut self.control);
@@ -677,7 +677,7 @@ impl Driver {
                     | Control::Credit(flow)
                     | Control::Pause(flow)
                     | Control::End(flow) => {
-                        self.flows.contains_key(flow) || self.exchanges.contains(*flow)
+                        self.flows.contains_key(flow) || self.packet_flows.contains(*flow)
                     }
                     Control::Reset { .. } | Control::Dictionary(_) | Control::Holds(..) => true,
                 };
@@ -725,7 +725,7 @@ impl Driver {
 
     /// When what waits a moment for company must go.
     pub(crate) fn gathers_until(&self) -> Option<Instant> {
-        self.exchanges
+        self.packet_flows
             .gathers_until()
             .into_iter()
             .chain(self.unsaid_until)
@@ -765,7 +765,7 @@ impl Driver {
                 // accepted.
                 Some(state) if state.ours || state.outgoing.next() > 0 || state.outgoing.fin() => {}
                 Some(_) => self.queue_control(Control::Accepted(flow)),
-                None if self.exchanges.contains(flow) => {
+                None if self.packet_flows.contains(flow) => {
                     self.queue_control(Control::Accepted(flow))
                 }
                 None => {}
@@ -815,8 +815,8 @@ impl Driver {
                 "{flow} has ended and is still here"
             );
         }
-        self.exchanges.check_invariants();
-        assert!(self.exchanges.len() <= self.limits.exchanges);
+        self.packet_flows.check_invariants();
+        assert!(self.packet_flows.len() <= self.limits.packet_flows);
         assert_eq!(held, self.held, "the sum of what flows hold");
         self.holders.check_invariants(&self.flows);
         assert!(self.flows.len() <= self.limits.flows);
@@ -832,7 +832,7 @@ impl Driver {
         assert_eq!(count(Control::is_urgent), self.urgent);
         assert!(self.answers <= MOST_ANSWERS);
         assert!(resets <= self.limits.flows + MAX_REFUSALS);
-        let flows = self.limits.flows + self.limits.exchanges;
+        let flows = self.limits.flows + self.limits.packet_flows;
         assert!(self.control.len() <= 2 * (2 * flows + resets) + CONTROL_SLACK);
         assert!(self.unsaid.len() <= CONTROL_SLACK);
     }

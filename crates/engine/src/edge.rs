@@ -52,9 +52,9 @@ pub enum Event {
         asked: Treatment,
     },
     /// The far side opened a flow of datagrams, which
-    /// [`Peer::take_datagrams`](crate::Peer::take_datagrams) gives from now on unless it is
+    /// [`Peer::take_packets`](crate::Peer::take_packets) gives from now on unless it is
     /// [reset](crate::Peer::reset). Its end is told by `Closed` or `Reset`.
-    Exchange {
+    PacketFlow {
         /// Its number.
         flow: FlowId,
         /// Its addresses.

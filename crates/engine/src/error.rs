@@ -32,7 +32,7 @@ pub enum SendError {
     /// There is no session with the peer.
     #[error("no session with the peer")]
     NotConnected,
-    /// `Limits::exchanges` of them live.
+    /// `Limits::flows of packets` of them live.
     #[error("no more flows of datagrams are allowed")]
     TooManyFlows,
     /// Too much waits for the link already.

@@ -8,17 +8,17 @@
 
 use std::{fmt, time::Duration, time::Instant};
 
-mod exchange;
 mod incoming;
 mod order;
 mod outgoing;
+mod packets;
 mod window;
 
-pub use exchange::Delivery;
-pub(crate) use exchange::Exchange;
 pub(crate) use incoming::{Chunk, Incoming};
 pub(crate) use order::Place;
 pub(crate) use outgoing::Outgoing;
+pub use packets::Delivery;
+pub(crate) use packets::PacketFlow;
 pub(crate) use window::{Climate, Due, Memory, Window};
 
 use crate::compress::{Compress, Record};

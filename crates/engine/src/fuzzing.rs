@@ -105,7 +105,7 @@ pub fn expand(mut bytes: &[u8]) {
 pub fn unpack(mut bytes: &[u8], now: Instant) {
     let limits = Limits {
         flows: 16,
-        exchanges: 16,
+        packet_flows: 16,
         flow_bytes: 1 << 20,
         peer_bytes: 2 << 20,
         ..Limits::default()
@@ -164,13 +164,13 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
             let (source, destination) = *ends.get(usize::from(choice)).unwrap_or(&any);
             let key = PacketKey::new(17, source, destination).expect("the ends of another flow");
             // Lost or not, as datagrams are.
-            let _ = driver.send_datagram(
+            let _ = driver.send_packet(
                 &key,
                 (Class::Normal.into(), Delivery::Timely),
                 &[7; 100],
                 now,
             );
-            driver.take_datagrams(|arrived| assert!(arrived.bytes.len() < 4_096));
+            driver.take_packets(|arrived| assert!(arrived.bytes.len() < 4_096));
             driver.handle_timeout(now);
         }
         _ => {
@@ -608,7 +608,7 @@ pub fn messages(bytes: &[u8], now: Instant) {
     let budget = 4 << 20;
     let limits = Limits {
         flows: 300,
-        exchanges: 300,
+        packet_flows: 300,
         peer_bytes: budget,
         ..Limits::default()
     };
@@ -625,7 +625,7 @@ pub fn messages(bytes: &[u8], now: Instant) {
                 Event::Open { flow, key, .. } => {
                     take_or_refuse(&mut driver, &mut allowed, flow, &key)
                 }
-                Event::Exchange { flow, key, .. } => {
+                Event::PacketFlow { flow, key, .. } => {
                     take_or_refuse(&mut driver, &mut allowed, flow, &key)
                 }
                 Event::Reset { flow, .. } | Event::Closed { flow } => drop(allowed.remove(&flow)),
@@ -641,7 +641,7 @@ pub fn messages(bytes: &[u8], now: Instant) {
                 _ => {}
             }
         }
-        driver.take_datagrams(|arrived| {
+        driver.take_packets(|arrived| {
             let allowed = allowed.contains(&arrived.flow) && is_allowed(arrived.key);
             assert!(allowed || arrived.is_reply, "{arrived:?} is not allowed");
         });

@@ -154,7 +154,7 @@ impl Peer {
     ///
     /// # Errors
     /// It is lost, and counted.
-    pub fn send_datagram(
+    pub fn send_packet(
         &mut self,
         key: &PacketKey,
         (treatment, delivery): (impl Into<Treatment>, Delivery),
@@ -162,18 +162,18 @@ impl Peer {
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
         self.driver
-            .send_datagram(key, (treatment.into(), delivery), bytes, now)
+            .send_packet(key, (treatment.into(), delivery), bytes, now)
     }
 
     /// Whether a flow of datagrams lives between these ends, whoever opened it.
-    pub fn has_exchange(&self, key: &PacketKey) -> bool {
-        self.driver.has_exchange(key)
+    pub fn has_packet_flow(&self, key: &PacketKey) -> bool {
+        self.driver.has_packet_flow(key)
     }
 
     /// Gives every datagram that arrived to `each`. To be called after each input, when the events
     /// have been polled.
-    pub fn take_datagrams(&mut self, each: impl FnMut(&Arrived<'_>)) {
-        self.driver.take_datagrams(each);
+    pub fn take_packets(&mut self, each: impl FnMut(&Arrived<'_>)) {
+        self.driver.take_packets(each);
     }
 
     /// A dictionary of the compression engine to be made. Until [`on_worked`](Peer::on_worked) has
@@ -299,7 +299,7 @@ impl Peer {
     }
 
     /// Flows of datagrams that are open.
-    pub fn exchanges(&self) -> usize {
+    pub fn packet_flows(&self) -> usize {
         self.driver.exchange_count()
     }
 
@@ -308,7 +308,7 @@ impl Peer {
         Stats {
             mover: self.mover.stats(),
             flows: self.driver.flow_count(),
-            exchanges: self.driver.exchange_count(),
+            packet_flows: self.driver.exchange_count(),
             ready_flows: self.driver.ready_count(),
             held_bytes: self.driver.held(),
             held_bytes_max: self.driver.held_max(),

@@ -10,7 +10,7 @@ pub struct Stats {
     /// Flows that live now.
     pub flows: usize,
     /// Flows of datagrams among them.
-    pub exchanges: usize,
+    pub packet_flows: usize,
     /// Flows that wait for their turn to send.
     pub ready_flows: usize,
     /// Bytes that flows hold here now, bookkeeping included.

@@ -152,7 +152,7 @@ impl Victim {
             self.on_event(event, now);
         }
         let (allowed, datagrams) = (&self.allowed, &mut self.datagrams);
-        self.peer.take_datagrams(|arrived| {
+        self.peer.take_packets(|arrived| {
             let is_allowed = allowed.contains(&arrived.flow) && is_allowed(arrived.key);
             assert!(is_allowed || arrived.is_reply, "{arrived:?} is not allowed");
             *datagrams += 1;
@@ -172,9 +172,9 @@ impl Victim {
             }
             let key = PacketKey::new(17, source, destination).expect("both are IPv4");
             // Lost or not, as datagrams are.
-            let _ =
-                self.peer
-                    .send_datagram(&key, (Class::Normal, Delivery::Timely), &[7; 200], now);
+            let _ = self
+                .peer
+                .send_packet(&key, (Class::Normal, Delivery::Timely), &[7; 200], now);
         }
         self.check();
     }
@@ -202,7 +202,7 @@ impl Victim {
     fn on_event(&mut self, event: Event, now: Instant) {
         match event {
             Event::Open { flow, key, .. } => self.asked(flow, &key, now),
-            Event::Exchange { flow, key, .. } => self.asked(flow, &key, now),
+            Event::PacketFlow { flow, key, .. } => self.asked(flow, &key, now),
             Event::Deliver { flow } => {
                 assert!(
                     self.allowed.contains(&flow) || self.own.contains_key(&flow),
@@ -442,7 +442,7 @@ fn run(seed: u64, seen: &mut Seen) {
     let limits = Limits {
         peer_bytes: budget,
         flows: 10_000,
-        exchanges: 3_000,
+        packet_flows: 3_000,
         ..Limits::default()
     };
     world.add(

@@ -12,10 +12,12 @@ use tpo_lab::{Profile, Wan};
 
 use crate::bench::{Measure, Plan, Way};
 use crate::config::checked::OnFailure;
+use crate::config::keys;
 use crate::config::{self, Findings, Level};
-use crate::control::{self, AskError};
+use crate::daemon::control::{self, AskError};
+use crate::host::log;
+use crate::intercept;
 use crate::status::{Reason, StatusReport, render};
-use crate::{intercept, keygen, log};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -356,7 +358,7 @@ pub fn main() -> ExitCode {
 
 /// `tpo run`: the daemon.
 fn run(cli: &Cli, arguments: &RunArgs) -> Outcome {
-    crate::privilege::keep_secrets()?;
+    crate::host::privilege::keep_secrets()?;
     let (mut checked, findings, keys) = load(&cli.config)?;
     checked.hold_closed |= arguments.hold_closed;
     log::start(&log_filter(cli, &checked.log)?, checked.log_format);
@@ -416,16 +418,16 @@ fn off(path: &Path, arguments: &OffArgs) -> Outcome {
 
 /// `tpo keygen`.
 fn keygen(arguments: &KeygenArgs) -> Outcome {
-    crate::privilege::keep_secrets()?;
+    crate::host::privilege::keep_secrets()?;
     let identity = match (
         &arguments.target.out,
         &arguments.target.show,
         &arguments.target.pre_shared,
     ) {
-        (Some(out), ..) => keygen::generate(out, arguments.force)?,
-        (_, Some(file), _) => keygen::read(file)?,
+        (Some(out), ..) => keys::generate(out, arguments.force)?,
+        (_, Some(file), _) => keys::read(file)?,
         (_, _, Some(out)) => {
-            keygen::generate_pre_shared(out, arguments.force)?;
+            keys::generate_pre_shared(out, arguments.force)?;
             return say(&format!(
                 "{}: give a copy to the peer, by a way that nobody else reads\n",
                 out.display()
@@ -438,7 +440,7 @@ fn keygen(arguments: &KeygenArgs) -> Outcome {
 
 /// `tpo check`.
 fn check(path: &Path) -> Outcome {
-    crate::privilege::keep_secrets()?;
+    crate::host::privilege::keep_secrets()?;
     let (checked, mut findings, _) = load(path)?;
     let table = crate::daemon::table(&checked);
     // What `tpo run` does before it gives the rules to the kernel. The ports are only known then,
@@ -470,7 +472,7 @@ fn check(path: &Path) -> Outcome {
     let lacks: Vec<_> = tools
         .err()
         .into_iter()
-        .chain(crate::privilege::Who::choose(checked.user.as_deref()).err())
+        .chain(crate::host::privilege::Who::choose(checked.user.as_deref()).err())
         .collect();
     for lack in &lacks {
         complain(&format!("this host: {lack:#}\n"));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use tpo::control::{Facts, Server};
+use tpo::daemon::control::{Facts, Server};
 use tpo::status::{FlowReport, PeerReport, PeerState, StatusReport};
 use tpo_lab::Scratch;
 

@@ -16,12 +16,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tpo::intercept::install::{self, InstallError, install};
-use tpo::intercept::layers::Layers;
 use tpo::intercept::lease::{KnownSources, Lease, TIMEOUT};
 use tpo::intercept::rules::{Standing, counter};
 use tpo::intercept::tcp::{Listeners, connect_from};
 use tpo::intercept::{Bounds, Mode, OnFailure, RuleSpec, Table, findings};
-use tpo::packet;
+use tpo::packets::form;
+use tpo::table::layers::Layers;
 use tpo_engine::PacketKey;
 
 #[test]
@@ -351,7 +351,7 @@ fn the_first_match_wins_and_leases_are_apart() {
 fn any_of_several_peers_holds_a_rule() {
     let net = Net::up();
     let mut table = table(vec![rule(V4, PORT, 2)], 2);
-    table.groups.push(tpo::group::Group {
+    table.groups.push(tpo::lane::carriers::Carriers {
         peers: vec![0, 1],
         spread: false,
     });
@@ -486,19 +486,13 @@ impl FarEdge<'_> {
             Ipv4Addr::from((10 << 24) | (80 << 16) | (flow >> 8)).into(),
             1_024 + (flow & 0xff) as u16,
         );
-        let key = PacketKey::new(packet::UDP, source, V4.server_at(port)).unwrap();
+        let key = PacketKey::new(form::UDP, source, V4.server_at(port)).unwrap();
         let mut bytes = Vec::new();
-        let head = packet::Head {
+        let head = form::Head {
             hops: 64,
-            ..packet::Head::default()
+            ..form::Head::default()
         };
-        assert!(packet::plain(
-            &key,
-            head,
-            &flow.to_be_bytes(),
-            0,
-            &mut bytes
-        ));
+        assert!(form::plain(&key, head, &flow.to_be_bytes(), 0, &mut bytes));
         self.daemon.tun().write(&bytes).unwrap();
         self.hear();
     }
@@ -512,8 +506,8 @@ impl FarEdge<'_> {
         }
         let mut buffer = [0; 2_048];
         while let Some(bytes) = self.daemon.tun().read(&mut buffer).unwrap() {
-            let from_server = |seen: &packet::Seen| seen.key.source == V4.server_at(PORT);
-            self.answered += u32::from(packet::look(bytes).as_ref().is_some_and(from_server));
+            let from_server = |seen: &form::Seen| seen.key.source == V4.server_at(PORT);
+            self.answered += u32::from(form::look(bytes).as_ref().is_some_and(from_server));
         }
     }
 

@@ -276,7 +276,7 @@ impl Driver {
         };
         match control {
             Control::Accepted(flow) => {
-                let lives = self.flows.contains_key(&flow) || self.exchanges.contains(flow);
+                let lives = self.flows.contains_key(&flow) || self.packet_flows.contains(flow);
                 lives.then(|| short(Function::Accepted, flow, 0))
             }
             Control::Credit(flow) => {

@@ -965,7 +965,7 @@ fn no_message_costs_a_walk() {
     let now = crate::clock();
     let limits = Limits {
         flows: 20_000,
-        exchanges: 2_000,
+        packet_flows: 2_000,
         peer_bytes: 64 << 20,
         ..Limits::default()
     };
@@ -1020,13 +1020,13 @@ fn no_message_costs_a_walk() {
             ),
             now,
         );
-        driver.take_datagrams(|_| {});
+        driver.take_packets(|_| {});
     }
     driver.check_invariants();
     at = walked(&driver, at, "order");
     let mut later = 0;
     driver.end_holding(now + Duration::from_secs(1));
-    driver.take_datagrams(|_| later += 1);
+    driver.take_packets(|_| later += 1);
     assert!(
         later > 10_000 && driver.holds_until().is_none(),
         "{later} waited"
@@ -1580,7 +1580,7 @@ fn the_smallest_like_datagrams_are_compressed_and_arrive() {
             let now = now + turn * 10 * MS;
             for _ in 0..1_000 {
                 let how = (Treatment::from(Class::Bulk), crate::Delivery::Timely);
-                sent += usize::from(drivers[0].send_datagram(&key, how, b"a", now).is_ok());
+                sent += usize::from(drivers[0].send_packet(&key, how, b"a", now).is_ok());
             }
             drivers[0].end_gathering(now + 5 * MS);
             let mut buffer = Vec::new();
@@ -1589,7 +1589,7 @@ fn the_smallest_like_datagrams_are_compressed_and_arrive() {
                 drivers[0].shrink(&mut buffer, packed, now);
                 wire += buffer.len();
                 drivers[1].unpack(std::mem::take(&mut buffer), now);
-                drivers[1].take_datagrams(|_| arrived += 1);
+                drivers[1].take_packets(|_| arrived += 1);
             }
             while let Some(packed) = drivers[1].pack(&mut Silent, &mut buffer, room, now) {
                 drivers[1].shrink(&mut buffer, packed, now);

@@ -106,7 +106,7 @@ impl Driver {
             self.on_compression(header);
             return;
         }
-        if self.exchanges.contains(flow) {
+        if self.packet_flows.contains(flow) {
             self.on_exchange_control(header, now);
             return;
         }

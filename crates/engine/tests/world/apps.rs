@@ -364,7 +364,7 @@ impl Apps {
     fn on_event(&mut self, event: Event, engine: &mut impl Engine, now: Instant) {
         let side = self.side;
         match event {
-            Event::Exchange { .. } => panic!("nobody sends datagrams here"),
+            Event::PacketFlow { .. } => panic!("nobody sends datagrams here"),
             Event::Connected { .. } | Event::Silent | Event::Heard | Event::Dead => {
                 self.peer_events.push(event)
             }

@@ -145,7 +145,7 @@ impl Bed {
 
     /// Requests and answers of some kilobyte of JSON over HTTP, one after the other: all on one
     /// connection, or each on a new one, which the server ends.
-    fn exchanges(&self, one_connection: bool, ending: &Ending) -> Result<()> {
+    fn packet_flows(&self, one_connection: bool, ending: &Ending) -> Result<()> {
         let mut random = Random(if one_connection { 3 } else { 5 });
         let connection = if one_connection {
             "keep-alive"
@@ -297,7 +297,7 @@ fn messages(runs: usize, ending: &Ending) -> Result<String> {
                 bed.find_path(&profile, true, ending)?;
                 for (one_connection, wire) in [true, false].into_iter().zip(wire) {
                     let before = bed.both_ways();
-                    bed.exchanges(one_connection, ending)?;
+                    bed.packet_flows(one_connection, ending)?;
                     // Endings and acknowledgements are behind them.
                     ending.sleep(Duration::from_millis(500))?;
                     wire.push((bed.both_ways() - before) as f64);

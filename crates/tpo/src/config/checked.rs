@@ -13,12 +13,12 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
-use crate::address::{Prefixes, is_special, is_special_only};
-use crate::group::Group;
 use crate::intercept::Bounds;
-use crate::intercept::layers::MAX_RULES;
-use crate::multicast::igmp::is_routed;
-use crate::packet::{ICMP, ICMP_V6, UDP};
+use crate::lane::carriers::Carriers;
+use crate::packets::form::{ICMP, ICMP_V6, UDP};
+use crate::packets::multicast::igmp::is_routed;
+use crate::table::address::{Prefixes, is_special, is_special_only};
+use crate::table::layers::MAX_RULES;
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ pub struct Checked {
     pub compress_isolation: bool,
     /// `hold_closed`: closed rules hold after an orderly stop too, and for every packet of TCP.
     pub hold_closed: bool,
-    /// `log`: what to log, in the words of [`log`](crate::log).
+    /// `log`: what to log, in the words of [`log`](crate::host::log).
     pub log: String,
     /// `log_format`.
     pub log_format: LogFormat,
@@ -70,7 +70,7 @@ pub struct Checked {
     /// The `[[rule]]` sections in order: the first match wins.
     pub rules: Vec<Rule>,
     /// What the rules' `peer` means, by number: first each peer by itself, then several together.
-    pub groups: Vec<Group>,
+    pub groups: Vec<Carriers>,
     /// The `[[accept]]` sections in order.
     pub accepts: Vec<Accept>,
 }
@@ -174,7 +174,7 @@ pub struct Rule {
     /// What it matches, and the group of peers (by its number) and class of what it matches.
     pub matches: tpo_engine::Rule,
     /// Who carries it.
-    pub group: Group,
+    pub group: Carriers,
     /// What becomes of new connections while the peer is not up.
     pub on_failure: OnFailure,
     /// It is also for what peers bring.
@@ -826,7 +826,7 @@ fn check_rule(
     };
     Some(Rule {
         matches,
-        group: Group {
+        group: Carriers {
             peers: named?,
             spread,
         },
@@ -838,8 +838,8 @@ fn check_rule(
 }
 
 /// Gives each rule the number of its group.
-fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Group> {
-    let mut groups = Group::singles(peers);
+fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Carriers> {
+    let mut groups = Carriers::singles(peers);
     for rule in rules {
         if let [only] = rule.group.peers[..] {
             rule.matches.peer = only;

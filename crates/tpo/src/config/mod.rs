@@ -8,6 +8,7 @@
 pub mod checked;
 pub mod file;
 pub mod finding;
+pub mod keys;
 pub mod sample;
 pub mod shadow;
 pub mod value;
@@ -65,14 +66,14 @@ pub fn on_host(checked: &Checked, own: &[IpAddr]) -> Findings {
 pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
     let (line, key) = (checked.private_key_line, "[tpo] private_key_file");
     // Before it is read: who can write it has chosen the key.
-    if let Some(mode) = crate::keygen::open_to_others(&checked.private_key_file) {
+    if let Some(mode) = crate::config::keys::open_to_others(&checked.private_key_file) {
         let file = checked.private_key_file.display();
         let found =
             format!("{file} can be read or written by others (mode {mode:04o}) and is not used");
         findings.error(line, key, found, format!("chmod 600 {file}"));
         return None;
     }
-    let identity = match crate::keygen::read(&checked.private_key_file) {
+    let identity = match crate::config::keys::read(&checked.private_key_file) {
         Ok(identity) => identity,
         Err(error) => {
             let would_do = format!(
@@ -108,7 +109,7 @@ pub fn load_pre_shared(
             keys.push(None);
             continue;
         };
-        match crate::keygen::read_pre_shared(file) {
+        match crate::config::keys::read_pre_shared(file) {
             Ok(key) => keys.push(Some(Arc::new(key))),
             Err(error) => {
                 let would_do = format!(
@@ -118,14 +119,14 @@ pub fn load_pre_shared(
                 findings.error(*line, KEY, format!("{error:#}"), would_do);
             }
         }
-        if let Some(mode) = crate::keygen::open_to_others(file) {
+        if let Some(mode) = crate::config::keys::open_to_others(file) {
             let found = format!(
                 "{} can be read or written by others (mode {mode:04o})",
                 file.display()
             );
             findings.error(*line, KEY, found, format!("chmod 600 {}", file.display()));
         }
-        if crate::keygen::hold_the_same(file, &checked.private_key_file) {
+        if crate::config::keys::hold_the_same(file, &checked.private_key_file) {
             let found = format!(
                 "{} holds the same as the private key, and the peer would get a copy",
                 file.display()

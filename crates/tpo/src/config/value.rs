@@ -347,7 +347,7 @@ pub fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
 pub fn log_filter(written: &Written<'_>) -> Result<String, String> {
     text_that(
         written,
-        crate::log::is_filter,
+        crate::host::log::is_filter,
         "\"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a list such as \"info,tpo::edge=debug\"",
     )
 }

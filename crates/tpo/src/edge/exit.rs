@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tpo_engine::{FlowKey, PacketKey, Policy, Prefix, Status, StreamKey};
 
-use crate::address::{Prefixes, any_form, is_special};
 use crate::config::checked::TCP;
 use crate::edge::tcp::status_of;
-use crate::group::Group;
-use crate::intercept::own::Own;
+use crate::host::own_addresses::Own;
 use crate::intercept::tcp::connect_from;
-use crate::packet::UDP;
+use crate::lane::carriers::Carriers;
+use crate::packets::form::UDP;
+use crate::table::address::{Prefixes, any_form, is_special};
 
 /// The address that the destination sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum SourceAddress {
 /// One `[[accept]]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Permit {
-    /// IANA protocol number; [`ICMP`](crate::packet::ICMP) is that of both families.
+    /// IANA protocol number; [`ICMP`](crate::packets::form::ICMP) is that of both families.
     pub protocol: u8,
     /// Clients that may come through the peer.
     pub sources: Arc<Prefixes>,
@@ -45,7 +45,7 @@ pub struct Claims {
     /// The rules that are switched on.
     pub policy: Policy,
     /// What the rules' numbers of peers mean.
-    pub groups: Vec<Group>,
+    pub groups: Vec<Carriers>,
 }
 
 /// What one peer may reach through us, and who it may be. Nothing else is connected to.
@@ -93,9 +93,9 @@ impl Exit {
         })
     }
 
-    /// Whether the peer may exchange these packets with the destination. An accept must name both
-    /// ends; and where our own rule sends the answers to other peers, their clients are not this
-    /// one's.
+    /// Whether the peer may flow of packets these packets with the destination. An accept must name
+    /// both ends; and where our own rule sends the answers to other peers, their clients are not
+    /// this one's.
     pub fn permits(&self, key: &PacketKey) -> bool {
         self.find(key).is_some() && (key.destination.ip().is_multicast() || !self.is_anothers(key))
     }
@@ -186,7 +186,7 @@ mod tests {
         };
         let claims = Claims {
             policy: Policy::new(vec![rule]),
-            groups: Group::singles(2),
+            groups: Carriers::singles(2),
         };
         Exit::new(
             permits,

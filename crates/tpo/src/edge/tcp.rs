@@ -20,7 +20,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{SockRef, TcpKeepalive};
 use tpo_engine::{FlowId, Peer, Read, Source, Status};
 
-use crate::shares::{Opener, Permit, Share};
+use crate::edge::shares::{Opener, Permit, Share};
 
 /// An idle connection is asked after ten minutes whether its application's host still lives, then
 /// every minute. A host that vanished would otherwise hold its flow for ever.

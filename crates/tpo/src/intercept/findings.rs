@@ -6,7 +6,8 @@
 
 use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
-use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table, hold, tool};
+use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table, hold};
+use crate::host::program;
 use serde_json::Value;
 use std::fmt::{self, Display};
 
@@ -178,13 +179,13 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
 }
 
 fn has_bridge() -> bool {
-    tool::run("ip", &["-o", "link", "show", "type", "bridge"], "")
+    program::run("ip", &["-o", "link", "show", "type", "bridge"], "")
         .is_ok_and(|said| !said.out.is_empty())
 }
 
 /// What the tool says as JSON, or nothing where it cannot be asked.
 fn ask(program: &'static str, arguments: &[&str]) -> Value {
-    let said = tool::run(program, arguments, "");
+    let said = program::run(program, arguments, "");
     said.ok()
         .and_then(|said| serde_json::from_slice(&said.out).ok())
         .unwrap_or(Value::Null)
@@ -303,7 +304,7 @@ mod tests {
             local,
             interfaces: Vec::new(),
             peers: 1,
-            groups: crate::group::Group::singles(1),
+            groups: crate::lane::carriers::Carriers::singles(1),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,

@@ -24,13 +24,13 @@
 //! hold no TCP. With [`Table::hold_closed`] both hold every packet from a rule's sources to its
 //! destinations.
 
-use super::layers::{self, Element, Family, Layers, RuleError};
 use super::routing::{Action, RoutingRule};
 use super::rules::{NOT_FORWARDED, Ports, SYN, Writer};
 use super::tun::DEVICE;
 use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, RuleSpec, Table};
 use crate::config::checked::TCP;
-use crate::packet::UDP;
+use crate::packets::form::UDP;
+use crate::table::layers::{self, Element, Family, Layers, RuleError};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -600,7 +600,7 @@ mod tests {
             local: true,
             interfaces: Vec::new(),
             peers: 1,
-            groups: crate::group::Group::singles(1),
+            groups: crate::lane::carriers::Carriers::singles(1),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,

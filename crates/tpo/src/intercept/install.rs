@@ -9,14 +9,14 @@
 
 use super::Table;
 use super::holding::{self, Holding};
-use super::layers::RuleError;
-use super::lock::Lock;
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
-use super::tool::{self, Said};
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
 use super::{MARK_DELIVER, MARK_PACKETS};
+use crate::host::lock::Lock;
+use crate::host::program::{self, Said};
+use crate::table::layers::RuleError;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -286,7 +286,7 @@ impl Installed {
 
     fn take_away(&self) -> Result<(), InstallError> {
         // The service manager waits for an end for some time only.
-        tool::within_limit(|| {
+        program::within_limit(|| {
             let removed = remove_left_overs();
             match self.let_go {
                 true => removed.and(holding::remove()),
@@ -417,7 +417,7 @@ fn rule_command(family: &str, verb: &str) -> Vec<String> {
 
 fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Said, InstallError> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    tool::run(program, &arguments, input)
+    program::run(program, &arguments, input)
 }
 
 fn verdict(output: &Said, what: &'static str) -> Result<(), InstallError> {

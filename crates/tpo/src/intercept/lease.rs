@@ -11,10 +11,12 @@
 //! would cost more than the daemon's idle life.
 
 use super::hold;
-use super::netlink::{INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string};
 use super::rules::{GROUPS, Standing, TABLE, counter, lease_set};
-use super::watch::exchange;
+use super::watch::packet_flow;
 use crate::config::checked::TCP;
+use crate::host::netlink::{
+    INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read};
@@ -290,7 +292,7 @@ impl Kernel {
                 counts.insert(place, count);
             }
         };
-        exchange(
+        packet_flow(
             &self.socket,
             &mut self.buffer,
             &request,

@@ -15,9 +15,9 @@
 
 use super::MARK_OWN;
 use super::install::PACKET_TABLE;
-use super::netlink::{attribute, find, message, string};
 use super::tun::DEVICE;
-use super::watch::{exchange, open_netlink};
+use super::watch::{open_netlink, packet_flow};
+use crate::host::netlink::{attribute, find, message, string};
 use socket2::Socket;
 use std::io;
 use std::net::IpAddr;
@@ -312,7 +312,7 @@ impl Routing {
             &attributes,
         );
         let last = libc::NLMSG_ERROR as u16;
-        exchange(
+        packet_flow(
             &self.socket,
             &mut self.buffer,
             &request,
@@ -344,7 +344,7 @@ impl Routing {
                     .extend(KernelRule::parse(body).filter(|rule| ours.contains(&rule.preference)));
             }
         };
-        exchange(
+        packet_flow(
             &self.socket,
             &mut self.buffer,
             &request,

@@ -33,10 +33,10 @@
 //! * The set that counts for each source is bounded: when it is full, sources that are not in it
 //!   are beyond the bounds.
 
-use super::layers::{Element, Family, Layers, RuleError, Verdict};
 use super::tun::DEVICE;
 use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, Table};
-use crate::packet::{ICMP, ICMP_V6, UDP};
+use crate::packets::form::{ICMP, ICMP_V6, UDP};
+use crate::table::layers::{Element, Family, Layers, RuleError, Verdict};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -1173,7 +1173,7 @@ mod tests {
             local: true,
             interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
             peers: 2,
-            groups: crate::group::Group::singles(2),
+            groups: crate::lane::carriers::Carriers::singles(2),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
@@ -1202,7 +1202,7 @@ mod tests {
     #[test]
     fn any_of_several_peers_will_do() {
         let mut table = table(&[]);
-        table.groups.push(crate::group::Group {
+        table.groups.push(crate::lane::carriers::Carriers {
             peers: vec![1, 0],
             spread: false,
         });

@@ -15,8 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tracing::info;
 
 use super::install::InstallError;
-use super::netlink::{NESTED, attribute, message, next_message};
-use crate::packet::VNET;
+use crate::host::netlink::{NESTED, attribute, message, next_message};
+use crate::packets::form::VNET;
 
 /// The device's name. There is one daemon in a network namespace, so it is fixed.
 pub const DEVICE: &str = "tpo0";

@@ -5,8 +5,8 @@
 //! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would
 //! cost more than an idle daemon. Gives its answers to [`super::install`] and [`super::holding`].
 
-use super::netlink::{INET, attribute, find, message, next_message, nft};
 use super::{MARK_DELIVER, MARK_PACKETS};
+use crate::host::netlink::{INET, attribute, find, message, next_message, nft};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -136,7 +136,7 @@ impl Watch {
                 tell(attributes);
             }
         };
-        exchange(
+        packet_flow(
             &self.netfilter,
             &mut self.buffer,
             &request,
@@ -201,7 +201,7 @@ impl Watch {
             &attributes,
         );
         let on = |_, body: &[u8]| tell(body);
-        match exchange(
+        match packet_flow(
             &self.routing,
             &mut self.buffer,
             &request,
@@ -238,7 +238,7 @@ pub(super) fn open_netlink(protocol: libc::c_int) -> io::Result<Socket> {
 
 /// Sends the request and reads its answers, until one of type `last` has come, or the kernel has
 /// said that it did as it was told.
-pub(super) fn exchange(
+pub(super) fn packet_flow(
     socket: &Socket,
     buffer: &mut [u8],
     request: &[u8],
@@ -254,7 +254,7 @@ pub(super) fn exchange(
         let mut rest = &buffer[..length];
         while let Some((kind, number, body)) = next_message(&mut rest) {
             if number != sequence {
-                // The left-over of an exchange that failed.
+                // The left-over of a flow of packets that failed.
                 continue;
             }
             if kind == libc::NLMSG_ERROR as u16 {

@@ -10,11 +10,11 @@ use mio::Waker;
 use tpo_engine::{FlowInfo, StreamKey, Treatment, Worked};
 
 use super::inlet::Inlet;
-use crate::edge::packets;
-use crate::router::Sighting;
-use crate::shares::{Lack, Level, Marks, Permit, Share};
-use crate::tap::{Batch, WAITING_BYTES};
-use crate::transit::Onward;
+use crate::demultiplexer::Sighting;
+use crate::edge::shares::{Lack, Level, Marks, Permit, Share};
+use crate::lane::transit::Onward;
+use crate::packets::edge;
+use crate::packets::reader::{Batch, WAITING_BYTES};
 
 /// What other threads ask of a lane.
 pub enum Command {
@@ -40,7 +40,7 @@ pub enum Command {
     /// A dictionary of the compression engine has been made.
     Worked(Worked),
     /// Groups of many that the peer shall be asked for from now on: all of them, by
-    /// [`For`](crate::multicast::groups::For).
+    /// [`For`](crate::packets::multicast::groups::For).
     Groups([Vec<IpAddr>; 2]),
     /// The memory that flows may hold in all has changed.
     Budget(usize),
@@ -61,7 +61,7 @@ pub struct Report {
     /// Counters of the lane itself.
     pub counters: Counters,
     /// Of packets that are no TCP.
-    pub packets: packets::Counters,
+    pub packets: edge::Counters,
     /// The last handshake datagram for other keys that came by the lane's own socket.
     pub stranger: Option<Sighting>,
     /// Groups of multicast that the peer asks for.

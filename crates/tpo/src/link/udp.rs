@@ -3,8 +3,8 @@
 //!
 //! All sockets share the configured port (`SO_REUSEPORT`). The *listening* socket is not connected:
 //! it hears first handshakes and peers whose address has changed, and its reader
-//! ([`crate::router`]) hands those datagrams to the lane that they name. Once a lane knows its
-//! peer's address it opens a socket connected to it, which the kernel prefers for that peer's
+//! ([`crate::demultiplexer`]) hands those datagrams to the lane that they name. Once a lane knows
+//! its peer's address it opens a socket connected to it, which the kernel prefers for that peer's
 //! datagrams, so the bulk of the traffic goes from the kernel straight to the lane's own thread.
 
 use std::io::{self, IoSliceMut};

@@ -1,6 +1,6 @@
 //! What the running program says of itself: [`report`] is the data (and the JSON), [`render`] the
 //! form for people, [`reason`] the numbered list of why a connection is not accelerated. The daemon
-//! fills the reports, [`control`](crate::control) carries them.
+//! fills the reports, [`control`](crate::daemon::control) carries them.
 
 pub mod reason;
 pub mod render;

@@ -90,7 +90,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         mode: Mode::Tproxy,
         local: true,
         interfaces: Vec::new(),
-        groups: tpo::group::Group::singles(peers),
+        groups: tpo::lane::carriers::Carriers::singles(peers),
         peers,
         far_source_is_client: true,
         packets: Vec::new(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tpo_lab::Host;
 
 use crate::packets::{self, PORT, address, udp};
-use crate::site::{Options, Pair, V4, exchange, wait_for};
+use crate::site::{Options, Pair, V4, packet_flow, wait_for};
 
 /// NET_BIND_SERVICE, NET_ADMIN, NET_RAW: linux/capability.h has the bits.
 const CAPABILITIES: u64 = 1 << 10 | 1 << 12 | 1 << 13;
@@ -29,7 +29,7 @@ fn facts(file: &Path) -> BTreeMap<String, String> {
 fn user() -> u32 {
     let users = std::fs::read_to_string("/etc/passwd").unwrap();
     let of_tpo = users.lines().find_map(|line| line.strip_prefix("tpo:"));
-    of_tpo.map_or(tpo::privilege::NUMBER, |rest| {
+    of_tpo.map_or(tpo::host::privilege::NUMBER, |rest| {
         rest.split(':').nth(1).unwrap().parse().unwrap()
     })
 }
@@ -243,7 +243,7 @@ fn the_service_manager_hears_of_it_and_its_folder_is_written() {
     pair.wait_up();
     // What a path carries is known once something was.
     let (client, server) = pair.joined(&pair.listen(V4));
-    exchange(&client, &server, 7, 2_000_000);
+    packet_flow(&client, &server, 7, 2_000_000);
     pair.end(Host::A);
     let last = std::iter::repeat_with(hear).find(|words| words != "WATCHDOG=1\n");
     assert_eq!(last.as_deref(), Some("STOPPING=1\n"));
@@ -282,7 +282,7 @@ fn a_stopped_daemon_gives_no_life_sign() {
 fn started_by_nobody_with_a_read_only_proc_it_works_as_well() {
     let mut pair = Pair::new(&packets::options());
     let folder = pair.config(Host::A).parent().unwrap().to_owned();
-    let number = tpo::privilege::NUMBER + 1;
+    let number = tpo::host::privilege::NUMBER + 1;
     std::os::unix::fs::chown(folder.join("a.key"), Some(number), None).unwrap();
     // Its control socket is made by itself.
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
 use crate::liar::Liar;
-use crate::site::{Options, Pair, V4, exchange, expect_reset, wait_for};
+use crate::site::{Options, Pair, V4, expect_reset, packet_flow, wait_for};
 
 const PORT: u16 = 47_800;
 const TO_B: &str = "10.9.0.2:47800";
@@ -44,14 +44,14 @@ fn noise_of_strangers_gets_no_answer_and_a_counter() {
         "{strangers}"
     );
     // The flows of the pair did not notice.
-    exchange(&client, &server, 8, 1_000_000);
+    packet_flow(&client, &server, 8, 1_000_000);
 }
 
 /// Hears everything that A sends to B.
-struct Tap(Socket);
+struct TunReader(Socket);
 
-impl Tap {
-    fn new(pair: &Pair) -> Tap {
+impl TunReader {
+    fn new(pair: &Pair) -> TunReader {
         // All protocols (ETH_P_ALL), in network byte order; datagram sockets hear packets from the
         // IP header on.
         let all = Protocol::from(i32::from(3u16.to_be()));
@@ -60,7 +60,7 @@ impl Tap {
         });
         socket.set_nonblocking(true).unwrap();
         socket.set_recv_buffer_size(4 << 20).unwrap();
-        Tap(socket)
+        TunReader(socket)
     }
 
     /// The UDP payloads heard since the last call whose first byte is one of these, without batches
@@ -112,7 +112,7 @@ fn drops_at_b(pair: &Pair, kind: &str) -> u64 {
 #[test]
 fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     let mut pair = Pair::new(&Options::default());
-    let mut tap = Tap::new(&pair);
+    let mut tap = TunReader::new(&pair);
     pair.run(Host::B);
     pair.run(Host::A);
     pair.wait_up();
@@ -122,8 +122,8 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     assert!(!handshakes.is_empty(), "A took no part in the handshake");
     // Little at a time, so that each datagram is a packet of its own.
     for seed in 0..30 {
-        exchange(&client, &server, seed, 300);
-        exchange(&server, &client, seed, 300);
+        packet_flow(&client, &server, seed, 300);
+        packet_flow(&server, &client, seed, 300);
     }
     let genuine = tap.heard(0x40..=0x4f);
     assert!(genuine.len() >= 30, "{} datagrams heard", genuine.len());
@@ -154,7 +154,7 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     wait_for("all forgeries to be counted", || {
         drops_at_b(&pair, "forged") >= forged + 3 * count
     });
-    exchange(&client, &server, 100, 1_000_000);
+    packet_flow(&client, &server, 100, 1_000_000);
 
     // The same from somebody else's address: session datagrams get no answer, handshakes no more
     // than three times their bytes.
@@ -190,8 +190,8 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
         (Some(true), Some("10.9.0.1:47800")),
         "{peer}"
     );
-    exchange(&client, &server, 101, 1_000_000);
-    exchange(&server, &client, 102, 1_000_000);
+    packet_flow(&client, &server, 101, 1_000_000);
+    packet_flow(&server, &client, 102, 1_000_000);
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Liar {
 impl Liar {
     /// In the place of the daemon of A.
     pub(crate) fn instead_of_a(pair: &Pair) -> Liar {
-        let identity = tpo::keygen::read(&beside(pair, "a.key")).unwrap();
+        let identity = tpo::config::keys::read(&beside(pair, "a.key")).unwrap();
         Liar::new(pair, identity, "10.9.0.1:47800")
     }
 
@@ -39,7 +39,7 @@ impl Liar {
         socket
             .set_read_timeout(Some(Duration::from_millis(2)))
             .unwrap();
-        let at = tpo::keygen::read(&beside(pair, "b.key"))
+        let at = tpo::config::keys::read(&beside(pair, "b.key"))
             .unwrap()
             .public_key();
         let flow: u32 = if identity.public_key() > at {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use crate::site::{Options, Pair, V4, V6, exchange, wait_for};
+use crate::site::{Options, Pair, V4, V6, packet_flow, wait_for};
 
 pub(crate) const PORT: u16 = 5_300;
 /// Of experiments (RFC 3692).
@@ -312,7 +312,7 @@ fn traceroute_sees_every_hop() {
 fn a_removed_way_into_the_device_is_found_and_restored() {
     let pair = Pair::start(&options());
     let server = udp(&pair, Host::Server, address(V4, PORT));
-    let exchanges = |client: &UdpSocket| {
+    let packet_flows = |client: &UdpSocket| {
         client.send_to(b"still there?", address(V4, PORT)).unwrap();
         echo(&server);
         client
@@ -321,7 +321,7 @@ fn a_removed_way_into_the_device_is_found_and_restored() {
         flows(&pair, Host::A, 17).len()
     };
     let client = || udp(&pair, Host::Client, any(V4).parse().unwrap());
-    assert_eq!(exchanges(&client()), 1);
+    assert_eq!(packet_flows(&client()), 1);
     for removed in [
         &["rule", "del", "pref", "479"][..],
         &["route", "flush", "table", "479"],
@@ -334,8 +334,10 @@ fn a_removed_way_into_the_device_is_found_and_restored() {
                 .unwrap()
                 .success()
         );
-        let before = exchanges(&client());
-        wait_for("the way into the device", || exchanges(&client()) > before);
+        let before = packet_flows(&client());
+        wait_for("the way into the device", || {
+            packet_flows(&client()) > before
+        });
     }
 }
 
@@ -683,7 +685,7 @@ fn a_flood_of_spoofed_sources_does_not_touch_who_was_there() {
         });
         while !done.load(std::sync::atomic::Ordering::Relaxed) {
             asks(&mut answered);
-            exchange(&tcp, &far, 9, 2_000);
+            packet_flow(&tcp, &far, 9, 2_000);
         }
         [Host::A, Host::B].map(|host| memory(&pair, host))
     });
@@ -723,8 +725,8 @@ fn a_flood_of_spoofed_sources_does_not_touch_who_was_there() {
     println!("kB {:?} afterwards: {after:?}", start.elapsed());
 }
 
-/// Both daemons are killed in the middle of an exchange: it goes on over the plain way, and through
-/// the pair when they are there again.
+/// Both daemons are killed in the middle of a flow of packets: it goes on over the plain way, and
+/// through the pair when they are there again.
 #[test]
 fn packets_take_their_plain_way_when_nobody_carries_them() {
     let mut pair = Pair::start(&options());

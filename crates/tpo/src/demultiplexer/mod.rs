@@ -1,0 +1,280 @@
+//! The demultiplexer: hears everybody who calls at the configured port and hands each datagram to
+//! the lane it names.
+//!
+//! Only first handshakes and datagrams of peers whose address has just changed come this way: a
+//! lane that knows its peer's address has a socket of its own ([`crate::link::udp`]). Strangers can
+//! send here as much as they like, so the demultiplexer hands on only what a lane can use: a
+//! datagram that bears the whole index of a session, and a handshake datagram whose guard is right,
+//! each by a way of its own with its own bound. Whether a datagram is genuine, its lane finds out.
+//! Everything else is counted by kind and dropped, without being copied, and never answered.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use tpo_mover::{Guard, Outer, PublicKey, Unknown, pair_hint, peek};
+use tracing::{debug, warn};
+
+use crate::host::life_signs::{TURN_EVERY, Turns};
+use crate::host::log::Seldom;
+use crate::lane::Lane;
+use crate::link::udp::{Link, Runs};
+
+mod sightings;
+
+pub use sightings::{Fault, Sighting, Sightings};
+
+const LINK: Token = Token(0);
+const WAKE: Token = Token(1);
+/// The slot of a peer is in the upper bits of the session indices that we chose (docs/wire.md,
+/// section 1).
+const SLOT_SHIFT: u32 = 12;
+
+/// Longer datagrams than the mover ever makes (16,356 bytes) are nobody's.
+const LONGEST: usize = 16_384;
+/// Receive calls before the demultiplexer looks whether it shall end, so that a flood cannot keep
+/// it.
+const TURN: usize = 16;
+/// At most one line of the log in so much time about what strangers can cause.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What the demultiplexer dropped, by kind.
+#[derive(Debug)]
+pub struct Drops {
+    /// Not of our protocol, too short or too long.
+    pub noise: AtomicU64,
+    /// Of no session that we have now.
+    pub unknown_sessions: AtomicU64,
+    /// Handshakes between other keys than ours and our peers'.
+    pub other_keys: AtomicU64,
+    /// Handshakes that name our key and a peer's, but were made without the secrets of the pair.
+    pub wrong_guards: AtomicU64,
+    /// Handshakes with a right guard, for a lane that had too many of them waiting.
+    pub handshakes_full: AtomicU64,
+    /// Of a session, for a lane that had too much of it waiting.
+    pub sessions_full: AtomicU64,
+    /// What the kernel dropped because the listening socket was full. Looked at once in a second at
+    /// most.
+    pub buffer_full: AtomicU64,
+    /// The handshakes among them that may be a peer's with a wrong key.
+    pub sightings: Mutex<Sightings>,
+}
+
+impl Drops {
+    fn new(sightings: Sightings) -> Drops {
+        let none = AtomicU64::default;
+        Drops {
+            noise: none(),
+            unknown_sessions: none(),
+            other_keys: none(),
+            wrong_guards: none(),
+            handshakes_full: none(),
+            sessions_full: none(),
+            buffer_full: none(),
+            sightings: Mutex::new(sightings),
+        }
+    }
+
+    /// The last handshake for other keys that may be this peer's.
+    pub fn sighting(&self, slot: usize, now: Instant) -> Option<Sighting> {
+        self.with_sightings(|sightings| sightings.of(slot, now))
+    }
+
+    fn with_sightings<T>(&self, use_them: impl FnOnce(&mut Sightings) -> T) -> T {
+        // Whoever panicked with the lock left at worst an older sighting.
+        use_them(
+            &mut self
+                .sightings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+/// A peer as the demultiplexer knows it.
+pub struct Listed {
+    /// Who hears its datagrams.
+    pub lane: Lane,
+    /// Its key.
+    pub key: PublicKey,
+    /// What tells its handshakes from strangers'.
+    pub guard: Guard,
+    /// Where it is expected, if we know.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// Where each datagram goes: built once, from the configuration.
+pub struct Table {
+    lanes: Vec<(Lane, Guard)>,
+    hints: HashMap<[u8; 8], usize>,
+    endpoints: Vec<Option<SocketAddr>>,
+}
+
+impl Table {
+    /// The peers in the order of their slots.
+    pub fn new(own: &PublicKey, peers: Vec<Listed>) -> Table {
+        Table {
+            hints: peers
+                .iter()
+                .enumerate()
+                .map(|(slot, peer)| (pair_hint(&peer.key, own), slot))
+                .collect(),
+            endpoints: peers.iter().map(|peer| peer.endpoint).collect(),
+            lanes: peers
+                .into_iter()
+                .map(|peer| (peer.lane, peer.guard))
+                .collect(),
+        }
+    }
+
+    /// Gives the datagram to the lane that can use it, or counts why none can.
+    fn hand_on(
+        &self,
+        (from, local): (SocketAddr, Option<IpAddr>),
+        datagram: &[u8],
+        now: Instant,
+        drops: &Drops,
+    ) {
+        let dropped = match peek(datagram) {
+            Some(Outer::Session { index, .. }) if datagram.len() <= LONGEST => {
+                match self
+                    .lanes
+                    .get((index >> SLOT_SHIFT) as usize)
+                    .filter(|(lane, _)| lane.pulse.knows(index))
+                {
+                    Some((lane, _)) if lane.hear_session(from, local, datagram) => return,
+                    Some(_) => &drops.sessions_full,
+                    None => &drops.unknown_sessions,
+                }
+            }
+            Some(Outer::Handshake { hint } | Outer::Retry { hint }) => {
+                match self.hints.get(&hint) {
+                    Some(&slot) => {
+                        let (lane, guard) = &self.lanes[slot];
+                        match guard.admit(datagram) {
+                            Ok(()) if lane.hear_handshake(from, local, datagram) => return,
+                            Ok(()) => &drops.handshakes_full,
+                            Err(Unknown::Unproved) => {
+                                drops.with_sightings(|sightings| {
+                                    sightings.on_wrong_guard(slot, from, now)
+                                });
+                                &drops.wrong_guards
+                            }
+                            Err(Unknown::Stranger) => &drops.noise,
+                        }
+                    }
+                    None => {
+                        drops.with_sightings(|sightings| sightings.on_other_keys(from, now));
+                        &drops.other_keys
+                    }
+                }
+            }
+            _ => &drops.noise,
+        };
+        dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The running demultiplexer.
+pub struct Demultiplexer {
+    waker: Waker,
+    thread: JoinHandle<()>,
+    /// What it dropped so far.
+    pub drops: Arc<Drops>,
+    /// Turns of its loop: a life sign.
+    pub turns: Turns,
+}
+
+impl Demultiplexer {
+    /// Starts the thread.
+    pub fn start(link: Link, table: Table) -> io::Result<Demultiplexer> {
+        let mut poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        poll.registry()
+            .register(&mut SourceFd(&link.as_raw_fd()), LINK, Interest::READABLE)?;
+        let drops = Arc::new(Drops::new(Sightings::new(&table.endpoints)));
+        let turns = Turns::default();
+        let (counters, turning) = (drops.clone(), turns.clone());
+        let thread = std::thread::Builder::new()
+            .name("demultiplexer".into())
+            .spawn(move || {
+                let mut events = Events::with_capacity(8);
+                let mut runs = Runs::new();
+                let (mut wait, mut line, mut look) = (
+                    TURN_EVERY,
+                    Seldom::new(LINE_EVERY),
+                    Seldom::new(Duration::from_secs(1)),
+                );
+                loop {
+                    turning.count();
+                    if let Err(error) = poll.poll(&mut events, Some(wait))
+                        && error.kind() != io::ErrorKind::Interrupted
+                    {
+                        warn!(%error, "the demultiplexer cannot wait for datagrams and ends");
+                        return;
+                    }
+                    if events.iter().any(|event| event.token() == WAKE) {
+                        return;
+                    }
+                    // The poll is edge triggered: what a turn leaves waiting would not be announced
+                    // again.
+                    let drained = route(&link, &mut runs, &table, &counters, &mut line);
+                    wait = if drained { TURN_EVERY } else { Duration::ZERO };
+                    if look.admits(Instant::now()).is_some() {
+                        counters
+                            .buffer_full
+                            .store(link.dropped(), Ordering::Relaxed);
+                    }
+                }
+            })?;
+        Ok(Demultiplexer {
+            waker,
+            thread,
+            drops,
+            turns,
+        })
+    }
+
+    /// Whether the thread has ended by itself, which it never should.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Ends the thread.
+    pub fn stop(self) {
+        if self.waker.wake().is_ok() {
+            // A demultiplexer that panicked has said so already.
+            let _ = self.thread.join();
+        }
+    }
+}
+
+/// One turn; whether nothing is left waiting.
+fn route(link: &Link, runs: &mut Runs, table: &Table, drops: &Drops, line: &mut Seldom) -> bool {
+    for _ in 0..TURN {
+        let now = Instant::now();
+        match link.receive(runs) {
+            Ok(0) => return true,
+            Ok(_) => {
+                runs.for_each(|from, local, datagram| {
+                    table.hand_on((from, local), datagram, now, drops)
+                });
+            }
+            // Nothing that was sent from here is told to a socket without a peer; the lanes find
+            // out by silence.
+            Err(error) => {
+                if let Some(more) = line.admits(now) {
+                    debug!(%error, more, "receive failed");
+                }
+            }
+        }
+    }
+    false
+}

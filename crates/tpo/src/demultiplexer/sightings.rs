@@ -1,0 +1,153 @@
+//! Handshake datagrams that were made for other keys: perhaps a peer whose key was copied wrongly,
+//! perhaps anybody's noise.
+//!
+//! They prove nothing, so what is said of them names the address and the time, and is forgotten
+//! soon. What comes from the address where a peer is expected is kept apart, so that noise from
+//! elsewhere does not hide it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use tracing::info;
+
+use crate::host::log::Seldom;
+
+/// How long a sighting counts. A peer that calls with wrong keys does it every two seconds.
+const LIFE: Duration = Duration::from_secs(60);
+
+/// What does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It names a pair of keys that is not ours and a peer's.
+    Keys,
+    /// It names the pair, but was not made with the pair's secrets.
+    Guard,
+}
+
+/// One such datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// The address that it says it comes from.
+    pub from: SocketAddr,
+    /// When it came.
+    pub at: Instant,
+    /// What does not fit.
+    pub fault: Fault,
+}
+
+impl Sighting {
+    /// Whether it is so young that it is worth a word.
+    pub fn counts(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < LIFE
+    }
+}
+
+/// The last ones.
+#[derive(Debug)]
+pub struct Sightings {
+    /// By peer.
+    last: Vec<Option<Sighting>>,
+    /// Peers with an endpoint, by its address.
+    expected: HashMap<IpAddr, Vec<usize>>,
+    /// From where no peer is expected.
+    elsewhere: Option<Sighting>,
+    line: Seldom,
+}
+
+impl Sightings {
+    /// None so far. `endpoints`: where each peer is expected, by slot.
+    pub fn new(endpoints: &[Option<SocketAddr>]) -> Sightings {
+        let mut expected: HashMap<IpAddr, Vec<usize>> = HashMap::new();
+        for (slot, endpoint) in endpoints.iter().enumerate() {
+            if let Some(endpoint) = endpoint {
+                expected
+                    .entry(endpoint.ip().to_canonical())
+                    .or_default()
+                    .push(slot);
+            }
+        }
+        Sightings {
+            last: vec![None; endpoints.len()],
+            expected,
+            elsewhere: None,
+            line: Seldom::new(LIFE),
+        }
+    }
+
+    /// A handshake datagram names a pair that we do not know.
+    pub fn on_other_keys(&mut self, from: SocketAddr, now: Instant) {
+        let sighting = Some(Sighting {
+            from,
+            at: now,
+            fault: Fault::Keys,
+        });
+        match self.expected.get(&from.ip()) {
+            Some(slots) => slots.iter().for_each(|&slot| self.last[slot] = sighting),
+            None => self.elsewhere = sighting,
+        }
+        if let Some(more) = self.line.admits(now) {
+            info!(%from, more, "a handshake for other keys than ours and our peers' has come; anybody can send one. If it is a peer's, compare the public keys at both ends");
+        }
+    }
+
+    /// A handshake datagram names the pair of ours and this peer's, and its guard is wrong.
+    pub fn on_wrong_guard(&mut self, slot: usize, from: SocketAddr, now: Instant) {
+        self.last[slot] = Some(Sighting {
+            from,
+            at: now,
+            fault: Fault::Guard,
+        });
+    }
+
+    /// The last one that may be this peer's, unless it is too old. A peer without an endpoint may
+    /// call from anywhere.
+    pub fn of(&self, slot: usize, now: Instant) -> Option<Sighting> {
+        let waits = !self.expected.values().any(|slots| slots.contains(&slot));
+        [self.last[slot], self.elsewhere.filter(|_| waits)]
+            .into_iter()
+            .flatten()
+            .filter(|sighting| sighting.counts(now))
+            .max_by_key(|sighting| sighting.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_counts_for_a_while_and_only_where_it_may_be_the_peers() {
+        let address = |host, port| SocketAddr::from(([192, 0, 2, host], port));
+        let mut sightings =
+            Sightings::new(&[Some(address(1, 47_800)), None, Some(address(3, 47_800))]);
+        let now = Instant::now();
+        let soon = now + Duration::from_secs(1);
+        assert!((0..3).all(|slot| sightings.of(slot, now).is_none()));
+        sightings.on_other_keys(address(1, 9), now);
+        sightings.on_other_keys(address(77, 5), soon);
+        let mine = Sighting {
+            from: address(1, 9),
+            at: now,
+            fault: Fault::Keys,
+        };
+        assert_eq!(
+            sightings.of(0, soon),
+            Some(mine),
+            "noise from elsewhere does not hide it"
+        );
+        assert_eq!(
+            sightings.of(1, soon).map(|sighting| sighting.from),
+            Some(address(77, 5)),
+            "it may call from anywhere"
+        );
+        assert_eq!(sightings.of(2, soon), None, "nothing came from there");
+        assert_eq!(sightings.of(0, now + LIFE), None, "and not for ever");
+        assert_eq!(sightings.of(1, soon + LIFE), None);
+        sightings.on_wrong_guard(2, address(78, 6), soon);
+        assert_eq!(
+            sightings.of(2, soon).map(|sighting| sighting.fault),
+            Some(Fault::Guard)
+        );
+    }
+}

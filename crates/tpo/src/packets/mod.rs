@@ -1,0 +1,7 @@
+//! Packets: all that is not TCP, on its walk from the TUN device to the WAN and back.
+
+pub mod edge;
+pub mod form;
+pub mod multicast;
+pub mod plain_way;
+pub mod reader;
