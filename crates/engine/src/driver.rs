@@ -35,7 +35,7 @@ use crate::{
         MOST_QUANTUM, QUANTUM, QUEUE_ROOM, SPARSE, SPARSE_TIME, TURN_TIME, UNKNOWN_RTT, UNSAID,
     },
     flow::{Behaviour, Climate, Due, Flow, Memory, Window},
-    stats::{Counters, Squeezed, Usage},
+    stats::{CompressionStats, Counters, Usage},
 };
 use holders::Holders;
 use numbers::{Flows, Giver, Opened};
@@ -86,7 +86,7 @@ pub(crate) struct Driver {
     work: VecDeque<Work>,
     /// Of buffers that hold messages of several flows.
     together: Record,
-    squeezed: [Squeezed; Class::COUNT],
+    compression: [CompressionStats; Class::COUNT],
     compressed: Option<Compressed>,
     /// Nothing is heard of the peer.
     silent: bool,
@@ -199,7 +199,7 @@ impl Driver {
             expander: Expander::new(),
             work: VecDeque::new(),
             together: Record::default(),
-            squeezed: [Squeezed::default(); Class::COUNT],
+            compression: [CompressionStats::default(); Class::COUNT],
             compressed: None,
             silent: false,
             looked_after: None,
@@ -262,7 +262,7 @@ impl Driver {
         let own = stream
             .map(|state| (&state.asked, state.ours, &mut state.record))
             .or(packet_flow.map(|state| (&state.asked, state.ours, &mut state.record)));
-        let squeezed = match own {
+        let compression = match own {
             Some((asked, ours, record)) => {
                 let how = shrinker.how(asked, ours);
                 shrinker.shrink(
@@ -279,7 +279,7 @@ impl Driver {
                 self.rate,
             ),
         };
-        self.squeezed[class as usize] += squeezed;
+        self.compression[class as usize] += compression;
         if buffer[0] == COMPRESSED {
             self.on_compressed(now);
         }
@@ -304,8 +304,8 @@ impl Driver {
         }
     }
 
-    pub(crate) fn squeezed(&self) -> [Squeezed; Class::COUNT] {
-        self.squeezed
+    pub(crate) fn compression_stats(&self) -> [CompressionStats; Class::COUNT] {
+        self.compression
     }
 
     /// Dictionaries that both sides have made.
@@ -363,7 +363,7 @@ impl Driver {
         let flow = self
             .giver
             .give(|flow| flows.contains_key(&flow) || packet_flows.contains(flow));
-        self.counters.opened_here += 1;
+        self.counters.flows.opened_here += 1;
         let slot = self.insert(flow, key, asked.into(), true, peer_credit, now);
         // Even with nothing to read yet: the far side shall connect, perhaps the server speaks
         // first.
@@ -415,7 +415,7 @@ impl Driver {
         state.incoming.take(n, &mut self.spent);
         state.moved = now;
         self.held -= before - state.incoming.held();
-        self.counters.bytes_delivered += n as u64;
+        self.counters.traffic.bytes_delivered += n as u64;
         let delivered = state.incoming.delivered();
         let waiting = state.incoming.deliverable_bytes();
         let due = state
@@ -469,10 +469,10 @@ impl Driver {
                 datagrams_in: 0,
                 datagrams_out: 0,
                 wait: Duration::ZERO,
-                squeezed: state
+                compression: state
                     .record
                     .as_ref()
-                    .map_or_else(Squeezed::default, |record| record.squeezed),
+                    .map_or_else(CompressionStats::default, |record| record.compression),
                 since: state.since,
                 moved: state.moved,
             })
@@ -485,7 +485,7 @@ impl Driver {
             most_streams: self.limits.flows,
             held: self.held(),
             budget: self.budget,
-            refused_there: self.counters.refused_there,
+            refused_there: self.counters.flows.refused_there,
         }
     }
 
@@ -654,7 +654,7 @@ impl Driver {
             self.end_by_far_side(flow, ending.status);
         } else if state.told_finish && state.outgoing.fin() {
             self.remove(flow);
-            self.counters.closed += 1;
+            self.counters.flows.closed += 1;
             self.events.push_back(Event::Closed { flow });
         }
     }

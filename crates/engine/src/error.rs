@@ -76,6 +76,10 @@ pub(crate) enum PayloadError {
     Truncated,
     #[error("function type {0} of the routing header is unknown")]
     Routing(u8),
+    #[error("what was compressed cannot be so large, so small or so many messages")]
+    CompressedSize,
+    #[error("dictionary {0} is not here")]
+    Dictionary(u8),
     #[error("what was compressed cannot be taken apart")]
     Compressed,
     #[error("bytes are left over after the last message")]
@@ -105,4 +109,6 @@ pub(crate) enum Breach {
     BeyondEnd,
     #[error("another flow's addresses under the same number")]
     OtherKey,
+    #[error("a message of the other kind of flow")]
+    OtherKind,
 }

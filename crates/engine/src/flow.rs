@@ -27,7 +27,7 @@ use crate::config::SPARSE;
 use crate::config::{LONG, PAUSE, SPARSE_RATE_MS};
 use crate::driver::Slot;
 use crate::key::{FlowKey, StreamKey};
-use crate::stats::Squeezed;
+use crate::stats::CompressionStats;
 
 /// A flow's number, the same at both sides. Bit 31 is set if the side with the higher public key
 /// opened it.
@@ -413,7 +413,7 @@ pub struct FlowInfo {
     /// Of datagrams: how long they wait here for the link, smoothed.
     pub wait: Duration,
     /// What compression did with buffers that held its messages alone.
-    pub squeezed: Squeezed,
+    pub compression: CompressionStats,
     /// When it was opened.
     pub since: Instant,
     /// When data last came or went, or was taken.

@@ -587,9 +587,11 @@ fn take_or_refuse(driver: &mut Driver, allowed: &mut HashSet<FlowId>, flow: Flow
 /// each buffer as many as its bytes pay for when a dictionary is made of buffers as small as there
 /// are.
 pub fn most_steps(counters: &Counters) -> u64 {
-    let said =
-        counters.messages_in + counters.buffers_in + counters.malformed + counters.opened_here;
-    16 * said + MADE_FOR_EACH as u64 * counters.buffers_in + 20_000
+    let said = counters.traffic.messages_in
+        + counters.traffic.buffers_in
+        + counters.malformed.total()
+        + counters.flows.opened_here;
+    16 * said + MADE_FOR_EACH as u64 * counters.traffic.buffers_in + 20_000
 }
 
 /// Payloads of a [`Hostile`] whose dice are these bytes, and what the near side does between them:
@@ -670,7 +672,7 @@ pub fn messages(bytes: &[u8], now: Instant) {
             "too many steps: {counters:?}"
         );
         assert!(
-            counters.messages_in <= said,
+            counters.traffic.messages_in <= said,
             "{said} bytes are too few: {counters:?}"
         );
         now += Duration::from_millis(u64::from(dice(50)));

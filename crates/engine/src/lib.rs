@@ -34,7 +34,10 @@ pub use flow::{Class, Delivery, FlowId, FlowInfo, Status, Treatment};
 pub use key::{FlowKey, KeyError, PacketKey, StreamKey};
 pub use peer::Peer;
 pub use policy::{Policy, Prefix, Rule};
-pub use stats::{AsItIs, Counters, Squeezed, Stats, Usage};
+pub use stats::{
+    Breaches, CompressionStats, Counters, FlowCounters, Malformed, PacketCounters, Stats,
+    TrafficCounters, Uncompressed, Usage,
+};
 
 #[doc(hidden)]
 pub mod fuzzing;

@@ -314,7 +314,7 @@ impl Peer {
             held_bytes_max: self.driver.held_max(),
             budget_bytes: self.driver.budget(),
             counters: *self.driver.counters(),
-            squeezed: self.driver.squeezed(),
+            compression: self.driver.compression_stats(),
             dictionaries: self.driver.dictionaries(),
         }
     }

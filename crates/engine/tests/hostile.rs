@@ -256,9 +256,9 @@ impl Victim {
             let bytes = stats.mover.bytes_received;
             // What was rebuilt came in fewer bytes.
             assert!(
-                counters.messages_in <= 2 * bytes,
+                counters.traffic.messages_in <= 2 * bytes,
                 "{bytes} bytes became {} messages",
-                counters.messages_in
+                counters.traffic.messages_in
             );
             assert!(
                 stats.mover.walked <= 128 * bytes + 100_000,
@@ -429,7 +429,7 @@ struct Seen {
     datagrams: u64,
     refused: u64,
     breaches: u64,
-    squeezed: u64,
+    out_of_memory: u64,
     malformed: u64,
     most: usize,
 }
@@ -484,10 +484,10 @@ fn run(seed: u64, seen: &mut Seen) {
         );
         assert_eq!(
             (
-                counters.breaches,
-                counters.malformed,
-                counters.squeezed,
-                counters.lost
+                counters.breaches.total(),
+                counters.malformed.total(),
+                counters.flows.out_of_memory,
+                counters.flows.lost
             ),
             (0, 0, 0, 0)
         );
@@ -499,10 +499,10 @@ fn run(seed: u64, seen: &mut Seen) {
     let stats = victim.peer.stats();
     seen.delivered += victim.delivered;
     seen.datagrams += victim.datagrams;
-    seen.refused += stats.counters.refused;
-    seen.breaches += stats.counters.breaches;
-    seen.squeezed += stats.counters.squeezed;
-    seen.malformed += stats.counters.malformed + stats.mover.subfields_malformed;
+    seen.refused += stats.counters.flows.refused;
+    seen.breaches += stats.counters.breaches.total();
+    seen.out_of_memory += stats.counters.flows.out_of_memory;
+    seen.malformed += stats.counters.malformed.total() + stats.mover.subfields_malformed;
     seen.most = seen.most.max(victim.peer.memory());
 }
 
@@ -533,7 +533,7 @@ fn a_peer_may_say_anything() {
         "nothing bad was said: {seen:?}"
     );
     assert!(
-        seen.squeezed > 0 && seen.refused > 0,
+        seen.out_of_memory > 0 && seen.refused > 0,
         "memory was never short: {seen:?}"
     );
 }

@@ -502,14 +502,14 @@ fn what_is_too_late_is_dropped_unless_all_are_wanted() {
             .iter()
             .filter(|(number, _)| (2_000..4_900).contains(number));
         let longest = settled.map(|(_, delay)| *delay).max().expect("some came");
-        let late = world.node(B).peer.stats().counters.datagrams_late;
+        let late = world.node(B).peer.stats().counters.packets.late;
         let lost = world
             .node(B)
             .peer
             .flows()
             .map(|flow| u64::from(flow.lost_in))
             .sum::<u64>();
-        let stale = world.node(A).peer.stats().counters.datagrams_stale;
+        let stale = world.node(A).peer.stats().counters.packets.stale;
         assert_eq!(
             world.node(B).came.len() as u64 + lost + stale,
             world.node(A).sent,
@@ -591,7 +591,7 @@ fn a_flood_of_sources_stays_in_its_bounds() {
     }
     world.run_for(59 * SECOND);
     let stats = world.node(A).peer.stats();
-    assert!(stats.counters.exchanges_refused > 17_000, "{stats:?}");
+    assert!(stats.counters.packets.flows_refused > 17_000, "{stats:?}");
     let established = world
         .node(B)
         .came
@@ -614,7 +614,7 @@ fn a_refused_flow_rests_for_a_while() {
     world.node_mut(B).forbids = true;
     begin(&mut world, A, timely(100, 10 * MS, 25 * SECOND));
     world.run_for(30 * SECOND);
-    let opened = world.node(B).peer.stats().counters.opened_there;
+    let opened = world.node(B).peer.stats().counters.flows.opened_there;
     assert!((2..=4).contains(&opened), "{opened}");
     assert!(
         world

@@ -376,21 +376,21 @@ fn compression_multiplies_a_slow_link() {
         (
             pair.world.elapsed() - start,
             wire,
-            stats.squeezed_in_all(),
+            stats.compression_in_all(),
             stats.dictionaries,
         )
     };
     let (plain, ..) = run(false, 1, 4 << 20);
-    let (compressed, _, squeezed, dictionaries) = run(true, 1, 4 << 20);
+    let (compressed, _, compression, dictionaries) = run(true, 1, 4 << 20);
     println!(
-        "4 MiB: {plain:?} plain, {compressed:?} compressed, {dictionaries} dictionaries, {squeezed:?}"
+        "4 MiB: {plain:?} plain, {compressed:?} compressed, {dictionaries} dictionaries, {compression:?}"
     );
     assert!(compressed * 4 < plain, "{compressed:?} of {plain:?}");
     assert!(dictionaries > 3);
     let (_, plain, ..) = run(false, 100, 2_000);
-    let (_, compressed, squeezed, _) = run(true, 100, 2_000);
+    let (_, compressed, compression, _) = run(true, 100, 2_000);
     println!(
-        "100 flows of 2,000 bytes: {plain} bytes on the wire plain, {compressed} compressed, {squeezed:?}"
+        "100 flows of 2,000 bytes: {plain} bytes on the wire plain, {compressed} compressed, {compression:?}"
     );
     // Each flow repeats itself only two and a half times, and none repeats another.
     assert!(compressed * 20 < plain * 19, "{compressed} of {plain}");
@@ -764,7 +764,7 @@ fn memory_stays_inside_its_budget() {
             stats.held_bytes_max
         );
         assert!(
-            stats.counters.squeezed + stats.counters.refused > 0,
+            stats.counters.flows.out_of_memory + stats.counters.flows.refused > 0,
             "memory was never short: {stats:?}"
         );
         let before: u64 = (0..40).map(|number| pair.apps(B).got(0, number)).sum();

@@ -120,12 +120,12 @@ impl Expander {
         }
         // Before anything is done for it.
         if !is_worth_its_messages(payload) {
-            return Err(PayloadError::Compressed);
+            return Err(PayloadError::CompressedSize);
         }
         let (generation, number, raw) = (payload[1], word(8), word(12) as usize);
         // Buffers that dictionaries are made of were worth compressing.
         if raw > MOST_RAW || number > 0 && raw < SMALLEST {
-            return Err(PayloadError::Compressed);
+            return Err(PayloadError::CompressedSize);
         }
         let Expander {
             context,
@@ -143,7 +143,7 @@ impl Expander {
                 let found = dictionaries
                     .iter()
                     .find(|(held, _)| held.generation == generation);
-                let (_, dictionary) = found.ok_or(PayloadError::Compressed)?;
+                let (_, dictionary) = found.ok_or(PayloadError::Dictionary(generation))?;
                 context.decompress_using_ddict(&mut out[ROUTING..], frame, dictionary)
             }
         };

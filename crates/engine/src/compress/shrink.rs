@@ -25,7 +25,7 @@ use crate::{
         NO_DICTIONARY, PROPOSED, SMALL_DICTIONARY, SMALL_DICTIONARY_ABOVE, SMALLEST,
     },
     message::ROUTING,
-    stats::{AsItIs, Squeezed},
+    stats::{CompressionStats, Uncompressed},
 };
 
 /// What packing and sending a byte costs besides, nanoseconds.
@@ -66,7 +66,7 @@ pub(crate) struct Record {
     failures: u32,
     /// One buffer has shrunk.
     known: bool,
-    pub(crate) squeezed: Squeezed,
+    pub(crate) compression: CompressionStats,
 }
 
 impl Default for Record {
@@ -77,7 +77,7 @@ impl Default for Record {
             skip: 0,
             failures: 0,
             known: false,
-            squeezed: Squeezed::default(),
+            compression: CompressionStats::default(),
         }
     }
 }
@@ -263,28 +263,28 @@ impl Shrinker {
         (how, alone): (How, bool),
         record: &mut Record,
         rate: u64,
-    ) -> Squeezed {
+    ) -> CompressionStats {
         let raw = buffer.len() - ROUTING;
         let done = if how.isolated && !alone {
-            Err((AsItIs::Apart, 0.0))
+            Err((Uncompressed::Isolated, 0.0))
         } else {
             self.try_shrink(buffer, how, record, rate)
         };
         let after = buffer.len() - ROUTING;
-        let mut squeezed = Squeezed {
+        let mut stats = CompressionStats {
             bytes_in: raw as u64,
             bytes_out: after as u64,
-            ..Squeezed::default()
+            ..CompressionStats::default()
         };
         match done {
-            Ok(cost) => squeezed.cpu_ns = (raw as f64 * cost) as u64,
+            Ok(cost) => stats.cpu_ns = (raw as f64 * cost) as u64,
             Err((why, cost)) => {
-                squeezed.cpu_ns = (raw as f64 * cost) as u64;
-                squeezed.raw[why as usize] = 1;
+                stats.cpu_ns = (raw as f64 * cost) as u64;
+                stats.uncompressed[why as usize] = 1;
             }
         }
-        record.squeezed += squeezed;
-        squeezed
+        record.compression += stats;
+        stats
     }
 
     /// What a byte cost, nanoseconds; if it is as it was, also why.
@@ -294,17 +294,17 @@ impl Shrinker {
         how: How,
         record: &mut Record,
         rate: u64,
-    ) -> Result<f64, (AsItIs, f64)> {
+    ) -> Result<f64, (Uncompressed, f64)> {
         let raw = buffer.len() - ROUTING;
         if how.compress == Compress::Off {
-            return Err((AsItIs::Off, 0.0));
+            return Err((Uncompressed::Off, 0.0));
         }
         if raw < SMALLEST {
-            return Err((AsItIs::Small, 0.0));
+            return Err((Uncompressed::Small, 0.0));
         }
         if record.skip > 0 {
             record.skip = record.skip.saturating_sub(raw);
-            return Err((AsItIs::Stubborn, 0.0));
+            return Err((Uncompressed::Incompressible, 0.0));
         }
         let again = record.failures > 0;
         let expected = if again { HOPE } else { record.ratio };
@@ -312,7 +312,7 @@ impl Shrinker {
             Compress::Level(level) => i32::from(level),
             _ => {
                 let chosen =
-                    choose(&self.how.costs, expected, rate).ok_or((AsItIs::FastLink, 0.0))?;
+                    choose(&self.how.costs, expected, rate).ok_or((Uncompressed::FastLink, 0.0))?;
                 LEVELS[if again { 0 } else { chosen }]
             }
         };
@@ -336,7 +336,7 @@ impl Shrinker {
         let (cost, finer) = (between(&self.how.costs, level), between(&FINER, level));
         // There is room for whatever it may write; it fails for want of memory alone.
         let Ok(written) = written else {
-            return Err((AsItIs::Stubborn, cost));
+            return Err((Uncompressed::Incompressible, cost));
         };
         let total = HEADER - MAGIC.len() + written;
         let now = total as f64 / buffer.len() as f64 / finer;
@@ -347,15 +347,15 @@ impl Shrinker {
         };
         if total as f64 > (1.0 - WORTH) * buffer.len() as f64 {
             if raw < TELLING {
-                return Err((AsItIs::Small, cost));
+                return Err((Uncompressed::Small, cost));
             }
             record.skip = ((BACK_OFF * raw) << record.failures.min(16)).min(MOST_BACK_OFF);
             record.failures += 1;
-            return Err((AsItIs::Stubborn, cost));
+            return Err((Uncompressed::Incompressible, cost));
         }
         self.out[2..4].copy_from_slice(&buffer[2..4]);
         if !is_worth_its_messages(&self.out[..total]) {
-            return Err((AsItIs::Crowded, cost));
+            return Err((Uncompressed::TooManyMessages, cost));
         }
         (record.failures, record.known) = (0, true);
         let number = if how.isolated {

@@ -4,13 +4,15 @@ use std::{
 };
 
 use super::*;
-use crate::{Class, FlowId, Squeezed, Treatment, config::PROPOSED, message, stats::AsItIs};
+use crate::{
+    Class, CompressionStats, FlowId, Treatment, config::PROPOSED, message, stats::Uncompressed,
+};
 
 /// A shrinker with what the driver keeps for it. Its dictionaries are made when `work` is called.
 struct Sender {
     shrinker: Shrinker,
     records: HashMap<Option<FlowId>, Record>,
-    squeezed: Squeezed,
+    stats: CompressionStats,
 }
 
 impl Sender {
@@ -18,7 +20,7 @@ impl Sender {
         Sender {
             shrinker: Shrinker::new(how),
             records: HashMap::new(),
-            squeezed: Squeezed::default(),
+            stats: CompressionStats::default(),
         }
     }
 
@@ -40,7 +42,7 @@ impl Sender {
             self.shrinker.how_together(own.keeps_apart())
         };
         let record = self.records.entry(flow).or_default();
-        self.squeezed += self
+        self.stats += self
             .shrinker
             .shrink(buffer, (how, flow.is_some()), record, rate);
     }
@@ -124,7 +126,7 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
             assert_eq!(expander.expand(&sent).unwrap(), raw);
         }
     }
-    let (mut tried, before) = (0, shrinker.squeezed.cpu_ns);
+    let (mut tried, before) = (0, shrinker.stats.cpu_ns);
     for seed in 0..200 {
         let raw = buffer(&noise(seed, 16_000));
         let mut sent = raw.clone();
@@ -132,7 +134,7 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
         assert_eq!(sent, raw);
         tried += 1;
     }
-    let worked = shrinker.squeezed.cpu_ns - before;
+    let worked = shrinker.stats.cpu_ns - before;
     let all = (f64::from(tried) * 16_000.0 * Compression::default().costs[0]) as u64;
     assert!(
         worked < all / 5,
@@ -178,11 +180,7 @@ fn small_buffers_gain_by_the_dictionary() {
         last < first * 3 / 4 && last < 1_000 / 4,
         "{first} bytes at first, {last} with a dictionary"
     );
-    assert!(
-        shrinker.shrinker.dictionaries >= 2,
-        "{:?}",
-        shrinker.squeezed
-    );
+    assert!(shrinker.shrinker.dictionaries >= 2, "{:?}", shrinker.stats);
     assert!(shrinker.shrinker.held() < 32 << 20 && expander.held() < 16 << 20);
     // At rest little is held, and afterwards it goes on without and with a dictionary.
     shrinker.shrinker.rest();
@@ -464,18 +462,21 @@ fn rules_go_before_the_peer() {
         });
         let mut sent = buffer(&lines);
         sender.shrink_as(&mut sent, Some(FlowId(1)), treatment, SLOW);
-        let why = AsItIs::ALL
+        let why = Uncompressed::ALL
             .into_iter()
-            .find(|why| sender.squeezed.raw[*why as usize] > 0);
+            .find(|why| sender.stats.uncompressed[*why as usize] > 0);
         assert_eq!(why.is_some(), sent.len() == lines.len() + message::ROUTING);
         (sent.len(), why)
     };
     let level = |level| Some(Compress::Level(level));
     assert_eq!(
         size(Compress::Auto, asked(Some(Compress::Off), false)).1,
-        Some(AsItIs::Off)
+        Some(Uncompressed::Off)
     );
-    assert_eq!(size(Compress::Off, asked(None, false)).1, Some(AsItIs::Off));
+    assert_eq!(
+        size(Compress::Off, asked(None, false)).1,
+        Some(Uncompressed::Off)
+    );
     assert_eq!(size(Compress::Off, asked(level(3), false)).1, None);
     let [one, six] = [1, 6].map(|number| size(Compress::Auto, asked(level(number), false)).0);
     assert!(six < one, "{six} bytes at level 6, {one} at level 1");
@@ -501,7 +502,10 @@ fn rules_go_before_the_peer() {
         sender.shrink_as(&mut sent, None, treatment, SLOW);
         assert_eq!(sent[0] != COMPRESSED, stays, "{treatment:?}");
     }
-    assert_eq!(sender.squeezed.raw[AsItIs::Apart as usize], 2);
+    assert_eq!(
+        sender.stats.uncompressed[Uncompressed::Isolated as usize],
+        2
+    );
 
     // One flow's rule isolates it: others have a dictionary, and it none.
     let (mut sender, mut expander, mut now) = (

@@ -18,7 +18,7 @@ impl Driver {
             self.reset_exchange(flow, status);
             return;
         };
-        self.counters.reset_here += 1;
+        self.counters.flows.reset_here += 1;
         self.queue_reset(flow, &state, status);
     }
 
@@ -33,8 +33,8 @@ impl Driver {
     }
 
     /// The far side broke a flow's rules.
-    pub(super) fn on_breach(&mut self, flow: FlowId, _breach: Breach) {
-        self.counters.breaches += 1;
+    pub(super) fn on_breach(&mut self, flow: FlowId, breach: Breach) {
+        self.counters.breaches.count(breach);
         self.reset_and_tell(flow, Status::Protocol);
     }
 
@@ -62,7 +62,7 @@ impl Driver {
 
     /// A flow of the far side is refused that never came into being here.
     pub(super) fn refuse(&mut self, flow: FlowId, protocol: u8, status: Status) {
-        self.counters.refused += 1;
+        self.counters.flows.refused += 1;
         if self.resets >= MAX_REFUSALS {
             self.counters.refusals_dropped += 1;
             return;
@@ -107,8 +107,9 @@ impl Driver {
 
     pub(super) fn end_by_far_side(&mut self, flow: FlowId, status: Status) {
         if let Some(state) = self.remove(flow) {
-            self.counters.reset_there += 1;
-            self.counters.refused_there += u64::from(state.ours && status == Status::NoResources);
+            self.counters.flows.reset_there += 1;
+            self.counters.flows.refused_there +=
+                u64::from(state.ours && status == Status::NoResources);
             self.events.push_back(Event::Reset { flow, status });
         }
     }
@@ -196,7 +197,7 @@ impl Driver {
     }
 
     fn squeeze(&mut self, flow: FlowId) {
-        self.counters.squeezed += 1;
+        self.counters.flows.out_of_memory += 1;
         self.reset_and_tell(flow, Status::NoResources);
     }
 
@@ -241,7 +242,7 @@ impl Driver {
         flows.sort_unstable();
         for flow in flows {
             self.remove(flow);
-            self.counters.lost += 1;
+            self.counters.flows.lost += 1;
             self.events.push_back(Event::Reset { flow, status });
         }
         self.lingering = VecDeque::new();

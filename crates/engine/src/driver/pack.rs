@@ -244,9 +244,9 @@ impl Driver {
             self.say();
             self.pack_control(&mut page);
         }
-        self.counters.messages_out += u64::from(page.messages);
+        self.counters.traffic.messages_out += u64::from(page.messages);
         let packed = page.finish();
-        self.counters.buffers_out += u64::from(packed.is_some());
+        self.counters.traffic.buffers_out += u64::from(packed.is_some());
         packed
     }
 
@@ -428,7 +428,7 @@ impl Driver {
         state.open_sent = true;
         state.moved = now;
         state.outgoing.on_sent(length);
-        self.counters.bytes_out += length as u64;
+        self.counters.traffic.bytes_out += length as u64;
         self.schedule.on_served(turn.slot, header_length + length);
         if state.behave(length, self.sparse, now) {
             self.schedule.set_class(turn.slot, state.class);
@@ -447,7 +447,7 @@ impl Driver {
     }
 
     fn fail(&mut self, flow: FlowId, status: Status) {
-        self.counters.reset_here += 1;
+        self.counters.flows.reset_here += 1;
         self.reset_and_tell(flow, status);
     }
 }

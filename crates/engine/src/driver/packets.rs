@@ -19,11 +19,12 @@ use super::{
     schedule::Turn,
 };
 use crate::{
-    Event, FlowId, FlowInfo, PacketKey, SendError, Squeezed, Status, Treatment,
+    CompressionStats, Event, FlowId, FlowInfo, PacketKey, SendError, Status, Treatment,
     config::{
         CROSSING, DATAGRAM_COST, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MAX_REFUSALS,
         MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES,
     },
+    error::Breach,
     flow::{Delivery, PacketFlow, Place},
     message::{self, Form, Function, Header},
 };
@@ -189,10 +190,10 @@ impl PacketFlows {
             datagrams_in: state.received.datagrams,
             datagrams_out: state.sent.datagrams,
             wait: state.wait,
-            squeezed: state
+            compression: state
                 .record
                 .as_ref()
-                .map_or_else(Squeezed::default, |record| record.squeezed),
+                .map_or_else(CompressionStats::default, |record| record.compression),
             since: state.since,
             moved: state.moved,
         })
@@ -280,7 +281,7 @@ impl Driver {
             || packet_flows.waiting_bytes + cost > WAITING_BYTES;
         if full {
             recycle(&mut packet_flows.spare, Some(copy));
-            self.counters.datagrams_full += 1;
+            self.counters.packets.full += 1;
             return Err(SendError::Full);
         }
         state.push(copy, now);
@@ -363,14 +364,14 @@ impl Driver {
         now: Instant,
     ) -> Result<FlowId, SendError> {
         if self.packet_flows.len() >= self.limits.packet_flows || self.held() > self.budget {
-            self.counters.exchanges_refused += 1;
+            self.counters.packets.flows_refused += 1;
             return Err(SendError::TooManyFlows);
         }
         let (flows, packet_flows) = (&self.flows, &self.packet_flows);
         let flow = self
             .giver
             .give(|flow| flows.contains_key(&flow) || packet_flows.contains(flow));
-        self.counters.opened_here += 1;
+        self.counters.flows.opened_here += 1;
         self.insert_exchange(flow, *key, treatment, true, now);
         Ok(flow)
     }
@@ -422,7 +423,7 @@ impl Driver {
             };
             let length = first.bytes.len();
             if state.is_stale(now) || page.is_never_enough(header_length + length) {
-                self.counters.datagrams_stale += 1;
+                self.counters.packets.stale += 1;
                 let stale = state.pop();
                 let cost = DATAGRAM_COST + stale.as_ref().map_or(0, Vec::capacity);
                 packet_flows.waiting_bytes -= cost;
@@ -467,8 +468,8 @@ impl Driver {
             );
             state.sent.add(length);
             recycle(&mut packet_flows.spare, Some(bytes));
-            self.counters.datagrams_out += 1;
-            self.counters.bytes_out += length as u64;
+            self.counters.packets.sent += 1;
+            self.counters.traffic.bytes_out += length as u64;
             self.schedule.on_served(turn.slot, header_length + length);
             if state.waiting.is_empty() {
                 self.schedule.sleep(turn.slot);
@@ -495,7 +496,7 @@ impl Driver {
                     arrived, arrivals, ..
                 } = &mut self.packet_flows;
                 arrive(arrived, arrivals, own, bytes);
-                self.counters.datagrams_in += 1;
+                self.counters.packets.received += 1;
                 return;
             }
             if !self.open_exchange_from_far_side(header, delivery, now) {
@@ -509,7 +510,7 @@ impl Driver {
             .get_mut(&flow)
             .expect("it is here, or was opened just now");
         if matches!(header.form, Form::Packets(key, _) if key != state.key || state.ours) {
-            self.counters.breaches += 1;
+            self.counters.breaches.count(Breach::OtherKey);
             return;
         }
         state.answered = true;
@@ -546,12 +547,12 @@ impl Driver {
                 state.order.hold(header.sequence, copied(spare, bytes));
                 holding[in_order].push_back((now + state.order.patience(), flow, header.sequence));
             }
-            Place::Drop => self.counters.datagrams_late += 1,
+            Place::Drop => self.counters.packets.late += 1,
         }
         if place != Place::Drop {
             state.received.add(bytes.len());
-            self.counters.datagrams_in += 1;
-            self.counters.bytes_in += bytes.len() as u64;
+            self.counters.packets.received += 1;
+            self.counters.traffic.bytes_in += bytes.len() as u64;
             while let Some(held) = state.order.pop_ready(now) {
                 give(&held);
                 recycle(spare, Some(held));
@@ -637,7 +638,7 @@ impl Driver {
                     && self.packet_flows.len() < self.limits.packet_flows
                     && self.held() <= self.budget => {}
             Known::New => {
-                self.counters.exchanges_refused += 1;
+                self.counters.packets.flows_refused += 1;
                 self.refuse(flow, key.protocol, Status::NoResources);
                 return false;
             }
@@ -657,7 +658,7 @@ impl Driver {
             // stays.
             self.end_exchange(old);
         }
-        self.counters.opened_there += 1;
+        self.counters.flows.opened_there += 1;
         self.insert_exchange(flow, key, (asked, delivery), false, now);
         self.leave_unsaid(flow, None);
         self.events
@@ -684,10 +685,10 @@ impl Driver {
                 self.schedule.stop(state.slot);
             }
             (Function::Reset, _) => {
-                self.counters.reset_there += 1;
+                self.counters.flows.reset_there += 1;
                 self.end_exchange(header.flow);
             }
-            _ => self.counters.breaches += 1,
+            _ => self.counters.breaches.count(Breach::OtherKind),
         }
     }
 
@@ -721,7 +722,7 @@ impl Driver {
             return;
         };
         self.schedule.remove(state.slot);
-        self.counters.reset_here += 1;
+        self.counters.flows.reset_here += 1;
         self.refuse_quietly(flow, state.key.protocol, status);
     }
 
@@ -777,7 +778,7 @@ impl Driver {
                 continue;
             }
             let (ours, protocol) = (state.ours, state.key.protocol);
-            self.counters.closed += 1;
+            self.counters.flows.closed += 1;
             self.end_exchange(flow);
             if ours {
                 self.refuse_quietly(flow, protocol, Status::None);
@@ -791,7 +792,7 @@ impl Driver {
         for flow in flows {
             if let Some(state) = self.packet_flows.take(flow) {
                 self.schedule.remove(state.slot);
-                self.counters.lost += 1;
+                self.counters.flows.lost += 1;
                 self.events.push_back(Event::Reset { flow, status });
             }
         }

@@ -8,8 +8,8 @@ use std::{
 
 use super::{Driver, Room, Schedule, hard_limit};
 use crate::{
-    AsItIs, Class, Compress, Compression, Event, FlowId, Limits, OpenError, PacketKey, Read,
-    Source, Status, StreamKey, Treatment,
+    Breaches, Class, Compress, Compression, Counters, Delivery, Event, FlowId, Limits, Malformed,
+    OpenError, PacketKey, Read, Source, Status, StreamKey, Treatment, Uncompressed,
     compress::{COMPRESSED, How, Shrinker},
     config::{
         CONTROL_SLACK, DICTIONARY, MADE_FOR_EACH, MAX_REFUSALS, MOST_ANSWERS, OPENING, UNSAID,
@@ -198,12 +198,17 @@ impl Pair {
             );
             assert!(!driver.has_work());
             assert_eq!(
-                (driver.counters().breaches, driver.counters().malformed),
+                (
+                    driver.counters().breaches.total(),
+                    driver.counters().malformed.total()
+                ),
                 (0, 0)
             );
         }
         let [a, b] = [self.drivers[0].counters(), self.drivers[1].counters()];
-        assert!(a.bytes_in <= b.bytes_out && b.bytes_in <= a.bytes_out);
+        assert!(
+            a.traffic.bytes_in <= b.traffic.bytes_out && b.traffic.bytes_in <= a.traffic.bytes_out
+        );
     }
 }
 
@@ -575,7 +580,7 @@ fn late_messages_open_nothing() {
     events(&mut driver);
     driver.unpack(message(Function::Data, FAR + 2, 3, full(), b"def"), now);
     assert_eq!((events(&mut driver), driver.flow_count()), (vec![], 0));
-    assert_eq!(driver.counters().opened_there, 1);
+    assert_eq!(driver.counters().flows.opened_there, 1);
 }
 
 #[test]
@@ -615,7 +620,10 @@ fn a_breach_ends_its_flow_only() {
                 status: Status::Protocol
             }]
         );
-        assert_eq!((driver.flow_count(), driver.counters().breaches), (1, 1));
+        assert_eq!(
+            (driver.flow_count(), driver.counters().breaches.total()),
+            (1, 1)
+        );
         driver.check_invariants();
         let mut buffer = Vec::new();
         driver
@@ -638,6 +646,68 @@ fn a_breach_ends_its_flow_only() {
             (Function::Reset, Form::Status(6, Status::Protocol))
         );
     }
+}
+
+#[test]
+fn what_a_peer_does_wrong_is_counted_by_its_kind() {
+    let now = crate::clock();
+    let credit = Limits::default().initial_credit;
+    let other = Form::Stream(key(1, 7), Class::Normal.into());
+    let wrong = [
+        message(Function::Data, FAR, 1, Form::Short, b"x"),
+        message(Function::Data, FAR, credit, Form::Short, b"x"),
+        message(
+            Function::Reset,
+            FAR,
+            credit + 1,
+            Form::Status(6, Status::Reset),
+            b"",
+        ),
+        message(Function::Data, FAR, 3, other, b"x"),
+        message(
+            Function::Datagram(Delivery::Timely),
+            FAR,
+            3,
+            Form::Short,
+            b"x",
+        ),
+        vec![1, 0, 0],
+        vec![9; 20],
+        [&[2, 7, 0, 0, 0, 0, 0, 24][..], &[0; 24]].concat(),
+    ];
+    let found = wrong.map(|payload| {
+        let mut driver = connected(Limits::default());
+        driver.unpack(message(Function::Data, FAR, 0, full(), b"abc"), now);
+        driver.unpack(payload, now);
+        let Counters {
+            breaches,
+            malformed,
+            ..
+        } = *driver.counters();
+        assert_eq!(breaches.total() + malformed.total(), 1);
+        (breaches, malformed)
+    });
+    let breach = |count: fn(&mut Breaches) -> &mut u64| {
+        let mut breaches = Breaches::default();
+        *count(&mut breaches) = 1;
+        (breaches, Malformed::default())
+    };
+    let malformed = |count: fn(&mut Malformed) -> &mut u64| {
+        let mut malformed = Malformed::default();
+        *count(&mut malformed) = 1;
+        (Breaches::default(), malformed)
+    };
+    let expected = [
+        breach(|kind| &mut kind.overlap),
+        breach(|kind| &mut kind.beyond_credit),
+        breach(|kind| &mut kind.beyond_end),
+        breach(|kind| &mut kind.other_key),
+        breach(|kind| &mut kind.other_kind),
+        malformed(|kind| &mut kind.truncated),
+        malformed(|kind| &mut kind.routing),
+        malformed(|kind| &mut kind.dictionary),
+    ];
+    assert_eq!(found, expected);
 }
 
 /// A peer that says what no type of ours can say: byte 16 of a full header is the protocol, 24 and
@@ -674,8 +744,8 @@ fn a_stream_of_another_protocol_and_a_mapped_address_open_nothing() {
     }
     assert_eq!(
         (
-            driver.counters().malformed,
-            driver.counters().wrong_protocols
+            driver.counters().malformed.total(),
+            driver.counters().malformed.protocol
         ),
         (7, 7)
     );
@@ -695,8 +765,8 @@ fn a_stream_of_another_protocol_and_a_mapped_address_open_nothing() {
     }
     assert_eq!(
         (
-            driver.counters().malformed,
-            driver.counters().wrong_addresses
+            driver.counters().malformed.total(),
+            driver.counters().malformed.address
         ),
         (15, 8)
     );
@@ -714,7 +784,7 @@ fn a_stream_of_another_protocol_and_a_mapped_address_open_nothing() {
         (
             events(&mut driver).len(),
             driver.flow_count(),
-            driver.counters().malformed
+            driver.counters().malformed.total()
         ),
         (1, 1, 15)
     );
@@ -749,7 +819,10 @@ fn memory_refuses_then_takes_from_who_holds_most() {
         })
     );
     driver.unpack(message(Function::Data, FAR + 2, 0, full(), b"abc"), now);
-    assert_eq!((driver.counters().refused, driver.flow_count()), (1, 2));
+    assert_eq!(
+        (driver.counters().flows.refused, driver.flow_count()),
+        (1, 2)
+    );
     events(&mut driver);
     // Early data counts too.
     fill(&mut driver, 0, 160_000, 260_000);
@@ -760,7 +833,7 @@ fn memory_refuses_then_takes_from_who_holds_most() {
             status: Status::NoResources
         }]
     );
-    assert_eq!(driver.counters().squeezed, 1);
+    assert_eq!(driver.counters().flows.out_of_memory, 1);
     assert!(driver.held() < 300_000);
     // The program may lower the budget while flows run.
     driver.set_budget(100_000);
@@ -896,7 +969,7 @@ fn refused_proposals_cost_a_step_and_no_memory() {
     }
     let counters = driver.counters();
     assert_eq!(
-        (counters.messages_in, counters.answers_dropped),
+        (counters.traffic.messages_in, counters.answers_dropped),
         (200_000, 200_000 - MOST_ANSWERS as u64)
     );
     assert_eq!(
@@ -972,12 +1045,15 @@ fn no_message_costs_a_walk() {
     let mut driver = connected(limits);
     let walked = |driver: &Driver, before: (u64, u64), what: &str| {
         let counters = driver.counters();
-        let (steps, said) = (counters.walked - before.0, counters.messages_in - before.1);
+        let (steps, said) = (
+            counters.walked - before.0,
+            counters.traffic.messages_in - before.1,
+        );
         assert!(
             steps <= 8 * said + 5_000,
             "{what}: {steps} steps for {said} messages"
         );
-        (counters.walked, counters.messages_in)
+        (counters.walked, counters.traffic.messages_in)
     };
     // Flows that nobody takes anything of, each with little, until memory is short; and then more.
     let mut at = (0, 0);
@@ -995,7 +1071,7 @@ fn no_message_costs_a_walk() {
         );
         events(&mut driver);
     }
-    assert!(driver.counters().squeezed > 0 || driver.counters().refused > 0);
+    assert!(driver.counters().flows.out_of_memory > 0 || driver.counters().flows.refused > 0);
     driver.check_invariants();
     at = walked(&driver, at, "memory");
     // Datagrams in reverse order, in many flows.
@@ -1429,7 +1505,7 @@ fn what_a_rule_asks_crosses_with_its_flow() {
                 compress: Some(Compress::Off),
                 ..Class::Normal.into()
             },
-            Some(AsItIs::Off),
+            Some(Uncompressed::Off),
         ),
         (
             Treatment {
@@ -1458,16 +1534,16 @@ fn what_a_rule_asks_crosses_with_its_flow() {
                 .pack(&mut Text, &mut buffer, room, now)
                 .unwrap();
             drivers[side].shrink(&mut buffer, packed, now);
-            let squeezed = drivers[side].flows().next().unwrap().squeezed;
-            let found = AsItIs::ALL
+            let compression = drivers[side].flows().next().unwrap().compression;
+            let found = Uncompressed::ALL
                 .into_iter()
-                .find(|why| squeezed.raw[*why as usize] > 0);
+                .find(|why| compression.uncompressed[*why as usize] > 0);
             assert_eq!(
-                (found, squeezed.bytes_in > 0),
+                (found, compression.bytes_in > 0),
                 (why, true),
                 "side {side}, {asked:?}"
             );
-            assert_eq!(squeezed.bytes_out < squeezed.bytes_in, why.is_none());
+            assert_eq!(compression.bytes_out < compression.bytes_in, why.is_none());
             // Nothing of an isolated flow is kept for a dictionary.
             let kept = buffer[0] == COMPRESSED && buffer[8..12] != [0; 4];
             assert_eq!(
@@ -1519,8 +1595,8 @@ fn a_compressed_buffer_has_no_more_messages_than_bytes() {
         let after = driver.counters();
         assert_eq!(
             (
-                after.malformed - before.malformed,
-                after.messages_in - before.messages_in
+                after.malformed.total() - before.malformed.total(),
+                after.traffic.messages_in - before.traffic.messages_in
             ),
             (1, 0),
             "{count}"
@@ -1528,10 +1604,13 @@ fn a_compressed_buffer_has_no_more_messages_than_bytes() {
         assert!(driver.take_broken());
         // What we pack keeps to it: such a buffer stays as it is.
         let (mut ours, mut record) = (raw.clone(), Default::default());
-        let squeezed =
+        let compression =
             Shrinker::new(Compression::default()).shrink(&mut ours, how, &mut record, 100_000);
         assert_eq!(
-            (ours == raw, squeezed.raw[AsItIs::Crowded as usize]),
+            (
+                ours == raw,
+                compression.uncompressed[Uncompressed::TooManyMessages as usize]
+            ),
             (true, 1),
             "{count}"
         );
@@ -1597,7 +1676,10 @@ fn the_smallest_like_datagrams_are_compressed_and_arrive() {
             }
         }
     }
-    assert_eq!((drivers[1].counters().malformed, arrived), (0, sent));
+    assert_eq!(
+        (drivers[1].counters().malformed.total(), arrived),
+        (0, sent)
+    );
     assert!(
         sent > 200_000 && wire < bytes / 4,
         "{sent} datagrams, {bytes} bytes became {wire}"

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use super::{Driver, numbers::Known};
 use crate::{
-    Event, FlowId, KeyError, Status, StreamKey, Treatment,
+    Event, FlowId, Status, StreamKey, Treatment,
     compress::{COMPRESSED, Proposal},
-    error::{Breach, PayloadError},
+    error::Breach,
     flow::Chunk,
     message::{self, Form, Function, Header},
 };
@@ -22,9 +22,9 @@ impl Driver {
             self.on_compressed(now);
             match self.expander.expand(&payload) {
                 Ok(raw) => self.spend(std::mem::replace(&mut payload, raw)),
-                Err(_) => {
+                Err(error) => {
                     // What it held is lost for its flows, and they would wait for it for ever.
-                    self.counters.malformed += 1;
+                    self.counters.malformed.count(error);
                     self.broken = true;
                     self.spend(payload);
                     return;
@@ -34,25 +34,18 @@ impl Driver {
         let messages = match message::parse_payload(&payload) {
             Ok(messages) => messages,
             Err(error) => {
-                self.counters.malformed += 1;
-                match error {
-                    PayloadError::Key(KeyError::Protocol(_)) => self.counters.wrong_protocols += 1,
-                    PayloadError::Key(KeyError::Families | KeyError::Form) => {
-                        self.counters.wrong_addresses += 1
-                    }
-                    _ => {}
-                }
+                self.counters.malformed.count(error);
                 self.spend(payload);
                 return;
             }
         };
-        self.counters.buffers_in += 1;
+        self.counters.traffic.buffers_in += 1;
         let mut most = None;
         for (header, data) in messages {
-            self.counters.messages_in += 1;
+            self.counters.traffic.messages_in += 1;
             if let Function::Datagram(delivery) = header.function {
                 if self.flows.contains_key(&header.flow) {
-                    self.counters.breaches += 1;
+                    self.counters.breaches.count(Breach::OtherKind);
                     continue;
                 }
                 self.on_datagram(&header, delivery, &payload[data], now);
@@ -176,7 +169,7 @@ impl Driver {
                 return false;
             }
         };
-        self.counters.opened_there += 1;
+        self.counters.flows.opened_there += 1;
         self.insert(flow, key, asked, false, credit, now);
         self.events.push_back(Event::Open { flow, key, asked });
         true
@@ -239,7 +232,7 @@ impl Driver {
             self.on_breach(flow, breach);
             return;
         }
-        self.counters.bytes_in += length;
+        self.counters.traffic.bytes_in += length;
         let waiting = state.incoming.deliverable_bytes() as u64;
         if state.accepted && state.window.on_arrived(waiting, self.rtt, now) {
             self.queue_pause(flow);

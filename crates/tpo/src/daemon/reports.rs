@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use tpo_engine::{AsItIs, Class, FlowInfo, Squeezed};
+use tpo_engine::{Class, CompressionStats, FlowInfo, Uncompressed};
 
 use crate::config::{Checked, checked};
 use crate::daemon::control;
@@ -198,9 +198,9 @@ impl Facts {
             segment: u16::try_from(mover.datagram_size).unwrap_or(u16::MAX),
             in_flight: mover.in_flight_bytes,
             flows: engine.flows as u64,
-            flows_total: engine.counters.opened_here + engine.counters.opened_there,
-            sent: engine.counters.bytes_out,
-            received: engine.counters.bytes_in,
+            flows_total: engine.counters.flows.opened_here + engine.counters.flows.opened_there,
+            sent: engine.counters.traffic.bytes_out,
+            received: engine.counters.traffic.bytes_in,
             datagrams_sent: mover.datagrams_sent,
             datagrams_received: mover.datagrams_received,
             retransmissions: mover.segments_repaired,
@@ -210,16 +210,16 @@ impl Facts {
                 dictionaries: engine.dictionaries,
                 classes: Class::ALL
                     .into_iter()
-                    .map(|class| (class, &engine.squeezed[class as usize]))
-                    .filter(|(_, squeezed)| squeezed.bytes_in > 0)
-                    .map(|(class, squeezed)| {
+                    .map(|class| (class, &engine.compression[class as usize]))
+                    .filter(|(_, stats)| stats.bytes_in > 0)
+                    .map(|(class, stats)| {
                         (
                             class_name(class).to_owned(),
-                            compression(squeezed, mover.pacing_rate),
+                            compression(stats, mover.pacing_rate),
                         )
                     })
                     .collect(),
-                ..compression(&engine.squeezed_in_all(), mover.pacing_rate)
+                ..compression(&engine.compression_in_all(), mover.pacing_rate)
             },
             groups_asked_here: report
                 .groups_asked_here
@@ -270,7 +270,9 @@ impl Facts {
             ),
             (
                 Reason::Memory,
-                lanes(|report| report.stats.counters.refused + report.stats.counters.squeezed),
+                lanes(|report| {
+                    report.stats.counters.flows.refused + report.stats.counters.flows.out_of_memory
+                }),
             ),
             (Reason::Loop, gate(&self.gate.not_intercepted)),
             (
@@ -496,7 +498,7 @@ fn flow(
         packets_sent: packets.then(|| info.datagrams_out.into()),
         packets_received: packets.then(|| info.datagrams_in.into()),
         lost_percent: (packets && came + lost > 0.0).then(|| 100.0 * lost / (came + lost)),
-        compression: compression(&info.squeezed, rate),
+        compression: compression(&info.compression, rate),
         delay_ms: way.map(|way| milliseconds(way + info.wait)),
         age: now.saturating_duration_since(info.since).as_secs_f64(),
         idle: now.saturating_duration_since(info.moved).as_secs_f64(),
@@ -532,24 +534,24 @@ fn class_name(class: Class) -> &'static str {
 }
 
 /// `rate`: what the link takes, bytes per second.
-fn compression(squeezed: &Squeezed, rate: u64) -> CompressionReport {
-    let saved = squeezed.bytes_in.saturating_sub(squeezed.bytes_out) as f64;
-    let why = AsItIs::ALL.map(|why| {
+fn compression(stats: &CompressionStats, rate: u64) -> CompressionReport {
+    let saved = stats.bytes_in.saturating_sub(stats.bytes_out) as f64;
+    let why = Uncompressed::ALL.map(|why| {
         let name = match why {
-            AsItIs::Off => "off",
-            AsItIs::Small => "small",
-            AsItIs::Stubborn => "does not shrink",
-            AsItIs::FastLink => "fast link",
-            AsItIs::Apart => "kept apart",
-            AsItIs::Crowded => "too many messages",
+            Uncompressed::Off => "off",
+            Uncompressed::Small => "small",
+            Uncompressed::Incompressible => "does not shrink",
+            Uncompressed::FastLink => "fast link",
+            Uncompressed::Isolated => "kept apart",
+            Uncompressed::TooManyMessages => "too many messages",
         };
-        (name, squeezed.raw[why as usize])
+        (name, stats.uncompressed[why as usize])
     });
     CompressionReport {
-        before: squeezed.bytes_in,
-        after: squeezed.bytes_out,
+        before: stats.bytes_in,
+        after: stats.bytes_out,
         raw: kinds(why),
-        cpu: squeezed.cpu_ns as f64 / 1e9,
+        cpu: stats.cpu_ns as f64 / 1e9,
         saved: if rate > 0 { saved / rate as f64 } else { 0.0 },
         ..CompressionReport::default()
     }
@@ -583,7 +585,10 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("handshake malformed", mover.handshake.malformed),
         ("handshake ignored", mover.handshake.ignored),
         ("handshake limited", mover.handshake.limited),
-        ("payloads malformed", report.stats.counters.malformed),
+        (
+            "payloads malformed",
+            report.stats.counters.malformed.total(),
+        ),
         (
             "dictionaries too many",
             report.stats.counters.answers_dropped,
@@ -591,22 +596,22 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ("messages late", report.stats.counters.late),
         (
             "packets too late",
-            report.stats.counters.datagrams_stale + report.stats.counters.datagrams_late,
+            report.stats.counters.packets.stale + report.stats.counters.packets.late,
         ),
         (
             "packets too many",
-            report.stats.counters.datagrams_full + report.packets.dropped,
+            report.stats.counters.packets.full + report.packets.dropped,
         ),
         ("packets foreign", report.packets.foreign),
         ("ICMP neither echo nor error", report.packets.icmp),
         ("flows that another peer owns", report.packets.owned),
         (
             "flows of a wrong protocol",
-            report.stats.counters.wrong_protocols,
+            report.stats.counters.malformed.protocol,
         ),
         (
             "addresses in a wrong form",
-            report.stats.counters.wrong_addresses,
+            report.stats.counters.malformed.address,
         ),
         (
             "packets not taken by the kernel",
@@ -614,7 +619,7 @@ fn drops(report: &Report) -> BTreeMap<String, u64> {
         ),
         (
             "packet flows refused",
-            report.stats.counters.exchanges_refused,
+            report.stats.counters.packets.flows_refused,
         ),
         ("icmp unproved", report.counters.complaints_unproved),
         ("connects given up", report.counters.connects_given_up),
