@@ -107,7 +107,7 @@ impl Bbr {
     /// The path carries only `rate`: what was remembered or configured is forgotten, and the queue
     /// that it made is drained (draft-ietf-tsvwg-careful-resume, safe retreat).
     pub(super) fn forget(&mut self, rate: u64, now: Nanos) {
-        (self.resuming, self.unproved) = (None, false);
+        (self.resuming, self.unproved, self.crowd) = (None, false, None);
         self.best = [0, rate];
         self.quiet_bandwidth = rate;
         self.watch.forgive(now);
