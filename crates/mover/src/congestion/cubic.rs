@@ -2,7 +2,9 @@
 //! the path (HyStart++, RFC 9406) and paces. Any loss counts as congestion, so it is slow where
 //! loss is random; it is for links shared with TCP that must not suffer.
 
-use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
+use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
+use super::rate::{bytes_in, rate_of};
+use super::report::AckReport;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// RFC 9438, sections 4.1 and 4.6.
@@ -94,20 +96,20 @@ impl Cubic {
         self.since = None;
     }
 
-    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
-        self.datagram = news.datagram as f64;
-        if news.lost.iter().any(|lost| lost.sent >= self.answered) {
+    pub(super) fn on_ack_report(&mut self, report: &AckReport<'_>, now: Nanos) {
+        self.datagram = report.datagram as f64;
+        if report.lost.iter().any(|lost| lost.sent >= self.answered) {
             self.reduce(now);
         }
-        self.on_round(news);
+        self.on_round(report);
         // A window that is not used says nothing about a larger one.
-        let limited = news.sample.is_some_and(|sample| sample.app_limited);
+        let limited = report.is_app_limited();
         if limited {
             self.rest();
-        } else if news.acked > 0 {
-            self.grow(news, now);
+        } else if report.acked > 0 {
+            self.grow(report, now);
         }
-        if let Some(smoothed) = news.rtt.smoothed() {
+        if let Some(smoothed) = report.rtt.smoothed() {
             let rate = rate_of(self.window() * self.pace() / 100, smoothed);
             self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
         }
@@ -135,8 +137,8 @@ impl Cubic {
         self.start = Start::Fast;
     }
 
-    fn on_round(&mut self, news: &News<'_>) {
-        if let Some(measured) = news.measured {
+    fn on_round(&mut self, report: &AckReport<'_>) {
+        if let Some(measured) = report.rtt_sample {
             self.round_least = self.round_least.min(measured);
             self.round_samples += 1;
         }
@@ -158,11 +160,11 @@ impl Cubic {
             }
             Start::Fast | Start::UpTo(_) | Start::Cautious { .. } | Start::Over => {}
         }
-        if news
-            .sample
+        if report
+            .rate_sample
             .is_some_and(|sample| sample.prior_delivered >= self.round_end)
         {
-            self.round_end = news.delivered;
+            self.round_end = report.delivered;
             (self.last_round_least, self.round_least, self.round_samples) =
                 (self.round_least, Nanos::MAX, 0);
             if let Start::Cautious { rounds, .. } = &mut self.start {
@@ -175,8 +177,8 @@ impl Cubic {
         }
     }
 
-    fn grow(&mut self, news: &News<'_>, now: Nanos) {
-        let acked = news.acked as f64;
+    fn grow(&mut self, report: &AckReport<'_>, now: Nanos) {
+        let acked = report.acked as f64;
         match self.start {
             Start::Fast => self.window += acked,
             Start::UpTo(most) => {
@@ -187,15 +189,15 @@ impl Cubic {
                 }
             }
             Start::Cautious { .. } => self.window += acked * CAUTIOUS_GROWTH,
-            Start::Over => self.avoid(acked, news.rtt.smoothed().unwrap_or(SECOND), now),
+            Start::Over => self.avoid(acked, report.rtt.smoothed().unwrap_or(SECOND), now),
         }
         if let Some(cap) = self.cap {
             // Beyond twice what the configured rate can fill, a larger window would only be a later
             // overflow.
-            let most = 2.0 * super::bytes_in(cap, news.rtt.smoothed().unwrap_or(SECOND)) as f64;
+            let most = 2.0 * bytes_in(cap, report.rtt.smoothed().unwrap_or(SECOND)) as f64;
             self.window = self
                 .window
-                .min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+                .min(most.max((INITIAL_DATAGRAMS * report.datagram) as f64));
         }
     }
 

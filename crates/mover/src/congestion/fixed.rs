@@ -1,6 +1,8 @@
 //! The operator owns the capacity: a fixed rate, with a safety brake.
 
-use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate};
+use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
+use super::rate::bytes_in;
+use super::report::AckReport;
 use crate::ack::LONGEST_DELAY;
 use crate::timer::{MILLISECOND, Nanos};
 
@@ -37,17 +39,17 @@ impl Fixed {
         }
     }
 
-    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
-        self.datagram = news.datagram;
-        let (Some(smoothed), Some(minimum)) = (news.rtt.smoothed(), news.rtt.minimum()) else {
+    pub(super) fn on_ack_report(&mut self, report: &AckReport<'_>, now: Nanos) {
+        self.datagram = report.datagram;
+        let (Some(smoothed), Some(minimum)) = (report.rtt.smoothed(), report.rtt.minimum()) else {
             return;
         };
         // Twice the product: repairs and held-back acknowledgements keep bytes in flight longer
         // than a round trip.
         self.window = (2 * bytes_in(self.configured, smoothed + LONGEST_DELAY))
-            .max(INITIAL_DATAGRAMS * news.datagram);
-        self.look_acked += news.acked;
-        self.look_lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+            .max(INITIAL_DATAGRAMS * report.datagram);
+        self.look_acked += report.acked;
+        self.look_lost += report.lost_bytes();
         if self.braked_until.is_some_and(|until| now >= until) {
             self.braked_until = None;
             self.start_look(now);
@@ -98,7 +100,7 @@ impl Fixed {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Lost;
+    use super::super::report::Lost;
     use super::*;
     use crate::rtt::Rtt;
 
@@ -116,18 +118,18 @@ mod tests {
                 sent: now,
                 bytes: 100_000 * lost_share / 100,
             }];
-            let news = News {
+            let report = AckReport {
                 rtt: &rtt,
-                measured: None,
+                rtt_sample: None,
                 acked: 100_000 - lost[0].bytes,
                 lost: &lost,
                 in_flight: 0,
                 delivered: 0,
-                sample: None,
-                decided: now,
+                rate_sample: None,
+                decided_until: now,
                 datagram: 1_500,
             };
-            fixed.on_news(&news, now);
+            fixed.on_ack_report(&report, now);
             lowest = lowest.min(fixed.rate());
             assert!(fixed.window() >= fixed.rate() / 10);
         }

@@ -6,7 +6,9 @@
 //! round trips after its start and again each nineteen times as long as the last slowdown took.
 //! Loss beside a queue, or beyond the tolerance, takes a fifth of the window; random loss does not.
 
-use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, initial_rate, rate_of};
+use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
+use super::rate::{bytes_in, rate_of};
+use super::report::AckReport;
 use crate::timer::{MILLISECOND, Nanos};
 
 /// The queue that it makes at most. The draft's 60 ms would drive away `auto`, whose own queue is
@@ -83,39 +85,39 @@ impl Scavenger {
         }
     }
 
-    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
-        let (Some(smoothed), Some(minimum)) = (news.rtt.smoothed(), news.rtt.minimum()) else {
+    pub(super) fn on_ack_report(&mut self, report: &AckReport<'_>, now: Nanos) {
+        let (Some(smoothed), Some(minimum)) = (report.rtt.smoothed(), report.rtt.minimum()) else {
             return;
         };
-        let least = (SMALLEST_WINDOW_DATAGRAMS * news.datagram) as f64;
-        if let Some(measured) = news.measured {
+        let least = (SMALLEST_WINDOW_DATAGRAMS * report.datagram) as f64;
+        if let Some(measured) = report.rtt_sample {
             self.round_least = self.round_least.min(measured);
             self.queue = self.round_least - minimum.min(self.round_least);
         }
-        self.on_loss(news, now);
+        self.on_loss(report, now);
         self.step(smoothed, now);
         self.window = self.window.max(least);
-        let limited = news.sample.is_some_and(|sample| sample.app_limited);
-        if news.acked > 0 && !limited {
-            self.grow(news, minimum);
+        let limited = report.is_app_limited();
+        if report.acked > 0 && !limited {
+            self.grow(report, minimum);
             self.window = self.window.max(least);
         }
-        if news
-            .sample
+        if report
+            .rate_sample
             .is_some_and(|sample| sample.prior_delivered >= self.round_end)
         {
-            self.round_end = news.delivered;
+            self.round_end = report.delivered;
             self.round_least = Nanos::MAX;
         }
         let rate = rate_of(self.window() * PACE / 100, smoothed);
         self.rate = self.cap.map_or(rate, |cap| rate.min(cap));
     }
 
-    fn on_loss(&mut self, news: &News<'_>, now: Nanos) {
-        self.acked += news.acked;
-        self.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
-        let fresh = news.lost.iter().any(|lost| lost.sent >= self.answered);
-        let judged = self.acked + self.lost >= JUDGED * news.datagram;
+    fn on_loss(&mut self, report: &AckReport<'_>, now: Nanos) {
+        self.acked += report.acked;
+        self.lost += report.lost_bytes();
+        let fresh = report.lost.iter().any(|lost| lost.sent >= self.answered);
+        let judged = self.acked + self.lost >= JUDGED * report.datagram;
         let many = judged && self.lost as f64 > self.tolerance * (self.acked + self.lost) as f64;
         if fresh && (many || self.queue > TARGET / LOSS_PART) {
             self.window *= BETA;
@@ -166,9 +168,9 @@ impl Scavenger {
         }
     }
 
-    fn grow(&mut self, news: &News<'_>, minimum: Nanos) {
-        let acked = news.acked as f64;
-        let datagram = news.datagram as f64;
+    fn grow(&mut self, report: &AckReport<'_>, minimum: Nanos) {
+        let acked = report.acked as f64;
+        let datagram = report.datagram as f64;
         // Slower than Reno on short paths, where everybody's window is small.
         let gain = 1.0 / (2 * TARGET).div_ceil(minimum.max(1)).clamp(1, SLOWEST) as f64;
         match self.phase {
@@ -187,10 +189,10 @@ impl Scavenger {
             }
         }
         if let Some(cap) = self.cap {
-            let most = super::bytes_in(cap, minimum + 2 * TARGET) as f64;
+            let most = bytes_in(cap, minimum + 2 * TARGET) as f64;
             self.window = self
                 .window
-                .min(most.max((INITIAL_DATAGRAMS * news.datagram) as f64));
+                .min(most.max((INITIAL_DATAGRAMS * report.datagram) as f64));
         }
     }
 

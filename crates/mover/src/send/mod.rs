@@ -18,7 +18,7 @@ use self::queue::Queue;
 use self::tail::Tail;
 use crate::ack::{Schedule, Words};
 use crate::config::{Config, Limits, Path};
-use crate::congestion::{Controller, Lost, News};
+use crate::congestion::{AckReport, Controller, Lost};
 use crate::crypto::{HEADER, TAG};
 use crate::error::ParseError;
 use crate::fec;
@@ -632,7 +632,7 @@ impl Sender {
             self.count_rebuilt(ack.rebuilt, newest.sent, told.datagrams - counted);
         }
         self.fec.on_news(told.datagrams, &self.lost);
-        self.tell_controller(told.acked, measured, sample, now);
+        self.report_to_controller(told.acked, measured, sample, now);
         self.retire(now);
         Ok(())
     }
@@ -740,26 +740,26 @@ impl Sender {
         size > mtu::BASE
     }
 
-    fn tell_controller(
+    fn report_to_controller(
         &mut self,
         acked: u64,
-        measured: Option<Nanos>,
-        sample: Option<flight::Sample>,
+        rtt_sample: Option<Nanos>,
+        rate_sample: Option<flight::Sample>,
         now: Nanos,
     ) {
         let undecided = self.flight.get(self.flight.cursor());
-        let news = News {
+        let report = AckReport {
             rtt: &self.rtt,
-            measured,
+            rtt_sample,
             acked,
             lost: &self.lost,
             in_flight: self.flight.in_flight(),
             delivered: self.flight.delivered(),
-            sample,
-            decided: undecided.map_or(now, |record| record.sent),
+            rate_sample,
+            decided_until: undecided.map_or(now, |record| record.sent),
             datagram: (self.mtu.current() + self.overhead) as u64,
         };
-        self.controller.on_news(&news, now);
+        self.controller.on_ack_report(&report, now);
         self.lost.clear();
         self.set_pace(now);
     }
@@ -839,7 +839,7 @@ impl Sender {
             let large_lost = self.detect_losses(now);
             self.mtu.on_news(large_lost, false, false, now);
             self.fec.on_news(0, &self.lost);
-            self.tell_controller(0, None, None, now);
+            self.report_to_controller(0, None, None, now);
             self.retire(now);
         }
         if self.probe_deadline().is_some_and(|due| due <= now) {

@@ -5,7 +5,7 @@
 //! a full queue cannot have dropped them. `bbr.rs` decides when; the result goes back into its
 //! delivery-rate samples and its idea of too much loss.
 
-use super::Lost;
+use crate::congestion::report::Lost;
 use crate::timer::{Nanos, SECOND};
 
 /// Given back at most without a measurement.
@@ -34,7 +34,7 @@ const RECENT_DATAGRAMS: f64 = 4_000.0;
 
 /// The floor and its measurement.
 #[derive(Default)]
-pub(super) struct Floor {
+pub(super) struct LossFloor {
     /// The policy: more than this share is not taken for the path's own, whatever is measured.
     tolerance: f64,
     since: Option<Nanos>,
@@ -53,12 +53,12 @@ pub(super) struct Floor {
     runs: f64,
 }
 
-impl Floor {
+impl LossFloor {
     /// `tolerance`: see `Config::loss_tolerance`.
-    pub(super) fn new(tolerance: f64) -> Floor {
-        Floor {
+    pub(super) fn new(tolerance: f64) -> LossFloor {
+        LossFloor {
             tolerance,
-            ..Floor::default()
+            ..LossFloor::default()
         }
     }
 
@@ -228,7 +228,13 @@ impl Floor {
 }
 
 /// Is so much loss more than the floor explains? With a queue beside it, less evidence is needed.
-pub(super) fn excess(lost: u64, total: u64, datagram: u64, floor: &Floor, queued: bool) -> bool {
+pub(super) fn excess(
+    lost: u64,
+    total: u64,
+    datagram: u64,
+    floor: &LossFloor,
+    queued: bool,
+) -> bool {
     let (lost, count) = (
         lost as f64 / datagram as f64,
         total as f64 / datagram as f64,
@@ -247,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_measurement_waits_for_the_fate_of_all_that_it_counts() {
-        let mut floor = Floor::new(0.05);
+        let mut floor = LossFloor::new(0.05);
         floor.start(0);
         assert!(!floor.is_done(SECOND, 1_500, SECOND / 2));
         assert_eq!(floor.on_acked(95 * 1_500, SECOND / 2, 0), None);

@@ -1,11 +1,11 @@
 //! Somebody beside us who fills the buffer, as TCP does: room that we give him is lost. How he is
 //! known, and what is done then.
 //!
-//! `bbr.rs` asks the [`Watch`] while it cruises, and hands rate and window over to a [`Crowd`]
+//! `bbr.rs` asks the [`Watch`] while it cruises, and hands rate and window over to a [`Competitive`]
 //! until the buffer is found empty again.
 
-use super::News;
-use super::cubic::Cubic;
+use crate::congestion::cubic::Cubic;
+use crate::congestion::report::AckReport;
 use crate::timer::{MILLISECOND, Nanos};
 
 /// A queue of more than a third of a round trip and this, or one that stands though we have left
@@ -70,19 +70,24 @@ impl Watch {
 }
 
 /// In a crowd we do as the others, but for losses that are the path's own.
-pub(super) struct Crowd {
+pub(super) struct Competitive {
     cubic: Cubic,
     /// The next loss counts, whatever the queue says: there was too much of it.
     believe: bool,
     cycle_at: Nanos,
 }
 
-impl Crowd {
+impl Competitive {
     /// `had`: bytes that were on their way when nobody was there. Giving way has cost us most of
     /// that: we take half of it back at once, and ask for the rest.
-    pub(super) fn new(cap: Option<u64>, news: &News<'_>, had: u64, now: Nanos) -> Crowd {
-        let cubic = Cubic::among(cap, news.datagram, news.in_flight.max(had / 2), had);
-        Crowd {
+    pub(super) fn new(
+        cap: Option<u64>,
+        report: &AckReport<'_>,
+        had: u64,
+        now: Nanos,
+    ) -> Competitive {
+        let cubic = Cubic::among(cap, report.datagram, report.in_flight.max(had / 2), had);
+        Competitive {
             cubic,
             believe: false,
             cycle_at: now,
@@ -90,20 +95,20 @@ impl Crowd {
     }
 
     /// `queue`: now and the longest; `floor`: the share that the path loses anyway.
-    pub(super) fn on_news(
+    pub(super) fn on_ack_report(
         &mut self,
-        news: &News<'_>,
+        report: &AckReport<'_>,
         queue: (Nanos, Nanos),
         floor: f64,
         now: Nanos,
     ) {
         let full = queue.0 * 100 >= queue.1 * FULL_PERCENT;
         let counts = (full && floor < FULL_FLOOR) || self.believe;
-        self.believe &= news.lost.is_empty();
-        self.cubic.on_news(
-            &News {
-                lost: if counts { news.lost } else { &[] },
-                ..*news
+        self.believe &= report.lost.is_empty();
+        self.cubic.on_ack_report(
+            &AckReport {
+                lost: if counts { report.lost } else { &[] },
+                ..*report
             },
             now,
         );

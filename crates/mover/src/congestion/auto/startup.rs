@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use super::{Bbr, Phase, Round};
-use crate::congestion::{
-    FLOW_DATAGRAMS, INITIAL_DATAGRAMS, INITIAL_SPREAD, MOST_INITIAL_DATAGRAMS, rate_of,
-};
+use super::{Auto, Phase, Round};
+use crate::congestion::initial::{INITIAL_DATAGRAMS, INITIAL_SPREAD};
+use crate::congestion::rate::rate_of;
 use crate::timer::Nanos;
 
+/// First window for each stream, and the most for all of them: what its end's own TCP would begin with (RFC 6928), but not
+/// in one burst.
+const FLOW_DATAGRAMS: u64 = 10;
+const MOST_INITIAL_DATAGRAMS: u64 = 160;
 /// Where a configured rate starts from, in percent of it.
 const JUMP_PERCENT: u64 = 96;
 /// A remembered bandwidth is begun with this share, times the gain of startup.
@@ -53,7 +56,7 @@ impl Glance {
     }
 }
 
-impl Bbr {
+impl Auto {
     /// So many streams are carried: before anything is known of the path each may begin like a
     /// connection of its own. True if the rate changed.
     pub(in crate::congestion) fn on_flows(&mut self, flows: u64) -> bool {

@@ -15,13 +15,18 @@
 //! for more and *down* to take back what that queued. *Probe RTT* empties the pipe when the
 //! shortest round trip was not seen for ten seconds.
 
+mod competitive;
+mod loss_floor;
+mod policer;
 mod startup;
 
+use self::competitive::{Competitive, Watch};
+use self::loss_floor::{LossFloor, excess};
+use self::policer::{Lossy, Policer};
 use self::startup::{Glance, PLATEAU_DATAGRAMS, RESUME_PERCENT};
-use super::crowd::{Crowd, Watch};
-use super::floor::{Floor, excess};
-use super::policer::{Lossy, Policer};
-use super::{INITIAL_DATAGRAMS, News, SMALLEST_WINDOW_DATAGRAMS, bytes_in, initial_rate, rate_of};
+use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
+use super::rate::{bytes_in, rate_of};
+use super::report::AckReport;
 use crate::ack::Schedule;
 use crate::config::Path;
 use crate::send::flight::Sample;
@@ -106,7 +111,7 @@ enum Phase {
     Up,
     Down,
     ProbeRtt,
-    Crowd,
+    Competitive,
 }
 
 /// What one packet-timed round saw.
@@ -144,7 +149,7 @@ struct Span {
 }
 
 /// The model.
-pub(crate) struct Bbr {
+pub(crate) struct Auto {
     cap: Option<u64>,
     remembered: Option<Path>,
     /// A bandwidth that was remembered and is not proved yet, and the round that decides.
@@ -170,7 +175,7 @@ pub(crate) struct Bbr {
     plateau: u64,
     plateau_rounds: u32,
     heavy_rounds: u32,
-    floor: Floor,
+    floor: LossFloor,
     measuring_floor: bool,
     glance: Glance,
     /// What was delivered and lost since loss was judged last.
@@ -200,7 +205,7 @@ pub(crate) struct Bbr {
     quiet_bandwidth: u64,
     /// Of who fills the buffer, and if somebody does, what we do then.
     watch: Watch,
-    crowd: Option<Box<Crowd>>,
+    crowd: Option<Box<Competitive>>,
     /// A queue stood in this cycle.
     stood: bool,
     /// This up meets others: its end is when it has made its own queue beside theirs.
@@ -220,16 +225,16 @@ pub(crate) struct Bbr {
     window: u64,
 }
 
-impl Bbr {
-    pub(super) fn new(
+impl Auto {
+    pub(in crate::congestion) fn new(
         cap: Option<u64>,
         remembered: Option<Path>,
         tolerance: f64,
         datagram: u64,
         seed: u64,
         now: Nanos,
-    ) -> Bbr {
-        Bbr {
+    ) -> Auto {
+        Auto {
             cap,
             remembered,
             resuming: None,
@@ -256,7 +261,7 @@ impl Bbr {
             plateau: 0,
             plateau_rounds: 0,
             heavy_rounds: 0,
-            floor: Floor::new(tolerance),
+            floor: LossFloor::new(tolerance),
             measuring_floor: false,
             glance: Glance::new(now),
             calm: Calm::default(),
@@ -291,21 +296,21 @@ impl Bbr {
         }
     }
 
-    pub(super) fn rate(&self) -> u64 {
+    pub(in crate::congestion) fn rate(&self) -> u64 {
         self.rate
     }
 
-    pub(super) fn window(&self) -> u64 {
+    pub(in crate::congestion) fn window(&self) -> u64 {
         self.window
     }
 
-    pub(super) fn bandwidth(&self) -> u64 {
+    pub(in crate::congestion) fn bandwidth(&self) -> u64 {
         let best = self.best[0].max(self.best[1]);
         let best = self.short.map_or(best, |short| best.min(short));
         self.policer.rate().map_or(best, |rate| best.min(rate))
     }
 
-    pub(super) fn phase(&self) -> &'static str {
+    pub(in crate::congestion) fn phase(&self) -> &'static str {
         match self.phase {
             Phase::Startup => "startup",
             Phase::Drain => "drain",
@@ -314,14 +319,14 @@ impl Bbr {
             Phase::Down if self.measuring_floor => "floor",
             Phase::Down => "down",
             Phase::ProbeRtt => "probe rtt",
-            Phase::Crowd => "crowd",
+            Phase::Competitive => "crowd",
         }
     }
 
-    pub(super) fn on_outage_end(&mut self, now: Nanos) {
+    pub(in crate::congestion) fn on_outage_end(&mut self, now: Nanos) {
         self.crowd = None;
         self.watch.forgive(now);
-        if self.phase == Phase::Crowd {
+        if self.phase == Phase::Competitive {
             self.enter(Phase::Drain, now);
         }
         // Half the rate for a round, until the path has shown that it is still the same.
@@ -329,7 +334,7 @@ impl Bbr {
     }
 
     /// Time passed. True if the rate changed.
-    pub(super) fn on_time(&mut self, now: Nanos) -> bool {
+    pub(in crate::congestion) fn on_time(&mut self, now: Nanos) -> bool {
         let Some((_, rate)) = self.slows.filter(|(at, _)| now >= *at) else {
             return false;
         };
@@ -337,39 +342,42 @@ impl Bbr {
         true
     }
 
-    pub(super) fn on_news(&mut self, news: &News<'_>, now: Nanos) {
-        self.datagram = news.datagram;
-        if news.delivered >= self.initial * self.datagram {
+    pub(in crate::congestion) fn on_ack_report(&mut self, report: &AckReport<'_>, now: Nanos) {
+        self.datagram = report.datagram;
+        if report.delivered >= self.initial * self.datagram {
             (self.begun, self.initial) = (true, INITIAL_DATAGRAMS);
         }
-        self.round.runs += self.floor.on_lost(news.lost);
-        self.round.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
-        let Some(minimum) = news.rtt.minimum() else {
+        self.round.runs += self.floor.on_lost(report.lost);
+        self.round.lost += report.lost_bytes();
+        let Some(minimum) = report.rtt.minimum() else {
             return;
         };
-        if let Some(measured) = news.measured {
-            self.on_rtt(measured, news.delivered, minimum, now);
+        if let Some(measured) = report.rtt_sample {
+            self.on_rtt(measured, report.delivered, minimum, now);
         }
-        if news.acked > 0 {
-            self.on_acked(news, minimum, now);
+        if report.acked > 0 {
+            self.on_acked(report, minimum, now);
         }
-        if self.phase == Phase::Crowd {
-            self.step_crowd(news, minimum, now);
+        if self.phase == Phase::Competitive {
+            self.step_crowd(report, minimum, now);
         } else {
-            self.set_rate_and_window(news, minimum, now);
+            self.set_rate_and_window(report, minimum, now);
         }
     }
 
-    fn on_acked(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
-        self.round.delivered += news.acked;
+    fn on_acked(&mut self, report: &AckReport<'_>, minimum: Nanos, now: Nanos) {
+        self.round.delivered += report.acked;
         let mut round_ended = false;
-        if let Some(sample) = news.sample {
-            if let Some(believed) = self.floor.on_acked(news.acked, sample.sent, news.decided) {
+        if let Some(sample) = report.rate_sample {
+            if let Some(believed) =
+                self.floor
+                    .on_acked(report.acked, sample.sent, report.decided_until)
+            {
                 self.take_back(believed);
             }
             let long_enough = now >= self.round.since + SHORTEST_ROUND;
             round_ended = sample.prior_delivered >= self.round.end && long_enough;
-            if let Some(sample) = self.smooth(sample, news, minimum, now) {
+            if let Some(sample) = self.smooth(sample, report, minimum, now) {
                 self.on_sample(&sample);
                 if self.deep && self.unproved {
                     self.forget(self.round.best_rate, now);
@@ -379,14 +387,14 @@ impl Bbr {
                 self.deep_span = None;
             }
         }
-        self.cut(news.acked, minimum, now);
+        self.cut(report.acked, minimum, now);
         if !self.jumped {
             self.jump(minimum, now);
         }
         if round_ended {
-            self.on_round(news, minimum, now);
+            self.on_round(report, minimum, now);
         }
-        self.step(news, minimum, round_ended, now);
+        self.step(report, minimum, round_ended, now);
     }
 
     /// While a deep queue stands, all that arrives comes out of it: this is what the path gives us
@@ -457,7 +465,7 @@ impl Bbr {
     fn smooth(
         &mut self,
         sample: Sample,
-        news: &News<'_>,
+        report: &AckReport<'_>,
         minimum: Nanos,
         now: Nanos,
     ) -> Option<Sample> {
@@ -465,8 +473,8 @@ impl Bbr {
             return Some(sample).filter(|sample| 2 * sample.interval >= minimum);
         }
         let span = &mut self.span;
-        span.delivered += news.acked;
-        span.lost += news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+        span.delivered += report.acked;
+        span.lost += report.lost_bytes();
         span.app_limited |= sample.app_limited;
         if now < span.since + SHORTEST_ROUND {
             return None;
@@ -518,10 +526,10 @@ impl Bbr {
         }
     }
 
-    fn on_round(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+    fn on_round(&mut self, report: &AckReport<'_>, minimum: Nanos, now: Nanos) {
         self.rounds += 1;
         let fresh = Round {
-            end: news.delivered,
+            end: report.delivered,
             since: now,
             rtt_least: Nanos::MAX,
             ..Round::default()
@@ -551,7 +559,7 @@ impl Bbr {
             // Nor is a queue in a crowd ours.
             Phase::ProbeRtt if self.crowd.is_some() => {}
             Phase::Cruise | Phase::ProbeRtt => self.on_calm_round(&round, minimum, now),
-            Phase::Crowd => {
+            Phase::Competitive => {
                 let too_much = self.too_much(&round);
                 if let Some(crowd) = self.crowd.as_mut().filter(|_| too_much) {
                     crowd.on_too_much();
@@ -636,7 +644,7 @@ impl Bbr {
         }
     }
 
-    fn start_up(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+    fn start_up(&mut self, report: &AckReport<'_>, minimum: Nanos, now: Nanos) {
         // Beside others what was once reached is worth nothing: what is left of it is where
         // everybody begins.
         if let Some(rate) = self.policer.on_cycle() {
@@ -655,7 +663,7 @@ impl Bbr {
             self.up_time = self.up_time.max((2 * minimum).min(COMPETING_UP));
         }
         self.up_rtt = self.smoothed;
-        self.up_limit = self.smoothed + queue / 2 + 2 * news.rtt.varies();
+        self.up_limit = self.smoothed + queue / 2 + 2 * report.rtt.varies();
         if bytes_in(self.bandwidth(), minimum) < SHORT_ROUND_DATAGRAMS * self.datagram {
             self.up_time = self.up_time.max(minimum);
         }
@@ -676,11 +684,11 @@ impl Bbr {
         bytes_in(self.bandwidth(), minimum)
     }
 
-    fn step(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
+    fn step(&mut self, report: &AckReport<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         // What is in flight beyond the product without being a queue: acknowledgements held back.
         let held_back =
             bytes_in(self.bandwidth(), Schedule::interval(Some(minimum))) + 2 * self.datagram;
-        let drained = news.in_flight <= self.product(minimum) + held_back;
+        let drained = report.in_flight <= self.product(minimum) + held_back;
         let elapsed = now.saturating_sub(self.phase_at);
         match self.phase {
             Phase::Startup if self.startup_is_over() => self.enter(Phase::Drain, now),
@@ -689,7 +697,7 @@ impl Bbr {
                 self.after_drain(minimum, now)
             }
             Phase::Drain => {}
-            Phase::Cruise if self.watch.is_crowded(minimum, now) => self.enter_crowd(news, now),
+            Phase::Cruise if self.watch.is_crowded(minimum, now) => self.enter_crowd(report, now),
             // The deep queue of start-up did not let it be measured.
             Phase::Cruise
                 if !self.floor.is_measured()
@@ -700,15 +708,15 @@ impl Bbr {
                 self.enter(Phase::Down, now);
             }
             Phase::Cruise if self.policer.holds(now) => {}
-            Phase::Cruise if now >= self.next_up => self.start_up(news, minimum, now),
+            Phase::Cruise if now >= self.next_up => self.start_up(report, minimum, now),
             Phase::Cruise => {}
-            Phase::Up => self.step_up(news, minimum, round_ended, now),
-            Phase::Down => self.step_down(news, drained, minimum, now),
+            Phase::Up => self.step_up(report, minimum, round_ended, now),
+            Phase::Down => self.step_down(report, drained, minimum, now),
             Phase::ProbeRtt => self.step_probe_rtt(minimum, round_ended, now),
-            Phase::Crowd => {}
+            Phase::Competitive => {}
         }
-        let stale = now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at));
-        let may = matches!(self.phase, Phase::Cruise | Phase::Down | Phase::Crowd)
+        let stale = now.saturating_sub(report.rtt.minimum_at().max(self.probe_rtt_at));
+        let may = matches!(self.phase, Phase::Cruise | Phase::Down | Phase::Competitive)
             && !self.measuring_floor;
         if may && stale > PROBE_RTT_EVERY.max(PROBE_RTT_ROUNDS * minimum) {
             self.quiet_bandwidth = self.bandwidth().max(self.quiet_bandwidth / 2);
@@ -716,7 +724,7 @@ impl Bbr {
         }
     }
 
-    fn step_up(&mut self, news: &News<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
+    fn step_up(&mut self, report: &AckReport<'_>, minimum: Nanos, round_ended: bool, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         // The first acknowledgements tell about the time before.
         let told = self.up_rounds > 0
@@ -736,7 +744,7 @@ impl Bbr {
             return;
         }
         self.up_rounds += 1;
-        let limited = news.sample.is_some_and(|sample| sample.app_limited);
+        let limited = report.is_app_limited();
         let at_cap = self
             .cap
             .is_some_and(|cap| self.bandwidth() >= cap * 99 / 100);
@@ -755,16 +763,17 @@ impl Bbr {
         }
     }
 
-    fn looks_for_minimum(&self, news: &News<'_>, now: Nanos) -> bool {
-        now.saturating_sub(news.rtt.minimum_at().max(self.probe_rtt_at)) > PROBE_RTT_EVERY / 3
+    fn looks_for_minimum(&self, report: &AckReport<'_>, now: Nanos) -> bool {
+        now.saturating_sub(report.rtt.minimum_at().max(self.probe_rtt_at)) > PROBE_RTT_EVERY / 3
     }
 
-    fn step_down(&mut self, news: &News<'_>, drained: bool, minimum: Nanos, now: Nanos) {
+    fn step_down(&mut self, report: &AckReport<'_>, drained: bool, minimum: Nanos, now: Nanos) {
         let elapsed = now.saturating_sub(self.phase_at);
         if !self.measuring_floor {
             // A shortest round trip that was not seen for long is looked for here: emptying the
             // queue costs less than emptying the pipe.
-            let seen = news.rtt.minimum_at() >= self.phase_at || !self.looks_for_minimum(news, now);
+            let seen =
+                report.rtt.minimum_at() >= self.phase_at || !self.looks_for_minimum(report, now);
             if (drained && seen) || elapsed > 2 * minimum.max(SHORTEST_ROUND) {
                 self.start_cruise(minimum, now);
             }
@@ -810,12 +819,12 @@ impl Bbr {
             Phase::Cruise if self.queued && self.standing => CRUISE_STANDING_GAIN,
             Phase::Cruise if self.queued => CRUISE_QUEUED_GAIN,
             Phase::Cruise if self.begins_to_queue => CRUISE_CAREFUL_GAIN,
-            Phase::Cruise | Phase::ProbeRtt | Phase::Crowd => CRUISE_GAIN,
+            Phase::Cruise | Phase::ProbeRtt | Phase::Competitive => CRUISE_GAIN,
         }
     }
 
     /// The rate that the model asks for, within what is allowed.
-    fn bounded(&self, mut rate: u64, news: &News<'_>) -> u64 {
+    fn bounded(&self, mut rate: u64, report: &AckReport<'_>) -> u64 {
         if let Some((bandwidth, _)) = self.resuming {
             // No more than was remembered until that is proved.
             rate = rate.min(bandwidth * 100 / RESUME_PERCENT);
@@ -826,19 +835,19 @@ impl Bbr {
         let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
         rate = rate.max(rate_of(
             least,
-            news.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND),
+            report.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND),
         ));
         self.cap.map_or(rate, |cap| rate.min(cap))
     }
 
-    fn set_rate_and_window(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+    fn set_rate_and_window(&mut self, report: &AckReport<'_>, minimum: Nanos, now: Nanos) {
         let least = SMALLEST_WINDOW_DATAGRAMS * self.datagram;
         let bandwidth = self.bandwidth();
         // Each round of up is fast for its own time only.
         let slows =
             Some(self.phase_at + self.up_time).filter(|at| self.phase == Phase::Up && now < *at);
         let rate = if self.phase == Phase::Startup {
-            let smoothed = news
+            let smoothed = report
                 .rtt
                 .smoothed()
                 .unwrap_or(SECOND)
@@ -856,8 +865,13 @@ impl Bbr {
         } else {
             bandwidth * self.gain(slows.is_some()) / 1_000
         };
-        self.rate = self.bounded(rate, news);
-        self.slows = slows.map(|at| (at, self.bounded(bandwidth * self.gain(false) / 1_000, news)));
+        self.rate = self.bounded(rate, report);
+        self.slows = slows.map(|at| {
+            (
+                at,
+                self.bounded(bandwidth * self.gain(false) / 1_000, report),
+            )
+        });
 
         // Acknowledgements are held back, and lost datagrams count until their loss is known: twice
         // the product and some.
@@ -866,8 +880,7 @@ impl Bbr {
         let product = bytes_in(bandwidth, minimum);
         self.window = match self.phase {
             Phase::Startup => {
-                let grown =
-                    self.window + news.acked + news.lost.iter().map(|lost| lost.bytes).sum::<u64>();
+                let grown = self.window + report.acked + report.lost_bytes();
                 let lost_round = self.heavy_rounds > 0 && self.queued;
                 if lost_round {
                     self.window
@@ -879,7 +892,9 @@ impl Bbr {
             }
             Phase::ProbeRtt => product / 2 + held_back,
             Phase::Up => product * 9 / 4 + held_back,
-            Phase::Drain | Phase::Cruise | Phase::Down | Phase::Crowd => 2 * product + held_back,
+            Phase::Drain | Phase::Cruise | Phase::Down | Phase::Competitive => {
+                2 * product + held_back
+            }
         }
         .max(least);
     }
@@ -900,15 +915,15 @@ impl Bbr {
         round.rtt_count > 0 && round.rtt_least > self.standing_above(minimum)
     }
 
-    fn enter_crowd(&mut self, news: &News<'_>, now: Nanos) {
+    fn enter_crowd(&mut self, report: &AckReport<'_>, now: Nanos) {
         let had = bytes_in(self.quiet_bandwidth, self.smoothed);
-        self.crowd = Some(Box::new(Crowd::new(self.cap, news, had, now)));
+        self.crowd = Some(Box::new(Competitive::new(self.cap, report, had, now)));
         self.short = None;
         self.probe_rtt_at = now;
-        self.enter(Phase::Crowd, now);
+        self.enter(Phase::Competitive, now);
     }
 
-    fn step_crowd(&mut self, news: &News<'_>, minimum: Nanos, now: Nanos) {
+    fn step_crowd(&mut self, report: &AckReport<'_>, minimum: Nanos, now: Nanos) {
         let Some(crowd) = &mut self.crowd else {
             return;
         };
@@ -916,7 +931,7 @@ impl Bbr {
             self.smoothed.saturating_sub(minimum),
             self.watch.longest_queue(minimum),
         );
-        crowd.on_news(news, queue, self.floor.ratio(), now);
+        crowd.on_ack_report(report, queue, self.floor.ratio(), now);
         (self.rate, self.window) = (crowd.rate(), crowd.window());
         if crowd.take_cycle(CRUISE.max(CRUISE_ROUNDS * minimum), now) {
             self.best = [self.best[1], 0];
@@ -942,7 +957,7 @@ impl Bbr {
         } else if elapsed >= PROBE_RTT_TIME.max(minimum) + self.watch.longest_queue(minimum) {
             self.probe_rtt_at = now;
             crowd.rest();
-            self.enter(Phase::Crowd, now);
+            self.enter(Phase::Competitive, now);
         }
     }
 }
