@@ -25,7 +25,7 @@ const UNIT: &str = "packaging/tpo.service";
 const EXPOSURE: &str = "20";
 
 const USAGE: &str = "usage: cargo xtask demo | test | check
-  demo   build tpo, make two sites and a bad WAN between them on this machine, and compare transfers without and with tpo
+  demo   build tpo and tpo-bench, make two sites and a bad WAN between them on this machine, and compare transfers without and with tpo
   test   run all tests (needs root: they make network namespaces of their own and remove them)
   check  formatting, clippy with warnings as errors, documentation, the exposure of the systemd unit; together with test this is what .ci/run does";
 
@@ -51,9 +51,16 @@ fn main() -> ExitCode {
 
 fn demo(rest: &[String]) -> Result<()> {
     prepare()?;
-    run(cargo().args(["build", "--release", "--package", "tpo"]))?;
+    run(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "tpo",
+        "--package",
+        "tpo-bench",
+    ]))?;
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    run(Command::new(Path::new(&target).join("release/tpo"))
+    run(Command::new(Path::new(&target).join("release/tpo-bench"))
         .arg("demo")
         .args(rest))
 }

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use tpo_lab::{Profile, Wan};
 
-use crate::bench::{Measure, Plan, Way};
 use crate::config::checked::OnFailure;
 use crate::config::keys;
 use crate::config::{self, Findings, Level};
@@ -25,6 +23,9 @@ Exit codes:
   1  it did not work (status --wait-up: the peers were not up in time); the reason is on standard error
   2  the command line or the configuration is wrong
   3  no tpo answers at the control socket";
+
+/// The program of the demo, the bench and the lab.
+const DEMO_PROGRAM: &str = "tpo-bench";
 
 /// Accelerates the connections between two sites: a TPO at each, a tunnel between them, no change
 /// to any application.
@@ -64,19 +65,8 @@ enum Command {
     /// Show every open flow
     Flows(FlowsArgs),
     /// Make two sites and a bad WAN on this machine and compare transfers without and with tpo
-    /// (needs root)
+    /// (needs root, and the program tpo-bench)
     Demo,
-    /// Measure a pair of TPOs beside the plain network, link by link, on this machine (needs root)
-    Bench(Box<BenchArgs>),
-    /// A relay of the bench, started by it
-    #[command(hide = true)]
-    Relay {
-        /// Which of the two
-        end: crate::bench::End,
-    },
-    /// Make a client, two TPO hosts with any WAN between them, and a server, in network namespaces
-    /// (needs root)
-    Lab(Box<LabArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -138,162 +128,6 @@ struct FlowsArgs {
     json: bool,
 }
 
-#[derive(Debug, Args)]
-struct BenchArgs {
-    /// A small matrix in under three minutes
-    #[arg(long, conflicts_with_all = ["grid", "link", "plain"])]
-    quick: bool,
-    /// The acceptance grid, 64 links: one flow, tpo only, unless --ways or --only say otherwise
-    #[arg(long, conflicts_with_all = ["link", "plain"])]
-    grid: bool,
-    /// Real files at 2, 20, 100 and 1,000 Mbit/s, and messages in JSON, compressed and not; some
-    /// minutes
-    #[arg(long, conflicts_with_all = ["quick", "grid", "link", "plain", "ways", "only", "count", "warm_up", "requests", "peer_rate", "peer_config"])]
-    compression: bool,
-    /// This link instead of the matrix, such as "rate=100mbit delay=50ms loss=1%"; may be repeated
-    #[arg(long, value_name = "LINK", value_parser = parse_profile)]
-    link: Vec<Profile>,
-    /// A plain pair of interfaces instead of the matrix, or besides the links given
-    #[arg(long)]
-    plain: bool,
-    /// The ways across to measure [default: all]
-    #[arg(long, value_name = "WAY", value_enum, value_delimiter = ',')]
-    ways: Vec<Way>,
-    /// What to measure [default: all]
-    #[arg(long, value_name = "MEASURE", value_enum, value_delimiter = ',')]
-    only: Vec<Measure>,
-    /// How often each cell is measured; the table has the medians
-    #[arg(long, value_name = "TIMES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
-    runs: u32,
-    /// How long each transfer is counted [default: 10; with --quick 2; with --grid 15]
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
-    count: Option<Duration>,
-    /// How long each transfer runs before it is counted, beside five round trips, fifteen with
-    /// --grid [default: 3; with --quick 1]
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
-    warm_up: Option<Duration>,
-    /// How many requests on new connections [default: 300; with --quick 100]
-    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    requests: Option<u32>,
-    /// How many cells at the same time: only where their rates together are far below what the
-    /// machine can do
-    #[arg(long, value_name = "CELLS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    jobs: u32,
-    /// Configure the rate of the link in the TPOs, instead of letting them find it
-    #[arg(long)]
-    peer_rate: bool,
-    /// One more line for each `[[peer]]` of the TPOs, such as 'congestion = "auto"'; may be
-    /// repeated
-    #[arg(long, value_name = "LINE")]
-    peer_config: Vec<String>,
-    /// Write the table, the plots and every single result, as it comes, to this folder
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-}
-
-impl BenchArgs {
-    fn plan(&self) -> Plan {
-        let given = |links: &[Profile], plain: bool| {
-            let links = links.iter().cloned().map(|profile| crate::bench::Link {
-                profile: Some(profile),
-            });
-            links
-                .chain(plain.then_some(crate::bench::Link { profile: None }))
-                .collect::<Vec<_>>()
-        };
-        let links = match (self.quick, self.grid, given(&self.link, self.plain)) {
-            (true, _, _) => crate::bench::quick(),
-            (_, true, _) => crate::bench::grid(),
-            (_, _, links) if links.is_empty() => crate::bench::full(),
-            (_, _, links) => links,
-        };
-        let seconds = |count, quick, grid| {
-            Duration::from_secs(if self.quick {
-                quick
-            } else if self.grid {
-                grid
-            } else {
-                count
-            })
-        };
-        let (ways, measures) = match self.grid {
-            true => (vec![Way::Tpo], vec![Measure::Bulk]),
-            false => (Way::ALL.to_vec(), Measure::ALL.to_vec()),
-        };
-        Plan {
-            links,
-            ways: if self.ways.is_empty() {
-                ways
-            } else {
-                self.ways.clone()
-            },
-            measures: if self.only.is_empty() {
-                measures
-            } else {
-                self.only.clone()
-            },
-            runs: self.runs as usize,
-            warm_up: self.warm_up.unwrap_or(seconds(3, 1, 3)),
-            // With loss start-up takes a dozen of them.
-            rounds: if self.grid { 15 } else { 5 },
-            count: self.count.unwrap_or(seconds(10, 2, 15)),
-            requests: self.requests.unwrap_or(if self.quick { 100 } else { 300 }) as usize,
-            jobs: self.jobs as usize,
-            peer_rate: self.peer_rate,
-            peer_config: self.peer_config.clone(),
-            out: self.out.clone(),
-        }
-    }
-}
-
-#[derive(Debug, Args)]
-struct LabArgs {
-    /// What the lab's namespaces are called: NAME-client, NAME-a, NAME-b, NAME-server; of sites:
-    /// NAME-core, NAME-gw1, NAME-host1 ...
-    #[arg(long, global = true, value_name = "NAME", default_value = "tpo")]
-    name: String,
-    #[command(subcommand)]
-    command: LabCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum LabCommand {
-    /// Bring it up and hold it until `down`, SIGTERM or SIGINT
-    Up {
-        /// No emulation between the two TPO hosts: a plain pair of interfaces
-        #[arg(long, conflicts_with_all = ["link", "back"])]
-        plain: bool,
-        /// So many sites around a backbone, each with a link of its own, in place of the pair
-        #[arg(long, value_name = "N", conflicts_with_all = ["plain", "back"])]
-        sites: Option<usize>,
-        #[command(flatten)]
-        links: Links,
-    },
-    /// Change the link
-    Set {
-        /// Of sites: which one's
-        #[arg(long, value_name = "NUMBER", conflicts_with = "back")]
-        site: Option<usize>,
-        #[command(flatten)]
-        links: Links,
-    },
-    /// Show the hosts, the links and what they did so far
-    Show,
-    /// End it
-    Down,
-}
-
-#[derive(Debug, Args)]
-struct Links {
-    /// The link from A to B: a known one such as `demo` or `storm`, and settings such as
-    /// "rate=100mbit delay=50ms loss=1%"
-    #[arg(long, value_name = "LINK", default_value = "demo", value_parser = parse_profile)]
-    link: Profile,
-    /// The link from B to A, where it is another one
-    #[arg(long, value_name = "LINK", value_parser = parse_profile)]
-    back: Option<Profile>,
-}
-
 /// The numbered reasons, for the manual of `tpo status`.
 fn reasons() -> String {
     let lines = Reason::ALL.map(|reason| {
@@ -338,10 +172,7 @@ pub fn main() -> ExitCode {
         Command::Check => check(&cli.config),
         Command::Status(arguments) => status(&cli.config, arguments),
         Command::Flows(arguments) => flows(&cli.config, arguments),
-        Command::Demo => demo(&cli),
-        Command::Bench(arguments) => bench(&cli, arguments),
-        Command::Relay { end } => crate::bench::serve(*end).map_err(Failure::Failed),
-        Command::Lab(arguments) => lab(&cli, arguments),
+        Command::Demo => Err(Failure::Failed(demo())),
     };
     let (code, words) = match outcome {
         Ok(()) => return ExitCode::SUCCESS,
@@ -520,76 +351,27 @@ fn flows(path: &Path, arguments: &FlowsArgs) -> Outcome {
     }
 }
 
-/// `tpo demo`.
-fn demo(cli: &Cli) -> Outcome {
-    log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
-    crate::demo::run()?;
-    Ok(())
-}
-
-/// `tpo bench`.
-fn bench(cli: &Cli, arguments: &BenchArgs) -> Outcome {
-    log::start(&log_filter(cli, "warn")?, config::checked::LogFormat::Human);
-    match arguments.compression {
-        true => crate::bench::compression::run(arguments.runs as usize, arguments.out.as_deref())?,
-        false => crate::bench::run(&arguments.plan())?,
-    }
-    Ok(())
-}
-
-/// `tpo lab`.
-fn lab(cli: &Cli, arguments: &LabArgs) -> Outcome {
-    use tpo_lab::Request;
-    log::start(&log_filter(cli, "info")?, config::checked::LogFormat::Human);
-    let name = &arguments.name;
-    if name.is_empty()
-        || name.len() > 20
-        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    {
-        return Err(anyhow::anyhow!(
-            "--name: found {name:?}; would do: 1 to 20 letters, digits or dashes"
-        )
-        .into());
-    }
-    let socket = PathBuf::from(format!("/run/tpo-lab-{name}.sock"));
-    let request = match &arguments.command {
-        LabCommand::Up {
-            plain,
-            sites,
-            links,
-        } => {
-            let (a_to_b, b_to_a) = links.both();
-            let topology = match (sites, plain) {
-                (Some(sites), _) => tpo_lab::Topology::Sites(vec![a_to_b; *sites]),
-                (None, true) => tpo_lab::Topology::Pair(Wan::Plain),
-                (None, false) => tpo_lab::Topology::Pair(Wan::Emulated { a_to_b, b_to_a }),
-            };
-            return Ok(tpo_lab::serve(name, topology, &socket)?);
-        }
-        LabCommand::Set {
-            site: Some(site),
-            links,
-        } => Request::Site {
-            site: *site,
-            link: links.link.clone(),
-        },
-        LabCommand::Set { site: None, links } => {
-            let (a_to_b, b_to_a) = links.both();
-            Request::Set { a_to_b, b_to_a }
-        }
-        LabCommand::Show => Request::Show,
-        LabCommand::Down => Request::Down,
+/// `tpo demo`: a program of its own, so that the daemon's has nothing that enters namespaces.
+/// Returns only when it could not be started.
+fn demo() -> anyhow::Error {
+    use std::os::unix::process::CommandExt as _;
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.with_file_name(DEMO_PROGRAM);
+    let program = match beside.is_file() {
+        true => beside,
+        false => DEMO_PROGRAM.into(),
     };
-    let reply = tpo_lab::request(&socket, request)?;
-    say(&reply.text)
-}
-
-impl Links {
-    fn both(&self) -> (Profile, Profile) {
-        (
-            self.link.clone(),
-            self.back.clone().unwrap_or_else(|| self.link.clone()),
-        )
+    let error = std::process::Command::new(&program)
+        .args(["demo", "--tpo"])
+        .arg(&own)
+        .exec();
+    match error.kind() {
+        ErrorKind::NotFound => anyhow::anyhow!(
+            "the demo is a program of its own, {DEMO_PROGRAM}, which is neither beside {} nor in PATH; \
+             would do: `cargo build --release --package tpo-bench` and copy it there, or `cargo xtask demo`",
+            own.display()
+        ),
+        _ => anyhow::Error::from(error).context(format!("start {}", program.display())),
     }
 }
 
@@ -690,11 +472,6 @@ fn parse_filter(text: &str) -> Result<String, String> {
     log::is_filter(text)
         .then(|| text.to_owned())
         .ok_or_else(|| would_do.to_owned())
-}
-
-fn parse_profile(text: &str) -> Result<Profile, String> {
-    text.parse()
-        .map_err(|error: tpo_lab::ProfileError| error.to_string())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

@@ -22,6 +22,3 @@ pub mod packets;
 // What joins them, and what a person touches.
 pub mod cli;
 pub mod daemon;
-
-pub mod bench;
-pub mod demo;

@@ -314,58 +314,6 @@ pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses)
 }
 
-/// Asks a child process of ours to end (SIGTERM).
-pub fn terminate(process: u32) {
-    // SAFETY: a plain call without pointers; the process id is that of a child not yet waited for,
-    // so it cannot be another's.
-    unsafe { libc::kill(process as libc::pid_t, libc::SIGTERM) };
-}
-
-/// Moves up to `bytes` from one descriptor to the other inside the kernel, waiting for what is not
-/// there yet; one of the two is a pipe. Zero: the end.
-pub fn splice(from: &impl AsRawFd, to: &impl AsRawFd, bytes: usize) -> io::Result<usize> {
-    // SAFETY: both descriptors are open for the length of the call; null offsets are what sockets
-    // and pipes ask for.
-    let moved = unsafe {
-        libc::splice(
-            from.as_raw_fd(),
-            std::ptr::null_mut(),
-            to.as_raw_fd(),
-            std::ptr::null_mut(),
-            bytes,
-            libc::SPLICE_F_MOVE,
-        )
-    };
-    if moved < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(moved as usize)
-    }
-}
-
-/// Asks for a pipe that holds `bytes`; a host that refuses leaves it at its size.
-pub fn widen_pipe(pipe: &impl AsRawFd, bytes: i32) {
-    // SAFETY: a plain call without pointers on an open descriptor.
-    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
-}
-
-/// User and system CPU time of a process, seconds.
-pub fn process_cpu_seconds(process: u32) -> io::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name in parentheses may hold anything; user and system time are the 12th and 13th fields
-    // after it (proc(5): 14 and 15).
-    let ticks: u64 = stat
-        .rsplit(')')
-        .next()
-        .into_iter()
-        .flat_map(|rest| rest.split_whitespace().skip(11).take(2))
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
-    // SAFETY: a plain call without pointers.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    Ok(ticks as f64 / per_second as f64)
-}
-
 /// 32 bytes of the kernel's randomness.
 pub fn random_seed() -> io::Result<[u8; 32]> {
     let mut seed = [0; 32];

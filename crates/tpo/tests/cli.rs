@@ -564,11 +564,29 @@ fn the_help_tells_the_exit_codes_and_a_wrong_filter_is_refused() {
         "{ran:?}"
     );
     assert_eq!(folder.run(&["frobnicate"]).code, 2);
-    let ran = folder.run(&["lab", "set", "--link", "rate=fast"]);
-    assert!(ran.code == 2 && ran.err.contains("found `fast`"), "{ran:?}");
-    let ran = folder.run(&["lab", "show", "--name", "nobody-has-this"]);
-    assert!(
-        ran.code == 1 && ran.err.contains("no lab answers"),
-        "{ran:?}"
-    );
+}
+
+#[test]
+fn the_demo_is_a_program_of_its_own_beside_this_one_or_in_the_path() {
+    let folder = Folder::new("demo");
+    let tpo = folder.path("tpo");
+    // By a process: a file that this one, with its many threads, has just written may still be
+    // open for writing in a child of another test, and cannot be run then.
+    let copy = |from: &str, to: &Path| {
+        let copied = Command::new("cp").arg(from).arg(to).status().unwrap();
+        assert!(copied.success());
+    };
+    copy(env!("CARGO_BIN_EXE_tpo"), &tpo);
+    let demo = || {
+        let mut command = Command::new(&tpo);
+        Ran::of(command.arg("demo").env("PATH", "").output().unwrap())
+    };
+    let ran = demo();
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.err.contains("neither beside"), "{ran:?}");
+    assert!(ran.err.contains("--package tpo-bench"), "{ran:?}");
+    copy("/bin/echo", &folder.path("tpo-bench"));
+    let ran = demo();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.out, format!("demo --tpo {}\n", tpo.display()));
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tpo_lab::{Lab, LinkStats};
 
 use super::load::Direction;
-use crate::demo::ending::Ending;
+use crate::ending::Ending;
 
 /// How often the queue is looked at: a tenth of the shortest round trip of the matrices.
 const LOOK_EVERY: Duration = Duration::from_millis(2);

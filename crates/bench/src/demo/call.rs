@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::{Host, Lab};
 
-use super::ending::Ending;
-use super::steady::{self, Steady};
+use crate::ending::Ending;
+use crate::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5004";
 const DATAGRAMS: usize = 400;
@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_millis(10);
 const TOO_LATE: Duration = Duration::from_millis(400);
 const PINGS: u16 = 10;
 /// What the client says to many.
-pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 7, 7);
+pub(crate) const GROUP: Ipv4Addr = Ipv4Addr::new(239, 77, 7, 7);
 const GROUP_PORT: u16 = 5_006;
 /// Both TPOs are routers on the way.
 const HOPS: u32 = 8;
@@ -27,15 +27,15 @@ const HOPS: u32 = 8;
 const JOINED: Duration = Duration::from_secs(5);
 
 /// How it went.
-pub struct Call {
+pub(crate) struct Call {
     /// Datagrams that never arrived, or too late, in percent.
-    pub lost_percent: f64,
+    pub(crate) lost_percent: f64,
     /// Of those that arrived, one way, milliseconds.
-    pub p99_ms: f64,
+    pub(crate) p99_ms: f64,
 }
 
 /// Makes the call.
-pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
+pub(crate) fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
     let (client, server) = steady::sockets(lab, TO)?;
     let voice = Steady {
         size: BYTES,
@@ -58,7 +58,7 @@ pub fn call(lab: &Lab, ending: &Ending) -> Result<Call> {
 }
 
 /// The median time of some echo requests, milliseconds. Lost ones count as nothing.
-pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
+pub(crate) fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
     let socket = lab.inside(Host::Client, || {
         Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))
     });
@@ -90,7 +90,7 @@ pub fn ping(lab: &Lab, ending: &Ending) -> Result<f64> {
 
 /// The same datagrams to a group that the server's host has joined: how many do not arrive in time,
 /// in percent.
-pub fn multicast(lab: &Lab, ending: &Ending) -> Result<f64> {
+pub(crate) fn multicast(lab: &Lab, ending: &Ending) -> Result<f64> {
     let (IpAddr::V4(own), IpAddr::V4(there)) = (Host::Client.v4("eth0"), Host::Server.v4("eth0"))
     else {
         unreachable!("IPv4 addresses were asked for")

@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tpo_lab::{Host, Lab};
 
-use super::ending::Ending;
+use crate::ending::Ending;
 
 /// What is sent.
-pub struct Steady {
+pub(crate) struct Steady {
     /// Bytes of each, 4 at least: they begin with their number.
-    pub size: usize,
+    pub(crate) size: usize,
     /// Between two of them.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// How many.
-    pub count: usize,
+    pub(crate) count: usize,
     /// How long the last ones are waited for.
-    pub last: Duration,
+    pub(crate) last: Duration,
 }
 
 /// A client's socket connected to the server's.
-pub fn sockets(lab: &Lab, to: &str) -> Result<(UdpSocket, UdpSocket)> {
+pub(crate) fn sockets(lab: &Lab, to: &str) -> Result<(UdpSocket, UdpSocket)> {
     let bind = |host, at: &str| {
         lab.inside(host, || UdpSocket::bind(at))
             .with_context(|| format!("bind {at}"))
@@ -38,7 +38,7 @@ pub fn sockets(lab: &Lab, to: &str) -> Result<(UdpSocket, UdpSocket)> {
 impl Steady {
     /// Sends them all; gives how long each took from when it was due, if it arrived. `before` is
     /// told each number before it is sent, and their count after the last.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         (client, server): (&UdpSocket, &UdpSocket),
         ending: &Ending,

@@ -13,7 +13,7 @@ use socket2::SockRef;
 const CHUNK: usize = 65_536;
 
 /// A server that answers `GET /<seed>/<bytes>` until it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -21,7 +21,7 @@ pub struct Server {
 impl Server {
     /// Listens in the namespace of the calling thread. `congestion` is the kernel's algorithm for
     /// its connections.
-    pub fn start(address: SocketAddr, congestion: &'static str) -> io::Result<Server> {
+    pub(crate) fn start(address: SocketAddr, congestion: &'static str) -> io::Result<Server> {
         let listener = TcpListener::bind(address)?;
         SockRef::from(&listener).set_tcp_congestion(congestion.as_bytes())?;
         // Accepting wakes up now and then to see whether the demo is over.
@@ -96,14 +96,14 @@ fn wanted(request: &str) -> Option<(u64, usize)> {
 }
 
 /// Bytes that do not compress and that both ends can make again.
-pub struct Body {
+pub(crate) struct Body {
     state: u64,
     chunk: Vec<u8>,
 }
 
 impl Body {
     /// The bytes of one object.
-    pub fn new(seed: u64) -> Body {
+    pub(crate) fn new(seed: u64) -> Body {
         Body {
             state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             chunk: vec![0; CHUNK],
@@ -111,7 +111,7 @@ impl Body {
     }
 
     /// Its next bytes, at most a chunk. All but the last call ask for whole chunks.
-    pub fn next(&mut self, bytes: usize) -> &[u8] {
+    pub(crate) fn next(&mut self, bytes: usize) -> &[u8] {
         for word in self.chunk[..bytes.next_multiple_of(8).min(CHUNK)].chunks_mut(8) {
             // xorshift64: quick and without pattern to a compressor.
             self.state ^= self.state << 13;
@@ -125,7 +125,7 @@ impl Body {
 
 /// Compares what was received with what was sent, byte by byte; the number of good bytes when
 /// something is wrong.
-pub fn verify(mut received: impl Read, seed: u64, bytes: usize) -> Result<(), usize> {
+pub(crate) fn verify(mut received: impl Read, seed: u64, bytes: usize) -> Result<(), usize> {
     let mut body = Body::new(seed);
     let mut got = vec![0; CHUNK];
     let mut done = 0;

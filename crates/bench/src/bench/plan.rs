@@ -11,7 +11,7 @@ use tpo_lab::{Profile, Wan};
 
 /// A way across the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Way {
+pub(crate) enum Way {
     /// The kernel's CUBIC from end to end
     Cubic,
     /// The kernel's BBR from end to end
@@ -24,10 +24,10 @@ pub enum Way {
 
 impl Way {
     /// All of them.
-    pub const ALL: [Way; 4] = [Way::Cubic, Way::Bbr, Way::Relay, Way::Tpo];
+    pub(crate) const ALL: [Way; 4] = [Way::Cubic, Way::Bbr, Way::Relay, Way::Tpo];
 
     /// Its name in tables and plots.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Way::Cubic => "direct, CUBIC",
             Way::Bbr => "direct, BBR",
@@ -47,7 +47,7 @@ impl Way {
 
 /// What is measured on a way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Measure {
+pub(crate) enum Measure {
     /// One flow down: goodput, wire bytes, queue, CPU, ramp, memory
     Bulk,
     /// One flow up
@@ -74,7 +74,7 @@ pub enum Measure {
 impl Measure {
     /// All of them, in the order in which they are measured. Idle flows come first: after bulk they
     /// would find memory that the daemons already hold, and seem to cost nothing.
-    pub const ALL: [Measure; 10] = [
+    pub(crate) const ALL: [Measure; 10] = [
         Measure::Idle,
         Measure::Bulk,
         Measure::Up,
@@ -103,14 +103,14 @@ impl Measure {
 
 /// One link of the matrix.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Link {
+pub(crate) struct Link {
     /// What is between the two TPOs, both directions alike; `None`: a plain veth pair.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Link {
     /// Its name in tables.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let Some(profile) = &self.profile else {
             return "plain veth".into();
         };
@@ -130,7 +130,7 @@ impl Link {
     }
 
     /// Propagation, there and back.
-    pub fn rtt(&self) -> Duration {
+    pub(crate) fn rtt(&self) -> Duration {
         self.profile
             .as_ref()
             .map_or(Duration::ZERO, |profile| profile.delay * 2)
@@ -155,31 +155,33 @@ pub(super) fn percent(share: f64) -> f64 {
 
 /// Everything that a run of the bench needs to know.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The links, in the order of the table.
-    pub links: Vec<Link>,
+    pub(crate) links: Vec<Link>,
     /// The ways across each.
-    pub ways: Vec<Way>,
+    pub(crate) ways: Vec<Way>,
     /// The measures of each way.
-    pub measures: Vec<Measure>,
+    pub(crate) measures: Vec<Measure>,
     /// How often each is measured; the table has the medians.
-    pub runs: usize,
+    pub(crate) runs: usize,
     /// Before bulk is counted: start-up is not what is measured.
-    pub warm_up: Duration,
+    pub(crate) warm_up: Duration,
     /// So many round trips come on top.
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// How long bulk is counted.
-    pub count: Duration,
+    pub(crate) count: Duration,
     /// How many requests on new connections.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// How many cells at the same time.
-    pub jobs: usize,
+    pub(crate) jobs: usize,
     /// Whether the TPOs are told the rate of the link.
-    pub peer_rate: bool,
+    pub(crate) peer_rate: bool,
     /// More lines for each `[[peer]]` of the daemons.
-    pub peer_config: Vec<String>,
+    pub(crate) peer_config: Vec<String>,
     /// Where the table, the plots and every single result go.
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
+    /// The program tpo that is measured.
+    pub(crate) tpo: PathBuf,
 }
 
 /// Makes a list of links from texts of the lab.
@@ -202,7 +204,7 @@ fn links<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Vec<Link> {
 
 /// The matrix of a whole run: the links at which the competitors were measured, a sweep over loss
 /// and one over the round trip for the plots, and the bare machine.
-pub fn full() -> Vec<Link> {
+pub(crate) fn full() -> Vec<Link> {
     let mut list = links([
         "rate=100mbit delay=50ms",
         "rate=100mbit delay=50ms loss=0.5%",
@@ -223,7 +225,7 @@ pub fn full() -> Vec<Link> {
 }
 
 /// A matrix of minutes: one link on which everything shows, and the bare machine.
-pub fn quick() -> Vec<Link> {
+pub(crate) fn quick() -> Vec<Link> {
     let mut list = links(["rate=100mbit delay=50ms loss=1%"]);
     list.push(Link { profile: None });
     list
@@ -231,7 +233,7 @@ pub fn quick() -> Vec<Link> {
 
 /// The acceptance grid: every rate with every round trip and every loss, the gigabit, bursts and
 /// jitter.
-pub fn grid() -> Vec<Link> {
+pub(crate) fn grid() -> Vec<Link> {
     let mut texts = Vec::new();
     for rate in ["20mbit", "100mbit", "500mbit"] {
         for delay in ["10ms", "50ms", "125ms", "300ms"] {

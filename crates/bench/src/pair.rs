@@ -1,5 +1,5 @@
-//! A pair of TPOs in a lab: keys, mirrored configurations and two daemons of this very program, for
-//! the demo and the bench.
+//! A pair of TPOs in a lab: keys, mirrored configurations and two daemons, for the demo and the
+//! bench.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,20 @@ use tpo_lab::{Host, Lab};
 /// A daemon ends within a moment of being asked; one that takes this long hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a pair is to be.
+pub(crate) struct Setup<'a> {
+    /// The program tpo.
+    pub(crate) program: &'a Path,
+    /// More text for each `[[peer]]`.
+    pub(crate) peer_settings: &'a str,
+    /// What the rules name, as it is written there.
+    pub(crate) protocols: &'a [&'a str],
+    /// A group of multicast, which A's LAN may send to and B's LAN may hear.
+    pub(crate) group: Option<Ipv4Addr>,
+}
+
 /// Two running daemons. Dropping it ends them.
-pub struct Pair {
+pub(crate) struct Pair {
     children: Vec<Child>,
     program: PathBuf,
     config: PathBuf,
@@ -21,18 +33,16 @@ pub struct Pair {
 
 impl Pair {
     /// Makes keys and configurations in `folder`, starts both daemons and waits until they are
-    /// connected. `peer` is more text for each `[[peer]]`; `protocols` are what the rules name, as
-    /// it is written there. `group`: of multicast, which A's LAN may send to and B's LAN may hear.
-    pub fn start(
-        lab: &Lab,
-        folder: &Path,
-        peer_settings: &str,
-        protocols: &[&str],
-        group: Option<Ipv4Addr>,
-    ) -> Result<Pair> {
-        let program = std::env::current_exe().context("find this program")?;
+    /// connected.
+    pub(crate) fn start(lab: &Lab, folder: &Path, setup: &Setup<'_>) -> Result<Pair> {
+        let Setup {
+            program,
+            peer_settings,
+            protocols,
+            group,
+        } = *setup;
         let key = |site: &str| -> Result<String> {
-            let output = Command::new(&program)
+            let output = Command::new(program)
                 .args(["keygen", "--out"])
                 .arg(folder.join(format!("{site}.key")))
                 .output()?;
@@ -46,7 +56,7 @@ impl Pair {
         let (key_a, key_b) = (key("a")?, key("b")?);
         let mut pair = Pair {
             children: Vec::new(),
-            program,
+            program: program.into(),
             config: folder.join("a.toml"),
         };
         for (site, peer, peer_key, endpoint, here, there, host) in [
@@ -122,17 +132,17 @@ impl Pair {
     }
 
     /// What A says of itself.
-    pub fn status(&self) -> Result<String> {
+    pub(crate) fn status(&self) -> Result<String> {
         self.ask(&[])
     }
 
     /// The processes of A and B.
-    pub fn processes(&self) -> Vec<u32> {
+    pub(crate) fn processes(&self) -> Vec<u32> {
         self.children.iter().map(Child::id).collect()
     }
 
     /// Ends both daemons as an administrator would.
-    pub fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(mut self) -> Result<()> {
         // Both, whatever becomes of the first.
         let ended: Vec<Result<ExitStatus>> = std::mem::take(&mut self.children)
             .iter_mut()

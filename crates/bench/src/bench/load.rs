@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tpo_lab::{Host, Lab};
 
 use super::corpora::noise;
-use crate::demo::ending::Ending;
+use crate::ending::Ending;
 
 /// Bytes of one write and one read; large enough that the load costs little beside what it
 /// measures.

@@ -30,7 +30,7 @@ const MARK: u32 = 0x7e1;
 
 /// Which of the two relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum End {
+pub(crate) enum End {
     /// Takes connections where they are on their way
     Near,
     /// Connects to their destinations
@@ -131,7 +131,7 @@ fn run(command: &mut Command, input: &str) -> Result<()> {
 ///
 /// # Errors
 /// When it cannot listen.
-pub fn serve(end: End) -> Result<()> {
+pub(crate) fn serve(end: End) -> Result<()> {
     crate::sys::raise_descriptor_limit()?;
     let listener = listen(end).context("listen as a relay")?;
     loop {

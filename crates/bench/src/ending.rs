@@ -13,11 +13,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Whether somebody has asked this program to end.
 #[derive(Clone)]
-pub struct Ending(Arc<AtomicBool>);
+pub(crate) struct Ending(Arc<AtomicBool>);
 
 impl Ending {
     /// From now on the signals only say so here.
-    pub fn watch() -> Result<Ending> {
+    pub(crate) fn watch() -> Result<Ending> {
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             signal_hook::flag::register(signal, asked.clone()).context("watch for signals")?;
@@ -26,7 +26,7 @@ impl Ending {
     }
 
     /// An error as soon as somebody has asked.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) {
             bail!("ended by a signal; what was made is removed");
         }
@@ -34,7 +34,7 @@ impl Ending {
     }
 
     /// Waits, but not longer than until somebody asks.
-    pub fn sleep(&self, time: Duration) -> Result<()> {
+    pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         loop {
             self.check()?;

@@ -1,15 +1,12 @@
-//! `tpo demo`: two sites and a bad WAN between them on this one machine; real transfers first
+//! `tpo-bench demo`: two sites and a bad WAN between them on this one machine; real transfers first
 //! directly, then through a pair of TPOs.
 //!
 //! Self-contained: namespaces, keys, configurations and daemons are made here and removed at the
 //! end. The client is curl, the server is [`http`], the WAN is the lab's live link model, the TPOs
-//! are this very program. Every byte that arrives is compared.
+//! are the program `tpo`. Every byte that arrives is compared.
 
-pub mod call;
-pub mod ending;
-pub mod http;
-pub mod pair;
-pub mod steady;
+mod call;
+mod http;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -20,12 +17,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 
+use crate::ending::Ending;
+use crate::pair::{Pair, Setup};
 use call::Call;
-use ending::Ending;
 use http::{Server, verify};
-use pair::Pair;
 
-use crate::intercept::install::check_tools;
+use crate::tools::check_tools;
 
 /// The large download.
 const LARGE: usize = 50_000_000;
@@ -71,12 +68,12 @@ struct Way<'a> {
     may_be_cut: bool,
 }
 
-/// Runs the whole demo and prints the comparison.
+/// Runs the whole demo with the program `tpo` and prints the comparison.
 ///
 /// # Errors
 /// When something is missing (root, `ip`, `nft`, `curl`), a byte is wrong, a transfer through the
 /// TPOs does not end, or a signal asks for the end.
-pub fn run() -> Result<()> {
+pub(crate) fn run(tpo: &Path) -> Result<()> {
     check_tools()?;
     let ending = Ending::watch()?;
     let prefix = format!("tpodemo{}", std::process::id());
@@ -84,7 +81,7 @@ pub fn run() -> Result<()> {
     let profile: Profile = "rate=100mbit delay=50ms loss=1%"
         .parse()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
-    println!("tpo demo: client - TPO A = WAN = TPO B - server, on this machine");
+    println!("tpo-bench demo: client - TPO A = WAN = TPO B - server, on this machine");
     println!("WAN: 100 Mbit/s, 100 ms round trip, 1 % loss each way");
     let lab = Lab::up(
         &prefix,
@@ -120,9 +117,12 @@ pub fn run() -> Result<()> {
     let pair = Pair::start(
         &lab,
         scratch.path(),
-        "",
-        &["\"tcp\"", "\"udp\"", "\"icmp\""],
-        Some(call::GROUP),
+        &Setup {
+            program: tpo,
+            peer_settings: "",
+            protocols: &["\"tcp\"", "\"udp\"", "\"icmp\""],
+            group: Some(call::GROUP),
+        },
     )?;
     println!("\nboth TPOs run, and are connected");
     let mut through = way("through tpo", CUBIC_PORT, false)?;

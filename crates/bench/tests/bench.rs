@@ -1,4 +1,4 @@
-//! `tpo bench` as a person runs it, with times so short that its figures mean nothing: it measures
+//! `tpo-bench bench` as a person runs it, with times so short that its figures mean nothing: it measures
 //! all ways, writes what it promises, and leaves nothing behind. Needs root.
 
 use std::fs;
@@ -39,7 +39,7 @@ impl Folder {
     }
 
     fn bench(&self, arguments: &[&str]) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tpo"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpo-bench"));
         command
             .arg("bench")
             .args(arguments)

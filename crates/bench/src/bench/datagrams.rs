@@ -2,16 +2,14 @@
 //! of them over a bad link.
 
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use socket2::SockRef;
 
 use super::load::Site;
 use super::stats::quantile;
-use crate::demo::steady::{self, Steady};
+use crate::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5300";
 /// Datagrams as small as those of many programs, and so many in one call of the sender: it shares
@@ -30,7 +28,7 @@ const STREAM: f64 = 20e6;
 const LEARNING: Duration = Duration::from_millis(1_500);
 /// What is still on its way when the sender ends.
 const LAST: Duration = Duration::from_millis(700);
-const BUFFER: usize = 16 << 20;
+const BUFFER: i32 = 16 << 20;
 
 /// How a stream arrived.
 pub(super) struct Stream {
@@ -45,7 +43,7 @@ pub(super) struct Stream {
 
 fn sockets(site: Site<'_>) -> Result<(UdpSocket, UdpSocket)> {
     let (client, server) = steady::sockets(site.lab, TO)?;
-    crate::sys::force_buffer_sizes(&SockRef::from(&server), BUFFER, BUFFER);
+    tpo_lab::set_receive_buffer(&server, BUFFER).context("widen the server's buffer")?;
     Ok((client, server))
 }
 
@@ -54,13 +52,7 @@ fn sockets(site: Site<'_>) -> Result<(UdpSocket, UdpSocket)> {
 pub(super) fn most(site: Site<'_>) -> Result<f64> {
     let (client, server) = sockets(site)?;
     let (over, came) = (AtomicBool::new(false), AtomicU64::new(0));
-    crate::sys::set_option(
-        client.as_raw_fd(),
-        libc::SOL_UDP,
-        libc::UDP_SEGMENT,
-        SMALL as libc::c_int,
-    )
-    .context("have the kernel cut datagrams")?;
+    tpo_lab::set_udp_segment(&client, SMALL as u16).context("have the kernel cut datagrams")?;
     std::thread::scope(|scope| -> Result<f64> {
         scope.spawn(|| {
             let mut bytes = [0; SMALL];

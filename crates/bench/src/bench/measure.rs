@@ -13,8 +13,8 @@ use super::probe::{self, Reading};
 use super::relay::Relays;
 use super::report::Figures;
 use super::stats::{jain, quantile, ramp};
-use crate::demo::ending::Ending;
-use crate::demo::pair::Pair;
+use crate::ending::Ending;
+use crate::pair::{Pair, Setup};
 
 /// Flows at once in the sixteen's measure.
 const MANY: usize = 16;
@@ -69,9 +69,12 @@ pub(super) fn cell(
         Way::Tpo => Middle::Tpo(Pair::start(
             &lab,
             scratch.path(),
-            &peer_settings(plan, link),
-            &["\"tcp\"", "\"udp\""],
-            None,
+            &Setup {
+                program: &plan.tpo,
+                peer_settings: &peer_settings(plan, link),
+                protocols: &["\"tcp\"", "\"udp\""],
+                group: None,
+            },
         )?),
     };
     let bench = Bench {

@@ -1,4 +1,4 @@
-//! `tpo bench --compression`: files of this machine across links of four rates, and requests with
+//! `tpo-bench bench --compression`: files of this machine across links of four rates, and requests with
 //! their answers across one: time, bytes on the WAN, CPU.
 //!
 //! Each file crosses on a connection of its own, and every byte that arrives is compared.
@@ -16,10 +16,10 @@ use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 use super::corpora::{Corpus, Random, corpora, noise, order};
 use super::load::{LOOK_EVERY, PATIENCE, accept};
 use super::stats::median;
-use crate::demo::ending::Ending;
-use crate::demo::pair::Pair;
-use crate::intercept::install::check_tools;
+use crate::ending::Ending;
+use crate::pair::{Pair, Setup};
 use crate::sys::process_cpu_seconds;
+use crate::tools::check_tools;
 
 /// Links: rate in Mbit/s, and how much of each kind of file crosses it.
 const LINKS: [(u32, usize); 4] = [
@@ -62,8 +62,9 @@ struct Bed {
 }
 
 impl Bed {
-    /// `setting`: what `compress` is, or no TPOs at all.
-    fn new(profile: &Profile, setting: Option<&str>) -> Result<Bed> {
+    /// With the program `tpo` at both sites and `compress` at this setting; or, without a setting,
+    /// no TPOs at all.
+    fn new(tpo: &Path, profile: &Profile, setting: Option<&str>) -> Result<Bed> {
         let prefix = format!("tpocomp{}", std::process::id());
         let scratch = Scratch::new(&prefix)?;
         let lab = Lab::up(&prefix, Wan::symmetric(profile.clone()))?;
@@ -72,9 +73,12 @@ impl Bed {
                 Pair::start(
                     &lab,
                     scratch.path(),
-                    &format!("compress = {setting}"),
-                    &["\"tcp\""],
-                    None,
+                    &Setup {
+                        program: tpo,
+                        peer_settings: &format!("compress = {setting}"),
+                        protocols: &["\"tcp\""],
+                        group: None,
+                    },
                 )
             })
             .transpose()?;
@@ -254,12 +258,16 @@ fn read(from: &mut impl Read, into: &mut [u8], ending: &Ending) -> Result<usize>
 ///
 /// # Errors
 /// When a transfer fails or a byte is wrong, or a signal asks for the end.
-pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
+pub(crate) fn run(runs: usize, out: Option<&Path>, tpo: &Path) -> Result<()> {
     check_tools()?;
-    let ending = Ending::watch()?;
-    let mut text = messages(runs, &ending)?;
+    let session = Session {
+        tpo,
+        runs,
+        ending: &Ending::watch()?,
+    };
+    let mut text = session.messages()?;
     println!("{text}");
-    let mut rest = files(runs, &ending)?;
+    let mut rest = session.files()?;
     let _ = writeln!(
         rest,
         "\nMedians of {runs} run(s). CPU: both TPOs. The rate is found out by the TPOs; each kind of file once on each link. Direct: the kernel's CUBIC without TPOs.\n\
@@ -274,165 +282,193 @@ pub fn run(runs: usize, out: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// The table of the requests and answers.
-fn messages(runs: usize, ending: &Ending) -> Result<String> {
-    let mut text = String::from(
-        "| link | requests and answers in JSON | off, kB | auto, kB | WAN bytes, times fewer |\n|---|---|--:|--:|--:|\n",
-    );
-    for loss in EXCHANGE_LOSSES {
-        let link = format!(
-            "rate=20mbit delay=10ms loss={} mtu=1500",
-            loss.replace(' ', "")
-        );
-        let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
-        // By setting, then by connection: one, or new ones.
-        let mut wire: [[Vec<f64>; 2]; 2] = Default::default();
-        for run in 0..runs {
-            for (setting, wire) in SETTINGS.iter().zip(&mut wire) {
-                eprintln!(
-                    "requests and answers, {loss}, compress = {setting}, run {}",
-                    run + 1
-                );
-                let bed = Bed::new(&profile, Some(setting))?;
-                bed.find_path(&profile, true, ending)?;
-                for (one_connection, wire) in [true, false].into_iter().zip(wire) {
-                    let before = bed.both_ways();
-                    bed.packet_flows(one_connection, ending)?;
-                    // Endings and acknowledgements are behind them.
-                    ending.sleep(Duration::from_millis(500))?;
-                    wire.push((bed.both_ways() - before) as f64);
-                }
-                bed.stop()?;
-            }
-        }
-        for (at, name) in ["on one connection", "on a new connection each"]
-            .into_iter()
-            .enumerate()
-        {
-            let [off, auto] =
-                [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
-            let _ = writeln!(
-                text,
-                "| 20 Mbit/s, 20 ms, {loss} | {name} | {:.0} | {:.0} | {:.2} |",
-                off / 1e3,
-                auto / 1e3,
-                off / auto
-            );
-        }
-    }
-    Ok(text)
+/// What all measurements of one call of this program share.
+struct Session<'a> {
+    tpo: &'a Path,
+    /// How often each is measured.
+    runs: usize,
+    ending: &'a Ending,
 }
 
-/// The table of the files.
-fn files(runs: usize, ending: &Ending) -> Result<String> {
-    let corpora = corpora(
-        LINKS
-            .iter()
-            .map(|(_, most)| *most)
-            .max()
-            .unwrap_or_default(),
-    )?;
-    let mut text = String::from(
-        "| link | files | MiB | direct, s | off, s | auto, s | level 1, s | 3, s | 6, s | auto: times faster than direct | than off | than the best level | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-    );
-    for (mbit, most) in LINKS {
-        let link = format!("rate={mbit}mbit delay=40ms loss=0.1% mtu=1500");
-        let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
-        // By setting, by kind, each run.
-        let mut took = vec![vec![Vec::new(); corpora.len()]; SETTINGS.len()];
-        let mut direct = vec![Vec::new(); corpora.len()];
-        for run in 0..runs {
-            if mbit <= DIRECT_UP_TO {
-                eprintln!("{mbit} Mbit/s, direct, run {}", run + 1);
-                for (one, direct) in measure(&profile, None, (&corpora, false), most, ending)?
-                    .into_iter()
-                    .zip(&mut direct)
-                {
-                    direct.extend(one);
-                }
-            }
-            for (number, (setting, took)) in SETTINGS.iter().zip(&mut took).enumerate() {
-                eprintln!("{mbit} Mbit/s, compress = {setting}, run {}", run + 1);
-                let files = (&corpora[..], number < LEVELS_FROM);
-                for (one, took) in measure(&profile, Some(setting), files, most, ending)?
-                    .into_iter()
-                    .zip(took)
-                {
-                    took.extend(one);
-                }
-            }
-        }
-        for (at, corpus) in corpora.iter().enumerate() {
-            let middle = |setting: usize, of: fn(&Took) -> f64| {
-                median(took[setting][at].iter().map(of).collect())
-                    .expect("there is one run at least")
-            };
-            let (off, auto) = (
-                middle(0, |took| took.seconds),
-                middle(1, |took| took.seconds),
-            );
-            let direct = median(direct[at].iter().map(|took: &Took| took.seconds).collect());
-            let levels: Vec<f64> = (LEVELS_FROM..SETTINGS.len())
-                .filter(|_| corpus.shrinks)
-                .map(|level| middle(level, |took| took.seconds))
-                .collect();
-            let best = levels.iter().copied().reduce(f64::min);
-            let or_none = |value: Option<f64>| {
-                value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
-            };
-            let mut fixed = String::new();
-            for at in 0..SETTINGS.len() - LEVELS_FROM {
-                let _ = write!(fixed, "{} | ", or_none(levels.get(at).copied()));
-            }
-            let _ = writeln!(
-                text,
-                "| {mbit} Mbit/s, 80 ms, 0.1 % | {} | {:.1} | {} | {off:.2} | {auto:.2} | {fixed}{} | {:.2} | {} | {:.2} | {:.2} | {:.2} |",
-                corpus.name,
-                corpus.bytes.len().min(most) as f64 / f64::from(1 << 20),
-                or_none(direct),
-                or_none(direct.map(|direct| direct / auto)),
-                off / auto,
-                or_none(best.map(|best| best / auto)),
-                middle(0, |took| took.wire) / middle(1, |took| took.wire),
-                middle(0, |took| took.cpu),
-                middle(1, |took| took.cpu),
-            );
-        }
-    }
-    Ok(text)
-}
-
-/// Sends the files, or only those that shrink; `None` stands for the others.
-fn measure(
-    profile: &Profile,
-    setting: Option<&str>,
-    (corpora, all_of_them): (&[Corpus], bool),
+/// The files of one measurement.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    corpora: &'a [Corpus],
+    /// Bytes of each that are sent at most.
     most: usize,
-    ending: &Ending,
-) -> Result<Vec<Option<Took>>> {
-    let bed = Bed::new(profile, setting)?;
-    bed.find_path(profile, false, ending)?;
-    let mut all = Vec::new();
-    for corpus in corpora {
-        ending.check()?;
-        if !corpus.shrinks && !all_of_them {
-            all.push(None);
-            continue;
+    /// Whether those that do not shrink are left out.
+    only_shrinking: bool,
+}
+
+impl Session<'_> {
+    /// The table of the requests and answers.
+    fn messages(&self) -> Result<String> {
+        let Session { tpo, runs, ending } = *self;
+        let mut text = String::from(
+            "| link | requests and answers in JSON | off, kB | auto, kB | WAN bytes, times fewer |\n|---|---|--:|--:|--:|\n",
+        );
+        for loss in EXCHANGE_LOSSES {
+            let link = format!(
+                "rate=20mbit delay=10ms loss={} mtu=1500",
+                loss.replace(' ', "")
+            );
+            let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+            // By setting, then by connection: one, or new ones.
+            let mut wire: [[Vec<f64>; 2]; 2] = Default::default();
+            for run in 0..runs {
+                for (setting, wire) in SETTINGS.iter().zip(&mut wire) {
+                    eprintln!(
+                        "requests and answers, {loss}, compress = {setting}, run {}",
+                        run + 1
+                    );
+                    let bed = Bed::new(tpo, &profile, Some(setting))?;
+                    bed.find_path(&profile, true, ending)?;
+                    for (one_connection, wire) in [true, false].into_iter().zip(wire) {
+                        let before = bed.both_ways();
+                        bed.packet_flows(one_connection, ending)?;
+                        // Endings and acknowledgements are behind them.
+                        ending.sleep(Duration::from_millis(500))?;
+                        wire.push((bed.both_ways() - before) as f64);
+                    }
+                    bed.stop()?;
+                }
+            }
+            for (at, name) in ["on one connection", "on a new connection each"]
+                .into_iter()
+                .enumerate()
+            {
+                let [off, auto] =
+                    [0, 1].map(|setting| median(wire[setting][at].clone()).unwrap_or(f64::NAN));
+                let _ = writeln!(
+                    text,
+                    "| 20 Mbit/s, 20 ms, {loss} | {name} | {:.0} | {:.0} | {:.2} |",
+                    off / 1e3,
+                    auto / 1e3,
+                    off / auto
+                );
+            }
         }
-        let bytes = &corpus.bytes[..corpus.bytes.len().min(most)];
-        let (wire, before) = (bed.lab.stats().1.offered_bytes, bed.cpu()?);
-        let seconds = bed
-            .transfer(bytes, ending)
-            .with_context(|| format!("{} do not arrive", corpus.name))?;
-        // Acknowledgements and parity are behind it.
-        ending.sleep(Duration::from_millis(300))?;
-        let wire = (bed.lab.stats().1.offered_bytes - wire) as f64;
-        all.push(Some(Took {
-            seconds,
-            wire,
-            cpu: bed.cpu()? - before,
-        }));
+        Ok(text)
     }
-    bed.stop()?;
-    Ok(all)
+
+    /// The table of the files.
+    fn files(&self) -> Result<String> {
+        let corpora = corpora(
+            LINKS
+                .iter()
+                .map(|(_, most)| *most)
+                .max()
+                .unwrap_or_default(),
+        )?;
+        let mut text = String::from(
+            "| link | files | MiB | direct, s | off, s | auto, s | level 1, s | 3, s | 6, s | auto: times faster than direct | than off | than the best level | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        );
+        for (mbit, most) in LINKS {
+            let link = format!("rate={mbit}mbit delay=40ms loss=0.1% mtu=1500");
+            let profile: Profile = link.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+            let files = |only_shrinking| Files {
+                corpora: &corpora,
+                most,
+                only_shrinking,
+            };
+            // By setting, by kind, each run.
+            let mut took = vec![vec![Vec::new(); corpora.len()]; SETTINGS.len()];
+            let mut direct = vec![Vec::new(); corpora.len()];
+            for run in 0..self.runs {
+                if mbit <= DIRECT_UP_TO {
+                    eprintln!("{mbit} Mbit/s, direct, run {}", run + 1);
+                    for (one, direct) in self
+                        .measure(&profile, None, files(true))?
+                        .into_iter()
+                        .zip(&mut direct)
+                    {
+                        direct.extend(one);
+                    }
+                }
+                for (number, (setting, took)) in SETTINGS.iter().zip(&mut took).enumerate() {
+                    eprintln!("{mbit} Mbit/s, compress = {setting}, run {}", run + 1);
+                    let files = files(number >= LEVELS_FROM);
+                    for (one, took) in self
+                        .measure(&profile, Some(setting), files)?
+                        .into_iter()
+                        .zip(took)
+                    {
+                        took.extend(one);
+                    }
+                }
+            }
+            for (at, corpus) in corpora.iter().enumerate() {
+                let middle = |setting: usize, of: fn(&Took) -> f64| {
+                    median(took[setting][at].iter().map(of).collect())
+                        .expect("there is one run at least")
+                };
+                let (off, auto) = (
+                    middle(0, |took| took.seconds),
+                    middle(1, |took| took.seconds),
+                );
+                let direct = median(direct[at].iter().map(|took: &Took| took.seconds).collect());
+                let levels: Vec<f64> = (LEVELS_FROM..SETTINGS.len())
+                    .filter(|_| corpus.shrinks)
+                    .map(|level| middle(level, |took| took.seconds))
+                    .collect();
+                let best = levels.iter().copied().reduce(f64::min);
+                let or_none = |value: Option<f64>| {
+                    value.map_or_else(|| "-".into(), |value| format!("{value:.2}"))
+                };
+                let mut fixed = String::new();
+                for at in 0..SETTINGS.len() - LEVELS_FROM {
+                    let _ = write!(fixed, "{} | ", or_none(levels.get(at).copied()));
+                }
+                let _ = writeln!(
+                    text,
+                    "| {mbit} Mbit/s, 80 ms, 0.1 % | {} | {:.1} | {} | {off:.2} | {auto:.2} | {fixed}{} | {:.2} | {} | {:.2} | {:.2} | {:.2} |",
+                    corpus.name,
+                    corpus.bytes.len().min(most) as f64 / f64::from(1 << 20),
+                    or_none(direct),
+                    or_none(direct.map(|direct| direct / auto)),
+                    off / auto,
+                    or_none(best.map(|best| best / auto)),
+                    middle(0, |took| took.wire) / middle(1, |took| took.wire),
+                    middle(0, |took| took.cpu),
+                    middle(1, |took| took.cpu),
+                );
+            }
+        }
+        Ok(text)
+    }
+
+    /// Sends the files, or only those that shrink; `None` stands for the others.
+    fn measure(
+        &self,
+        profile: &Profile,
+        setting: Option<&str>,
+        files: Files<'_>,
+    ) -> Result<Vec<Option<Took>>> {
+        let ending = self.ending;
+        let bed = Bed::new(self.tpo, profile, setting)?;
+        bed.find_path(profile, false, ending)?;
+        let mut all = Vec::new();
+        for corpus in files.corpora {
+            ending.check()?;
+            if files.only_shrinking && !corpus.shrinks {
+                all.push(None);
+                continue;
+            }
+            let bytes = &corpus.bytes[..corpus.bytes.len().min(files.most)];
+            let (wire, before) = (bed.lab.stats().1.offered_bytes, bed.cpu()?);
+            let seconds = bed
+                .transfer(bytes, ending)
+                .with_context(|| format!("{} do not arrive", corpus.name))?;
+            // Acknowledgements and parity are behind it.
+            ending.sleep(Duration::from_millis(300))?;
+            let wire = (bed.lab.stats().1.offered_bytes - wire) as f64;
+            all.push(Some(Took {
+                seconds,
+                wire,
+                cpu: bed.cpu()? - before,
+            }));
+        }
+        bed.stop()?;
+        Ok(all)
+    }
 }

@@ -1,4 +1,4 @@
-//! `tpo bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel
+//! `tpo-bench bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel
 //! relay in the same run.
 //!
 //! Takes a [`Plan`] from the command line; makes a lab for each cell (one way across one link,
@@ -6,7 +6,7 @@
 //! and gives a Markdown table, plots and every single result. A cell that fails is told in the
 //! table and spoils no other; a signal ends the run, and what was measured until then is kept.
 
-pub mod compression;
+pub(crate) mod compression;
 mod corpora;
 mod datagrams;
 mod load;
@@ -27,12 +27,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-pub use plan::{Link, Measure, Plan, Way, full, grid, quick};
-pub use relay::{End, serve};
+pub(crate) use plan::{Link, Measure, Plan, Way, full, grid, quick};
+pub(crate) use relay::{End, serve};
 use report::{Figures, Record};
 
-use crate::demo::ending::Ending;
-use crate::intercept::install::check_tools;
+use crate::ending::Ending;
+use crate::tools::check_tools;
 
 /// One way across one link, once.
 #[derive(Clone, Copy)]
@@ -61,7 +61,7 @@ struct Run<'a> {
 ///
 /// # Errors
 /// When the folder cannot be written, a cell fails, or a signal asks for the end.
-pub fn run(plan: &Plan) -> Result<()> {
+pub(crate) fn run(plan: &Plan) -> Result<()> {
     check_tools()?;
     let ending = Ending::watch()?;
     let results = plan.out.as_deref().map(open_results).transpose()?;

@@ -1,4 +1,4 @@
-//! What crosses in `tpo bench --compression`: files of this machine, and made-up rows, orders and
+//! What crosses in `tpo-bench bench --compression`: files of this machine, and made-up rows, orders and
 //! noise that are the same at each run.
 
 use std::fmt::Write as _;
