@@ -70,7 +70,7 @@ pub struct Reply {
 
 /// A whole request, with two profiles of many outages.
 const LONGEST_REQUEST: u64 = 64 * 1024;
-/// How long a client may take over its line, in which the lab hears nobody else.
+/// How long a client may take to send its line, 1 s: the lab hears no other client meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Brings a lab up and holds it until SIGTERM, SIGINT or [`Request::Down`]. The socket appears when
@@ -108,7 +108,7 @@ pub fn serve(prefix: &str, topology: Topology, control_socket_path: &Path) -> Re
         let Ok((stream, _)) = listener.accept() else {
             continue;
         };
-        // A client that broke its own connection is no reason to end the lab.
+        // A client that breaks its own connection does not end the lab.
         if answer(stream, &lab, prefix).unwrap_or(false) {
             return Ok(());
         }
@@ -184,7 +184,7 @@ fn answer(stream: UnixStream, lab: &Running, prefix: &str) -> Result<bool> {
         (Ok(Request::Down), _) => ("ok\n".into(), true),
         (Err(error), _) => (format!("error {error}\n"), false),
     };
-    // Who asked for the end and left gets it all the same.
+    // The end comes also when the client that asked for it has left.
     let written = (&stream).write_all(text.as_bytes());
     if down {
         Ok(true)

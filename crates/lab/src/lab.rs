@@ -277,8 +277,7 @@ impl Lab {
         for host in Host::ALL {
             let mut lines = String::new();
             // A link whose other end came up later counts as down for up to a second, and IPv6
-            // waits for it, unless somebody asks for its state: to be asked makes the kernel look
-            // at once.
+            // waits for it. A question for its state makes the kernel look at once.
             for Interface { name, .. } in
                 INTERFACES.iter().filter(|interface| interface.host == host)
             {

@@ -23,7 +23,7 @@ use crate::profile::Profile;
 use crate::tun::Tun;
 use crate::wan::Carrier;
 
-/// A switch that does not forward after so long never will.
+/// The time, 5 s, that a new switch has to begin forwarding; after it comes an error.
 const SWITCH_READY: Duration = Duration::from_secs(5);
 
 /// A machine of one site. Sites are numbered from 1.
@@ -123,8 +123,8 @@ impl Sites {
         Ok(lab)
     }
 
-    /// Makes the LANs of two sites one: a switch at each host, with a cable between them. Everybody
-    /// keeps the address that he has.
+    /// Makes the LANs of two sites one: a switch at each host, with a cable between them. All
+    /// hosts keep their addresses.
     pub fn join_lans(&self, one: usize, other: usize) -> Result<()> {
         let [(_, first), (_, second)] = [one, other].map(|site| &self.sites[site - 1]);
         first.ip(&format!(
@@ -132,7 +132,7 @@ impl Sites {
             second.name()
         ))?;
         for (site, host) in [(one, first), (other, second)] {
-            // The switch has the name by which everybody knows the host's interface.
+            // The switch takes the name that the host's interface had.
             host.ip(&format!(
                 "link set eth0 down\nlink set eth0 name port\naddr flush dev port\n\
                  link add eth0 type bridge forward_delay 0 mcast_snooping 0\n\
@@ -143,7 +143,7 @@ impl Sites {
         for site in [one, other] {
             self.sites[site - 1].0.ip("link show dev lan0\n")?;
         }
-        // The kernel looks at the state of links when it comes to it.
+        // The kernel looks at the state of links in its own time.
         let start = Instant::now();
         for host in [first, second] {
             while host.bridge_ports_forwarding()? < 2 {
@@ -249,7 +249,7 @@ fn address(
     core.ip(at_core)?;
     gateway.ip(at_gateway)?;
     host.ip(at_host)?;
-    // To be asked makes the kernel look at the state of a link at once.
+    // A question makes the kernel look at the state of a link at once.
     gateway.ip("link show dev lan0\n")
 }
 

@@ -60,7 +60,7 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether both directions are so long that a [`PAUSE`] does not show.
+    /// Whether both directions are at least [`PAUSE_DELAY`] long, so that a [`PAUSE`] does not show.
     fn long(&self) -> bool {
         self.links()
             .iter()
@@ -262,7 +262,7 @@ impl Worker {
                     side.readable = false;
                     return;
                 }
-                // Somebody deleted the device: it would be readable for ever, with the same error.
+                // The device was deleted: it would stay readable, with the same error each time.
                 Err(_) => {
                     side.readable = false;
                     side.gone = true;

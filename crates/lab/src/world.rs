@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::link::{Fate, Link, LinkStats};
 use crate::profile::Profile;
 
-/// A machine that lives in a world.
+/// A machine that lives in a world: what the world calls, and in which order, stands at [`World`].
 pub trait Node {
     /// A datagram arrived.
     fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant);
@@ -24,15 +24,16 @@ pub trait Node {
     /// Appends datagrams of `segment` bytes each (the last may be shorter) to `out`, which is
     /// empty; returns where to and `segment`.
     fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<(SocketAddr, usize)>;
-    /// Called after each input was drained: the application's turn (read payloads, write new ones)
-    /// and invariants.
+    /// The application's turn (read payloads, write new ones) and the place for invariants: called
+    /// after each input, once [`Node::poll_transmit`] has nothing left. What it makes the machine
+    /// send is polled right after.
     fn drained(&mut self, _now: Instant) {}
 }
 
-/// What a tap does with a datagram.
+/// What the closure of [`World::tap`] does with a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on to the link, as the tap left it.
+    /// It goes on to the link, as the closure left it.
     Keep,
     /// It never existed.
     Drop,
@@ -41,6 +42,54 @@ pub enum Verdict {
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict>;
 
 /// Nodes, links and a virtual clock.
+///
+/// How it drives a node: one input ([`Node::handle_datagram`] or [`Node::handle_timeout`]), then
+/// [`Node::poll_transmit`] until it gives `None`, then [`Node::drained`], then what that made it
+/// send, then [`Node::poll_timeout`]. A timeout that is due already is the next input. Only then
+/// comes the next event, and the clock moves to it: no time passes within one input. A datagram to
+/// an address without a node or a link is counted ([`World::unroutable`]).
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use std::time::{Duration, Instant};
+/// use tpo_lab::{Node, World};
+///
+/// /// Sends one datagram each 10 ms to `to`, if there is one, and counts what arrives.
+/// struct Beacon {
+///     to: Option<SocketAddr>,
+///     next: Instant,
+///     due: bool,
+///     heard: u32,
+/// }
+///
+/// impl Node for Beacon {
+///     fn handle_datagram(&mut self, _from: SocketAddr, _datagram: &mut [u8], _now: Instant) {
+///         self.heard += 1;
+///     }
+///     fn handle_timeout(&mut self, now: Instant) {
+///         (self.due, self.next) = (true, now + Duration::from_millis(10));
+///     }
+///     fn poll_timeout(&self) -> Option<Instant> {
+///         self.to.map(|_| self.next)
+///     }
+///     fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<(SocketAddr, usize)> {
+///         let to = self.to.filter(|_| std::mem::take(&mut self.due))?;
+///         out.extend_from_slice(&[0; 100]);
+///         Some((to, 100))
+///     }
+/// }
+///
+/// let (one, other) = ("10.0.0.1:1".parse().unwrap(), "10.0.0.2:1".parse().unwrap());
+/// let mut world = World::new(7); // the seed of all dice
+/// let next = world.now();
+/// let a = world.add(one, Beacon { to: Some(other), next, due: false, heard: 0 });
+/// let b = world.add(other, Beacon { to: None, next, due: false, heard: 0 });
+/// let link = "rate=1mbit delay=20ms".parse().unwrap();
+/// world.connect(a, b, link, "delay=20ms".parse().unwrap());
+/// assert!(world.run_until(|world| world.node(b).heard == 3, Duration::from_secs(1)));
+/// // Two intervals, 20 ms of way, and 128 bytes at 1 Mbit/s.
+/// assert_eq!(world.elapsed(), Duration::from_micros(20_000 + 20_000 + 1_024));
+/// ```
 pub struct World<N: Node> {
     seed: u64,
     start: Instant,
@@ -230,7 +279,7 @@ impl<N: Node> World<N> {
         self.links[road].link.stats()
     }
 
-    /// Datagrams sent to an address that is nobody's, or to which no link leads.
+    /// Datagrams sent to an address that no node has, or to which no link leads.
     pub fn unroutable(&self) -> u64 {
         self.unroutable
     }

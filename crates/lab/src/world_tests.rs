@@ -179,7 +179,7 @@ fn nobody_there_is_counted() {
     assert_eq!(world.unroutable(), 1);
 }
 
-/// Asks for a timeout that has passed, for ever.
+/// Asks for a timeout that has passed, without end.
 struct Stuck(Instant, Duration);
 
 impl Node for Stuck {
@@ -246,8 +246,7 @@ impl Node for Counter {
     }
 }
 
-/// Prints what a datagram costs (`--nocapture`): 0.2 microseconds when it was written. Real time is
-/// not asserted.
+/// Prints what a datagram costs (`--nocapture`), some 0.2 microseconds. Real time is not asserted.
 #[test]
 fn it_is_fast() {
     let mut world = World::new(1);
