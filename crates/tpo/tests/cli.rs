@@ -456,7 +456,7 @@ impl Facts for Running {
 fn with_a_daemon_status_shows_what_it_says() {
     let folder = Folder::configured("daemon");
     let _server = Server::start(&folder.path("tpo.sock"), Arc::new(Running)).unwrap();
-    // The running daemon can still be asked when somebody has broken its configuration.
+    // The running daemon still answers when its configuration file is broken.
     let broken =
         fs::read_to_string(folder.path("tpo.toml")).unwrap() + "\n[[rule]]\nnonsense = 1\n";
     fs::write(folder.path("tpo.toml"), broken).unwrap();

@@ -1,6 +1,5 @@
-//! The daemon as somebody who can do little else: its user, its capabilities, what it can be told
-//! apart by in /proc; that it works so, and repairs what others remove; and what it tells the
-//! service manager.
+//! The confined daemon: its user, its capabilities, what /proc shows of it; that it works so, and
+//! repairs what others remove; and what it tells the service manager.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

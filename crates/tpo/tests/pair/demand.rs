@@ -1,4 +1,4 @@
-//! A peer that is called on demand: nothing on the WAN until somebody needs it, and nothing again
+//! A peer that is called on demand: nothing is on the WAN until a rule needs it, and nothing
 //! afterwards.
 
 use std::io::{ErrorKind, Read, Write};
@@ -83,7 +83,7 @@ fn a_peer_is_called_when_it_is_needed_and_left_when_it_is_not() {
     assert_eq!(pair.status(Host::A)["peers"][0]["state"], "up");
     drop((client, server));
     wait_resting(&pair);
-    // Datagrams call it too: the first take their plain way.
+    // Packets call it too: the first take their plain way.
     let server = packets::udp(&pair, Host::Server, packets::address(V4, packets::PORT));
     let client = packets::udp(&pair, Host::Client, "0.0.0.0:0".parse().unwrap());
     wait_for("a flow of datagrams through the pair", || {

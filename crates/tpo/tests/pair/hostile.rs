@@ -156,8 +156,8 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     });
     packet_flow(&client, &server, 100, 1_000_000);
 
-    // The same from somebody else's address: session datagrams get no answer, handshakes no more
-    // than three times their bytes.
+    // The same from another address: session datagrams get no answer, handshakes no more than
+    // three times their bytes.
     let stranger = pair
         .lab
         .inside(Host::Client, || UdpSocket::bind("0.0.0.0:0").unwrap());
@@ -211,8 +211,8 @@ fn what_accept_does_not_name_is_refused() {
     assert!(listener.accept().is_err(), "the server was never asked");
 }
 
-/// So many messages of a flow that never was, each with a sequence number below `different`, as a
-/// compressed payload.
+/// A compressed payload of `count` messages of a flow that never was, each with a sequence number
+/// below `different`.
 fn late_and_compressed(count: u16, different: usize) -> Vec<u8> {
     let mut raw = Vec::new();
     for number in 0..usize::from(count) {

@@ -38,12 +38,12 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Mesh {
-    /// All daemons run; nobody is waited for.
+    /// All daemons run; none is waited for.
     pub(crate) fn start(plan: &Plan<'_>) -> Mesh {
         Mesh::start_with(plan, None)
     }
 
-    /// The same; the daemon of one site may have so many descriptors.
+    /// The same; `files` names a site and how many descriptors its daemon may have.
     pub(crate) fn start_with(plan: &Plan<'_>, files: Option<(usize, u32)>) -> Mesh {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let name = format!(
@@ -292,7 +292,7 @@ pub(crate) fn connect(sites: &Sites, from: usize, to: IpAddr) -> std::io::Result
 /// What one pair of sites saw.
 #[derive(Default)]
 struct Saw {
-    /// Echoes on one TCP connection, and the longest of late.
+    /// Echoes on one TCP connection, and the longest of them.
     tcp: AtomicU64,
     tcp_worst_ms: AtomicU64,
     udp_sent: AtomicU64,

@@ -487,8 +487,8 @@ fn a_group_passes_the_hub_to_those_who_listen() {
     wait_heard(&from, V4.into(), &[&later]);
 }
 
-/// Three hubs, each of both others: each site hears once what two ways could bring, and nobody asks
-/// for ever on behalf of somebody else.
+/// Three hubs, each of both others: each site hears once what two ways could bring, and no hub goes
+/// on asking for another one's listeners without end.
 #[test]
 fn hubs_in_a_ring_bring_nothing_twice() {
     let mesh = Mesh::start(&Plan {
@@ -521,7 +521,7 @@ fn hubs_in_a_ring_bring_nothing_twice() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(listeners.each_ref().map(drain), [100, 100], "once each");
-    // One listener is left, then none: nothing is asked for any more.
+    // One listener is left, then none: then nothing is asked for.
     let [two, three] = listeners;
     drop(two);
     wait_heard(&from, V4.into(), &[&three]);
@@ -595,7 +595,7 @@ fn the_hosts_of_the_tpos_take_part_in_groups() {
     assert_eq!((length, from), (23, own.local_addr().unwrap()));
 }
 
-/// The tables that copy groups are removed by somebody: they are there again soon.
+/// The tables that copy groups are removed from outside: they are there again soon.
 #[test]
 fn removed_tables_of_groups_are_restored() {
     let mesh = mesh("rate=50mbit delay=5ms");

@@ -39,7 +39,7 @@ struct Opened {
     reset: usize,
 }
 
-/// Opens so many, each with a byte that has to arrive.
+/// Opens `count` connections, each with a byte that has to arrive.
 fn open(pair: &Pair, listener: &TcpListener, count: usize) -> Opened {
     let mut opened = Opened::default();
     for _ in 0..count {
@@ -66,7 +66,7 @@ fn arrived(listener: &TcpListener, client: &TcpStream) -> Option<TcpStream> {
             server.set_nonblocking(false).unwrap();
             server.set_read_timeout(Some(SOON)).unwrap();
             if from != client.local_addr().unwrap() {
-                // One that was reset meanwhile.
+                // The server's end of one that was reset.
                 continue;
             }
             server.read_exact(&mut [0]).ok()?;
@@ -227,8 +227,7 @@ fn what_the_far_side_has_no_room_for_takes_its_plain_way() {
     );
 }
 
-/// A download from a server that sends as long as it is let: so many bytes are read. Both ends are
-/// kept.
+/// A download of `bytes` bytes from a server that sends as long as it can. Both ends are kept.
 fn download(pair: &Pair, listener: &TcpListener, bytes: usize) -> (TcpStream, TcpStream, Duration) {
     let start = Instant::now();
     let (mut client, server) = pair.joined(listener);
@@ -236,7 +235,7 @@ fn download(pair: &Pair, listener: &TcpListener, bytes: usize) -> (TcpStream, Tc
         .set_write_timeout(Some(Duration::from_millis(500)))
         .unwrap();
     let mut sender = server.try_clone().unwrap();
-    // Ends when nobody reads any more.
+    // Ends when the reading end is gone.
     std::thread::spawn(move || while sender.write_all(&[7; 1 << 16]).is_ok() {});
     let mut left = bytes;
     let mut chunk = vec![0; 1 << 16];
