@@ -20,8 +20,9 @@ use tpo::intercept::lease::{KnownSources, Lease, TIMEOUT};
 use tpo::intercept::rules::{Standing, counter};
 use tpo::intercept::tcp::{Listeners, connect_from};
 use tpo::intercept::{Bounds, Mode, OnFailure, RuleSpec, Table, findings};
-use tpo::packets::form;
+use tpo::packets::{ip, udp};
 use tpo::table::layers::Layers;
+use tpo::table::protocols::UDP;
 use tpo_engine::PacketKey;
 
 #[test]
@@ -486,13 +487,13 @@ impl FarEdge<'_> {
             Ipv4Addr::from((10 << 24) | (80 << 16) | (flow >> 8)).into(),
             1_024 + (flow & 0xff) as u16,
         );
-        let key = PacketKey::new(form::UDP, source, V4.server_at(port)).unwrap();
+        let key = PacketKey::new(UDP, source, V4.server_at(port)).unwrap();
         let mut bytes = Vec::new();
-        let head = form::Head {
+        let head = ip::Head {
             hops: 64,
-            ..form::Head::default()
+            ..ip::Head::default()
         };
-        assert!(form::plain(&key, head, &flow.to_be_bytes(), 0, &mut bytes));
+        assert!(udp::emit(&key, head, &flow.to_be_bytes(), 0, &mut bytes));
         self.daemon.tun().write(&bytes).unwrap();
         self.hear();
     }
@@ -506,8 +507,8 @@ impl FarEdge<'_> {
         }
         let mut buffer = [0; 2_048];
         while let Some(bytes) = self.daemon.tun().read(&mut buffer).unwrap() {
-            let from_server = |seen: &form::Seen| seen.key.source == V4.server_at(PORT);
-            self.answered += u32::from(form::look(bytes).as_ref().is_some_and(from_server));
+            let from_server = |seen: &ip::Parsed| seen.key.source == V4.server_at(PORT);
+            self.answered += u32::from(ip::parse(bytes).as_ref().is_some_and(from_server));
         }
     }
 

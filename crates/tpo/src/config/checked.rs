@@ -15,10 +15,10 @@ use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
 use crate::intercept::Bounds;
 use crate::lane::carriers::Carriers;
-use crate::packets::form::{ICMP, ICMP_V6, UDP};
 use crate::packets::multicast::igmp::is_routed;
 use crate::table::address::{Prefixes, is_special, is_special_only};
 use crate::table::layers::MAX_RULES;
+use crate::table::protocols::{ICMP, ICMP_V6, UDP};
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]

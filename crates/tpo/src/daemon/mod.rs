@@ -40,13 +40,13 @@ use crate::lane::transit::Transit;
 use crate::lane::{self, Command, Lane};
 use crate::link::udp::Link;
 use crate::packets::edge::{self, Packets};
-use crate::packets::form::{ICMP, ICMP_V6};
 use crate::packets::multicast::emit;
 use crate::packets::multicast::groups::{Joined, Wanted};
 use crate::packets::multicast::neighbours::site;
 use crate::packets::multicast::{Multicast, Plan};
 use crate::packets::plain_way::Plain;
 use crate::packets::reader::{self, Opened, TunReader};
+use crate::table::protocols::{ICMP, ICMP_V6};
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);

@@ -12,8 +12,8 @@ use crate::edge::tcp::status_of;
 use crate::host::own_addresses::Own;
 use crate::intercept::tcp::connect_from;
 use crate::lane::carriers::Carriers;
-use crate::packets::form::UDP;
 use crate::table::address::{Prefixes, any_form, is_special};
+use crate::table::protocols::UDP;
 
 /// The address that the destination sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum SourceAddress {
 /// One `[[accept]]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Permit {
-    /// IANA protocol number; [`ICMP`](crate::packets::form::ICMP) is that of both families.
+    /// IANA protocol number; [`ICMP`](crate::table::protocols::ICMP) is that of both families.
     pub protocol: u8,
     /// Clients that may come through the peer.
     pub sources: Arc<Prefixes>,

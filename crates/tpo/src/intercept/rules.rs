@@ -35,8 +35,8 @@
 
 use super::tun::DEVICE;
 use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, Table};
-use crate::packets::form::{ICMP, ICMP_V6, UDP};
 use crate::table::layers::{Element, Family, Layers, RuleError, Verdict};
+use crate::table::protocols::{ICMP, ICMP_V6, UDP};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -16,7 +16,6 @@ use tracing::info;
 
 use super::install::InstallError;
 use crate::host::netlink::{NESTED, attribute, message, next_message};
-use crate::packets::form::VNET;
 
 /// The device's name. There is one daemon in a network namespace, so it is fixed.
 pub const DEVICE: &str = "tpo0";
@@ -48,6 +47,10 @@ const SETTINGS_V6: [(&str, &str); 3] = [
     ("accept_redirects", "0"),
     ("accept_source_route", "-1"),
 ];
+
+/// Bytes in front of each packet at the TUN device (`struct virtio_net_hdr`); all zero says that
+/// what follows is one packet, whole.
+pub const VNET: usize = 10;
 
 /// The device.
 #[derive(Debug)]

@@ -12,9 +12,10 @@ use tracing::debug;
 
 use crate::edge::exit::Exit;
 use crate::host::own_addresses::Own;
-use crate::intercept::tun::Tun;
+use crate::intercept::tun::{Tun, VNET};
 use crate::lane::transit::{Onward, Transit};
-use crate::packets::form::{self, Head, Refused, VNET};
+use crate::packets::form;
+use crate::packets::ip::{Head, Refused};
 use crate::packets::multicast::emit::Emitter;
 use crate::packets::multicast::groups::{
     For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership,
@@ -22,7 +23,9 @@ use crate::packets::multicast::groups::{
 use crate::packets::multicast::igmp::IGMP;
 use crate::packets::plain_way::{Cause, Plain};
 use crate::packets::reader::{Batch, Item, Opened, Ruled, is_roomy, shed};
+use crate::packets::udp::{self, Row};
 use crate::table::address::any_form;
+use crate::table::protocols::UDP;
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
 const MOST_BYTES: usize = 65_000;
@@ -259,7 +262,7 @@ impl Run {
             && (1..=self.size).contains(&length)
             // Only the last one may be shorter.
             && self.payloads.len() == self.count * self.size
-            && self.count < form::MOST_TOGETHER
+            && self.count < udp::MOST_TOGETHER
             && self.payloads.len() + length <= MOST_BYTES
     }
 
@@ -279,8 +282,12 @@ impl Run {
         if self.count > 1 && !out.one_by_one {
             out.packet.clear();
             out.number = out.number.wrapping_add(self.count as u16);
-            let sizes = (self.size, self.payloads.len());
-            if let Some(told) = form::together(&key, self.head, sizes, out.number, &mut out.packet)
+            let row = Row {
+                size: self.size,
+                bytes: self.payloads.len(),
+            };
+            if let Some(told) =
+                udp::emit_header_of_row(&key, self.head, row, out.number, &mut out.packet)
             {
                 out.packet.extend_from_slice(&self.payloads);
                 if out.send(&told, self.count) {
@@ -297,7 +304,7 @@ impl Run {
         {
             out.packet.clear();
             out.number = out.number.wrapping_add(1);
-            if form::plain(&key, self.head, payload, out.number, &mut out.packet) {
+            if udp::emit(&key, self.head, payload, out.number, &mut out.packet) {
                 out.send(&[0; VNET], 1);
             }
         }
@@ -393,7 +400,9 @@ impl Packets {
                 continue;
             }
             self.form.clear();
-            form::pack(packet, &item.seen, &mut self.form);
+            let form = form::pack(packet.len(), &item.seen);
+            self.form.extend_from_slice(form.front());
+            self.form.extend_from_slice(&packet[form.body]);
             // A stream waits for a silent peer; a datagram would only get old.
             let taken = match peer.is_up() {
                 true => peer.send_packet(&item.seen.key, treatment, &self.form, now),
@@ -523,7 +532,7 @@ impl Packets {
                 let batch = onward.entry(to).or_default();
                 let from = batch.bytes.len();
                 batch.push(key, ruled, bytes);
-                let goes_on = form::pass_on(&mut batch.bytes[from..]);
+                let goes_on = form::take_hop(&mut batch.bytes[from..]);
                 if !goes_on {
                     batch.take_back(from);
                 }
@@ -564,7 +573,7 @@ impl Packets {
                             counters.foreign += 1;
                         }
                     }
-                    Some(own) if arrived.key.protocol == form::UDP && !arrived.is_reply => {
+                    Some(own) if arrived.key.protocol == UDP && !arrived.is_reply => {
                         if let Some(transit) = transit {
                             transit.each(arrived.key, *slot, |to, ruled| {
                                 pass_on(to, *arrived.key, arrived.flow, Some(ruled), arrived.bytes);
@@ -586,7 +595,7 @@ impl Packets {
             } else {
                 *arrived.key
             };
-            match form::as_plain(arrived.bytes).filter(|_| key.protocol == form::UDP) {
+            match form::as_udp(arrived.bytes).filter(|_| key.protocol == UDP) {
                 Some((head, payload)) => {
                     if !run.takes(&key, head, payload.len()) {
                         run.flush(out);
@@ -740,7 +749,7 @@ mod tests {
         let key = |number: u32| {
             let from =
                 std::net::SocketAddr::from((std::net::Ipv4Addr::from(0x0a01_0000 + number), 4_000));
-            PacketKey::new(form::UDP, from, "10.2.2.2:53".parse().unwrap()).unwrap()
+            PacketKey::new(UDP, from, "10.2.2.2:53".parse().unwrap()).unwrap()
         };
         const FLOWS: u32 = 20_000;
         for number in 0..FLOWS {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tpo_engine::{FlowKey, Policy};
 
-use crate::packets::form::Seen;
+use crate::packets::ip::Parsed;
 use crate::status::Reason;
 
 /// Why a packet would take its plain way.
@@ -72,7 +72,7 @@ impl Plain {
 
     /// Whether a packet may take its plain way, which it then does: it is counted. `None`: one that
     /// nobody understands.
-    pub fn may_go(&self, seen: Option<&Seen>, cause: Cause) -> bool {
+    pub fn may_go(&self, seen: Option<&Parsed>, cause: Cause) -> bool {
         let rule = match seen {
             Some(seen) => self.rule_of(seen),
             None => self.closed.iter().position(|closed| *closed),
@@ -104,11 +104,11 @@ impl Plain {
 
     /// The rule that names it. Of several that may be meant (of an error both directions, of a
     /// later piece all ports) a closed one.
-    fn rule_of(&self, seen: &Seen) -> Option<usize> {
+    fn rule_of(&self, seen: &Parsed) -> Option<usize> {
         let find = |key: &FlowKey| self.policy.find_with_number(key).map(|(rule, _)| rule);
         let is_closed = |rule: &usize| self.closed[*rule];
         let key = &seen.key;
-        if seen.piece.is_some_and(|piece| !piece.is_first)
+        if seen.fragment.is_some_and(|fragment| !fragment.is_first)
             && (key.source.port(), key.destination.port()) == (0, 0)
         {
             let may_name = |(number, rule): (usize, &tpo_engine::Rule)| {
@@ -157,7 +157,9 @@ impl Plain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packets::form;
+    use crate::packets::ip::{self, Head};
+    use crate::packets::udp;
+    use crate::table::protocols::{ICMP, UDP};
     use tpo_engine::{Class, Delivery, PacketKey};
 
     fn plain() -> Plain {
@@ -172,19 +174,19 @@ mod tests {
             delivery: Delivery::Timely,
         };
         let rules = vec![
-            rule(form::UDP, 53..=53),
-            rule(form::UDP, 1..=65_535),
-            rule(form::ICMP, 1..=65_535),
+            rule(UDP, 53..=53),
+            rule(UDP, 1..=65_535),
+            rule(ICMP, 1..=65_535),
         ];
         Plain::new(Policy::new(rules), vec![false, true, true])
     }
 
     fn udp(from: &str, to: &str) -> Vec<u8> {
-        let key = PacketKey::new(form::UDP, from.parse().unwrap(), to.parse().unwrap()).unwrap();
+        let key = PacketKey::new(UDP, from.parse().unwrap(), to.parse().unwrap()).unwrap();
         let mut bytes = Vec::new();
-        assert!(form::plain(
+        assert!(udp::emit(
             &key,
-            form::Head {
+            Head {
                 hops: 64,
                 ..Default::default()
             },
@@ -197,7 +199,7 @@ mod tests {
 
     /// What an ICMP error about the packet would be, from its destination.
     fn error_about(packet: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, form::ICMP, 0, 0];
+        let mut bytes = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, ICMP, 0, 0];
         bytes.extend_from_slice(&packet[16..20]);
         bytes.extend_from_slice(&packet[12..16]);
         bytes.extend([3, 3, 0, 0, 0, 0, 0, 0]);
@@ -211,7 +213,7 @@ mod tests {
     fn what_a_closed_rule_names_is_kept_whatever_it_looks_like() {
         let plain = plain();
         let check = |bytes: &[u8], goes: bool| {
-            let seen = form::look(bytes);
+            let seen = ip::parse(bytes);
             for cause in Cause::ALL {
                 assert_eq!(
                     plain.may_go(seen.as_ref(), cause),

@@ -21,10 +21,10 @@ use tpo_engine::{Delivery, PacketKey, Policy, Treatment};
 use tracing::{debug, warn};
 
 use crate::host::life_signs::{TURN_EVERY, Turns};
-use crate::intercept::tun::Tun;
+use crate::intercept::tun::{Tun, VNET};
 use crate::lane::carriers::Carriers;
 use crate::lane::{Command, Lane};
-use crate::packets::form::{self, Seen};
+use crate::packets::ip::{self, Parsed};
 use crate::packets::multicast::groups::{For, Wanted};
 use crate::packets::plain_way::{Cause, Plain};
 
@@ -64,7 +64,7 @@ type Whose = (usize, Option<Ruled>);
 #[derive(Debug)]
 pub struct Item {
     /// What it is.
-    pub seen: Seen,
+    pub seen: Parsed,
     /// By which rule it may open a flow; none: it belongs to one that lives, or to nobody.
     pub ruled: Option<Ruled>,
     /// Its bytes in the batch.
@@ -81,7 +81,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    fn push(&mut self, seen: Seen, ruled: Option<Ruled>, packet: &[u8]) {
+    fn push(&mut self, seen: Parsed, ruled: Option<Ruled>, packet: &[u8]) {
         let from = self.bytes.len();
         self.bytes.extend_from_slice(packet);
         self.items.push(Item {
@@ -217,13 +217,13 @@ fn remove(map: &mut HashMap<PacketKey, usize>, key: &PacketKey, slot: usize) {
 /// The first pieces of cut packets, whose later ones tell no ports: bounded, the oldest goes first.
 #[derive(Debug, Default)]
 struct Pieces {
-    firsts: VecDeque<(IpAddr, IpAddr, u32, Seen)>,
+    firsts: VecDeque<(IpAddr, IpAddr, u32, Parsed)>,
 }
 
 impl Pieces {
     /// A later piece is of the flow that its first one was of.
-    fn complete(&mut self, mut seen: Seen) -> Option<Seen> {
-        let Some(piece) = seen.piece else {
+    fn complete(&mut self, mut seen: Parsed) -> Option<Parsed> {
+        let Some(piece) = seen.fragment else {
             return Some(seen);
         };
         let (from, to) = (seen.key.source.ip(), seen.key.destination.ip());
@@ -235,7 +235,7 @@ impl Pieces {
                 .push_back((from, to, piece.number, seen.clone()));
             return Some(seen);
         }
-        let same = |(a, b, number, _): &&(IpAddr, IpAddr, u32, Seen)| {
+        let same = |(a, b, number, _): &&(IpAddr, IpAddr, u32, Parsed)| {
             (*a, *b, *number) == (from, to, piece.number)
         };
         let (.., first) = self.firsts.iter().rev().find(same)?;
@@ -313,7 +313,7 @@ impl GroupTable {
 }
 
 impl Table {
-    fn find(&self, seen: &Seen) -> Option<Whose> {
+    fn find(&self, seen: &Parsed) -> Option<Whose> {
         // As our side sees the flow: an error is about what the far side has sent in it.
         let key = if seen.is_error {
             seen.key.turned()
@@ -350,7 +350,7 @@ impl TunReader {
             .spawn(move || {
                 let mut events = Events::with_capacity(8);
                 let mut wait = TURN_EVERY;
-                let mut buffer = vec![0; form::VNET + LONGEST];
+                let mut buffer = vec![0; VNET + LONGEST];
                 let mut pieces = Pieces::default();
                 let mut batches: Vec<Batch> =
                     table.lanes.iter().map(|_| Batch::default()).collect();
@@ -418,7 +418,7 @@ fn read(
 ) -> bool {
     let mut bytes = 0;
     // Packets of a flow come in a row, more often than not.
-    let mut last: Option<(Seen, Option<Whose>)> = None;
+    let mut last: Option<(Parsed, Option<Whose>)> = None;
     for _ in 0..BATCH_PACKETS {
         let packet = match tun.read(buffer) {
             Ok(Some(packet)) => packet,
@@ -429,7 +429,7 @@ fn read(
                 return true;
             }
         };
-        let seen = form::look(packet).and_then(|seen| pieces.complete(seen));
+        let seen = ip::parse(packet).and_then(|seen| pieces.complete(seen));
         bytes += packet.len();
         if let Some(seen) = seen
             .as_ref()
@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn what_no_lane_takes_is_counted_by_its_rule() {
         let rule = |ports| tpo_engine::Rule {
-            protocol: form::UDP,
+            protocol: crate::table::protocols::UDP,
             source: "10.1.0.0/16".parse().unwrap(),
             source_ports: 0..=u16::MAX,
             destination: "10.2.0.0/16".parse().unwrap(),
@@ -550,9 +550,9 @@ mod tests {
         let mut push = |port: u16, fails_open: Option<bool>| {
             let key = key("10.1.0.1:5000", &format!("10.2.0.1:{port}"));
             let mut bytes = Vec::new();
-            assert!(form::plain(
+            assert!(crate::packets::udp::emit(
                 &key,
-                form::Head {
+                ip::Head {
                     hops: 64,
                     ..Default::default()
                 },
@@ -565,7 +565,7 @@ mod tests {
                 delivery: Delivery::Timely,
                 fails_open,
             };
-            batch.push(form::look(&bytes).unwrap(), fails_open.map(ruled), &bytes);
+            batch.push(ip::parse(&bytes).unwrap(), fails_open.map(ruled), &bytes);
             bytes
         };
         let open = push(53, Some(true));

@@ -9,6 +9,7 @@ use crate::lane::carriers::Carriers;
 
 pub mod address;
 pub mod layers;
+pub mod protocols;
 
 /// What to intercept, and how: the look-up table as the kernel's side of it needs it.
 #[derive(Clone, Debug)]

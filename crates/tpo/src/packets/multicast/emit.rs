@@ -14,8 +14,10 @@ use tpo_engine::PacketKey;
 use tracing::debug;
 
 use crate::intercept::MARK_OWN;
-use crate::packets::form::{self, Refused};
+use crate::packets::form;
+use crate::packets::ip::{self, Refused};
 use crate::packets::multicast::groups::Joined;
+use crate::packets::udp;
 use crate::sys;
 
 /// The sockets of one LAN.
@@ -135,18 +137,18 @@ impl Emitter {
                 return emitted;
             }
         }
-        if !form::pass(packet) {
+        if !ip::take_hop(packet) {
             emitted.not_sent += 1;
             return emitted;
         }
         let group = key.destination.ip();
-        let may_be_cut = form::as_plain(bytes).is_some();
+        let may_be_cut = form::as_udp(bytes).is_some();
         joined.each(group, *peer, |lan| {
             let lan = &lans[lan];
             let outcome = match lan.send(packet, group) {
                 Err(error) if may_be_cut && error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     let mut outcome = Ok(());
-                    form::cut(packet, lan.mtu(), *number, |piece| {
+                    udp::fragment(packet, lan.mtu(), *number, |piece| {
                         outcome = std::mem::replace(&mut outcome, Ok(()))
                             .and_then(|()| lan.send(piece, group));
                     });

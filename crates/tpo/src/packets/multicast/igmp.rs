@@ -7,8 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::packets::form::{ICMP_V6, Sum};
+use crate::packets::checksum::Sum;
 use crate::packets::multicast::neighbours::{self, Site};
+use crate::table::protocols::ICMP_V6;
 
 /// IANA's number of IGMP.
 pub const IGMP: u8 = 2;

@@ -628,7 +628,7 @@ fn membership_filter() -> [SockFilter; 12] {
         step(BYTE, 0, 0, 6),
         step(IS, 0, 2, 0),
         step(BYTE, 0, 0, 40),
-        step(IS, 1, 0, crate::packets::form::ICMP_V6.into()),
+        step(IS, 1, 0, crate::table::protocols::ICMP_V6.into()),
         step(END, 0, 0, 0),
         step(END, 0, 0, LONGEST as u32),
     ]

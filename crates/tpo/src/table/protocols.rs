@@ -1,0 +1,9 @@
+//! IANA's numbers of the protocols that are named here by name.
+
+/// ICMP of IPv4. Inside a [`PacketKey`](tpo_engine::PacketKey) also ICMP of IPv6: the addresses tell
+/// the family.
+pub const ICMP: u8 = 1;
+/// UDP.
+pub const UDP: u8 = 17;
+/// ICMP of IPv6.
+pub const ICMP_V6: u8 = 58;
