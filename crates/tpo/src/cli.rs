@@ -9,13 +9,13 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
-use crate::config::checked::OnFailure;
 use crate::config::keys;
 use crate::config::{self, Findings, Level};
 use crate::daemon::control::{self, AskError};
 use crate::host::log;
 use crate::intercept;
 use crate::status::{Reason, StatusReport, render};
+use crate::table::OnFailure;
 
 const EXIT_CODES: &str = "\
 Exit codes:

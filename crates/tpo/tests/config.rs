@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tpo::config::checked::{LogFormat, Mode, OnFailure, SourceAddress};
+use tpo::config::checked::SourceAddress;
 use tpo::config::{Checked, Findings, Level, parse, sample::SAMPLE};
+use tpo::host::log::LogFormat;
+use tpo::table::{Mode, OnFailure};
 use tpo_engine::{PacketKey, Policy};
 
 const KEY: &str = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqo=";

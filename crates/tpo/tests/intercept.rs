@@ -15,14 +15,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tpo::intercept::findings;
 use tpo::intercept::install::{self, InstallError, install};
 use tpo::intercept::lease::{KnownSources, Lease, TIMEOUT};
 use tpo::intercept::rules::{Standing, counter};
 use tpo::intercept::tcp::{Listeners, connect_from};
-use tpo::intercept::{Bounds, Mode, OnFailure, RuleSpec, Table, findings};
 use tpo::packets::{ip, udp};
+use tpo::table::bounds::Bounds;
 use tpo::table::layers::Layers;
 use tpo::table::protocols::UDP;
+use tpo::table::{Mode, OnFailure, RuleSpec, Table};
 use tpo_engine::PacketKey;
 
 #[test]
@@ -915,7 +917,7 @@ fn accepted_sockets_inherit_what_they_need() {
     let socket = socket2::SockRef::from(&stream);
     assert!(socket.tcp_nodelay().unwrap());
     assert!(socket.nonblocking().unwrap());
-    assert_eq!(socket.mark().unwrap(), tpo::intercept::MARK_OWN);
+    assert_eq!(socket.mark().unwrap(), tpo::table::marks::MARK_OWN);
     assert_eq!(socket.tcp_notsent_lowat().unwrap(), 128 * 1024);
     assert_eq!(
         socket.linger().unwrap(),

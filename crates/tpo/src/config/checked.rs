@@ -13,12 +13,13 @@ use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
-use crate::intercept::Bounds;
+use crate::host::log::LogFormat;
 use crate::lane::carriers::Carriers;
-use crate::packets::multicast::igmp::is_routed;
-use crate::table::address::{Prefixes, is_special, is_special_only};
+use crate::table::address::{Prefixes, is_routed, is_special, is_special_only};
+use crate::table::bounds::Bounds;
 use crate::table::layers::MAX_RULES;
-use crate::table::protocols::{ICMP, ICMP_V6, UDP};
+use crate::table::protocols::{ICMP, ICMP_V6, TCP, UDP};
+use crate::table::{Mode, OnFailure};
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]
@@ -75,16 +76,6 @@ pub struct Checked {
     pub accepts: Vec<Accept>,
 }
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// For a terminal or the journal.
-    #[default]
-    Human,
-    /// One JSON object a line.
-    Json,
-}
-
 /// How connections are taken from the LAN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intercept {
@@ -129,16 +120,6 @@ impl Default for Multicast {
             querier: true,
         }
     }
-}
-
-/// The mechanism of interception.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// The packet keeps its destination and is handed to a transparent socket.
-    Tproxy,
-    /// The destination is rewritten to the interceptor (claims 2 and 5) and asked back from the
-    /// kernel.
-    Redirect,
 }
 
 /// One far TPO.
@@ -192,15 +173,6 @@ impl Rule {
     }
 }
 
-/// What becomes of new connections of a rule while its peer is not up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnFailure {
-    /// They go their ordinary way, not accelerated.
-    Open,
-    /// They are refused.
-    Closed,
-}
-
 /// What one peer may reach through us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
@@ -231,9 +203,6 @@ pub enum SourceAddress {
     /// From the TPO's address: for networks whose answers would not come back through it.
     Tpo,
 }
-
-/// IANA's number of TCP.
-pub const TCP: u8 = 6;
 
 /// No user of this name is meant.
 const AUTO: &str = "auto";

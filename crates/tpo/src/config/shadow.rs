@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::Rule;
-use super::value::masked;
+use crate::table::address::masked;
 use tpo_engine::Prefix;
 
 /// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover

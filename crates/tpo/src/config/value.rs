@@ -9,7 +9,8 @@ use tpo_engine::{Compress, Prefix};
 use tpo_mover::PublicKey;
 
 use super::file::{Written, quoted};
-use crate::intercept::rules::is_interface_name;
+use crate::table::address::masked;
+use crate::table::interface::is_interface_name;
 
 /// The names that peers, and the TPO itself, may have: they appear in kernel rules, logs and on the
 /// command line.
@@ -149,24 +150,6 @@ pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
         ));
     }
     Ok(Prefix { address, length })
-}
-
-/// The address with all bits behind the prefix set to zero.
-pub fn masked(address: IpAddr, length: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX
-                .checked_shl(32 - u32::from(length.min(32)))
-                .unwrap_or(0);
-            IpAddr::V4((v4.to_bits() & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX
-                .checked_shl(128 - u32::from(length.min(128)))
-                .unwrap_or(0);
-            IpAddr::V6((v6.to_bits() & mask).into())
-        }
-    }
 }
 
 /// One port or a range of ports: `443`, `"443"`, `"8000-8999"`.

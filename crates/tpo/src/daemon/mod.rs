@@ -28,11 +28,11 @@ use crate::host::life_signs::Watched;
 use crate::host::own_addresses::{Following, Own};
 use crate::host::privilege;
 use crate::host::service::Service;
+use crate::intercept::findings;
 use crate::intercept::install::{self, Installed};
 use crate::intercept::lease::{GroupSets, Lease};
 use crate::intercept::rules::Ports;
 use crate::intercept::tcp::Listeners;
-use crate::intercept::{self, RuleSpec, findings};
 use crate::lane::dictionary_worker::DictionaryWorker;
 use crate::lane::on_demand::Demand;
 use crate::lane::path_cache::{self, PathCache};
@@ -46,7 +46,9 @@ use crate::packets::multicast::neighbours::site;
 use crate::packets::multicast::{Multicast, Plan};
 use crate::packets::plain_way::Plain;
 use crate::packets::reader::{self, Opened, TunReader};
-use crate::table::protocols::{ICMP, ICMP_V6};
+use crate::table::bounds::Bounds;
+use crate::table::protocols::{ICMP, ICMP_V6, TCP};
+use crate::table::{self, OnFailure, RuleSpec};
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);
@@ -121,7 +123,7 @@ struct Daemon {
     packets_lost: bool,
     plain: Arc<Plain>,
     installed: Installed,
-    table: intercept::Table,
+    table: table::Table,
     ports: Ports,
     control: control::Server,
     following: Following,
@@ -165,7 +167,7 @@ impl Daemon {
         let (own, following) = Following::start().context("learn this host's own addresses")?;
         let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
-        let closed = enabled().map(|rule| rule.on_failure == checked::OnFailure::Closed);
+        let closed = enabled().map(|rule| rule.on_failure == OnFailure::Closed);
         let plain = Arc::new(Plain::new(policy(), closed.collect()));
         let listener = Link::listen(checked.listen)
             .with_context(|| format!("listen at {} (UDP)", checked.listen))?;
@@ -242,7 +244,7 @@ impl Daemon {
 
         let tap = tun.map(|tun| {
             let fails_open = enabled()
-                .map(|rule| rule.on_failure == checked::OnFailure::Open)
+                .map(|rule| rule.on_failure == OnFailure::Open)
                 .collect();
             let groups_of_many = groups
                 .as_ref()
@@ -503,7 +505,7 @@ fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
     let to_one: Vec<&checked::Rule> = rules.filter(|rule| !rule.is_for_many()).collect();
     let fails_open = to_one
         .iter()
-        .map(|rule| rule.on_failure == checked::OnFailure::Open)
+        .map(|rule| rule.on_failure == OnFailure::Open)
         .collect();
     let policy = Policy::new(to_one.iter().map(|rule| rule.matches.clone()).collect());
     let to_many = wanted.map(|wanted| group_table(checked, |rule| rule.transit, wanted));
@@ -650,18 +652,15 @@ fn exit(checked: &Checked, peer: usize, own: Arc<Own>, claims: Arc<Claims>) -> E
 }
 
 /// The look-up table as the kernel's side of interception wants it.
-pub fn table(checked: &Checked) -> intercept::Table {
-    intercept::Table {
+pub fn table(checked: &Checked) -> table::Table {
+    table::Table {
         rules: checked
             .rules
             .iter()
             .filter(|rule| !rule.is_for_many())
             .flat_map(rule_specs)
             .collect(),
-        mode: match checked.intercept.mode {
-            checked::Mode::Tproxy => intercept::Mode::Tproxy,
-            checked::Mode::Redirect => intercept::Mode::Redirect,
-        },
+        mode: checked.intercept.mode,
         local: checked.intercept.local,
         interfaces: checked.intercept.interfaces.clone(),
         peers: checked.peers.len(),
@@ -674,7 +673,7 @@ pub fn table(checked: &Checked) -> intercept::Table {
         packets: packets(checked),
         // The far side forgets a flow later than its opener.
         packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
-        bounds: intercept::Bounds {
+        bounds: Bounds {
             syns_per_source: checked.intercept.syn_rate_per_source,
             syns: checked.intercept.syn_rate,
             flows: tpo_engine::Limits::default().flows * checked.peers.len().max(1),
@@ -706,11 +705,11 @@ fn packets(checked: &Checked) -> Vec<u8> {
     let mut all: Vec<u8> = rules
         .chain(checked.accepts.iter().map(|accept| accept.protocol))
         .collect();
-    if all.contains(&ICMP) || all.iter().any(|protocol| *protocol != checked::TCP) {
+    if all.contains(&ICMP) || all.iter().any(|protocol| *protocol != TCP) {
         // Errors about the others are carried too.
         all.extend([ICMP, ICMP_V6]);
     }
-    all.retain(|protocol| *protocol != checked::TCP);
+    all.retain(|protocol| *protocol != TCP);
     all.sort_unstable();
     all.dedup();
     all
@@ -739,10 +738,7 @@ fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
             destination,
             destination_ports: destination_ports.clone(),
             peer: *peer,
-            on_failure: match rule.on_failure {
-                checked::OnFailure::Open => intercept::OnFailure::Open,
-                checked::OnFailure::Closed => intercept::OnFailure::Closed,
-            },
+            on_failure: rule.on_failure,
             enabled: rule.enabled,
         })
         .collect()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tpo_engine::{Class, CompressionStats, FlowInfo, Uncompressed};
 
-use crate::config::{Checked, checked};
+use crate::config::Checked;
 use crate::daemon::control;
 use crate::demultiplexer::{Drops, Fault, Sighting};
 use crate::gate;
@@ -23,6 +23,8 @@ use crate::status::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport,
     MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, Reason, StatusReport,
 };
+use crate::table::protocols::TCP;
+use crate::table::{Mode, OnFailure};
 
 /// A lane answers within its turn; those that have not after this time, for all together, are
 /// reported as stuck.
@@ -111,8 +113,8 @@ impl Facts {
         InterceptReport {
             installed: intact,
             mode: match self.checked.intercept.mode {
-                checked::Mode::Tproxy => "tproxy".into(),
-                checked::Mode::Redirect => "redirect".into(),
+                Mode::Tproxy => "tproxy".into(),
+                Mode::Redirect => "redirect".into(),
             },
             local: self.checked.intercept.local,
             interfaces: self.checked.intercept.interfaces.clone(),
@@ -120,7 +122,7 @@ impl Facts {
             rules_disabled: off.len(),
             rules_closed: on
                 .iter()
-                .filter(|rule| rule.on_failure == checked::OnFailure::Closed)
+                .filter(|rule| rule.on_failure == OnFailure::Closed)
                 .count(),
             hold_closed: self.checked.hold_closed,
             held: self.held(),
@@ -472,7 +474,7 @@ fn flow(
     (way, rate): (Option<Duration>, u64),
     now: Instant,
 ) -> FlowReport {
-    let packets = info.key.protocol != checked::TCP;
+    let packets = info.key.protocol != TCP;
     let (came, lost) = (f64::from(info.datagrams_in), f64::from(info.lost_in));
     FlowReport {
         id: info.flow.0,
@@ -562,7 +564,7 @@ fn hold_up(info: &FlowInfo) -> Option<String> {
         Some("the far side has not answered yet".into())
     } else if !info.connected {
         Some("the server has not answered yet".into())
-    } else if info.credit_left == 0 && info.key.protocol == checked::TCP {
+    } else if info.credit_left == 0 && info.key.protocol == TCP {
         Some("the far application does not read".into())
     } else {
         None

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use tpo_engine::{FlowKey, PacketKey, Policy, Prefix, Status, StreamKey};
 
-use crate::config::checked::TCP;
 use crate::edge::tcp::status_of;
 use crate::host::own_addresses::Own;
 use crate::intercept::tcp::connect_from;
 use crate::lane::carriers::Carriers;
 use crate::table::address::{Prefixes, any_form, is_special};
-use crate::table::protocols::UDP;
+use crate::table::protocols::{TCP, UDP};
 
 /// The address that the destination sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

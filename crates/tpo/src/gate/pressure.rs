@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::intercept::lease::KnownSources;
-use crate::intercept::rules::{HALF_OPEN_SECONDS, MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
+use crate::intercept::rules::{MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
+use crate::table::bounds::HALF_OPEN_SECONDS;
 
 /// A source stays known for this time after it was last told; those of a day's work stay known
 /// through their pauses.

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::checked::LogFormat;
-
 /// The environment variable that says what to log.
 pub const VARIABLE: &str = "TPO_LOG";
 
@@ -52,6 +50,16 @@ impl Seldom {
         self.next = Some(now + self.every);
         Some(std::mem::take(&mut self.held_back))
     }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For a terminal or the journal.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
 }
 
 /// Starts logging. Called once, before anything else runs; a second call changes nothing.

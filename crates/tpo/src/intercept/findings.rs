@@ -4,10 +4,12 @@
 //! For `tpo check` and for the log at start. Most of the settings belong to the network namespace
 //! of the thread that asks.
 
+use super::hold;
 use super::install::ROUTE_TABLE;
 use super::rules::TABLE;
-use super::{MARK_DELIVER, MARK_OWN, Mode, OnFailure, Table, hold};
 use crate::host::program;
+use crate::table::marks::{MARK_DELIVER, MARK_OWN};
+use crate::table::{Mode, OnFailure, Table};
 use serde_json::Value;
 use std::fmt::{self, Display};
 
@@ -139,7 +141,8 @@ fn judge(table: &Table, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
         (true, "net.ipv4.ip_forward"),
         (false, "net.ipv6.conf.all.forwarding"),
     ] {
-        let of_family = |rule: &super::RuleSpec| rule.enabled && rule.source.0.is_ipv4() == family;
+        let of_family =
+            |rule: &crate::table::RuleSpec| rule.enabled && rule.source.0.is_ipv4() == family;
         if is(key, "0") && table.rules.iter().any(of_family) {
             let means = "this host is no router: only connections of its own applications can be intercepted";
             add(
@@ -285,7 +288,7 @@ fn input_policies(chains: &Value) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intercept::{OnFailure, RuleSpec};
+    use crate::table::{OnFailure, RuleSpec};
 
     fn check(settings: &[(&str, &str)], local: bool) -> Vec<Severity> {
         let rule = RuleSpec {
@@ -309,7 +312,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
-            bounds: crate::intercept::Bounds::default(),
+            bounds: crate::table::bounds::Bounds::default(),
             hold_closed: false,
         };
         let read = |key: &str| {

@@ -27,10 +27,10 @@
 use super::routing::{Action, RoutingRule};
 use super::rules::{NOT_FORWARDED, Ports, SYN, Writer};
 use super::tun::DEVICE;
-use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, RuleSpec, Table};
-use crate::config::checked::TCP;
 use crate::table::layers::{self, Element, Family, Layers, RuleError};
-use crate::table::protocols::UDP;
+use crate::table::marks::{MARK_DELIVER, MARK_OWN, MARK_PACKETS};
+use crate::table::protocols::{TCP, UDP};
+use crate::table::{Mode, OnFailure, RuleSpec, Table};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -605,7 +605,7 @@ mod tests {
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
             multicast: Vec::new(),
-            bounds: crate::intercept::Bounds::default(),
+            bounds: crate::table::bounds::Bounds::default(),
             hold_closed: false,
         }
     }

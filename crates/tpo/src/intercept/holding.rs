@@ -4,11 +4,11 @@
 //! It outlives the daemon: after a kill, and after an orderly end where [`Table::hold_closed`] says
 //! so. The next daemon, or `tpo hold`, takes it over in place. [`remove`] takes it away.
 
-use super::Table;
 use super::hold::{self, TABLE};
 use super::install::{InstallError, load, unseen};
 use super::routing::{Routing, RoutingRule};
 use super::watch::Watch;
+use crate::table::Table;
 use std::path::Path;
 
 /// The hand on what holds. Dropping it changes nothing in the kernel.

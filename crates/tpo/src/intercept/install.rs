@@ -7,16 +7,16 @@
 //! ([`Holding`]) comes first and goes last. What a killed run has left over bears the same names,
 //! so installing replaces it, in one transaction: there is no moment without rules.
 
-use super::Table;
 use super::holding::{self, Holding};
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
-use super::{MARK_DELIVER, MARK_PACKETS};
 use crate::host::lock::Lock;
 use crate::host::program::{self, Said};
+use crate::table::Table;
 use crate::table::layers::RuleError;
+use crate::table::marks::{MARK_DELIVER, MARK_PACKETS};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,10 +13,10 @@
 use super::hold;
 use super::rules::{GROUPS, Standing, TABLE, counter, lease_set};
 use super::watch::packet_flow;
-use crate::config::checked::TCP;
 use crate::host::netlink::{
     INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string,
 };
+use crate::table::protocols::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read};

@@ -1,7 +1,7 @@
 //! Room 1 of the walk: the kernel hands over the connections that the look-up table names, and only
 //! those.
 //!
-//! Takes a [`Table`] (made from the configuration), gives accepted sockets with the client's
+//! Takes a [`Table`](crate::table::Table) (made from the configuration), gives accepted sockets with the client's
 //! address and the original destination, and far-edge sockets that speak from the client's own
 //! address. The parts:
 //!
@@ -29,7 +29,8 @@
 //! [`install::Installed::is_whole`] every second or so, let no lease be renewed while it is not,
 //! and [`install::Installed::repair`] it.
 //!
-//! Connection tracking: forwarded connections need none in [`Mode::Tproxy`]. With [`Table::local`]
+//! Connection tracking: forwarded connections need none in
+//! [`Mode::Tproxy`](crate::table::Mode::Tproxy). With [`Table::local`](crate::table::Table::local)
 //! it is needed for this host's own, and the kernel knows no half measures: it then tracks
 //! everything in this network namespace, forwarded traffic that no rule names too. That costs
 //! memory and time for each connection, and new ones are dropped when
@@ -47,25 +48,4 @@ pub mod tcp;
 pub mod tun;
 mod watch;
 
-pub use crate::table::{Mode, OnFailure, RuleSpec, Table};
-pub use rules::Bounds;
 pub use tcp::connect_from;
-
-/// The bits of the packet mark (and of the conntrack mark) that say, all together, "deliver to this
-/// host". Ours in both directions: nobody else on the host may use a mark that has all of them. All
-/// other bits are left as they are.
-///
-/// Several bits, and high ones, because single low ones are everybody's (several uplinks, proxies,
-/// VPNs): a foreign mark bears these by chance only if it is made of many bits too, and
-/// [`findings`] tells when a routing rule does. They share none with [`MARK_OWN`], so that clearing
-/// one leaves the other.
-pub const MARK_DELIVER: u32 = 0x0478_0000;
-
-/// The bits of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so
-/// that it can never intercept itself. In the conntrack mark the same bits mark our connections to
-/// servers on this very host.
-pub const MARK_OWN: u32 = 0x0807_0000;
-
-/// The bits of the packet mark that say, all together, "to the TUN device": packets of what is no
-/// TCP. They share none with the other two.
-pub const MARK_PACKETS: u32 = 0x7080_0000;

@@ -13,11 +13,11 @@
 //! There are two such places. What changes is made anew in the place that is free, then the other
 //! one is cleared, so at no moment less is held than before. What is there already stays as it is.
 
-use super::MARK_OWN;
 use super::install::PACKET_TABLE;
 use super::tun::DEVICE;
 use super::watch::{open_netlink, packet_flow};
 use crate::host::netlink::{attribute, find, message, string};
+use crate::table::marks::MARK_OWN;
 use socket2::Socket;
 use std::io;
 use std::net::IpAddr;

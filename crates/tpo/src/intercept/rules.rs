@@ -34,13 +34,15 @@
 //!   are beyond the bounds.
 
 use super::tun::DEVICE;
-use super::{MARK_DELIVER, MARK_OWN, MARK_PACKETS, Mode, OnFailure, Table};
+use crate::table::bounds::Bounds;
+use crate::table::interface::is_interface_name;
 use crate::table::layers::{Element, Family, Layers, RuleError, Verdict};
+use crate::table::marks::{MARK_DELIVER, MARK_OWN, MARK_PACKETS};
 use crate::table::protocols::{ICMP, ICMP_V6, UDP};
+use crate::table::{Mode, OnFailure, Table};
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 /// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it
 /// is fixed.
@@ -89,51 +91,6 @@ impl Standing {
         format!("{}_{}", self.name(), if v6 { "v6" } else { "v4" })
     }
 }
-
-/// What the kernel may take from the LANs at most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// SYNs per second of one source that has completed a handshake before; as many may come at
-    /// once. A source that completes a thousand of them in a second may send three quarters of what
-    /// all known ones may.
-    pub syns_per_source: u32,
-    /// SYNs per second of all sources together; as many may come at once.
-    pub syns: u32,
-    /// Flows of what is no TCP that peers may have here at once.
-    pub flows: usize,
-    /// How long answers to a packet that came out of the TUN device are ours, while none has come:
-    /// as long as its flow may live without any. [`Table::packets_rest`] says it for those that
-    /// were answered.
-    pub rest_one_way: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds {
-            // A load tester of 2,000 connections per second, or the burst of a site behind one
-            // address, has room at once.
-            syns_per_source: 3_000,
-            // Four times this many half-open connections fill 16 listeners of the kernel's default,
-            // 4,096 each: those of three seconds, after which an unanswered one is given up, and a
-            // burst.
-            syns: 16_000,
-            flows: tpo_engine::Limits::default().flows,
-            rest_one_way: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Bounds {
-    /// Half-open connections that the listeners must have room for, so that their queues never
-    /// fill.
-    pub fn half_open(&self) -> usize {
-        let seconds = HALF_OPEN_SECONDS + 1; // and the burst of a second
-        self.syns as usize * seconds
-    }
-}
-
-/// An unanswered handshake is given up after this time: [`super::tcp`] sets it.
-pub const HALF_OPEN_SECONDS: usize = 3;
 
 /// The counters of the table, by name.
 pub mod counter {
@@ -1138,17 +1095,10 @@ pub(super) fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
     }
 }
 
-/// What Linux takes as the name of an interface, less what would mean something to nft.
-pub fn is_interface_name(name: &str) -> bool {
-    let plain =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '@' | '+');
-    (1..16).contains(&name.len()) && name.chars().all(plain)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intercept::RuleSpec;
+    use crate::table::RuleSpec;
 
     fn table(interfaces: &[&str]) -> Table {
         let any = RuleSpec {

@@ -6,8 +6,10 @@
 //! carries [`MARK_OWN`], so the rules pass it by.
 
 use super::rules::Ports;
-use super::{Bounds, MARK_OWN, Mode};
 use crate::sys;
+use crate::table::Mode;
+use crate::table::bounds::Bounds;
+use crate::table::marks::MARK_OWN;
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};

@@ -5,8 +5,8 @@
 //! Asks the kernel by netlink, some microseconds each: starting `nft` and `ip` once a second would
 //! cost more than an idle daemon. Gives its answers to [`super::install`] and [`super::holding`].
 
-use super::{MARK_DELIVER, MARK_PACKETS};
 use crate::host::netlink::{INET, attribute, find, message, next_message, nft};
+use crate::table::marks::{MARK_DELIVER, MARK_PACKETS};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -17,12 +17,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use socket2::{Domain, Socket, Type};
 use tpo_engine::{FlowKey, PacketKey, Policy, Status, StreamKey};
 
-use crate::config::checked::TCP;
 use crate::intercept::tcp::lan_options;
 use crate::lane::Lane;
 use crate::lane::carriers::Carriers;
 use crate::packets::multicast::groups::For;
 use crate::packets::reader::{GroupTable, Ruled};
+use crate::table::protocols::TCP;
 
 /// Datagrams on their way from one lane to another, in the form in which they cross.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::{debug, warn};
 
-use crate::intercept::MARK_OWN;
+use crate::table::marks::MARK_OWN;
 
 /// Receive buffer asked of the kernel: 64 ms at 4 Gbit/s, more than the longest pause of a lane
 /// that still keeps its lease.

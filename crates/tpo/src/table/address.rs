@@ -10,8 +10,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tpo_engine::Prefix;
 
-use crate::config::value::masked;
-
 /// Whatever is in one of some prefixes: a look at each length that occurs, however many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prefixes {
@@ -65,6 +63,33 @@ impl FromIterator<Prefix> for Prefixes {
             }
         }
         all
+    }
+}
+
+/// The address with all bits behind the prefix set to zero.
+pub fn masked(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(length.min(32)))
+                .unwrap_or(0);
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(length.min(128)))
+                .unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
+/// Whether a group may leave its LAN at all: not the one that is for neighbours alone.
+pub fn is_routed(group: IpAddr) -> bool {
+    match group {
+        IpAddr::V4(group) => group.is_multicast() && group.octets()[..3] != [224, 0, 0],
+        // Scope 2 and less: interface, link.
+        IpAddr::V6(group) => group.is_multicast() && group.octets()[1] & 15 > 2,
     }
 }
 

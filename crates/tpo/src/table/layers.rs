@@ -9,7 +9,7 @@
 //! tables need few layers: "these special cases, then all the rest" is two.
 
 use super::{OnFailure, RuleSpec};
-use crate::config::checked::TCP;
+use crate::table::protocols::TCP;
 use std::net::{IpAddr, SocketAddr};
 
 /// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000

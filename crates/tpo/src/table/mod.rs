@@ -4,11 +4,14 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::intercept::rules::Bounds;
 use crate::lane::carriers::Carriers;
+use bounds::Bounds;
 
 pub mod address;
+pub mod bounds;
+pub mod interface;
 pub mod layers;
+pub mod marks;
 pub mod protocols;
 
 /// What to intercept, and how: the look-up table as the kernel's side of it needs it.

@@ -3,6 +3,8 @@
 /// ICMP of IPv4. Inside a [`PacketKey`](tpo_engine::PacketKey) also ICMP of IPv6: the addresses tell
 /// the family.
 pub const ICMP: u8 = 1;
+/// TCP: the only protocol that is carried as a stream. All others are carried as packets.
+pub const TCP: u8 = 6;
 /// UDP.
 pub const UDP: u8 = 17;
 /// ICMP of IPv6.

@@ -17,7 +17,7 @@ use tpo::intercept::lease::{Count, KnownSources, Lease, RENEW_EVERY};
 use tpo::intercept::rules::{Ports, Standing};
 use tpo::intercept::tcp::Listeners;
 use tpo::intercept::tun::Tun;
-use tpo::intercept::{Mode, OnFailure, RuleSpec, Table};
+use tpo::table::{Mode, OnFailure, RuleSpec, Table};
 
 /// The server's ports.
 pub(crate) const PORT: u16 = 8080;
@@ -96,7 +96,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         packets: Vec::new(),
         packets_rest: Duration::ZERO,
         multicast: Vec::new(),
-        bounds: tpo::intercept::Bounds::default(),
+        bounds: tpo::table::bounds::Bounds::default(),
         hold_closed: false,
     }
 }

@@ -13,12 +13,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tpo_engine::PacketKey;
 use tracing::debug;
 
-use crate::intercept::MARK_OWN;
 use crate::packets::form;
 use crate::packets::ip::{self, Refused};
 use crate::packets::multicast::groups::Joined;
 use crate::packets::udp;
 use crate::sys;
+use crate::table::marks::MARK_OWN;
 
 /// The sockets of one LAN.
 #[derive(Debug)]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use tpo_engine::PacketKey;
 
-use super::igmp::{self, IGMP, is_routed};
+use super::igmp::{self, IGMP};
 use super::neighbours;
+use crate::table::address::is_routed;
 
 /// Groups that one peer may ask for.
 pub const MOST_GROUPS: usize = 1_024;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::packets::checksum::Sum;
 use crate::packets::multicast::neighbours::{self, Site};
+use crate::table::address::is_routed;
 use crate::table::protocols::ICMP_V6;
 
 /// IANA's number of IGMP.
@@ -42,15 +43,6 @@ pub enum Heard {
         /// The sites.
         sites: Vec<Site>,
     },
-}
-
-/// Whether a group may leave its LAN at all: not the one that is for neighbours alone.
-pub fn is_routed(group: IpAddr) -> bool {
-    match group {
-        IpAddr::V4(group) => group.is_multicast() && group.octets()[..3] != [224, 0, 0],
-        // Scope 2 and less: interface, link.
-        IpAddr::V6(group) => group.is_multicast() && group.octets()[1] & 15 > 2,
-    }
 }
 
 /// Reads an IP packet; `None` when it is none of this, or broken.

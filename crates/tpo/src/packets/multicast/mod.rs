@@ -41,11 +41,12 @@ use crate::packets::multicast::emit::Lan;
 use crate::packets::multicast::groups::{
     For, Joined, Listeners, MOST_GROUPS, Wanted, fair_share, peers_of,
 };
-use crate::packets::multicast::igmp::{Heard, is_routed};
+use crate::packets::multicast::igmp::Heard;
 use crate::packets::multicast::members::Members;
 use crate::packets::multicast::neighbours::{Neighbours, Site};
 use crate::packets::multicast::taking::Taking;
 use crate::sys;
+use crate::table::address::is_routed;
 
 pub mod emit;
 pub mod groups;
