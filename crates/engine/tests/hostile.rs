@@ -253,7 +253,7 @@ impl Victim {
                 counters.walked <= most_steps(&counters),
                 "too many steps: {counters:?}"
             );
-            let bytes = stats.mover.bytes_received;
+            let bytes = stats.mover.counters.path.bytes_received;
             // What was rebuilt came in fewer bytes.
             assert!(
                 counters.traffic.messages_in <= 2 * bytes,
@@ -261,9 +261,9 @@ impl Victim {
                 counters.traffic.messages_in
             );
             assert!(
-                stats.mover.walked <= 128 * bytes + 100_000,
+                stats.mover.counters.receiver.walked <= 128 * bytes + 100_000,
                 "{} steps for {bytes} bytes",
-                stats.mover.walked
+                stats.mover.counters.receiver.walked
             );
         }
     }
@@ -502,7 +502,8 @@ fn run(seed: u64, seen: &mut Seen) {
     seen.refused += stats.counters.flows.refused;
     seen.breaches += stats.counters.breaches.total();
     seen.out_of_memory += stats.counters.flows.out_of_memory;
-    seen.malformed += stats.counters.malformed.total() + stats.mover.subfields_malformed;
+    seen.malformed +=
+        stats.counters.malformed.total() + stats.mover.counters.drops.breaches.of_subfields();
     seen.most = seen.most.max(victim.peer.memory());
 }
 

@@ -795,12 +795,12 @@ fn a_lower_budget_reaches_the_mover() {
         pair.world.run_for(8 * SECOND);
         let stats = pair.peer(A).stats();
         assert!(
-            stats.mover.unacked_bytes > 6 << 20,
+            stats.mover.gauges.sender.unacked_bytes > 6 << 20,
             "the path does not need the memory: {stats:?}"
         );
         let (counted, bytes) = (
             pair.peer(A).memory() as u64,
-            stats.held_bytes as u64 + stats.mover.unacked_bytes,
+            stats.held_bytes as u64 + stats.mover.gauges.sender.unacked_bytes,
         );
         assert!(
             counted >= bytes && counted <= 2 * bytes + (9 << 20),
@@ -820,7 +820,8 @@ fn a_lower_budget_reaches_the_mover() {
             pair.world.run_for(100 * MS);
             let (a, b) = (pair.peer(A).stats().mover, pair.peer(B).stats().mover);
             assert!(
-                a.unacked_bytes <= 4 << 20 && b.reassembly_bytes <= 4 << 20,
+                a.gauges.sender.unacked_bytes <= 4 << 20
+                    && b.gauges.receiver.reassembly_bytes <= 4 << 20,
                 "{a:?} {b:?}"
             );
         }

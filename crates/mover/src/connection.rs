@@ -16,7 +16,7 @@ use crate::params::Params;
 use crate::recv::{Receiver, Wishes};
 use crate::send::{AckError, Filled, Load, Sender};
 use crate::sessions::Sessions;
-use crate::stats::Stats;
+use crate::stats::{Counters, Gauges};
 use crate::timer::{Earliest, Nanos, Timer};
 
 /// The part of a datagram with data that an acknowledgement may take.
@@ -157,24 +157,29 @@ impl Connection {
         datagram: &mut [u8],
         instant: Instant,
         now: Nanos,
-        stats: &mut Stats,
+        counters: &mut Counters,
     ) -> Received {
         let number = self.receiver.recover(low);
         let Some(session) = self.sessions.find(index) else {
-            stats.datagrams_unknown += 1;
+            counters.drops.unknown_session += 1;
             return Received::default();
         };
         if !self.receiver.bitmap.is_new(number) {
-            stats.datagrams_replayed += 1;
+            let too_old = number < self.receiver.bitmap.start();
+            counters.drops.too_old += u64::from(too_old);
+            counters.drops.replayed += u64::from(!too_old);
             return Received::default();
         }
         let length = datagram.len();
-        let Ok(plain) = session.open(number, datagram, instant) else {
-            stats.datagrams_forged += 1;
-            return Received::default();
+        let plain = match session.open(number, datagram, instant) {
+            Ok(plain) => plain,
+            Err(error) => {
+                counters.drops.on_unopened(error);
+                return Received::default();
+            }
         };
-        stats.datagrams_received += 1;
-        stats.bytes_received += length as u64;
+        counters.path.datagrams_received += 1;
+        counters.path.bytes_received += length as u64;
         self.receiver.on_datagram(length, now);
         let until = now + self.sender.three_probe_times();
         let mut received = Received {
@@ -191,9 +196,9 @@ impl Connection {
                 .is_none_or(|highest| number > highest)
         {
             self.move_to(from, now);
-            stats.moves += 1;
+            counters.path.moves += 1;
         }
-        received.closed = self.take_subfields(plain, number, now, stats);
+        received.closed = self.take_subfields(plain, number, now, counters);
         received
     }
 
@@ -202,16 +207,16 @@ impl Connection {
         plain: &[u8],
         number: u64,
         now: Nanos,
-        stats: &mut Stats,
+        counters: &mut Counters,
     ) -> Option<u8> {
-        let (mut closed, wishes) = self.read_subfields(plain, number, now, stats);
+        let (mut closed, wishes) = self.read_subfields(plain, number, now, counters);
         self.receiver
             .on_taken(number, &wishes, self.sender.rtt().minimum(), now);
         if wishes.protected && !wishes.refused {
             self.receiver.keep(number, plain);
         }
         while let Some((number, plain)) = self.receiver.poll_rebuilt() {
-            let (close, wishes) = self.read_subfields(&plain, number, now, stats);
+            let (close, wishes) = self.read_subfields(&plain, number, now, counters);
             closed = closed.or(close);
             self.receiver
                 .on_rebuilt(number, &wishes, self.sender.rtt().minimum(), now);
@@ -224,7 +229,7 @@ impl Connection {
         plain: &[u8],
         number: u64,
         now: Nanos,
-        stats: &mut Stats,
+        counters: &mut Counters,
     ) -> (Option<u8>, Wishes) {
         let mut wishes = Wishes::default();
         let mut closed = None;
@@ -241,14 +246,16 @@ impl Connection {
                     self.receiver.handle_ack(&ack, number);
                     match self.sender.on_ack(&ack, now) {
                         Ok(()) => {
-                            stats.acks_received += 1;
+                            counters.sender.acks_received += 1;
                             self.peer_delivery_rate = u64::from(ack.rate) * packet::RATE_UNIT;
                         }
-                        Err(AckError::Unsent) => stats.acks_unsent += 1,
-                        Err(AckError::Malformed(_)) => stats.subfields_malformed += 1,
+                        Err(AckError::Unsent) => counters.drops.breaches.acks_of_unsent += 1,
+                        Err(AckError::Malformed(error)) => {
+                            counters.drops.breaches.on_unparsed(error)
+                        }
                     }
                 }
-                Err(_) => stats.subfields_malformed += 1,
+                Err(error) => counters.drops.breaches.on_unparsed(error),
             }
         }
         (closed, wishes)
@@ -263,7 +270,7 @@ impl Connection {
         out: &mut Vec<u8>,
         instant: Instant,
         now: Nanos,
-        stats: &mut Stats,
+        counters: &mut Counters,
     ) -> Option<usize> {
         let ack_due = self
             .receiver
@@ -273,7 +280,7 @@ impl Connection {
         while let Some(load) = self.sender.next_load(ack_due, now) {
             let size = self.sender.size_for(load);
             let allowance = self.sender.allowance(now);
-            let (first, mut wire) = self.emit(out, size, load, instant, now, stats);
+            let (first, mut wire) = self.emit(out, size, load, instant, now, counters);
             if first == 0 {
                 continue;
             }
@@ -286,7 +293,7 @@ impl Connection {
                 && self.sender.has_waiting()
                 && wire + wire / count as u64 <= allowance
             {
-                let (length, more) = self.emit(out, size, load, instant, now, stats);
+                let (length, more) = self.emit(out, size, load, instant, now, counters);
                 if length == 0 {
                     break;
                 }
@@ -310,7 +317,7 @@ impl Connection {
         load: Load,
         instant: Instant,
         now: Nanos,
-        stats: &mut Stats,
+        counters: &mut Counters,
     ) -> (usize, u64) {
         let start = out.len();
         let end = start + size - TAG;
@@ -348,9 +355,9 @@ impl Connection {
         self.sessions.seal(number, &mut out[start..], instant);
         let length = out.len() - start;
         let wire = self.sender.on_sent(length, load, filled, now);
-        stats.datagrams_sent += 1;
-        stats.bytes_sent += length as u64;
-        stats.probes_sent += u64::from(matches!(load, Load::Probe { .. }));
+        counters.path.datagrams_sent += 1;
+        counters.path.bytes_sent += length as u64;
+        counters.path.probes_sent += u64::from(matches!(load, Load::Probe { .. }));
         // Acknowledgements have a budget of their own.
         (length, if asks { wire } else { 0 })
     }
@@ -424,9 +431,20 @@ impl Connection {
         self.liveness.handle_timeout(now)
     }
 
-    pub(crate) fn report(&self, stats: &mut Stats) {
-        self.sender.report(stats);
-        self.receiver.report(stats);
-        stats.peer_delivery_rate = self.peer_delivery_rate;
+    /// Adds what this connection has counted.
+    pub(crate) fn count(&self, counters: &mut Counters) {
+        self.sender.count(counters);
+        self.receiver.count(counters);
+    }
+
+    pub(crate) fn gauges(&self) -> Gauges {
+        let mut gauges = Gauges {
+            path: self.sender.path_gauges(),
+            sender: self.sender.gauges(),
+            receiver: self.receiver.gauges(),
+            keys_since: None,
+        };
+        gauges.sender.peer_delivery_rate = self.peer_delivery_rate;
+        gauges
     }
 }

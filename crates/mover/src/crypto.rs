@@ -21,6 +21,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use zeroize::Zeroize;
 
+use crate::error::OpenError;
 use crate::identity::{PreSharedKey, PublicKey};
 
 /// Bytes of the clear header of a session datagram.
@@ -63,26 +64,6 @@ pub(crate) struct Session {
     local: u32,
     remote: u32,
     failures: u64,
-}
-
-/// Why a datagram did not open. A fact about the network, to be counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum OpenError {
-    /// Too short for header and tag, or not a session datagram.
-    #[error("no session datagram of {length} bytes")]
-    Form { length: usize },
-    /// Not the index that this side chose for this session.
-    #[error("session index {found:#08x} is not ours")]
-    Index { found: u32 },
-    /// Neither the phase before, nor the present, nor the next.
-    #[error("key phase {found} while {current} is in use")]
-    Phase { found: u8, current: u8 },
-    /// The tag does not fit: forged, damaged, or sealed under another number.
-    #[error("the tag does not fit")]
-    Tag,
-    /// Too many forgeries: this session opens nothing any more and must be replaced.
-    #[error("the session has seen its limit of forgeries")]
-    Worn,
 }
 
 /// The clear beginning of a datagram.

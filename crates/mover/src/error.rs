@@ -1,5 +1,4 @@
-//! What can be wrong with bytes that were authenticated: facts for the counters, never a reason to
-//! panic.
+//! What can be wrong with a datagram of a session: facts for the counters, never a reason to panic.
 
 use thiserror::Error;
 
@@ -41,4 +40,24 @@ pub enum ParseError {
     /// The flags of an acknowledgement end inside a token.
     #[error("acknowledgement flags cut off")]
     Words,
+}
+
+/// Why a datagram did not open. A fact about the network, to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum OpenError {
+    /// Too short for header and tag, or not a session datagram.
+    #[error("no session datagram of {length} bytes")]
+    Form { length: usize },
+    /// Not the index that this side chose for this session.
+    #[error("session index {found:#08x} is not ours")]
+    Index { found: u32 },
+    /// Neither the phase before, nor the present, nor the next.
+    #[error("key phase {found} while {current} is in use")]
+    Phase { found: u8, current: u8 },
+    /// The tag does not fit: forged, damaged, or sealed under another number.
+    #[error("the tag does not fit")]
+    Tag,
+    /// Too many forgeries: this session opens nothing any more and must be replaced.
+    #[error("the session has seen its limit of forgeries")]
+    Worn,
 }

@@ -120,7 +120,7 @@ pub fn forge(
     dice: &mut dyn FnMut(u32) -> u32,
     now: Instant,
 ) -> Option<(SocketAddr, Vec<u8>)> {
-    let near = mover.stats().payloads_sent as u32;
+    let near = mover.stats().counters.sender.payloads as u32;
     let skip = match dice(30) {
         0 => dice(40_000),
         1..6 => dice(100),

@@ -38,8 +38,11 @@ pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;
 #[doc(hidden)]
 pub use handshake::fuzz_handshake;
-pub use handshake::{Guard, HandshakeStats, Unknown};
+pub use handshake::{Guard, HandshakeCounters, HandshakeDrops, Unknown};
 pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
 pub use mover::{Event, Heard, Mover, Reason, Transmit, What};
-pub use stats::Stats;
+pub use stats::{
+    Breaches, Counters, Drops, Gauges, ParityCounters, PathCounters, PathGauges, ReceiverCounters,
+    ReceiverGauges, SenderCounters, SenderGauges, Stats,
+};
 pub use timer::Timer;

@@ -19,7 +19,7 @@ use crate::crypto::{Outer, expand, peek};
 use crate::handshake::{Established, Handshake, HandshakeError, call_number};
 use crate::liveness::Finding;
 use crate::params::{MIN_PAYLOAD, Params};
-use crate::stats::Stats;
+use crate::stats::{Counters, Gauges, Stats};
 use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
 
 /// The only reason on the wire so far: the side that says it is going away.
@@ -118,7 +118,7 @@ pub struct Mover {
     remembered: Option<(Path, Nanos)>,
     events: VecDeque<Event>,
     /// Counters of what is no more a part, and of what never was.
-    stats: Stats,
+    counters: Counters,
     /// What `set_memory` allowed last.
     memory: usize,
     closing: bool,
@@ -168,7 +168,7 @@ impl Mover {
             remembered: config.path.map(|path| (path, 0)),
             instance,
             events: VecDeque::new(),
-            stats: Stats::default(),
+            counters: Counters::default(),
             memory: usize::MAX,
             closing: false,
             closed: false,
@@ -210,7 +210,7 @@ impl Mover {
                 self.handle_session(from, (index, seq_low), datagram, now)
             }
             None => {
-                self.stats.datagrams_foreign += 1;
+                self.counters.drops.foreign += 1;
                 Heard::Nothing
             }
         }
@@ -233,11 +233,12 @@ impl Mover {
         now: Instant,
     ) -> Heard {
         let Some(connection) = &mut self.connection else {
-            self.stats.datagrams_unknown += 1;
+            self.counters.drops.unknown_session += 1;
             return Heard::Nothing;
         };
         let time = self.clock.read(now);
-        let received = connection.handle_datagram(from, name, datagram, now, time, &mut self.stats);
+        let received =
+            connection.handle_datagram(from, name, datagram, now, time, &mut self.counters);
         if let Some(index) = received.confirmed {
             self.handshake.on_confirmed(index);
         }
@@ -350,7 +351,7 @@ impl Mover {
             });
         }
         let connection = self.connection.as_mut()?;
-        let segment_size = connection.poll_transmit(out, now, time, &mut self.stats)?;
+        let segment_size = connection.poll_transmit(out, now, time, &mut self.counters)?;
         Some(Transmit {
             to: connection.remote(),
             what: What::Session,
@@ -369,7 +370,7 @@ impl Mover {
     /// The link heard that nobody listens at the peer's port. A hint, believed only after several
     /// probes without an answer.
     pub fn on_refused(&mut self, now: Instant) {
-        self.stats.refusals += 1;
+        self.counters.path.refusals += 1;
         let time = self.clock.read(now);
         let Some(connection) = &mut self.connection else {
             return;
@@ -452,8 +453,8 @@ impl Mover {
         };
         let bytes = payload.len() as u64;
         connection.sender.push(payload, urgent, time)?;
-        self.stats.payloads_sent += 1;
-        self.stats.payload_bytes_sent += bytes;
+        self.counters.sender.payloads += 1;
+        self.counters.sender.payload_bytes += bytes;
         Ok(())
     }
 
@@ -635,13 +636,15 @@ impl Mover {
 
     /// Counters and gauges.
     pub fn stats(&self) -> Stats {
-        let mut stats = self.stats.clone();
-        stats.handshake = self.handshake.stats();
+        let mut counters = self.counters.clone();
+        counters.handshake = self.handshake.counters();
+        let mut gauges = Gauges::default();
         if let Some(connection) = &self.connection {
-            connection.report(&mut stats);
-            stats.keys_since = Some(self.clock.instant(connection.sealing_since()));
+            connection.count(&mut counters);
+            gauges = connection.gauges();
+            gauges.keys_since = Some(self.clock.instant(connection.sealing_since()));
         }
-        stats
+        Stats { counters, gauges }
     }
 
     /// Asserts what must always hold; cheap enough to be called after every event of a world.
@@ -681,7 +684,7 @@ impl Mover {
             Params::parse(&established.own_params),
         );
         let (Some(peer), Some(own)) = records else {
-            self.stats.subfields_malformed += 1;
+            self.counters.drops.breaches.records_malformed += 1;
             return;
         };
         // Both sides decide by the two records of this attempt, so they decide alike: go on only if
@@ -702,7 +705,7 @@ impl Mover {
         if goes_on {
             // The peer goes on with what we have given up since the attempt began: let it hear
             // nothing, and say so anew.
-            self.stats.sessions_stale += 1;
+            self.counters.sessions_stale += 1;
             self.connect_anew(now);
             return;
         }
@@ -770,18 +773,17 @@ impl Mover {
         self.handshake.set_params(params.emit());
     }
 
-    /// Its counters stay, its gauges go.
+    /// What it counted stays.
     fn drop_connection(&mut self, now: Instant) {
         self.remembered = self.path(now).map(|path| (path, self.clock.read(now)));
         if let Some(connection) = self.connection.take() {
-            connection.report(&mut self.stats);
-            self.stats.forget_gauges();
+            connection.count(&mut self.counters);
         }
     }
 
     fn tell(&mut self, event: Event) {
         if self.events.len() >= self.config.limits.events {
-            self.stats.events_lost += 1;
+            self.counters.events_lost += 1;
             self.events.pop_front();
         }
         self.events.push_back(event);

@@ -113,6 +113,8 @@ impl Crowd {
                 .node(sides[0][0])
                 .mover
                 .stats()
+                .gauges
+                .path
                 .rtt
                 .expect("it is up")
                 .as_secs_f64()
@@ -126,8 +128,8 @@ impl Crowd {
                         let stats = world.node(sides[guest][0]).mover.stats();
                         format!(
                             "{got:5.1} ({:5.1} {:9}) ",
-                            stats.bandwidth as f64 * 8e-6,
-                            stats.phase
+                            stats.gauges.path.bandwidth as f64 * 8e-6,
+                            stats.gauges.path.phase
                         )
                     })
                     .collect();

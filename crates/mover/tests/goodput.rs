@@ -28,12 +28,12 @@ fn a_change_of_capacity_is_followed() {
         pair.world.set(A, B, pair::profile(&link(20)));
         pair.world.run_for(secs(1.0));
         // What it takes the path for: the pace may be that of an attempt to go up.
-        let bandwidth = pair.stats(A).bandwidth as f64 * 8e-6;
+        let bandwidth = pair.stats(A).gauges.path.bandwidth as f64 * 8e-6;
         println!("loss {loss}: {bandwidth:.1} Mbit/s after a second");
         assert!(bandwidth < 22.0, "loss {loss}: {bandwidth}");
         pair.world.run_for(secs(2.0));
         assert!(
-            pair.stats(A).rtt.unwrap() < secs(0.15),
+            pair.stats(A).gauges.path.rtt.unwrap() < secs(0.15),
             "loss {loss}: {:?}",
             pair.stats(A)
         );
@@ -70,12 +70,17 @@ fn startup_leaves_a_queue_when_it_sees_it() {
         let (round, mut stood) = (f64::from(rtt) / 1e3, 0.0);
         for _ in 0..160 {
             pair.world.run_for(secs(round / 10.0));
-            let measured = pair.stats(A).rtt.map_or(0.0, |rtt| rtt.as_secs_f64());
+            let measured = pair
+                .stats(A)
+                .gauges
+                .path
+                .rtt
+                .map_or(0.0, |rtt| rtt.as_secs_f64());
             stood += if measured > 1.2 * round { 0.1 } else { 0.0 };
         }
         let link = pair.world.link(A, B);
         let dropped = link.dropped_queue as f64 / link.offered_packets as f64 * 100.0;
-        let reached = pair.stats(A).bandwidth as f64 * 8e-6 / f64::from(rate);
+        let reached = pair.stats(A).gauges.path.bandwidth as f64 * 8e-6 / f64::from(rate);
         println!(
             "{rate} Mbit/s, {rtt} ms: a queue for {stood:.1} round trips, {dropped:.2} % dropped, {reached:.2} reached"
         );
@@ -267,7 +272,7 @@ fn many_streams_begin_like_as_many_connections() {
         println!("{flows} streams: {dropped:.4} dropped in the first two seconds");
         assert!(dropped < 0.025, "{flows} streams: {dropped}");
         assert!(
-            pair.stats(A).bandwidth as f64 > 0.9 * 12.5e6,
+            pair.stats(A).gauges.path.bandwidth as f64 > 0.9 * 12.5e6,
             "{flows} streams: {:?}",
             pair.stats(A)
         );

@@ -35,6 +35,7 @@ fn age(world: &World<Side>, side: usize) -> Duration {
             .node(side)
             .mover
             .stats()
+            .gauges
             .keys_since
             .expect("connected")
 }
@@ -139,7 +140,7 @@ fn delays_around_changes(seed: u64, rekeys: bool) -> Vec<f64> {
         pair.world.run_for(MINUTE);
     }
     assert_eq!(
-        pair.stats(A).handshake.established,
+        pair.stats(A).counters.handshake.established,
         if rekeys { 5 } else { 1 }
     );
     quiet(&pair);
@@ -185,13 +186,13 @@ fn new_keys_on_any_link() {
                 assert!(
                     age < secs(30.0),
                     "seed {seed}: keys of {age:?}: {:?}",
-                    pair.stats(side).handshake
+                    pair.stats(side).counters.handshake
                 );
             }
         }
         pair.finish(secs(60.0));
         quiet(&pair);
-        let established = pair.stats(A).handshake.established;
+        let established = pair.stats(A).counters.handshake.established;
         assert!(
             (6..12).contains(&established),
             "seed {seed}: {established} handshakes in two minutes"
@@ -229,7 +230,7 @@ fn a_lost_last_flight_delays_nothing() {
         pair.world.run_for(secs(60.0));
         let stats = pair.stats(A);
         assert!(
-            stats.handshake.started + pair.stats(B).handshake.started > 5,
+            stats.counters.handshake.started + pair.stats(B).counters.handshake.started > 5,
             "{stats:?}"
         );
         pair.world.tap(|_, _, _| Verdict::Keep);
@@ -246,7 +247,11 @@ fn a_lost_last_flight_delays_nothing() {
                 delays.len() > 3_000 && *worst < 27.0,
                 "seed {seed}: one way of 20 ms took {worst} ms"
             );
-            assert_eq!(pair.stats(side).segments_repaired, 0, "seed {seed}");
+            assert_eq!(
+                pair.stats(side).counters.sender.segments_repaired,
+                0,
+                "seed {seed}"
+            );
         }
         quiet(&pair);
     });
@@ -356,7 +361,7 @@ fn attempts_do_not_disturb_a_session() {
                 "seed {seed}: the keys change as ever"
             );
             assert_eq!(pair.side(side).mover.remote(), Some(pair.address(1 - side)));
-            assert_eq!(pair.stats(side).moves, 0);
+            assert_eq!(pair.stats(side).counters.path.moves, 0);
             pair.world.node_mut(side).stopped = true;
         }
         pair.world.run_for(secs(2.0));

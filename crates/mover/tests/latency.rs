@@ -77,19 +77,24 @@ fn row_after(
     let (added, pair) = added(link, payloads, bulk, seed, (skipped, 1_000));
     let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|share| quantile(&added, share));
     let (sent, there) = (pair.stats(A), pair.stats(B));
-    let share = sent.parity_bytes_sent as f64 / sent.bytes_sent as f64 * 100.0;
+    let share =
+        sent.counters.parity.bytes_sent as f64 / sent.counters.path.bytes_sent as f64 * 100.0;
     println!(
         "{name}: p50 {p50:.1}, p95 {p95:.1}, p99 {p99:.1}, most {:.1} ms; {} protected, {} rows ({share:.1} % of the bytes, \
          {} not affordable), {} rebuilt, {} spurious, {} duplicate segments",
         added[added.len() - 1],
-        sent.datagrams_protected,
-        sent.parity_sent,
-        sent.parity_unaffordable,
-        there.datagrams_rebuilt,
-        sent.losses_spurious,
-        there.segments_duplicate,
+        sent.counters.parity.datagrams_protected,
+        sent.counters.parity.rows_sent,
+        sent.counters.parity.rows_unaffordable,
+        there.counters.parity.datagrams_rebuilt,
+        sent.counters.path.losses_spurious,
+        there.counters.receiver.segments_duplicate,
     );
-    assert_eq!(there.parity_wrong, 0);
+    assert_eq!(
+        there.counters.drops.breaches.parity_malformed
+            + there.counters.drops.breaches.parity_contradictory,
+        0
+    );
     [p50, p95, p99]
 }
 

@@ -30,13 +30,16 @@ fn a_clean_link() {
         for side in [A, B] {
             let stats = pair.stats(side);
             assert_eq!(
-                (stats.datagrams_lost, stats.segments_repaired),
+                (
+                    stats.counters.path.datagrams_lost,
+                    stats.counters.sender.segments_repaired
+                ),
                 (0, 0),
                 "{stats:?}"
             );
             // What left last may leave once more, while nobody knows that the link is clean.
             assert!(
-                stats.segments_duplicate <= 2 && stats.datagrams_forged == 0,
+                stats.counters.receiver.segments_duplicate <= 2 && stats.counters.drops.forged == 0,
                 "{stats:?}"
             );
         }
@@ -79,8 +82,8 @@ fn a_third_of_all_datagrams_lost() {
         (setup.a, setup.b) = (Task::payloads(100), Task::payloads(100));
         let pair = scenario(setup);
         let (a, b) = (pair.stats(A), pair.stats(B));
-        assert!(a.segments_repaired > 0 && b.segments_repaired > 0);
-        assert!(a.datagrams_lost > 50, "{a:?}");
+        assert!(a.counters.sender.segments_repaired > 0 && b.counters.sender.segments_repaired > 0);
+        assert!(a.counters.path.datagrams_lost > 50, "{a:?}");
     });
 }
 
@@ -99,7 +102,8 @@ fn nine_of_ten_acknowledgements_lost() {
         let (a, b) = (pair.stats(A), pair.stats(B));
         // Every acknowledgement tells everything, so hardly a datagram is sent twice for want of
         // one.
-        let twice = b.segments_duplicate as f64 / b.datagrams_received as f64;
+        let twice = b.counters.receiver.segments_duplicate as f64
+            / b.counters.path.datagrams_received as f64;
         assert!(twice < 0.25, "seed {seed}: {twice} {a:?} {b:?}");
     });
 }
@@ -123,18 +127,18 @@ fn acknowledgements_of_one_way_traffic_stay_short() {
             };
             let pair = scenario(setup);
             let (a, b) = (pair.stats(A), pair.stats(B));
-            let length = b.bytes_sent / b.datagrams_sent;
+            let length = b.counters.path.bytes_sent / b.counters.path.datagrams_sent;
             assert!(length < 150, "seed {seed}: {length} bytes each, {b:?}");
             assert!(
-                b.acks_sent > 12 * 50,
+                b.counters.receiver.acks_sent > 12 * 50,
                 "seed {seed}: {} in twelve seconds",
-                b.acks_sent
+                b.counters.receiver.acks_sent
             );
             assert!(
-                a.acks_sent < b.acks_sent / 3,
+                a.counters.receiver.acks_sent < b.counters.receiver.acks_sent / 3,
                 "seed {seed}: {} of {}",
-                a.acks_sent,
-                b.acks_sent
+                a.counters.receiver.acks_sent,
+                b.counters.receiver.acks_sent
             );
         },
     );
@@ -152,14 +156,16 @@ fn reordering_by_a_whole_round_trip() {
         let stats = pair.stats(A);
         // Really lost is only what overtook the end of the handshake, and a few that were too late
         // even to be remembered.
-        let unknown = pair.stats(B).datagrams_unknown;
+        let unknown = pair.stats(B).counters.drops.unknown_session;
         // Of few losses one is more than a twentieth.
-        let undone = stats.losses_spurious + unknown + 1;
+        let undone = stats.counters.path.losses_spurious + unknown + 1;
         assert!(
-            stats.losses_spurious > 0 && undone * 20 >= stats.datagrams_lost * 19,
+            stats.counters.path.losses_spurious > 0
+                && undone * 20 >= stats.counters.path.datagrams_lost * 19,
             "seed {seed}: {unknown} {stats:?}"
         );
-        let repaired = stats.segments_repaired as f64 / stats.datagrams_sent as f64;
+        let repaired = stats.counters.sender.segments_repaired as f64
+            / stats.counters.path.datagrams_sent as f64;
         assert!(
             repaired < 0.08,
             "seed {seed}: the window did not adapt, {repaired} {stats:?}"
@@ -175,7 +181,7 @@ fn a_storm_of_duplicates() {
         let pair = scenario(setup);
         let stats = pair.stats(B);
         assert!(
-            stats.datagrams_replayed * 10 > stats.datagrams_received * 9,
+            stats.counters.drops.replayed * 10 > stats.counters.path.datagrams_received * 9,
             "{stats:?}"
         );
     });
@@ -193,7 +199,7 @@ fn corrupted_datagrams_count_and_change_nothing() {
             let pair = scenario(setup);
             for side in [A, B] {
                 let stats = pair.stats(side);
-                assert!(stats.datagrams_forged > 0, "{stats:?}");
+                assert!(stats.counters.drops.forged > 0, "{stats:?}");
             }
         },
     );
@@ -230,13 +236,17 @@ fn late_replays_of_every_datagram() {
         pair.world.run_for(secs(copies.len() as f64 * 1e-3 + 1.0));
         for side in [A, B] {
             let stats = pair.stats(side);
-            assert_eq!(stats.payloads_received, before[side].payloads_received);
             assert_eq!(
-                stats.segments_duplicate, before[side].segments_duplicate,
+                stats.counters.receiver.payloads,
+                before[side].counters.receiver.payloads
+            );
+            assert_eq!(
+                stats.counters.receiver.segments_duplicate,
+                before[side].counters.receiver.segments_duplicate,
                 "nothing was even opened"
             );
-            assert_eq!(stats.moves, before[side].moves);
-            assert!(stats.datagrams_replayed > before[side].datagrams_replayed + 20);
+            assert_eq!(stats.counters.path.moves, before[side].counters.path.moves);
+            assert!(stats.counters.drops.replayed > before[side].counters.drops.replayed + 20);
             assert_eq!(
                 pair.side(side).events.len(),
                 events[side],
@@ -275,7 +285,7 @@ fn an_outage_of_thirty_seconds_loses_nothing() {
             for side in [A, B] {
                 // One at the start, then after 2.5 s, 6 s, 12 s: an outage is no reason to make
                 // keys all the time.
-                let started = pair.stats(side).handshake.started;
+                let started = pair.stats(side).counters.handshake.started;
                 assert!(started <= 5, "seed {seed}: {started} attempts");
             }
             let received = pair.side(B).received_count;
@@ -451,7 +461,7 @@ fn the_caller_finds_a_peer_that_started_anew_and_does_not_call() {
             let run = pair.side(B).run();
             assert!(pair.side(A).has_all(run, 20));
             assert!(
-                pair.stats(B).datagrams_unknown > 0,
+                pair.stats(B).counters.drops.unknown_session > 0,
                 "what was sealed for its old life did not open"
             );
         },
@@ -470,7 +480,7 @@ fn a_path_that_becomes_narrower_is_noticed() {
             let mut pair = Pair::new(setup);
             pair.connect();
             pair.world.run_for(secs(2.0));
-            assert_eq!(pair.stats(A).datagram_size, 1_472);
+            assert_eq!(pair.stats(A).gauges.path.datagram_size, 1_472);
             pair.world
                 .set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1300"));
             let received = pair.side(B).received_count;
@@ -479,12 +489,12 @@ fn a_path_that_becomes_narrower_is_noticed() {
                 secs(5.0),
             );
             assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
-            assert_eq!(pair.stats(A).datagram_size, 1_200);
+            assert_eq!(pair.stats(A).gauges.path.datagram_size, 1_200);
             pair.world
                 .set(A, B, profile("rate=20mbit delay=20ms loss=1% mtu=1480"));
             pair.finish(secs(120.0));
             pair.rest();
-            assert_eq!(pair.stats(A).mtu_falls, 1);
+            assert_eq!(pair.stats(A).counters.path.mtu_falls, 1);
         },
     );
 }
@@ -503,7 +513,7 @@ fn jumbo_frames_are_used_while_the_path_carries_them() {
             let mut pair = Pair::new(setup);
             pair.connect();
             pair.world.run_for(secs(0.5));
-            assert_eq!(pair.stats(A).datagram_size, 16_356);
+            assert_eq!(pair.stats(A).gauges.path.datagram_size, 16_356);
             pair.world
                 .set(A, B, profile("rate=20mbit delay=10ms mtu=1280"));
             let received = pair.side(B).received_count;
@@ -512,7 +522,7 @@ fn jumbo_frames_are_used_while_the_path_carries_them() {
                 secs(5.0),
             );
             assert!(resumed, "seed {seed}: {:?}", pair.stats(A));
-            assert_eq!(pair.stats(A).datagram_size, 1_200);
+            assert_eq!(pair.stats(A).gauges.path.datagram_size, 1_200);
             pair.world
                 .set(A, B, profile("rate=20mbit delay=10ms mtu=9000"));
             pair.finish(secs(120.0));
@@ -534,7 +544,7 @@ fn a_refused_size_is_left_at_once() {
         pair.world.node_mut(B).mover.on_too_large(1_400, now);
         pair.finish(secs(30.0));
         pair.rest();
-        assert_eq!(pair.stats(A).datagram_size, 1_200);
+        assert_eq!(pair.stats(A).gauges.path.datagram_size, 1_200);
     });
 }
 
@@ -552,7 +562,7 @@ fn a_peer_that_nobody_answers_for_is_dead() {
             pair.world.set(B, A, profile("delay=20ms outage=0s+1000s"));
             // Every datagram that leaves is answered by a refusal 1 ms later.
             let refused_from = pair.world.elapsed();
-            let mut sent = pair.stats(A).datagrams_sent;
+            let mut sent = pair.stats(A).counters.path.datagrams_sent;
             let dead = loop {
                 pair.world.run_for(secs(0.001));
                 let events = &pair.side(A).events;
@@ -564,8 +574,8 @@ fn a_peer_that_nobody_answers_for_is_dead() {
                     "{events:?} {:?}",
                     pair.stats(A)
                 );
-                if pair.stats(A).datagrams_sent > sent {
-                    sent = pair.stats(A).datagrams_sent;
+                if pair.stats(A).counters.path.datagrams_sent > sent {
+                    sent = pair.stats(A).counters.path.datagrams_sent;
                     let now = pair.world.now();
                     pair.world.node_mut(A).mover.on_refused(now);
                     pair.world.kick(A);
@@ -607,10 +617,10 @@ fn a_goodbye_ends_it_and_a_forged_refusal_does_not() {
                 "{:?}",
                 pair.side(A).events
             );
-            let sent = pair.stats(B).datagrams_sent;
+            let sent = pair.stats(B).counters.path.datagrams_sent;
             pair.world.run_for(secs(5.0));
             assert_eq!(
-                pair.stats(B).datagrams_sent,
+                pair.stats(B).counters.path.datagrams_sent,
                 sent,
                 "nothing after the goodbye"
             );
@@ -718,9 +728,9 @@ fn silence_for_too_long_is_death_and_the_way_back_is_found() {
                 let stats = pair.stats(side);
                 assert_eq!(
                     (
-                        stats.unacked_bytes,
-                        stats.reassembly_bytes,
-                        stats.in_flight_bytes
+                        stats.gauges.sender.unacked_bytes,
+                        stats.gauges.receiver.reassembly_bytes,
+                        stats.gauges.path.in_flight_bytes
                     ),
                     (0, 0, 0)
                 );
@@ -750,7 +760,8 @@ fn little_memory_slows_but_loses_nothing() {
             let pair = scenario(setup);
             let stats = pair.stats(B);
             assert!(
-                stats.reassembly_bytes_max <= 60_000 && stats.segments_refused > 0,
+                stats.counters.receiver.reassembly_bytes_max <= 60_000
+                    && stats.counters.drops.segments_refused > 0,
                 "{stats:?}"
             );
         },
@@ -854,7 +865,7 @@ fn a_peer_that_moves_is_followed() {
         pair.world.inject(a, B, bytes.pop().unwrap(), secs(0.02));
         pair.world.run_for(secs(0.2));
         assert_eq!(pair.side(B).mover.remote(), Some(moved));
-        assert_eq!(pair.stats(B).moves, 1);
+        assert_eq!(pair.stats(B).counters.path.moves, 1);
         assert!(pair.world.unroutable() > 0, "B answers to the new address");
     });
 }

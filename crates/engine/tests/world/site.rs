@@ -239,7 +239,7 @@ impl Pair {
                 let stats = pair.peer(*side).stats();
                 pair.apps(*side).alive() == 0
                     && stats.flows == 0
-                    && stats.mover.unacked_payloads == 0
+                    && stats.mover.gauges.sender.unacked_payloads == 0
             })
         };
         let over = self.run_until(quiet, limit);
@@ -266,7 +266,10 @@ impl Pair {
                 "side {side}: {stats:?}"
             );
             assert_eq!(
-                (stats.mover.unsent_bytes, stats.mover.reassembly_bytes),
+                (
+                    stats.mover.gauges.sender.unsent_bytes,
+                    stats.mover.gauges.receiver.reassembly_bytes
+                ),
                 (0, 0),
                 "side {side}: {stats:?}"
             );

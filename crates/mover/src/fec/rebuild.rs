@@ -44,8 +44,10 @@ impl Block {
 pub(crate) struct Counters {
     /// Rows received.
     pub(crate) rows: u64,
-    /// Rows or results that made no sense.
-    pub(crate) wrong: u64,
+    /// Rows that no sender makes.
+    pub(crate) malformed: u64,
+    /// Rows that contradict what is there, or whose result makes no sense.
+    pub(crate) contradictory: u64,
 }
 
 /// The receiver's side.
@@ -127,7 +129,7 @@ impl Rebuilder {
         let numbers = gaps::numbers(first, parity.gaps)
             .filter(|numbers| sound && numbers[numbers.len() - 1] < number);
         let Some(numbers) = numbers else {
-            self.counters.wrong += 1;
+            self.counters.malformed += 1;
             return;
         };
         if numbers.iter().all(|number| !received.is_new(*number)) {
@@ -158,7 +160,7 @@ impl Rebuilder {
             .first()
             .is_none_or(|(_, bytes)| bytes.len() == parity.bytes.len());
         if !fits || block.rows.iter().any(|(known, _)| *known == row) {
-            self.counters.wrong += u64::from(!fits);
+            self.counters.contradictory += u64::from(!fits);
             return;
         }
         self.used = true;
@@ -200,7 +202,7 @@ impl Rebuilder {
             };
             for (row, bytes) in &mut rows {
                 if plain.len() + SHARD_PREFIX > bytes.len() {
-                    self.counters.wrong += 1;
+                    self.counters.contradictory += 1;
                     return;
                 }
                 let factor = field::coefficient(*row, shard);
@@ -225,7 +227,7 @@ impl Rebuilder {
                 .get(SHARD_PREFIX..SHARD_PREFIX + length)
                 .filter(|plain| !plain.is_empty())
             else {
-                self.counters.wrong += 1;
+                self.counters.contradictory += 1;
                 continue;
             };
             rebuilt.push((numbers[shard], plain.to_vec()));

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::HandshakeError;
+use super::error::HandshakeError;
 use super::tls::{Output, Tls};
 use super::wire::{self, Header, Level, Pair};
 

@@ -1,7 +1,7 @@
 //! The guard of handshake datagrams, for who has many peers and must not spend more on a stranger
 //! than this.
 
-use super::HandshakeError;
+use super::error::HandshakeError;
 use super::wire::Pair;
 use crate::identity::{Identity, PreSharedKey, PublicKey};
 

@@ -7,10 +7,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::counters::HandshakeCounters;
+use super::error::HandshakeError;
 use super::flight::{FIRST_RESEND, Flight, Inbound, interval_for};
 use super::tls::{Configs, Outcome, Output, Tls};
 use super::wire::{self, Fragment, Header, Level, Pair};
-use super::{HandshakeError, HandshakeStats};
 
 /// How long a first attempt may wait for keys before a fresh one is tried: seven transmissions.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
@@ -152,7 +153,7 @@ impl Initiator {
         pair: &Pair,
         fragment: &Fragment<'_>,
         now: Instant,
-        stats: &mut HandshakeStats,
+        counters: &mut HandshakeCounters,
     ) -> Result<Option<Outcome>, HandshakeError> {
         let header = &fragment.header;
         if header.attempt != self.attempt || header.receiver != self.local {
@@ -163,7 +164,7 @@ impl Initiator {
             Stage::Confirming => {
                 if self.peer == Some(header.sender) && self.flight.nudge(now) {
                     self.next = 0;
-                    stats.resent += 1;
+                    counters.resent += 1;
                 }
                 return Ok(None);
             }
@@ -222,7 +223,7 @@ impl Initiator {
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
-        stats: &mut HandshakeStats,
+        counters: &mut HandshakeCounters,
     ) -> Result<(), Duration> {
         if now >= self.deadline {
             let longer = if self.stage == Stage::Hello {
@@ -238,7 +239,7 @@ impl Initiator {
             }
             self.cookies = 0;
             self.next = 0;
-            stats.resent += 1;
+            counters.resent += 1;
         }
         Ok(())
     }

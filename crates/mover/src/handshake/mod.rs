@@ -13,6 +13,8 @@
 //! with the session of the lower side, or, if only the other's gets through, with that.
 
 mod admission;
+mod counters;
+mod error;
 mod flight;
 mod fuzzing;
 mod guard;
@@ -38,6 +40,8 @@ use crate::crypto::{Session, expand, extract};
 use crate::identity::{Identity, PreSharedKey, PublicKey};
 use crate::mover::What;
 
+pub use self::counters::{HandshakeCounters, HandshakeDrops};
+pub(crate) use self::error::HandshakeError;
 pub use self::fuzzing::fuzz_handshake;
 pub use self::guard::{Guard, Unknown};
 pub(crate) use self::wire::call_number;
@@ -76,7 +80,7 @@ pub(crate) struct Handshake {
     /// Not yet taken. The caller polls after every input, so there is at most one; should it not,
     /// the newest counts.
     established: Option<Established>,
-    stats: HandshakeStats,
+    counters: HandshakeCounters,
 }
 
 /// A machine and the record that its attempt carries.
@@ -100,83 +104,6 @@ pub(crate) struct Established {
     /// Our own record as the peer got it: what we knew when the attempt began, which may be less or
     /// more than we know now.
     pub(crate) own_params: Vec<u8>,
-}
-
-/// Counters, from the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HandshakeStats {
-    /// Attempts of our own.
-    pub started: u64,
-    /// Attempts of the peer that we began to answer.
-    pub answered: u64,
-    /// Sessions established, by either side's attempt.
-    pub established: u64,
-    /// Flights sent again.
-    pub resent: u64,
-    /// Cookies that we demanded.
-    pub retries_sent: u64,
-    /// Cookies that we were asked for and sent.
-    pub retries_taken: u64,
-    /// Datagrams between other keys than ours and the peer's.
-    pub strangers: u64,
-    /// Datagrams that bear the names of the pair but no proof to be of it: from somebody who has
-    /// seen the names, or from the peer when the pre-shared keys differ.
-    pub unproved: u64,
-    /// Datagrams whose form is wrong though the peer made them, or that have no form.
-    pub malformed: u64,
-    /// Datagrams of an attempt that is not, or no more, or not yet ours to answer.
-    pub ignored: u64,
-    /// Attempts not answered because there were too many.
-    pub limited: u64,
-    /// Fragments that did not open.
-    pub forged: u64,
-    /// Attempts that TLS refused: a wrong private key, or an incompatible version.
-    pub refused: u64,
-}
-
-/// Why a datagram had no effect. A fact about the network or the peer, already counted.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(crate) enum HandshakeError {
-    /// No handshake datagram can look like this.
-    #[error("no handshake datagram of {length} bytes")]
-    Form { length: usize },
-    /// The peer speaks another version.
-    #[error("handshake version {found}, ours is 1")]
-    Version { found: u8 },
-    /// Another pair's.
-    #[error("not of this pair of keys")]
-    Stranger,
-    /// The sender knows the names of the pair, but not what only the pair can know.
-    #[error("the sender is not the peer, or has another pre-shared key")]
-    Unproved,
-    /// The lengths do not fit each other.
-    #[error("fragment of {length} bytes at {offset} of {total}")]
-    Fragment {
-        offset: usize,
-        length: usize,
-        total: usize,
-    },
-    /// Of no attempt that is under way.
-    #[error("no such attempt is under way")]
-    Attempt,
-    /// Of an attempt that is over: a late copy, or a replay.
-    #[error("the attempt is over")]
-    Over,
-    /// The peer's attempt gives way to ours.
-    #[error("our own attempt goes first")]
-    Yields,
-    /// Too many attempts.
-    #[error("too many attempts within a second")]
-    Limited,
-    /// Contradicts what came before in the same attempt.
-    #[error("contradicts what came before")]
-    Inconsistent,
-    /// A sealed fragment does not open.
-    #[error("the tag of a fragment does not fit")]
-    Seal,
-    /// TLS refused it.
-    #[error("TLS: {0}")]
-    Tls(rustls::Error),
 }
 
 /// A retry to be sent.
@@ -222,7 +149,7 @@ impl Handshake {
             admission: Admission::new(secret(&[b"tpo cookies"])),
             retries: VecDeque::new(),
             established: None,
-            stats: HandshakeStats::default(),
+            counters: HandshakeCounters::default(),
         }
     }
 
@@ -276,7 +203,7 @@ impl Handshake {
             Err(error) => Err(error),
         };
         if let Err(error) = &result {
-            self.stats.count(error);
+            self.counters.drops.count(error);
         }
         result
     }
@@ -286,11 +213,11 @@ impl Handshake {
         let Handshake {
             responders,
             admission,
-            stats,
+            counters,
             ..
         } = self;
         responders.retain_mut(|responder| {
-            let lives = responder.machine.handle_timeout(now, stats);
+            let lives = responder.machine.handle_timeout(now, counters);
             if !lives && responder.machine.is_proved() {
                 // Its recording, cookie and all, is not to pass for a fresh one.
                 admission.on_over(responder.machine.attempt());
@@ -298,7 +225,7 @@ impl Handshake {
             lives
         });
         if let Some(initiator) = &mut self.initiator
-            && let Err(patience) = initiator.machine.handle_timeout(now, &mut self.stats)
+            && let Err(patience) = initiator.machine.handle_timeout(now, &mut self.counters)
         {
             let remote = initiator.machine.remote();
             self.start_fresh(remote, patience, now);
@@ -383,8 +310,8 @@ impl Handshake {
     }
 
     /// The counters.
-    pub(crate) fn stats(&self) -> HandshakeStats {
-        self.stats
+    pub(crate) fn counters(&self) -> HandshakeCounters {
+        self.counters
     }
 
     fn start_fresh(&mut self, remote: SocketAddr, patience: Duration, now: Instant) {
@@ -398,7 +325,7 @@ impl Handshake {
         let params = self.params.clone();
         let machine = Initiator::new(&self.pair, &self.configs, fresh, params.clone(), now);
         self.initiator = Some(Attempt { machine, params });
-        self.stats.started += 1;
+        self.counters.started += 1;
     }
 
     fn handle_retry(
@@ -412,7 +339,7 @@ impl Handshake {
         if !initiator.machine.handle_retry(index, attempt, cookie, now) {
             return Err(HandshakeError::Attempt);
         }
-        self.stats.retries_taken += 1;
+        self.counters.retries_taken += 1;
         Ok(())
     }
 
@@ -424,7 +351,7 @@ impl Handshake {
         now: Instant,
     ) -> Result<(), HandshakeError> {
         let Attempt { machine, params } = self.initiator.as_mut().ok_or(HandshakeError::Attempt)?;
-        let outcome = machine.handle_fragment(&self.pair, fragment, now, &mut self.stats)?;
+        let outcome = machine.handle_fragment(&self.pair, fragment, now, &mut self.counters)?;
         let (indices, remote, params) = (
             (machine.local(), machine.peer()),
             machine.remote(),
@@ -462,7 +389,7 @@ impl Handshake {
         }
         let responder = &mut self.responders[at].machine;
         let result =
-            responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.stats);
+            responder.handle_fragment(&self.pair, from, fragment, size, now, &mut self.counters);
         match result {
             Ok(None) => Ok(()),
             Ok(Some(outcome)) => {
@@ -528,7 +455,7 @@ impl Handshake {
                 attempt: header.attempt,
                 cookie,
             });
-            self.stats.retries_sent += 1;
+            self.counters.retries_sent += 1;
             return Ok(false);
         }
         if !self.admission.admit(now) {
@@ -550,7 +477,7 @@ impl Handshake {
             machine.on_proved();
         }
         self.responders.push(Attempt { machine, params });
-        self.stats.answered += 1;
+        self.counters.answered += 1;
         Ok(true)
     }
 
@@ -594,27 +521,7 @@ impl Handshake {
             peer_params,
             own_params,
         });
-        self.stats.established += 1;
-    }
-}
-
-impl HandshakeStats {
-    fn count(&mut self, error: &HandshakeError) {
-        let counter = match error {
-            HandshakeError::Stranger => &mut self.strangers,
-            HandshakeError::Unproved => &mut self.unproved,
-            HandshakeError::Form { .. }
-            | HandshakeError::Version { .. }
-            | HandshakeError::Fragment { .. } => &mut self.malformed,
-            HandshakeError::Attempt
-            | HandshakeError::Over
-            | HandshakeError::Yields
-            | HandshakeError::Inconsistent => &mut self.ignored,
-            HandshakeError::Limited => &mut self.limited,
-            HandshakeError::Seal => &mut self.forged,
-            HandshakeError::Tls(_) => &mut self.refused,
-        };
-        *counter += 1;
+        self.counters.established += 1;
     }
 }
 

@@ -12,10 +12,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::counters::HandshakeCounters;
+use super::error::HandshakeError;
 use super::flight::{FIRST_RESEND, Flight, Inbound, NUDGE};
 use super::tls::{Configs, Outcome, Tls};
 use super::wire::{Fragment, Header, Level, Pair};
-use super::{HandshakeError, HandshakeStats};
 
 /// Silence after which the initiator is gone: it resends every 2 s at least, and two of three may
 /// be lost.
@@ -117,7 +118,7 @@ impl Responder {
         fragment: &Fragment<'_>,
         size: usize,
         now: Instant,
-        stats: &mut HandshakeStats,
+        counters: &mut HandshakeCounters,
     ) -> Result<Option<Outcome>, HandshakeError> {
         if fragment.header.sender != self.peer {
             return Err(HandshakeError::Inconsistent);
@@ -126,7 +127,7 @@ impl Responder {
             Level::Initial => {
                 self.on_called(from, size, now);
                 self.handle_initial(pair, &fragment.header, fragment.body, now)?;
-                self.answer(from, now, stats);
+                self.answer(from, now, counters);
                 Ok(None)
             }
             Level::Handshake => self.handle_sealed(fragment, now),
@@ -154,14 +155,18 @@ impl Responder {
     }
 
     /// Resends what is due. False if the initiator is gone.
-    pub(super) fn handle_timeout(&mut self, now: Instant, stats: &mut HandshakeStats) -> bool {
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        counters: &mut HandshakeCounters,
+    ) -> bool {
         if now >= self.end() {
             return false;
         }
         if let Some(flight) = &mut self.flight
             && flight.handle_timeout(now)
         {
-            stats.resent += 1;
+            counters.resent += 1;
             for caller in &mut self.callers {
                 caller.answer = Some((0, now));
             }
@@ -209,7 +214,7 @@ impl Responder {
     }
 
     /// Who sends the first flight lacks ours.
-    fn answer(&mut self, to: SocketAddr, now: Instant, stats: &mut HandshakeStats) {
+    fn answer(&mut self, to: SocketAddr, now: Instant, counters: &mut HandshakeCounters) {
         let (Some(flight), Some(caller)) = (&mut self.flight, self.callers.last_mut()) else {
             return;
         };
@@ -223,7 +228,7 @@ impl Responder {
         }
         if again {
             flight.repeat(now);
-            stats.resent += 1;
+            counters.resent += 1;
         }
         caller.answer = Some((0, now));
     }

@@ -354,8 +354,8 @@ impl World {
         }
     }
 
-    fn stats(&self, node: usize) -> HandshakeStats {
-        self.nodes[node].handshake.stats()
+    fn stats(&self, node: usize) -> HandshakeCounters {
+        self.nodes[node].handshake.counters()
     }
 
     /// How long both take to have keys.
@@ -524,8 +524,11 @@ fn no_flipped_bit_of_a_first_flight_is_answered() {
         }
     }
     assert_eq!(responder.poll_transmit(&mut Vec::new(), now), None);
-    let stats = responder.stats();
-    assert_eq!(stats.strangers + stats.unproved + stats.malformed, tried);
+    let stats = responder.counters();
+    assert_eq!(
+        stats.drops.strangers + stats.drops.unproved + stats.drops.malformed(),
+        tried
+    );
     assert_eq!((stats.answered, responder.poll_timeout()), (0, None));
 }
 
@@ -552,10 +555,13 @@ fn a_stranger_gets_no_answer() {
         }
         assert_eq!(called.poll_transmit(&mut datagram, now), None);
         assert_eq!(
-            called.stats(),
-            HandshakeStats {
-                strangers: 2,
-                ..HandshakeStats::default()
+            called.counters(),
+            HandshakeCounters {
+                drops: HandshakeDrops {
+                    strangers: 2,
+                    ..HandshakeDrops::default()
+                },
+                ..HandshakeCounters::default()
             }
         );
         assert_eq!(called.poll_timeout(), None);
@@ -587,9 +593,9 @@ fn knowing_the_public_keys_is_not_enough() {
             "established with an impostor"
         );
         let stats = world.stats(honest);
-        assert_eq!(stats.refused > 0, thief, "{stats:?}");
+        assert_eq!(stats.drops.refused > 0, thief, "{stats:?}");
         assert_eq!(
-            stats.unproved > 0,
+            stats.drops.unproved > 0,
             !thief && starter == impostor,
             "{stats:?}"
         );
@@ -1096,11 +1102,11 @@ fn a_pre_shared_key_is_needed_at_both_ends() {
             let called = world.stats(1 - starter);
             if equal {
                 world.check_settled();
-                assert_eq!(called.unproved, 0);
+                assert_eq!(called.drops.unproved, 0);
             } else {
                 assert!(world.nodes.iter().all(|node| node.sessions.is_empty()));
                 assert!(
-                    called.unproved > 5 && called.answered == 0,
+                    called.drops.unproved > 5 && called.answered == 0,
                     "it is silent, and knows why: {called:?}"
                 );
                 assert!(

@@ -8,7 +8,7 @@ use aws_lc_rs::hkdf::Prk;
 use aws_lc_rs::hmac;
 use zeroize::Zeroize;
 
-use super::HandshakeError;
+use super::error::HandshakeError;
 use crate::crypto::{
     KIND_HANDSHAKE, KIND_RETRY, TAG, VERSION, expand, extract, pair_hint, pair_text,
 };

@@ -11,7 +11,7 @@ use crate::config::Limits;
 use crate::fec::rebuild::{Rebuilder, Rebuilt};
 use crate::packet::{self, Ack, DELAY_UNIT_NANOS, Data, Parity, RATE_UNIT};
 use crate::seq;
-use crate::stats::Stats;
+use crate::stats::{Counters, ReceiverGauges};
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// The delivery rate is measured over at least this time: several payloads on a link of 10 Mbit/s.
@@ -135,7 +135,7 @@ impl Receiver {
     pub(crate) fn handle_parity(&mut self, parity: &Parity<'_>, number: u64, wishes: &mut Wishes) {
         if std::mem::replace(&mut wishes.patient, true) {
             // No sender puts two rows into a datagram, and each costs a look at all blocks.
-            self.rebuilder.counters.wrong += 1;
+            self.rebuilder.counters.malformed += 1;
             return;
         }
         let first = seq::recover(number, parity.first);
@@ -270,23 +270,32 @@ impl Receiver {
         self.schedule.is_missing()
     }
 
-    pub(crate) fn report(&self, stats: &mut Stats) {
-        stats.reassembly_bytes = self.assembler.held() as u64;
-        stats.reassembly_bytes_max = stats
+    pub(crate) fn gauges(&self) -> ReceiverGauges {
+        ReceiverGauges {
+            reassembly_bytes: self.assembler.held() as u64,
+            delivery_rate: self.meter.rate,
+        }
+    }
+
+    /// Adds what was counted here.
+    pub(crate) fn count(&self, counters: &mut Counters) {
+        let (payloads, bytes) = self.assembler.delivered();
+        let receiver = &mut counters.receiver;
+        receiver.payloads += payloads;
+        receiver.payload_bytes += bytes;
+        receiver.segments_duplicate += self.duplicate;
+        receiver.acks_sent += self.acks_sent;
+        receiver.reassembly_bytes_max = receiver
             .reassembly_bytes_max
             .max(self.assembler.max_held() as u64);
-        stats.delivery_rate = self.meter.rate;
-        let (payloads, bytes) = self.assembler.delivered();
-        stats.payloads_received += payloads;
-        stats.payload_bytes_received += bytes;
-        stats.segments_duplicate += self.duplicate;
-        stats.segments_refused += self.refused;
-        stats.segments_wrong += self.wrong;
-        stats.acks_sent += self.acks_sent;
-        stats.walked += self.assembler.walked();
-        stats.parity_received += self.rebuilder.counters.rows;
-        stats.datagrams_rebuilt += u64::from(self.rebuilt_taken);
-        stats.parity_wrong += self.rebuilder.counters.wrong;
+        receiver.walked += self.assembler.walked();
+        counters.parity.rows_received += self.rebuilder.counters.rows;
+        counters.parity.datagrams_rebuilt += u64::from(self.rebuilt_taken);
+        let drops = &mut counters.drops;
+        drops.segments_refused += self.refused;
+        drops.breaches.segments_contradictory += self.wrong;
+        drops.breaches.parity_malformed += self.rebuilder.counters.malformed;
+        drops.breaches.parity_contradictory += self.rebuilder.counters.contradictory;
     }
 
     pub(crate) fn check_invariants(&self) {

@@ -11,6 +11,7 @@ mod tail;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use self::flight::{Fate, Flight, Marks, Record};
 use self::loss::Loss;
@@ -28,6 +29,7 @@ use crate::pacer::Pacer;
 use crate::packet::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
 use crate::rtt::Rtt;
 use crate::seq;
+use crate::stats::{Counters, PathGauges, SenderGauges};
 use crate::timer::{Earliest, MILLISECOND, Nanos, SECOND, Timer};
 
 /// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held
@@ -864,11 +866,11 @@ impl Sender {
     /// What is known of the path, if anything is.
     pub(crate) fn path(&self) -> Option<Path> {
         let (bandwidth, minimum) = (self.controller.bandwidth(), self.rtt.minimum()?);
-        let round_trip = std::time::Duration::from_nanos(minimum);
+        let round_trip = Duration::from_nanos(minimum);
         (bandwidth > 0).then_some(Path {
             bandwidth,
             round_trip,
-            age: std::time::Duration::ZERO,
+            age: Duration::ZERO,
         })
     }
 
@@ -876,29 +878,43 @@ impl Sender {
         self.controller.bandwidth()
     }
 
-    pub(crate) fn report(&self, stats: &mut crate::stats::Stats) {
-        stats.in_flight_bytes = self.flight.in_flight();
-        stats.flight_datagrams = self.flight.span();
-        stats.unacked_bytes = self.queue.bytes() as u64;
-        stats.unsent_bytes = self.queue.waiting() as u64;
-        stats.unacked_payloads = self.queue.len() as u64;
-        stats.window_bytes = self.controller.window();
-        stats.pacing_rate = self.controller.rate();
-        stats.bandwidth = self.controller.bandwidth();
-        stats.phase = self.controller.phase();
-        stats.datagram_size = self.mtu.current();
-        stats.rtt = self.rtt.smoothed().map(std::time::Duration::from_nanos);
-        stats.min_rtt = self.rtt.minimum().map(std::time::Duration::from_nanos);
-        stats.datagrams_protected += self.fec.counters.protected;
-        stats.parity_sent += self.fec.counters.rows;
-        stats.parity_bytes_sent += self.fec.counters.row_bytes;
-        stats.parity_unaffordable += self.fec.counters.unaffordable;
-        stats.segments_repaired += self.queue.repaired();
-        stats.datagrams_lost += self.lost_datagrams;
-        stats.losses_spurious += self.loss.spurious();
-        stats.mtu_falls += self.mtu.falls();
-        stats.wire_bytes_delivered += self.flight.delivered();
-        stats.wire_bytes_lost += self.flight.lost().saturating_sub(self.lost_probe_bytes);
+    pub(crate) fn path_gauges(&self) -> PathGauges {
+        PathGauges {
+            in_flight_bytes: self.flight.in_flight(),
+            window_bytes: self.controller.window(),
+            pacing_rate: self.controller.rate(),
+            bandwidth: self.controller.bandwidth(),
+            phase: self.controller.phase(),
+            datagram_size: self.mtu.current(),
+            rtt: self.rtt.smoothed().map(Duration::from_nanos),
+            min_rtt: self.rtt.minimum().map(Duration::from_nanos),
+        }
+    }
+
+    pub(crate) fn gauges(&self) -> SenderGauges {
+        SenderGauges {
+            flight_datagrams: self.flight.span(),
+            unacked_bytes: self.queue.bytes() as u64,
+            unacked_payloads: self.queue.len() as u64,
+            unsent_bytes: self.queue.waiting() as u64,
+            peer_delivery_rate: 0,
+        }
+    }
+
+    /// Adds what was counted here.
+    pub(crate) fn count(&self, counters: &mut Counters) {
+        counters.sender.segments_repaired += self.queue.repaired();
+        let parity = &mut counters.parity;
+        parity.datagrams_protected += self.fec.counters.protected;
+        parity.rows_sent += self.fec.counters.rows;
+        parity.bytes_sent += self.fec.counters.row_bytes;
+        parity.rows_unaffordable += self.fec.counters.unaffordable;
+        let path = &mut counters.path;
+        path.datagrams_lost += self.lost_datagrams;
+        path.losses_spurious += self.loss.spurious();
+        path.mtu_falls += self.mtu.falls();
+        path.wire_bytes_delivered += self.flight.delivered();
+        path.wire_bytes_lost += self.flight.lost().saturating_sub(self.lost_probe_bytes);
     }
 
     pub(crate) fn check_invariants(&self) {

@@ -283,7 +283,9 @@ impl Node for Side {
             self.mover.check_sums();
         }
         if self.task.every.is_none() {
-            self.backlog_max = self.backlog_max.max(self.mover.stats().unsent_bytes);
+            self.backlog_max = self
+                .backlog_max
+                .max(self.mover.stats().gauges.sender.unsent_bytes);
         }
     }
 }
@@ -557,7 +559,7 @@ impl Pair {
             |world| {
                 [A, B].iter().all(|side| {
                     let stats = world.node(*side).mover.stats();
-                    stats.unacked_bytes == 0 && stats.unsent_bytes == 0
+                    stats.gauges.sender.unacked_bytes == 0 && stats.gauges.sender.unsent_bytes == 0
                 })
             },
             secs(30.0),
@@ -574,22 +576,31 @@ impl Pair {
             let stats = self.stats(side);
             let seed = self.setup.seed;
             assert_eq!(
-                (stats.unacked_bytes, stats.unacked_payloads),
+                (
+                    stats.gauges.sender.unacked_bytes,
+                    stats.gauges.sender.unacked_payloads
+                ),
                 (0, 0),
                 "seed {seed}: {stats:?}"
             );
             assert_eq!(
-                (stats.unsent_bytes, stats.reassembly_bytes),
+                (
+                    stats.gauges.sender.unsent_bytes,
+                    stats.gauges.receiver.reassembly_bytes
+                ),
                 (0, 0),
                 "seed {seed}: {stats:?}"
             );
-            assert!(stats.flight_datagrams < 200, "seed {seed}: {stats:?}");
+            assert!(
+                stats.gauges.sender.flight_datagrams < 200,
+                "seed {seed}: {stats:?}"
+            );
             assert_eq!(
-                stats.subfields_malformed + stats.acks_unsent + stats.segments_wrong,
+                stats.counters.drops.breaches.of_subfields(),
                 0,
                 "seed {seed}: {stats:?}"
             );
-            assert_eq!(stats.events_lost, 0);
+            assert_eq!(stats.counters.events_lost, 0);
             self.world.node(side).mover.check_sums();
         }
     }
@@ -605,12 +616,12 @@ impl Pair {
         for (from, to) in [(A, B), (B, A)] {
             let (sent, received) = (self.stats(from), self.stats(to));
             assert_eq!(
-                sent.payloads_sent, received.payloads_received,
+                sent.counters.sender.payloads, received.counters.receiver.payloads,
                 "seed {}",
                 self.setup.seed
             );
             assert_eq!(
-                sent.payload_bytes_sent, received.payload_bytes_received,
+                sent.counters.sender.payload_bytes, received.counters.receiver.payload_bytes,
                 "seed {}",
                 self.setup.seed
             );

@@ -164,8 +164,12 @@ pub(crate) fn reach(
         {
             ramp = Some(step as f64 * STEP);
         }
-        held = held.max(stats.unacked_bytes + there.reassembly_bytes);
-        let rtt = stats.rtt.map_or(rtt_ms, |rtt| rtt.as_secs_f64() * 1e3);
+        held = held.max(stats.gauges.sender.unacked_bytes + there.gauges.receiver.reassembly_bytes);
+        let rtt = stats
+            .gauges
+            .path
+            .rtt
+            .map_or(rtt_ms, |rtt| rtt.as_secs_f64() * 1e3);
         if step > warm_steps {
             queue += (rtt - rtt_ms) / (steps - warm_steps) as f64;
         }
@@ -174,13 +178,13 @@ pub(crate) fn reach(
                 "{:6.1} got {:6.1} bw {:6.1} pace {:6.1} rtt {rtt:6.1} fly {:6} win {:6} lost {:5} spur {} {}",
                 step as f64 * STEP,
                 (received[step] - received[step - 1]) as f64 * 8e-6 / STEP,
-                stats.bandwidth as f64 * 8e-6,
-                stats.pacing_rate as f64 * 8e-6,
-                stats.in_flight_bytes / 1500,
-                stats.window_bytes / 1500,
-                stats.datagrams_lost,
-                stats.losses_spurious,
-                stats.phase
+                stats.gauges.path.bandwidth as f64 * 8e-6,
+                stats.gauges.path.pacing_rate as f64 * 8e-6,
+                stats.gauges.path.in_flight_bytes / 1500,
+                stats.gauges.path.window_bytes / 1500,
+                stats.counters.path.datagrams_lost,
+                stats.counters.path.losses_spurious,
+                stats.gauges.path.phase
             );
         }
     }

@@ -147,7 +147,8 @@ impl Facts {
                 ..PeerReport::default()
             };
         };
-        let (engine, mover) = (&report.stats, &report.stats.mover);
+        let engine = &report.stats;
+        let (mover, path) = (&engine.mover.counters, &engine.mover.gauges.path);
         let up = self.lanes[slot].pulse.is_up();
         let state = match (up, report.connected, config.endpoint, report.remote) {
             _ if report.rests => PeerState::Resting,
@@ -181,8 +182,8 @@ impl Facts {
             Some(seen) => format!("{known}; {}", hearsay(&seen, now)),
             None => known.to_owned(),
         });
-        let lost = mover.wire_bytes_lost as f64;
-        let sent = lost + mover.wire_bytes_delivered as f64;
+        let lost = mover.path.wire_bytes_lost as f64;
+        let sent = lost + mover.path.wire_bytes_delivered as f64;
         PeerReport {
             name: config.name.clone(),
             up,
@@ -192,22 +193,22 @@ impl Facts {
                 .or(config.endpoint)
                 .map(|address| address.to_string()),
             reason,
-            rtt_ms: mover.rtt.map(milliseconds),
-            min_rtt_ms: mover.min_rtt.map(milliseconds),
+            rtt_ms: path.rtt.map(milliseconds),
+            min_rtt_ms: path.min_rtt.map(milliseconds),
             loss_since_start_percent: if sent > 0.0 { 100.0 * lost / sent } else { 0.0 },
-            rate: mover.pacing_rate,
-            delivery_rate: mover.peer_delivery_rate,
-            segment: u16::try_from(mover.datagram_size).unwrap_or(u16::MAX),
-            in_flight: mover.in_flight_bytes,
+            rate: path.pacing_rate,
+            delivery_rate: engine.mover.gauges.sender.peer_delivery_rate,
+            segment: u16::try_from(path.datagram_size).unwrap_or(u16::MAX),
+            in_flight: path.in_flight_bytes,
             flows: engine.flows as u64,
             flows_total: engine.counters.flows.opened_here + engine.counters.flows.opened_there,
             sent: engine.counters.traffic.bytes_out,
             received: engine.counters.traffic.bytes_in,
-            datagrams_sent: mover.datagrams_sent,
-            datagrams_received: mover.datagrams_received,
-            retransmissions: mover.segments_repaired,
-            parity_sent: mover.parity_sent,
-            rebuilt: mover.datagrams_rebuilt,
+            datagrams_sent: mover.path.datagrams_sent,
+            datagrams_received: mover.path.datagrams_received,
+            retransmissions: mover.sender.segments_repaired,
+            parity_sent: mover.parity.rows_sent,
+            rebuilt: mover.parity.datagrams_rebuilt,
             compression: CompressionReport {
                 dictionaries: engine.dictionaries,
                 classes: Class::ALL
@@ -217,11 +218,11 @@ impl Facts {
                     .map(|(class, stats)| {
                         (
                             class_name(class).to_owned(),
-                            compression(stats, mover.pacing_rate),
+                            compression(stats, path.pacing_rate),
                         )
                     })
                     .collect(),
-                ..compression(&engine.compression_in_all(), mover.pacing_rate)
+                ..compression(&engine.compression_in_all(), path.pacing_rate)
             },
             groups_asked_here: report
                 .groups_asked_here
@@ -237,8 +238,12 @@ impl Facts {
             drops: drops(report),
             handshake: HandshakeReport {
                 completed: handshake.established,
-                failed: handshake.forged + handshake.refused,
-                key_age: mover.keys_since.map(|since| since.elapsed().as_secs_f64()),
+                failed: handshake.drops.forged + handshake.drops.refused,
+                key_age: engine
+                    .mover
+                    .gauges
+                    .keys_since
+                    .map(|since| since.elapsed().as_secs_f64()),
             },
         }
     }
@@ -454,10 +459,12 @@ impl control::Facts for Facts {
             .zip(reports);
         lanes
             .flat_map(|((peer, flows), report)| {
-                let mover = report.as_ref().map(|report| &report.stats.mover);
+                let path = report
+                    .as_ref()
+                    .map(|report| &report.stats.mover.gauges.path);
                 let (way, rate) = (
-                    mover.and_then(|mover| mover.rtt).map(|rtt| rtt / 2),
-                    mover.map_or(0, |mover| mover.pacing_rate),
+                    path.and_then(|path| path.rtt).map(|rtt| rtt / 2),
+                    path.map_or(0, |path| path.pacing_rate),
                 );
                 flows
                     .unwrap_or_default()
@@ -572,21 +579,47 @@ fn hold_up(info: &FlowInfo) -> Option<String> {
 }
 
 fn drops(report: &Report) -> BTreeMap<String, u64> {
-    let mover = &report.stats.mover;
+    let mover = &report.stats.mover.counters;
+    let (drops, breaches, handshake) =
+        (&mover.drops, &mover.drops.breaches, &mover.handshake.drops);
     kinds([
-        ("replayed", mover.datagrams_replayed),
-        ("forged", mover.datagrams_forged),
-        ("unknown session", mover.datagrams_unknown),
-        ("foreign", mover.datagrams_foreign),
-        ("malformed", mover.subfields_malformed),
-        ("segments refused", mover.segments_refused),
-        ("segments wrong", mover.segments_wrong),
-        ("parity wrong", mover.parity_wrong),
-        ("handshake strangers", mover.handshake.strangers),
-        ("handshake unproved", mover.handshake.unproved),
-        ("handshake malformed", mover.handshake.malformed),
-        ("handshake ignored", mover.handshake.ignored),
-        ("handshake limited", mover.handshake.limited),
+        ("replayed", drops.replayed),
+        ("too old", drops.too_old),
+        ("forged", drops.forged),
+        ("wrong key phase", drops.wrong_phase),
+        ("worn session", drops.worn_session),
+        ("unknown session", drops.unknown_session),
+        ("foreign", drops.foreign),
+        ("subfields cut off", breaches.subfields_cut_off),
+        ("subfields of wrong length", breaches.subfields_wrong_length),
+        ("subfields of unknown type", breaches.subfields_unknown_type),
+        ("data of another datagram", breaches.data_of_other_datagram),
+        (
+            "segments outside payload",
+            breaches.segments_outside_payload,
+        ),
+        ("segments contradictory", breaches.segments_contradictory),
+        ("segments refused", drops.segments_refused),
+        ("acks cut off", breaches.acks_cut_off),
+        ("acks of unsent", breaches.acks_of_unsent),
+        ("parity malformed", breaches.parity_malformed),
+        ("parity contradictory", breaches.parity_contradictory),
+        ("records malformed", breaches.records_malformed),
+        ("handshake strangers", handshake.strangers),
+        ("handshake unproved", handshake.unproved),
+        ("handshake without form", handshake.no_form),
+        ("handshake of other version", handshake.other_version),
+        (
+            "handshake fragments malformed",
+            handshake.fragments_malformed,
+        ),
+        ("handshake without attempt", handshake.no_attempt),
+        ("handshake of ended attempt", handshake.attempt_over),
+        ("handshake yielding to ours", handshake.yielding),
+        ("handshake contradictory", handshake.contradictory),
+        ("handshake limited", handshake.limited),
+        ("handshake forged", handshake.forged),
+        ("handshake refused", handshake.refused),
         (
             "payloads malformed",
             report.stats.counters.malformed.total(),
