@@ -74,8 +74,8 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
     Ok(file)
 }
 
-/// Makes the device that belongs to the file: at first, and again when somebody has deleted it, in
-/// the namespace in which the file was opened.
+/// Makes the device that belongs to the file: at first, and again after it was deleted, in the
+/// namespace in which the file was opened.
 ///
 /// # Errors
 /// `EEXIST` when the file has its device.
@@ -95,7 +95,7 @@ pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &request) })
 }
 
-/// The calling thread leaves the processors to whoever wants them more.
+/// The calling thread runs after threads of ordinary priority.
 pub fn yield_to_others() {
     const NICE: libc::c_int = 10;
     // SAFETY: plain numbers; 0 is the calling thread. Everybody may become nicer; where a service
@@ -260,7 +260,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Takes the exclusive lock of an open file (`flock`); false if somebody else has it.
+/// Takes the exclusive lock of an open file (`flock`); false if another process has it.
 pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
     // SAFETY: a plain call without pointers on an open descriptor.
     match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A thread that counts its turns waits no longer than this for something to do.
+/// The longest time, 500 ms, that a thread which counts its turns waits for something to do.
 pub const TURN_EVERY: Duration = Duration::from_millis(500);
 
 /// The turns of one loop.

@@ -15,12 +15,12 @@ use crate::intercept::install::InstallError;
 /// Where lock files lie. Only root makes folders in `/run`; a service manager may make this one for
 /// the service's user.
 const FOLDER: &str = "/run/tpo";
-/// Rounds until the file that is locked is the one that has the name: each further one means that a
-/// daemon ended just then.
+/// Attempts to lock the file that has the name, 16: each further one means that a daemon ended just
+/// then.
 const TRIES: usize = 16;
-/// Files of other namespaces that one start looks at, so that it takes milliseconds.
+/// Files of other namespaces that one start looks at, 1,024 at most, so that it takes milliseconds.
 const MOST_SWEPT: usize = 1_024;
-/// Longer than a look at them takes.
+/// After this time, 100 ms, a start looks at no more of them: more than [`MOST_SWEPT`] take.
 const SWEEP: Duration = Duration::from_millis(100);
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
@@ -96,16 +96,16 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the lock is released. A file that stays, because we may not remove it any more, is
-        // as good for the next daemon; one that somebody made anew may be another daemon's.
+        // Before the lock is released. A file that stays, because we may no longer remove it, is as
+        // good for the next daemon. One that was made anew may be another daemon's.
         if self.has_its_name().unwrap_or(false) {
             let _ = std::fs::remove_file(&self.file);
         }
     }
 }
 
-/// Removes the files that nobody holds: a daemon that became another user could not remove its own,
-/// and a killed one did not. Else there would be one for each namespace that ever was.
+/// Removes the files that no daemon holds: a daemon that became another user could not remove its
+/// own, and a killed one did not. Otherwise one would stay for each namespace that ever was.
 fn sweep(folder: &Path, own: u64) {
     let Ok(files) = std::fs::read_dir(folder) else {
         return;
@@ -123,7 +123,7 @@ fn sweep(folder: &Path, own: u64) {
         .filter(|namespace| *namespace != own)
         .take(MOST_SWEPT)
     {
-        // Whose lock can be had is nobody's; dropped, it takes its file along.
+        // A file whose lock can be had has no holder; the dropped lock takes its file along.
         drop(Lock::within(folder, namespace));
     }
 }

@@ -25,7 +25,7 @@ use crate::sys::set_option;
 
 const NEWS: Token = Token(0);
 const WAKE: Token = Token(1);
-/// Without any news the table is read again after this time: a failure to read it is mended.
+/// Without any news the table is read again after this time, 10 s, which mends a failed read.
 const READ_EVERY: Duration = Duration::from_secs(10);
 
 /// The addresses at which this host itself would get a packet.
@@ -87,7 +87,7 @@ impl Following {
         let mut table = Table::open()?;
         let news = news()?;
         let own = Arc::new(Own::default());
-        // After the news are on: what changes meanwhile is told.
+        // After the socket hears of changes, so that none in between is missed.
         own.set(table.read()?);
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;

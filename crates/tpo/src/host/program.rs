@@ -1,9 +1,9 @@
-//! The programs of others that interception calls: `nft` and `ip`. They are looked for where
-//! distributions put them, never by an environment, get an empty one, and must answer within
-//! [`LIMIT`], and all that are called for one purpose together as well ([`within_limit`]).
+//! The programs that interception calls: `nft` and `ip`. They are looked for where distributions
+//! put them, never by `PATH`; their environment is empty. Each must answer within [`LIMIT`], and so
+//! must all together that are called for one purpose ([`within_limit`]).
 //!
-//! Takes from [`crate::intercept::install`] and [`super::findings`] what to run, gives them what it
-//! said.
+//! Takes from [`crate::intercept::install`] and [`crate::intercept::findings`] what to run, and gives
+//! them what the program said.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use crate::intercept::install::InstallError;
 
-/// How long a program may take. The largest look-up table loads in one; what takes longer hangs,
-/// and whoever waits for it is the thread that watches over the rules.
+/// How long a program may take, 10 s: the largest look-up table loads in one second, and a program
+/// that takes longer hangs. The thread that watches over the rules waits for it.
 ///
-/// Far below what the service manager waits for a life sign of that thread (30 s, of which half may
-/// have passed before).
+/// Far below the time that the service manager waits for a life sign of that thread: 30 s, of which
+/// half may have passed before.
 pub const LIMIT: Duration = Duration::from_secs(10);
 
 thread_local! {
@@ -26,9 +26,9 @@ thread_local! {
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Does something for which programs are called one after the other: all of them together take no
-/// longer than [`LIMIT`]. Each may take half of what is left, so that one that hangs leaves some
-/// time to those after it.
+/// Runs `act`, which calls programs one after the other: all of them together take no longer than
+/// [`LIMIT`]. Each may take half of what is left, so that one that hangs leaves time to those after
+/// it.
 pub fn within_limit<T>(act: impl FnOnce() -> T) -> T {
     within(LIMIT, act)
 }
@@ -55,8 +55,8 @@ pub const FOLDERS: [&str; 6] = [
 /// The programs, each with the package that brings it.
 pub const PROGRAMS: [(&str, &str); 2] = [("nft", "nftables"), ("ip", "iproute2")];
 
-/// The first pause between two looks whether it has ended, and the longest: most take some
-/// milliseconds.
+/// Pauses between two looks whether the program has ended, from the first, 0.5 ms, to the longest,
+/// 10 ms: most programs take some milliseconds.
 const PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 

@@ -31,7 +31,7 @@ impl Service {
         let Some(address) = value("NOTIFY_SOCKET") else {
             return Service::default();
         };
-        // Where it names a process, the life signs are wanted of that one.
+        // Where the manager names a process, it wants the life signs of that one.
         let is_us =
             number("WATCHDOG_PID").is_none_or(|process| process == u64::from(std::process::id()));
         let limit = number("WATCHDOG_USEC")

@@ -1,5 +1,5 @@
-//! What the running daemon may do: its work, and little else. Whoever takes it over by a fault of
-//! ours gets no more.
+//! What the running daemon may do: its work, and little else. An attacker who takes it over by a
+//! fault of ours gets no more.
 //!
 //! [`crate::daemon`] does first what root alone may do (the device's file, the rules and routes,
 //! the control socket, the state folder), then calls [`confine`], while it still is one thread, and
