@@ -20,7 +20,8 @@ const FOLDER: &str = "/run/tpo";
 const TRIES: usize = 16;
 /// Files of other namespaces that one start looks at, 1,024 at most, so that it takes milliseconds.
 const MOST_SWEPT: usize = 1_024;
-/// After this time, 100 ms, a start looks at no more of them: more than [`MOST_SWEPT`] take.
+/// Wait, 100 ms, before a lock that is held is tried once more: the sweep of another start, which
+/// may hold it for a moment, takes less.
 const SWEEP: Duration = Duration::from_millis(100);
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
