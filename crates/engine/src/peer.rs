@@ -7,7 +7,7 @@
 
 use std::{io::IoSlice, net::SocketAddr, time::Instant};
 
-use tpo_mover::{Heard, Mover, Reason, Transmit};
+use tpo_mover::{Mover, Origin, Reason, Transmit};
 
 use crate::{
     Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source,
@@ -63,7 +63,7 @@ impl Peer {
         from: SocketAddr,
         datagram: &mut [u8],
         now: Instant,
-    ) -> Heard {
+    ) -> Origin {
         let heard = self.mover.handle_datagram(from, datagram, now);
         self.take_from_mover(now);
         heard
@@ -279,8 +279,8 @@ impl Peer {
     }
 
     /// What is known of the path, for the next time.
-    pub fn path(&self, now: Instant) -> Option<tpo_mover::Path> {
-        self.mover.path(now)
+    pub fn path(&self, now: Instant) -> Option<tpo_mover::RememberedPath> {
+        self.mover.path_to_remember(now)
     }
 
     /// Where the peer is reached now.
@@ -337,22 +337,22 @@ impl Peer {
         {
             return;
         }
-        self.mover.set_flows(self.driver.stream_count(), now);
+        self.mover.set_stream_count(self.driver.stream_count(), now);
         while self.driver.has_work() {
-            let budget = self.mover.budget(now);
+            let budget = self.mover.poll_budget(now);
             let room = match budget {
                 // What waits in the mover would be overtaken.
                 0 if self.driver.has_urgent_work() && self.mover.takes_urgent(now) => {
                     self.one_segment()
                 }
                 0 => return,
-                budget => self.room(budget.max(self.mover.worthwhile())),
+                budget => self.room(budget.max(self.mover.preferred_payload())),
             };
             self.driver
                 .set_path(self.mover.rate(), room.segment, room.urgent);
-            let mut buffer = self.mover.spare();
+            let mut buffer = self.mover.take_buffer();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
-                self.mover.give_spare(buffer);
+                self.mover.return_buffer(buffer);
                 return;
             };
             self.driver.shrink(&mut buffer, packed, now);

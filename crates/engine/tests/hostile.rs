@@ -316,7 +316,7 @@ impl Bad {
             self.forged
                 .extend(tpo_mover::fuzzing::forge(&mut self.mover, &mut throw, now));
         }
-        if self.mover.budget(now) > 0 {
+        if self.mover.poll_budget(now) > 0 {
             let payload = self.says.payload(200 << 10, &mut throw);
             self.said += u64::from(self.mover.send(payload, throw(2) == 0, now).is_ok());
         }

@@ -24,7 +24,7 @@ pub enum Congestion {
 
 /// What is remembered of a path (draft-ietf-tsvwg-careful-resume).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Path {
+pub struct RememberedPath {
     /// Bytes per second on the wire that it carried.
     pub bandwidth: u64,
     /// Its shortest round trip.
@@ -33,13 +33,13 @@ pub struct Path {
     pub age: Duration,
 }
 
-impl Path {
+impl RememberedPath {
     /// Older memories are of another day's path.
     pub const LONGEST_AGE: Duration = Duration::from_secs(24 * 3_600);
 
     /// Is a path with this shortest round trip probably the same one?
     pub(crate) fn is_like(&self, round_trip: Duration) -> bool {
-        self.age <= Path::LONGEST_AGE
+        self.age <= RememberedPath::LONGEST_AGE
             && round_trip >= self.round_trip.mul_f64(0.9)
             && round_trip <= self.round_trip.mul_f64(1.5)
     }
@@ -83,7 +83,7 @@ pub struct Config {
     pub loss_tolerance: f64,
     /// What was known of the path before, if anything: where `Auto` begins if the path is still the
     /// same.
-    pub path: Option<Path>,
+    pub remembered_path: Option<RememberedPath>,
     /// A ping leaves when nothing was sent for so long.
     pub keepalive: Duration,
     /// Silence of the peer after which the mover counts as not up. Flows live on.
@@ -111,7 +111,7 @@ impl Config {
             rate: None,
             congestion: Congestion::Auto,
             loss_tolerance: 0.05,
-            path: None,
+            remembered_path: None,
             keepalive: Duration::from_millis(400),
             silent_after: Duration::from_secs(2),
             dead_after: Duration::from_secs(300),

@@ -11,12 +11,12 @@ use crate::config::{Config, Limits};
 use crate::crypto::{HEADER, Session, TAG};
 use crate::handshake::Established;
 use crate::liveness::{Finding, Liveness};
-use crate::packet::{self, Subfield, Subfields};
 use crate::params::Params;
 use crate::recv::{Receiver, Wishes};
 use crate::send::{AckError, Filled, Load, Sender};
 use crate::sessions::Sessions;
 use crate::stats::{Counters, Gauges};
+use crate::subfield::{self, Subfield, Subfields};
 use crate::timer::{Earliest, Nanos, Timer};
 
 /// The part of a datagram with data that an acknowledgement may take.
@@ -247,7 +247,7 @@ impl Connection {
                     match self.sender.on_ack(&ack, now) {
                         Ok(()) => {
                             counters.sender.acks_received += 1;
-                            self.peer_delivery_rate = u64::from(ack.rate) * packet::RATE_UNIT;
+                            self.peer_delivery_rate = u64::from(ack.rate) * subfield::RATE_UNIT;
                         }
                         Err(AckError::Unsent) => counters.drops.breaches.acks_of_unsent += 1,
                         Err(AckError::Malformed(error)) => {
@@ -333,7 +333,7 @@ impl Connection {
         let rides = !matches!(load, Load::Parity | Load::Tail) && may_ride;
         if load == Load::Ack || rides {
             let room = match load {
-                Load::Ack | Load::Ping => end - out.len() - packet::PING,
+                Load::Ack | Load::Ping => end - out.len() - subfield::PING,
                 Load::Data | Load::Parity | Load::Tail | Load::Probe { .. } | Load::Size(_) => {
                     (size / RIDING_SHARE).min(end - out.len())
                 }
@@ -370,11 +370,11 @@ impl Connection {
         instant: Instant,
         now: Nanos,
     ) -> usize {
-        let length = HEADER + packet::CLOSE + TAG;
+        let length = HEADER + subfield::CLOSE + TAG;
         for _ in 0..CLOSE_COPIES {
             let start = out.len();
             out.extend_from_slice(&[0; HEADER]);
-            packet::emit_close(out, reason);
+            subfield::emit_close(out, reason);
             out.extend_from_slice(&[0; TAG]);
             self.sessions
                 .seal(self.sender.next_number(), &mut out[start..], instant);

@@ -12,8 +12,8 @@ use crate::crypto::{HEADER, Session, Suite, TAG};
 use crate::fec::rebuild::Rebuilder;
 use crate::identity::Identity;
 use crate::mover::Mover;
-use crate::packet::{self, Subfield, Subfields};
 use crate::recv::bitmap::Bitmap;
+use crate::subfield::{self, Subfield, Subfields};
 
 pub use crate::handshake::fuzz_handshake as handshake;
 
@@ -26,11 +26,11 @@ pub fn subfields(bytes: &[u8]) {
     for subfield in Subfields::new(plain, number, 1 << 18).flatten() {
         let mut out = Vec::new();
         match subfield {
-            Subfield::Padding => packet::emit_padding(&mut out, packet::PREFIX),
-            Subfield::Data(data) => packet::emit_data(&mut out, &data, number),
-            Subfield::Ack(ack) => packet::emit_ack(&mut out, &ack, |_| ()),
-            Subfield::Ping => packet::emit_ping(&mut out),
-            Subfield::Close { reason } => packet::emit_close(&mut out, reason),
+            Subfield::Padding => subfield::emit_padding(&mut out, subfield::PREFIX),
+            Subfield::Data(data) => subfield::emit_data(&mut out, &data, number),
+            Subfield::Ack(ack) => subfield::emit_ack(&mut out, &ack, |_| ()),
+            Subfield::Ping => subfield::emit_ping(&mut out),
+            Subfield::Close { reason } => subfield::emit_close(&mut out, reason),
             Subfield::Parity(parity) => parity.emit(&mut out),
         }
         let again: Vec<_> = Subfields::new(&out, number, 1 << 18).collect();
@@ -70,7 +70,7 @@ pub fn parity(bytes: &[u8]) {
             }
         } else if let [row, back, gaps, text @ ..] = text {
             let (gaps, bytes) = text.split_at(text.len().min(usize::from(gaps % 40)));
-            let parity = packet::Parity {
+            let parity = subfield::Parity {
                 row: *row,
                 first: 0,
                 gaps,
@@ -148,7 +148,7 @@ fn hostile_subfields(
         match if kind < 5 { kind } else { dice(8) } {
             // Pieces of one byte with gaps.
             0 if offset < size => {
-                let data = packet::Data {
+                let data = subfield::Data {
                     at_once: dice(9) == 0,
                     protected: false,
                     logical: logical.wrapping_add(dice(50) / 49),
@@ -156,7 +156,7 @@ fn hostile_subfields(
                     size,
                     segment: &[7],
                 };
-                packet::emit_data(out, &data, number);
+                subfield::emit_data(out, &data, number);
                 offset += 2;
             }
             // The beginning of many payloads, near and far.
@@ -166,7 +166,7 @@ fn hostile_subfields(
                 let far = if dice(2) == 0 { 100 } else { 1 << 21 };
                 let logical = near.wrapping_add(dice(far));
                 let segment = vec![1; length];
-                let data = packet::Data {
+                let data = subfield::Data {
                     at_once: false,
                     protected: dice(2) == 0,
                     logical,
@@ -174,13 +174,13 @@ fn hostile_subfields(
                     size,
                     segment: &segment,
                 };
-                packet::emit_data(out, &data, number);
+                subfield::emit_data(out, &data, number);
             }
             2 => {
                 let words: Vec<u8> = (0..dice(200))
                     .map(|_| if dice(2) == 0 { 0x7f } else { dice(256) as u8 })
                     .collect();
-                let ack = packet::Ack {
+                let ack = subfield::Ack {
                     highest_sent: number as u32,
                     floor: (number as u32).wrapping_sub(dice(2_000)),
                     highest_received: if dice(2) == 0 {
@@ -193,13 +193,13 @@ fn hostile_subfields(
                     rebuilt: dice(50),
                     words: &words,
                 };
-                packet::emit_ack(out, &ack, |_| ());
+                subfield::emit_ack(out, &ack, |_| ());
             }
             3 => {
                 let (bytes, gaps) = (vec![dice(256) as u8; 3 + dice(900) as usize], [1; 3]);
                 let gaps = &gaps[..dice(4) as usize];
                 let first = (number as u32).wrapping_sub(4 + dice(60));
-                packet::Parity {
+                subfield::Parity {
                     row: dice(18) as u8,
                     first,
                     gaps,
@@ -207,9 +207,9 @@ fn hostile_subfields(
                 }
                 .emit(out);
             }
-            4 => packet::emit_ping(out),
-            6 => packet::emit_padding(out, 3 + dice(300) as usize),
-            7 if dice(50) == 0 => packet::emit_close(out, 1),
+            4 => subfield::emit_ping(out),
+            6 => subfield::emit_padding(out, 3 + dice(300) as usize),
+            7 if dice(50) == 0 => subfield::emit_close(out, 1),
             _ => out.extend((0..3 + dice(40)).map(|_| dice(256) as u8)),
         }
     }
@@ -295,7 +295,7 @@ impl Stage {
             7 => self.movers[0].on_too_large(value as usize % 10_000, self.now),
             8 => self.movers[0].on_refused(self.now),
             _ => {
-                let budget = self.movers[0].budget(self.now);
+                let budget = self.movers[0].poll_budget(self.now);
                 let _ = self.movers[0].send(vec![1; budget], false, self.now);
             }
         }
@@ -384,7 +384,7 @@ mod tests {
     fn likely_subfields(dice: &mut fastrand::Rng) -> Vec<u8> {
         let mut out = Vec::new();
         match dice.u8(0..5) {
-            0 => packet::emit_ping(&mut out),
+            0 => subfield::emit_ping(&mut out),
             1 => {
                 let words: Vec<u8> = (0..dice.usize(0..30)).map(|_| dice.u8(..)).collect();
                 let near = if dice.bool() {
@@ -392,7 +392,7 @@ mod tests {
                 } else {
                     dice.u32(..)
                 };
-                let ack = packet::Ack {
+                let ack = subfield::Ack {
                     highest_sent: dice.u32(..),
                     floor: near.wrapping_sub(dice.u32(0..1_000)),
                     highest_received: near,
@@ -401,7 +401,7 @@ mod tests {
                     rebuilt: dice.u32(..),
                     words: &words,
                 };
-                packet::emit_ack(&mut out, &ack, |_| ());
+                subfield::emit_ack(&mut out, &ack, |_| ());
             }
             2 => {
                 let segment = vec![1; dice.usize(1..100)];
@@ -412,7 +412,7 @@ mod tests {
                 } else {
                     dice.u32(..)
                 };
-                let data = packet::Data {
+                let data = subfield::Data {
                     at_once: dice.bool(),
                     protected: dice.bool(),
                     logical,
@@ -421,7 +421,7 @@ mod tests {
                     segment: &segment,
                 };
                 // The number is not ours to know here; half of the fuzzer's luck is a wrong one.
-                packet::emit_data(&mut out, &data, dice.u64(0..1 << 31));
+                subfield::emit_data(&mut out, &data, dice.u64(0..1 << 31));
             }
             3 => {
                 let bytes = vec![dice.u8(..); dice.usize(0..100)];
@@ -431,7 +431,7 @@ mod tests {
                 } else {
                     dice.u32(..)
                 };
-                packet::Parity {
+                subfield::Parity {
                     row: dice.u8(0..9),
                     first,
                     gaps: &gaps,
@@ -439,7 +439,7 @@ mod tests {
                 }
                 .emit(&mut out);
             }
-            _ => packet::emit_padding(&mut out, dice.usize(0..100)),
+            _ => subfield::emit_padding(&mut out, dice.usize(0..100)),
         }
         out
     }

@@ -4,6 +4,7 @@
 
 // Reliability.
 mod ack;
+mod buffer_pool;
 mod config;
 mod congestion;
 mod connection;
@@ -13,7 +14,6 @@ mod liveness;
 mod mover;
 mod mtu;
 mod pacer;
-mod packet;
 mod params;
 mod ranges;
 mod recv;
@@ -21,8 +21,8 @@ mod rtt;
 mod send;
 mod seq;
 mod sessions;
-mod spares;
 mod stats;
+mod subfield;
 mod timer;
 
 // Secrecy.
@@ -33,14 +33,14 @@ mod identity;
 #[doc(hidden)]
 pub mod fuzzing;
 
-pub use config::{Config, Congestion, Limits, Path};
+pub use config::{Config, Congestion, Limits, RememberedPath};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;
 #[doc(hidden)]
 pub use handshake::fuzz_handshake;
-pub use handshake::{Guard, HandshakeCounters, HandshakeDrops, Unknown};
+pub use handshake::{Guard, GuardError, HandshakeCounters, HandshakeDrops};
 pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
-pub use mover::{Event, Heard, Mover, Reason, Transmit, What};
+pub use mover::{Event, Mover, Origin, Reason, Transmit, TransmitKind};
 pub use stats::{
     Breaches, Counters, Drops, Gauges, ParityCounters, PathCounters, PathGauges, ReceiverCounters,
     ReceiverGauges, SenderCounters, SenderGauges, Stats,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 
-use crate::config::{Config, Limits, Path};
+use crate::config::{Config, Limits, RememberedPath};
 use crate::connection::Connection;
 use crate::crypto::{Outer, expand, peek};
 use crate::handshake::{Established, Handshake, HandshakeError, call_number};
@@ -34,15 +34,16 @@ pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
     /// What they are.
-    pub what: What,
+    pub kind: TransmitKind,
     /// Bytes of each datagram; only the last may be shorter.
     pub segment_size: usize,
 }
 
-/// What a batch of datagrams is: so much is known of the way that it takes.
+/// What a batch of datagrams is for. The caller chooses by it from which of its own addresses the
+/// batch leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum What {
-    /// An attempt of our own: nothing is known but where it goes.
+pub enum TransmitKind {
+    /// An attempt of our own: nothing is known of the way but its end.
     Call,
     /// The answer to the attempt of this number. It goes back the way that the attempt came, and
     /// says nothing of any other way.
@@ -53,9 +54,9 @@ pub enum What {
 
 /// What a received datagram has proved of its sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Heard {
+pub enum Origin {
     /// Nothing: whoever knows our address can have sent it.
-    Nothing,
+    Unknown,
     /// Nothing, and it was made for other keys than ours and the peer's, with another pre-shared
     /// key, or damaged.
     Stranger,
@@ -115,7 +116,7 @@ pub struct Mover {
     instance: u64,
     first_physical: u64,
     /// What was last known of the path when a connection ended, and when that was.
-    remembered: Option<(Path, Nanos)>,
+    remembered: Option<(RememberedPath, Nanos)>,
     events: VecDeque<Event>,
     /// Counters of what is no more a part, and of what never was.
     counters: Counters,
@@ -165,7 +166,7 @@ impl Mover {
             handshake,
             rekey_after,
             connection: None,
-            remembered: config.path.map(|path| (path, 0)),
+            remembered: config.remembered_path.map(|path| (path, 0)),
             instance,
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -190,9 +191,9 @@ impl Mover {
         from: SocketAddr,
         datagram: &mut [u8],
         now: Instant,
-    ) -> Heard {
+    ) -> Origin {
         if self.closed {
-            return Heard::Nothing;
+            return Origin::Unknown;
         }
         match peek(datagram) {
             Some(Outer::Handshake { .. } | Outer::Retry { .. }) => {
@@ -200,10 +201,10 @@ impl Mover {
                 let result = self.handshake.handle_datagram(from, datagram, now);
                 let completed = self.take_established(now);
                 match result {
-                    _ if completed => Heard::Peer,
-                    Ok(()) => call_number(datagram).map_or(Heard::Nothing, Heard::Caller),
-                    Err(HandshakeError::Stranger | HandshakeError::Unproved) => Heard::Stranger,
-                    Err(_) => Heard::Nothing,
+                    _ if completed => Origin::Peer,
+                    Ok(()) => call_number(datagram).map_or(Origin::Unknown, Origin::Caller),
+                    Err(HandshakeError::Stranger | HandshakeError::Unproved) => Origin::Stranger,
+                    Err(_) => Origin::Unknown,
                 }
             }
             Some(Outer::Session { index, seq_low, .. }) => {
@@ -211,7 +212,7 @@ impl Mover {
             }
             None => {
                 self.counters.drops.foreign += 1;
-                Heard::Nothing
+                Origin::Unknown
             }
         }
     }
@@ -231,10 +232,10 @@ impl Mover {
         name: (u32, u32),
         datagram: &mut [u8],
         now: Instant,
-    ) -> Heard {
+    ) -> Origin {
         let Some(connection) = &mut self.connection else {
             self.counters.drops.unknown_session += 1;
-            return Heard::Nothing;
+            return Origin::Unknown;
         };
         let time = self.clock.read(now);
         let received =
@@ -249,9 +250,9 @@ impl Mover {
             self.die(Reason::Closed, now);
         }
         if received.heard {
-            Heard::Peer
+            Origin::Peer
         } else {
-            Heard::Nothing
+            Origin::Unknown
         }
     }
 
@@ -327,7 +328,7 @@ impl Mover {
             self.drop_connection(now);
             return Some(Transmit {
                 to,
-                what: What::Session,
+                kind: TransmitKind::Session,
                 segment_size,
             });
         }
@@ -339,14 +340,14 @@ impl Mover {
             self.die(Reason::Closed, now);
             return Some(Transmit {
                 to,
-                what: What::Session,
+                kind: TransmitKind::Session,
                 segment_size,
             });
         }
-        if let Some((to, what)) = self.handshake.poll_transmit(out, now) {
+        if let Some((to, kind)) = self.handshake.poll_transmit(out, now) {
             return Some(Transmit {
                 to,
-                what,
+                kind,
                 segment_size: out.len(),
             });
         }
@@ -354,7 +355,7 @@ impl Mover {
         let segment_size = connection.poll_transmit(out, now, time, &mut self.counters)?;
         Some(Transmit {
             to: connection.remote(),
-            what: What::Session,
+            kind: TransmitKind::Session,
             segment_size,
         })
     }
@@ -384,21 +385,21 @@ impl Mover {
 
     /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing
     /// is queued before them. 0: do not pack; a timeout comes when it is worth asking again.
-    pub fn budget(&self, now: Instant) -> usize {
+    pub fn poll_budget(&self, now: Instant) -> usize {
         let time = self.clock.read(now);
         let open = !self.closing && !self.leaving;
         self.connection
             .as_ref()
             .filter(|_| open)
-            .map_or(0, |connection| connection.sender.budget(time))
+            .map_or(0, |connection| connection.sender.poll_budget(time))
     }
 
     /// So many streams are carried: before anything is known of the path they begin like as many
     /// connections.
-    pub fn set_flows(&mut self, flows: usize, now: Instant) {
+    pub fn set_stream_count(&mut self, flows: usize, now: Instant) {
         let time = self.clock.read(now);
         if let Some(connection) = &mut self.connection {
-            connection.sender.set_flows(flows, time);
+            connection.sender.set_stream_count(flows, time);
         }
     }
 
@@ -416,10 +417,10 @@ impl Mover {
     /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three
     /// milliseconds, at most eight datagrams. On a slow link that is more than `budget`, and the
     /// rest waits here, behind whatever is urgent.
-    pub fn worthwhile(&self) -> usize {
+    pub fn preferred_payload(&self) -> usize {
         self.connection
             .as_ref()
-            .map_or(0, |connection| connection.sender.worthwhile())
+            .map_or(0, |connection| connection.sender.preferred_payload())
     }
 
     /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes
@@ -468,10 +469,10 @@ impl Mover {
 
     /// A spare buffer, to be filled again: its length and content are arbitrary. New and empty if
     /// there is none.
-    pub fn spare(&mut self) -> Vec<u8> {
+    pub fn take_buffer(&mut self) -> Vec<u8> {
         self.connection
             .as_mut()
-            .map_or_else(Vec::new, |connection| connection.sender.spare())
+            .map_or_else(Vec::new, |connection| connection.sender.take_buffer())
     }
 
     /// Takes back the buffer of a received payload, so that the next ones need no new memory.
@@ -482,9 +483,9 @@ impl Mover {
     }
 
     /// Takes back a buffer from `spare` that was not sent.
-    pub fn give_spare(&mut self, buffer: Vec<u8>) {
+    pub fn return_buffer(&mut self, buffer: Vec<u8>) {
         if let Some(connection) = &mut self.connection {
-            connection.sender.give_spare(buffer);
+            connection.sender.return_buffer(buffer);
         }
     }
 
@@ -603,19 +604,19 @@ impl Mover {
         }
     }
 
-    /// What is known of the path: to be given to the next mover of this peer as [`Config::path`].
+    /// What is known of the path: to be given to the next mover of this peer as [`Config::remembered_path`].
     /// Of what is known now and what is remembered, the wider one, as long as it is the same path:
     /// an idle connection learns little.
-    pub fn path(&self, now: Instant) -> Option<Path> {
+    pub fn path_to_remember(&self, now: Instant) -> Option<RememberedPath> {
         let time = self.clock.read(now);
-        let remembered = self.remembered.map(|(path, at)| Path {
+        let remembered = self.remembered.map(|(path, at)| RememberedPath {
             age: path.age + Duration::from_nanos(time.saturating_sub(at)),
             ..path
         });
         let known = self
             .connection
             .as_ref()
-            .and_then(|connection| connection.sender.path());
+            .and_then(|connection| connection.sender.path_to_remember());
         match (known, remembered) {
             (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {
                 Some(if known.bandwidth >= remembered.bandwidth / 2 {
@@ -625,7 +626,7 @@ impl Mover {
                 })
             }
             (Some(known), _) => Some(known),
-            (None, remembered) => remembered.filter(|path| path.age <= Path::LONGEST_AGE),
+            (None, remembered) => remembered.filter(|path| path.age <= RememberedPath::LONGEST_AGE),
         }
     }
 
@@ -713,7 +714,7 @@ impl Mover {
             self.drop_connection(now);
             self.tell(Event::Restarted);
         }
-        self.config.path = self.path(now);
+        self.config.remembered_path = self.path_to_remember(now);
         let Established {
             session, remote, ..
         } = established;
@@ -775,7 +776,9 @@ impl Mover {
 
     /// What it counted stays.
     fn drop_connection(&mut self, now: Instant) {
-        self.remembered = self.path(now).map(|path| (path, self.clock.read(now)));
+        self.remembered = self
+            .path_to_remember(now)
+            .map(|path| (path, self.clock.read(now)));
         if let Some(connection) = self.connection.take() {
             connection.count(&mut self.counters);
         }

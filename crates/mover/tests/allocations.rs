@@ -83,8 +83,8 @@ fn carry(
             if mover.poll_timeout().is_some_and(|(at, _)| at <= now) {
                 mover.handle_timeout(now);
             }
-            while mover.budget(now) > 0 {
-                let mut payload = mover.spare();
+            while mover.poll_budget(now) > 0 {
+                let mut payload = mover.take_buffer();
                 let size = if urgent {
                     mover.urgent_payload()
                 } else {

@@ -6,7 +6,7 @@ mod pair;
 use pair::reach::{Cell, reach};
 use pair::{A, B, Pair, Setup, Task, secs};
 use std::time::Duration;
-use tpo_mover::{Congestion, Path};
+use tpo_mover::{Congestion, RememberedPath};
 
 /// From 100 to 20 Mbit/s and back: down within a second, and the queue that this made is gone in
 /// three; up within five.
@@ -160,13 +160,13 @@ fn a_configured_rate_bounds_the_wire_in_every_mode() {
 #[test]
 fn what_is_remembered_is_begun_with() {
     let long = Cell::new(1_000.0, 600.0, 0.0);
-    let path = |mbit: u64| Path {
+    let path = |mbit: u64| RememberedPath {
         bandwidth: mbit * 125_000,
         round_trip: Duration::from_millis(600),
         age: Duration::from_secs(3_600),
     };
     let remembered = reach(&long, 4.0, 4.0, move |config| {
-        config.path = Some(path(1_000))
+        config.remembered_path = Some(path(1_000))
     });
     println!("remembered {}", remembered.row());
     assert!(
@@ -177,14 +177,14 @@ fn what_is_remembered_is_begun_with() {
     assert!(remembered.eta >= 0.90 && remembered.held < 300_000_000 && remembered.queue_ms < 60.0);
     let narrow = Cell::new(100.0, 600.0, 0.0);
     let reached = reach(&narrow, 14.0, 8.0, move |config| {
-        config.path = Some(path(1_000))
+        config.remembered_path = Some(path(1_000))
     });
     println!("narrower {}", reached.row());
     assert!(reached.eta >= 0.85 && reached.queue_ms < 120.0 && reached.dropped < 0.01);
     // Another path: nothing of it counts.
     let other = Cell::new(100.0, 100.0, 0.0);
     let reached = reach(&other, 2.0, 4.0, move |config| {
-        config.path = Some(path(1_000))
+        config.remembered_path = Some(path(1_000))
     });
     println!("other {}", reached.row());
     assert!(reached.eta >= 0.95 && reached.dropped < 0.01);

@@ -40,8 +40,8 @@ fn measure(loss: u8, size: u16) {
         if mover.poll_timeout().is_some_and(|(at, _)| at <= now) {
             mover.handle_timeout(now);
         }
-        while mover.budget(now) > 0 {
-            let mut payload = mover.spare();
+        while mover.poll_budget(now) > 0 {
+            let mut payload = mover.take_buffer();
             payload.resize(
                 mover.segment_payload() * (65_536 / mover.segment_payload()),
                 0,

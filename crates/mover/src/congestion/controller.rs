@@ -32,7 +32,7 @@ impl Controller {
             }
             (Congestion::Fixed | Congestion::Auto, cap) => Controller::Auto(Box::new(Auto::new(
                 cap,
-                config.path,
+                config.remembered_path,
                 config.loss_tolerance,
                 datagram,
                 seed,

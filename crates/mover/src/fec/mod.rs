@@ -22,7 +22,7 @@ pub(crate) mod rebuild;
 const SHARD_PREFIX: usize = 2;
 /// What a parity subfield needs beside the longest datagram's bytes: a protected datagram leaves it
 /// free.
-pub(crate) const RESERVE: usize = crate::packet::PARITY_HEADER + gaps::MOST_BYTES + SHARD_PREFIX;
+pub(crate) const RESERVE: usize = crate::subfield::PARITY_HEADER + gaps::MOST_BYTES + SHARD_PREFIX;
 
 #[cfg(test)]
 mod tests;

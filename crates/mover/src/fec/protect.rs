@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use super::field::{self, MOST_ROWS, MOST_SHARDS};
 use super::{SHARD_PREFIX, gaps};
 use crate::congestion::Lost;
-use crate::packet::Parity;
 use crate::seq;
+use crate::subfield::Parity;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Parity leaves so long after its block's first datagram: two bursts of usual length on most

@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 
 use super::field::{self, MOST_ROWS, MOST_SHARDS};
 use super::{SHARD_PREFIX, gaps};
-use crate::packet::Parity;
 use crate::recv::bitmap::Bitmap;
+use crate::subfield::Parity;
 use crate::timer::{Nanos, SECOND};
 
 /// Protected datagrams that are kept: two full blocks.
@@ -102,7 +102,7 @@ impl Rebuilder {
         self.kept.push_back((number, bytes));
         if self.kept.len() > KEPT {
             let (_, old) = self.kept.pop_front().expect("there is one");
-            self.give_spare(old);
+            self.return_buffer(old);
         }
         if let Some(at) = self
             .blocks
@@ -234,7 +234,7 @@ impl Rebuilder {
         }
     }
 
-    fn give_spare(&mut self, buffer: Vec<u8>) {
+    fn return_buffer(&mut self, buffer: Vec<u8>) {
         if self.spare.len() < MOST_ROWS {
             self.spare.push(buffer);
         } else {

@@ -5,9 +5,9 @@ use super::field::{MOST_ROWS, MOST_SHARDS, add_scaled, coefficient};
 use super::protect::Protector;
 use super::rebuild::{Rebuilder, Rebuilt};
 use crate::congestion::Lost;
-use crate::packet::{Parity, Subfield, Subfields};
 use crate::recv::bitmap::Bitmap;
 use crate::seq;
+use crate::subfield::{Parity, Subfield, Subfields};
 use crate::timer::MILLISECOND;
 
 fn datagram(dice: &mut fastrand::Rng) -> Vec<u8> {

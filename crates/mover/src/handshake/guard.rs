@@ -11,7 +11,7 @@ pub struct Guard(Pair);
 
 /// Why a handshake datagram is not handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unknown {
+pub enum GuardError {
     /// Its form is none, its version is another, or it names other keys.
     Stranger,
     /// It names the pair and proves nothing: its sender has seen the names, or is the peer with
@@ -31,10 +31,10 @@ impl Guard {
     ///
     /// # Errors
     /// Why not.
-    pub fn admit(&self, datagram: &[u8]) -> Result<(), Unknown> {
+    pub fn admit(&self, datagram: &[u8]) -> Result<(), GuardError> {
         self.0.prove(datagram).map_err(|error| match error {
-            HandshakeError::Unproved => Unknown::Unproved,
-            _ => Unknown::Stranger,
+            HandshakeError::Unproved => GuardError::Unproved,
+            _ => GuardError::Stranger,
         })
     }
 }

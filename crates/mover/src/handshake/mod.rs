@@ -38,12 +38,12 @@ use self::tls::{Configs, Outcome};
 use self::wire::{Fragment, Level, Pair, Parsed};
 use crate::crypto::{Session, expand, extract};
 use crate::identity::{Identity, PreSharedKey, PublicKey};
-use crate::mover::What;
+use crate::mover::TransmitKind;
 
 pub use self::counters::{HandshakeCounters, HandshakeDrops};
 pub(crate) use self::error::HandshakeError;
 pub use self::fuzzing::fuzz_handshake;
-pub use self::guard::{Guard, Unknown};
+pub use self::guard::{Guard, GuardError};
 pub(crate) use self::wire::call_number;
 
 /// How long the side with the lower key leaves the peer's attempt unanswered because its own is
@@ -263,11 +263,11 @@ impl Handshake {
         &mut self,
         out: &mut Vec<u8>,
         _now: Instant,
-    ) -> Option<(SocketAddr, What)> {
+    ) -> Option<(SocketAddr, TransmitKind)> {
         if let Some(demand) = self.retries.pop_front() {
             self.pair
                 .emit_retry(demand.index, demand.attempt, &demand.cookie, out);
-            return Some((demand.to, What::Answer(demand.attempt)));
+            return Some((demand.to, TransmitKind::Answer(demand.attempt)));
         }
         let Handshake {
             pair,
@@ -277,12 +277,12 @@ impl Handshake {
         } = self;
         let answer = responders.iter_mut().find_map(|Attempt { machine, .. }| {
             let to = machine.poll_transmit(pair, out)?;
-            Some((to, What::Answer(machine.attempt())))
+            Some((to, TransmitKind::Answer(machine.attempt())))
         });
         answer.or_else(|| {
             Some((
                 initiator.as_mut()?.machine.poll_transmit(pair, out)?,
-                What::Call,
+                TransmitKind::Call,
             ))
         })
     }

@@ -221,7 +221,7 @@ impl World {
                     Some(Outer::Handshake { .. } | Outer::Retry { .. })
                 ));
                 let answers = datagram[0] == 0x20 || datagram[24] & 2 != 0;
-                assert_eq!(matches!(what, What::Answer(_)), answers, "{what:?}");
+                assert_eq!(matches!(what, TransmitKind::Answer(_)), answers, "{what:?}");
                 if answers {
                     let account = node.account(to);
                     account.2 += datagram.len();
@@ -1251,9 +1251,9 @@ fn the_guard_admits_what_a_pair_sends_and_nothing_else() {
     assert!(world.seen.iter().any(|(to, _)| *to == 0) && world.seen.iter().any(|(to, _)| *to == 1));
     for (to, datagram) in &world.seen {
         assert_eq!(guards[*to].admit(datagram), Ok(()));
-        assert_eq!(guards[1 - to].admit(datagram), Err(Unknown::Stranger));
-        assert_eq!(foreign.admit(datagram), Err(Unknown::Stranger));
-        assert_eq!(keyed[*to].admit(datagram), Err(Unknown::Unproved));
+        assert_eq!(guards[1 - to].admit(datagram), Err(GuardError::Stranger));
+        assert_eq!(foreign.admit(datagram), Err(GuardError::Stranger));
+        assert_eq!(keyed[*to].admit(datagram), Err(GuardError::Unproved));
         assert!(guards[*to].admit(&datagram[1..]).is_err());
         assert!(guards[*to].admit(&datagram[..datagram.len() - 1]).is_err());
         let mut flipped = datagram.clone();
@@ -1262,7 +1262,10 @@ fn the_guard_admits_what_a_pair_sends_and_nothing_else() {
         assert!(guards[*to].admit(&flipped).is_err(), "bit of byte {at}");
     }
     for length in [0, 1, 10, 55, 56, 1_200, 1_201, 9_000] {
-        assert_eq!(guards[0].admit(&vec![0x10; length]), Err(Unknown::Stranger));
+        assert_eq!(
+            guards[0].admit(&vec![0x10; length]),
+            Err(GuardError::Stranger)
+        );
     }
 }
 

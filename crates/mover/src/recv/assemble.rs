@@ -8,11 +8,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::buffer_pool::BufferPool;
 use crate::config::Limits;
-use crate::packet::Data;
 use crate::ranges::Ranges;
 use crate::seq;
-use crate::spares::Spares;
+use crate::subfield::Data;
 use crate::timer::Nanos;
 
 /// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the tree,
@@ -65,7 +65,7 @@ pub(crate) struct Assembler {
     /// only shrinks.
     held_before: usize,
     max_held: usize,
-    spares: Spares,
+    spares: BufferPool,
     delivered_bytes: u64,
     delivered: u64,
     /// Entries of pieces that were moved or could have been.
@@ -84,7 +84,7 @@ impl Assembler {
             limit: limits.reassembly_bytes,
             held_before: 0,
             max_held: 0,
-            spares: Spares::new(limits.spare_buffers),
+            spares: BufferPool::new(limits.spare_buffers),
             delivered_bytes: 0,
             delivered: 0,
             walked: 0,

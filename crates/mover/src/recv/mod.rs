@@ -9,9 +9,9 @@ use self::bitmap::Bitmap;
 use crate::ack::{self, Arrival, Schedule};
 use crate::config::Limits;
 use crate::fec::rebuild::{Rebuilder, Rebuilt};
-use crate::packet::{self, Ack, DELAY_UNIT_NANOS, Data, Parity, RATE_UNIT};
 use crate::seq;
 use crate::stats::{Counters, ReceiverGauges};
+use crate::subfield::{self, Ack, DELAY_UNIT_NANOS, Data, Parity, RATE_UNIT};
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// The delivery rate is measured over at least this time: several payloads on a link of 10 Mbit/s.
@@ -242,8 +242,8 @@ impl Receiver {
             words: &[],
         };
         let before = out.len();
-        packet::emit_ack(out, &ack, |out| {
-            ack::encode(&self.bitmap, self.floor, room - packet::ACK_HEADER, out)
+        subfield::emit_ack(out, &ack, |out| {
+            ack::encode(&self.bitmap, self.floor, room - subfield::ACK_HEADER, out)
         });
         self.schedule.on_sent(out.len() - before, return_rate, now);
         self.acks_sent += 1;

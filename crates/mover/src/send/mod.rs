@@ -18,7 +18,7 @@ use self::loss::Loss;
 use self::queue::Queue;
 use self::tail::Tail;
 use crate::ack::{Schedule, Words};
-use crate::config::{Config, Limits, Path};
+use crate::config::{Config, Limits, RememberedPath};
 use crate::congestion::{AckReport, Controller, Lost};
 use crate::crypto::{HEADER, TAG};
 use crate::error::ParseError;
@@ -26,10 +26,10 @@ use crate::fec;
 use crate::fec::protect::Protector;
 use crate::mtu::{self, Mtu};
 use crate::pacer::Pacer;
-use crate::packet::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
 use crate::rtt::Rtt;
 use crate::seq;
 use crate::stats::{Counters, PathGauges, SenderGauges};
+use crate::subfield::{self, Ack, DATA_HEADER, DELAY_UNIT_NANOS};
 use crate::timer::{Earliest, MILLISECOND, Nanos, SECOND, Timer};
 
 /// Numbers of the flight's span that data leaves to acknowledgements and pings, which are not held
@@ -212,7 +212,7 @@ impl Sender {
     }
 
     /// Payload bytes that could leave at once, with nothing queued before them.
-    pub(crate) fn budget(&self, now: Nanos) -> usize {
+    pub(crate) fn poll_budget(&self, now: Nanos) -> usize {
         let allowance = self.allowance(now);
         let datagram = (self.mtu.current() + self.overhead) as u64;
         let payload = allowance.max(if allowance > 0 { datagram } else { 0 })
@@ -268,7 +268,7 @@ impl Sender {
     }
 
     /// So many streams are carried.
-    pub(crate) fn set_flows(&mut self, flows: usize, now: Nanos) {
+    pub(crate) fn set_stream_count(&mut self, flows: usize, now: Nanos) {
         if self.controller.on_flows(flows) {
             self.set_pace(now);
         }
@@ -276,7 +276,7 @@ impl Sender {
 
     /// Bytes of payload that leave within the time that a payload may wait unsent, as long as that
     /// is few datagrams.
-    pub(crate) fn worthwhile(&self) -> usize {
+    pub(crate) fn preferred_payload(&self) -> usize {
         let datagram = (self.mtu.current() + self.overhead) as u64;
         let datagrams = self.controller.rate() * UNSENT / SECOND / datagram;
         datagrams.min(WORTHWHILE_DATAGRAMS) as usize * self.segment_payload()
@@ -302,12 +302,12 @@ impl Sender {
         self.queue.waiting() > 0
     }
 
-    pub(crate) fn spare(&mut self) -> Vec<u8> {
-        self.queue.spare()
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        self.queue.take_buffer()
     }
 
-    pub(crate) fn give_spare(&mut self, buffer: Vec<u8>) {
-        self.queue.give_spare(buffer);
+    pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
+        self.queue.return_buffer(buffer);
     }
 
     // --- datagrams out
@@ -404,10 +404,10 @@ impl Sender {
                     protected: false,
                 };
             }
-            Load::Size(_) | Load::Ping => packet::emit_ping(out),
+            Load::Size(_) | Load::Ping => subfield::emit_ping(out),
         }
         if let Load::Size(_) = load {
-            packet::emit_padding(out, end - out.len());
+            subfield::emit_padding(out, end - out.len());
         }
         Filled {
             segments,
@@ -429,7 +429,7 @@ impl Sender {
         );
         let protected = segments > 0 && urgent;
         if protected {
-            packet::protect(&mut out[start..]);
+            subfield::protect(&mut out[start..]);
         }
         Filled {
             segments,
@@ -499,7 +499,7 @@ impl Sender {
             .queue
             .emit_oldest(out, end - out.len(), physical, self.probed)
         else {
-            packet::emit_ping(out);
+            subfield::emit_ping(out);
             return 0;
         };
         self.probed = (segment.logical, segment.end());
@@ -864,10 +864,10 @@ impl Sender {
     }
 
     /// What is known of the path, if anything is.
-    pub(crate) fn path(&self) -> Option<Path> {
+    pub(crate) fn path_to_remember(&self) -> Option<RememberedPath> {
         let (bandwidth, minimum) = (self.controller.bandwidth(), self.rtt.minimum()?);
         let round_trip = Duration::from_nanos(minimum);
-        (bandwidth > 0).then_some(Path {
+        (bandwidth > 0).then_some(RememberedPath {
             bandwidth,
             round_trip,
             age: Duration::ZERO,
@@ -970,7 +970,7 @@ mod tests {
             "neither window nor pacer hold it back"
         );
         for _ in 0..3 {
-            assert_eq!(sender.budget(now), 0);
+            assert_eq!(sender.poll_budget(now), 0);
             let mut earliest = Earliest::default();
             sender.deadlines(&mut earliest);
             assert!(earliest.get().is_none_or(|(at, _)| at > now));
@@ -979,6 +979,6 @@ mod tests {
         }
         // With room again it is the pacer that is waited for.
         sender.set_limit(100_000);
-        assert!(sender.budget(now) > 0);
+        assert!(sender.poll_budget(now) > 0);
     }
 }

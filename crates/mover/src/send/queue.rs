@@ -8,11 +8,11 @@
 
 use std::collections::VecDeque;
 
+use crate::buffer_pool::BufferPool;
 use crate::config::Limits;
-use crate::packet::{self, DATA_HEADER, Data};
 use crate::ranges::Ranges;
 use crate::seq;
-use crate::spares::Spares;
+use crate::subfield::{self, DATA_HEADER, Data};
 use crate::timer::Nanos;
 
 /// A piece smaller than this is not worth a subfield header of its own, unless it is all there is.
@@ -99,7 +99,7 @@ pub(crate) struct Queue {
     /// What was held when the limit was lowered last: held may be above the limit up to this, and
     /// only shrinks.
     held_before: usize,
-    spares: Spares,
+    spares: BufferPool,
     repaired: u64,
 }
 
@@ -119,7 +119,7 @@ impl Queue {
             held: 0,
             limit: limits.send_bytes,
             held_before: 0,
-            spares: Spares::new(limits.spare_buffers),
+            spares: BufferPool::new(limits.spare_buffers),
             repaired: 0,
         }
     }
@@ -346,7 +346,7 @@ impl Queue {
             size: payload.bytes.len(),
             segment: &payload.bytes[start..end],
         };
-        packet::emit_data(out, &data, physical);
+        subfield::emit_data(out, &data, physical);
     }
 
     fn next_repair(&mut self, urgent: bool, room: usize) -> Option<Segment> {
@@ -474,7 +474,7 @@ impl Queue {
         payload.acked = Ranges::default();
         self.bytes -= bytes.len();
         self.held -= bytes.capacity();
-        self.give_spare(bytes);
+        self.return_buffer(bytes);
         while self.payloads.front().is_some_and(Payload::is_done) {
             self.payloads.pop_front();
             self.held -= ENTRY_COST;
@@ -485,12 +485,12 @@ impl Queue {
         }
     }
 
-    pub(crate) fn give_spare(&mut self, buffer: Vec<u8>) {
+    pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
         self.spares.give(buffer);
     }
 
     /// A buffer to be filled, used before or new.
-    pub(crate) fn spare(&mut self) -> Vec<u8> {
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
         self.spares.take()
     }
 
@@ -553,8 +553,8 @@ fn piece(left: usize, room: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::{Subfield, Subfields};
     use crate::recv::assemble::Assembler;
+    use crate::subfield::{Subfield, Subfields};
 
     fn emit_into(
         queue: &mut Queue,

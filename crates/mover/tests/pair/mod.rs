@@ -110,7 +110,7 @@ pub(crate) struct Side {
 
 impl Side {
     fn write(&mut self, now: Instant) {
-        self.mover.set_flows(self.task.flows, now);
+        self.mover.set_stream_count(self.task.flows, now);
         self.write_message(now);
         let mut turns = 0;
         while !self.stopped && self.sent < self.task.payloads && self.mover.is_up() {
@@ -121,7 +121,7 @@ impl Side {
                 }
                 self.next_at = Some(next + every);
             }
-            let budget = self.mover.budget(now);
+            let budget = self.mover.poll_budget(now);
             if budget == 0 && self.task.every.is_none() {
                 return;
             }
@@ -131,13 +131,13 @@ impl Side {
                 size = size.min(budget.max(segment)) / segment * segment;
                 size = size.max(segment);
             }
-            let mut payload = self.mover.spare();
+            let mut payload = self.mover.take_buffer();
             fill(&mut payload, size.max(NAME), self.side, self.run, self.sent);
             let urgent = self.dice.u8(0..100) < self.task.urgent;
             match self.mover.send(payload, urgent, now) {
                 Ok(()) => self.sent += 1,
                 Err(payload) => {
-                    self.mover.give_spare(payload);
+                    self.mover.return_buffer(payload);
                     return;
                 }
             }
@@ -162,7 +162,7 @@ impl Side {
         self.next_message_at = Some(due + every + every.mul_f64(0.2 * self.dice.f64()));
         let first = self.sent;
         for _ in 0..payloads {
-            let mut payload = self.mover.spare();
+            let mut payload = self.mover.take_buffer();
             fill(
                 &mut payload,
                 self.mover.urgent_payload(),

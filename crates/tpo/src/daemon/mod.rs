@@ -606,7 +606,7 @@ fn engine_config(
     mover.rate = peer.rate;
     mover.congestion = peer.congestion;
     mover.loss_tolerance = peer.loss_tolerance;
-    mover.path = PathCache::of_service(&peer.name).and_then(|cache| cache.load());
+    mover.remembered_path = PathCache::of_service(&peer.name).and_then(|cache| cache.load());
     mover.dead_after = checked.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits

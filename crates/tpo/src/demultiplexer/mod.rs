@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_mover::{Guard, Outer, PublicKey, Unknown, pair_hint, peek};
+use tpo_mover::{Guard, GuardError, Outer, PublicKey, pair_hint, peek};
 use tracing::{debug, warn};
 
 use crate::host::life_signs::{TURN_EVERY, Turns};
@@ -161,13 +161,13 @@ impl Table {
                         match guard.admit(datagram) {
                             Ok(()) if lane.hear_handshake(from, local, datagram) => return,
                             Ok(()) => &drops.handshakes_full,
-                            Err(Unknown::Unproved) => {
+                            Err(GuardError::Unproved) => {
                                 drops.with_sightings(|sightings| {
                                     sightings.on_wrong_guard(slot, from, now)
                                 });
                                 &drops.wrong_guards
                             }
-                            Err(Unknown::Stranger) => &drops.noise,
+                            Err(GuardError::Stranger) => &drops.noise,
                         }
                     }
                     None => {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment, Usage};
-use tpo_mover::{Heard, What};
+use tpo_mover::{Origin, TransmitKind};
 use tracing::{debug, info, warn};
 
 use crate::demultiplexer::{Fault, Sighting};
@@ -340,18 +340,18 @@ impl Loop {
                         (&mut self.peer, &mut self.voice, &mut self.stranger);
                     self.runs.for_each(|from, local, datagram| {
                         match (peer.handle_datagram(from, datagram, now), local) {
-                            (Heard::Stranger, _) => {
+                            (Origin::Stranger, _) => {
                                 *stranger = Some(Sighting {
                                     from,
                                     at: now,
                                     fault: Fault::Guard,
                                 })
                             }
-                            (Heard::Caller(attempt), Some(local)) => {
+                            (Origin::Caller(attempt), Some(local)) => {
                                 voice.was_called(from, attempt, local)
                             }
                             // The socket is bound to where the peer is known.
-                            (Heard::Peer | Heard::Caller(_) | Heard::Nothing, _) => {}
+                            (Origin::Peer | Origin::Caller(_) | Origin::Unknown, _) => {}
                         }
                     });
                     self.follow_engine(now);
@@ -389,12 +389,12 @@ impl Loop {
             {
                 let now = Instant::now();
                 match (self.peer.handle_datagram(from, &mut bytes, now), local) {
-                    (Heard::Peer, Some(local)) => self.voice.is_known_at(local),
-                    (Heard::Caller(attempt), Some(local)) => {
+                    (Origin::Peer, Some(local)) => self.voice.is_known_at(local),
+                    (Origin::Caller(attempt), Some(local)) => {
                         self.voice.was_called(from, attempt, local)
                     }
                     // The router has seen to strangers.
-                    (Heard::Peer | Heard::Caller(_) | Heard::Stranger | Heard::Nothing, _) => {}
+                    (Origin::Peer | Origin::Caller(_) | Origin::Stranger | Origin::Unknown, _) => {}
                 }
                 self.follow_engine(now);
                 left -= 1;
@@ -848,7 +848,7 @@ impl Loop {
             let Some(transmit) = transmit else {
                 return false;
             };
-            if !self.send(transmit.to, transmit.what, transmit.segment_size, now) {
+            if !self.send(transmit.to, transmit.kind, transmit.segment_size, now) {
                 return false;
             }
         }
@@ -857,8 +857,8 @@ impl Loop {
 
     /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for
     /// later.
-    fn send(&mut self, to: SocketAddr, what: What, segment: usize, now: Instant) -> bool {
-        match self.voice.send(to, what, segment, now) {
+    fn send(&mut self, to: SocketAddr, kind: TransmitKind, segment: usize, now: Instant) -> bool {
+        match self.voice.send(to, kind, segment, now) {
             Sent::Blocked => return false,
             Sent::All | Sent::Failed => {}
             Sent::TooLarge => self

@@ -47,7 +47,7 @@ impl PathCache {
     }
 
     /// What was written last, if it is a path at all.
-    pub fn load(&self) -> Option<tpo_mover::Path> {
+    pub fn load(&self) -> Option<tpo_mover::RememberedPath> {
         if fs::metadata(&self.file).ok()?.len() > LONGEST {
             return None;
         }
@@ -59,10 +59,10 @@ impl PathCache {
         let age = seconds_now()
             .checked_sub(written.at)
             .map_or(Duration::MAX, Duration::from_secs);
-        Some(tpo_mover::Path {
+        Some(tpo_mover::RememberedPath {
             bandwidth: written.bandwidth,
             round_trip: Duration::from_micros(written.round_trip_us),
-            age: age.min(2 * tpo_mover::Path::LONGEST_AGE),
+            age: age.min(2 * tpo_mover::RememberedPath::LONGEST_AGE),
         })
     }
 
@@ -70,7 +70,7 @@ impl PathCache {
     ///
     /// # Errors
     /// Of the file system.
-    pub fn save(&self, path: &tpo_mover::Path) -> io::Result<()> {
+    pub fn save(&self, path: &tpo_mover::RememberedPath) -> io::Result<()> {
         let written = Written {
             bandwidth: path.bandwidth,
             round_trip_us: u64::try_from(path.round_trip.as_micros()).unwrap_or(u64::MAX),
@@ -130,7 +130,7 @@ mod tests {
         let folder = tpo_lab::Scratch::new("tpo-cache").unwrap();
         let cache = PathCache::new(folder.path(), "lyon");
         assert_eq!(cache.load(), None);
-        let path = tpo_mover::Path {
+        let path = tpo_mover::RememberedPath {
             bandwidth: 12_500_000,
             round_trip: Duration::from_millis(600),
             age: Duration::from_secs(90),
@@ -162,6 +162,6 @@ mod tests {
             b"{\"bandwidth\":1,\"round_trip_us\":1,\"at\":99999999999}",
         )
         .unwrap();
-        assert!(cache.load().unwrap().age > tpo_mover::Path::LONGEST_AGE);
+        assert!(cache.load().unwrap().age > tpo_mover::RememberedPath::LONGEST_AGE);
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use tpo_mover::What;
+use tpo_mover::TransmitKind;
 use tracing::{debug, warn};
 
 use super::marks::{Marks, QUOTED};
@@ -68,7 +68,7 @@ pub(super) struct PeerSocket {
     pub(super) batch: Vec<u8>,
     /// A batch that the kernel had no room for: where to, what it is, and the size of its
     /// datagrams. Its bytes are still in `batch`.
-    unsent: Option<(SocketAddr, What, usize)>,
+    unsent: Option<(SocketAddr, TransmitKind, usize)>,
     /// Batches that the kernel refused.
     pub(super) failures: u64,
     /// ICMP errors that quote nothing that was sent.
@@ -271,7 +271,7 @@ impl PeerSocket {
     }
 
     /// The batch that waits for room: where to, what it is, and the size of its datagrams.
-    pub(super) fn take_unsent(&mut self) -> Option<(SocketAddr, What, usize)> {
+    pub(super) fn take_unsent(&mut self) -> Option<(SocketAddr, TransmitKind, usize)> {
         self.unsent.take()
     }
 
@@ -279,30 +279,40 @@ impl PeerSocket {
     pub(super) fn send(
         &mut self,
         to: SocketAddr,
-        what: What,
+        kind: TransmitKind,
         segment: usize,
         now: Instant,
     ) -> Sent {
-        match (self.forgets, what) {
-            (false, _) => self.give_to_kernel(to, what, segment, now),
-            (true, What::Session) => {
-                let sent = self.give_to_kernel(to, what, segment, now);
+        match (self.forgets, kind) {
+            (false, _) => self.give_to_kernel(to, kind, segment, now),
+            (true, TransmitKind::Session) => {
+                let sent = self.give_to_kernel(to, kind, segment, now);
                 self.forget_now();
                 sent
             }
-            (true, What::Call | What::Answer(_)) => {
+            (true, TransmitKind::Call | TransmitKind::Answer(_)) => {
                 self.forget_now();
-                self.give_to_kernel(to, what, segment, now)
+                self.give_to_kernel(to, kind, segment, now)
             }
         }
     }
 
-    fn give_to_kernel(&mut self, to: SocketAddr, what: What, segment: usize, now: Instant) -> Sent {
-        let (link, source, own) = match (&self.own, what) {
-            (_, What::Answer(attempt)) => (&self.listener, self.came_at(to, attempt), false),
-            (Some(link), What::Call | What::Session) if self.to == Some(to) => (link, None, true),
-            (_, What::Call) => (&self.listener, None, false),
-            (_, What::Session) => (&self.listener, self.local, false),
+    fn give_to_kernel(
+        &mut self,
+        to: SocketAddr,
+        kind: TransmitKind,
+        segment: usize,
+        now: Instant,
+    ) -> Sent {
+        let (link, source, own) = match (&self.own, kind) {
+            (_, TransmitKind::Answer(attempt)) => {
+                (&self.listener, self.came_at(to, attempt), false)
+            }
+            (Some(link), TransmitKind::Call | TransmitKind::Session) if self.to == Some(to) => {
+                (link, None, true)
+            }
+            (_, TransmitKind::Call) => (&self.listener, None, false),
+            (_, TransmitKind::Session) => (&self.listener, self.local, false),
         };
         if own {
             self.batch
@@ -312,7 +322,7 @@ impl PeerSocket {
         let sent = link.send(to, source, &self.batch, segment);
         match sent {
             Sent::Blocked if own => {
-                self.unsent = Some((to, what, segment));
+                self.unsent = Some((to, kind, segment));
                 self.blocked = true;
                 self.watch();
             }

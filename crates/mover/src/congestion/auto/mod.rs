@@ -28,7 +28,7 @@ use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate}
 use super::rate::{bytes_in, rate_of};
 use super::report::AckReport;
 use crate::ack::Schedule;
-use crate::config::Path;
+use crate::config::RememberedPath;
 use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
@@ -151,7 +151,7 @@ struct Span {
 /// The model.
 pub(crate) struct Auto {
     cap: Option<u64>,
-    remembered: Option<Path>,
+    remembered: Option<RememberedPath>,
     /// A bandwidth that was remembered and is not proved yet, and the round that decides.
     resuming: Option<(u64, u64)>,
     /// Begun with a bandwidth that no whole round has shown yet.
@@ -228,7 +228,7 @@ pub(crate) struct Auto {
 impl Auto {
     pub(in crate::congestion) fn new(
         cap: Option<u64>,
-        remembered: Option<Path>,
+        remembered: Option<RememberedPath>,
         tolerance: f64,
         datagram: u64,
         seed: u64,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tpo_mover::{Config, Event, Heard, Identity, Mover, What};
+use tpo_mover::{Config, Event, Identity, Mover, Origin, TransmitKind};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -42,20 +42,20 @@ impl Hands {
     }
 
     /// Everything that this side has to send now, each with what it is.
-    fn sent(&mut self, side: usize) -> Vec<(What, Vec<u8>)> {
+    fn sent(&mut self, side: usize) -> Vec<(TransmitKind, Vec<u8>)> {
         let mut all = Vec::new();
         let mut out = Vec::new();
         while let Some(transmit) = self.movers[side].poll_transmit(&mut out, self.now) {
             all.extend(
                 out.chunks(transmit.segment_size)
-                    .map(|datagram| (transmit.what, datagram.to_vec())),
+                    .map(|datagram| (transmit.kind, datagram.to_vec())),
             );
             out.clear();
         }
         all
     }
 
-    fn hears(&mut self, side: usize, datagram: &[u8]) -> Heard {
+    fn hears(&mut self, side: usize, datagram: &[u8]) -> Origin {
         let from = self.addresses[1 - side];
         self.movers[side].handle_datagram(from, &mut datagram.to_vec(), self.now)
     }
@@ -72,7 +72,7 @@ impl Hands {
 fn a_datagram_says_no_more_than_it_proves() {
     let mut hands = Hands::new();
     let calls = hands.sent(0);
-    assert!(!calls.is_empty() && calls.iter().all(|(what, _)| *what == What::Call));
+    assert!(!calls.is_empty() && calls.iter().all(|(what, _)| *what == TransmitKind::Call));
     assert_eq!(
         hands.movers[0].indices().count(),
         1,
@@ -83,9 +83,9 @@ fn a_datagram_says_no_more_than_it_proves() {
     for (_, call) in &calls {
         let mut damaged = call.clone();
         damaged[60] ^= 1;
-        assert_eq!(hands.hears(1, &damaged), Heard::Stranger);
-        assert_eq!(hands.hears(1, &call[..call.len() - 1]), Heard::Stranger);
-        let Heard::Caller(number) = hands.hears(1, call) else {
+        assert_eq!(hands.hears(1, &damaged), Origin::Stranger);
+        assert_eq!(hands.hears(1, &call[..call.len() - 1]), Origin::Stranger);
+        let Origin::Caller(number) = hands.hears(1, call) else {
             panic!("a call is heard as one")
         };
         assert!(attempt.is_none_or(|attempt| attempt == number));
@@ -95,17 +95,17 @@ fn a_datagram_says_no_more_than_it_proves() {
     assert_eq!(waiting.len(), 1);
     let answers = hands.sent(1);
     assert!(!answers.is_empty());
-    let mut last = Heard::Nothing;
+    let mut last = Origin::Unknown;
     for (what, answer) in &answers {
-        assert_eq!(Some(*what), attempt.map(What::Answer));
+        assert_eq!(Some(*what), attempt.map(TransmitKind::Answer));
         let mut damaged = answer.clone();
         *damaged.last_mut().unwrap() ^= 1;
-        assert_eq!(hands.hears(0, &damaged), Heard::Stranger);
+        assert_eq!(hands.hears(0, &damaged), Origin::Stranger);
         last = hands.hears(0, answer);
     }
     assert_eq!(
         last,
-        Heard::Peer,
+        Origin::Peer,
         "only the whole answer proves that it is the peer"
     );
     assert!(matches!(
@@ -119,7 +119,7 @@ fn a_datagram_says_no_more_than_it_proves() {
     }
     assert_eq!(
         proved.first(),
-        Some(&(What::Call, Heard::Peer)),
+        Some(&(TransmitKind::Call, Origin::Peer)),
         "the last flight: {proved:?}"
     );
     assert!(
@@ -131,16 +131,23 @@ fn a_datagram_says_no_more_than_it_proves() {
     // nothing.
     hands.pass(500 * MS);
     let spoken = hands.sent(1);
-    assert!(spoken.iter().any(|(what, _)| *what == What::Session));
-    for (_, datagram) in spoken.iter().filter(|(what, _)| *what == What::Session) {
+    assert!(
+        spoken
+            .iter()
+            .any(|(what, _)| *what == TransmitKind::Session)
+    );
+    for (_, datagram) in spoken
+        .iter()
+        .filter(|(what, _)| *what == TransmitKind::Session)
+    {
         let mut forged = datagram.clone();
         *forged.last_mut().unwrap() ^= 1;
-        assert_eq!(hands.hears(0, &forged), Heard::Nothing);
+        assert_eq!(hands.hears(0, &forged), Origin::Unknown);
         let mut elsewhere = datagram.clone();
         elsewhere[3] ^= 1;
-        assert_eq!(hands.hears(0, &elsewhere), Heard::Nothing);
-        assert_eq!(hands.hears(0, datagram), Heard::Peer);
-        assert_eq!(hands.hears(0, datagram), Heard::Nothing, "a copy");
+        assert_eq!(hands.hears(0, &elsewhere), Origin::Unknown);
+        assert_eq!(hands.hears(0, datagram), Origin::Peer);
+        assert_eq!(hands.hears(0, datagram), Origin::Unknown, "a copy");
     }
     for noise in [
         &[][..],
@@ -151,7 +158,7 @@ fn a_datagram_says_no_more_than_it_proves() {
     ] {
         assert!(matches!(
             hands.hears(0, noise),
-            Heard::Nothing | Heard::Stranger
+            Origin::Unknown | Origin::Stranger
         ));
     }
 }

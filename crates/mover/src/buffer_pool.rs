@@ -20,7 +20,7 @@ const SHARE: usize = 8;
 const REST: Nanos = 10 * SECOND;
 
 /// Spare buffers of one direction.
-pub(crate) struct Spares {
+pub(crate) struct BufferPool {
     small: Vec<Vec<u8>>,
     large: Vec<Vec<u8>>,
     /// Buffers in each stack at most.
@@ -32,9 +32,9 @@ pub(crate) struct Spares {
     looked: Nanos,
 }
 
-impl Spares {
-    pub(crate) fn new(most: usize) -> Spares {
-        Spares {
+impl BufferPool {
+    pub(crate) fn new(most: usize) -> BufferPool {
+        BufferPool {
             small: Vec::new(),
             large: Vec::new(),
             most,
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_small_payload_never_holds_a_large_buffer() {
-        let mut spares = Spares::new(4);
+        let mut spares = BufferPool::new(4);
         for _ in 0..9 {
             spares.give(Vec::with_capacity(128 << 10));
         }
