@@ -10,8 +10,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::intercept::install::InstallError;
-
 /// Where lock files lie. Only root makes folders in `/run`; a service manager may make this one for
 /// the service's user.
 const FOLDER: &str = "/run/tpo";
@@ -23,6 +21,17 @@ const MOST_SWEPT: usize = 1_024;
 /// Wait, 100 ms, before a lock that is held is tried once more: the sweep of another start, which
 /// may hold it for a moment, takes less.
 const SWEEP: Duration = Duration::from_millis(100);
+
+/// Why there is no lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("another process has the lock")]
+    Taken,
+    /// The file could not be made or locked.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
 #[derive(Debug)]
@@ -36,21 +45,19 @@ impl Lock {
     /// dropped: the folder may be root's.
     ///
     /// # Errors
-    /// [`InstallError::AlreadyRunning`] if another process has it; else what keeps us from it.
-    pub fn take() -> Result<Lock, InstallError> {
-        let namespace = std::fs::metadata("/proc/thread-self/ns/net")
-            .map_err(|error| refused(&error))?
-            .ino();
+    /// [`LockError::Taken`] if another process has it; else what keeps us from it.
+    pub fn take() -> Result<Lock, LockError> {
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
         let folder = Path::new(FOLDER);
         for wait in [SWEEP, Duration::ZERO] {
-            if let Some(lock) = Lock::within(folder, namespace).map_err(|error| refused(&error))? {
+            if let Some(lock) = Lock::within(folder, namespace)? {
                 sweep(folder, namespace);
                 return Ok(lock);
             }
             // A daemon of another namespace that is just starting may have looked at our file.
             std::thread::sleep(wait);
         }
-        Err(InstallError::AlreadyRunning)
+        Err(LockError::Taken)
     }
 
     /// `None`: another process has it.
@@ -146,14 +153,6 @@ fn ours_alone(folder: &Path) -> io::Result<()> {
             found.uid(),
             found.mode() & 0o7777,
         ))),
-    }
-}
-
-fn refused(error: &io::Error) -> InstallError {
-    let (what, said) = ("lock this network namespace for us", error.to_string());
-    match error.kind() {
-        ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said },
-        _ => InstallError::Refused { what, said },
     }
 }
 

@@ -2,8 +2,7 @@
 //! put them, never by `PATH`; their environment is empty. Each must answer within [`LIMIT`], and so
 //! must all together that are called for one purpose ([`within_limit`]).
 //!
-//! Takes from [`crate::intercept::install`] and [`crate::intercept::findings`] what to run, and gives
-//! them what the program said.
+//! Takes from [`crate::intercept`] what to run, and gives it what the program said.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,8 +10,6 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-
-use crate::intercept::install::InstallError;
 
 /// How long a program may take, 10 s: the largest look-up table loads in one second, and a program
 /// that takes longer hangs. The thread that watches over the rules waits for it.
@@ -60,6 +57,37 @@ pub const PROGRAMS: [(&str, &str); 2] = [("nft", "nftables"), ("ip", "iproute2")
 const PAUSE: Duration = Duration::from_micros(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
+/// Why a program did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It is not there.
+    #[error(
+        "the program `{program}` was not found; install the package {package} (or run without rules)"
+    )]
+    Missing {
+        /// What was started.
+        program: &'static str,
+        /// Where distributions keep it.
+        package: &'static str,
+    },
+    /// It could not be started.
+    #[error("could not start `{program}`: {error}")]
+    Start {
+        /// What was started.
+        program: &'static str,
+        /// Why it could not be.
+        error: io::Error,
+    },
+    /// It did not end in time.
+    #[error("`{program}` did not end within {} s and was killed", limit.as_secs_f64())]
+    TooSlow {
+        /// What was started.
+        program: &'static str,
+        /// How long it was given.
+        limit: Duration,
+    },
+}
+
 /// What a program said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -78,7 +106,7 @@ pub(crate) fn run(
     program: &'static str,
     arguments: &[&str],
     input: &str,
-) -> Result<Said, InstallError> {
+) -> Result<Said, ProgramError> {
     run_of(program, &FOLDERS, arguments, input, LIMIT)
 }
 
@@ -95,14 +123,14 @@ fn run_of(
     arguments: &[&str],
     input: &str,
     limit: Duration,
-) -> Result<Said, InstallError> {
-    let failed = |error: io::Error| InstallError::Start { program, error };
+) -> Result<Said, ProgramError> {
+    let failed = |error: io::Error| ProgramError::Start { program, error };
     let missing = || {
         let package = PROGRAMS
             .iter()
             .find(|(name, _)| *name == program)
             .map_or(program, |(_, package)| package);
-        InstallError::Missing { program, package }
+        ProgramError::Missing { program, package }
     };
     let path = find(program, folders).ok_or_else(missing)?;
     // Files in memory in the place of pipes: neither side ever waits for the other, so there is one
@@ -139,7 +167,7 @@ fn run_of(
             // our child.
             let _ = child.kill();
             let _ = child.wait();
-            return Err(InstallError::TooSlow { program, limit });
+            return Err(ProgramError::TooSlow { program, limit });
         }
         std::thread::sleep(pause);
         pause = (2 * pause).min(LONGEST_PAUSE);
@@ -151,7 +179,7 @@ fn run_of(
     })
 }
 
-fn memory(failed: impl Fn(io::Error) -> InstallError) -> Result<File, InstallError> {
+fn memory(failed: impl Fn(io::Error) -> ProgramError) -> Result<File, ProgramError> {
     crate::sys::memory_file().map_err(failed)
 }
 
@@ -181,7 +209,7 @@ mod tests {
             Fake(folder)
         }
 
-        fn run(&self, input: &str, limit: Duration) -> Result<Said, InstallError> {
+        fn run(&self, input: &str, limit: Duration) -> Result<Said, ProgramError> {
             run_of("nft", &[&self.0], &["-f", "-"], input, limit)
         }
     }
@@ -224,7 +252,7 @@ mod tests {
         within(Duration::from_secs(1), || {
             for _ in 0..20 {
                 let error = within_limit(|| fake.run("", LIMIT)).unwrap_err();
-                assert!(matches!(error, InstallError::TooSlow { .. }), "{error}");
+                assert!(matches!(error, ProgramError::TooSlow { .. }), "{error}");
             }
         });
         assert!(

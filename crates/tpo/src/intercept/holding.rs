@@ -4,8 +4,9 @@
 //! It outlives the daemon: after a kill, and after an orderly end where [`Table::hold_closed`] says
 //! so. The next daemon, or `tpo hold`, takes it over in place. [`remove`] takes it away.
 
+use super::commands::load;
+use super::error::InstallError;
 use super::hold::{self, TABLE};
-use super::install::{InstallError, load, unseen};
 use super::routing::{Routing, RoutingRule};
 use super::watch::Watch;
 use crate::table::Table;
@@ -30,9 +31,11 @@ impl Holding {
     pub fn put(table: &Table) -> Result<Holding, InstallError> {
         let v6 = knows_ipv6();
         let text = hold::render(table, v6)?;
-        let mut watch = Watch::open(TABLE).map_err(|error| unseen(&error))?;
-        let routing = Routing::open().map_err(|error| unseen(&error))?;
-        let found = watch.is_there().map_err(|error| unseen(&error))?;
+        let mut watch = Watch::open(TABLE).map_err(|error| InstallError::unseen(&error))?;
+        let routing = Routing::open().map_err(|error| InstallError::unseen(&error))?;
+        let found = watch
+            .is_there()
+            .map_err(|error| InstallError::unseen(&error))?;
         let families: &[bool] = if v6 { &[false, true] } else { &[false] };
         let rules = families
             .iter()
@@ -63,13 +66,13 @@ impl Holding {
             || self
                 .watch
                 .table_is_whole()
-                .map_err(|error| unseen(&error))?;
+                .map_err(|error| InstallError::unseen(&error))?;
         let mut routes = true;
         for (v6, rules) in &self.rules {
             routes &= self
                 .routing
                 .is_there(rules, *v6)
-                .map_err(|error| unseen(&error))?;
+                .map_err(|error| InstallError::unseen(&error))?;
         }
         self.whole = table && routes;
         match self.whole {
@@ -91,13 +94,19 @@ impl Holding {
                 if !self
                     .watch
                     .table_is_whole()
-                    .map_err(|error| unseen(&error))? =>
+                    .map_err(|error| InstallError::unseen(&error))? =>
             {
                 load(text)?;
-                self.watch.remember().map_err(|error| unseen(&error))?;
+                self.watch
+                    .remember()
+                    .map_err(|error| InstallError::unseen(&error))?;
             }
             Some(_) => {}
-            None if self.watch.is_there().map_err(|error| unseen(&error))? => {
+            None if self
+                .watch
+                .is_there()
+                .map_err(|error| InstallError::unseen(&error))? =>
+            {
                 load(&hold::nothing())?
             }
             None => {}
@@ -120,7 +129,7 @@ impl Holding {
 
 /// Takes away what holds. Does nothing where there is nothing.
 pub fn remove() -> Result<(), InstallError> {
-    let mut routing = Routing::open().map_err(|error| unseen(&error))?;
+    let mut routing = Routing::open().map_err(|error| InstallError::unseen(&error))?;
     let what = "remove the routing rules that hold the closed rules";
     for v6 in [false, true] {
         match routing.put(&[], v6) {

@@ -7,19 +7,19 @@
 //! ([`Holding`]) comes first and goes last. What a killed run has left over bears the same names,
 //! so installing replaces it, in one transaction: there is no moment without rules.
 
+use super::commands::{load, run, said, verdict};
+use super::error::InstallError;
 use super::holding::{self, Holding};
 use super::rules::{self, Ports, TABLE, VIA_V6};
 use super::tcp::has_ipv6;
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
 use crate::host::lock::Lock;
-use crate::host::program::{self, Said};
+use crate::host::program;
 use crate::table::Table;
-use crate::table::layers::RuleError;
 use crate::table::marks::{MARK_DELIVER, MARK_PACKETS};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::{info, warn};
 
 /// Number of our routing table, and preference of the rule that leads to it: before the main table
@@ -28,59 +28,6 @@ pub const ROUTE_TABLE: u32 = 478;
 
 /// The same for packets that go to the TUN device.
 pub const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
-
-/// What went wrong while installing.
-#[derive(Debug, thiserror::Error)]
-pub enum InstallError {
-    /// The look-up table cannot be used.
-    #[error(transparent)]
-    Rules(#[from] RuleError),
-    /// A tool that we need is not there.
-    #[error(
-        "the program `{program}` was not found; install the package {package} (or run without rules)"
-    )]
-    Missing {
-        /// What was started.
-        program: &'static str,
-        /// Where distributions keep it.
-        package: &'static str,
-    },
-    /// The kernel did not let us.
-    #[error("no permission to {what}: tpo needs root or the capability CAP_NET_ADMIN ({said})")]
-    NotPermitted {
-        /// What was tried.
-        what: &'static str,
-        /// The tool's own words.
-        said: String,
-    },
-    /// The tool or the kernel refused for another reason.
-    #[error("could not {what}: {said}")]
-    Refused {
-        /// What was tried.
-        what: &'static str,
-        /// The tool's own words.
-        said: String,
-    },
-    /// There is one table in a network namespace, so there can be one daemon.
-    #[error("another tpo intercepts in this network namespace already; stop it first")]
-    AlreadyRunning,
-    /// A tool could not be started at all.
-    #[error("could not start `{program}`: {error}")]
-    Start {
-        /// What was started.
-        program: &'static str,
-        /// Why it could not be.
-        error: io::Error,
-    },
-    /// A tool hung.
-    #[error("`{program}` did not end within {} s and was killed", limit.as_secs_f64())]
-    TooSlow {
-        /// What was started.
-        program: &'static str,
-        /// What it was given.
-        limit: Duration,
-    },
-}
 
 /// The installed rules. Dropping it removes them, from the network namespace of the thread that
 /// drops it: that must be the one that they were installed in.
@@ -111,7 +58,7 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
     let holding = Holding::put(table)?;
     // A start that fails leaves nothing new behind, and lets nothing go that was held before.
     let let_go = !holding.was_there() && !table.hold_closed;
-    let watch = Watch::open(TABLE).map_err(|error| unseen(&error))?;
+    let watch = Watch::open(TABLE).map_err(|error| InstallError::unseen(&error))?;
     if ports.v6.is_none() {
         info!("this host has no IPv6 (or it is switched off): only IPv4 is intercepted");
     }
@@ -141,29 +88,21 @@ pub fn install(table: &Table, ports: Ports) -> Result<Installed, InstallError> {
         add_copy_route()?;
     }
     load(&text)?;
-    installed.watch.remember().map_err(|error| unseen(&error))?;
+    installed
+        .watch
+        .remember()
+        .map_err(|error| InstallError::unseen(&error))?;
     if installed.tun.is_some() {
         installed.device = installed
             .watch
             .way_of_packets(false)
-            .map_err(|error| unseen(&error))?;
+            .map_err(|error| InstallError::unseen(&error))?;
     }
     Ok(installed)
 }
 
 fn families(v6: bool) -> &'static [&'static str] {
     if v6 { &["-4", "-6"] } else { &["-4"] }
-}
-
-pub(super) fn unseen(error: &io::Error) -> InstallError {
-    let (what, said) = (
-        "ask the kernel for the interception rules",
-        error.to_string(),
-    );
-    match error.kind() {
-        ErrorKind::PermissionDenied => InstallError::NotPermitted { what, said },
-        _ => InstallError::Refused { what, said },
-    }
 }
 
 impl Installed {
@@ -210,7 +149,7 @@ impl Installed {
             self.device = self
                 .watch
                 .way_of_packets(false)
-                .map_err(|error| unseen(&error))?;
+                .map_err(|error| InstallError::unseen(&error))?;
         }
         Ok(())
     }
@@ -245,10 +184,12 @@ impl Installed {
         if !self
             .watch
             .table_is_whole()
-            .map_err(|error| unseen(&error))?
+            .map_err(|error| InstallError::unseen(&error))?
         {
             load(&text)?;
-            self.watch.remember().map_err(|error| unseen(&error))?;
+            self.watch
+                .remember()
+                .map_err(|error| InstallError::unseen(&error))?;
         }
         match self.routes_are_whole() {
             Ok(true) => Ok(()),
@@ -258,7 +199,7 @@ impl Installed {
                     "a routing rule with a preference below {ROUTE_TABLE} takes them elsewhere; see `ip rule`"
                 ),
             }),
-            Err(error) => Err(unseen(&error)),
+            Err(error) => Err(InstallError::unseen(&error)),
         }
     }
 
@@ -319,11 +260,6 @@ pub fn remove_left_overs() -> Result<(), InstallError> {
         let _ = run("ip", &packet_rule_command(family, "del"), "");
     }
     nft
-}
-
-pub(super) fn load(text: &str) -> Result<(), InstallError> {
-    let output = run("nft", &["-f", "-"].map(str::to_owned), text)?;
-    verdict(&output, "load the nftables rules")
 }
 
 /// Packets that carry our mark are delivered to this host, whatever their destination.
@@ -413,32 +349,6 @@ fn rule_command(family: &str, verb: &str) -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec()
-}
-
-fn run(program: &'static str, arguments: &[String], input: &str) -> Result<Said, InstallError> {
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    program::run(program, &arguments, input)
-}
-
-fn verdict(output: &Said, what: &'static str) -> Result<(), InstallError> {
-    if output.status.success() {
-        return Ok(());
-    }
-    // The rules are long, and nft repeats the line at fault: the beginning says it.
-    let said: String = said(output)
-        .lines()
-        .take(3)
-        .map(|line| line.chars().take(200).collect::<String>() + " ")
-        .collect();
-    let said = said.trim().to_owned();
-    match said.contains("Operation not permitted") {
-        true => Err(InstallError::NotPermitted { what, said }),
-        false => Err(InstallError::Refused { what, said }),
-    }
-}
-
-fn said(output: &Said) -> String {
-    String::from_utf8_lossy(&output.err).into_owned()
 }
 
 /// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon

@@ -37,6 +37,8 @@
 //! `net.netfilter.nf_conntrack_max` is reached. A router whose own applications need no
 //! acceleration should have it off.
 
+mod commands;
+pub mod error;
 pub mod findings;
 pub mod hold;
 pub mod holding;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::info;
 
-use super::install::InstallError;
+use super::error::InstallError;
 use crate::host::netlink::{NESTED, attribute, message, next_message};
 
 /// The device's name. There is one daemon in a network namespace, so it is fixed.
