@@ -33,7 +33,7 @@ pub use error::{OpenError, PrefixError, SendError};
 pub use flow::{Class, Delivery, FlowId, FlowInfo, Status, Treatment};
 pub use key::{FlowKey, KeyError, PacketKey, StreamKey};
 pub use peer::Peer;
-pub use policy::{Policy, Prefix, Rule};
+pub use policy::{CarriersId, Policy, Prefix, Rule};
 pub use stats::{
     Breaches, CompressionStats, Counters, FlowCounters, Malformed, PacketCounters, Stats,
     TrafficCounters, Uncompressed, Usage,

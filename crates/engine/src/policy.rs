@@ -107,6 +107,23 @@ impl fmt::Display for Prefix {
     }
 }
 
+/// Names the carriers of a rule: the peers of which one carries each of the rule's flows. Who they
+/// are, the program knows; it is not the number of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CarriersId(usize);
+
+impl CarriersId {
+    /// The carriers with this number in the program's list of them.
+    pub const fn new(number: usize) -> CarriersId {
+        CarriersId(number)
+    }
+
+    /// The number in the program's list.
+    pub const fn number(self) -> usize {
+        self.0
+    }
+}
+
 /// A line of the look-up table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
@@ -120,8 +137,8 @@ pub struct Rule {
     pub destination: Prefix,
     /// To which ports.
     pub destination_ports: RangeInclusive<u16>,
-    /// Through which peer: the program's number of it.
-    pub peer: usize,
+    /// Who carries them.
+    pub carriers: CarriersId,
     /// How they are treated.
     pub treatment: Treatment,
     /// How their datagrams are carried; means nothing to TCP.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tpo::config::checked::SourceAddress;
 use tpo::config::{Checked, Findings, Level, parse, sample::SAMPLE};
 use tpo::host::log::LogFormat;
+use tpo::table::peers::PeerId;
 use tpo::table::{Mode, OnFailure};
 use tpo_engine::{PacketKey, Policy};
 
@@ -63,7 +64,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(
         (
             rule.matches.protocol,
-            rule.matches.peer,
+            rule.matches.carriers.number(),
             rule.on_failure,
             rule.enabled
         ),
@@ -192,7 +193,10 @@ destination = "any"
         (Mode::Redirect, false)
     );
     assert_eq!(checked.intercept.interfaces, ["lan0", "br-lan.7"]);
-    let (file, line) = checked.peers[0].pre_shared_key_file.clone().unwrap();
+    let (file, line) = checked.peers[PeerId::new(0)]
+        .pre_shared_key_file
+        .clone()
+        .unwrap();
     assert_eq!(
         (file.as_path(), text.lines().nth(line - 1)),
         (
@@ -200,20 +204,23 @@ destination = "any"
             Some("pre_shared_key_file = \"paris.psk\"")
         )
     );
-    assert_eq!(checked.peers[1].pre_shared_key_file, None);
+    assert_eq!(checked.peers[PeerId::new(1)].pre_shared_key_file, None);
     assert_eq!(
-        checked.peers[0].endpoint.unwrap().to_string(),
+        checked.peers[PeerId::new(0)].endpoint.unwrap().to_string(),
         "[2001:db8::1]:47800"
     );
-    assert_eq!(checked.peers[0].rate, Some(125_000_000));
+    assert_eq!(checked.peers[PeerId::new(0)].rate, Some(125_000_000));
     assert_eq!(
-        (checked.peers[1].endpoint, checked.peers[1].rate),
+        (
+            checked.peers[PeerId::new(1)].endpoint,
+            checked.peers[PeerId::new(1)].rate
+        ),
         (None, None)
     );
     let rule = &checked.rules[0];
     assert_eq!(
         (
-            rule.matches.peer,
+            rule.matches.carriers.number(),
             rule.on_failure,
             rule.matches.destination.length
         ),
@@ -228,7 +235,10 @@ destination = "any"
     );
     assert!(!checked.rules[1].enabled);
     assert_eq!(
-        (checked.accepts[0].peer, checked.accepts[0].source_address),
+        (
+            checked.accepts[0].peer.number(),
+            checked.accepts[0].source_address
+        ),
         (1, SourceAddress::Tpo)
     );
     assert_eq!(checked.accepts[0].destination_ports, 80..=80);

@@ -24,6 +24,7 @@ use tpo::intercept::tcp::{Listeners, connect_from};
 use tpo::packets::{ip, udp};
 use tpo::table::bounds::Bounds;
 use tpo::table::layers::Layers;
+use tpo::table::peers::PeerId;
 use tpo::table::protocols::UDP;
 use tpo::table::{Mode, OnFailure, RuleSpec, Table};
 use tpo_engine::PacketKey;
@@ -257,7 +258,7 @@ fn renewals_leave_no_gap() {
     let (start, cpu) = (Instant::now(), net::thread_cpu());
     let mut lease = net.inside(Place::Tpo, || Lease::open().unwrap());
     for _ in 0..200 {
-        lease.renew(0).unwrap();
+        lease.renew(PeerId::new(0)).unwrap();
     }
     println!(
         "a renewal alone: {:?}, cpu {:?}",
@@ -355,8 +356,8 @@ fn the_first_match_wins_and_leases_are_apart() {
 fn any_of_several_peers_holds_a_rule() {
     let net = Net::up();
     let mut table = table(vec![rule(V4, PORT, 2)], 2);
-    table.groups.push(tpo::lane::carriers::Carriers {
-        peers: vec![0, 1],
+    table.rules[0].carriers = table.carriers.id_of(&tpo::table::carriers::Carriers {
+        peers: [0, 1].map(PeerId::new).into(),
         spread: false,
     });
     let daemon = Daemon::start(&net, table);
@@ -401,8 +402,8 @@ fn a_lease_can_be_held_for_all_but_tcp() {
         (false, (true, true)),
     ] {
         match without_tcp {
-            true => lease.renew_without_tcp(0).unwrap(),
-            false => lease.renew(0).unwrap(),
+            true => lease.renew_without_tcp(PeerId::new(0)).unwrap(),
+            false => lease.renew(PeerId::new(0)).unwrap(),
         }
         // At once, not when the old element's time is over.
         assert_eq!(held(), expected);
@@ -505,7 +506,7 @@ impl FarEdge<'_> {
     /// the peers'.
     fn hear(&mut self) {
         if self.renewed.elapsed() > Duration::from_millis(500) {
-            self.lease.renew(1).unwrap();
+            self.lease.renew(PeerId::new(1)).unwrap();
             self.renewed = Instant::now();
         }
         let mut buffer = [0; 2_048];
@@ -562,7 +563,7 @@ fn ways_back_leave_with_their_flows() {
     };
     let daemon = Daemon::start(&net, table);
     let mut lease = net.inside(Place::Tpo, || Lease::for_protocols(&[17]).unwrap());
-    lease.renew(1).unwrap();
+    lease.renew(PeerId::new(1)).unwrap();
     let mut edge = FarEdge {
         daemon: &daemon,
         lease,
@@ -702,7 +703,10 @@ fn ten_thousand_rules() {
         );
         let (answer, from) = ask(&net, Place::Client, destination);
         let client = SocketAddr::new(V4.client, from.map_or(40_000, |f| f.port()));
-        match layers.find(client, destination).map(|v| v.peer) {
+        match layers
+            .find(client, destination)
+            .map(|v| v.carriers.number())
+        {
             None => seen[3] += usize::from(answer == Answer::Server { client }),
             Some(0) => {
                 seen[0] += usize::from(
@@ -900,7 +904,9 @@ fn accepted_sockets_inherit_what_they_need() {
     let ports = listeners.ports();
     let table = table(rules_for(PORT, OnFailure::Open), 1);
     let installed = net.inside(Place::Tpo, || install(&table, ports).unwrap());
-    net.inside(Place::Tpo, || Lease::open().unwrap().renew(0).unwrap());
+    net.inside(Place::Tpo, || {
+        Lease::open().unwrap().renew(PeerId::new(0)).unwrap()
+    });
     let mut listeners = listeners;
     let stream = std::thread::scope(|scope| {
         let client = scope.spawn(|| {
@@ -1222,7 +1228,7 @@ fn a_lease_without_rules_is_an_error() {
     let net = Net::up();
     let mut lease = net.inside(Place::Tpo, || Lease::open().unwrap());
     assert_eq!(
-        lease.renew(0).unwrap_err().kind(),
+        lease.renew(PeerId::new(0)).unwrap_err().kind(),
         std::io::ErrorKind::NotFound
     );
     assert_eq!(
@@ -1230,13 +1236,13 @@ fn a_lease_without_rules_is_an_error() {
         std::io::ErrorKind::NotFound
     );
     let daemon = Daemon::start(&net, table(Vec::new(), 1));
-    lease.renew(0).unwrap();
+    lease.renew(PeerId::new(0)).unwrap();
     // An earlier error's answers are not taken for a later call's.
     assert_eq!(
-        lease.renew(2).unwrap_err().kind(),
+        lease.renew(PeerId::new(2)).unwrap_err().kind(),
         std::io::ErrorKind::NotFound
     );
-    lease.renew(0).unwrap();
+    lease.renew(PeerId::new(0)).unwrap();
     assert_eq!(lease.counters().unwrap().len(), counter::ALL.len());
     drop(daemon);
 }

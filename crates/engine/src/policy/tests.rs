@@ -12,7 +12,7 @@ fn rule(source: &str, destination: &str, destination_ports: RangeInclusive<u16>)
         source_ports: 0..=u16::MAX,
         destination: destination.parse().unwrap(),
         destination_ports,
-        peer: 0,
+        carriers: CarriersId::new(0),
         treatment: Class::Normal.into(),
         delivery: Delivery::Timely,
     }
@@ -110,7 +110,7 @@ fn rules(random: &mut fastrand::Rng, taste: &Taste) -> Vec<Rule> {
             },
             destination: prefix(random, taste),
             destination_ports: ports(random, taste),
-            peer,
+            carriers: CarriersId::new(peer),
             treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         })

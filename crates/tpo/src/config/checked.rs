@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tpo_engine::{Class, Compress, Delivery, PacketKey, Policy, Prefix, Treatment};
+use tpo_engine::{CarriersId, Class, Compress, Delivery, PacketKey, Policy, Prefix, Treatment};
 use tpo_mover::{Congestion, PublicKey};
 
 use super::file::{File, Section, Written};
 use super::{Findings, Level, shadow, value};
 use crate::host::log::LogFormat;
-use crate::lane::carriers::Carriers;
 use crate::table::address::{Prefixes, is_routed, is_special, is_special_only};
 use crate::table::bounds::Bounds;
+use crate::table::carriers::{AllCarriers, Carriers};
 use crate::table::layers::MAX_RULES;
+use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::{ICMP, ICMP_V6, TCP, UDP};
 use crate::table::{Mode, OnFailure};
 
@@ -67,11 +68,11 @@ pub struct Checked {
     /// `[multicast]`.
     pub multicast: Multicast,
     /// The `[[peer]]` sections in order; rules and accepts name them by index.
-    pub peers: Vec<Peer>,
+    pub peers: ByPeer<Peer>,
     /// The `[[rule]]` sections in order: the first match wins.
     pub rules: Vec<Rule>,
-    /// What the rules' `peer` means, by number: first each peer by itself, then several together.
-    pub groups: Vec<Carriers>,
+    /// Whom the rules' carriers mean.
+    pub carriers: AllCarriers,
     /// The `[[accept]]` sections in order.
     pub accepts: Vec<Accept>,
 }
@@ -152,10 +153,10 @@ pub struct Peer {
 /// One row of the look-up table.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// What it matches, and the group of peers (by its number) and class of what it matches.
+    /// What it matches, and the carriers (by their number) and class of what it matches.
     pub matches: tpo_engine::Rule,
     /// Who carries it.
-    pub group: Carriers,
+    pub carriers: Carriers,
     /// What becomes of new connections while the peer is not up.
     pub on_failure: OnFailure,
     /// It is also for what peers bring.
@@ -176,8 +177,8 @@ impl Rule {
 /// What one peer may reach through us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
-    /// Index of the peer.
-    pub peer: usize,
+    /// Which peer.
+    pub peer: PeerId,
     /// IANA number of the protocol.
     pub protocol: u8,
     /// The addresses that the peer's clients may have: what `source` says, or where it is left out
@@ -273,7 +274,7 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
     let peers = check_peers(&file, path, findings);
     let on_failure = default_on_failure(&file);
     let mut rules = check_rules(&file, &peers, on_failure, findings);
-    let groups = number_groups(&mut rules, peers.list.len());
+    let carriers = number_carriers(&mut rules, peers.list.len());
     // Where a peer or a rule is wrong nobody knows what was to be sent to whom.
     let behind =
         (findings.count(Level::Error) == before).then(|| Behind::new(&rules, peers.list.len()));
@@ -290,7 +291,7 @@ pub(super) fn check(text: &str, path: &Path, findings: &mut Findings) -> Option<
         multicast,
         peers: peers.list,
         rules,
-        groups,
+        carriers,
         accepts,
         ..checked?
     };
@@ -396,9 +397,9 @@ fn check_tpo(file: &File<'_>, path: &Path, findings: &mut Findings) -> Option<Ch
         log_format,
         intercept: Intercept::default(),
         multicast: Multicast::default(),
-        peers: Vec::new(),
+        peers: ByPeer::default(),
         rules: Vec::new(),
-        groups: Vec::new(),
+        carriers: AllCarriers::of_peers(0),
         accepts: Vec::new(),
     })
 }
@@ -483,14 +484,14 @@ fn check_groups(
 /// The peers, and how rules and accepts find them. A name stays known even when the rest of its
 /// section is wrong, so that one mistake does not make a hundred.
 struct Peers {
-    list: Vec<Peer>,
-    by_name: HashMap<String, usize>,
+    list: ByPeer<Peer>,
+    by_name: HashMap<String, PeerId>,
 }
 
 fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
     let sections = file.sections("peer", findings);
     let mut peers = Peers {
-        list: Vec::with_capacity(sections.len()),
+        list: ByPeer::default(),
         by_name: HashMap::new(),
     };
     match sections.len() {
@@ -518,7 +519,7 @@ fn check_peers(file: &File<'_>, path: &Path, findings: &mut Findings) -> Peers {
         if let Some(name) = name
             && peers
                 .by_name
-                .insert(name.clone(), peers.list.len())
+                .insert(name.clone(), PeerId::new(peers.list.len()))
                 .is_some()
         {
             findings.error(
@@ -784,7 +785,7 @@ fn check_rule(
         destination: destination?,
         destination_ports,
         // Numbered when all rules are known.
-        peer: 0,
+        carriers: CarriersId::new(0),
         treatment: Treatment {
             class,
             compress,
@@ -795,7 +796,7 @@ fn check_rule(
     };
     Some(Rule {
         matches,
-        group: Carriers {
+        carriers: Carriers {
             peers: named?,
             spread,
         },
@@ -806,28 +807,18 @@ fn check_rule(
     })
 }
 
-/// Gives each rule the number of its group.
-fn number_groups(rules: &mut [Rule], peers: usize) -> Vec<Carriers> {
-    let mut groups = Carriers::singles(peers);
+/// Gives each rule the number of its carriers.
+fn number_carriers(rules: &mut [Rule], peers: usize) -> AllCarriers {
+    let mut all = AllCarriers::of_peers(peers);
     for rule in rules {
-        if let [only] = rule.group.peers[..] {
-            rule.matches.peer = only;
-            continue;
-        }
-        rule.matches.peer = groups
-            .iter()
-            .position(|group| *group == rule.group)
-            .unwrap_or(groups.len());
-        if rule.matches.peer == groups.len() {
-            groups.push(rule.group.clone());
-        }
+        rule.matches.carriers = all.id_of(&rule.carriers);
     }
-    groups
+    all
 }
 
 /// Who lives behind each peer by our own rules: what we send to it. IPv4 and IPv6 apart, and
 /// together.
-struct Behind(Vec<[Clients; 3]>);
+struct Behind(ByPeer<[Clients; 3]>);
 
 /// Whom an accept means that does not say `source`.
 struct Clients {
@@ -863,12 +854,12 @@ impl Clients {
 
 impl Behind {
     fn new(rules: &[Rule], peers: usize) -> Behind {
-        let mut all = vec![Vec::new(); peers];
+        let mut all = ByPeer::new(peers, |_| Vec::new());
         for rule in rules
             .iter()
             .filter(|rule| rule.enabled && !rule.is_for_many())
         {
-            rule.group
+            rule.carriers
                 .peers
                 .iter()
                 .for_each(|peer| all[*peer].push(rule.matches.destination));
@@ -887,7 +878,7 @@ impl Behind {
     }
 
     /// Who may want to reach this.
-    fn of(&self, peer: usize, destination: Prefix) -> &Clients {
+    fn of(&self, peer: PeerId, destination: Prefix) -> &Clients {
         let [v4, v6, both] = &self.0[peer];
         match (destination.is_any(), destination.address.is_ipv4()) {
             (true, _) => both,
@@ -1122,7 +1113,7 @@ fn check_families(
 }
 
 impl Peers {
-    fn find(&self, written: &Written<'_>) -> Result<usize, String> {
+    fn find(&self, written: &Written<'_>) -> Result<PeerId, String> {
         match written {
             Written::Text(name) => self.by_name.get(*name).copied().ok_or_else(|| self.names()),
             _ => Err(self.names()),
@@ -1130,14 +1121,14 @@ impl Peers {
     }
 
     /// One peer, or a list of different ones.
-    fn find_some(&self, written: &Written<'_>) -> Result<Vec<usize>, String> {
+    fn find_some(&self, written: &Written<'_>) -> Result<Vec<PeerId>, String> {
         let Written::List(list) = written else {
             return Ok(vec![self.find(written)?]);
         };
         let found = list
             .iter()
             .map(|one| self.find(one))
-            .collect::<Result<Vec<usize>, String>>()?;
+            .collect::<Result<Vec<PeerId>, String>>()?;
         let twice = found
             .iter()
             .enumerate()
@@ -1171,7 +1162,7 @@ impl Peers {
 
 /// What only shows when all sections are seen together; most of it is advice.
 fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Findings) {
-    for (index, peer) in checked.peers.iter().enumerate() {
+    for (id, peer) in checked.peers.iter_with_id() {
         if peer.endpoint.is_none() {
             let found = format!("peer \"{}\" has none", peer.name);
             findings.note(
@@ -1184,8 +1175,8 @@ fn check_together(checked: &Checked, behind: Option<&Behind>, findings: &mut Fin
         let ruled = checked
             .rules
             .iter()
-            .any(|rule| rule.enabled && rule.group.peers.contains(&index));
-        if !ruled && !checked.accepts.iter().any(|accept| accept.peer == index) {
+            .any(|rule| rule.enabled && rule.carriers.peers.contains(&id));
+        if !ruled && !checked.accepts.iter().any(|accept| accept.peer == id) {
             let found = format!(
                 "no [[rule]] and no [[accept]] names peer \"{}\": nothing is carried to it or from it",
                 peer.name
@@ -1311,13 +1302,13 @@ fn note_clients(accept: &Accept, named: &str, peer: &str, findings: &mut Finding
 /// such destination, unless another accept for the same peer names the address alone.
 pub(super) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Findings) {
     let alone = |prefix: &Prefix| prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
-    let is_alone: HashSet<(usize, IpAddr)> = checked
+    let is_alone: HashSet<(PeerId, IpAddr)> = checked
         .accepts
         .iter()
         .filter(|accept| alone(&accept.destination))
         .map(|accept| (accept.peer, accept.destination.address))
         .collect();
-    let mut told: HashSet<(usize, IpAddr, u8)> = HashSet::new();
+    let mut told: HashSet<(PeerId, IpAddr, u8)> = HashSet::new();
     // What is meant by "any" is said where it is called wide.
     for accept in checked
         .accepts
@@ -1383,10 +1374,10 @@ fn warn_of_anothers<'c>(
             && [&rule.matches.source_ports, &rule.matches.destination_ports]
                 .iter()
                 .all(|ports| ports.end() - ports.start() >= u16::MAX - 1);
-        if covers && !rule.group.peers.contains(&accept.peer) {
+        if covers && !rule.carriers.peers.contains(&accept.peer) {
             let (own, other) = (
                 &checked.peers[accept.peer].name,
-                &checked.peers[rule.group.peers[0]].name,
+                &checked.peers[rule.carriers.peers[0]].name,
             );
             let found = format!(
                 "{source} is behind \"{other}\" by the rule of line {}: packets from there through \"{own}\" are refused",

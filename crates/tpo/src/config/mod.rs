@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 use tpo_mover::{Identity, PreSharedKey};
 
+use crate::table::peers::ByPeer;
+
 pub use checked::{Checked, Rule};
 pub use finding::{Finding, Findings, Level};
 
@@ -30,7 +32,7 @@ pub struct Keys {
     /// Who we are.
     pub identity: Arc<Identity>,
     /// What we share with each peer beside the keys, in the order of the peers.
-    pub pre_shared: Vec<Option<Arc<PreSharedKey>>>,
+    pub pre_shared: ByPeer<Option<Arc<PreSharedKey>>>,
 }
 
 /// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more
@@ -101,9 +103,9 @@ pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<I
 pub fn load_pre_shared(
     checked: &Checked,
     findings: &mut Findings,
-) -> Option<Vec<Option<Arc<PreSharedKey>>>> {
+) -> Option<ByPeer<Option<Arc<PreSharedKey>>>> {
     const KEY: &str = "[[peer]] pre_shared_key_file";
-    let mut keys = Vec::with_capacity(checked.peers.len());
+    let mut keys = ByPeer::default();
     for peer in &checked.peers {
         let Some((file, line)) = &peer.pre_shared_key_file else {
             keys.push(None);

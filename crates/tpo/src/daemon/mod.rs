@@ -47,6 +47,7 @@ use crate::packets::multicast::{Multicast, Plan};
 use crate::packets::plain_way::Plain;
 use crate::packets::reader::{self, Opened, TunReader};
 use crate::table::bounds::Bounds;
+use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::{ICMP, ICMP_V6, TCP};
 use crate::table::{self, OnFailure, RuleSpec};
 
@@ -113,7 +114,7 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
 }
 
 struct Daemon {
-    lanes: Vec<Lane>,
+    lanes: ByPeer<Lane>,
     threads: Vec<std::thread::JoinHandle<()>>,
     gate: Gate,
     demultiplexer: Demultiplexer,
@@ -192,28 +193,28 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let claims = Arc::new(Claims {
             policy: policy(),
-            groups: checked.groups.clone(),
+            carriers: checked.carriers.clone(),
         });
         let all_shares = Shares::of_lanes(descriptors, checked.peers.len(), plan.interfaces.len());
-        let mut lanes = Vec::new();
+        let mut lanes = ByPeer::default();
         let mut threads = Vec::new();
-        for ((slot, peer), shares) in checked.peers.iter().enumerate().zip(all_shares) {
+        for ((id, peer), shares) in checked.peers.iter_with_id().zip(all_shares) {
             let start = lane::Start {
                 name: peer.name.clone(),
-                exit: exit(checked, slot, own.clone(), claims.clone()),
-                engine: engine_config(checked, slot, keys, compression)?,
+                exit: exit(checked, id, own.clone(), claims.clone()),
+                engine: engine_config(checked, id, keys, compression)?,
                 packets: tun.clone().map(|tun| {
                     Packets::new(
                         tun,
                         own.clone(),
                         plain.clone(),
                         opened.clone(),
-                        slot,
-                        groups.as_ref().map(|groups| groups.of_lane(slot, &plan)),
+                        id,
+                        groups.as_ref().map(|groups| groups.of_lane(id, &plan)),
                         transit.clone(),
                     )
                 }),
-                slot,
+                id,
                 transit: transit.clone(),
                 listener: listener.try_clone().context("share the listening socket")?,
                 shares,
@@ -249,7 +250,7 @@ impl Daemon {
             let groups_of_many = groups
                 .as_ref()
                 .map(|parts| group_table(checked, |_| true, &parts.wanted));
-            let groups = checked.groups.clone();
+            let carriers = checked.carriers.clone();
             let lanes = lanes.clone();
             let plain = plain.clone();
             TunReader::start(
@@ -258,7 +259,7 @@ impl Daemon {
                     policy: policy(),
                     fails_open,
                     plain,
-                    groups,
+                    carriers,
                     opened,
                     lanes,
                     groups_of_many,
@@ -277,7 +278,7 @@ impl Daemon {
             Multicast::start(doorbell, plan, (wanted, joined), lans, sets, lanes.clone())
         });
         let multicast = multicast.transpose().context("start multicast")?;
-        let table_of_gate = (policy(), checked.groups.clone());
+        let table_of_gate = (policy(), checked.carriers.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone())
             .context("start the gate")?;
         let taken = tap.as_ref().map(|tap| tap.counters.clone());
@@ -483,10 +484,10 @@ impl MulticastParts {
         })
     }
 
-    fn of_lane(&self, slot: usize, plan: &Plan) -> edge::Groups {
-        let emitter = emit::Emitter::new(slot, self.lans.clone(), self.joined.clone());
+    fn of_lane(&self, id: PeerId, plan: &Plan) -> edge::Groups {
+        let emitter = emit::Emitter::new(id, self.lans.clone(), self.joined.clone());
         edge::Groups::new(
-            plan.may_ask(slot),
+            plan.may_ask(id),
             self.wanted.clone(),
             emitter,
             Box::new(self.doorbell.ring()),
@@ -512,7 +513,7 @@ fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
     Some(Transit::new(
         policy,
         fails_open,
-        checked.groups.clone(),
+        checked.carriers.clone(),
         to_many,
     ))
 }
@@ -530,7 +531,7 @@ fn group_table(
     let policy = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
     reader::GroupTable {
         policy,
-        groups: checked.groups.clone(),
+        carriers: checked.carriers.clone(),
         wanted: wanted.clone(),
     }
 }
@@ -546,7 +547,8 @@ fn multicast_plan(checked: &Checked) -> Plan {
         .accepts
         .iter()
         .filter(|accept| accept.destination.address.is_multicast());
-    let what_for_whom = |rule: &checked::Rule| (rule.matches.destination, rule.group.peers.clone());
+    let what_for_whom =
+        |rule: &checked::Rule| (rule.matches.destination, rule.carriers.peers.clone());
     Plan {
         interfaces: checked.multicast.interfaces.clone(),
         asks: checked.multicast.querier,
@@ -567,7 +569,7 @@ fn multicast_plan(checked: &Checked) -> Plan {
 }
 
 /// Each lane may hold what the others leave free, but never less than an equal share of a half.
-fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
+fn share_memory(lanes: &ByPeer<Lane>, memory: usize, told: &mut [usize]) {
     let used: Vec<usize> = lanes
         .iter()
         .map(|lane| lane.pulse.memory.load(Ordering::Relaxed))
@@ -585,13 +587,14 @@ fn share_memory(lanes: &[Lane], memory: usize, told: &mut [usize]) {
 
 fn engine_config(
     checked: &Checked,
-    slot: usize,
+    id: PeerId,
     keys: &Keys,
     compression: Compression,
 ) -> Result<tpo_engine::Config> {
-    let peer = &checked.peers[slot];
-    let pre_shared = keys.pre_shared[slot].clone();
-    let slot = u16::try_from(slot).expect("the checked configuration has at most 4,096 peers");
+    let peer = &checked.peers[id];
+    let pre_shared = keys.pre_shared[id].clone();
+    let slot =
+        u16::try_from(id.number()).expect("the checked configuration has at most 4,096 peers");
     let mut mover = tpo_mover::Config::new(
         keys.identity.clone(),
         peer.public_key,
@@ -633,7 +636,7 @@ fn engine_config(
     })
 }
 
-fn exit(checked: &Checked, peer: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
+fn exit(checked: &Checked, peer: PeerId, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
     let permits = checked
         .accepts
         .iter()
@@ -664,7 +667,7 @@ pub fn table(checked: &Checked) -> table::Table {
         local: checked.intercept.local,
         interfaces: checked.intercept.interfaces.clone(),
         peers: checked.peers.len(),
-        groups: checked.groups.clone(),
+        carriers: checked.carriers.clone(),
         multicast: checked.multicast.interfaces.clone(),
         far_source_is_client: checked
             .accepts
@@ -723,7 +726,7 @@ fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
         source_ports,
         destination,
         destination_ports,
-        peer,
+        carriers,
         ..
     } = &rule.matches;
     families(*source, *destination)
@@ -737,7 +740,7 @@ fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
             source_ports: source_ports.clone(),
             destination,
             destination_ports: destination_ports.clone(),
-            peer: *peer,
+            carriers: *carriers,
             on_failure: rule.on_failure,
             enabled: rule.enabled,
         })

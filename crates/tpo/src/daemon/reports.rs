@@ -23,6 +23,7 @@ use crate::status::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport,
     MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, Reason, StatusReport,
 };
+use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::TCP;
 use crate::table::{Mode, OnFailure};
 
@@ -36,7 +37,7 @@ const FLOODED: &str = "a flood of new connections filled the listeners' queues: 
 /// Everything that can be asked, and the configuration that gives it names.
 pub struct Facts {
     checked: Checked,
-    lanes: Vec<Lane>,
+    lanes: ByPeer<Lane>,
     gate: Arc<gate::Counters>,
     router: Arc<Drops>,
     tap: Option<Arc<reader::Counters>>,
@@ -57,7 +58,11 @@ pub type Counters = (
 
 impl Facts {
     /// The facts of a daemon that has just started.
-    pub fn new(checked: &Checked, lanes: Vec<Lane>, (gate, router, tap, plain): Counters) -> Facts {
+    pub fn new(
+        checked: &Checked,
+        lanes: ByPeer<Lane>,
+        (gate, router, tap, plain): Counters,
+    ) -> Facts {
         let (start, memory_peak) = (Instant::now(), AtomicU64::new(0));
         let origins = crate::daemon::origins(checked);
         Facts {
@@ -74,7 +79,7 @@ impl Facts {
     }
 
     /// The answer of each lane. All are asked before the first answer is waited for.
-    fn ask<T>(&self, question: fn(&Lane) -> Receiver<T>) -> Vec<Option<T>> {
+    fn ask<T>(&self, question: fn(&Lane) -> Receiver<T>) -> ByPeer<Option<T>> {
         let answers: Vec<_> = self.lanes.iter().map(question).collect();
         let deadline = Instant::now() + PATIENCE;
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -137,8 +142,8 @@ impl Facts {
         }
     }
 
-    fn peer(&self, slot: usize, report: Option<&Report>) -> PeerReport {
-        let config = &self.checked.peers[slot];
+    fn peer(&self, id: PeerId, report: Option<&Report>) -> PeerReport {
+        let config = &self.checked.peers[id];
         let Some(report) = report else {
             return PeerReport {
                 name: config.name.clone(),
@@ -149,7 +154,7 @@ impl Facts {
         };
         let engine = &report.stats;
         let (mover, path) = (&engine.mover.counters, &engine.mover.gauges.path);
-        let up = self.lanes[slot].pulse.is_up();
+        let up = self.lanes[id].pulse.is_up();
         let state = match (up, report.connected, config.endpoint, report.remote) {
             _ if report.rests => PeerState::Resting,
             (true, ..) if report.connected => PeerState::Up,
@@ -174,7 +179,7 @@ impl Facts {
         let now = Instant::now();
         let seen = self
             .router
-            .sighting(slot, now)
+            .sighting(id, now)
             .into_iter()
             .chain(report.stranger)
             .max_by_key(|seen| seen.at);
@@ -248,7 +253,7 @@ impl Facts {
         }
     }
 
-    fn passed(&self, reports: &[Option<Report>]) -> Vec<PassedReport> {
+    fn passed(&self, reports: &ByPeer<Option<Report>>) -> Vec<PassedReport> {
         // The kernel's counters hold what never reached us. Without them (no permission any more)
         // the rest is still worth telling.
         let kernel = Lease::open()
@@ -407,9 +412,8 @@ impl control::Facts for Facts {
     fn status(&self) -> StatusReport {
         let reports = self.ask(Lane::report);
         let peers: Vec<_> = reports
-            .iter()
-            .enumerate()
-            .map(|(slot, report)| self.peer(slot, report.as_ref()))
+            .iter_with_id()
+            .map(|(id, report)| self.peer(id, report.as_ref()))
             .collect();
         let used = reports
             .iter()

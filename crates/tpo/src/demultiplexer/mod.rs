@@ -26,6 +26,7 @@ use crate::host::life_signs::{TURN_EVERY, Turns};
 use crate::host::log::Seldom;
 use crate::lane::Lane;
 use crate::link::udp::{Link, Runs};
+use crate::table::peers::{ByPeer, PeerId};
 
 mod sightings;
 
@@ -83,8 +84,8 @@ impl Drops {
     }
 
     /// The last handshake for other keys that may be this peer's.
-    pub fn sighting(&self, slot: usize, now: Instant) -> Option<Sighting> {
-        self.with_sightings(|sightings| sightings.of(slot, now))
+    pub fn sighting(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
+        self.with_sightings(|sightings| sightings.of(peer, now))
     }
 
     fn with_sightings<T>(&self, use_them: impl FnOnce(&mut Sightings) -> T) -> T {
@@ -112,19 +113,18 @@ pub struct Listed {
 
 /// Where each datagram goes: built once, from the configuration.
 pub struct Table {
-    lanes: Vec<(Lane, Guard)>,
-    hints: HashMap<[u8; 8], usize>,
-    endpoints: Vec<Option<SocketAddr>>,
+    lanes: ByPeer<(Lane, Guard)>,
+    hints: HashMap<[u8; 8], PeerId>,
+    endpoints: ByPeer<Option<SocketAddr>>,
 }
 
 impl Table {
-    /// The peers in the order of their slots.
-    pub fn new(own: &PublicKey, peers: Vec<Listed>) -> Table {
+    /// Of all peers.
+    pub fn new(own: &PublicKey, peers: ByPeer<Listed>) -> Table {
         Table {
             hints: peers
-                .iter()
-                .enumerate()
-                .map(|(slot, peer)| (pair_hint(&peer.key, own), slot))
+                .iter_with_id()
+                .map(|(id, peer)| (pair_hint(&peer.key, own), id))
                 .collect(),
             endpoints: peers.iter().map(|peer| peer.endpoint).collect(),
             lanes: peers
@@ -146,7 +146,7 @@ impl Table {
             Some(Outer::Session { index, .. }) if datagram.len() <= LONGEST => {
                 match self
                     .lanes
-                    .get((index >> SLOT_SHIFT) as usize)
+                    .get(PeerId::new((index >> SLOT_SHIFT) as usize))
                     .filter(|(lane, _)| lane.pulse.knows(index))
                 {
                     Some((lane, _)) if lane.hear_session(from, local, datagram) => return,
@@ -156,14 +156,14 @@ impl Table {
             }
             Some(Outer::Handshake { hint } | Outer::Retry { hint }) => {
                 match self.hints.get(&hint) {
-                    Some(&slot) => {
-                        let (lane, guard) = &self.lanes[slot];
+                    Some(&peer) => {
+                        let (lane, guard) = &self.lanes[peer];
                         match guard.admit(datagram) {
                             Ok(()) if lane.hear_handshake(from, local, datagram) => return,
                             Ok(()) => &drops.handshakes_full,
                             Err(GuardError::Unproved) => {
                                 drops.with_sightings(|sightings| {
-                                    sightings.on_wrong_guard(slot, from, now)
+                                    sightings.on_wrong_guard(peer, from, now)
                                 });
                                 &drops.wrong_guards
                             }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::info;
 
 use crate::host::log::Seldom;
+use crate::table::peers::{ByPeer, PeerId};
 
 /// How long a sighting counts. A peer that calls with wrong keys does it every two seconds.
 const LIFE: Duration = Duration::from_secs(60);
@@ -46,29 +47,28 @@ impl Sighting {
 /// The last ones.
 #[derive(Debug)]
 pub struct Sightings {
-    /// By peer.
-    last: Vec<Option<Sighting>>,
+    last: ByPeer<Option<Sighting>>,
     /// Peers with an endpoint, by its address.
-    expected: HashMap<IpAddr, Vec<usize>>,
+    expected: HashMap<IpAddr, Vec<PeerId>>,
     /// From where no peer is expected.
     elsewhere: Option<Sighting>,
     line: Seldom,
 }
 
 impl Sightings {
-    /// None so far. `endpoints`: where each peer is expected, by slot.
-    pub fn new(endpoints: &[Option<SocketAddr>]) -> Sightings {
-        let mut expected: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-        for (slot, endpoint) in endpoints.iter().enumerate() {
+    /// None so far. `endpoints`: where each peer is expected.
+    pub fn new(endpoints: &ByPeer<Option<SocketAddr>>) -> Sightings {
+        let mut expected: HashMap<IpAddr, Vec<PeerId>> = HashMap::new();
+        for (peer, endpoint) in endpoints.iter_with_id() {
             if let Some(endpoint) = endpoint {
                 expected
                     .entry(endpoint.ip().to_canonical())
                     .or_default()
-                    .push(slot);
+                    .push(peer);
             }
         }
         Sightings {
-            last: vec![None; endpoints.len()],
+            last: ByPeer::new(endpoints.len(), |_| None),
             expected,
             elsewhere: None,
             line: Seldom::new(LIFE),
@@ -83,7 +83,7 @@ impl Sightings {
             fault: Fault::Keys,
         });
         match self.expected.get(&from.ip()) {
-            Some(slots) => slots.iter().for_each(|&slot| self.last[slot] = sighting),
+            Some(peers) => peers.iter().for_each(|&peer| self.last[peer] = sighting),
             None => self.elsewhere = sighting,
         }
         if let Some(more) = self.line.admits(now) {
@@ -92,8 +92,8 @@ impl Sightings {
     }
 
     /// A handshake datagram names the pair of ours and this peer's, and its guard is wrong.
-    pub fn on_wrong_guard(&mut self, slot: usize, from: SocketAddr, now: Instant) {
-        self.last[slot] = Some(Sighting {
+    pub fn on_wrong_guard(&mut self, peer: PeerId, from: SocketAddr, now: Instant) {
+        self.last[peer] = Some(Sighting {
             from,
             at: now,
             fault: Fault::Guard,
@@ -102,9 +102,9 @@ impl Sightings {
 
     /// The last one that may be this peer's, unless it is too old. A peer without an endpoint may
     /// call from anywhere.
-    pub fn of(&self, slot: usize, now: Instant) -> Option<Sighting> {
-        let waits = !self.expected.values().any(|slots| slots.contains(&slot));
-        [self.last[slot], self.elsewhere.filter(|_| waits)]
+    pub fn of(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
+        let waits = !self.expected.values().any(|peers| peers.contains(&peer));
+        [self.last[peer], self.elsewhere.filter(|_| waits)]
             .into_iter()
             .flatten()
             .filter(|sighting| sighting.counts(now))
@@ -119,11 +119,16 @@ mod tests {
     #[test]
     fn each_counts_for_a_while_and_only_where_it_may_be_the_peers() {
         let address = |host, port| SocketAddr::from(([192, 0, 2, host], port));
-        let mut sightings =
-            Sightings::new(&[Some(address(1, 47_800)), None, Some(address(3, 47_800))]);
+        let endpoints = [Some(address(1, 47_800)), None, Some(address(3, 47_800))];
+        let mut sightings = Sightings::new(&endpoints.into_iter().collect());
+        let [a, b, c] = [0, 1, 2].map(PeerId::new);
         let now = Instant::now();
         let soon = now + Duration::from_secs(1);
-        assert!((0..3).all(|slot| sightings.of(slot, now).is_none()));
+        assert!(
+            [a, b, c]
+                .into_iter()
+                .all(|peer| sightings.of(peer, now).is_none())
+        );
         sightings.on_other_keys(address(1, 9), now);
         sightings.on_other_keys(address(77, 5), soon);
         let mine = Sighting {
@@ -132,21 +137,21 @@ mod tests {
             fault: Fault::Keys,
         };
         assert_eq!(
-            sightings.of(0, soon),
+            sightings.of(a, soon),
             Some(mine),
             "noise from elsewhere does not hide it"
         );
         assert_eq!(
-            sightings.of(1, soon).map(|sighting| sighting.from),
+            sightings.of(b, soon).map(|sighting| sighting.from),
             Some(address(77, 5)),
             "it may call from anywhere"
         );
-        assert_eq!(sightings.of(2, soon), None, "nothing came from there");
-        assert_eq!(sightings.of(0, now + LIFE), None, "and not for ever");
-        assert_eq!(sightings.of(1, soon + LIFE), None);
-        sightings.on_wrong_guard(2, address(78, 6), soon);
+        assert_eq!(sightings.of(c, soon), None, "nothing came from there");
+        assert_eq!(sightings.of(a, now + LIFE), None, "and not for ever");
+        assert_eq!(sightings.of(b, soon + LIFE), None);
+        sightings.on_wrong_guard(c, address(78, 6), soon);
         assert_eq!(
-            sightings.of(2, soon).map(|sighting| sighting.fault),
+            sightings.of(c, soon).map(|sighting| sighting.fault),
             Some(Fault::Guard)
         );
     }

@@ -10,8 +10,9 @@ use tpo_engine::{FlowKey, PacketKey, Policy, Prefix, Status, StreamKey};
 use crate::edge::tcp::status_of;
 use crate::host::own_addresses::Own;
 use crate::intercept::tcp::connect_from;
-use crate::lane::carriers::Carriers;
 use crate::table::address::{Prefixes, any_form, is_special};
+use crate::table::carriers::AllCarriers;
+use crate::table::peers::PeerId;
 use crate::table::protocols::{TCP, UDP};
 
 /// The address that the destination sees.
@@ -43,25 +44,25 @@ pub struct Permit {
 pub struct Claims {
     /// The rules that are switched on.
     pub policy: Policy,
-    /// What the rules' numbers of peers mean.
-    pub groups: Vec<Carriers>,
+    /// Whom the rules' carriers mean.
+    pub carriers: AllCarriers,
 }
 
 /// What one peer may reach through us, and who it may be. Nothing else is connected to.
 #[derive(Debug)]
 pub struct Exit {
     permits: Vec<Permit>,
-    slot: usize,
+    peer: PeerId,
     own: Arc<Own>,
     claims: Arc<Claims>,
 }
 
 impl Exit {
-    /// Of the peer in this slot. Of its permits the first match wins.
-    pub fn new(permits: Vec<Permit>, slot: usize, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
+    /// Of this peer. Of its permits the first match wins.
+    pub fn new(permits: Vec<Permit>, peer: PeerId, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
         Exit {
             permits,
-            slot,
+            peer,
             own,
             claims,
         }
@@ -110,10 +111,10 @@ impl Exit {
     }
 
     fn is_anothers(&self, key: &PacketKey) -> bool {
-        let Claims { policy, groups } = &*self.claims;
+        let Claims { policy, carriers } = &*self.claims;
         policy
             .find(&key.turned())
-            .is_some_and(|rule| !groups[rule.peer].peers.contains(&self.slot))
+            .is_some_and(|rule| !carriers[rule.carriers].peers.contains(&self.peer))
     }
 
     fn find(&self, key: &FlowKey) -> Option<&Permit> {
@@ -179,17 +180,17 @@ mod tests {
             source_ports: 1..=65_535,
             destination: prefix("10.10.1.0/24"),
             destination_ports: 1..=65_535,
-            peer: 0,
+            carriers: tpo_engine::CarriersId::new(0),
             treatment: tpo_engine::Class::Normal.into(),
             delivery: tpo_engine::Delivery::Timely,
         };
         let claims = Claims {
             policy: Policy::new(vec![rule]),
-            groups: Carriers::singles(2),
+            carriers: AllCarriers::of_peers(2),
         };
         Exit::new(
             permits,
-            1,
+            PeerId::new(1),
             Arc::new(Own::of(&["10.10.2.1", "10.10.2.255", "fd00:2::1"])),
             Arc::new(claims),
         )

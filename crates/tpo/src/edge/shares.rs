@@ -12,6 +12,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::table::peers::{ByPeer, PeerId};
+
 /// Connections that the kernel may have accepted for us before a lease that is dropped takes
 /// effect: one full accept queue (`net.core.somaxconn` is 4,096 by default).
 pub const ARRIVING: usize = 4_096;
@@ -102,8 +104,7 @@ struct Ledger {
 
 #[derive(Debug)]
 struct Used {
-    /// By slot.
-    by_peer: Vec<usize>,
+    by_peer: ByPeer<usize>,
     /// What peers use beyond what is their own.
     common: usize,
 }
@@ -114,8 +115,8 @@ impl Ledger {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn level(&self, used: &Used, slot: usize) -> (usize, usize) {
-        let mine = used.by_peer[slot];
+    fn level(&self, used: &Used, peer: PeerId) -> (usize, usize) {
+        let mine = used.by_peer[peer];
         (mine, self.own.max(mine) + (self.common - used.common))
     }
 }
@@ -124,15 +125,15 @@ impl Ledger {
 #[derive(Clone, Debug)]
 pub struct Share {
     ledger: Arc<Ledger>,
-    slot: usize,
+    peer: PeerId,
 }
 
 impl Share {
-    /// The shares of all peers, by slot.
-    pub fn of_all(total: usize, peers: usize) -> Vec<Share> {
+    /// The shares of all peers.
+    pub fn of_all(total: usize, peers: usize) -> ByPeer<Share> {
         let own = total / 2 / peers.max(1);
         let used = Mutex::new(Used {
-            by_peer: vec![0; peers],
+            by_peer: ByPeer::new(peers, |_| 0),
             common: 0,
         });
         let ledger = Arc::new(Ledger {
@@ -140,18 +141,16 @@ impl Share {
             common: total - own * peers,
             used,
         });
-        (0..peers)
-            .map(|slot| Share {
-                ledger: ledger.clone(),
-                slot,
-            })
-            .collect()
+        ByPeer::new(peers, |peer| Share {
+            ledger: ledger.clone(),
+            peer,
+        })
     }
 
     /// Takes one, if there is room for a flow of this opener.
     pub fn take(&self, opener: Opener) -> Option<Permit> {
         let mut used = self.ledger.lock();
-        let (mine, most) = self.ledger.level(&used, self.slot);
+        let (mine, most) = self.ledger.level(&used, self.peer);
         let limit = match opener {
             Opener::Near => most,
             Opener::Far => Marks::of(most).far,
@@ -159,7 +158,7 @@ impl Share {
         if mine >= limit {
             return None;
         }
-        used.by_peer[self.slot] += 1;
+        used.by_peer[self.peer] += 1;
         used.common += usize::from(mine >= self.ledger.own);
         Some(Permit {
             share: self.clone(),
@@ -168,13 +167,13 @@ impl Share {
 
     /// How many are used, and how many the peer may use while the others use what they do.
     pub fn level(&self) -> (usize, usize) {
-        self.ledger.level(&self.ledger.lock(), self.slot)
+        self.ledger.level(&self.ledger.lock(), self.peer)
     }
 
     fn give_back(&self) {
         let mut used = self.ledger.lock();
-        used.by_peer[self.slot] -= 1;
-        used.common -= usize::from(used.by_peer[self.slot] >= self.ledger.own);
+        used.by_peer[self.peer] -= 1;
+        used.common -= usize::from(used.by_peer[self.peer] >= self.ledger.own);
     }
 }
 
@@ -202,7 +201,7 @@ pub struct Shares {
 impl Shares {
     /// Those of all lanes, of a process with this limit of open files; `lans`: where multicast is
     /// carried.
-    pub fn of_lanes(limit: usize, peers: usize, lans: usize) -> Vec<Shares> {
+    pub fn of_lanes(limit: usize, peers: usize, lans: usize) -> ByPeer<Shares> {
         let flows =
             limit.saturating_sub(RESERVE + peers * RESERVE_PER_PEER + lans * RESERVE_PER_LAN);
         let half_open = HALF_OPEN.min(flows / HALF_OPEN_PART);
@@ -360,28 +359,34 @@ mod tests {
     #[test]
     fn nobody_takes_anothers_part() {
         let shares = Share::of_all(1_000, 2);
-        let greedy = take(&shares[0], Opener::Near, 10_000);
+        let greedy = take(&shares[PeerId::new(0)], Opener::Near, 10_000);
         assert_eq!(greedy.len(), 750, "its own quarter, and the half for all");
-        let honest = take(&shares[1], Opener::Near, 10_000);
+        let honest = take(&shares[PeerId::new(1)], Opener::Near, 10_000);
         assert_eq!(honest.len(), 250, "its own quarter");
         drop(greedy);
         assert_eq!(
-            take(&shares[1], Opener::Near, 10_000).len(),
+            take(&shares[PeerId::new(1)], Opener::Near, 10_000).len(),
             500,
             "what the other has given back"
         );
         drop(honest);
         assert_eq!(shares.iter().map(|share| share.level().0).sum::<usize>(), 0);
-        assert_eq!(take(&shares[1], Opener::Near, 10_000).len(), 750);
+        assert_eq!(
+            take(&shares[PeerId::new(1)], Opener::Near, 10_000).len(),
+            750
+        );
     }
 
     #[test]
     fn what_a_peer_opens_does_not_cost_us_the_lease() {
         let shares = Share::of_all(1_000, 2);
-        let _far = take(&shares[0], Opener::Far, 10_000);
-        let (used, most) = shares[0].level();
+        let _far = take(&shares[PeerId::new(0)], Opener::Far, 10_000);
+        let (used, most) = shares[PeerId::new(0)].level();
         assert!(used < Marks::of(most).low, "{used} of {most}");
-        assert!(shares[0].take(Opener::Near).is_some() && shares[0].take(Opener::Far).is_none());
+        assert!(
+            shares[PeerId::new(0)].take(Opener::Near).is_some()
+                && shares[PeerId::new(0)].take(Opener::Far).is_none()
+        );
     }
 
     #[test]
@@ -392,17 +397,17 @@ mod tests {
             let shares = Share::of_all(total, peers);
             let mut held: Vec<Vec<Permit>> = (0..peers).map(|_| Vec::new()).collect();
             for _ in 0..500 {
-                let slot = random.usize(0..peers);
+                let peer = random.usize(0..peers);
                 if random.bool() {
                     let opener = if random.bool() {
                         Opener::Near
                     } else {
                         Opener::Far
                     };
-                    held[slot].extend(shares[slot].take(opener));
-                } else if !held[slot].is_empty() {
-                    let at = random.usize(0..held[slot].len());
-                    held[slot].swap_remove(at);
+                    held[peer].extend(shares[PeerId::new(peer)].take(opener));
+                } else if !held[peer].is_empty() {
+                    let at = random.usize(0..held[peer].len());
+                    held[peer].swap_remove(at);
                 }
                 let own = total / 2 / peers;
                 assert!(
@@ -475,10 +480,10 @@ mod tests {
     #[test]
     fn a_large_limit_leaves_room_for_a_full_accept_queue() {
         let lanes = Shares::of_lanes(524_288, 1, 0);
-        let (_, most) = lanes[0].descriptors.level();
+        let (_, most) = lanes[PeerId::new(0)].descriptors.level();
         let marks = Marks::of(most);
         assert!(marks.most - marks.high >= ARRIVING && most > 520_000);
-        assert_eq!(lanes[0].half_open.level().1, HALF_OPEN);
+        assert_eq!(lanes[PeerId::new(0)].half_open.level().1, HALF_OPEN);
         assert_eq!(
             Shares::of_lanes(100, 3, 2).len(),
             3,

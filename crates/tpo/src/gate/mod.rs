@@ -23,8 +23,9 @@ use crate::host::life_signs::Turns;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::rules::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
-use crate::lane::carriers::Carriers;
 use crate::lane::{Command, Lane};
+use crate::table::carriers::AllCarriers;
+use crate::table::peers::{ByPeer, PeerId};
 use pressure::{FullQueues, Known, Pressure};
 
 const WAKE: Token = Token(0);
@@ -64,7 +65,7 @@ pub struct Counters {
     /// Times that a lease was dropped for lack of room.
     pub no_room: AtomicU64,
     /// One for each peer: whether its lease is held, for TCP and all else.
-    pub leases: Vec<AtomicBool>,
+    pub leases: ByPeer<AtomicBool>,
     /// Whether the rules in the kernel are as they were installed. While not, no lease is held:
     /// what is intercepted could end nowhere. Set by [`Gate::set_intact`].
     pub intact: AtomicBool,
@@ -114,8 +115,8 @@ impl Gate {
         doorbell: Doorbell,
         mut listeners: Listeners,
         lease: Lease,
-        (policy, groups): (Policy, Vec<Carriers>),
-        lanes: Vec<Lane>,
+        (policy, carriers): (Policy, AllCarriers),
+        lanes: ByPeer<Lane>,
     ) -> io::Result<Gate> {
         let Doorbell { poll, waker } = doorbell;
         listeners.register(poll.registry(), FIRST_LISTENER)?;
@@ -125,9 +126,9 @@ impl Gate {
             ..Counters::default()
         });
         let stopping = Arc::new(AtomicBool::new(false));
-        let held = vec![Held::Nothing; lanes.len()];
-        let rooms = lanes.iter().map(|_| RoomOf::default()).collect();
-        let failing = vec![false; lanes.len()];
+        let held = ByPeer::new(lanes.len(), |_| Held::Nothing);
+        let rooms = ByPeer::new(lanes.len(), |_| RoomOf::default());
+        let failing = ByPeer::new(lanes.len(), |_| false);
         let (shared, stop) = (counters.clone(), stopping.clone());
         let thread = std::thread::Builder::new()
             .name("gate".into())
@@ -141,7 +142,7 @@ impl Gate {
                     listeners,
                     lease,
                     policy,
-                    groups,
+                    carriers,
                     lanes,
                     counters: shared,
                     stopping: stop,
@@ -213,18 +214,18 @@ struct Loop {
     listeners: Listeners,
     lease: Lease,
     policy: Policy,
-    groups: Vec<Carriers>,
-    lanes: Vec<Lane>,
+    carriers: AllCarriers,
+    lanes: ByPeer<Lane>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
     /// For each peer: its last renewal failed, which has been said.
-    failing: Vec<bool>,
+    failing: ByPeer<bool>,
     /// For each peer.
-    held: Vec<Held>,
+    held: ByPeer<Held>,
     /// The same.
-    rooms: Vec<RoomOf>,
-    /// Connections whose lane, by its slot, had too many waiting.
-    parked: VecDeque<(usize, Command)>,
+    rooms: ByPeer<RoomOf>,
+    /// Connections whose lane had too many waiting, and of which peer it is.
+    parked: VecDeque<(PeerId, Command)>,
     /// A listener had more than a turn's worth.
     waiting: bool,
     /// The lease behind the peers' is held.
@@ -281,7 +282,7 @@ impl Loop {
                 break;
             }
         }
-        for peer in 0..self.lanes.len() {
+        for peer in self.lanes.ids() {
             self.let_go(peer);
         }
         self.show_life(false);
@@ -332,7 +333,11 @@ impl Loop {
             return;
         };
         let treatment = rule.treatment;
-        let peer = self.groups[rule.peer].choose_with_room(&key, &self.lanes);
+        let peer = self.carriers[rule.carriers].choose_with_room(
+            &key,
+            |peer| self.lanes[peer].pulse.has_room(),
+            |peer| self.lanes[peer].pulse.is_up(),
+        );
         match self.lanes[peer].descriptors.take(Opener::Near) {
             Some(descriptor) => self.hand_over(
                 peer,
@@ -354,7 +359,7 @@ impl Loop {
         }
     }
 
-    fn hand_over(&mut self, peer: usize, connection: Command) {
+    fn hand_over(&mut self, peer: PeerId, connection: Command) {
         match self.lanes[peer].send(connection) {
             Ok(()) => {
                 self.counters.accepted.fetch_add(1, Ordering::Relaxed);
@@ -388,7 +393,7 @@ impl Loop {
     }
 
     /// What there is no room of for new connections to this peer, told to all who ask its pulse.
-    fn lack(&mut self, peer: usize, now: Instant) -> Option<Lack> {
+    fn lack(&mut self, peer: PeerId, now: Instant) -> Option<Lack> {
         let (lane, of) = (&self.lanes[peer], &mut self.rooms[peer]);
         let [flows, memory, calling, far_side] = lane.pulse.levels();
         let (used, most) = lane.descriptors.level();
@@ -447,7 +452,7 @@ impl Loop {
     /// Renews the lease of each peer that can carry traffic now, and drops that of each that
     /// cannot. Between the regular rounds only changes are acted on.
     fn renew(&mut self, now: Instant, regular: bool) {
-        for peer in 0..self.lanes.len() {
+        for peer in self.lanes.ids() {
             self.renew_one(peer, now, regular);
         }
         self.show_life(regular);
@@ -455,7 +460,7 @@ impl Loop {
 
     /// The same of one peer. Without room for connections its lease is for packets alone: of those
     /// the flows that are there go on, and for the new ones the lane finds a way.
-    fn renew_one(&mut self, peer: usize, now: Instant, regular: bool) {
+    fn renew_one(&mut self, peer: PeerId, now: Instant, regular: bool) {
         let intact = self.counters.intact.load(Ordering::SeqCst);
         let lack = self.lack(peer, now);
         let pulse = &self.lanes[peer].pulse;
@@ -505,7 +510,7 @@ impl Loop {
         }
     }
 
-    fn set_held(&mut self, peer: usize, held: Held) {
+    fn set_held(&mut self, peer: PeerId, held: Held) {
         self.held[peer] = held;
         self.counters.leases[peer].store(held == Held::All, Ordering::Relaxed);
     }
@@ -515,14 +520,14 @@ impl Loop {
     fn show_life(&mut self, regular: bool) {
         let any = self.held.iter().any(|held| *held != Held::Nothing);
         if any && (regular || !self.alive) {
-            self.alive = self.lease.renew(self.lanes.len()).is_ok();
+            self.alive = self.lease.show_life(self.lanes.len()).is_ok();
         } else if !any && std::mem::take(&mut self.alive) {
             // What is not dropped lapses by itself.
-            let _ = self.lease.drop_lease(self.lanes.len());
+            let _ = self.lease.end_life(self.lanes.len());
         }
     }
 
-    fn let_go(&mut self, peer: usize) {
+    fn let_go(&mut self, peer: PeerId) {
         let held = self.held[peer] != Held::Nothing;
         self.set_held(peer, Held::Nothing);
         if held && let Err(error) = self.lease.drop_lease(peer) {

@@ -297,7 +297,7 @@ mod tests {
             source_ports: 0..=u16::MAX,
             destination: ("10.0.0.0".parse().unwrap(), 8),
             destination_ports: 0..=u16::MAX,
-            peer: 0,
+            carriers: tpo_engine::CarriersId::new(0),
             on_failure: OnFailure::Open,
             enabled: true,
         };
@@ -307,7 +307,7 @@ mod tests {
             local,
             interfaces: Vec::new(),
             peers: 1,
-            groups: crate::lane::carriers::Carriers::singles(1),
+            carriers: crate::table::carriers::AllCarriers::of_peers(1),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,

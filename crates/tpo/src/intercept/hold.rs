@@ -587,7 +587,7 @@ mod tests {
             source_ports: 1..=65_535,
             destination: (destination, 24),
             destination_ports: ports,
-            peer: 0,
+            carriers: tpo_engine::CarriersId::new(0),
             on_failure,
             enabled: true,
         }
@@ -600,7 +600,7 @@ mod tests {
             local: true,
             interfaces: Vec::new(),
             peers: 1,
-            groups: crate::lane::carriers::Carriers::singles(1),
+            carriers: crate::table::carriers::AllCarriers::of_peers(1),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,

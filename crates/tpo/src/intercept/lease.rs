@@ -11,11 +11,12 @@
 //! would cost more than the daemon's idle life.
 
 use super::hold;
-use super::rules::{GROUPS, Standing, TABLE, counter, lease_set};
+use super::rules::{GROUPS, Standing, TABLE, counter, daemon_set, lease_set};
 use super::watch::packet_flow;
 use crate::host::netlink::{
     INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string,
 };
+use crate::table::peers::PeerId;
 use crate::table::protocols::TCP;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,50 +95,58 @@ impl Lease {
     ///
     /// # Errors
     /// `NotFound` when the table or the peer's set is gone: somebody removed our rules.
-    pub fn renew(&mut self, peer: usize) -> io::Result<()> {
-        self.hold(peer, &self.protocols.clone())
+    pub fn renew(&mut self, peer: PeerId) -> io::Result<()> {
+        self.hold(&lease_set(peer), &self.protocols.clone())
     }
 
     /// The same but for TCP: its new connections are no longer intercepted, from now on.
     ///
     /// # Errors
     /// As [`Lease::renew`].
-    pub fn renew_without_tcp(&mut self, peer: usize) -> io::Result<()> {
+    pub fn renew_without_tcp(&mut self, peer: PeerId) -> io::Result<()> {
         let others: Vec<_> = self
             .protocols
             .iter()
             .filter(|protocol| **protocol != [TCP])
             .cloned()
             .collect();
-        self.hold(peer, &others)
+        self.hold(&lease_set(peer), &others)
     }
 
-    fn hold(&mut self, peer: usize, wanted: &[Vec<u8>]) -> io::Result<()> {
-        self.kernel.transact(&anew(
-            INET,
-            &lease_set(peer),
-            &self.protocols,
-            wanted,
-            TIMEOUT,
-        ))
+    /// For [`TIMEOUT`] from now on, answers to packets that came from one of so many peers are ours.
+    pub fn show_life(&mut self, peers: usize) -> io::Result<()> {
+        self.hold(&daemon_set(peers), &self.protocols.clone())
+    }
+
+    /// Answers to packets that came from a peer are no longer ours, from now on.
+    pub fn end_life(&mut self, peers: usize) -> io::Result<()> {
+        self.drop_set(&daemon_set(peers))
+    }
+
+    fn hold(&mut self, set: &str, wanted: &[Vec<u8>]) -> io::Result<()> {
+        self.kernel
+            .transact(&anew(INET, set, &self.protocols, wanted, TIMEOUT))
     }
 
     /// New connections of this peer's rules are no longer intercepted, from now on.
-    pub fn drop_lease(&mut self, peer: usize) -> io::Result<()> {
-        let set = lease_set(peer);
+    pub fn drop_lease(&mut self, peer: PeerId) -> io::Result<()> {
+        self.drop_set(&lease_set(peer))
+    }
+
+    fn drop_set(&mut self, set: &str) -> io::Result<()> {
         // Added first, so that the deletion never fails for want of an element.
         self.kernel.transact(&[
             (
                 libc::NFT_MSG_NEWSETELEM,
                 libc::NLM_F_CREATE,
                 INET,
-                elements(&set, &self.protocols, Some(TIMEOUT)),
+                elements(set, &self.protocols, Some(TIMEOUT)),
             ),
             (
                 libc::NFT_MSG_DELSETELEM,
                 0,
                 INET,
-                elements(&set, &self.protocols, None),
+                elements(set, &self.protocols, None),
             ),
         ])
     }

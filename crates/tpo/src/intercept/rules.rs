@@ -38,6 +38,7 @@ use crate::table::bounds::Bounds;
 use crate::table::interface::is_interface_name;
 use crate::table::layers::{Element, Family, Layers, RuleError, Verdict};
 use crate::table::marks::{MARK_DELIVER, MARK_OWN, MARK_PACKETS};
+use crate::table::peers::PeerId;
 use crate::table::protocols::{ICMP, ICMP_V6, UDP};
 use crate::table::{Mode, OnFailure, Table};
 use std::collections::BTreeSet;
@@ -62,8 +63,14 @@ pub struct Ports {
 }
 
 /// The name of the set that holds a peer's lease.
-pub fn lease_set(peer: usize) -> String {
-    format!("alive_{peer}")
+pub fn lease_set(peer: PeerId) -> String {
+    format!("alive_{}", peer.number())
+}
+
+/// The name of the set that says that the daemon lives and carries anything, of so many peers.
+pub fn daemon_set(peers: usize) -> String {
+    // Behind those of the peers.
+    lease_set(PeerId::new(peers))
 }
 
 /// What the daemon has seen of a source.
@@ -139,7 +146,7 @@ pub const MOST_COUNTED: usize = 1_000;
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
 ///
 /// # Panics
-/// When a rule names a group that is not in [`Table::groups`], or a group a peer that is not below
+/// When a rule names carriers that is not in [`Table::carriers`], or carriers a peer that is not below
 /// [`Table::peers`].
 pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
     if let Some(bad) = table
@@ -311,8 +318,8 @@ impl Writer<'_> {
         // A set can only be looked up by something of the packet. It holds all protocols that are
         // carried or none, so "is this one in the set" asks whether the set is empty. The one
         // behind the last peer's says that the daemon itself lives.
-        for peer in 0..=self.table.peers {
-            let set = lease_set(peer);
+        let of_peers = (0..self.table.peers).map(PeerId::new).map(lease_set);
+        for set in of_peers.chain([daemon_set(self.table.peers)]) {
             writeln!(
                 self.text,
                 "  set {set} {{\n    type inet_proto; flags timeout;\n  }}"
@@ -495,9 +502,9 @@ impl Writer<'_> {
                 }
                 None => String::new(),
             };
-            let peers = &self.table.groups[verdict.peer].peers;
+            let peers = &self.table.carriers[verdict.carriers].peers;
             assert!(
-                peers.iter().all(|peer| *peer < self.table.peers),
+                peers.iter().all(|peer| peer.number() < self.table.peers),
                 "a rule names {peers:?} of {}",
                 self.table.peers
             );
@@ -847,7 +854,7 @@ impl Writer<'_> {
         }
         self.ways_back_sets(families, &rest)?;
         self.noting_ways_back(families, &rest)?;
-        let alive = lease_set(self.table.peers);
+        let alive = daemon_set(self.table.peers);
         writeln!(
             self.text,
             "  chain others_taken {{
@@ -1075,8 +1082,8 @@ impl Writer<'_> {
 pub(super) fn verdict_chain(verdict: Verdict, rule: Option<usize>) -> String {
     match (verdict.on_failure, rule) {
         (OnFailure::Open, Some(rule)) => format!("rule_{rule}_open"),
-        (OnFailure::Open, None) => format!("peer_{}_open", verdict.peer),
-        (OnFailure::Closed, _) => format!("peer_{}_closed", verdict.peer),
+        (OnFailure::Open, None) => format!("peer_{}_open", verdict.carriers.number()),
+        (OnFailure::Closed, _) => format!("peer_{}_closed", verdict.carriers.number()),
     }
 }
 
@@ -1099,6 +1106,8 @@ pub(super) fn range<T: fmt::Display + PartialEq>(first: T, last: T) -> String {
 mod tests {
     use super::*;
     use crate::table::RuleSpec;
+    use crate::table::carriers::{AllCarriers, Carriers};
+    use tpo_engine::CarriersId;
 
     fn table(interfaces: &[&str]) -> Table {
         let any = RuleSpec {
@@ -1107,13 +1116,13 @@ mod tests {
             source_ports: 0..=u16::MAX,
             destination: ("10.10.2.0".parse().unwrap(), 24),
             destination_ports: 80..=80,
-            peer: 0,
+            carriers: CarriersId::new(0),
             on_failure: OnFailure::Open,
             enabled: true,
         };
         let closed = RuleSpec {
             destination_ports: 81..=90,
-            peer: 1,
+            carriers: CarriersId::new(1),
             on_failure: OnFailure::Closed,
             ..any.clone()
         };
@@ -1123,7 +1132,7 @@ mod tests {
             local: true,
             interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
             peers: 2,
-            groups: crate::lane::carriers::Carriers::singles(2),
+            carriers: AllCarriers::of_peers(2),
             far_source_is_client: true,
             packets: Vec::new(),
             packets_rest: std::time::Duration::ZERO,
@@ -1152,11 +1161,10 @@ mod tests {
     #[test]
     fn any_of_several_peers_will_do() {
         let mut table = table(&[]);
-        table.groups.push(crate::lane::carriers::Carriers {
-            peers: vec![1, 0],
+        table.rules[0].carriers = table.carriers.id_of(&Carriers {
+            peers: [1, 0].map(PeerId::new).into(),
             spread: false,
         });
-        table.rules[0].peer = 2;
         let text = render(&table, PORTS).unwrap();
         let both = "meta l4proto @alive_1 goto bounded_open\n    meta l4proto @alive_0 goto bounded_open\n    counter name plain_0 counter name no_lease accept";
         assert!(text.contains(both), "{text}");

@@ -35,8 +35,8 @@ use crate::lane::transit::{Next, Transit};
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::packets::edge::Packets;
 use crate::sys::{self, Timer};
+use crate::table::peers::PeerId;
 
-pub mod carriers;
 pub mod dictionary_worker;
 mod handle;
 mod inlet;
@@ -98,8 +98,8 @@ pub struct Start {
     pub exit: Exit,
     /// The edges of what is no TCP, if any of it is carried.
     pub packets: Option<Packets>,
-    /// This lane's number.
-    pub slot: usize,
+    /// Which peer it is.
+    pub id: PeerId,
     /// Where some flows of the peer go on to another.
     pub transit: Option<Arc<Transit>>,
     /// A handle on the socket that everybody calls: our voice until the peer's address is known.
@@ -159,7 +159,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
                 edges,
                 exit: start.exit,
                 packets: start.packets,
-                slot: start.slot,
+                id: start.id,
                 transit: start.transit,
                 passing: HashMap::new(),
                 voice,
@@ -200,7 +200,7 @@ struct Loop {
     edges: Edges,
     exit: Exit,
     packets: Option<Packets>,
-    slot: usize,
+    id: PeerId,
     transit: Option<Arc<Transit>>,
     /// Streams of the peer that go on to another one.
     passing: HashMap<FlowId, StreamKey>,
@@ -689,7 +689,7 @@ impl Loop {
     fn packet_flow(&mut self, flow: FlowId, key: PacketKey, asked: Treatment, now: Instant) {
         let permitted = self.exit.permits(&key);
         let next = match &self.transit {
-            Some(transit) if permitted => transit.next(&key, self.slot),
+            Some(transit) if permitted => transit.next(&key, self.id),
             _ => Next::Here,
         };
         let status = match (&mut self.packets, next) {
@@ -736,7 +736,7 @@ impl Loop {
             return Err(Status::NotAllowed);
         }
         let next = match &self.transit {
-            Some(transit) => (transit.next(key, self.slot), Some(transit)),
+            Some(transit) => (transit.next(key, self.id), Some(transit)),
             None => (Next::Here, None),
         };
         let (to, ruled, transit) = match next {

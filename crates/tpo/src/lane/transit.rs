@@ -19,9 +19,10 @@ use tpo_engine::{FlowKey, PacketKey, Policy, Status, StreamKey};
 
 use crate::intercept::tcp::lan_options;
 use crate::lane::Lane;
-use crate::lane::carriers::Carriers;
 use crate::packets::multicast::groups::For;
 use crate::packets::reader::{GroupTable, Ruled};
+use crate::table::carriers::AllCarriers;
+use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::TCP;
 
 /// Datagrams on their way from one lane to another, in the form in which they cross.
@@ -55,7 +56,7 @@ pub enum Next {
     /// To its destination, from here.
     Here,
     /// To this peer.
-    Peer(usize, Ruled),
+    Peer(PeerId, Ruled),
     /// Nowhere.
     Refused(Status),
 }
@@ -65,48 +66,48 @@ pub struct Transit {
     policy: Policy,
     /// In the order of the policy's rules.
     fails_open: Vec<bool>,
-    groups: Vec<Carriers>,
+    carriers: AllCarriers,
     /// The rules whose destinations are groups of many.
     to_many: Option<GroupTable>,
     /// Known when all have started.
-    lanes: OnceLock<Vec<Lane>>,
+    lanes: OnceLock<ByPeer<Lane>>,
     /// Streams that pass.
     passing: Mutex<HashSet<StreamKey>>,
 }
 
 impl Transit {
-    /// The rules for transit alone, whether each fails open, and what their numbers of peers mean;
-    /// those for groups of many apart.
+    /// The rules for transit alone, whether each fails open, and whom their carriers mean; those for
+    /// groups of many apart.
     pub fn new(
         policy: Policy,
         fails_open: Vec<bool>,
-        groups: Vec<Carriers>,
+        carriers: AllCarriers,
         to_many: Option<GroupTable>,
     ) -> Transit {
         Transit {
             policy,
             fails_open,
-            groups,
+            carriers,
             to_many,
             lanes: OnceLock::new(),
             passing: Mutex::default(),
         }
     }
 
-    /// All lanes, by slot. Until then nothing passes.
-    pub fn set_lanes(&self, lanes: Vec<Lane>) {
+    /// Those of all peers. Until then nothing passes.
+    pub fn set_lanes(&self, lanes: ByPeer<Lane>) {
         // Once, by the daemon's start.
         let _ = self.lanes.set(lanes);
     }
 
-    /// The lane in a slot.
-    pub fn lane(&self, slot: usize) -> Option<&Lane> {
-        self.lanes.get()?.get(slot)
+    /// The lane of a peer.
+    pub fn lane(&self, peer: PeerId) -> Option<&Lane> {
+        self.lanes.get()?.get(peer)
     }
 
-    /// Where a flow goes that the peer in this slot has opened; one for many is dealt with
+    /// Where a flow goes that this peer has opened; one for many is dealt with
     /// [here](Transit::each) in any case.
-    pub fn next(&self, key: &FlowKey, from: usize) -> Next {
+    pub fn next(&self, key: &FlowKey, from: PeerId) -> Next {
         if key.destination.ip().is_multicast() {
             return Next::Here;
         }
@@ -117,16 +118,16 @@ impl Transit {
             return Next::Refused(Status::GoingAway);
         };
         // A hub's own LANs need the room of a peer that has none left for what other peers bring.
-        let can_carry = |peer: usize| match key.protocol {
+        let can_carry = |peer: PeerId| match key.protocol {
             TCP => lanes[peer].pulse.has_room(),
             _ => lanes[peer].pulse.is_up(),
         };
-        let is_up = |peer: usize| peer != from && can_carry(peer);
-        let peer = self.groups[rule.peer].choose(key, is_up);
+        let is_up = |peer: PeerId| peer != from && can_carry(peer);
+        let peer = self.carriers[rule.carriers].choose(key, is_up);
         let fails_open = self.fails_open[number];
         match (peer == from, is_up(peer)) {
             // Back to where it came from: it is for somebody here.
-            (true, _) if self.groups[rule.peer].peers.len() == 1 => Next::Here,
+            (true, _) if self.carriers[rule.carriers].peers.len() == 1 => Next::Here,
             (false, true) => Next::Peer(
                 peer,
                 Ruled {
@@ -140,8 +141,8 @@ impl Transit {
         }
     }
 
-    /// To whom a flow for many goes on that the peer in this slot has brought.
-    pub fn each(&self, key: &PacketKey, from: usize, mut each: impl FnMut(usize, Ruled)) {
+    /// To whom a flow for many goes on that this peer has brought.
+    pub fn each(&self, key: &PacketKey, from: PeerId, mut each: impl FnMut(PeerId, Ruled)) {
         let Some(to_many) = &self.to_many else { return };
         to_many.each(key, |peer, whom, ruled| {
             if peer != from && whom == For::Itself {
@@ -204,13 +205,18 @@ mod tests {
 
     #[test]
     fn a_stream_passes_once() {
-        let transit = Transit::new(Policy::new(Vec::new()), Vec::new(), Vec::new(), None);
+        let transit = Transit::new(
+            Policy::new(Vec::new()),
+            Vec::new(),
+            AllCarriers::of_peers(2),
+            None,
+        );
         let key = StreamKey::new(
             "10.1.1.1:1000".parse().unwrap(),
             "10.2.2.2:80".parse().unwrap(),
         )
         .unwrap();
-        assert!(matches!(transit.next(&key, 0), Next::Here));
+        assert!(matches!(transit.next(&key, PeerId::new(0)), Next::Here));
         assert!(transit.begin(&key) && !transit.begin(&key));
         transit.end(&key);
         assert!(transit.begin(&key));

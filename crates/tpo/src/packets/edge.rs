@@ -25,6 +25,7 @@ use crate::packets::plain_way::{Cause, Plain};
 use crate::packets::reader::{Batch, Item, Opened, Ruled, is_roomy, shed};
 use crate::packets::udp::{self, Row};
 use crate::table::address::any_form;
+use crate::table::peers::PeerId;
 use crate::table::protocols::UDP;
 
 /// Bytes of payloads that go together: a packet has at most 65,535.
@@ -63,7 +64,7 @@ pub struct Packets {
     run: Run,
     plain: Arc<Plain>,
     opened: Arc<Opened>,
-    slot: usize,
+    owner: PeerId,
     /// Flows that the peer has opened.
     theirs: HashMap<FlowId, Theirs>,
     ours: Ours,
@@ -73,7 +74,7 @@ pub struct Packets {
     groups: Option<Groups>,
     /// Where some of it goes on to another peer.
     transit: Option<Arc<Transit>>,
-    onward: BTreeMap<usize, Onward>,
+    onward: BTreeMap<PeerId, Onward>,
 }
 
 /// Flows of our side, if other peers might want them.
@@ -125,7 +126,7 @@ struct Theirs {
     /// How its first rule wants it to be treated.
     asked: Treatment,
     /// The peer to which it goes on.
-    next: Option<(usize, Ruled)>,
+    next: Option<(PeerId, Ruled)>,
 }
 
 /// One lane's part in multicast.
@@ -177,7 +178,7 @@ impl Groups {
 
     /// The peer says what it wants. An older word than the last one is passed over: they may
     /// overtake each other.
-    fn hear(&mut self, flow: FlowId, bytes: &[u8], slot: usize, now: Instant) -> bool {
+    fn hear(&mut self, flow: FlowId, bytes: &[u8], owner: PeerId, now: Instant) -> bool {
         let Some((whom, number, groups)) = parse_membership(bytes) else {
             return false;
         };
@@ -187,7 +188,7 @@ impl Groups {
         };
         if !said.is_some_and(is_older) {
             *said = Some((flow, number));
-            if self.wanted.set(slot, whom, groups, now) {
+            if self.wanted.set(owner, whom, groups, now) {
                 (self.on_change)();
             }
         }
@@ -316,13 +317,13 @@ fn is_for_many(key: &PacketKey) -> bool {
 }
 
 impl Packets {
-    /// The edges of the lane in this slot.
+    /// The edges of the lane of this peer.
     pub fn new(
         tun: Arc<Tun>,
         own: Arc<Own>,
         plain: Arc<Plain>,
         opened: Arc<Opened>,
-        slot: usize,
+        owner: PeerId,
         groups: Option<Groups>,
         transit: Option<Arc<Transit>>,
     ) -> Packets {
@@ -339,7 +340,7 @@ impl Packets {
             run: Run::default(),
             plain,
             opened,
-            slot,
+            owner,
             theirs: HashMap::new(),
             ours: Ours::default(),
             permitted_at: 0,
@@ -366,7 +367,7 @@ impl Packets {
     pub fn asked_here(&self) -> Vec<IpAddr> {
         self.groups
             .as_ref()
-            .map_or_else(Vec::new, |own| own.wanted.of(self.slot))
+            .map_or_else(Vec::new, |own| own.wanted.of(self.owner))
     }
 
     /// Groups that we ask the peer for.
@@ -434,7 +435,7 @@ impl Packets {
     /// A flow of our side began: nobody but this peer may take it for one of his.
     fn note_ours(&mut self, flow: FlowId, key: PacketKey) {
         if self.opened.notes_ours() {
-            self.opened.insert_ours(key, self.slot);
+            self.opened.insert_ours(key, self.owner);
             self.ours.note(flow, key);
         }
     }
@@ -501,7 +502,7 @@ impl Packets {
             own.ask.iter_mut().for_each(|ask| ask.believed = false);
             own.say_at = Some(now);
             own.said = [None; 2];
-            own.wanted.forget(Some(self.slot), now);
+            own.wanted.forget(Some(self.owner), now);
             (own.on_change)();
         }
     }
@@ -517,7 +518,7 @@ impl Packets {
             out,
             run,
             groups,
-            slot,
+            owner,
             opened,
             theirs,
             transit,
@@ -525,7 +526,7 @@ impl Packets {
             ..
         } = self;
         let mut pass_on =
-            |to: usize, key: PacketKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
+            |to: PeerId, key: PacketKey, flow: FlowId, mut ruled: Option<Ruled>, bytes: &[u8]| {
                 if let (Some(ruled), Some(theirs)) = (&mut ruled, theirs.get(&flow)) {
                     ruled.treatment = ruled.treatment.after(&theirs.asked);
                 }
@@ -545,7 +546,7 @@ impl Packets {
                     // The answer to what another peer has brought.
                     true => opened
                         .by(arrived.key)
-                        .filter(|by| by != slot)
+                        .filter(|by| by != owner)
                         .map(|by| (by, None)),
                     false => theirs
                         .get(&arrived.flow)
@@ -569,13 +570,13 @@ impl Packets {
                 match groups.as_mut() {
                     // Both sides ask in the flow of this name, whoever opened it.
                     Some(own) if arrived.key.protocol == IGMP => {
-                        if !own.may_ask || !own.hear(arrived.flow, arrived.bytes, *slot, now) {
+                        if !own.may_ask || !own.hear(arrived.flow, arrived.bytes, *owner, now) {
                             counters.foreign += 1;
                         }
                     }
                     Some(own) if arrived.key.protocol == UDP && !arrived.is_reply => {
                         if let Some(transit) = transit {
-                            transit.each(arrived.key, *slot, |to, ruled| {
+                            transit.each(arrived.key, *owner, |to, ruled| {
                                 pass_on(to, *arrived.key, arrived.flow, Some(ruled), arrived.bytes);
                             });
                         }
@@ -666,10 +667,10 @@ impl Packets {
         &mut self,
         flow: FlowId,
         (key, asked): (PacketKey, Treatment),
-        next: Option<(usize, Ruled)>,
+        next: Option<(PeerId, Ruled)>,
     ) -> bool {
         // Every peer has a flow of this name.
-        if key != membership_key() && !self.opened.insert(key, self.slot) {
+        if key != membership_key() && !self.opened.insert(key, self.owner) {
             self.out.counters.owned += 1;
             return false;
         }
@@ -701,17 +702,17 @@ impl Packets {
 
     /// Whether the peer is heard: only then its flows are nobody else's.
     pub fn set_heard(&self, heard: bool) {
-        self.opened.set_heard(self.slot, heard);
+        self.opened.set_heard(self.owner, heard);
     }
 
     /// A flow is over.
     pub fn end(&mut self, flow: FlowId) {
         if let Some(Theirs { key, .. }) = self.theirs.remove(&flow) {
-            self.opened.remove(&key, self.slot);
+            self.opened.remove(&key, self.owner);
             shed(&mut self.theirs);
         }
         if let Some(key) = self.ours.end(flow) {
-            self.opened.remove_ours(&key, self.slot);
+            self.opened.remove_ours(&key, self.owner);
         }
     }
 }
@@ -730,7 +731,7 @@ mod tests {
     #[test]
     fn what_the_edge_remembers_of_a_flow_is_in_its_price() {
         let place = |bytes: usize| (bytes + 1) * 16 / 7;
-        let owner = place(size_of::<(PacketKey, usize)>());
+        let owner = place(size_of::<(PacketKey, PeerId)>());
         let theirs = place(size_of::<(FlowId, Theirs)>()) + owner;
         let ours = place(size_of::<(FlowId, PacketKey)>()) + owner;
         let taken_over = ours + place(size_of::<PacketKey>());

@@ -169,7 +169,7 @@ mod tests {
             source_ports: 1..=65_535,
             destination: "10.2.0.0/16".parse().unwrap(),
             destination_ports: ports,
-            peer: 0,
+            carriers: tpo_engine::CarriersId::new(0),
             treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         };

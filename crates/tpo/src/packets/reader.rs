@@ -22,11 +22,12 @@ use tracing::{debug, warn};
 
 use crate::host::life_signs::{TURN_EVERY, Turns};
 use crate::intercept::tun::{Tun, VNET};
-use crate::lane::carriers::Carriers;
 use crate::lane::{Command, Lane};
 use crate::packets::ip::{self, Parsed};
 use crate::packets::multicast::groups::{For, Wanted};
 use crate::packets::plain_way::{Cause, Plain};
+use crate::table::carriers::AllCarriers;
+use crate::table::peers::{ByPeer, PeerId};
 
 const TUN: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -57,8 +58,8 @@ pub struct Ruled {
     pub fails_open: bool,
 }
 
-/// Whose a packet is: the slot of the lane, and by which rule it may open a flow there.
-type Whose = (usize, Option<Ruled>);
+/// Whose a packet is: the peer of the lane, and by which rule it may open a flow there.
+type Whose = (PeerId, Option<Ruled>);
 
 /// One packet of a batch.
 #[derive(Debug)]
@@ -110,16 +111,16 @@ pub fn is_roomy(capacity: usize, length: usize) -> bool {
 pub struct Opened {
     owners: RwLock<Owners>,
     /// Of each peer: it is heard. One that is not keeps nobody from a flow.
-    heard: Vec<AtomicBool>,
+    heard: ByPeer<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
 struct Owners {
     /// Flows that a peer has opened.
-    theirs: HashMap<PacketKey, usize>,
+    theirs: HashMap<PacketKey, PeerId>,
     /// Flows of our side, as the opener sees them, and who carries them. Only where there are
     /// several peers.
-    ours: HashMap<PacketKey, usize>,
+    ours: HashMap<PacketKey, PeerId>,
 }
 
 impl Opened {
@@ -127,33 +128,33 @@ impl Opened {
     pub fn new(peers: usize) -> Opened {
         Opened {
             owners: RwLock::default(),
-            heard: (0..peers).map(|_| AtomicBool::new(false)).collect(),
+            heard: ByPeer::new(peers, |_| AtomicBool::new(false)),
         }
     }
 
     /// Whether a peer is heard.
-    pub fn set_heard(&self, slot: usize, heard: bool) {
-        self.heard[slot].store(heard, Ordering::SeqCst);
+    pub fn set_heard(&self, peer: PeerId, heard: bool) {
+        self.heard[peer].store(heard, Ordering::SeqCst);
     }
 
     /// A peer opens a flow: its answers are that peer's from now on. False when they are another's
     /// already, because that one has opened the same flow, or carries ours of the other direction.
-    pub fn insert(&self, key: PacketKey, slot: usize) -> bool {
+    pub fn insert(&self, key: PacketKey, peer: PeerId) -> bool {
         let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         let before = [owners.theirs.get(&key), owners.ours.get(&key.turned())];
         if before
             .into_iter()
             .flatten()
-            .any(|owner| *owner != slot && self.heard[*owner].load(Ordering::SeqCst))
+            .any(|owner| *owner != peer && self.heard[*owner].load(Ordering::SeqCst))
         {
             return false;
         }
-        owners.theirs.insert(key, slot);
+        owners.theirs.insert(key, peer);
         true
     }
 
     /// It is over, unless another peer has opened the same since.
-    pub fn remove(&self, key: &PacketKey, slot: usize) {
+    pub fn remove(&self, key: &PacketKey, peer: PeerId) {
         remove(
             &mut self
                 .owners
@@ -161,7 +162,7 @@ impl Opened {
                 .unwrap_or_else(PoisonError::into_inner)
                 .theirs,
             key,
-            slot,
+            peer,
         );
     }
 
@@ -171,16 +172,16 @@ impl Opened {
     }
 
     /// A flow of our side is carried by this peer.
-    pub fn insert_ours(&self, key: PacketKey, slot: usize) {
+    pub fn insert_ours(&self, key: PacketKey, peer: PeerId) {
         self.owners
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .ours
-            .insert(key, slot);
+            .insert(key, peer);
     }
 
     /// It is over, unless another peer carries it since.
-    pub fn remove_ours(&self, key: &PacketKey, slot: usize) {
+    pub fn remove_ours(&self, key: &PacketKey, peer: PeerId) {
         remove(
             &mut self
                 .owners
@@ -188,7 +189,7 @@ impl Opened {
                 .unwrap_or_else(PoisonError::into_inner)
                 .ours,
             key,
-            slot,
+            peer,
         );
     }
 
@@ -196,8 +197,8 @@ impl Opened {
         self.by(key).is_some()
     }
 
-    /// The slot of the peer that has opened exactly this flow.
-    pub fn by(&self, key: &PacketKey) -> Option<usize> {
+    /// The peer that has opened exactly this flow.
+    pub fn by(&self, key: &PacketKey) -> Option<PeerId> {
         self.owners
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -207,8 +208,8 @@ impl Opened {
     }
 }
 
-fn remove(map: &mut HashMap<PacketKey, usize>, key: &PacketKey, slot: usize) {
-    if map.get(key) == Some(&slot) {
+fn remove(map: &mut HashMap<PacketKey, PeerId>, key: &PacketKey, peer: PeerId) {
+    if map.get(key) == Some(&peer) {
         map.remove(key);
         shed(map);
     }
@@ -271,12 +272,12 @@ pub struct Table {
     pub fails_open: Vec<bool>,
     /// What may take its plain way.
     pub plain: Arc<Plain>,
-    /// What the rules' peers mean.
-    pub groups: Vec<Carriers>,
+    /// Whom the rules' carriers mean.
+    pub carriers: AllCarriers,
     /// Flows that peers have opened.
     pub opened: Arc<Opened>,
-    /// By slot.
-    pub lanes: Vec<Lane>,
+    /// Those of all peers.
+    pub lanes: ByPeer<Lane>,
     /// What is carried to groups of many, if anything.
     pub groups_of_many: Option<GroupTable>,
 }
@@ -285,15 +286,15 @@ pub struct Table {
 pub struct GroupTable {
     /// The rules whose destinations are such groups.
     pub policy: Policy,
-    /// Which peers each of the rules' numbers of peers means: all of them that ask.
-    pub groups: Vec<Carriers>,
+    /// Whom the rules' carriers mean: all of them that ask.
+    pub carriers: AllCarriers,
     /// What the peers ask for.
     pub wanted: Arc<Wanted>,
 }
 
 impl GroupTable {
     /// Every lane whose peer asks for this flow and gets it by a rule, and for whom it asks.
-    pub fn each(&self, key: &PacketKey, mut each: impl FnMut(usize, For, Ruled)) {
+    pub fn each(&self, key: &PacketKey, mut each: impl FnMut(PeerId, For, Ruled)) {
         let Some(rule) = self.policy.find(key) else {
             return;
         };
@@ -303,7 +304,7 @@ impl GroupTable {
             delivery: rule.delivery,
             fails_open: false,
         };
-        let peers = &self.groups[rule.peer].peers;
+        let peers = &self.carriers[rule.carriers].peers;
         self.wanted.each(key.destination.ip(), |peer, whom| {
             if peers.contains(&peer) {
                 each(peer, whom, ruled);
@@ -320,11 +321,11 @@ impl Table {
         } else {
             seen.key
         };
-        if let Some(slot) = self.opened.by(&key.turned()) {
-            return Some((slot, None));
+        if let Some(peer) = self.opened.by(&key.turned()) {
+            return Some((peer, None));
         }
         let (number, rule) = self.policy.find_with_number(&key)?;
-        let peer = self.groups[rule.peer].choose(&key, |peer| self.lanes[peer].pulse.is_up());
+        let peer = self.carriers[rule.carriers].choose(&key, |peer| self.lanes[peer].pulse.is_up());
         let fails_open = self.fails_open[number];
         let ruled = Ruled {
             treatment: rule.treatment,
@@ -352,7 +353,7 @@ impl TunReader {
                 let mut wait = TURN_EVERY;
                 let mut buffer = vec![0; VNET + LONGEST];
                 let mut pieces = Pieces::default();
-                let mut batches: Vec<Batch> =
+                let mut batches: ByPeer<Batch> =
                     table.lanes.iter().map(|_| Batch::default()).collect();
                 loop {
                     turning.count();
@@ -377,7 +378,7 @@ impl TunReader {
                     );
                     wait = if drained { TURN_EVERY } else { Duration::ZERO };
                     let packets: usize = batches.iter().map(|batch| batch.items.len()).sum();
-                    for (lane, batch) in table.lanes.iter().zip(&mut batches) {
+                    for (lane, batch) in table.lanes.iter().zip(batches.iter_mut()) {
                         hand_over(lane, std::mem::take(batch), &tun, &table.plain, &shared);
                     }
                     if drained && packets >= MANY {
@@ -412,7 +413,7 @@ fn read(
     tun: &Tun,
     table: &Table,
     pieces: &mut Pieces,
-    batches: &mut [Batch],
+    batches: &mut ByPeer<Batch>,
     buffer: &mut [u8],
     counters: &Counters,
 ) -> bool {
@@ -441,8 +442,8 @@ fn read(
                 // What a peer has brought does not come from our LANs.
                 && !table.opened.contains(&seen.key)
             {
-                groups.each(&seen.key, |slot, _, ruled| {
-                    batches[slot].push(seen.clone(), Some(ruled), packet)
+                groups.each(&seen.key, |peer, _, ruled| {
+                    batches[peer].push(seen.clone(), Some(ruled), packet)
                 });
             }
             continue;
@@ -461,8 +462,8 @@ fn read(
             found
         });
         match (seen, found) {
-            (Some(seen), Some((slot, ruled))) => {
-                batches[slot].push(seen, ruled, packet);
+            (Some(seen), Some((peer, ruled))) => {
+                batches[peer].push(seen, ruled, packet);
             }
             (seen, _) if table.plain.may_go(seen.as_ref(), Cause::NoFlow) => {
                 counters.let_go.fetch_add(1, Ordering::Relaxed);
@@ -525,6 +526,10 @@ mod tests {
 
     use super::*;
 
+    const A: PeerId = PeerId::new(0);
+    const B: PeerId = PeerId::new(1);
+    const C: PeerId = PeerId::new(2);
+
     fn key(source: &str, destination: &str) -> PacketKey {
         PacketKey::new(17, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
     }
@@ -538,7 +543,7 @@ mod tests {
             source_ports: 0..=u16::MAX,
             destination: "10.2.0.0/16".parse().unwrap(),
             destination_ports: ports,
-            peer: 0,
+            carriers: tpo_engine::CarriersId::new(0),
             treatment: Class::Normal.into(),
             delivery: Delivery::Timely,
         };
@@ -585,35 +590,37 @@ mod tests {
     #[test]
     fn an_owner_is_not_replaced_while_it_is_heard() {
         let opened = Opened::new(3);
-        (0..3).for_each(|slot| opened.set_heard(slot, true));
+        [A, B, C]
+            .into_iter()
+            .for_each(|peer| opened.set_heard(peer, true));
         let theirs = key("10.1.1.2:4000", "10.2.2.2:53");
-        assert!(opened.insert(theirs, 0) && opened.insert(theirs, 0));
-        assert!(!opened.insert(theirs, 1));
-        opened.remove(&theirs, 1);
+        assert!(opened.insert(theirs, A) && opened.insert(theirs, A));
+        assert!(!opened.insert(theirs, B));
+        opened.remove(&theirs, B);
         assert_eq!(
             opened.by(&theirs),
-            Some(0),
+            Some(A),
             "it is not the other one's to end"
         );
-        opened.set_heard(0, false);
-        assert!(opened.insert(theirs, 1));
-        opened.set_heard(0, true);
-        opened.remove(&theirs, 0);
+        opened.set_heard(A, false);
+        assert!(opened.insert(theirs, B));
+        opened.set_heard(A, true);
+        opened.remove(&theirs, A);
         assert_eq!(
-            (opened.by(&theirs), opened.insert(theirs, 0)),
-            (Some(1), false)
+            (opened.by(&theirs), opened.insert(theirs, A)),
+            (Some(B), false)
         );
-        opened.remove(&theirs, 1);
-        assert!(opened.insert(theirs, 0));
+        opened.remove(&theirs, B);
+        assert!(opened.insert(theirs, A));
         // A flow of our side: its answers come from who carries it.
         let ours = key("10.2.2.2:5000", "10.1.1.2:53");
-        opened.insert_ours(ours, 2);
-        assert!(!opened.insert(ours.turned(), 1));
-        assert!(opened.insert(ours.turned(), 2));
-        opened.remove(&ours.turned(), 2);
-        opened.remove_ours(&ours, 1);
-        assert!(!opened.insert(ours.turned(), 1));
-        opened.remove_ours(&ours, 2);
-        assert!(opened.insert(ours.turned(), 1));
+        opened.insert_ours(ours, C);
+        assert!(!opened.insert(ours.turned(), B));
+        assert!(opened.insert(ours.turned(), C));
+        opened.remove(&ours.turned(), C);
+        opened.remove_ours(&ours, B);
+        assert!(!opened.insert(ours.turned(), B));
+        opened.remove_ours(&ours, C);
+        assert!(opened.insert(ours.turned(), B));
     }
 }

@@ -11,6 +11,7 @@
 use super::{OnFailure, RuleSpec};
 use crate::table::protocols::TCP;
 use std::net::{IpAddr, SocketAddr};
+use tpo_engine::CarriersId;
 
 /// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000
 /// of them and grows with the square.
@@ -19,9 +20,9 @@ pub const MAX_RULES: usize = 32_768;
 /// Who gets a packet, and what if he cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Verdict {
-    /// Index of the peer.
-    pub peer: usize,
-    /// What becomes of it while that peer has no lease.
+    /// Who carries it.
+    pub carriers: CarriersId,
+    /// What becomes of it while none of them has a lease.
     pub on_failure: OnFailure,
 }
 
@@ -231,7 +232,7 @@ pub(crate) fn element(index: usize, rule: &RuleSpec) -> Result<(Element, bool), 
         false => Ok((*ports.start(), *ports.end())),
     };
     let verdict = Verdict {
-        peer: rule.peer,
+        carriers: rule.carriers,
         on_failure: rule.on_failure,
     };
     let element = Element {

@@ -63,7 +63,7 @@ impl Dice {
             source_ports: self.ports(),
             destination: self.prefix(v4),
             destination_ports: self.ports(),
-            peer: self.below(4) as usize,
+            carriers: CarriersId::new(self.below(4) as usize),
             on_failure: if self.below(2) == 0 {
                 OnFailure::Open
             } else {
@@ -94,7 +94,7 @@ fn naive(rules: &[RuleSpec], source: SocketAddr, destination: SocketAddr) -> Opt
             && r.destination_ports.contains(&destination.port())
     })?;
     Some(Verdict {
-        peer: rule.peer,
+        carriers: rule.carriers,
         on_failure: rule.on_failure,
     })
 }
@@ -110,7 +110,7 @@ fn rule(source: &str, destination: &str, ports: RangeInclusive<u16>, peer: usize
         source_ports: 0..=u16::MAX,
         destination: prefix(destination),
         destination_ports: ports,
-        peer,
+        carriers: CarriersId::new(peer),
         on_failure: OnFailure::Open,
         enabled: true,
     }

@@ -4,14 +4,17 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::lane::carriers::Carriers;
 use bounds::Bounds;
+use carriers::AllCarriers;
+use tpo_engine::CarriersId;
 
 pub mod address;
 pub mod bounds;
+pub mod carriers;
 pub mod interface;
 pub mod layers;
 pub mod marks;
+pub mod peers;
 pub mod protocols;
 
 /// What to intercept, and how: the look-up table as the kernel's side of it needs it.
@@ -29,8 +32,8 @@ pub struct Table {
     pub interfaces: Vec<String>,
     /// How many peers there are.
     pub peers: usize,
-    /// What [`RuleSpec::peer`] means, by number: the peers of which one must be up.
-    pub groups: Vec<Carriers>,
+    /// Whom [`RuleSpec::carriers`] means: the peers of which one must be up.
+    pub carriers: AllCarriers,
     /// Far-edge sockets speak from the client's own address, so answers to it must come back to
     /// this host.
     pub far_source_is_client: bool,
@@ -66,8 +69,8 @@ pub struct RuleSpec {
     pub destination: (IpAddr, u8),
     /// Destination ports, both ends included.
     pub destination_ports: RangeInclusive<u16>,
-    /// Index of the group of peers that carry it.
-    pub peer: usize,
+    /// Who carries it.
+    pub carriers: CarriersId,
     /// What becomes of new connections while the peer's lease is absent.
     pub on_failure: OnFailure,
     /// A rule that is not enabled is as if it were not there.

@@ -18,7 +18,9 @@ use tpo::intercept::lease::{Count, KnownSources, Lease, RENEW_EVERY};
 use tpo::intercept::rules::{Ports, Standing};
 use tpo::intercept::tcp::Listeners;
 use tpo::intercept::tun::Tun;
+use tpo::table::peers::PeerId;
 use tpo::table::{Mode, OnFailure, RuleSpec, Table};
+use tpo_engine::CarriersId;
 
 /// The server's ports.
 pub(crate) const PORT: u16 = 8080;
@@ -68,7 +70,7 @@ pub(crate) fn rule(addresses: Addresses, port: u16, peer: usize) -> RuleSpec {
             if addresses.server.is_ipv4() { 24 } else { 64 },
         ),
         destination_ports: port..=port,
-        peer,
+        carriers: CarriersId::new(peer),
         on_failure: OnFailure::Open,
         enabled: true,
     }
@@ -91,7 +93,7 @@ pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
         mode: Mode::Tproxy,
         local: true,
         interfaces: Vec::new(),
-        groups: tpo::lane::carriers::Carriers::singles(peers),
+        carriers: tpo::table::carriers::AllCarriers::of_peers(peers),
         peers,
         far_source_is_client: true,
         packets: Vec::new(),
@@ -367,7 +369,9 @@ impl<'a> Daemon<'a> {
         let keeper = std::thread::spawn(move || {
             while ended.recv_timeout(RENEW_EVERY) == Err(RecvTimeoutError::Timeout) {
                 let (lease, peers) = &mut *kept.lock().unwrap();
-                peers.iter().for_each(|peer| lease.renew(*peer).unwrap());
+                peers
+                    .iter()
+                    .for_each(|peer| lease.renew(PeerId::new(*peer)).unwrap());
             }
         });
         let (keeper, installed) = (Some((end, keeper)), Mutex::new(Some(installed)));
@@ -387,20 +391,20 @@ impl<'a> Daemon<'a> {
     /// Renews the peer's lease now and from now on.
     pub(crate) fn keep(&self, peer: usize) {
         let (lease, peers) = &mut *self.lease.lock().unwrap();
-        lease.renew(peer).unwrap();
+        lease.renew(PeerId::new(peer)).unwrap();
         peers.insert(peer);
     }
 
     /// Renews the peer's lease for the last time.
     pub(crate) fn renew_last(&self, peer: usize) {
         let (lease, peers) = &mut *self.lease.lock().unwrap();
-        lease.renew(peer).unwrap();
+        lease.renew(PeerId::new(peer)).unwrap();
         peers.remove(&peer);
     }
 
     pub(crate) fn drop_lease(&self, peer: usize) {
         let (lease, peers) = &mut *self.lease.lock().unwrap();
-        lease.drop_lease(peer).unwrap();
+        lease.drop_lease(PeerId::new(peer)).unwrap();
         peers.remove(&peer);
     }
 

@@ -19,6 +19,7 @@ use crate::packets::multicast::groups::Joined;
 use crate::packets::udp;
 use crate::sys;
 use crate::table::marks::MARK_OWN;
+use crate::table::peers::PeerId;
 
 /// The sockets of one LAN.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Lan {
 
 /// What one lane's peer brings.
 pub struct Emitter {
-    peer: usize,
+    peer: PeerId,
     lans: Arc<[Lan]>,
     joined: Arc<Joined>,
     packet: Vec<u8>,
@@ -93,7 +94,7 @@ pub struct Emitted {
 
 impl Emitter {
     /// For what this peer brings to these LANs, as the groups are listened to there.
-    pub fn new(peer: usize, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
+    pub fn new(peer: PeerId, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
         Emitter {
             peer,
             lans,

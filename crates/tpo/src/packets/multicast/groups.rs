@@ -11,6 +11,7 @@ use tpo_engine::PacketKey;
 use super::igmp::{self, IGMP};
 use super::neighbours;
 use crate::table::address::is_routed;
+use crate::table::peers::PeerId;
 
 /// Groups that one peer may ask for.
 pub const MOST_GROUPS: usize = 1_024;
@@ -103,14 +104,14 @@ pub struct Wanted(RwLock<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    by_peer: BTreeMap<(usize, For), (Vec<IpAddr>, Instant)>,
+    by_peer: BTreeMap<(PeerId, For), (Vec<IpAddr>, Instant)>,
     /// Each peer once: what it asks for itself says more.
-    by_group: HashMap<IpAddr, Vec<(usize, For)>>,
+    by_group: HashMap<IpAddr, Vec<(PeerId, For)>>,
 }
 
 impl State {
     /// All that this peer asks for, for these; as sorted, each once.
-    fn set(&mut self, peer: usize, whom: For, groups: Option<(Vec<IpAddr>, Instant)>) -> bool {
+    fn set(&mut self, peer: PeerId, whom: For, groups: Option<(Vec<IpAddr>, Instant)>) -> bool {
         let empty = Vec::new();
         let before = self
             .by_peer
@@ -133,7 +134,7 @@ impl State {
     }
 
     /// This peer's place among those that ask for a group.
-    fn arrange(&mut self, peer: usize, group: IpAddr) {
+    fn arrange(&mut self, peer: PeerId, group: IpAddr) {
         let asks = |whom: &For| {
             let groups = self.by_peer.get(&(peer, *whom));
             groups.is_some_and(|(groups, _)| groups.binary_search(&group).is_ok())
@@ -155,7 +156,7 @@ impl State {
 
 impl Wanted {
     /// All that this peer asks for, for these. Whether that is something new.
-    pub fn set(&self, peer: usize, whom: For, mut groups: Vec<IpAddr>, now: Instant) -> bool {
+    pub fn set(&self, peer: PeerId, whom: For, mut groups: Vec<IpAddr>, now: Instant) -> bool {
         groups.sort_unstable();
         groups.dedup();
         self.0
@@ -165,9 +166,9 @@ impl Wanted {
     }
 
     /// Forgets what was not repeated for too long, or all of one peer.
-    pub fn forget(&self, gone: Option<usize>, now: Instant) {
+    pub fn forget(&self, gone: Option<PeerId>, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |(peer, _): &(usize, For), at: Instant| {
+        let is_over = |(peer, _): &(PeerId, For), at: Instant| {
             now.saturating_duration_since(at) >= FORGET || gone == Some(*peer)
         };
         let over = state
@@ -181,7 +182,7 @@ impl Wanted {
     }
 
     /// Who asks for this group, and for whom.
-    pub fn each(&self, group: IpAddr, mut each: impl FnMut(usize, For)) {
+    pub fn each(&self, group: IpAddr, mut each: impl FnMut(PeerId, For)) {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state
             .by_group
@@ -192,7 +193,7 @@ impl Wanted {
     }
 
     /// All that this peer asks for.
-    pub fn of(&self, peer: usize) -> Vec<IpAddr> {
+    pub fn of(&self, peer: PeerId) -> Vec<IpAddr> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let own = For::BOTH
             .iter()
@@ -201,7 +202,7 @@ impl Wanted {
     }
 
     /// Every group that somebody asks for, who, and for whom.
-    pub fn all(&self) -> BTreeMap<IpAddr, Vec<(usize, For)>> {
+    pub fn all(&self) -> BTreeMap<IpAddr, Vec<(PeerId, For)>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state
             .by_group
@@ -212,8 +213,8 @@ impl Wanted {
 }
 
 /// Who asks, for whomever.
-pub fn peers_of(askers: &[(usize, For)]) -> Vec<usize> {
-    let mut peers: Vec<usize> = askers.iter().map(|(peer, _)| *peer).collect();
+pub fn peers_of(askers: &[(PeerId, For)]) -> Vec<PeerId> {
+    let mut peers: Vec<PeerId> = askers.iter().map(|(peer, _)| *peer).collect();
     peers.sort_unstable();
     peers.dedup();
     peers
@@ -223,10 +224,10 @@ pub fn peers_of(askers: &[(usize, For)]) -> Vec<usize> {
 /// before another has its second, so that one that asks for many does not push out the few of
 /// another.
 pub fn fair_share(
-    asked: impl IntoIterator<Item = (IpAddr, Vec<usize>)>,
+    asked: impl IntoIterator<Item = (IpAddr, Vec<PeerId>)>,
     most: usize,
 ) -> BTreeSet<IpAddr> {
-    let mut so_far: HashMap<usize, usize> = HashMap::new();
+    let mut so_far: HashMap<PeerId, usize> = HashMap::new();
     let mut in_turn: Vec<(usize, IpAddr)> = Vec::new();
     for (group, peers) in asked {
         let turns = peers.iter().map(|peer| {
@@ -255,12 +256,12 @@ pub struct Listeners {
     /// LANs by group.
     pub groups: BTreeMap<IpAddr, Vec<usize>>,
     /// LAN and peer.
-    pub left: BTreeSet<(usize, usize)>,
+    pub left: BTreeSet<(usize, PeerId)>,
 }
 
 impl Listeners {
     /// The LANs to which we bring what this peer sends to the group.
-    pub fn lans(&self, group: IpAddr, peer: usize) -> impl Iterator<Item = usize> {
+    pub fn lans(&self, group: IpAddr, peer: PeerId) -> impl Iterator<Item = usize> {
         let lans = self.groups.get(&group).into_iter().flatten().copied();
         lans.filter(move |lan| !self.left.contains(&(*lan, peer)))
     }
@@ -277,7 +278,7 @@ impl Joined {
     }
 
     /// The LANs to which another TPO brings what this peer sends.
-    pub fn left(&self, peer: usize) -> Vec<usize> {
+    pub fn left(&self, peer: PeerId) -> Vec<usize> {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
         listeners
             .left
@@ -288,7 +289,7 @@ impl Joined {
     }
 
     /// The LANs to which we bring what this peer sends to the group.
-    pub fn each(&self, group: IpAddr, peer: usize, each: impl FnMut(usize)) {
+    pub fn each(&self, group: IpAddr, peer: PeerId, each: impl FnMut(usize)) {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
         listeners.lans(group, peer).for_each(each);
     }
@@ -356,13 +357,19 @@ mod tests {
 
     #[test]
     fn who_asks_for_many_groups_does_not_push_out_anothers_few() {
-        let greedy =
-            (0..2_000u32).map(|n| (IpAddr::from(Ipv4Addr::from(0xef00_0000 + n)), vec![0]));
+        let greedy = (0..2_000u32).map(|n| {
+            (
+                IpAddr::from(Ipv4Addr::from(0xef00_0000 + n)),
+                vec![PeerId::new(0)],
+            )
+        });
         let few = ["239.200.0.1", "239.200.0.2", "ff0e::9"];
         let all = || {
-            greedy
-                .clone()
-                .chain(groups(&few).into_iter().map(|group| (group, vec![0, 1])))
+            greedy.clone().chain(
+                groups(&few)
+                    .into_iter()
+                    .map(|group| (group, vec![PeerId::new(0), PeerId::new(1)])),
+            )
         };
         let taken = fair_share(all(), MOST_GROUPS);
         assert_eq!(taken.len(), MOST_GROUPS);
@@ -405,14 +412,21 @@ mod tests {
     #[test]
     fn what_is_not_repeated_is_forgotten() {
         let (wanted, start) = (Wanted::default(), Instant::now());
-        assert!(wanted.set(3, For::Itself, groups(&["239.1.1.1"]), start));
-        assert!(!wanted.set(3, For::Itself, groups(&["239.1.1.1"]), start));
+        assert!(wanted.set(PeerId::new(3), For::Itself, groups(&["239.1.1.1"]), start));
+        assert!(!wanted.set(PeerId::new(3), For::Itself, groups(&["239.1.1.1"]), start));
         let later = start + Duration::from_secs(10);
-        assert!(wanted.set(4, For::Others, groups(&["239.1.1.1", "239.1.1.2"]), later));
-        assert!(wanted.set(4, For::Itself, groups(&["239.1.1.1"]), later));
+        assert!(wanted.set(
+            PeerId::new(4),
+            For::Others,
+            groups(&["239.1.1.1", "239.1.1.2"]),
+            later
+        ));
+        assert!(wanted.set(PeerId::new(4), For::Itself, groups(&["239.1.1.1"]), later));
         let who = |group: &str| {
             let mut who = Vec::new();
-            wanted.each(group.parse().unwrap(), |peer, whom| who.push((peer, whom)));
+            wanted.each(group.parse().unwrap(), |peer, whom| {
+                who.push((peer.number(), whom))
+            });
             who
         };
         assert_eq!(
@@ -424,7 +438,7 @@ mod tests {
         assert_eq!(who("239.1.1.3"), []);
         wanted.forget(None, start + FORGET);
         assert_eq!(who("239.1.1.1"), [(4, For::Itself)]);
-        wanted.forget(Some(4), start + FORGET);
+        wanted.forget(Some(PeerId::new(4)), start + FORGET);
         assert!(wanted.all().is_empty());
     }
 }

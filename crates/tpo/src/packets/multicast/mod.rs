@@ -47,6 +47,7 @@ use crate::packets::multicast::neighbours::{Neighbours, Site};
 use crate::packets::multicast::taking::Taking;
 use crate::sys;
 use crate::table::address::is_routed;
+use crate::table::peers::{ByPeer, PeerId};
 
 pub mod emit;
 pub mod groups;
@@ -74,14 +75,14 @@ pub struct Plan {
     /// Whether we ask who listens, where no router does.
     pub asks: bool,
     /// Groups that are taken from our LANs, and for which peers.
-    pub rules: Vec<(Prefix, Vec<usize>)>,
+    pub rules: Vec<(Prefix, Vec<PeerId>)>,
     /// Groups that go on from peer to peer, and to which.
-    pub passes: Vec<(Prefix, Vec<usize>)>,
+    pub passes: Vec<(Prefix, Vec<PeerId>)>,
     /// Groups that peers may bring: which peer, which groups, whether they are asked for even when
     /// nobody listens.
-    pub accepts: Vec<(usize, Prefix, bool)>,
+    pub accepts: Vec<(PeerId, Prefix, bool)>,
     /// The peers' names for other TPOs of a LAN.
-    pub sites: Vec<Site>,
+    pub sites: ByPeer<Site>,
 }
 
 impl Plan {
@@ -91,19 +92,19 @@ impl Plan {
     }
 
     /// Whether this peer may ask us for groups at all.
-    pub fn may_ask(&self, peer: usize) -> bool {
+    pub fn may_ask(&self, peer: PeerId) -> bool {
         self.rules.iter().any(|(_, peers)| peers.contains(&peer))
     }
 
-    fn is_taken(&self, group: IpAddr, peer: usize) -> bool {
+    fn is_taken(&self, group: IpAddr, peer: PeerId) -> bool {
         self.rules
             .iter()
             .any(|(prefix, peers)| prefix.contains(group) && peers.contains(&peer))
     }
 
     /// Whether one of these wants it for itself, other than `peer`, and is to get it from here.
-    fn is_passed(&self, group: IpAddr, askers: &[(usize, For)], peer: usize) -> bool {
-        let passes = |to: usize| {
+    fn is_passed(&self, group: IpAddr, askers: &[(PeerId, For)], peer: PeerId) -> bool {
+        let passes = |to: PeerId| {
             self.passes
                 .iter()
                 .any(|(prefix, peers)| prefix.contains(group) && peers.contains(&to))
@@ -113,7 +114,7 @@ impl Plan {
             .any(|(asker, whom)| *whom == For::Itself && *asker != peer && passes(*asker))
     }
 
-    fn is_accepted(&self, group: IpAddr, peer: usize) -> bool {
+    fn is_accepted(&self, group: IpAddr, peer: PeerId) -> bool {
         self.accepts
             .iter()
             .any(|(from, prefix, _)| *from == peer && prefix.contains(group))
@@ -136,7 +137,7 @@ impl Multicast {
         (wanted, joined): (Arc<Wanted>, Arc<Joined>),
         lans: Arc<[Lan]>,
         sets: GroupSets,
-        lanes: Vec<lane::Lane>,
+        lanes: ByPeer<lane::Lane>,
     ) -> io::Result<Multicast> {
         let ring = Box::new(doorbell.ring());
         let stopping = Arc::new(AtomicBool::new(false));
@@ -244,7 +245,7 @@ struct Loop {
     wanted: Arc<Wanted>,
     joined: Arc<Joined>,
     lans: Arc<[Lan]>,
-    lanes: Vec<lane::Lane>,
+    lanes: ByPeer<lane::Lane>,
     /// To ask about interfaces with.
     any: Socket,
     stopping: Arc<AtomicBool>,
@@ -373,11 +374,13 @@ impl Loop {
         if self.plan.accepts.is_empty() {
             return;
         }
-        let brings = |peer: &usize| {
+        let brings = |peer: &PeerId| {
             let may = self.plan.accepts.iter().any(|(from, ..)| from == peer);
             may && self.lanes[*peer].pulse.is_up()
         };
-        let sites: Vec<Site> = (0..self.lanes.len())
+        let sites: Vec<Site> = self
+            .lanes
+            .ids()
             .filter(brings)
             .map(|peer| self.plan.sites[peer])
             .collect();
@@ -394,13 +397,13 @@ impl Loop {
     }
 
     /// LANs, with the peer, to which another TPO brings what comes from there.
-    fn left_to_others(&self) -> BTreeSet<(usize, usize)> {
+    fn left_to_others(&self) -> BTreeSet<(usize, PeerId)> {
         let mut left = BTreeSet::new();
         for lan in 0..self.lans.len() {
             let Some(own) = self.members.own_v4(lan) else {
                 continue;
             };
-            let theirs = self.plan.sites.iter().enumerate();
+            let theirs = self.plan.sites.iter_with_id();
             left.extend(
                 theirs
                     .filter(|(_, site)| self.neighbours.brings(lan, own, site))
@@ -426,7 +429,7 @@ impl Loop {
         } else {
             self.wanted.all()
         };
-        for (peer, (lane, told)) in self.lanes.iter().zip(&mut self.told).enumerate() {
+        for ((peer, lane), told) in self.lanes.iter_with_id().zip(&mut self.told) {
             // Without LANs of our own what the configuration pins is for peers.
             let is_ours = |group: &IpAddr| {
                 let listens = self.lans.is_empty() || listeners.lans(*group, peer).next().is_some();
@@ -463,7 +466,7 @@ impl Loop {
             }
         }
         if listeners.left != self.shown.left {
-            let of = |(lan, peer): &(usize, usize)| {
+            let of = |(lan, peer): &(usize, PeerId)| {
                 (&self.plan.interfaces[*lan], &self.lanes[*peer].name)
             };
             info!(left = ?listeners.left.iter().map(of).collect::<Vec<_>>(), "LANs to which another TPO brings a peer's groups");
@@ -478,13 +481,13 @@ impl Loop {
     /// changed.
     fn follow_peers(&mut self, now: Instant) -> bool {
         self.wanted.forget(None, now);
-        let mut asked: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
+        let mut asked: BTreeMap<IpAddr, Vec<PeerId>> = BTreeMap::new();
         for (group, peers) in self.wanted.all() {
             let may = peers
                 .into_iter()
                 .map(|(peer, _)| peer)
                 .filter(|peer| self.plan.is_taken(group, *peer));
-            let may: Vec<usize> = may.collect();
+            let may: Vec<PeerId> = may.collect();
             if !may.is_empty() {
                 asked.insert(group, may);
             }

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::table::peers::PeerId;
+
 /// Groups that are taken from the LANs at a time: what the kernel's sets hold, and some fifty
 /// sockets on each LAN.
 pub const MOST_TAKEN: usize = 1_024;
@@ -25,7 +27,7 @@ const PER_SECOND: f64 = 32.0;
 #[derive(Debug)]
 struct Taken {
     /// On whose account.
-    by: usize,
+    by: PeerId,
     /// Since when nobody asks for it.
     unasked: Option<Instant>,
 }
@@ -41,7 +43,7 @@ struct Allowance {
 #[derive(Debug, Default)]
 pub struct Taking {
     taken: BTreeMap<IpAddr, Taken>,
-    allowances: HashMap<usize, Allowance>,
+    allowances: HashMap<PeerId, Allowance>,
     /// Groups that were asked for in vain, by a turn each: too many, or too many new ones.
     pub refused: u64,
 }
@@ -67,9 +69,9 @@ impl Taking {
     }
 
     /// The groups that may be taken and are asked for, with the peers that ask.
-    pub fn turn(&mut self, asked: &BTreeMap<IpAddr, Vec<usize>>, now: Instant) -> Changes {
+    pub fn turn(&mut self, asked: &BTreeMap<IpAddr, Vec<PeerId>>, now: Instant) -> Changes {
         let mut changes = Changes::default();
-        let mut counts: HashMap<usize, usize> =
+        let mut counts: HashMap<PeerId, usize> =
             asked.values().flatten().map(|peer| (*peer, 0)).collect();
         for (group, taken) in &mut self.taken {
             match asked.get(group).filter(|peers| !peers.is_empty()) {
@@ -117,7 +119,7 @@ impl Taking {
     }
 
     /// Whether this peer may have another new group now.
-    fn allow(&mut self, peer: usize, now: Instant) -> bool {
+    fn allow(&mut self, peer: PeerId, now: Instant) -> bool {
         let allowance = self.allowances.entry(peer).or_insert(Allowance {
             left: BURST,
             at: now,
@@ -134,7 +136,7 @@ impl Taking {
     fn make_room(
         &mut self,
         share: usize,
-        counts: &mut HashMap<usize, usize>,
+        counts: &mut HashMap<PeerId, usize>,
         changes: &mut Changes,
     ) -> bool {
         if self.taken.len() < MOST_TAKEN {
@@ -167,9 +169,10 @@ impl Taking {
 mod tests {
     use super::*;
 
-    fn groups(from: u32, count: u32, peers: &[usize]) -> BTreeMap<IpAddr, Vec<usize>> {
+    fn groups(from: u32, count: u32, peers: &[usize]) -> BTreeMap<IpAddr, Vec<PeerId>> {
+        let peers: Vec<_> = peers.iter().copied().map(PeerId::new).collect();
         (from..from + count)
-            .map(|number| ((0xef01_0000 + number).to_be_bytes().into(), peers.to_vec()))
+            .map(|number| ((0xef01_0000 + number).to_be_bytes().into(), peers.clone()))
             .collect()
     }
 
@@ -243,7 +246,12 @@ mod tests {
             asked.keys().copied().collect::<Vec<_>>()
         );
         assert_eq!(taking.turn(&groups(0, 3, &[7]), now), Changes::default());
-        assert!(taking.taken.values().all(|taken| taken.by == 7));
+        assert!(
+            taking
+                .taken
+                .values()
+                .all(|taken| taken.by == PeerId::new(7))
+        );
         assert_eq!(taking.refused, 0);
     }
 }
