@@ -9,6 +9,7 @@ mod config;
 mod congestion;
 mod connection;
 mod error;
+mod event;
 mod fec;
 mod liveness;
 mod mover;
@@ -24,6 +25,7 @@ mod sessions;
 mod stats;
 mod subfield;
 mod timer;
+mod transmit;
 
 // Secrecy.
 mod crypto;
@@ -36,13 +38,15 @@ pub mod fuzzing;
 pub use config::{Config, Congestion, Limits, RememberedPath};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
 pub use error::ParseError;
+pub use event::{Event, Reason};
 #[doc(hidden)]
 pub use handshake::fuzz_handshake;
 pub use handshake::{Guard, GuardError, HandshakeCounters, HandshakeDrops};
 pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
-pub use mover::{Event, Mover, Origin, Reason, Transmit, TransmitKind};
+pub use mover::Mover;
 pub use stats::{
     Breaches, Counters, Drops, Gauges, ParityCounters, PathCounters, PathGauges, ReceiverCounters,
     ReceiverGauges, SenderCounters, SenderGauges, Stats,
 };
 pub use timer::Timer;
+pub use transmit::{Origin, Transmit, TransmitKind};

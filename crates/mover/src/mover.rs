@@ -16,94 +16,19 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 use crate::config::{Config, Limits, RememberedPath};
 use crate::connection::Connection;
 use crate::crypto::{Outer, expand, peek};
+use crate::event::{Event, Reason};
 use crate::handshake::{Established, Handshake, HandshakeError, call_number};
 use crate::liveness::Finding;
 use crate::params::{MIN_PAYLOAD, Params};
 use crate::stats::{Counters, Gauges, Stats};
 use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
+use crate::transmit::{Origin, Transmit, TransmitKind};
 
 /// The only reason on the wire so far: the side that says it is going away.
 const CLOSE_GOING_AWAY: u8 = 0;
 /// The start of physical numbers is random below this: not guessable, and far from the wrap of the
 /// low 32 bits.
 const FIRST_PHYSICAL_BITS: u32 = 20;
-
-/// A batch of datagrams that leaves together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
-    /// What they are.
-    pub kind: TransmitKind,
-    /// Bytes of each datagram; only the last may be shorter.
-    pub segment_size: usize,
-}
-
-/// What a batch of datagrams is for. The caller chooses by it from which of its own addresses the
-/// batch leaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TransmitKind {
-    /// An attempt of our own: nothing is known of the way but its end.
-    Call,
-    /// The answer to the attempt of this number. It goes back the way that the attempt came, and
-    /// says nothing of any other way.
-    Answer(u64),
-    /// Of the session: the peer has proved that it is there.
-    Session,
-}
-
-/// What a received datagram has proved of its sender.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// Nothing: whoever knows our address can have sent it.
-    Unknown,
-    /// Nothing, and it was made for other keys than ours and the peer's, with another pre-shared
-    /// key, or damaged.
-    Stranger,
-    /// Its sender has the secrets of the pair, or copies who has. Its attempt, which has this
-    /// number, may be answered.
-    Caller(u64),
-    /// It is the peer: the datagram was sealed for us by who has the peer's private key. Where it
-    /// came from may still be forged by who is on the path, until an answer has come back.
-    Peer,
-}
-
-/// What happened to the connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// The handshake is done.
-    Connected {
-        /// The peer is a new instance (or the first one): no flow of before lives on.
-        fresh: bool,
-        /// The peer's word for flows: initial credit in bytes.
-        initial_credit: u32,
-        /// The largest payload that both sides accept.
-        max_payload: usize,
-    },
-    /// Nothing was heard for `silent_after`. Flows live on.
-    Silent,
-    /// The peer is heard again.
-    Heard,
-    /// The peer that we knew is gone and a new instance is there: comes before its `Connected`.
-    /// What was in flight is lost.
-    Restarted,
-    /// The peer is gone; flows must be reset. The mover goes on trying to connect if it knows
-    /// where.
-    Dead(Reason),
-}
-
-/// Why the peer counts as gone.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reason {
-    /// Nothing was heard for `dead_after`.
-    Silence,
-    /// Nobody listens at its port.
-    Refused,
-    /// It said goodbye.
-    Closed,
-    /// It said what cannot be: see [`Mover::give_up`].
-    Broken,
-}
 
 /// The reliable, secret way to one peer.
 pub struct Mover {

@@ -29,7 +29,7 @@ const REMEMBERED: usize = 64;
 
 pub(super) struct Admission {
     secret: Prk,
-    /// When the counting of cookie secrets began: the first question.
+    /// When the counting of cookie secrets began: at the first attempt.
     epoch: Option<Instant>,
     /// When the last attempts were admitted; at most [`MOST`].
     admitted: VecDeque<Instant>,
@@ -47,8 +47,19 @@ impl Admission {
         }
     }
 
+    /// The counting of cookie secrets begins, unless it has. To be called before anything is asked.
+    pub(super) fn start(&mut self, now: Instant) {
+        self.epoch.get_or_insert(now);
+    }
+
     /// More attempts than one peer makes.
-    pub(super) fn is_loaded(&mut self, now: Instant) -> bool {
+    pub(super) fn is_loaded(&self, now: Instant) -> bool {
+        let recent = |&&at: &&Instant| now.saturating_duration_since(at) < WINDOW;
+        self.admitted.iter().rev().take_while(recent).count() >= FREE
+    }
+
+    /// Counts an attempt. False if there were too many, whatever they prove.
+    pub(super) fn admit(&mut self, now: Instant) -> bool {
         while self
             .admitted
             .front()
@@ -56,12 +67,6 @@ impl Admission {
         {
             self.admitted.pop_front();
         }
-        self.admitted.len() >= FREE
-    }
-
-    /// Counts an attempt. False if there were too many, whatever they prove.
-    pub(super) fn admit(&mut self, now: Instant) -> bool {
-        self.is_loaded(now);
         let room = self.admitted.len() < MOST;
         if room {
             self.admitted.push_back(now);
@@ -80,13 +85,13 @@ impl Admission {
         self.over.contains(&attempt)
     }
 
-    pub(super) fn cookie(&mut self, index: u32, attempt: u64, now: Instant) -> [u8; 16] {
+    pub(super) fn cookie(&self, index: u32, attempt: u64, now: Instant) -> [u8; 16] {
         let epoch = self.epoch(now);
         self.cookie_of(epoch, index, attempt)
     }
 
     pub(super) fn cookie_fits(
-        &mut self,
+        &self,
         cookie: &[u8; 16],
         index: u32,
         attempt: u64,
@@ -102,8 +107,8 @@ impl Admission {
                 })
     }
 
-    fn epoch(&mut self, now: Instant) -> u64 {
-        let begin = *self.epoch.get_or_insert(now);
+    fn epoch(&self, now: Instant) -> u64 {
+        let begin = self.epoch.unwrap_or(now);
         now.saturating_duration_since(begin).as_secs() / ROTATION.as_secs()
     }
 

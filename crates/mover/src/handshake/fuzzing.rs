@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use super::{Handshake, wire};
+use super::machine::Handshake;
+use super::wire;
 use crate::identity::Identity;
 
 /// Lets two machines connect while `bytes` say what happens to them: each step is a kind, a length

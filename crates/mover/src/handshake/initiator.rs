@@ -170,7 +170,7 @@ impl Initiator {
             }
             Stage::Failed => return Err(HandshakeError::Attempt),
         }
-        self.check_incarnation(header)?;
+        self.on_incarnation(header)?;
         self.rtt = self.rtt.or(self.flight.answered_after(now));
         let result = match header.level {
             Level::Initial => self.handle_initial(pair, header, fragment.body, now),
@@ -251,7 +251,7 @@ impl Initiator {
     /// A responder that restarts in the middle answers the same attempt with other keys under
     /// another index. While nothing of the first answer has been used, the second replaces it;
     /// later only a fresh attempt helps.
-    fn check_incarnation(&mut self, header: &Header) -> Result<(), HandshakeError> {
+    fn on_incarnation(&mut self, header: &Header) -> Result<(), HandshakeError> {
         if self.peer.is_none_or(|peer| peer == header.sender) {
             self.peer = Some(header.sender);
             return Ok(());

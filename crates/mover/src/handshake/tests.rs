@@ -5,6 +5,8 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::crypto::{Outer, peek};
+use crate::handshake::draws::RECENT;
+use crate::handshake::{Guard, GuardError, HandshakeDrops, fuzz_handshake, wire};
 
 const TAG: usize = crate::crypto::TAG;
 const ROOM: usize = crate::crypto::HEADER;
@@ -651,6 +653,7 @@ fn under_load_a_cookie_is_demanded_and_brought() {
 fn many_attempts_in_a_second_need_cookies_even_when_none_is_under_way() {
     let now = start();
     let mut admission = Admission::new(Prk::new_less_safe(HKDF_SHA256, &[7; 32]));
+    admission.start(now);
     for _ in 0..5 {
         assert!(!admission.is_loaded(now) && admission.admit(now));
     }
