@@ -174,7 +174,7 @@ enum LabCommand {
         /// No emulation between the two TPO hosts: a plain pair of interfaces
         #[arg(long, conflicts_with_all = ["link", "back"])]
         plain: bool,
-        /// So many sites around a backbone, each with a link of its own, in place of the pair
+        /// N sites around a backbone, each with a link of its own, in place of the pair
         #[arg(long, value_name = "N", conflicts_with_all = ["plain", "back"])]
         sites: Option<usize>,
         #[command(flatten)]

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 /// How often a wait looks whether it shall end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Whether somebody has asked this program to end.
+/// Whether a signal has asked this program to end.
 #[derive(Clone)]
 pub(crate) struct Ending(Arc<AtomicBool>);
 
@@ -25,7 +25,7 @@ impl Ending {
         Ok(Ending(asked))
     }
 
-    /// An error as soon as somebody has asked.
+    /// An error as soon as a signal has come.
     pub(crate) fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) {
             bail!("ended by a signal; what was made is removed");
@@ -33,7 +33,7 @@ impl Ending {
         Ok(())
     }
 
-    /// Waits, but not longer than until somebody asks.
+    /// Waits for `time`, or until a signal comes.
     pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         loop {

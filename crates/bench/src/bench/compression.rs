@@ -240,7 +240,7 @@ fn prepare(end: TcpStream) -> Result<TcpStream> {
     Ok(end)
 }
 
-/// Waits for bytes, but not longer than until somebody asks for the end.
+/// Waits for bytes, or for the signal that ends the bench.
 fn read(from: &mut impl Read, into: &mut [u8], ending: &Ending) -> Result<usize> {
     let start = Instant::now();
     loop {

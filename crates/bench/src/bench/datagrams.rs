@@ -1,5 +1,5 @@
-//! The bench's load of what is no TCP: as many small datagrams as come across, and a steady stream
-//! of them over a bad link.
+//! The bench's load of UDP: as many small packets as come across, and a steady stream of them over a
+//! bad link.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use super::stats::quantile;
 use crate::steady::{self, Steady};
 
 const TO: &str = "10.10.2.2:5300";
-/// Datagrams as small as those of many programs, and so many in one call of the sender: it shares
-/// the machine.
+/// Bytes of a small packet, as many programs send them, and how many leave by one system call: the
+/// sender shares the machine with what is measured.
 const SMALL: usize = 64;
 const AT_ONCE: usize = 32;
 /// Offered loads, per second. The first at which more than [`LOST`] are lost ends the search.

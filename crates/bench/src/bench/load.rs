@@ -95,8 +95,8 @@ impl Site<'_> {
     /// Connections from the client, and as many ends of them at the server; which belongs to which
     /// is not told.
     fn connect(&self, listener: &TcpListener, flows: usize) -> Result<Vec<(TcpStream, TcpStream)>> {
-        /// So many at once: round trips are not waited for one by one, and the listener's backlog
-        /// holds them.
+        /// Connections that are opened at once, 16: so round trips overlap, and the listener's
+        /// backlog holds them.
         const AT_ONCE: usize = 16;
         let to = listener.local_addr()?;
         let one = || -> Result<TcpStream> {

@@ -261,8 +261,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// A relay of connections has no part in what is no TCP, and a congestion control of TCP none
-    /// either.
+    /// A relay of connections carries no packets, and a congestion control of TCP has no part in
+    /// them.
     fn carries_datagrams(&self) -> bool {
         matches!(self.way, Way::Cubic | Way::Tpo)
     }

@@ -131,7 +131,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
 }
 
 impl Run<'_> {
-    /// One job: cell after cell, until none is left or somebody asks for the end.
+    /// One job: cell after cell, until none is left or a signal ends the bench.
     fn work(&self) -> Result<()> {
         loop {
             if self.ending.check().is_err() {

@@ -166,7 +166,7 @@ pub(crate) struct Plan {
     pub(crate) runs: usize,
     /// Before bulk is counted: start-up is not what is measured.
     pub(crate) warm_up: Duration,
-    /// So many round trips come on top.
+    /// Round trips that are added to `warm_up`.
     pub(crate) rounds: u32,
     /// How long bulk is counted.
     pub(crate) count: Duration,

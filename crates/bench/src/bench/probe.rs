@@ -29,7 +29,7 @@ pub(super) struct Reading {
     pub(super) lab_drops: u64,
 }
 
-/// Reads for `time`, while somebody else makes the load.
+/// Reads for `time`, while another thread makes the load.
 pub(super) fn read(
     lab: &Lab,
     processes: &[u32],

@@ -172,8 +172,8 @@ fn relay(end: End, connection: &TcpStream) -> io::Result<()> {
                 return Ok(());
             };
             if destination.port() == PORT {
-                // Somebody asks whether this relay listens. Relayed, it would come back here
-                // without end.
+                // A probe whether this relay listens. Relayed, it would come back here without
+                // end.
                 return Ok(());
             }
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -229,7 +229,7 @@ fn carry(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
         }
     })();
     if moved.is_err() {
-        // The other direction's thread must not wait for ever.
+        // So the other direction's thread ends too.
         for stream in [from, to] {
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
             let _ = stream.shutdown(std::net::Shutdown::Both);

@@ -235,7 +235,7 @@ impl Way<'_> {
         self.downloads("8 downloads at once", PARALLEL, 200, PARALLEL_BYTES)
     }
 
-    /// So many downloads at once; how fast together, and whether they were cut off.
+    /// `count` downloads at once; how fast together, and whether they were cut off.
     fn downloads(&self, what: &str, count: usize, seed: u64, bytes: usize) -> Result<(f64, bool)> {
         let files: Vec<PathBuf> = (0..count)
             .map(|i| self.folder.join(format!("download{i}")))
@@ -367,7 +367,7 @@ impl Way<'_> {
     }
 }
 
-/// Downloads that are ended when nobody looks after them any more.
+/// Downloads, which end when this value is dropped.
 struct Children(Vec<Child>);
 
 impl Drop for Children {
