@@ -197,6 +197,13 @@ pub(crate) const WAITING_FLOW_BYTES: usize = 4 << 20;
 /// The same for all flows of a peer.
 pub(crate) const WAITING_BYTES: usize = 16 << 20;
 
+/// Blocks of packets that may wait for the link at a time: some hundred microseconds of the fastest
+/// sender each, of 330 KB at most. What waits longer than that is copied out of its block.
+pub(crate) const MOST_BLOCKS: usize = 16;
+
+/// Bytes in front of a packet that are not in its block, at most.
+pub(crate) const MAX_PACKET_FRONT: usize = 7;
+
 /// Small datagrams wait so long for others to share their headers with, if enough come: the most
 /// that is ever spent on that.
 pub(crate) const GATHER: Duration = Duration::from_millis(1);

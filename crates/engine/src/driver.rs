@@ -517,6 +517,7 @@ impl Driver {
             + beyond(self.events.capacity(), size_of::<Event>())
             + beyond(self.lingering.capacity(), size_of::<Lingering>())
             + self.schedule.held()
+            + self.packet_flows.block_bytes()
     }
 
     /// What compression may hold from now on, half of it in each direction.

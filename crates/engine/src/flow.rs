@@ -8,14 +8,16 @@
 
 use std::{fmt, time::Duration, time::Instant};
 
+mod blocks;
 mod incoming;
 mod order;
 mod outgoing;
 mod packets;
 mod window;
 
+pub(crate) use blocks::{Blocks, PacketParts};
 pub(crate) use incoming::{Chunk, Incoming};
-pub(crate) use order::Place;
+pub(crate) use order::{Order, Place};
 pub(crate) use outgoing::Outgoing;
 pub use packets::Delivery;
 pub(crate) use packets::PacketFlow;

@@ -5,7 +5,7 @@
 //! [`poll_event`](Peer::poll_event) until it gives none, and asks
 //! [`poll_timeout`](Peer::poll_timeout) for the next wake-up.
 
-use std::{io::IoSlice, net::SocketAddr, time::Instant};
+use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc, time::Instant};
 
 use tpo_mover::{Mover, Origin, Reason, Transmit};
 
@@ -14,6 +14,7 @@ use crate::{
     Stats, Status, StreamKey, Treatment, Usage, Work, Worked,
     config::SHRUNK,
     driver::{Driver, Room},
+    flow::PacketParts,
 };
 
 /// One far TPO: all flows that go to it and come from it.
@@ -147,13 +148,52 @@ impl Peer {
         self.driver.readable(flow, now);
     }
 
-    /// Takes a datagram that the near side sent, in a flow of its own or as an answer in one of the
+    /// Hands over a block of memory that holds packets which the near side sent; each is named by
+    /// [`send_from_block`](Peer::send_from_block). Then [`end_block`](Peer::end_block).
+    pub fn begin_block(&mut self, bytes: Arc<Vec<u8>>) {
+        self.driver.begin_block(bytes);
+    }
+
+    /// The block that was begun last.
+    pub fn block(&self) -> &[u8] {
+        self.driver.block()
+    }
+
+    /// All packets of the block were named.
+    pub fn end_block(&mut self) {
+        self.driver.end_block();
+    }
+
+    /// A block of which nothing waits any more. To be polled after each input and after
+    /// [`poll_transmit`](Peer::poll_transmit).
+    pub fn poll_spent_block(&mut self) -> Option<Arc<Vec<u8>>> {
+        self.driver.poll_spent_block()
+    }
+
+    /// As [`send_packet`](Peer::send_packet), but the packet is not copied: it is the part `body`
+    /// of the block that was begun last, with `front` (seven bytes at most) before it.
+    ///
+    /// # Errors
+    /// The packet is lost, and counted.
+    pub fn send_from_block(
+        &mut self,
+        key: &PacketKey,
+        (treatment, delivery): (impl Into<Treatment>, Delivery),
+        (front, body): (&[u8], Range<usize>),
+        now: Instant,
+    ) -> Result<Option<FlowId>, SendError> {
+        let packet = PacketParts::InBlock { front, body };
+        self.driver
+            .send_parts(key, (treatment.into(), delivery), packet, now)
+    }
+
+    /// Takes a packet that the near side sent, in a flow of its own or as an answer in one of the
     /// far side's, whatever its content is on a wire. It is copied. `treatment` and `delivery`
     /// count when it opens its flow. Gives the number of the flow that it has opened, if it has;
     /// the end of that is told by `Closed` or `Reset`.
     ///
     /// # Errors
-    /// It is lost, and counted.
+    /// The packet is lost, and counted.
     pub fn send_packet(
         &mut self,
         key: &PacketKey,
@@ -165,15 +205,16 @@ impl Peer {
             .send_packet(key, (treatment.into(), delivery), bytes, now)
     }
 
-    /// Whether a flow of datagrams lives between these ends, whoever opened it.
-    pub fn has_packet_flow(&self, key: &PacketKey) -> bool {
-        self.driver.has_packet_flow(key)
+    /// The flow of packets that lives between these ends, whoever opened it.
+    pub fn packet_flow(&self, key: &PacketKey) -> Option<FlowId> {
+        self.driver.packet_flow(key)
     }
 
-    /// Gives every datagram that arrived to `each`. To be called after each input, when the events
-    /// have been polled.
+    /// Gives every packet that arrived to `each`, in the order of arrival. To be called after each
+    /// input, when the events have been polled.
     pub fn take_packets(&mut self, each: impl FnMut(&Arrived<'_>)) {
         self.driver.take_packets(each);
+        self.give_back();
     }
 
     /// A dictionary of the compression engine to be made. Until [`on_worked`](Peer::on_worked) has

@@ -164,10 +164,14 @@ impl Page<'_> {
         self.used == ROUTING || self.used + message <= self.end_for(flow, urgent, None)
     }
 
-    /// Adds a message with its data.
-    pub(super) fn add_with(&mut self, header: &Header, bytes: &[u8], whose: Whose) {
+    /// Adds a message with its data, which is in two parts.
+    pub(super) fn add_with(&mut self, header: &Header, parts: [&[u8]; 2], whose: Whose) {
         let from = self.used + header.header_length();
-        self.place(from, from + bytes.len()).copy_from_slice(bytes);
+        let [front, body] = parts;
+        let place = self.place(from, from + front.len() + body.len());
+        let (in_front, behind) = place.split_at_mut(front.len());
+        in_front.copy_from_slice(front);
+        behind.copy_from_slice(body);
         self.add(header, whose);
     }
 

@@ -1,42 +1,43 @@
-//! The flows of datagrams of a peer: opening, sending, receiving, ending.
+//! The flows of packets of a peer: opening, sending, receiving, ending. Here is the one owner of a
+//! flow of packets; everything else that knows one knows its number.
 //!
-//! Beside the streams they share the numbers, the schedule and the control messages. A datagram is
-//! opaque here: what it is on a wire is the business of whoever gives it. What arrived waits in one
-//! piece of memory until it is taken, which is after each input.
+//! Beside the streams they share the numbers, the schedule and the control messages. A packet is
+//! opaque here: what it is on a wire is the business of whoever gives it. On its way out a packet
+//! waits where the TUN reader has put it ([`Blocks`]) until it is copied into a buffer; on its way
+//! in it stays in its payload ([`arrivals`]) until it is taken, which is after each input.
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
     hash::BuildHasherDefault,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+mod arrivals;
+
+use arrivals::Arrivals;
 
 use super::{
     Control, Driver,
     numbers::{Known, NumberHasher},
     pack::{Page, Whose},
-    schedule::Turn,
+    schedule::{Slot, Turn},
 };
 use crate::{
     CompressionStats, Event, FlowId, FlowInfo, PacketKey, SendError, Status, Treatment,
     config::{
         CROSSING, DATAGRAM_COST, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MAX_REFUSALS,
-        MOST_HOLDING, REFUSED_FOR, SPARE_DATAGRAMS, WAITING_BYTES, WAITING_FLOW_BYTES,
+        MOST_HOLDING, REFUSED_FOR, WAITING_BYTES, WAITING_FLOW_BYTES,
     },
     error::Breach,
-    flow::{Delivery, PacketFlow, Place},
+    flow::{Blocks, Delivery, Order, PacketFlow, PacketParts, Place},
     message::{self, Form, Function, Header},
 };
 
-/// Memory for so many bytes of datagrams is kept between two inputs.
-const ARRIVED_LEFT: usize = 512 << 10;
-
 /// Tables for so many flows are kept.
 const ROOM_LEFT: usize = 4_096;
-
-/// Of a datagram that has arrived: its flow, and where its bytes are.
-type Arrival = (FlowId, Range<usize>);
 
 type ByNumber = HashMap<FlowId, Box<PacketFlow>, BuildHasherDefault<NumberHasher>>;
 
@@ -58,10 +59,19 @@ pub(crate) struct PacketFlows {
     gathering: Gathering,
     /// Datagrams that wait for those before them, and until when: with the patience of most flows,
     /// and of those in order. So the first one's time comes first. Some have gone meanwhile.
-    holding: [VecDeque<(Instant, FlowId, u32)>; 2],
-    arrived: Vec<u8>,
-    arrivals: Vec<Arrival>,
-    spare: Vec<Vec<u8>>,
+    holding: [VecDeque<HeldBack>; 2],
+    /// Where what waits for the link is.
+    blocks: Blocks,
+    /// What has arrived.
+    pub(super) arrivals: Arrivals,
+}
+
+/// A packet that was held back for those before it.
+#[derive(Debug, Clone, Copy)]
+struct HeldBack {
+    until: Instant,
+    flow: FlowId,
+    number: u32,
 }
 
 /// Small datagrams of a fast sender wait for one another for at most [`GATHER`], so that several
@@ -99,6 +109,8 @@ pub struct Arrived<'a> {
     pub flow: FlowId,
     /// The flow's addresses, as its opener sees them.
     pub key: &'a PacketKey,
+    /// How the flow's opener wants it to be treated.
+    pub asked: &'a Treatment,
     /// Whether the near side opened the flow: then it comes from the flow's destination.
     pub is_reply: bool,
     /// What it holds.
@@ -121,7 +133,12 @@ impl PacketFlows {
 
     /// Bytes that wait to be taken.
     pub(crate) fn arrived_bytes(&self) -> usize {
-        self.arrived.len() + self.arrivals.len() * size_of::<Arrival>()
+        self.arrivals.held()
+    }
+
+    /// Bytes of the blocks in which packets wait.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.blocks.held()
     }
 
     /// When the first flow may be over.
@@ -138,6 +155,50 @@ impl PacketFlows {
         self.by_number.get_mut(&flow).map(Box::as_mut)
     }
 
+    /// Gives a packet on, keeps it for those before it, or drops it. What else has its turn by that
+    /// is given on too.
+    fn put_in_order(
+        &mut self,
+        header: &Header,
+        (payload, place): (&[u8], Range<usize>),
+        now: Instant,
+    ) -> Place {
+        let (flow, number) = (header.flow, header.sequence);
+        let state = self.by_number.get_mut(&flow).expect("the caller has it");
+        let holding = &mut self.holding[usize::from(state.asked.in_order)];
+        let room = holding.len() < MOST_HOLDING
+            && self.holding_bytes + place.len() + DATAGRAM_COST <= HOLDING_BYTES;
+        let waits = state.delivery.keeps_order() && room;
+        let (cost, waiting) = (state.cost(), state.order.held());
+        if state.order.is_full_for(number) {
+            state.order.give_up_all();
+            give_on(&mut state.order, flow, &mut self.arrivals, now);
+        }
+        let length = place.len();
+        let outcome = state.order.place(number, waits, now);
+        match outcome {
+            Place::Now => self.arrivals.arrive(flow, place),
+            Place::Hold => {
+                state
+                    .order
+                    .hold(number, self.blocks.copied(&[&payload[place]]));
+                holding.push_back(HeldBack {
+                    until: now + state.order.patience(),
+                    flow,
+                    number,
+                });
+            }
+            Place::Drop => {}
+        }
+        if outcome != Place::Drop {
+            state.received.add(length);
+            give_on(&mut state.order, flow, &mut self.arrivals, now);
+        }
+        self.held = self.held + state.cost() - cost;
+        self.holding_bytes = self.holding_bytes + state.order.held() - waiting;
+        outcome
+    }
+
     /// The flow between these ends, whoever opened it.
     fn find(&self, key: &PacketKey) -> Option<FlowId> {
         if let Some((_, flow)) = self.last.filter(|(last, _)| last == key) {
@@ -151,7 +212,7 @@ impl PacketFlows {
 
     /// Takes a flow out of everything but the schedule.
     fn take(&mut self, flow: FlowId) -> Option<Box<PacketFlow>> {
-        let state = self.by_number.remove(&flow)?;
+        let mut state = self.by_number.remove(&flow)?;
         self.last = None;
         if self.by_key.get(&state.key) == Some(&flow) {
             self.by_key.remove(&state.key);
@@ -159,17 +220,55 @@ impl PacketFlows {
         self.waiting_bytes -= state.waiting_bytes;
         self.held -= state.cost();
         self.holding_bytes -= state.order.held();
+        state
+            .forget_waiting()
+            .for_each(|packet| self.blocks.release(packet));
         // A flood leaves no memory behind.
         let left = self.by_number.len();
         if left == 0 {
             (self.by_number, self.by_key, self.ends) = Default::default();
-            (self.spare, self.gathering.flows) = Default::default();
+            self.gathering.flows = Vec::new();
+            self.blocks.forget_spare();
         } else if self.by_number.capacity() > ROOM_LEFT.max(8 * left) {
             self.by_number.shrink_to(2 * left);
             self.by_key.shrink_to(2 * left);
             self.ends.shrink_to(2 * left);
         }
         Some(state)
+    }
+
+    /// A packet waits in its flow from now on. Gives the flow's place in the schedule, or `None`
+    /// when too much waits.
+    fn wait(&mut self, flow: FlowId, packet: PacketParts<'_>, now: Instant) -> Option<Slot> {
+        let state = self
+            .by_number
+            .get_mut(&flow)
+            .expect("it was found or made just now");
+        let waiting = self.blocks.wait(flow, &packet, now);
+        let cost = waiting.cost();
+        let full = state.waiting_bytes + cost > WAITING_FLOW_BYTES
+            || self.waiting_bytes + cost > WAITING_BYTES;
+        if full {
+            self.blocks.release(waiting);
+            return None;
+        }
+        state.push(waiting, now);
+        state.moved = now;
+        self.waiting_bytes += cost;
+        self.held += cost;
+        Some(state.slot)
+    }
+
+    /// Nothing waits in this flow any more.
+    fn forget_waiting(&mut self, flow: FlowId) {
+        let Some(state) = self.by_number.get_mut(&flow) else {
+            return;
+        };
+        self.waiting_bytes -= state.waiting_bytes;
+        self.held -= state.waiting_bytes;
+        state
+            .forget_waiting()
+            .for_each(|packet| self.blocks.release(packet));
     }
 
     pub(crate) fn infos(&self) -> impl Iterator<Item = FlowInfo> {
@@ -237,6 +336,9 @@ impl PacketFlows {
             );
         }
         assert_eq!(self.by_key.len(), self.by_number.len());
+        let flows = self.by_number.values();
+        self.blocks
+            .check_invariants(flows.flat_map(|state| &state.waiting));
         assert!(
             self.ends.len() >= self.by_number.len(),
             "every flow is looked at some time"
@@ -248,11 +350,56 @@ impl Driver {
     // --- out
     // ---------------------------------------------------------------------------------------------
 
+    /// A block of memory, of which the next packets are parts.
+    pub(crate) fn begin_block(&mut self, bytes: Arc<Vec<u8>>) {
+        self.end_block();
+        let PacketFlows {
+            blocks,
+            by_number,
+            waiting_bytes,
+            held,
+            ..
+        } = &mut self.packet_flows;
+        while blocks.is_full() {
+            for flow in blocks.flows_of_oldest() {
+                if let Some(state) = by_number.get_mut(&flow) {
+                    let more = blocks.copy_out(&mut state.waiting);
+                    state.waiting_bytes += more;
+                    *waiting_bytes += more;
+                    *held += more;
+                }
+            }
+        }
+        blocks.begin(bytes);
+    }
+
+    pub(crate) fn block(&self) -> &[u8] {
+        self.packet_flows.blocks.last()
+    }
+
+    pub(crate) fn end_block(&mut self) {
+        self.packet_flows.blocks.end();
+    }
+
+    pub(crate) fn poll_spent_block(&mut self) -> Option<Arc<Vec<u8>>> {
+        self.packet_flows.blocks.poll_spent()
+    }
+
     pub(crate) fn send_packet(
         &mut self,
         key: &PacketKey,
         treatment: (Treatment, Delivery),
         bytes: &[u8],
+        now: Instant,
+    ) -> Result<Option<FlowId>, SendError> {
+        self.send_parts(key, treatment, PacketParts::Alone(bytes), now)
+    }
+
+    pub(crate) fn send_parts(
+        &mut self,
+        key: &PacketKey,
+        treatment: (Treatment, Delivery),
+        packet: PacketParts<'_>,
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
         if self.peer_credit.is_none() {
@@ -270,27 +417,14 @@ impl Driver {
                 (flow, Some(flow))
             }
         };
-        let packet_flows = &mut self.packet_flows;
-        let state = packet_flows
-            .by_number
-            .get_mut(&flow)
-            .expect("it was found or made just now");
-        let copy = copied(&mut packet_flows.spare, bytes);
-        let cost = DATAGRAM_COST + copy.capacity();
-        let full = state.waiting_bytes + cost > WAITING_FLOW_BYTES
-            || packet_flows.waiting_bytes + cost > WAITING_BYTES;
-        if full {
-            recycle(&mut packet_flows.spare, Some(copy));
+        let length = packet.len() + message::SHORT;
+        let Some(slot) = self.packet_flows.wait(flow, packet, now) else {
             self.counters.packets.full += 1;
             return Err(SendError::Full);
-        }
-        state.push(copy, now);
-        state.moved = now;
-        packet_flows.waiting_bytes += cost;
-        packet_flows.held += cost;
-        let length = bytes.len() + message::SHORT;
+        };
+        let packet_flows = &mut self.packet_flows;
         let gather = packet_flows.gathering.is_worth(length, self.segment, now);
-        if gather && !self.schedule.is_ready(state.slot) {
+        if gather && !self.schedule.is_ready(slot) {
             packet_flows.gathering.flows.push(flow);
             packet_flows.gathering.bytes += length;
             let full = packet_flows.gathering.bytes + length > self.segment;
@@ -299,7 +433,7 @@ impl Driver {
                 self.let_go_gathered();
             }
         } else {
-            self.schedule.wake(state.slot);
+            self.schedule.wake(slot);
         }
         Ok(opened)
     }
@@ -353,8 +487,8 @@ impl Driver {
         self.packet_flows.gathering.flows = flows;
     }
 
-    pub(crate) fn has_packet_flow(&self, key: &PacketKey) -> bool {
-        self.packet_flows.find(key).is_some()
+    pub(crate) fn packet_flow(&self, key: &PacketKey) -> Option<FlowId> {
+        self.packet_flows.find(key)
     }
 
     fn open_exchange(
@@ -421,14 +555,13 @@ impl Driver {
                 self.schedule.sleep(turn.slot);
                 return true;
             };
-            let length = first.bytes.len();
+            let length = first.len();
             if state.is_stale(now) || page.is_never_enough(header_length + length) {
                 self.counters.packets.stale += 1;
-                let stale = state.pop();
-                let cost = DATAGRAM_COST + stale.as_ref().map_or(0, Vec::capacity);
-                packet_flows.waiting_bytes -= cost;
-                packet_flows.held -= cost;
-                recycle(&mut packet_flows.spare, stale);
+                let stale = state.pop().expect("it was looked at");
+                packet_flows.waiting_bytes -= stale.cost();
+                packet_flows.held -= stale.cost();
+                packet_flows.blocks.release(stale);
                 continue;
             }
             if !page.has_room(
@@ -439,9 +572,9 @@ impl Driver {
                 return false;
             }
             state.note_wait(now);
-            let bytes = state.pop().expect("it was looked at");
-            packet_flows.waiting_bytes -= DATAGRAM_COST + bytes.capacity();
-            packet_flows.held -= DATAGRAM_COST + bytes.capacity();
+            let packet = state.pop().expect("it was looked at");
+            packet_flows.waiting_bytes -= packet.cost();
+            packet_flows.held -= packet.cost();
             let header = Header {
                 function: Function::Datagram(state.delivery),
                 fin: false,
@@ -454,20 +587,15 @@ impl Driver {
                     Form::Packets(state.key, state.asked)
                 },
             };
-            let apart = self.shrinker.how(&state.asked, state.ours).keeps_apart();
-            let (urgent, class) = (state.delivery.is_urgent(), state.class());
-            page.add_with(
-                &header,
-                &bytes,
-                Whose {
-                    flow: turn.flow,
-                    urgent,
-                    class,
-                    apart,
-                },
-            );
+            let whose = Whose {
+                flow: turn.flow,
+                urgent: state.delivery.is_urgent(),
+                class: state.class(),
+                apart: self.shrinker.how(&state.asked, state.ours).keeps_apart(),
+            };
+            page.add_with(&header, packet_flows.blocks.parts(&packet), whose);
             state.sent.add(length);
-            recycle(&mut packet_flows.spare, Some(bytes));
+            packet_flows.blocks.release(packet);
             self.counters.packets.sent += 1;
             self.counters.traffic.bytes_out += length as u64;
             self.schedule.on_served(turn.slot, header_length + length);
@@ -481,21 +609,18 @@ impl Driver {
     // --- in
     // ---------------------------------------------------------------------------------------------
 
-    /// A datagram of the far side.
+    /// A packet of the far side, which is at `place` in its payload.
     pub(super) fn on_datagram(
         &mut self,
         header: &Header,
         delivery: Delivery,
-        bytes: &[u8],
+        (payload, place): (&[u8], Range<usize>),
         now: Instant,
     ) {
         let flow = header.flow;
         if !self.packet_flows.contains(flow) {
             if let Some(own) = self.crossed_by(header, now) {
-                let PacketFlows {
-                    arrived, arrivals, ..
-                } = &mut self.packet_flows;
-                arrive(arrived, arrivals, own, bytes);
+                self.packet_flows.arrivals.arrive(own, place);
                 self.counters.packets.received += 1;
                 return;
             }
@@ -515,51 +640,14 @@ impl Driver {
         }
         state.answered = true;
         state.moved = now;
-        let in_order = usize::from(state.asked.in_order);
-        let room = packet_flows.holding[in_order].len() < MOST_HOLDING
-            && packet_flows.holding_bytes + bytes.len() + DATAGRAM_COST <= HOLDING_BYTES;
-        let waits = state.delivery.keeps_order() && room;
-        let PacketFlows {
-            by_number,
-            holding,
-            holding_bytes,
-            held,
-            arrived,
-            arrivals,
-            spare,
-            ..
-        } = packet_flows;
-        let state = by_number.get_mut(&flow).expect("as before");
-        let (cost, waiting) = (state.cost(), state.order.held());
         state.order.is_short = is_short;
-        let mut give = |bytes: &[u8]| arrive(arrived, arrivals, flow, bytes);
-        if state.order.is_full_for(header.sequence) {
-            state.order.give_up_all();
-            while let Some(held) = state.order.pop_ready(now) {
-                give(&held);
-                recycle(spare, Some(held));
-            }
+        let length = place.len();
+        if packet_flows.put_in_order(header, (payload, place), now) == Place::Drop {
+            self.counters.packets.late += 1;
+            return;
         }
-        let place = state.order.place(header.sequence, waits, now);
-        match place {
-            Place::Now => give(bytes),
-            Place::Hold => {
-                state.order.hold(header.sequence, copied(spare, bytes));
-                holding[in_order].push_back((now + state.order.patience(), flow, header.sequence));
-            }
-            Place::Drop => self.counters.packets.late += 1,
-        }
-        if place != Place::Drop {
-            state.received.add(bytes.len());
-            self.counters.packets.received += 1;
-            self.counters.traffic.bytes_in += bytes.len() as u64;
-            while let Some(held) = state.order.pop_ready(now) {
-                give(&held);
-                recycle(spare, Some(held));
-            }
-        }
-        *held = *held + state.cost() - cost;
-        *holding_bytes = *holding_bytes + state.order.held() - waiting;
+        self.counters.packets.received += 1;
+        self.counters.traffic.bytes_in += length as u64;
     }
 
     /// Until when datagrams wait for those that they overtook.
@@ -568,7 +656,7 @@ impl Driver {
             .holding
             .iter()
             .filter_map(|holding| holding.front())
-            .map(|(until, ..)| *until)
+            .map(|first| first.until)
             .min()
     }
 
@@ -579,25 +667,17 @@ impl Driver {
             holding,
             holding_bytes,
             held,
-            arrived,
             arrivals,
-            spare,
             ..
         } = &mut self.packet_flows;
         for holding in holding {
-            while let Some((_, flow, number)) =
-                holding.front().copied().filter(|(until, ..)| *until <= now)
-            {
-                holding.pop_front();
-                let Some(state) = by_number.get_mut(&flow) else {
+            while let Some(first) = holding.pop_front_if(|first| first.until <= now) {
+                let Some(state) = by_number.get_mut(&first.flow) else {
                     continue;
                 };
                 let (cost, waiting) = (state.cost(), state.order.held());
-                state.order.give_up(number);
-                while let Some(held) = state.order.pop_ready(now) {
-                    arrive(arrived, arrivals, flow, &held);
-                    recycle(spare, Some(held));
-                }
+                state.order.give_up(first.number);
+                give_on(&mut state.order, first.flow, arrivals, now);
                 *held = *held + state.cost() - cost;
                 *holding_bytes = *holding_bytes + state.order.held() - waiting;
             }
@@ -679,10 +759,9 @@ impl Driver {
                 // Remembered for a while, or each of its datagrams would ask again.
                 state.refused_until = Some(now + REFUSED_FOR);
                 state.answered = false;
-                self.packet_flows.waiting_bytes -= state.waiting_bytes;
-                self.packet_flows.held -= state.waiting_bytes;
-                (state.waiting, state.waiting_bytes) = (VecDeque::new(), 0);
-                self.schedule.stop(state.slot);
+                let slot = state.slot;
+                self.packet_flows.forget_waiting(header.flow);
+                self.schedule.stop(slot);
             }
             (Function::Reset, _) => {
                 self.counters.flows.reset_there += 1;
@@ -694,23 +773,28 @@ impl Driver {
 
     /// Gives everything that arrived since the last time to `each`, in the order of arrival.
     pub(crate) fn take_packets(&mut self, mut each: impl FnMut(&Arrived<'_>)) {
-        let packet_flows = &mut self.packet_flows;
-        for (flow, range) in packet_flows.arrivals.drain(..) {
+        let PacketFlows {
+            by_number,
+            arrivals,
+            blocks,
+            ..
+        } = &mut self.packet_flows;
+        for (flow, bytes) in arrivals.iter() {
             // Ended since: nobody may get it any more.
-            if let Some(state) = packet_flows.by_number.get(&flow) {
-                let bytes = &packet_flows.arrived[range];
+            if let Some(state) = by_number.get(&flow) {
                 each(&Arrived {
                     flow,
                     key: &state.key,
+                    asked: &state.asked,
                     is_reply: state.ours,
                     bytes,
                 });
             }
         }
-        packet_flows.arrived.clear();
-        if packet_flows.arrived.capacity() > ARRIVED_LEFT {
-            (packet_flows.arrived, packet_flows.arrivals) = (Vec::new(), Vec::new());
-        }
+        arrivals.clear(
+            |payload| self.spent.push(payload),
+            |bytes| blocks.recycle(bytes),
+        );
     }
 
     // --- the end
@@ -796,32 +880,19 @@ impl Driver {
                 self.events.push_back(Event::Reset { flow, status });
             }
         }
-        self.packet_flows.arrivals.clear();
-        self.packet_flows.arrived.clear();
+        let PacketFlows {
+            arrivals, blocks, ..
+        } = &mut self.packet_flows;
+        arrivals.clear(
+            |payload| self.spent.push(payload),
+            |bytes| blocks.recycle(bytes),
+        );
     }
 }
 
-/// A copy, in a buffer that was used before if there is one that is not much too large.
-fn copied(spare: &mut Vec<Vec<u8>>, bytes: &[u8]) -> Vec<u8> {
-    let mut copy = spare
-        .pop_if(|buffer| buffer.capacity() <= 4 * bytes.len() + 256)
-        .unwrap_or_default();
-    copy.clear();
-    copy.extend_from_slice(bytes);
-    copy
-}
-
-/// A datagram waits to be taken.
-fn arrive(arrived: &mut Vec<u8>, arrivals: &mut Vec<Arrival>, flow: FlowId, bytes: &[u8]) {
-    let from = arrived.len();
-    arrived.extend_from_slice(bytes);
-    arrivals.push((flow, from..from + bytes.len()));
-}
-
-fn recycle(spare: &mut Vec<Vec<u8>>, bytes: Option<Vec<u8>>) {
-    if let Some(bytes) =
-        bytes.filter(|bytes| spare.len() < SPARE_DATAGRAMS && bytes.capacity() <= 2_048)
-    {
-        spare.push(bytes);
+/// Gives on everything of a flow that was held back and whose turn has come.
+fn give_on(order: &mut Order, flow: FlowId, arrivals: &mut Arrivals, now: Instant) {
+    while let Some(bytes) = order.pop_ready(now) {
+        arrivals.arrive_late(flow, bytes);
     }
 }

@@ -48,7 +48,7 @@ impl Driver {
                     self.counters.breaches.count(Breach::OtherKind);
                     continue;
                 }
-                self.on_datagram(&header, delivery, &payload[data], now);
+                self.on_datagram(&header, delivery, (&payload, data), now);
                 continue;
             }
             if Chunk::deserves(payload.len(), data.len()) {
@@ -60,11 +60,23 @@ impl Driver {
             }
         }
         match most {
+            // Packets of the same payload stay in it until they are taken.
+            Some((header, data)) if self.packet_flows.arrivals.needs_payload() => {
+                self.on_message(&header, || Chunk::copied(&payload[data]), now);
+                self.keep_or_spend(payload);
+            }
             Some((header, data)) => self.on_message(&header, || Chunk::whole(payload, data), now),
-            None => self.spend(payload),
+            None => self.keep_or_spend(payload),
         }
         self.make_next();
         self.keep_inside_memory();
+    }
+
+    /// The payload is unpacked: it stays while packets in it wait to be taken.
+    fn keep_or_spend(&mut self, payload: Vec<u8>) {
+        if let Some(payload) = self.packet_flows.arrivals.unpacked(payload) {
+            self.spend(payload);
+        }
     }
 
     /// Gives out the dictionary that the peer waits for, if all of it is here.

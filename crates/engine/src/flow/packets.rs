@@ -7,13 +7,8 @@
 
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
-use super::order::Order;
-use crate::{
-    Class, PacketKey, Treatment,
-    compress::Record,
-    config::{DATAGRAM_COST, EXCHANGE_COST},
-    driver::Slot,
-};
+use super::{blocks::Waiting, order::Order};
+use crate::{Class, PacketKey, Treatment, compress::Record, config::EXCHANGE_COST, driver::Slot};
 
 /// How the datagrams of a flow are carried. The numbers are those on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -69,18 +64,6 @@ impl Delivery {
     pub(crate) fn is_urgent(self) -> bool {
         self == Delivery::Timely
     }
-}
-
-/// What a datagram costs that waits.
-pub(crate) fn cost(bytes: &Vec<u8>) -> usize {
-    DATAGRAM_COST + bytes.capacity()
-}
-
-/// A datagram that waits for the link.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) since: Instant,
 }
 
 /// What went one way.
@@ -167,21 +150,27 @@ impl PacketFlow {
         self.sent.datagrams > 0 && self.received.datagrams > 0
     }
 
-    pub(crate) fn push(&mut self, bytes: Vec<u8>, now: Instant) {
+    pub(crate) fn push(&mut self, packet: Waiting, now: Instant) {
         if self.waiting.is_empty() {
             self.busy_since = now;
         }
-        self.waiting_bytes += cost(&bytes);
-        self.waiting.push_back(Waiting { bytes, since: now });
+        self.waiting_bytes += packet.cost();
+        self.waiting.push_back(packet);
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Vec<u8>> {
-        let Waiting { bytes, .. } = self.waiting.pop_front()?;
-        self.waiting_bytes -= cost(&bytes);
+    pub(crate) fn pop(&mut self) -> Option<Waiting> {
+        let packet = self.waiting.pop_front()?;
+        self.waiting_bytes -= packet.cost();
         if self.waiting.is_empty() && self.waiting.capacity() > 64 {
             self.waiting = VecDeque::new();
         }
-        Some(bytes)
+        Some(packet)
+    }
+
+    /// Nothing waits any more: gives what did, for the caller to release.
+    pub(crate) fn forget_waiting(&mut self) -> impl Iterator<Item = Waiting> + use<> {
+        self.waiting_bytes = 0;
+        std::mem::take(&mut self.waiting).into_iter()
     }
 
     /// The oldest one is packed now.
@@ -209,10 +198,7 @@ impl PacketFlow {
     pub(crate) fn check_invariants(&self) {
         assert_eq!(
             self.waiting_bytes,
-            self.waiting
-                .iter()
-                .map(|waiting| cost(&waiting.bytes))
-                .sum::<usize>()
+            self.waiting.iter().map(Waiting::cost).sum::<usize>()
         );
         self.order.check_invariants();
     }
