@@ -393,7 +393,7 @@ impl Packets {
                 .map_or((Class::Normal.into(), Delivery::Timely), |rule| {
                     (rule.treatment, rule.delivery)
                 });
-            if item.ruled.is_none() && !peer.has_packet_flow(&item.seen.key) {
+            if item.ruled.is_none() && !peer.packet_flow(&item.seen.key).is_some() {
                 if self.may_go(item, Cause::NoFlow) {
                     self.out.counters.no_flow += 1;
                     self.let_go(packet);
@@ -627,7 +627,7 @@ impl Packets {
             let treatment = ruled.map_or((Class::Normal.into(), Delivery::Timely), |rule| {
                 (rule.treatment, rule.delivery)
             });
-            let is_there = peer.has_packet_flow(key);
+            let is_there = peer.packet_flow(key).is_some();
             if ruled.is_some() && is_there && !self.ours.is_taken_over(key) {
                 // Our own LAN has opened it: it has gone round and come back.
                 self.out.counters.dropped += 1;
@@ -640,7 +640,7 @@ impl Packets {
             };
             if ruled.is_some() {
                 self.ours
-                    .note_taken_over(key, |key| peer.has_packet_flow(key));
+                    .note_taken_over(key, |key| peer.packet_flow(key).is_some());
             }
             if let Some(Some(flow)) = taken {
                 self.note_ours(flow, *key);
