@@ -342,7 +342,10 @@ mod tests {
         blocks.begin(block(3));
         assert_eq!(blocks.last(), block(3).as_slice());
         blocks.end();
-        assert_eq!((blocks.poll_spent(), blocks.last()), (Some(block(3)), &[][..]));
+        assert_eq!(
+            (blocks.poll_spent(), blocks.last()),
+            (Some(block(3)), &[][..])
+        );
     }
 
     #[test]
@@ -370,7 +373,10 @@ mod tests {
             waiting.push_back(part(&mut blocks, 1));
         }
         blocks.check_invariants(waiting.iter());
-        let all: Vec<Vec<u8>> = waiting.iter().map(|packet| bytes(&blocks, packet)).collect();
+        let all: Vec<Vec<u8>> = waiting
+            .iter()
+            .map(|packet| bytes(&blocks, packet))
+            .collect();
         for (number, pair) in all[..2 * MOST_BLOCKS].chunks(2).enumerate() {
             let number = number as u8;
             assert_eq!(pair, [vec![9, number, number], vec![number]]);
