@@ -14,7 +14,7 @@ use crate::config::{self, Findings, Level};
 use crate::daemon::control::{self, AskError};
 use crate::host::log;
 use crate::intercept;
-use crate::status::{Reason, StatusReport, render};
+use crate::status::{Reason, StatusReport, reason, render};
 use crate::table::OnFailure;
 
 const EXIT_CODES: &str = "\
@@ -60,7 +60,7 @@ enum Command {
     /// Check the configuration, the keys that it names, and what this host's settings mean for it
     Check,
     /// Show whether the running tpo works, what it does, and why not
-    #[command(after_long_help = reasons())]
+    #[command(after_long_help = status_manual())]
     Status(StatusArgs),
     /// Show every open flow
     Flows(FlowsArgs),
@@ -128,20 +128,24 @@ struct FlowsArgs {
     json: bool,
 }
 
-/// The numbered reasons, for the manual of `tpo status`.
-fn reasons() -> String {
-    let lines = Reason::ALL.map(|reason| {
-        format!(
-            "  {:2}  {}: {} ({})\n",
-            reason.number(),
-            reason.name(),
-            reason.sentence(),
-            reason.advice()
-        )
-    });
+/// The columns and the numbered reasons, for the manual of `tpo status`.
+fn status_manual() -> String {
+    let reasons: String = Reason::ALL
+        .iter()
+        .map(|reason| {
+            format!(
+                "  {:2}  {}: {} ({})\n",
+                reason.number(),
+                reason.name(),
+                reason.sentence(),
+                reason.advice()
+            )
+        })
+        .collect();
     format!(
-        "Why a connection is not accelerated, and what to do:\n{}",
-        lines.concat()
+        "{}\nWhy a connection is not accelerated, and what to do:\n{reasons}{}",
+        render::COLUMNS,
+        reason::NEVER_SEEN
     )
 }
 

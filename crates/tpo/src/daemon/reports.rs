@@ -400,7 +400,7 @@ fn names(rule: &tpo_engine::Rule) -> String {
     };
     format!(
         "{} from {}{} to {}{}",
-        crate::status::render::protocol(rule.protocol),
+        crate::status::units::protocol(rule.protocol),
         rule.source,
         ports(&rule.source_ports),
         rule.destination,

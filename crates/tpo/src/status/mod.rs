@@ -2,9 +2,12 @@
 //! form for people, [`reason`] the numbered list of why a connection is not accelerated. The daemon
 //! fills the reports, [`control`](crate::daemon::control) carries them.
 
+mod peer_lines;
 pub mod reason;
 pub mod render;
 pub mod report;
+mod text_table;
+pub mod units;
 
 pub use reason::Reason;
 pub use report::{

@@ -1,17 +1,17 @@
 //! The reports for people: what `tpo status` and `tpo flows` print. Made to be read at three in the
 //! morning: first whether it works, then what it does, then why not.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::Reason;
+use super::peer_lines::peer_lines;
+use super::reason::Reason;
 use super::report::{
     CompressionReport, FlowReport, InterceptReport, OpenedBy, PeerReport, PeerState, PlainReport,
     StatusReport,
 };
-
-/// Widest column: addresses fit, a long text does not push everything else off the screen.
-const WIDEST: usize = 60;
+use super::text_table::Align::{Left, Right};
+use super::text_table::TextTable;
+use super::units::{bytes, counts, plural, protocol, rate, span, times};
 
 /// `tpo status`.
 pub fn status(report: &StatusReport) -> String {
@@ -26,9 +26,9 @@ pub fn status(report: &StatusReport) -> String {
     interception(&mut out, &report.intercept);
     let memory = &report.memory;
     let (used, budget, peak) = (bytes(memory.used), bytes(memory.budget), bytes(memory.peak));
-    let _ = writeln!(out, "memory: {used} of {budget}, {peak} at most so far");
+    let _ = writeln!(out, "memory: {used} of {budget}, peak {peak}");
     if let Some(strangers) = counts(&report.strangers) {
-        let _ = writeln!(out, "datagrams of nobody we know: {strangers}");
+        let _ = writeln!(out, "datagrams of no known peer: {strangers}");
     }
     not_accelerated(&mut out, report);
     went_plain(&mut out, &report.plain);
@@ -40,7 +40,7 @@ pub fn flows(flows: &[FlowReport]) -> String {
     if flows.is_empty() {
         return "no flows\n".into();
     }
-    let mut table = Table::new(&[
+    let mut table = TextTable::new(&[
         ("FLOW", Right),
         ("PEER", Left),
         ("PROTO", Left),
@@ -52,7 +52,7 @@ pub fn flows(flows: &[FlowReport]) -> String {
         ("SENT", Right),
         ("RECEIVED", Right),
         ("PACKETS", Right),
-        ("SHRUNK", Right),
+        ("COMPRESSED", Right),
         ("LOST", Right),
         ("DELAY", Right),
         ("AGE", Right),
@@ -95,12 +95,25 @@ pub fn flows(flows: &[FlowReport]) -> String {
     table.to_string()
 }
 
+/// What the columns of `tpo status` mean, for its manual.
+pub const COLUMNS: &str = "\
+Columns of the peers (-: not measured, idle: nothing is in flight):
+  RTT          smoothed round-trip time
+  MIN RTT      lowest round-trip time
+  LOSS SO FAR  bytes lost on the way to the peer, of all since the start
+  PACING       the rate at which we may send now
+  DELIVERED    the rate at which the peer takes in what we send, as it says itself
+  IN FLIGHT    bytes sent and not yet acknowledged
+  DATAGRAM     largest UDP payload, bytes
+  FLOWS        open flows; SENT, RECEIVED: their bytes and those of all flows before
+";
+
 fn headline(report: &StatusReport) -> String {
     let up = report.peers.iter().filter(|peer| peer.up).count();
     let flows: u64 = report.peers.iter().map(|peer| peer.flows).sum();
     let verdict = match (up, report.intercept.installed) {
         (0, _) => "NOT WORKING, no peer is up",
-        (_, false) => "NOT INTERCEPTING, peers are up but nothing is taken from the LAN",
+        (_, false) => "NOT INTERCEPTING, peers are up but nothing is intercepted",
         (up, true) if up < report.peers.len() => "working in part",
         _ => "working",
     };
@@ -115,17 +128,17 @@ fn headline(report: &StatusReport) -> String {
 }
 
 fn peers(peers: &[PeerReport]) -> String {
-    let mut table = Table::new(&[
+    let mut table = TextTable::new(&[
         ("PEER", Left),
         ("STATE", Left),
         ("ENDPOINT", Left),
         ("RTT", Right),
-        ("LEAST", Right),
+        ("MIN RTT", Right),
         ("LOSS SO FAR", Right),
-        ("MAY SEND", Right),
-        ("ARRIVES", Right),
+        ("PACING", Right),
+        ("DELIVERED", Right),
         ("IN FLIGHT", Right),
-        ("SEGMENT", Right),
+        ("DATAGRAM", Right),
         ("FLOWS", Right),
         ("SENT", Right),
         ("RECEIVED", Right),
@@ -138,6 +151,11 @@ fn peers(peers: &[PeerReport]) -> String {
                 "-".into()
             }
         };
+        // Both rates are those of the last traffic: they say nothing of a path that is not used.
+        let in_use = |bytes_per_second| match peer.in_flight {
+            0 => "idle".into(),
+            _ => rate(bytes_per_second),
+        };
         table.row(vec![
             peer.name.clone(),
             peer.state.word().into(),
@@ -147,8 +165,8 @@ fn peers(peers: &[PeerReport]) -> String {
             peer.min_rtt_ms
                 .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
             measured(format!("{:.2} %", peer.loss_since_start_percent)),
-            measured(rate(peer.rate)),
-            measured(rate(peer.delivery_rate)),
+            measured(in_use(peer.rate)),
+            measured(in_use(peer.delivery_rate)),
             bytes(peer.in_flight),
             measured(peer.segment.to_string()),
             peer.flows.to_string(),
@@ -157,137 +175,6 @@ fn peers(peers: &[PeerReport]) -> String {
         ]);
     }
     table.to_string()
-}
-
-/// The rest is in `--json`.
-const SHOWN_GROUPS: usize = 8;
-
-/// What does not fit into the table: why a peer is not up, and what went wrong on the way.
-fn peer_lines(out: &mut String, peer: &PeerReport) {
-    if !peer.up {
-        let reason = peer.reason.as_deref().unwrap_or(match peer.state {
-            PeerState::Waiting => "it has no endpoint here, so it must call us, and it has not called yet",
-            PeerState::Connecting => {
-                "no answer yet: is it running, is its endpoint right, does a firewall let the port through?"
-            }
-            PeerState::Silent => "nothing has been heard from it; its flows wait",
-            PeerState::Stuck => "the thread that serves it does not answer",
-            PeerState::Up | PeerState::Resting => "it is just coming up",
-        });
-        let _ = writeln!(out, "{} is not up: {reason}", peer.name);
-    }
-    if peer.datagrams_sent + peer.datagrams_received > 0 {
-        let again = 100.0 * peer.retransmissions as f64 / peer.datagrams_sent.max(1) as f64;
-        let _ = write!(
-            out,
-            "{}: {} datagrams sent, {} segments again ({again:.2} %), {} received",
-            peer.name, peer.datagrams_sent, peer.retransmissions, peer.datagrams_received
-        );
-        if peer.parity_sent + peer.rebuilt > 0 {
-            let _ = write!(
-                out,
-                ", {} parity sent, {} lost ones rebuilt",
-                peer.parity_sent, peer.rebuilt
-            );
-        }
-        if let Some(drops) = counts(&peer.drops) {
-            let _ = write!(out, ", dropped: {drops}");
-        }
-        let _ = writeln!(
-            out,
-            "; {} since the start",
-            plural(peer.flows_total, "flow")
-        );
-    }
-    let compression = &peer.compression;
-    if compression.before > 0 {
-        let _ = write!(
-            out,
-            "{}: compressed {} to {} ({:.1} times), {:.2} s of CPU, saved {} of the link's time",
-            peer.name,
-            bytes(compression.before),
-            bytes(compression.after),
-            times(compression),
-            compression.cpu,
-            span(compression.saved),
-        );
-        if compression.classes.len() > 1 {
-            let each = |(class, own): (&String, &CompressionReport)| {
-                format!("{class} {:.1} times", times(own))
-            };
-            let _ = write!(
-                out,
-                "; {}",
-                compression
-                    .classes
-                    .iter()
-                    .map(each)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            );
-        }
-        if let Some(raw) = counts(&compression.raw) {
-            let _ = write!(out, "; buffers sent as they were: {raw}");
-        }
-        out.push('\n');
-    }
-    for (what, groups) in [
-        ("asks us for", &peer.groups_asked_here),
-        ("is asked for", &peer.groups_asked_there),
-    ] {
-        if !groups.is_empty() {
-            let more = if groups.len() > SHOWN_GROUPS {
-                " ..."
-            } else {
-                ""
-            };
-            let shown = groups
-                .iter()
-                .take(SHOWN_GROUPS)
-                .cloned()
-                .collect::<Vec<_>>()
-                .join(" ");
-            let _ = writeln!(
-                out,
-                "{} {what} {}: {shown}{more}",
-                peer.name,
-                plural(groups.len() as u64, "group")
-            );
-        }
-    }
-    if !peer.lans_left.is_empty() {
-        let _ = writeln!(
-            out,
-            "{}: its groups come to {} by another TPO there",
-            peer.name,
-            peer.lans_left.join(" ")
-        );
-    }
-    let handshake = &peer.handshake;
-    if handshake.completed + handshake.failed > 0 {
-        let _ = write!(
-            out,
-            "{}: {}",
-            peer.name,
-            plural(handshake.completed, "handshake")
-        );
-        if let Some(age) = handshake.key_age {
-            let _ = write!(out, ", keys {} old", span(age));
-        }
-        if handshake.failed > 0 {
-            let _ = write!(
-                out,
-                "; {} more proved nothing (anybody can repeat one)",
-                handshake.failed
-            );
-        }
-        out.push('\n');
-    }
-}
-
-/// How many bytes became one.
-fn times(compression: &CompressionReport) -> f64 {
-    compression.before as f64 / compression.after.max(1) as f64
 }
 
 /// What compression does for a flow, or why nothing.
@@ -313,7 +200,7 @@ fn interception(out: &mut String, intercept: &InterceptReport) {
         plural(intercept.rules as u64, "rule")
     );
     if intercept.rules_disabled > 0 {
-        let _ = write!(out, " ({} more switched off)", intercept.rules_disabled);
+        let _ = write!(out, " ({} more disabled)", intercept.rules_disabled);
     }
     match intercept.interfaces.is_empty() {
         true => out.push_str(", any interface"),
@@ -344,11 +231,15 @@ fn interception(out: &mut String, intercept: &InterceptReport) {
     for lease in &intercept.leases {
         match lease.held {
             true => {
-                let _ = writeln!(out, "  {}: held, new connections are taken", lease.peer);
+                let _ = writeln!(
+                    out,
+                    "  {}: held, new connections are intercepted",
+                    lease.peer
+                );
             }
             false => {
                 let reason = lease.reason.as_deref().unwrap_or("the peer is not up");
-                let _ = writeln!(out, "  {}: LET GO, {reason}", lease.peer);
+                let _ = writeln!(out, "  {}: NOT HELD, {reason}", lease.peer);
             }
         }
     }
@@ -359,7 +250,7 @@ fn not_accelerated(out: &mut String, report: &StatusReport) {
         return;
     }
     out.push_str("\nconnections that were not accelerated:\n");
-    let mut table = Table::new(&[
+    let mut table = TextTable::new(&[
         ("COUNT", Right),
         ("NO.", Right),
         ("REASON", Left),
@@ -386,7 +277,8 @@ fn not_accelerated(out: &mut String, report: &StatusReport) {
     out.push_str(&sentences);
 }
 
-/// The rest is in `--json`.
+/// Lines that are shown of what went in the clear, the largest counts first: a screen. All of them
+/// are in `--json`.
 const SHOWN_PLAIN: usize = 20;
 
 /// What left in the clear though a rule names it: whoever counts on encryption looks here.
@@ -397,7 +289,7 @@ fn went_plain(out: &mut String, plain: &[PlainReport]) {
     }
     most.sort_by_key(|plain| std::cmp::Reverse(plain.count));
     out.push_str("\nwent in the clear (TCP: connections, all else: packets):\n");
-    let mut table = Table::new(&[
+    let mut table = TextTable::new(&[
         ("COUNT", Right),
         ("NO.", Right),
         ("REASON", Left),
@@ -420,157 +312,6 @@ fn went_plain(out: &mut String, plain: &[PlainReport]) {
     out.push_str(&table.to_string());
     if most.len() > SHOWN_PLAIN {
         let _ = writeln!(out, "and {} more lines in --json", most.len() - SHOWN_PLAIN);
-    }
-}
-
-fn counts(counts: &BTreeMap<String, u64>) -> Option<String> {
-    let counted: Vec<String> = counts
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .map(|(kind, count)| format!("{count} {kind}"))
-        .collect();
-    (!counted.is_empty()).then(|| counted.join(", "))
-}
-
-fn plural(count: u64, what: &str) -> String {
-    if count == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{count} {what}s")
-    }
-}
-
-/// The name of a protocol, or its number.
-pub fn protocol(number: u8) -> String {
-    match number {
-        1 => "icmp".into(),
-        6 => "tcp".into(),
-        17 => "udp".into(),
-        58 => "icmpv6".into(),
-        other => other.to_string(),
-    }
-}
-
-/// Bytes in the unit that suits them.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would be printed as 1024.0 of the smaller unit.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
-/// Bytes per second, as the bits per second in which links are sold.
-pub fn rate(bytes_per_second: u64) -> String {
-    let bits = bytes_per_second as f64 * 8.0;
-    match bits {
-        _ if bits >= 999.95e6 => format!("{:.2} Gbit/s", bits / 1e9),
-        _ if bits >= 999.95e3 => format!("{:.1} Mbit/s", bits / 1e6),
-        _ => format!("{:.1} kbit/s", bits / 1e3),
-    }
-}
-
-/// Seconds, in the two largest units that matter.
-pub fn span(seconds: f64) -> String {
-    let seconds = seconds.max(0.0);
-    if seconds < 60.0 {
-        // 59.96 would be printed as 60.0.
-        return format!("{:.1}s", seconds.min(59.9));
-    }
-    let whole = seconds as u64;
-    let (days, hours, minutes) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes}m {}s", whole % 60),
-        (0, hours) => format!("{hours}h {minutes}m"),
-        (days, hours) => format!("{days}d {hours}h"),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Align {
-    Left,
-    Right,
-}
-use Align::{Left, Right};
-
-/// Rows of text in columns as wide as they must be. A column in which nothing stands is left out.
-struct Table {
-    columns: Vec<(&'static str, Align)>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(columns: &[(&'static str, Align)]) -> Table {
-        Table {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
-    }
-
-    fn row(&mut self, cells: Vec<String>) {
-        assert_eq!(cells.len(), self.columns.len(), "a cell for each column");
-        self.rows
-            .push(cells.iter().map(|cell| one_line(cell)).collect());
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let width = |column: usize| {
-            self.rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
-        let used: Vec<(usize, usize)> = (0..self.columns.len())
-            .filter(|column| self.rows.is_empty() || width(*column) > 0)
-            .map(|column| {
-                (
-                    column,
-                    width(column).max(self.columns[column].0.chars().count()),
-                )
-            })
-            .collect();
-        let head: Vec<String> = self
-            .columns
-            .iter()
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
-        for row in std::iter::once(&head).chain(&self.rows) {
-            let mut line = String::new();
-            for (column, width) in &used {
-                let cell = &row[*column];
-                match self.columns[*column].1 {
-                    Left => write!(line, "{cell:<width$}  ")?,
-                    Right => write!(line, "{cell:>width$}  ")?,
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
-/// A cell is one line without control characters, whatever a peer or an application made of it, and
-/// no wider than a screen bears.
-fn one_line(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    match text.chars().count() > WIDEST {
-        false => text.chars().map(clean).collect(),
-        true => text
-            .chars()
-            .take(WIDEST - 3)
-            .map(clean)
-            .chain("...".chars())
-            .collect(),
     }
 }
 

@@ -129,21 +129,21 @@ fn status_says_whether_what_and_why_not() {
     let golden = "\
 paris: working in part; 1 of 2 peers up, 12 flows, running for 3d 4h (tpo 0.1.0)
 
-PEER  STATE    ENDPOINT              RTT     LEAST  LOSS SO FAR     MAY SEND      ARRIVES  IN FLIGHT  SEGMENT  FLOWS     SENT  RECEIVED
-lyon  up       192.0.2.7:47800  100.4 ms  100.1 ms       1.02 %  93.0 Mbit/s  91.2 Mbit/s    1.1 MiB     1452     12  1.2 GiB  40.1 MiB
-oslo  waiting  -                       -         -            -            -            -        0 B        -      0      0 B       0 B
-lyon: 912345 datagrams sent, 9279 segments again (1.02 %), 456123 received, 1200 parity sent, 31 lost ones rebuilt, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
-lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 0.03 s of CPU, saved 12.6s of the link's time; bulk 8.0 times, interactive 1.1 times; buffers sent as they were: 1 small
-lyon is asked for 2 groups: 239.1.1.1 ff05::1
-lyon: its groups come to lan1 by another TPO there
-lyon: 2 handshakes, keys 20m 34s old; 1 more proved nothing (anybody can repeat one)
+PEER  STATE    ENDPOINT              RTT   MIN RTT  LOSS SO FAR       PACING    DELIVERED  IN FLIGHT  DATAGRAM  FLOWS     SENT  RECEIVED
+lyon  up       192.0.2.7:47800  100.4 ms  100.1 ms       1.02 %  93.0 Mbit/s  91.2 Mbit/s    1.1 MiB      1452     12  1.2 GiB  40.1 MiB
+oslo  waiting  -                       -         -            -            -            -        0 B         -      0      0 B       0 B
+lyon: 912345 datagrams sent, 9279 segments retransmitted (1.02 %), 456123 datagrams received, 1200 parity rows sent, 31 lost datagrams rebuilt, dropped: 3 replayed, 1 wrong tag; 4711 flows since the start
+lyon: compressed 4.0 MiB to 1.0 MiB (4.0 times), 0.03 s of CPU, saved 12.6s of the link's time; bulk 8.0 times, interactive 1.1 times; buffers sent uncompressed: 1 small
+lyon is asked for 2 multicast groups: 239.1.1.1 ff05::1
+lyon: another TPO brings its multicast groups to lan1
+lyon: 2 handshakes, keys 20m 34s old; 1 more not authenticated (anybody can replay one)
 oslo is not up: it has no endpoint here, so it must call us, and it has not called yet
 
-interception: installed, tproxy, 4 rules (1 more switched off), any interface, this host's applications too
-  lyon: held, new connections are taken
-  oslo: LET GO, the peer is not up
-memory: 19.0 MiB of 512.0 MiB, 40.0 MiB at most so far
-datagrams of nobody we know: 8 of an unknown key
+interception: installed, tproxy, 4 rules (1 more disabled), any interface, this host's applications too
+  lyon: held, new connections are intercepted
+  oslo: NOT HELD, the peer is not up
+memory: 19.0 MiB of 512.0 MiB, peak 40.0 MiB
+datagrams of no known peer: 8 of an unknown key
 
 connections that were not accelerated:
 COUNT  NO.  REASON        WHAT TO DO
@@ -161,6 +161,18 @@ COUNT  NO.  REASON     LINE  RULE
 }
 
 #[test]
+fn rates_of_a_path_that_is_not_used_are_not_shown() {
+    let idle = PeerReport {
+        in_flight: 0,
+        ..lyon()
+    };
+    let shown = peers(&[idle]);
+    let row = shown.lines().nth(1).unwrap();
+    assert_eq!(row.matches(" idle").count(), 2, "{row}");
+    assert!(!row.contains("bit/s"), "{row}");
+}
+
+#[test]
 fn the_first_line_is_the_verdict() {
     let verdict = |report: &StatusReport| status(report).lines().next().unwrap().to_owned();
     let mut report = report();
@@ -172,9 +184,8 @@ fn the_first_line_is_the_verdict() {
     report.intercept.installed = false;
     report.intercept.problem = Some("nft is not there".into());
     assert!(
-        verdict(&report).starts_with(
-            "paris: NOT INTERCEPTING, peers are up but nothing is taken from the LAN; "
-        )
+        verdict(&report)
+            .starts_with("paris: NOT INTERCEPTING, peers are up but nothing is intercepted; ")
     );
     assert!(status(&report).contains("\ninterception: NOT INSTALLED, nft is not there\n"));
     report.peers[0] = PeerReport {
@@ -247,7 +258,7 @@ fn flows_are_one_line_each() {
         ..slow
     };
     let golden = "\
-FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED  PACKETS           SHRUNK    LOST    DELAY    AGE  IDLE     CREDIT  HELD UP BY
+FLOW  PEER  PROTO  CLIENT             SERVER          OPENED BY  STATE  CLASS      SENT  RECEIVED  PACKETS       COMPRESSED    LOST    DELAY    AGE  IDLE     CREDIT  HELD UP BY
    3  lyon  tcp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB                      4.5x                   1m 1s  0.0s  256.0 KiB
   12  lyon  tcp    [fd10:1::2]:40123  [fd10:2::2]:80  us         open   normal  1.2 KiB   4.8 MiB           does not shrink                   1m 1s  0.0s        0 B  the far application reads slowly
   13  lyon  udp    10.10.1.2:40122    10.10.2.2:443   peer       open   normal  1.2 KiB   4.8 MiB  200/199                   0.50 %  41.3 ms  1m 1s  0.0s        0 B

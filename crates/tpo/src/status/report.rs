@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Reason;
+use super::reason::Reason;
 
 /// The whole program at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
