@@ -4,6 +4,7 @@
 //! The picture of its threads is in ARCHITECTURE.md, "Threads".
 
 pub mod control;
+mod passed;
 pub mod reports;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tpo_engine::{Class, CompressionStats, FlowInfo, Uncompressed};
 
 use crate::config::Checked;
-use crate::daemon::control;
+use crate::daemon::{control, passed};
 use crate::demultiplexer::{Drops, Fault, Sighting};
 use crate::gate;
 use crate::intercept::lease::{Count, Lease};
@@ -19,6 +19,7 @@ use crate::intercept::rules::counter;
 use crate::lane::{Lane, Report};
 use crate::packets::plain_way::Plain;
 use crate::packets::reader;
+use crate::status::drops;
 use crate::status::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport,
     MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, Reason, StatusReport,
@@ -259,57 +260,12 @@ impl Facts {
         let kernel = Lease::open()
             .and_then(|mut lease| lease.counters())
             .unwrap_or_default();
-        let kernel = |name| kernel.get(name).map_or(0, |count| count.packets);
-        let lanes = |of: fn(&Report) -> u64| reports.iter().flatten().map(of).sum::<u64>();
-        let gate = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        let tap = |of: fn(&reader::Counters) -> &AtomicU64| {
-            self.tap
-                .as_ref()
-                .map_or(0, |counters| of(counters).load(Ordering::Relaxed))
-        };
-        [
-            (
-                Reason::PeerDown,
-                kernel(counter::NO_LEASE)
-                    + kernel(counter::REFUSED)
-                    + lanes(|report| report.counters.refused_not_connected + report.packets.let_go),
-            ),
-            (
-                Reason::FlowLimit,
-                lanes(|report| report.counters.refused_no_room + report.packets.too_many)
-                    + gate(&self.gate.lane_full)
-                    + tap(|counters| &counters.lane_full),
-            ),
-            (
-                Reason::Memory,
-                lanes(|report| {
-                    report.stats.counters.flows.refused + report.stats.counters.flows.out_of_memory
-                }),
-            ),
-            (Reason::Loop, gate(&self.gate.not_intercepted)),
-            (
-                Reason::NotAccepted,
-                lanes(|report| report.counters.not_allowed),
-            ),
-            (
-                Reason::Descriptors,
-                gate(&self.gate.no_descriptors) + lanes(|report| report.counters.no_descriptors),
-            ),
-            (Reason::Stopping, kernel(counter::NO_LISTENER)),
-            (
-                Reason::Flood,
-                kernel(counter::FLOOD) + kernel(counter::FLOOD_DROPPED),
-            ),
-            (Reason::WaysFull, kernel(counter::WAYS_FULL)),
-            (
-                Reason::NoFlow,
-                tap(|counters| &counters.let_go) + lanes(|report| report.packets.no_flow),
-            ),
-        ]
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(reason, count)| PassedReport::new(reason, count))
-        .collect()
+        passed::reports(&passed::Sources {
+            kernel: &kernel,
+            gate: &self.gate,
+            reader: self.tap.as_deref(),
+            lanes: reports.iter().flatten().collect(),
+        })
     }
 }
 
@@ -583,92 +539,30 @@ fn hold_up(info: &FlowInfo) -> Option<String> {
 }
 
 fn drops(report: &Report) -> BTreeMap<String, u64> {
-    let mover = &report.stats.mover.counters;
-    let (drops, breaches, handshake) =
-        (&mover.drops, &mover.drops.breaches, &mover.handshake.drops);
-    kinds([
-        ("replayed", drops.replayed),
-        ("too old", drops.too_old),
-        ("forged", drops.forged),
-        ("wrong key phase", drops.wrong_phase),
-        ("worn session", drops.worn_session),
-        ("unknown session", drops.unknown_session),
-        ("foreign", drops.foreign),
-        ("subfields cut off", breaches.subfields_cut_off),
-        ("subfields of wrong length", breaches.subfields_wrong_length),
-        ("subfields of unknown type", breaches.subfields_unknown_type),
-        ("data of another datagram", breaches.data_of_other_datagram),
-        (
-            "segments outside payload",
-            breaches.segments_outside_payload,
-        ),
-        ("segments contradictory", breaches.segments_contradictory),
-        ("segments refused", drops.segments_refused),
-        ("acks cut off", breaches.acks_cut_off),
-        ("acks of unsent", breaches.acks_of_unsent),
-        ("parity malformed", breaches.parity_malformed),
-        ("parity contradictory", breaches.parity_contradictory),
-        ("records malformed", breaches.records_malformed),
-        ("handshake strangers", handshake.strangers),
-        ("handshake unproved", handshake.unproved),
-        ("handshake without form", handshake.no_form),
-        ("handshake of other version", handshake.other_version),
-        (
-            "handshake fragments malformed",
-            handshake.fragments_malformed,
-        ),
-        ("handshake without attempt", handshake.no_attempt),
-        ("handshake of ended attempt", handshake.attempt_over),
-        ("handshake yielding to ours", handshake.yielding),
-        ("handshake contradictory", handshake.contradictory),
-        ("handshake limited", handshake.limited),
-        ("handshake forged", handshake.forged),
-        ("handshake refused", handshake.refused),
-        (
-            "payloads malformed",
-            report.stats.counters.malformed.total(),
-        ),
-        (
-            "dictionaries too many",
-            report.stats.counters.answers_dropped,
-        ),
-        ("messages late", report.stats.counters.late),
-        (
-            "packets too late",
-            report.stats.counters.packets.stale + report.stats.counters.packets.late,
-        ),
-        (
-            "packets too many",
-            report.stats.counters.packets.full + report.packets.dropped,
-        ),
-        ("packets foreign", report.packets.foreign),
-        ("ICMP neither echo nor error", report.packets.icmp),
-        ("flows that another peer owns", report.packets.owned),
-        (
-            "flows of a wrong protocol",
-            report.stats.counters.malformed.protocol,
-        ),
-        (
-            "addresses in a wrong form",
-            report.stats.counters.malformed.address,
-        ),
-        (
-            "packets not taken by the kernel",
-            report.packets.not_emitted,
-        ),
-        (
-            "packet flows refused",
-            report.stats.counters.packets.flows_refused,
-        ),
+    let (stats, packets) = (&report.stats.counters, &report.packets);
+    let own = [
+        ("packets too late", stats.packets.stale + stats.packets.late),
+        ("packets too many", stats.packets.full + packets.dropped),
+        ("packets foreign", packets.foreign),
+        ("ICMP neither echo nor error", packets.icmp),
+        ("flows that another peer owns", packets.owned),
+        ("packets not taken by the kernel", packets.not_emitted),
+        ("packet flows refused", stats.packets.flows_refused),
         ("icmp unproved", report.counters.complaints_unproved),
         ("connects given up", report.counters.connects_given_up),
         ("send failures", report.counters.send_failures),
         ("receive buffer full", report.counters.buffer_full),
-    ])
+    ];
+    kinds(
+        drops::of_mover(&report.stats.mover.counters)
+            .into_iter()
+            .chain(drops::of_engine(stats))
+            .chain(own),
+    )
 }
 
 /// The kinds that came up at all.
-fn kinds<const N: usize>(all: [(&str, u64); N]) -> BTreeMap<String, u64> {
+fn kinds(all: impl IntoIterator<Item = drops::Counted>) -> BTreeMap<String, u64> {
     all.into_iter()
         .filter(|(_, count)| *count > 0)
         .map(|(kind, count)| (kind.to_owned(), count))

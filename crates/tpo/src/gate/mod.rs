@@ -55,9 +55,12 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Counters {
     /// Given to a lane.
     pub accepted: AtomicU64,
-    /// Reset: no rule names it (a connection to the interceptor itself, or a rule that has just
-    /// gone).
+    /// Reset: a connection to the interceptor itself.
     pub not_intercepted: AtomicU64,
+    /// Reset: redirected, and the kernel no longer knows from where.
+    pub no_destination: AtomicU64,
+    /// Reset: no rule names it, though the kernel brought it here. A rule has just gone.
+    pub no_rule: AtomicU64,
     /// Reset: the lane had too many waiting, and too many waited for it here.
     pub lane_full: AtomicU64,
     /// Reset: no descriptor left, or none of the peer's share.
@@ -297,10 +300,18 @@ impl Loop {
             let outcome = listener.accept_ready(ACCEPT_TURN, batch)?;
             self.waiting |= !outcome.drained;
             self.taken += batch.len() as u64
-                + u64::from(outcome.not_intercepted + outcome.no_descriptors + outcome.aborted);
+                + u64::from(
+                    outcome.not_intercepted
+                        + outcome.no_destination
+                        + outcome.no_descriptors
+                        + outcome.aborted,
+                );
             self.counters
                 .not_intercepted
                 .fetch_add(outcome.not_intercepted.into(), Ordering::Relaxed);
+            self.counters
+                .no_destination
+                .fetch_add(outcome.no_destination.into(), Ordering::Relaxed);
             self.counters
                 .no_descriptors
                 .fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
@@ -326,9 +337,7 @@ impl Loop {
             .and_then(|key| Some((key, self.policy.find(&key)?)))
         else {
             debug!(%client, %destination, "a connection that no rule names reached the gate");
-            self.counters
-                .not_intercepted
-                .fetch_add(1, Ordering::Relaxed);
+            self.counters.no_rule.fetch_add(1, Ordering::Relaxed);
             reset_on_close(&socket);
             return;
         };

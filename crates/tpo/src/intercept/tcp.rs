@@ -187,6 +187,8 @@ pub struct Batch {
     pub drained: bool,
     /// Connections to the listener itself, by nobody's rule: reset.
     pub not_intercepted: u32,
+    /// Redirected connections of which the kernel no longer knows the destination: reset.
+    pub no_destination: u32,
     /// Reset because the process has no descriptor left.
     pub no_descriptors: u32,
     /// Gone before they were accepted.
@@ -270,6 +272,7 @@ impl Listener {
             self.sockets[index].is_ready = !batch.drained;
             all.drained &= batch.drained;
             all.not_intercepted += batch.not_intercepted;
+            all.no_destination += batch.no_destination;
             all.no_descriptors += batch.no_descriptors;
             all.aborted += batch.aborted;
         }
@@ -299,9 +302,9 @@ impl Listener {
                             batch.not_intercepted += 1;
                             reset_on_close(&stream);
                         }
-                        // The kernel knows no original destination: nobody redirected it.
+                        // The kernel has forgotten where it was going, or nobody redirected it.
                         Err(_) => {
-                            batch.not_intercepted += 1;
+                            batch.no_destination += 1;
                             reset_on_close(&stream);
                         }
                     }

@@ -2,6 +2,7 @@
 //! form for people, [`reason`] the numbered list of why a connection is not accelerated. The daemon
 //! fills the reports, [`control`](crate::daemon::control) carries them.
 
+pub mod drops;
 mod peer_lines;
 pub mod reason;
 pub mod render;
