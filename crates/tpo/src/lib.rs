@@ -1,24 +1,57 @@
 //! The transport protocol optimizer: everything of it that touches Linux or a person.
 //!
 //! The binary `tpo` only calls [`cli::main`]; tests and fuzz targets reach the rooms through this
-//! library. The modules stand on floors: each uses those above it in this list, never those below.
+//! library. The modules stand on floors, the lowest first: each uses those before it in this list,
+//! never those behind it.
 
-// What all rooms stand on.
-pub mod config;
-pub mod host;
-pub mod status;
+// --- What all rooms stand on -------------------------------------------------------------------
+
+// System calls.
 pub mod sys;
+
+// This host apart from its traffic.
+pub mod host;
+
+// What people are shown.
+pub mod status;
+
+// The look-up table and the numbers of peers, pure.
 pub mod table;
 
-// The walk.
-pub mod demultiplexer;
-pub mod edge;
-pub mod gate;
+// The configuration.
+pub mod config;
+
+// --- The walk ----------------------------------------------------------------------------------
+
+// The kernel's side of taking connections and packets.
 pub mod intercept;
-pub mod lane;
+
+// UDP sockets towards the peers.
 pub mod link;
+
+// IP packets, pure.
+pub mod ip;
+
+// The edges of connections, what a peer may reach, what all peers share.
+pub mod edge;
+
+// The lanes as other threads have them.
+pub mod lanes;
+
+// All that is not TCP, between the TUN device and the lanes.
 pub mod packets;
 
-// What joins them, and what a person touches.
-pub mod cli;
+// The loop around one peer's engine.
+pub mod lane;
+
+// Who calls at the port.
+pub mod demultiplexer;
+
+// Accepts connections, holds the leases.
+pub mod gate;
+
+// --- What joins them, and what a person touches ------------------------------------------------
+
 pub mod daemon;
+
+pub mod cli;

@@ -24,7 +24,8 @@ use crate::daemon::reports::Facts;
 use crate::demultiplexer::{Demultiplexer, Listed, Table};
 use crate::edge::exit::{Claims, Exit, Permit, SourceAddress};
 use crate::edge::shares::Shares;
-use crate::gate::{Doorbell, Gate};
+use crate::gate::Gate;
+use crate::host::doorbell::Doorbell;
 use crate::host::life_signs::Watched;
 use crate::host::own_addresses::{Following, Own};
 use crate::host::privilege;
@@ -34,11 +35,12 @@ use crate::intercept::install::{self, Installed};
 use crate::intercept::lease::{GroupSets, Lease};
 use crate::intercept::rules::Ports;
 use crate::intercept::tcp::Listeners;
+use crate::lane;
 use crate::lane::dictionary_worker::DictionaryWorker;
 use crate::lane::on_demand::Demand;
 use crate::lane::path_cache::{self, PathCache};
-use crate::lane::transit::Transit;
-use crate::lane::{self, Command, Lane};
+use crate::lanes::handle::{Command, Lane};
+use crate::lanes::transit::Transit;
 use crate::link::udp::Link;
 use crate::packets::edge::{self, Packets};
 use crate::packets::multicast::emit;
@@ -181,7 +183,11 @@ impl Daemon {
             false => None,
         };
 
-        let transit = transit(checked, groups.as_ref().map(|parts| &parts.wanted)).map(Arc::new);
+        let transit = transit(checked).map(Arc::new);
+        let passes = groups
+            .as_ref()
+            .filter(|_| transit.is_some())
+            .map(|parts| Arc::new(group_table(checked, |rule| rule.transit, &parts.wanted)));
         // What a level costs is this machine's own.
         let compression = Compression::measured(checked.compress_isolation, |work| {
             let start = Instant::now();
@@ -211,7 +217,9 @@ impl Daemon {
                         plain.clone(),
                         opened.clone(),
                         id,
-                        groups.as_ref().map(|groups| groups.of_lane(id, &plan)),
+                        groups
+                            .as_ref()
+                            .map(|groups| groups.of_lane(id, &plan, passes.clone())),
                         transit.clone(),
                     )
                 }),
@@ -485,19 +493,25 @@ impl MulticastParts {
         })
     }
 
-    fn of_lane(&self, id: PeerId, plan: &Plan) -> edge::Groups {
+    fn of_lane(
+        &self,
+        id: PeerId,
+        plan: &Plan,
+        passes: Option<Arc<reader::GroupTable>>,
+    ) -> edge::Groups {
         let emitter = emit::Emitter::new(id, self.lans.clone(), self.joined.clone());
         edge::Groups::new(
             plan.may_ask(id),
             self.wanted.clone(),
             emitter,
+            passes,
             Box::new(self.doorbell.ring()),
         )
     }
 }
 
 /// The rules that are also for what peers bring; none: nothing goes on from peer to peer.
-fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
+fn transit(checked: &Checked) -> Option<Transit> {
     let mut rules = checked
         .rules
         .iter()
@@ -510,13 +524,7 @@ fn transit(checked: &Checked, wanted: Option<&Arc<Wanted>>) -> Option<Transit> {
         .map(|rule| rule.on_failure == OnFailure::Open)
         .collect();
     let policy = Policy::new(to_one.iter().map(|rule| rule.matches.clone()).collect());
-    let to_many = wanted.map(|wanted| group_table(checked, |rule| rule.transit, wanted));
-    Some(Transit::new(
-        policy,
-        fails_open,
-        checked.carriers.clone(),
-        to_many,
-    ))
+    Some(Transit::new(policy, fails_open, checked.carriers.clone()))
 }
 
 /// Those of the rules for groups of many, and who asks.

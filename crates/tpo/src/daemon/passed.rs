@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::gate;
 use crate::intercept::lease::Count;
 use crate::intercept::rules::counter;
-use crate::lane::Report;
+use crate::lanes::report::Report;
 use crate::packets::reader;
 use crate::status::{PassedReport, Reason};
 

@@ -12,11 +12,13 @@ use tpo_engine::{Class, CompressionStats, FlowInfo, Uncompressed};
 
 use crate::config::Checked;
 use crate::daemon::{control, passed};
-use crate::demultiplexer::{Drops, Fault, Sighting};
+use crate::demultiplexer::Drops;
 use crate::gate;
 use crate::intercept::lease::{Count, Lease};
 use crate::intercept::rules::counter;
-use crate::lane::{Lane, Report};
+use crate::lanes::handle::Lane;
+use crate::lanes::report::Report;
+use crate::lanes::sighting::{Fault, Sighting};
 use crate::packets::plain_way::Plain;
 use crate::packets::reader;
 use crate::status::drops;

@@ -24,13 +24,14 @@ use tracing::{debug, warn};
 
 use crate::host::life_signs::{TURN_EVERY, Turns};
 use crate::host::log::Seldom;
-use crate::lane::Lane;
+use crate::lanes::handle::Lane;
+use crate::lanes::sighting::Sighting;
 use crate::link::udp::{Link, Runs};
 use crate::table::peers::{ByPeer, PeerId};
 
 mod sightings;
 
-pub use sightings::{Fault, Sighting, Sightings};
+pub use sightings::Sightings;
 
 const LINK: Token = Token(0);
 const WAKE: Token = Token(1);

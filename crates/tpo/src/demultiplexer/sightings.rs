@@ -7,42 +7,13 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::info;
 
 use crate::host::log::Seldom;
+use crate::lanes::sighting::{Fault, LIFE, Sighting};
 use crate::table::peers::{ByPeer, PeerId};
-
-/// How long a sighting counts. A peer that calls with wrong keys does it every two seconds.
-const LIFE: Duration = Duration::from_secs(60);
-
-/// What does not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It names a pair of keys that is not ours and a peer's.
-    Keys,
-    /// It names the pair, but was not made with the pair's secrets.
-    Guard,
-}
-
-/// One such datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sighting {
-    /// The address that it says it comes from.
-    pub from: SocketAddr,
-    /// When it came.
-    pub at: Instant,
-    /// What does not fit.
-    pub fault: Fault,
-}
-
-impl Sighting {
-    /// Whether it is so young that it is worth a word.
-    pub fn counts(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.at) < LIFE
-    }
-}
 
 /// The last ones.
 #[derive(Debug)]
@@ -114,6 +85,8 @@ impl Sightings {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -24,10 +24,13 @@ pub const HALF_OPEN: usize = 8_192;
 /// Nor more than this part of the descriptors.
 const HALF_OPEN_PART: usize = 4;
 
+/// Connections that the gate accepts from one listener before the other one has its turn. It has
+/// their descriptors before it has asked for a share of any.
+pub const ACCEPT_TURN: usize = 64;
 /// Descriptors that are not for flows. The standard ones and the log 3, TUN device, listeners and
 /// their spare files 8, netlink and nft 16, the threads' polls and wakers 16, control socket with
 /// its callers 21; and those just accepted, one turn of the gate.
-const RESERVE: usize = 64 + crate::gate::ACCEPT_TURN;
+const RESERVE: usize = 64 + ACCEPT_TURN;
 /// The same for each peer: poll, waker, timer, three handles on the poll, the listening socket's
 /// handle, the connected socket and the one before it; and three that a connection between two
 /// lanes takes for a moment.

@@ -14,26 +14,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Token, Waker};
+use mio::{Events, Poll, Waker};
 use tpo_engine::{Policy, StreamKey};
 use tracing::{debug, error, info, warn};
 
-use crate::edge::shares::{ARRIVING, Lack, Level, Marks, Opener, Room};
+use crate::edge::shares::{ACCEPT_TURN, ARRIVING, Lack, Level, Marks, Opener, Room};
+use crate::host::doorbell::{Doorbell, RUNG};
 use crate::host::life_signs::Turns;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::rules::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
-use crate::lane::{Command, Lane};
+use crate::lanes::handle::{Command, Lane};
 use crate::table::carriers::AllCarriers;
 use crate::table::peers::{ByPeer, PeerId};
 use pressure::{FullQueues, Known, Pressure};
 
-const WAKE: Token = Token(0);
 const FIRST_LISTENER: usize = 1;
 /// A lane that has not turned for this long is wedged: its peer's traffic goes its plain way.
 const ALIVE: Duration = Duration::from_secs(1);
-/// Connections accepted from one listener before the other one has its turn.
-pub(crate) const ACCEPT_TURN: usize = 64;
 /// Connections that wait here because their lanes have too many waiting: as many as may come until
 /// the lanes' leases are gone.
 const MOST_PARKED: usize = ARRIVING;
@@ -88,28 +86,6 @@ pub struct Gate {
     thread: JoinHandle<()>,
     /// What it counted.
     pub counters: Arc<Counters>,
-}
-
-/// The poll of a thread (the gate's, multicast's), made before the lanes so that they can wake it.
-pub struct Doorbell {
-    pub(crate) poll: Poll,
-    waker: Arc<Waker>,
-}
-
-impl Doorbell {
-    /// A poll that nobody waits on yet.
-    pub fn new() -> io::Result<Doorbell> {
-        let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
-        Ok(Doorbell { poll, waker })
-    }
-
-    /// What makes its thread look at once.
-    pub fn ring(&self) -> impl Fn() + Send + 'static {
-        let waker = self.waker.clone();
-        // It looks every half second anyway.
-        move || drop(waker.wake())
-    }
 }
 
 impl Gate {
@@ -272,10 +248,10 @@ impl Loop {
                 error!(%error, "the gate cannot wait for connections and ends: traffic goes its plain way");
                 break;
             }
-            if events.iter().any(|event| event.token() == WAKE) {
+            if events.iter().any(|event| event.token() == RUNG) {
                 self.renew(Instant::now(), false);
             }
-            for event in events.iter().filter(|event| event.token() != WAKE) {
+            for event in events.iter().filter(|event| event.token() != RUNG) {
                 self.listeners.mark_ready(event.token().0 - FIRST_LISTENER);
             }
             self.waiting = false;

@@ -1,6 +1,7 @@
 //! This host apart from its traffic: what the service manager, the log, the kernel's lists and the
 //! daemon's own privileges ask for.
 
+pub mod doorbell;
 pub mod life_signs;
 pub mod lock;
 pub mod log;

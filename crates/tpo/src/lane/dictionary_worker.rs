@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tpo_engine::Work;
 
-use crate::lane::{Command, Lane};
+use crate::lanes::handle::{Command, Lane};
 
 /// Work that may wait: some megabytes each, and never more than two of a peer.
 const WAITING: usize = 8;

@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,6 @@ use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment, U
 use tpo_mover::{Origin, TransmitKind};
 use tracing::{debug, info, warn};
 
-use crate::demultiplexer::{Fault, Sighting};
 use crate::edge::exit::Exit;
 use crate::edge::shares::{ARRIVING, FarRoom, Opener, Permit, Shares};
 use crate::edge::tcp::{Begins, Edges, Happened};
@@ -31,28 +30,25 @@ use crate::intercept::tcp::reset_on_close;
 use crate::lane::dictionary_worker::DictionaryWorker;
 use crate::lane::on_demand::{Demand, Turn};
 use crate::lane::path_cache::PathCache;
-use crate::lane::transit::{Next, Transit};
+use crate::lanes::handle::{Command, Lane, LaneEnd};
+use crate::lanes::inlet::{Arrival, Outlet};
+use crate::lanes::pulse::Pulse;
+use crate::lanes::report::{Counters, Report};
+use crate::lanes::sighting::{Fault, Sighting};
+use crate::lanes::transit::{Next, Transit};
 use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 use crate::packets::edge::Packets;
 use crate::sys::{self, Timer};
 use crate::table::peers::PeerId;
 
 pub mod dictionary_worker;
-mod handle;
-mod inlet;
 mod marks;
 pub mod on_demand;
 pub mod path_cache;
 mod peer_socket;
-pub mod transit;
 
-pub use handle::{Command, Counters, Lane, Pulse, Report};
-use inlet::{Arrival, HANDSHAKES, Outlet, SESSIONS, inlet};
 use peer_socket::{Complaint, PeerSocket};
 
-/// Commands that may wait for a lane: a burst of new connections, beyond which new ones are turned
-/// away.
-const COMMANDS: usize = 4_096;
 /// A lane that sleeps shows its pulse this often; the lease needs one in each second.
 const PULSE: Duration = Duration::from_millis(200);
 /// Batches received before the lane turns to its other work, so that nothing starves under a flood.
@@ -124,21 +120,14 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     poll.registry()
         .register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
     let edges = Edges::new(poll.registry().try_clone()?);
-    let (commands, inbox) = sync_channel(COMMANDS);
-    let ((sessions, session_inbox), (handshakes, handshake_inbox)) =
-        (inlet(SESSIONS), inlet(HANDSHAKES));
-    let pulse = Arc::new(Pulse::new());
-    let stopping = Arc::new(AtomicBool::new(false));
-    let lane = Lane {
-        commands,
-        sessions,
+    let (lane, end) = Lane::new(&start.name, waker, start.shares.descriptors.clone());
+    let LaneEnd {
+        inbox,
         handshakes,
-        waker,
-        stopping: stopping.clone(),
-        pulse: pulse.clone(),
-        name: start.name.as_str().into(),
-        descriptors: start.shares.descriptors.clone(),
-    };
+        sessions,
+        stopping,
+        pulse,
+    } = end;
     let voice = PeerSocket::new(
         start.name.clone(),
         start.listener,
@@ -164,7 +153,7 @@ pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
                 passing: HashMap::new(),
                 voice,
                 inbox,
-                arrivals: [handshake_inbox, session_inbox],
+                arrivals: [handshakes, sessions],
                 stranger: None,
                 waiting: false,
                 stopping,
@@ -759,7 +748,7 @@ impl Loop {
             return Err(Status::NotAllowed);
         }
         self.passing.insert(flow, *key);
-        let [near, far] = crate::lane::transit::pair().map_err(|error| {
+        let [near, far] = crate::lanes::transit::pair().map_err(|error| {
             debug!(%error, "a flow cannot be handed on");
             Status::NoResources
         })?;

@@ -13,16 +13,18 @@ use tracing::debug;
 use crate::edge::exit::Exit;
 use crate::host::own_addresses::Own;
 use crate::intercept::tun::{Tun, VNET};
-use crate::lane::transit::{Onward, Transit};
+use crate::ip::{Head, Refused};
+use crate::lanes::batch::{Batch, Item, Onward, Ruled};
+use crate::lanes::report::PacketCounters;
+use crate::lanes::transit::Transit;
 use crate::packets::form;
-use crate::packets::ip::{Head, Refused};
 use crate::packets::multicast::emit::Emitter;
 use crate::packets::multicast::groups::{
     For, TELL_EVERY, Wanted, emit_membership, membership_key, parse_membership,
 };
 use crate::packets::multicast::igmp::IGMP;
 use crate::packets::plain_way::{Cause, Plain};
-use crate::packets::reader::{Batch, Item, Opened, Ruled, is_roomy, shed};
+use crate::packets::reader::{GroupTable, Opened, is_roomy, shed};
 use crate::packets::udp::{self, Row};
 use crate::table::address::any_form;
 use crate::table::peers::PeerId;
@@ -34,29 +36,6 @@ const MOST_BYTES: usize = 65_000;
 /// Flows from other peers that are remembered before those that are over are forgotten: twice as
 /// many as can live.
 const MOST_TAKEN_OVER: usize = 262_144;
-
-/// What became of packets in this lane.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Sent on their plain way: no session with the peer, or it refused the flow.
-    pub let_go: u64,
-    /// Sent on their plain way because there is no room for another flow.
-    pub too_many: u64,
-    /// Sent on their plain way because no flow was there that they belong to.
-    pub no_flow: u64,
-    /// Lost for lack of room, or because their rule fails closed.
-    pub dropped: u64,
-    /// Given to the kernel for their destination.
-    pub emitted: u64,
-    /// That the kernel did not take.
-    pub not_emitted: u64,
-    /// From the peer, of another flow than they said.
-    pub foreign: u64,
-    /// From the peer, ICMP that is neither an echo nor an error about a packet.
-    pub icmp: u64,
-    /// Flows of the peer that were refused because another peer owns them.
-    pub owned: u64,
-}
 
 /// The packet edges of one lane.
 pub struct Packets {
@@ -139,6 +118,8 @@ pub struct Groups {
     pub on_change: Box<dyn Fn() + Send>,
     /// Where what the peer brings goes out.
     pub emitter: Emitter,
+    /// To which other peers it goes on.
+    passes: Option<Arc<GroupTable>>,
     /// What we ask the peer for, by [`For`], and the number of the last message that said so.
     ask: [Ask; 2],
     number: u32,
@@ -162,6 +143,7 @@ impl Groups {
         may_ask: bool,
         wanted: Arc<Wanted>,
         emitter: Emitter,
+        passes: Option<Arc<GroupTable>>,
         on_change: Box<dyn Fn() + Send>,
     ) -> Groups {
         Groups {
@@ -169,6 +151,7 @@ impl Groups {
             wanted,
             on_change,
             emitter,
+            passes,
             ask: Default::default(),
             number: 0,
             say_at: None,
@@ -205,7 +188,7 @@ struct Out {
     number: u16,
     /// The kernel cuts no packets for us: it is older than 6.2.
     one_by_one: bool,
-    counters: Counters,
+    counters: PacketCounters,
 }
 
 impl Out {
@@ -333,7 +316,7 @@ impl Packets {
             packet: Vec::new(),
             number: 0,
             one_by_one: false,
-            counters: Counters::default(),
+            counters: PacketCounters::default(),
         };
         Packets {
             out,
@@ -352,7 +335,7 @@ impl Packets {
     }
 
     /// What happened so far.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> PacketCounters {
         self.out.counters
     }
 
@@ -575,9 +558,12 @@ impl Packets {
                         }
                     }
                     Some(own) if arrived.key.protocol == UDP && !arrived.is_reply => {
-                        if let Some(transit) = transit {
-                            transit.each(arrived.key, *owner, |to, ruled| {
-                                pass_on(to, *arrived.key, arrived.flow, Some(ruled), arrived.bytes);
+                        if let Some(passes) = &own.passes {
+                            passes.each(arrived.key, |to, whom, ruled| {
+                                if to != *owner && whom == For::Itself {
+                                    let (key, flow) = (*arrived.key, arrived.flow);
+                                    pass_on(to, key, flow, Some(ruled), arrived.bytes);
+                                }
                             });
                         }
                         let emitted = own.emitter.emit(arrived.key, arrived.bytes);

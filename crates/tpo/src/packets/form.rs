@@ -4,7 +4,7 @@
 //! its payload and a few bytes of its IP header; everything else crosses whole. The far side's
 //! bytes are not trusted: what does not belong to its flow is refused.
 //!
-//! On the way out [`super::send`] packs what [`super::ip`] has parsed; on the way in
+//! On the way out [`super::send`] packs what [`crate::ip`] has parsed; on the way in
 //! [`super::deliver`] and [`super::multicast::emit`] unpack.
 
 use std::net::IpAddr;
@@ -13,8 +13,8 @@ use std::ops::Range;
 use tpo_engine::PacketKey;
 
 use super::checksum::Sum;
-use super::ip::{self, Head, IPV4, IPV6, OrdinaryUdp, Parsed, Refused};
 use super::udp;
+use crate::ip::{self, Head, IPV4, IPV6, OrdinaryUdp, Parsed, Refused};
 use crate::table::protocols::UDP;
 
 /// The first byte of the form.

@@ -3,7 +3,6 @@
 mod checksum;
 pub mod edge;
 pub mod form;
-pub mod ip;
 pub mod multicast;
 pub mod plain_way;
 pub mod reader;

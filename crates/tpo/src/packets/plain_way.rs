@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tpo_engine::{FlowKey, Policy};
 
-use crate::packets::ip::Parsed;
+use crate::ip::Parsed;
 use crate::status::Reason;
 
 /// Why a packet would take its plain way.
@@ -157,7 +157,7 @@ impl Plain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packets::ip::{self, Head};
+    use crate::ip::{self, Head};
     use crate::packets::udp;
     use crate::table::protocols::{ICMP, UDP};
     use tpo_engine::{Class, Delivery, PacketKey};

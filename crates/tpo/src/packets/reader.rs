@@ -8,7 +8,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,13 +16,14 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Delivery, PacketKey, Policy, Treatment};
+use tpo_engine::{PacketKey, Policy};
 use tracing::{debug, warn};
 
 use crate::host::life_signs::{TURN_EVERY, Turns};
 use crate::intercept::tun::{Tun, VNET};
-use crate::lane::{Command, Lane};
-use crate::packets::ip::{self, Parsed};
+use crate::ip::{self, Parsed};
+use crate::lanes::batch::{Batch, Item, Ruled, WAITING_BYTES};
+use crate::lanes::handle::{Command, Lane};
 use crate::packets::multicast::groups::{For, Wanted};
 use crate::packets::plain_way::{Cause, Plain};
 use crate::table::carriers::AllCarriers;
@@ -41,57 +41,11 @@ const LONGEST: usize = 65_535;
 /// threads.
 const MANY: usize = 4;
 const MODERATION: Duration = Duration::from_micros(100);
-/// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What
-/// comes then is lost, as in any full queue.
-pub(crate) const WAITING_BYTES: usize = 8 << 20;
 /// Cut packets whose later pieces may be under way.
 const FIRST_PIECES: usize = 256;
 
-/// What a rule says of a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Ruled {
-    /// How the rule wants it to be treated.
-    pub treatment: Treatment,
-    /// How it is carried.
-    pub delivery: Delivery,
-    /// It takes its plain way when the peer cannot have it.
-    pub fails_open: bool,
-}
-
 /// Whose a packet is: the peer of the lane, and by which rule it may open a flow there.
 type Whose = (PeerId, Option<Ruled>);
-
-/// One packet of a batch.
-#[derive(Debug)]
-pub struct Item {
-    /// What it is.
-    pub seen: Parsed,
-    /// By which rule it may open a flow; none: it belongs to one that lives, or to nobody.
-    pub ruled: Option<Ruled>,
-    /// Its bytes in the batch.
-    pub bytes: Range<usize>,
-}
-
-/// Packets for one lane.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// All bytes.
-    pub bytes: Vec<u8>,
-    /// The packets.
-    pub items: Vec<Item>,
-}
-
-impl Batch {
-    fn push(&mut self, seen: Parsed, ruled: Option<Ruled>, packet: &[u8]) {
-        let from = self.bytes.len();
-        self.bytes.extend_from_slice(packet);
-        self.items.push(Item {
-            seen,
-            ruled,
-            bytes: from..self.bytes.len(),
-        });
-    }
-}
 
 /// The room that a flood took is given back when few are left.
 pub fn shed<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
@@ -522,7 +476,7 @@ fn let_go<'b>(batch: &'b Batch, plain: &'b Plain) -> impl Iterator<Item = &'b [u
 
 #[cfg(test)]
 mod tests {
-    use tpo_engine::Class;
+    use tpo_engine::{Class, Delivery};
 
     use super::*;
 

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use tpo_engine::PacketKey;
 
 use super::checksum::Sum;
-use super::ip::{DONT_FRAGMENT, FRAGMENT, Head, IPV4, IPV6, UDP_HEADER};
 use crate::intercept::tun::VNET;
+use crate::ip::{DONT_FRAGMENT, FRAGMENT, Head, IPV4, IPV6, UDP_HEADER};
 use crate::table::protocols::UDP;
 
 /// Packets that the kernel cuts out of one, at most (`UDP_MAX_SEGMENTS` of Linux 6.2).
@@ -173,4 +173,4 @@ pub(super) fn fragment(packet: &[u8], mtu: usize, number: u32, mut each: impl Fn
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use super::*;
-use crate::packets::ip::{
+use crate::ip::{
     AUTHENTICATION, DESTINATION, FRAGMENT, Fragment, HOP_BY_HOP, ROUTING, UDP_HEADER, parse,
 };
 use crate::packets::udp::emit;

@@ -13,8 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tpo_engine::PacketKey;
 use tracing::debug;
 
+use crate::ip::{self, Refused};
 use crate::packets::form;
-use crate::packets::ip::{self, Refused};
 use crate::packets::multicast::groups::Joined;
 use crate::packets::udp;
 use crate::sys;

@@ -34,9 +34,9 @@ use socket2::{Domain, InterfaceIndexOrAddress, SockFilter, Socket, Type};
 use tpo_engine::Prefix;
 use tracing::{debug, info, warn};
 
-use crate::gate::Doorbell;
+use crate::host::doorbell::Doorbell;
 use crate::intercept::lease::{GroupSets, RENEW_EVERY};
-use crate::lane::{self, Command};
+use crate::lanes::handle::{Command, Lane};
 use crate::packets::multicast::emit::Lan;
 use crate::packets::multicast::groups::{
     For, Joined, Listeners, MOST_GROUPS, Wanted, fair_share, peers_of,
@@ -137,7 +137,7 @@ impl Multicast {
         (wanted, joined): (Arc<Wanted>, Arc<Joined>),
         lans: Arc<[Lan]>,
         sets: GroupSets,
-        lanes: ByPeer<lane::Lane>,
+        lanes: ByPeer<Lane>,
     ) -> io::Result<Multicast> {
         let ring = Box::new(doorbell.ring());
         let stopping = Arc::new(AtomicBool::new(false));
@@ -245,7 +245,7 @@ struct Loop {
     wanted: Arc<Wanted>,
     joined: Arc<Joined>,
     lans: Arc<[Lan]>,
-    lanes: ByPeer<lane::Lane>,
+    lanes: ByPeer<Lane>,
     /// To ask about interfaces with.
     any: Socket,
     stopping: Arc<AtomicBool>,

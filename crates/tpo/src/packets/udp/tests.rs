@@ -1,5 +1,5 @@
 use super::*;
-use crate::packets::ip::{Fragment, parse, u16_at};
+use crate::ip::{Fragment, parse, u16_at};
 
 pub(in crate::packets) fn key(v6: bool) -> PacketKey {
     let (source, destination) = if v6 {
@@ -10,7 +10,7 @@ pub(in crate::packets) fn key(v6: bool) -> PacketKey {
     PacketKey::new(UDP, source.parse().unwrap(), destination.parse().unwrap()).unwrap()
 }
 
-pub(in crate::packets) fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     let head = Head {
         class: 0xb8,

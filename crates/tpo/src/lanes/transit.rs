@@ -11,44 +11,17 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::batch::Ruled;
+use super::handle::Lane;
 use socket2::{Domain, Socket, Type};
-use tpo_engine::{FlowKey, PacketKey, Policy, Status, StreamKey};
+use tpo_engine::{FlowKey, Policy, Status, StreamKey};
 
 use crate::intercept::tcp::lan_options;
-use crate::lane::Lane;
-use crate::packets::multicast::groups::For;
-use crate::packets::reader::{GroupTable, Ruled};
 use crate::table::carriers::AllCarriers;
 use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::TCP;
-
-/// Datagrams on their way from one lane to another, in the form in which they cross.
-#[derive(Debug, Default)]
-pub struct Onward {
-    /// All bytes.
-    pub bytes: Vec<u8>,
-    /// Of which flow each is, seen from its source, by which rule it may open it there, and its
-    /// bytes.
-    pub items: Vec<(PacketKey, Option<Ruled>, Range<usize>)>,
-}
-
-impl Onward {
-    /// Adds one; gives its bytes to be changed.
-    pub fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) {
-        let from = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        self.items.push((key, ruled, from..self.bytes.len()));
-    }
-
-    /// Takes the last one back, which began there.
-    pub fn take_back(&mut self, from: usize) {
-        self.bytes.truncate(from);
-        self.items.pop();
-    }
-}
 
 /// Where a flow that a peer has opened goes.
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +40,6 @@ pub struct Transit {
     /// In the order of the policy's rules.
     fails_open: Vec<bool>,
     carriers: AllCarriers,
-    /// The rules whose destinations are groups of many.
-    to_many: Option<GroupTable>,
     /// Known when all have started.
     lanes: OnceLock<ByPeer<Lane>>,
     /// Streams that pass.
@@ -78,17 +49,11 @@ pub struct Transit {
 impl Transit {
     /// The rules for transit alone, whether each fails open, and whom their carriers mean; those for
     /// groups of many apart.
-    pub fn new(
-        policy: Policy,
-        fails_open: Vec<bool>,
-        carriers: AllCarriers,
-        to_many: Option<GroupTable>,
-    ) -> Transit {
+    pub fn new(policy: Policy, fails_open: Vec<bool>, carriers: AllCarriers) -> Transit {
         Transit {
             policy,
             fails_open,
             carriers,
-            to_many,
             lanes: OnceLock::new(),
             passing: Mutex::default(),
         }
@@ -139,16 +104,6 @@ impl Transit {
             _ if fails_open => Next::Here,
             _ => Next::Refused(Status::Unreachable),
         }
-    }
-
-    /// To whom a flow for many goes on that this peer has brought.
-    pub fn each(&self, key: &PacketKey, from: PeerId, mut each: impl FnMut(PeerId, Ruled)) {
-        let Some(to_many) = &self.to_many else { return };
-        to_many.each(key, |peer, whom, ruled| {
-            if peer != from && whom == For::Itself {
-                each(peer, ruled);
-            }
-        });
     }
 
     /// A stream begins to pass; false when it is here already, and would go in circles.
@@ -209,7 +164,6 @@ mod tests {
             Policy::new(Vec::new()),
             Vec::new(),
             AllCarriers::of_peers(2),
-            None,
         );
         let key = StreamKey::new(
             "10.1.1.1:1000".parse().unwrap(),

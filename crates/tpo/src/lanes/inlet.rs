@@ -1,7 +1,7 @@
-//! The way of datagrams from the router to a lane: bounded by number and bytes, apart from the
+//! The way of datagrams from the demultiplexer to a lane: bounded by number and bytes, apart from the
 //! commands of other threads.
 //!
-//! Strangers can make the router hear as much as they like. What they fill is a way of their own,
+//! Strangers can make the demultiplexer hear as much as they like. What they fill is a way of their own,
 //! so that it never takes the place of a connection or of a datagram of the session.
 
 use std::net::{IpAddr, SocketAddr};
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-/// A datagram that the router heard at the listening socket.
-pub(super) struct Arrival {
+/// A datagram that the demultiplexer heard at the listening socket.
+pub struct Arrival {
     /// Who sent it, as it says.
-    pub(super) from: SocketAddr,
+    pub from: SocketAddr,
     /// At which of our addresses it arrived.
-    pub(super) local: Option<IpAddr>,
+    pub local: Option<IpAddr>,
     /// The datagram.
-    pub(super) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// How much may wait.
@@ -45,7 +45,7 @@ struct Waiting {
     bytes: AtomicUsize,
 }
 
-/// The router's end.
+/// The demultiplexer's end.
 #[derive(Clone)]
 pub(super) struct Inlet {
     sender: SyncSender<Arrival>,
@@ -54,7 +54,7 @@ pub(super) struct Inlet {
 }
 
 /// The lane's end.
-pub(super) struct Outlet {
+pub struct Outlet {
     receiver: Receiver<Arrival>,
     waiting: Arc<Waiting>,
 }
@@ -83,7 +83,7 @@ impl Inlet {
         if datagrams >= self.bound.datagrams || bytes + length > self.bound.bytes {
             return false;
         }
-        // Counted before it can be taken, so that the count never falls below zero. Only the router
+        // Counted before it can be taken, so that the count never falls below zero. Only the demultiplexer
         // puts, so nobody is between look and count.
         self.waiting.datagrams.fetch_add(1, Ordering::Relaxed);
         self.waiting.bytes.fetch_add(length, Ordering::Relaxed);
@@ -103,7 +103,7 @@ impl Inlet {
 
 impl Outlet {
     /// The next one.
-    pub(super) fn take(&self) -> Option<Arrival> {
+    pub fn take(&self) -> Option<Arrival> {
         let arrival = self.receiver.try_recv().ok()?;
         self.waiting.took(&arrival);
         Some(arrival)

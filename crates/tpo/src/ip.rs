@@ -1,8 +1,8 @@
 //! IP packets as they come out of the TUN device, or from a peer: of which flow they are, and what
 //! is in front of their payload. Pure: bytes in, facts out.
 //!
-//! The TUN reader ([`super::reader`]) parses what the kernel hands over, the WAN form
-//! ([`super::form`]) what a peer sent whole. Nothing is believed: a packet that is cut short, or
+//! The TUN reader ([`crate::packets::reader`]) parses what the kernel hands over, the WAN form
+//! ([`crate::packets::form`]) what a peer sent whole. Nothing is believed: a packet that is cut short, or
 //! that its headers would send elsewhere first, is none.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

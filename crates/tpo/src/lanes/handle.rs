@@ -1,0 +1,188 @@
+//! The handle of a lane: how other threads give it work. Every way is bounded.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use mio::Waker;
+use tpo_engine::{FlowInfo, StreamKey, Treatment, Worked};
+
+use super::batch::{Batch, Onward, WAITING_BYTES};
+use super::inlet::{HANDSHAKES, Inlet, Outlet, SESSIONS, inlet};
+use super::pulse::Pulse;
+use super::report::Report;
+use crate::edge::shares::{Permit, Share};
+
+/// Commands that may wait for a lane: a burst of new connections, beyond which new ones are turned
+/// away.
+const COMMANDS: usize = 4_096;
+
+/// What other threads ask of a lane.
+pub enum Command {
+    /// The interceptor accepted a connection that a rule gives to this peer.
+    Accepted {
+        /// The near application's connection.
+        socket: TcpStream,
+        /// Who wants to reach whom.
+        key: StreamKey,
+        /// How the rule wants it to be treated.
+        treatment: Treatment,
+        /// Its part of somebody's share of the descriptors.
+        descriptor: Permit,
+    },
+    /// Packets of the near side that are no TCP, some of which may be this peer's.
+    Packets(Batch),
+    /// Datagrams that another peer has brought for this one.
+    Onward(Onward),
+    /// Somebody wants to know how it goes.
+    Report(SyncSender<Report>),
+    /// Somebody wants to see every flow.
+    Flows(SyncSender<Vec<FlowInfo>>),
+    /// A dictionary of the compression engine has been made.
+    Worked(Worked),
+    /// Groups of many that the peer shall be asked for from now on: all of them, by
+    /// [`For`](crate::packets::multicast::groups::For).
+    Groups([Vec<IpAddr>; 2]),
+    /// The memory that flows may hold in all has changed.
+    Budget(usize),
+}
+
+/// The handle that other threads hold.
+#[derive(Clone)]
+pub struct Lane {
+    commands: SyncSender<Command>,
+    sessions: Inlet,
+    handshakes: Inlet,
+    waker: Arc<Waker>,
+    stopping: Arc<AtomicBool>,
+    /// Life signs.
+    pub pulse: Arc<Pulse>,
+    /// The peer's name in the configuration.
+    pub name: Arc<str>,
+    /// The peer's share of the descriptors.
+    pub descriptors: Share,
+}
+
+impl Lane {
+    /// The two ends of a new lane: what other threads hold of it, and what its own thread takes
+    /// from.
+    pub fn new(name: &str, waker: Arc<Waker>, descriptors: Share) -> (Lane, LaneEnd) {
+        let (commands, inbox) = sync_channel(COMMANDS);
+        let (sessions, session_inbox) = inlet(SESSIONS);
+        let (handshakes, handshake_inbox) = inlet(HANDSHAKES);
+        let (pulse, stopping) = (Arc::new(Pulse::new()), Arc::new(AtomicBool::new(false)));
+        let end = LaneEnd {
+            inbox,
+            handshakes: handshake_inbox,
+            sessions: session_inbox,
+            stopping: stopping.clone(),
+            pulse: pulse.clone(),
+        };
+        let lane = Lane {
+            commands,
+            sessions,
+            handshakes,
+            waker,
+            stopping,
+            pulse,
+            name: name.into(),
+            descriptors,
+        };
+        (lane, end)
+    }
+
+    /// Hands over a command; gives it back when too many wait, or the lane has ended.
+    pub fn send(&self, command: Command) -> Result<(), Command> {
+        let connections = usize::from(matches!(command, Command::Accepted { .. }));
+        self.pulse
+            .connections
+            .fetch_add(connections, Ordering::Relaxed);
+        match self.commands.try_send(command) {
+            Ok(()) => {
+                // Waking can fail only when the lane has ended, which its next command will show.
+                let _ = self.waker.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(command) | TrySendError::Disconnected(command)) => {
+                self.pulse
+                    .connections
+                    .fetch_sub(connections, Ordering::Relaxed);
+                Err(command)
+            }
+        }
+    }
+
+    /// Hands over a datagram of one of the lane's sessions; false when too much of them waits.
+    pub fn hear_session(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+        self.hear(&self.sessions, from, local, datagram)
+    }
+
+    /// Hands over a handshake datagram whose guard is right; false when too many of them wait.
+    pub fn hear_handshake(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+        self.hear(&self.handshakes, from, local, datagram)
+    }
+
+    fn hear(
+        &self,
+        inlet: &Inlet,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &[u8],
+    ) -> bool {
+        let taken = inlet.put(from, local, datagram);
+        if taken {
+            // As for commands.
+            let _ = self.waker.wake();
+        }
+        taken
+    }
+
+    /// Hands over what another peer has brought for this one; false when too much waits.
+    pub fn pass_on(&self, batch: Onward) -> bool {
+        let (bytes, waiting) = (batch.bytes.len(), &self.pulse.packets);
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
+        let taken = !full && self.send(Command::Onward(batch)).is_ok();
+        if !taken {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
+    pub fn report(&self) -> Receiver<Report> {
+        let (sender, receiver) = sync_channel(1);
+        // A lane that takes no more commands does not answer, and the caller has a deadline.
+        let _ = self.send(Command::Report(sender));
+        receiver
+    }
+
+    /// Asks for every flow, likewise.
+    pub fn flows(&self) -> Receiver<Vec<FlowInfo>> {
+        let (sender, receiver) = sync_channel(1);
+        let _ = self.send(Command::Flows(sender));
+        receiver
+    }
+
+    /// Reset all flows, say goodbye, end. Heard even by a lane whose commands are full.
+    pub fn close(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        // A lane that cannot be woken has ended.
+        let _ = self.waker.wake();
+    }
+}
+
+/// The lane's own end of its handle.
+pub struct LaneEnd {
+    /// What other threads ask.
+    pub inbox: Receiver<Command>,
+    /// Handshake datagrams from the demultiplexer.
+    pub handshakes: Outlet,
+    /// Datagrams of sessions from the demultiplexer.
+    pub sessions: Outlet,
+    /// The lane shall end.
+    pub stopping: Arc<AtomicBool>,
+    /// What the lane shows of itself.
+    pub pulse: Arc<Pulse>,
+}

@@ -1,0 +1,77 @@
+//! What a lane tells of itself when it is asked: taken from the engine and from the lane's rooms by
+//! the lane, given to the daemon's reports.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::sighting::Sighting;
+
+/// What a lane knows of itself.
+pub struct Report {
+    /// The engine's figures.
+    pub stats: tpo_engine::Stats,
+    /// Whether a session stands, heard or not.
+    pub connected: bool,
+    /// Called on demand, and nobody needs it.
+    pub rests: bool,
+    /// Where the peer is, as far as known.
+    pub remote: Option<SocketAddr>,
+    /// Edges that live.
+    pub edges: usize,
+    /// Counters of the lane itself.
+    pub counters: Counters,
+    /// Of packets that are no TCP.
+    pub packets: PacketCounters,
+    /// The last handshake datagram for other keys that came by the lane's own socket.
+    pub stranger: Option<Sighting>,
+    /// Groups of multicast that the peer asks for.
+    pub groups_asked_here: Vec<IpAddr>,
+    /// Groups of multicast that the peer is asked for.
+    pub groups_asked_there: Vec<IpAddr>,
+    /// LANs to which another TPO brings the peer's groups.
+    pub lans_left: Vec<String>,
+}
+
+/// What happened at the lane's own doors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Connections that could not become flows because the peer was down when they arrived here.
+    pub refused_not_connected: u64,
+    /// The same for lack of room.
+    pub refused_no_room: u64,
+    /// Flows of the peer that were refused because its share of the descriptors is used up.
+    pub no_descriptors: u64,
+    /// Connects for the peer that were given up for newer ones, because its share of those without
+    /// an answer was used up.
+    pub connects_given_up: u64,
+    /// Flows of the peer that no `accept` permits.
+    pub not_allowed: u64,
+    /// Batches that the kernel refused.
+    pub send_failures: u64,
+    /// Packets that the kernel dropped because the lane's socket was full.
+    pub buffer_full: u64,
+    /// ICMP errors that quote nothing that was sent: somebody else made them, or they cut it off.
+    pub complaints_unproved: u64,
+}
+
+/// What became of packets in this lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PacketCounters {
+    /// Sent on their plain way: no session with the peer, or it refused the flow.
+    pub let_go: u64,
+    /// Sent on their plain way because there is no room for another flow.
+    pub too_many: u64,
+    /// Sent on their plain way because no flow was there that they belong to.
+    pub no_flow: u64,
+    /// Lost for lack of room, or because their rule fails closed.
+    pub dropped: u64,
+    /// Given to the kernel for their destination.
+    pub emitted: u64,
+    /// That the kernel did not take.
+    pub not_emitted: u64,
+    /// From the peer, of another flow than they said.
+    pub foreign: u64,
+    /// From the peer, ICMP that is neither an echo nor an error about a packet.
+    pub icmp: u64,
+    /// Flows of the peer that were refused because another peer owns them.
+    pub owned: u64,
+}
