@@ -332,7 +332,7 @@ fn fill(bytes: &mut [u8], seed: u64) {
 }
 
 /// Sends `mine` and expects `theirs` at the same time.
-fn packet_flow(stream: TcpStream, mine: &[u8], theirs: &[u8]) {
+fn exchange(stream: TcpStream, mine: &[u8], theirs: &[u8]) {
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -375,8 +375,8 @@ fn tcp_bytes_are_intact_both_ways_over_a_bad_link() {
             }
         );
         std::thread::scope(|scope| {
-            scope.spawn(|| packet_flow(accepted, &response, &request));
-            packet_flow(client, &request, &response);
+            scope.spawn(|| exchange(accepted, &response, &request));
+            exchange(client, &request, &response);
         });
         let after = lab.stats().0;
         assert!(

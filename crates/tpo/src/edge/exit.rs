@@ -93,7 +93,7 @@ impl Exit {
         })
     }
 
-    /// Whether the peer may flow of packets these packets with the destination. An accept must name
+    /// Whether the peer may exchange these packets with the destination. An accept must name
     /// both ends; and where our own rule sends the answers to other peers, their clients are not
     /// this one's.
     pub fn permits(&self, key: &PacketKey) -> bool {

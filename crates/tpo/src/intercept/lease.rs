@@ -12,7 +12,7 @@
 
 use super::hold;
 use super::rules::{GROUPS, Standing, TABLE, counter, daemon_set, lease_set};
-use super::watch::packet_flow;
+use super::watch::exchange;
 use crate::host::netlink::{
     INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string,
 };
@@ -301,7 +301,7 @@ impl Kernel {
                 counts.insert(place, count);
             }
         };
-        packet_flow(
+        exchange(
             &self.socket,
             &mut self.buffer,
             &request,

@@ -15,7 +15,7 @@
 
 use super::install::PACKET_TABLE;
 use super::tun::DEVICE;
-use super::watch::{open_netlink, packet_flow};
+use super::watch::{exchange, open_netlink};
 use crate::host::netlink::{attribute, find, message, string};
 use crate::table::marks::MARK_OWN;
 use socket2::Socket;
@@ -312,7 +312,7 @@ impl Routing {
             &attributes,
         );
         let last = libc::NLMSG_ERROR as u16;
-        packet_flow(
+        exchange(
             &self.socket,
             &mut self.buffer,
             &request,
@@ -344,7 +344,7 @@ impl Routing {
                     .extend(KernelRule::parse(body).filter(|rule| ours.contains(&rule.preference)));
             }
         };
-        packet_flow(
+        exchange(
             &self.socket,
             &mut self.buffer,
             &request,

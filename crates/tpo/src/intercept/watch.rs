@@ -136,7 +136,7 @@ impl Watch {
                 tell(attributes);
             }
         };
-        packet_flow(
+        exchange(
             &self.netfilter,
             &mut self.buffer,
             &request,
@@ -201,7 +201,7 @@ impl Watch {
             &attributes,
         );
         let on = |_, body: &[u8]| tell(body);
-        match packet_flow(
+        match exchange(
             &self.routing,
             &mut self.buffer,
             &request,
@@ -238,7 +238,7 @@ pub(super) fn open_netlink(protocol: libc::c_int) -> io::Result<Socket> {
 
 /// Sends the request and reads its answers, until one of type `last` has come, or the kernel has
 /// said that it did as it was told.
-pub(super) fn packet_flow(
+pub(super) fn exchange(
     socket: &Socket,
     buffer: &mut [u8],
     request: &[u8],
@@ -254,7 +254,7 @@ pub(super) fn packet_flow(
         let mut rest = &buffer[..length];
         while let Some((kind, number, body)) = next_message(&mut rest) {
             if number != sequence {
-                // The left-over of a flow of packets that failed.
+                // The left-over of an exchange that failed.
                 continue;
             }
             if kind == libc::NLMSG_ERROR as u16 {

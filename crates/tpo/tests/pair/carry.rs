@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use crate::site::{
-    Options, Pair, V4, V6, accept, expect_end, expect_pattern, packet_flow, send_pattern, wait_for,
+    Options, Pair, V4, V6, accept, exchange, expect_end, expect_pattern, send_pattern, wait_for,
 };
 use tpo_lab::Host;
 
@@ -112,7 +112,7 @@ fn both_sides_open_flows() {
         );
         let (near, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap());
-        packet_flow(&stream, &near, 5, 1_000_000);
+        exchange(&stream, &near, 5, 1_000_000);
     }
     assert!(
         pair.flows(Host::A)
@@ -306,7 +306,7 @@ fn what_the_own_devices_queue_drops_is_lost_like_any_datagram() {
     });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server, 1, 5_000_000);
+    exchange(&client, &server, 1, 5_000_000);
     let shown = pair
         .lab
         .command(Host::A, "tc")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tpo_lab::Host;
 
 use crate::packets::{self, PORT, address, udp};
-use crate::site::{Options, Pair, V4, packet_flow, wait_for};
+use crate::site::{Options, Pair, V4, exchange, wait_for};
 
 /// NET_BIND_SERVICE, NET_ADMIN, NET_RAW: linux/capability.h has the bits.
 const CAPABILITIES: u64 = 1 << 10 | 1 << 12 | 1 << 13;
@@ -242,7 +242,7 @@ fn the_service_manager_hears_of_it_and_its_folder_is_written() {
     pair.wait_up();
     // What a path carries is known once something was.
     let (client, server) = pair.joined(&pair.listen(V4));
-    packet_flow(&client, &server, 7, 2_000_000);
+    exchange(&client, &server, 7, 2_000_000);
     pair.end(Host::A);
     let last = std::iter::repeat_with(hear).find(|words| words != "WATCHDOG=1\n");
     assert_eq!(last.as_deref(), Some("STOPPING=1\n"));

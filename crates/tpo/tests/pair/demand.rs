@@ -41,7 +41,7 @@ fn wait_resting(pair: &Pair) {
     );
 }
 
-fn packet_flow(mut client: &TcpStream, mut server: &TcpStream) {
+fn exchange(mut client: &TcpStream, mut server: &TcpStream) {
     client.write_all(b"question").unwrap();
     server.read_exact(&mut [0; 8]).unwrap();
     server.write_all(b"answer").unwrap();
@@ -56,7 +56,7 @@ fn a_peer_is_called_when_it_is_needed_and_left_when_it_is_not() {
     for _ in 0..2 {
         let before = Instant::now();
         let (client, server) = pair.joined(&listener);
-        packet_flow(&client, &server);
+        exchange(&client, &server);
         // Locally accepted, a handshake, a round trip for the connection and one for the answer.
         let took = before.elapsed();
         let says = |host| pair.status(host);
@@ -78,7 +78,7 @@ fn a_peer_is_called_when_it_is_needed_and_left_when_it_is_not() {
         .try_connect_at(Host::Server, listener.local_addr().unwrap())
         .unwrap();
     let (server, from) = accept(&listener);
-    packet_flow(&client, &server);
+    exchange(&client, &server);
     assert_eq!(from, client.local_addr().unwrap());
     assert_eq!(pair.status(Host::A)["peers"][0]["state"], "up");
     drop((client, server));
@@ -123,7 +123,7 @@ fn a_peer_that_does_not_answer_is_as_one_that_is_down() {
         pair.status(Host::A)["intercept"]["leases"][0]["held"] == false
     });
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server);
+    exchange(&client, &server);
     // It is called until it answers.
     pair.run(Host::B);
     let start = Instant::now();

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
 use crate::liar::Liar;
-use crate::site::{Options, Pair, V4, expect_reset, packet_flow, wait_for};
+use crate::site::{Options, Pair, V4, exchange, expect_reset, wait_for};
 
 const PORT: u16 = 47_800;
 const TO_B: &str = "10.9.0.2:47800";
@@ -44,7 +44,7 @@ fn noise_of_strangers_gets_no_answer_and_a_counter() {
         "{strangers}"
     );
     // The flows of the pair did not notice.
-    packet_flow(&client, &server, 8, 1_000_000);
+    exchange(&client, &server, 8, 1_000_000);
 }
 
 /// Hears everything that A sends to B.
@@ -122,8 +122,8 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     assert!(!handshakes.is_empty(), "A took no part in the handshake");
     // Little at a time, so that each datagram is a packet of its own.
     for seed in 0..30 {
-        packet_flow(&client, &server, seed, 300);
-        packet_flow(&server, &client, seed, 300);
+        exchange(&client, &server, seed, 300);
+        exchange(&server, &client, seed, 300);
     }
     let genuine = tap.heard(0x40..=0x4f);
     assert!(genuine.len() >= 30, "{} datagrams heard", genuine.len());
@@ -154,7 +154,7 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     wait_for("all forgeries to be counted", || {
         drops_at_b(&pair, "forged") >= forged + 3 * count
     });
-    packet_flow(&client, &server, 100, 1_000_000);
+    exchange(&client, &server, 100, 1_000_000);
 
     // The same from another address: session datagrams get no answer, handshakes no more than
     // three times their bytes.
@@ -190,8 +190,8 @@ fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
         (Some(true), Some("10.9.0.1:47800")),
         "{peer}"
     );
-    packet_flow(&client, &server, 101, 1_000_000);
-    packet_flow(&server, &client, 102, 1_000_000);
+    exchange(&client, &server, 101, 1_000_000);
+    exchange(&server, &client, 102, 1_000_000);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Deployments: applications and servers on the TPO's own host, redirect mode, the TPO's address at
 //! the server, no IPv6.
 
-use crate::site::{Options, Pair, V4, V6, accept, expect_pattern, packet_flow, send_pattern};
+use crate::site::{Options, Pair, V4, V6, accept, exchange, expect_pattern, send_pattern};
 use std::time::{Duration, Instant};
 use tpo_lab::Host;
 
@@ -46,8 +46,8 @@ fn applications_on_the_hosts_of_the_tpos_are_carried_too() {
             stream.local_addr().unwrap(),
             "{client:?} to {server:?} at {address}"
         );
-        packet_flow(&stream, &far, 1, 2_000_000);
-        packet_flow(&far, &stream, 2, 2_000_000);
+        exchange(&stream, &far, 1, 2_000_000);
+        exchange(&far, &stream, 2, 2_000_000);
     }
 }
 
@@ -74,8 +74,8 @@ fn redirect_mode_carries_both_families() {
         );
         let (far, from) = accept(&listener);
         assert_eq!(from, stream.local_addr().unwrap());
-        packet_flow(&stream, &far, 1, 2_000_000);
-        packet_flow(&far, &stream, 2, 2_000_000);
+        exchange(&stream, &far, 1, 2_000_000);
+        exchange(&far, &stream, 2, 2_000_000);
     }
 }
 
@@ -90,7 +90,7 @@ fn the_server_sees_the_tpo_where_accept_says_so() {
         let stream = pair.connect(listener.local_addr().unwrap());
         let (far, from) = accept(&listener);
         assert_eq!(from.ip(), seen.parse::<std::net::IpAddr>().unwrap());
-        packet_flow(&stream, &far, 1, 100_000);
+        exchange(&stream, &far, 1, 100_000);
     }
 }
 
@@ -110,7 +110,7 @@ fn without_ipv6_in_the_kernel_ipv4_works() {
     assert!(pair.is_accelerated(to));
     drop(accept(&listener));
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server, 3, 1_000_000);
+    exchange(&client, &server, 3, 1_000_000);
 }
 
 #[test]
@@ -121,8 +121,8 @@ fn the_tunnel_may_run_over_ipv6_and_one_side_may_wait_to_be_called() {
     });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server, 3, 3_000_000);
-    packet_flow(&server, &client, 4, 3_000_000);
+    exchange(&client, &server, 3, 3_000_000);
+    exchange(&server, &client, 4, 3_000_000);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn flows_live_on_when_the_address_of_a_site_changes() {
     });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server, 3, 1_000_000);
+    exchange(&client, &server, 3, 1_000_000);
     for command in [
         "addr del 10.9.0.1/24 dev wan0",
         "addr add 10.9.0.77/24 dev wan0",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use crate::site::{Options, Pair, V4, V6, packet_flow, wait_for};
+use crate::site::{Options, Pair, V4, V6, exchange, wait_for};
 
 pub(crate) const PORT: u16 = 5_300;
 /// Of experiments (RFC 3692).
@@ -685,7 +685,7 @@ fn a_flood_of_spoofed_sources_does_not_touch_who_was_there() {
         });
         while !done.load(std::sync::atomic::Ordering::Relaxed) {
             asks(&mut answered);
-            packet_flow(&tcp, &far, 9, 2_000);
+            exchange(&tcp, &far, 9, 2_000);
         }
         [Host::A, Host::B].map(|host| memory(&pair, host))
     });

@@ -522,7 +522,7 @@ pub(crate) fn expect_pattern(mut from: &TcpStream, seed: u64, bytes: usize) {
 }
 
 /// One stream from `from` to `to`, read while it is written.
-pub(crate) fn packet_flow(from: &TcpStream, to: &TcpStream, seed: u64, bytes: usize) {
+pub(crate) fn exchange(from: &TcpStream, to: &TcpStream, seed: u64, bytes: usize) {
     std::thread::scope(|scope| {
         scope.spawn(|| send_pattern(from, seed, bytes));
         expect_pattern(to, seed, bytes);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 use tpo_lab::Host;
 
-use crate::site::{Options, Pair, V4, accept, packet_flow, wait_for};
+use crate::site::{Options, Pair, V4, accept, exchange, wait_for};
 
 const PORT: u16 = 47_800;
 const LAN_OF_A: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 1);
@@ -215,7 +215,7 @@ fn comes_up_among_forgeries(mut pair: Pair, calls: &[Vec<u8>]) {
         pair.run(Host::B);
         pair.wait_up();
         let (client, server) = pair.joined(&listener);
-        packet_flow(&client, &server, 1, 200_000);
+        exchange(&client, &server, 1, 200_000);
         // The session is lost at one side, then at the other.
         for (seed, host) in [(2, Host::A), (3, Host::B)] {
             pair.kill(host);
@@ -223,7 +223,7 @@ fn comes_up_among_forgeries(mut pair: Pair, calls: &[Vec<u8>]) {
             pair.run(host);
             pair.wait_up();
             let (client, server) = pair.joined(&listener);
-            packet_flow(&client, &server, seed, 200_000);
+            exchange(&client, &server, seed, 200_000);
         }
     });
 }
@@ -238,7 +238,7 @@ fn forged_icmp_errors_end_no_session_and_shrink_no_datagram() {
     });
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    packet_flow(&client, &server, 1, 3_000_000);
+    exchange(&client, &server, 1, 3_000_000);
     let peer = |pair: &Pair| pair.status(Host::A)["peers"][0].clone();
     let segment = || peer(&pair)["segment"].as_u64().unwrap();
     wait_for("the path to be measured", || segment() > 1_300);
@@ -260,8 +260,8 @@ fn forged_icmp_errors_end_no_session_and_shrink_no_datagram() {
     under_attack(attack, || {
         let end = Instant::now() + Duration::from_secs(4);
         for seed in 2.. {
-            packet_flow(&client, &server, seed, 100_000);
-            packet_flow(&server, &client, seed, 100_000);
+            exchange(&client, &server, seed, 100_000);
+            exchange(&server, &client, seed, 100_000);
             if Instant::now() > end {
                 break;
             }
@@ -377,8 +377,8 @@ fn noise_at_the_port_resets_no_connection() {
                     .iter()
                     .find(|(_, peer)| *peer == from)
                     .expect("each arrives as itself");
-                packet_flow(&client, server, u64::from(from.port()), 1_000);
-                packet_flow(server, &client, u64::from(from.port()), 1_000);
+                exchange(&client, server, u64::from(from.port()), 1_000);
+                exchange(server, &client, u64::from(from.port()), 1_000);
             }
         });
     });
