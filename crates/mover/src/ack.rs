@@ -158,19 +158,22 @@ impl Iterator for Words<'_> {
     }
 }
 
-/// The longest that an acknowledgement is held back.
+/// The longest, 25 ms, that an acknowledgement of data is held back.
 pub(crate) const LONGEST_DELAY: Nanos = 25 * MILLISECOND;
-/// The same of parity, which nobody sends again: the wire's field for the delay holds 1,048 ms.
+/// The longest, 1 s, that the acknowledgement of parity is held back: parity is never sent again.
+/// The wire's field for the delay holds 1,048 ms.
 const LONGEST_PATIENCE: Nanos = SECOND;
 const SHORTEST_DELAY: Nanos = MILLISECOND;
-/// So many times later what asks for nothing is acknowledged, by what leaves anyhow: the peer's own
-/// floor follows it.
+/// Times, 8, that the delay is longer for what asks for no acknowledgement, which rides on what
+/// leaves anyhow: the peer's own floor follows it.
 const UNASKED: u64 = 8;
-/// A gap that is a real loss is told a bit later than a gap that is only reordering would close.
+/// Part of the round trip, 1/32 as a shift, by which a gap is told later: a gap that is only
+/// reordering closes in that time.
 const GAP_DELAY_SHIFT: u32 = 5;
-/// Datagrams that are acknowledged together at most.
+/// Datagrams, 256, that are acknowledged together at most.
 const DATAGRAMS: u32 = 256;
-/// The same while datagrams are missing: their repairs shall not wait.
+/// Datagrams, 64, that are acknowledged together at most while some are missing: their repairs
+/// shall not wait.
 const DATAGRAMS_MISSING: u32 = 64;
 /// The share of the return path that acknowledgements may take: one fiftieth.
 const BUDGET_SHARE: u64 = 50;

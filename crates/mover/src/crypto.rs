@@ -38,14 +38,14 @@ const KIND_SESSION: u8 = 0x40;
 /// The version in the second byte of handshake datagrams.
 pub(crate) const VERSION: u8 = 1;
 
-/// A key seals no longer than WireGuard's: old traffic stays secret when a running process is
-/// seized.
+/// A key seals for 120 s at most, as WireGuard's does: old traffic stays secret when a running
+/// process is seized.
 const PHASE_AGE: Duration = Duration::from_secs(120);
-/// A key seals no more datagrams than this: half of what RFC 9001 appendix B.1.1 allows AES-GCM for
+/// A key seals 2^27 datagrams at most: half of what RFC 9001 appendix B.1.1 allows AES-GCM for
 /// datagrams of 2 KiB.
 const PHASE_DATAGRAMS: u64 = 1 << 27;
-/// A session opens nothing more after so many forgeries: the integrity limit of ChaCha20-Poly1305
-/// (RFC 9001 section 6.6), the lower of our two suites.
+/// A session opens nothing more after 2^36 forgeries: the integrity limit of ChaCha20-Poly1305 (RFC
+/// 9001 section 6.6), the lower of our two suites.
 const FAILURES: u64 = 1 << 36;
 
 /// The AEAD that the handshake agreed on.

@@ -123,7 +123,7 @@ impl Identity {
 
     /// What this side and the owner of `peer` alone can compute: X25519 of the two Ed25519 keys,
     /// each taken to the curve's Montgomery form (RFC 7748 section 4.1, RFC 8032 section 5.1.5). It
-    /// does not change, so it proves who speaks, not that he speaks now. That one key pair may both
+    /// does not change, so it proves who speaks, not when. That one key pair may both
     /// sign and agree was proved by Thormarker (IACR ePrint 2021/509).
     pub(crate) fn agree(&self, peer: &PublicKey) -> Zeroizing<[u8; 32]> {
         let mut shared = Zeroizing::new([0; 32]);

@@ -1,11 +1,11 @@
 //! The keys in use: which session seals, and which still open.
 //!
 //! Life of a session: *open* (its datagrams are read) → *sealing* → *old*, when the far side was
-//! heard in a later one → its keys are wiped shortly after. Who answered the handshake seals with
-//! the new session at once, because the far side had its keys first; who started it goes on with
-//! the one before until the far side is heard in the new one, because the last flight may still be
-//! on its way, or lost. So nothing is ever sealed with keys that the far side does not have yet, or
-//! has wiped.
+//! heard in a later one → its keys are wiped shortly after. The side that answered the handshake
+//! seals with the new session at once, because the far side had its keys first. The side that
+//! started it goes on with the one before until the far side is heard in the new one, because the
+//! last flight may still be on its way, or lost. So nothing is ever sealed with keys that the far
+//! side does not have yet, or has wiped.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use std::time::Instant;
 use crate::crypto::Session;
 use crate::timer::Nanos;
 
-/// Sessions that are open at a time: in use, agreed meanwhile, and some that a path that loses
-/// nearly everything has agreed before.
+/// Sessions that are open at a time, 4: the one in use, the one that was agreed since, and others that
+/// a path which loses nearly everything has agreed before.
 const OPEN: usize = 4;
 
 /// The sessions of a connection.

@@ -5,9 +5,9 @@
 //! forgotten.
 //!
 //! All that comes here was made by the peer, but not all was sent by it: copies of its datagrams
-//! may come from anywhere, before they do themselves. So no address is the attempt's. Whoever sends
-//! the first flight, or a part of it, is a *caller* and gets the answer at his own address, with an
-//! account of his own; what one does changes nothing for another.
+//! may come from anywhere, before they do themselves. So no address is the attempt's. Each address
+//! that sends the first flight, or a part of it, is a *caller* and gets the answer there, with an
+//! account of its own; what one does changes nothing for another.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -109,8 +109,8 @@ impl Direction {
 
 impl Pair {
     /// The keys of the HMACs follow from what the two alone can compute, and from the pre-shared
-    /// key if there is one. So nobody else can make a datagram that is looked into; he can only
-    /// repeat one that was made.
+    /// key if there is one. So nobody else can make a datagram that is looked into; others can
+    /// only repeat one that was made.
     pub(super) fn new(us: &Identity, peer: &PublicKey, pre_shared: Option<&PreSharedKey>) -> Pair {
         let secret = extract(pre_shared, &us.agree(peer));
         let own = us.public_key();
