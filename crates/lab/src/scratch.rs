@@ -9,8 +9,8 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Names that are tried, 16, before an error. Each has 64 random bits, so a second one is needed only
-/// while another program makes such folders without end.
+/// Names that are tried, 16, before an error. Each has 64 random bits, so a second one is needed
+/// only while another program makes such folders without end.
 const TRIES: usize = 16;
 
 /// The folder. Dropping it removes it with all that is in it, also while a failure unwinds.

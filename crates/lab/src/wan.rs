@@ -60,7 +60,8 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether both directions are at least [`PAUSE_DELAY`] long, so that a [`PAUSE`] does not show.
+    /// Whether both directions are at least [`PAUSE_DELAY`] long, so that a [`PAUSE`] does not
+    /// show.
     fn long(&self) -> bool {
         self.links()
             .iter()

@@ -13,8 +13,8 @@ use std::time::Instant;
 use crate::crypto::Session;
 use crate::timer::Nanos;
 
-/// Sessions that are open at a time, 4: the one in use, the one that was agreed since, and others that
-/// a path which loses nearly everything has agreed before.
+/// Sessions that are open at a time, 4: the one in use, the one that was agreed since, and others
+/// that a path which loses nearly everything has agreed before.
 const OPEN: usize = 4;
 
 /// The sessions of a connection.

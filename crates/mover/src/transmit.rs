@@ -1,4 +1,5 @@
-//! Datagrams at the mover's edge: what a batch that leaves is for, and what one that came has proved.
+//! Datagrams at the mover's edge: what a batch that leaves is for, and what one that came has
+//! proved.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! The bench's load of UDP: as many small packets as come across, and a steady stream of them over a
-//! bad link.
+//! The bench's load of UDP: as many small packets as come across, and a steady stream of them over
+//! a bad link.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

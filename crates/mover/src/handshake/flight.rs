@@ -12,8 +12,8 @@ use super::wire::{self, Header, Level, Pair};
 pub(super) const FIRST_RESEND: Duration = Duration::from_millis(250);
 /// Longest pause between two resends: a link that comes back is used soon.
 const LONGEST_RESEND: Duration = Duration::from_secs(2);
-/// The shortest time, 100 ms, between two answers to copies of the far side's flight, which say that
-/// the far side lacks ours.
+/// The shortest time, 100 ms, between two answers to copies of the far side's flight, which say
+/// that the far side lacks ours.
 pub(super) const NUDGE: Duration = Duration::from_millis(100);
 
 /// What was prepared to be sent, and when it is to be sent again; how much of it has left is for

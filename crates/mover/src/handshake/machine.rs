@@ -2,9 +2,9 @@
 //!
 //! The mover gives it the datagrams of the handshake kinds and takes the datagrams to send and,
 //! when keys are agreed, the session. It keeps at most one attempt of our own (`initiator.rs`) and
-//! a few of the peer's side by side (`responder.rs`); an established session is not its business and
-//! cannot be disturbed from here. Nobody but the peer can make a datagram that gets an answer; what
-//! others can do is repeat the peer's, from any address.
+//! a few of the peer's side by side (`responder.rs`); an established session is not its business
+//! and cannot be disturbed from here. Nobody but the peer can make a datagram that gets an answer;
+//! what others can do is repeat the peer's, from any address.
 //!
 //! Both sides may start at once. Both attempts then run; the side with the lower public key does
 //! not answer the other's while its own is young, and a side that completes the peer's attempt

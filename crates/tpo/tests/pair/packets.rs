@@ -1,5 +1,5 @@
-//! Packets, all that is not TCP: UDP, ICMP and other protocols, with the clients' own addresses, and
-//! their plain way when nobody carries them.
+//! Packets, all that is not TCP: UDP, ICMP and other protocols, with the clients' own addresses,
+//! and their plain way when nobody carries them.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
