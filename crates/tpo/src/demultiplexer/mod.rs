@@ -39,12 +39,12 @@ const WAKE: Token = Token(1);
 /// section 1).
 const SLOT_SHIFT: u32 = 12;
 
-/// Longer datagrams than the mover ever makes (16,356 bytes) are nobody's.
+/// Longer datagrams, bytes, are dropped: the mover makes none above 16,356.
 const LONGEST: usize = 16_384;
-/// Receive calls before the demultiplexer looks whether it shall end, so that a flood cannot keep
-/// it.
+/// Receive calls, 16, before the demultiplexer looks whether it shall end, so that no flood holds
+/// it up.
 const TURN: usize = 16;
-/// At most one line of the log in so much time about what strangers can cause.
+/// The shortest time, 10 s, between two lines of the log about what strangers can cause.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What the demultiplexer dropped, by kind.

@@ -18,10 +18,10 @@ use crate::table::peers::{ByPeer, PeerId};
 /// effect: one full accept queue (`net.core.somaxconn` is 4,096 by default).
 pub const ARRIVING: usize = 4_096;
 
-/// Connects without an answer that all peers may have at once. Each is a socket for 31 s at most:
-/// 260 dead destinations a second for ever.
+/// Connects without an answer, 8,192, that all peers may have at once. Each is a socket for 31 s at
+/// most: 260 dead destinations a second, without end.
 pub const HALF_OPEN: usize = 8_192;
-/// Nor more than this part of the descriptors.
+/// Nor may they be more than this part, a quarter, of the descriptors.
 const HALF_OPEN_PART: usize = 4;
 
 /// Connections that the gate accepts from one listener before the other one has its turn. It has
@@ -31,11 +31,11 @@ pub const ACCEPT_TURN: usize = 64;
 /// their spare files 8, netlink and nft 16, the threads' polls and wakers 16, control socket with
 /// its callers 21; and those just accepted, one turn of the gate.
 const RESERVE: usize = 64 + ACCEPT_TURN;
-/// The same for each peer: poll, waker, timer, three handles on the poll, the listening socket's
-/// handle, the connected socket and the one before it; and three that a connection between two
-/// lanes takes for a moment.
+/// Descriptors of each peer that are not for flows: poll, waker, timer, three handles on the poll,
+/// the listening socket's handle, the connected socket and the one before it; and three that a
+/// connection between two lanes takes for a moment.
 const RESERVE_PER_PEER: usize = 12;
-/// The same for each LAN of multicast: raw and packet sockets 4, and those that hold 1,024
+/// Descriptors of each LAN of multicast: raw and packet sockets 4, and those that hold 1,024
 /// memberships, 20 each (`igmp_max_memberships`).
 const RESERVE_PER_LAN: usize = 60;
 
@@ -314,7 +314,7 @@ impl FarRoom {
     /// The first wait: each try costs its application a reset, the time between them lets flows go
     /// unaccelerated.
     pub const FIRST: Duration = Duration::from_secs(1);
-    /// The longest.
+    /// The longest wait.
     pub const LONGEST: Duration = Duration::from_secs(32);
 
     /// Nothing has been refused.

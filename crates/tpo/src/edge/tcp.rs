@@ -23,7 +23,7 @@ use tpo_engine::{FlowId, Peer, Read, Source, Status};
 use crate::edge::shares::{Opener, Permit, Share};
 
 /// An idle connection is asked after ten minutes whether its application's host still lives, then
-/// every minute. A host that vanished would otherwise hold its flow for ever.
+/// every minute. The flow of a host that vanished would otherwise stay open.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(600))
     .with_interval(Duration::from_secs(60));

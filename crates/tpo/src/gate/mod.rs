@@ -30,12 +30,12 @@ use crate::table::peers::{ByPeer, PeerId};
 use pressure::{FullQueues, Known, Pressure};
 
 const FIRST_LISTENER: usize = 1;
-/// A lane that has not turned for this long is wedged: its peer's traffic goes its plain way.
+/// A lane that has not turned for this long, 1 s, is wedged: its peer's traffic goes its plain way.
 const ALIVE: Duration = Duration::from_secs(1);
 /// Connections that wait here because their lanes have too many waiting: as many as may come until
 /// the lanes' leases are gone.
 const MOST_PARKED: usize = ARRIVING;
-/// They are offered again this often.
+/// Time, 2 ms, between two offers of parked connections to their lanes.
 const PARKED_EVERY: Duration = Duration::from_millis(2);
 /// Connections under way to a lane from which on its lease is dropped, and down to which it comes
 /// back.
@@ -45,7 +45,7 @@ const WAITING: Marks = Marks {
     low: 256,
     far: 4_096,
 };
-/// A lease that was dropped for lack of room stays so for this long at least.
+/// The shortest time, 1 s, for which a lease that was dropped for lack of room stays so.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why connections that came here did not become flows, and how the leases stand.

@@ -25,28 +25,30 @@ use crate::intercept::lease::KnownSources;
 use crate::intercept::rules::{MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
 use crate::table::bounds::HALF_OPEN_SECONDS;
 
-/// A source stays known for this time after it was last told; those of a day's work stay known
-/// through their pauses.
+/// A source stays known for this time, half an hour, after the kernel was last told of it: those of
+/// a day's work stay known through their pauses.
 const KNOWN: Duration = Duration::from_secs(1_800);
-/// A source that is still at work is told again after this time.
+/// After this time, a quarter of an hour, the kernel is told again of a source that is still at
+/// work.
 const TELL_AGAIN: Duration = Duration::from_secs(900);
-/// Sources that are found out together are told together: a change of the kernel's costs some 100
-/// microseconds.
+/// Sources that are found out within this time, 50 ms, are told to the kernel together: a change of
+/// its set costs some 100 microseconds.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 
 /// Handshakes in [`BUSY_WINDOW`] that make a source busy: 1,000 per second, a third of what a known
 /// one may begin.
 const BUSY_COUNT: u32 = 250;
 const BUSY_WINDOW: Duration = Duration::from_millis(250);
-/// How long a source stays busy after it was last told; while it is at work it is told again in
-/// time.
+/// A source stays busy for this time, 10 s, after the kernel was last told of it; while it is at
+/// work the kernel is told again after [`BUSY_AGAIN`].
 const BUSY: Duration = Duration::from_secs(10);
 const BUSY_AGAIN: Duration = Duration::from_secs(5);
 
-/// How long TCP goes by its rules' `on_failure` after a queue was full: half-open connections live
-/// three seconds.
+/// How long, 5 s, TCP goes by its rules' `on_failure` after a queue was full: half-open connections
+/// live three seconds.
 const HOLD: Duration = Duration::from_secs(5);
-/// The same at most. A flood that lasts costs the connections of half a second each time.
+/// The longest such time, 60 s. A flood that lasts costs the connections of half a second each
+/// time.
 const HOLD_MOST: Duration = Duration::from_secs(60);
 
 /// The sources that have completed handshakes lately.

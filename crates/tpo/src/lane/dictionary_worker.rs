@@ -1,5 +1,5 @@
-//! The workshop: one thread that makes dictionaries for the compression engines of all lanes, which
-//! would hold their datagrams up for as long as it takes. It yields to everything else.
+//! The dictionary worker: one thread that makes dictionaries for the compression engines of all
+//! lanes. In a lane that work would hold up its datagrams. The thread yields to everything else.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -9,10 +9,10 @@ use tpo_engine::Work;
 
 use crate::lanes::handle::{Command, Lane};
 
-/// Work that may wait: some megabytes each, and never more than two of a peer.
+/// Jobs that may wait, 8: some megabytes each, and never more than two of a peer.
 const WAITING: usize = 8;
-/// Times that a result is offered to a lane that takes no more commands: without it the lane would
-/// wait for this dictionary and propose no other.
+/// Times, 500, that a result is offered to a lane that takes no more commands: without it the lane
+/// would wait for this dictionary and propose no other.
 const PATIENCE: usize = 500;
 
 /// The handle that lanes hold.

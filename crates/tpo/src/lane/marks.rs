@@ -1,10 +1,10 @@
-//! How the datagrams sent last began, to tell what ICMP says of them from what somebody made up.
+//! How the datagrams sent last began, to tell true ICMP errors about them from forged ones.
 //!
 //! An ICMP error quotes the packet that it is about. Addresses and ports of the tunnel are no
 //! secret, so any host can forge one for any local address of ours. What it cannot know is what we
 //! have sent to the peer: the session index of the far side, the number of the datagram, and the
-//! first sealed bytes. Only who has seen the datagram can quote them, and who is on the path could
-//! as well drop it.
+//! first sealed bytes. Only a host that has seen the datagram can quote them, and a host on the
+//! path could as well drop it.
 
 use tpo_mover::{HEADER, Outer, TAG, peek};
 
@@ -13,8 +13,8 @@ use tpo_mover::{HEADER, Outer, TAG, peek};
 /// minutes. 74 KiB for each lane.
 const REMEMBERED: usize = 4_096;
 /// Bytes of a datagram that must be quoted: the clear header and eight sealed ones. RFC 792 asks
-/// for none of them, RFC 1812 (section 4.3.2.3) for as many as fit into 576 bytes, and Linux, which
-/// every peer runs on, quotes so many.
+/// for none of them, RFC 1812 (section 4.3.2.3) for as many as fit into 576 bytes, and Linux, on
+/// which every peer runs, quotes as many as that.
 pub(super) const QUOTED: usize = HEADER + 8;
 const _: () = assert!(QUOTED <= HEADER + TAG, "every session datagram is as long");
 

@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-/// What waits for a peer that was called waits no longer than this: an application has more
-/// patience, but not much.
+/// The longest time, 3 s, that traffic waits for a peer that was called: an application has a
+/// little more patience.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// What is to be done.

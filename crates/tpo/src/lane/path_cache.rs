@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::privilege::Who;
 
-/// A file of ours is far smaller; a larger one is not ours.
+/// Bytes of the largest file that is read: a file of ours is far smaller, a larger one is not ours.
 const LONGEST: u64 = 4_096;
 /// Bytes per second, 1 Tbit/s: no path that we know carries more.
 const FASTEST: u64 = 125_000_000_000;

@@ -54,7 +54,7 @@ impl Batch {
     }
 }
 
-/// Datagrams on their way from one lane to another, in the form in which they cross.
+/// Packets on their way from one lane to another, in the form in which they cross the WAN.
 #[derive(Debug, Default)]
 pub struct Onward {
     /// All bytes.

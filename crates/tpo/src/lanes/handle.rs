@@ -28,16 +28,16 @@ pub enum Command {
         key: StreamKey,
         /// How the rule wants it to be treated.
         treatment: Treatment,
-        /// Its part of somebody's share of the descriptors.
+        /// Its part of the peer's share of the descriptors.
         descriptor: Permit,
     },
-    /// Packets of the near side that are no TCP, some of which may be this peer's.
+    /// Packets of the near side, some of which may be this peer's.
     Packets(Batch),
-    /// Datagrams that another peer has brought for this one.
+    /// Packets that another peer has brought for this one.
     Onward(Onward),
-    /// Somebody wants to know how it goes.
+    /// A report is asked for.
     Report(SyncSender<Report>),
-    /// Somebody wants to see every flow.
+    /// The list of every flow is asked for.
     Flows(SyncSender<Vec<FlowInfo>>),
     /// A dictionary of the compression engine has been made.
     Worked(Worked),

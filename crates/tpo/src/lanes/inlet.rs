@@ -1,8 +1,8 @@
-//! The way of datagrams from the demultiplexer to a lane: bounded by number and bytes, apart from the
-//! commands of other threads.
+//! The way of datagrams from the demultiplexer to a lane: bounded by number and bytes, apart from
+//! the commands of other threads.
 //!
-//! Strangers can make the demultiplexer hear as much as they like. What they fill is a way of their own,
-//! so that it never takes the place of a connection or of a datagram of the session.
+//! Strangers can make the demultiplexer hear as much as they like. What they fill is a way of their
+//! own, so that it never takes the place of a connection or of a datagram of the session.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -83,8 +83,8 @@ impl Inlet {
         if datagrams >= self.bound.datagrams || bytes + length > self.bound.bytes {
             return false;
         }
-        // Counted before it can be taken, so that the count never falls below zero. Only the demultiplexer
-        // puts, so nobody is between look and count.
+        // Counted before it can be taken, so that the count never falls below zero. Only the
+        // demultiplexer puts, so nobody is between look and count.
         self.waiting.datagrams.fetch_add(1, Ordering::Relaxed);
         self.waiting.bytes.fetch_add(length, Ordering::Relaxed);
         match self.sender.try_send(Arrival {

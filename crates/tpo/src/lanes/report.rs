@@ -11,7 +11,7 @@ pub struct Report {
     pub stats: tpo_engine::Stats,
     /// Whether a session stands, heard or not.
     pub connected: bool,
-    /// Called on demand, and nobody needs it.
+    /// Called on demand, and nothing needs it now.
     pub rests: bool,
     /// Where the peer is, as far as known.
     pub remote: Option<SocketAddr>,
@@ -19,7 +19,7 @@ pub struct Report {
     pub edges: usize,
     /// Counters of the lane itself.
     pub counters: Counters,
-    /// Of packets that are no TCP.
+    /// Of packets.
     pub packets: PacketCounters,
     /// The last handshake datagram for other keys that came by the lane's own socket.
     pub stranger: Option<Sighting>,
@@ -49,7 +49,7 @@ pub struct Counters {
     pub send_failures: u64,
     /// Packets that the kernel dropped because the lane's socket was full.
     pub buffer_full: u64,
-    /// ICMP errors that quote nothing that was sent: somebody else made them, or they cut it off.
+    /// ICMP errors that quote nothing that was sent: forged, or their quote is cut off.
     pub complaints_unproved: u64,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Each leg is a pair of its own: a lost datagram is repaired on the leg that lost it, and each leg
 //! has its own credit. Streams of the two lanes are joined by a connection of this host with
-//! itself, so that back-pressure, half-closed ends and resets mean what they always mean; datagrams
+//! itself, so that back-pressure, half-closed ends and resets mean what they always mean; packets
 //! are handed over as they cross. No flow goes in circles: none goes back to the peer that brought
 //! it, and one that is here already is not taken again. What is sent to groups goes on to those
 //! peers that ask for it for themselves, so that it passes one hub and no second one.
@@ -47,8 +47,8 @@ pub struct Transit {
 }
 
 impl Transit {
-    /// The rules for transit alone, whether each fails open, and whom their carriers mean; those for
-    /// groups of many apart.
+    /// The rules for transit alone, whether each fails open, and whom their carriers mean; those
+    /// for groups of many apart.
     pub fn new(policy: Policy, fails_open: Vec<bool>, carriers: AllCarriers) -> Transit {
         Transit {
             policy,
@@ -91,7 +91,7 @@ impl Transit {
         let peer = self.carriers[rule.carriers].choose(key, is_up);
         let fails_open = self.fails_open[number];
         match (peer == from, is_up(peer)) {
-            // Back to where it came from: it is for somebody here.
+            // Back to where it came from: it is for a host here.
             (true, _) if self.carriers[rule.carriers].peers.len() == 1 => Next::Here,
             (false, true) => Next::Peer(
                 peer,
@@ -130,7 +130,7 @@ pub fn pair() -> io::Result<[TcpStream; 2]> {
     lan_options(&near)?;
     near.connect(&listener.local_addr()?.into())?;
     let near = TcpStream::from(near);
-    // Anybody on this host may have been quicker.
+    // Another program of this host may have been quicker.
     for _ in 0..16 {
         let (far, from) = listener.accept()?;
         if from == near.local_addr()? {

@@ -1,7 +1,7 @@
 //! What was received and had no effect, by kind: the words for the counters of mover and engine.
 //!
-//! Each struct of counters is taken apart field by field, so that a kind that gets no word here does
-//! not compile. `tpo status` shows the kinds that came up; a lane notes in its log what is new
+//! Each struct of counters is taken apart field by field, so that a kind that gets no word here
+//! does not compile. `tpo status` shows the kinds that came up; a lane notes in its log what is new
 //! ([`DropLog`]).
 
 use std::collections::BTreeMap;
@@ -96,8 +96,8 @@ fn of_handshakes(drops: &tpo_mover::HandshakeDrops) -> Vec<Counted> {
     ]
 }
 
-/// Payloads that the peer made wrong, and messages that broke the rules of their flow, as the engine
-/// counts them.
+/// Payloads that the peer made wrong, and messages that broke the rules of their flow, as the
+/// engine counts them.
 pub fn of_engine(counters: &tpo_engine::Counters) -> Vec<Counted> {
     let tpo_engine::Malformed {
         truncated,
@@ -153,7 +153,8 @@ pub struct DropLog {
 }
 
 impl DropLog {
-    /// Time between two looks, and so between two lines: 10 s. Whoever sends nonsense fills no log.
+    /// Time between two looks, and so between two lines: 10 s, so that nonsense does not fill the
+    /// log.
     pub const EVERY: Duration = Duration::from_secs(10);
 
     /// Nothing was seen yet.

@@ -281,7 +281,7 @@ fn not_accelerated(out: &mut String, report: &StatusReport) {
 /// are in `--json`.
 const SHOWN_PLAIN: usize = 20;
 
-/// What left in the clear though a rule names it: whoever counts on encryption looks here.
+/// What left in the clear though a rule names it, for those who count on encryption.
 fn went_plain(out: &mut String, plain: &[PlainReport]) {
     let mut most: Vec<&PlainReport> = plain.iter().filter(|plain| plain.count > 0).collect();
     if most.is_empty() {

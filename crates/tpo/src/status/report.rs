@@ -131,7 +131,7 @@ pub struct PeerReport {
     pub datagrams_received: u64,
     /// Segments sent again.
     pub retransmissions: u64,
-    /// Parity rows sent, over datagrams that somebody waits for.
+    /// Parity rows sent, over datagrams with urgent data.
     pub parity_sent: u64,
     /// Lost datagrams that were rebuilt here from the peer's parity.
     pub rebuilt: u64,
@@ -139,7 +139,7 @@ pub struct PeerReport {
     pub compression: CompressionReport,
     /// Groups of multicast that it asks us for.
     pub groups_asked_here: Vec<String>,
-    /// Groups of multicast that we ask it for, because somebody in our LANs listens.
+    /// Groups of multicast that we ask it for, because a host of our LANs listens.
     pub groups_asked_there: Vec<String>,
     /// LANs of ours to which another TPO brings the peer's groups.
     pub lans_left: Vec<String>,
@@ -184,7 +184,7 @@ pub enum PeerState {
     Up,
     /// Connected, but nothing was heard for a while: flows wait.
     Silent,
-    /// Nobody here can say: the thread that serves it does not answer.
+    /// Unknown: the thread that serves it does not answer.
     Stuck,
 }
 
@@ -214,7 +214,7 @@ pub struct PassedReport {
 }
 
 impl PassedReport {
-    /// So many connections for this reason.
+    /// `count` connections for this reason.
     pub fn new(reason: Reason, count: u64) -> PassedReport {
         PassedReport {
             number: reason.number(),
@@ -267,12 +267,12 @@ pub struct FlowReport {
     pub sent: u64,
     /// Application bytes received from the peer.
     pub received: u64,
-    /// What is no TCP: packets sent to the peer.
+    /// Of a flow of packets: packets sent to the peer.
     pub packets_sent: Option<u64>,
-    /// What is no TCP: packets received from the peer.
+    /// Of a flow of packets: packets received from the peer.
     pub packets_received: Option<u64>,
-    /// What is no TCP: packets of the peer that did not come, or came too late to be of use,
-    /// percent.
+    /// Of a flow of packets: packets of the peer that did not come, or came too late to be of
+    /// use, percent.
     pub lost_percent: Option<f64>,
     /// What compression did with what it sent, in buffers of its own.
     pub compression: CompressionReport,
