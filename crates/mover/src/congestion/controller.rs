@@ -1,7 +1,7 @@
 //! One enum over the controllers, chosen by the configuration. It only routes: each arm hands the
 //! call to the controller that was chosen.
 
-use super::auto::Auto;
+use super::auto::{Auto, Settings};
 use super::cubic::Cubic;
 use super::fixed::Fixed;
 use super::report::AckReport;
@@ -30,14 +30,15 @@ impl Controller {
             (Congestion::Scavenger, cap) => {
                 Controller::Scavenger(Scavenger::new(cap, config.loss_tolerance, datagram))
             }
-            (Congestion::Fixed | Congestion::Auto, cap) => Controller::Auto(Box::new(Auto::new(
-                cap,
-                config.remembered_path,
-                config.loss_tolerance,
-                datagram,
-                seed,
-                now,
-            ))),
+            (Congestion::Fixed | Congestion::Auto, cap) => {
+                let settings = Settings {
+                    cap,
+                    remembered: config.remembered_path,
+                    loss_tolerance: config.loss_tolerance,
+                    seed,
+                };
+                Controller::Auto(Box::new(Auto::new(settings, datagram, now)))
+            }
         }
     }
 

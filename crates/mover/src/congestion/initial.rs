@@ -9,7 +9,7 @@ pub(super) const INITIAL_DATAGRAMS: u64 = 32;
 /// nothing that one could notice.
 pub(super) const INITIAL_SPREAD: Nanos = 20 * MILLISECOND;
 /// Smallest window: 4 datagrams, because fewer cannot keep acknowledgements coming (BBRMinPipeCwnd
-/// of draft-ietf-ccwg-bbr, section 2.7).
+/// of draft-ietf-ccwg-bbr).
 pub(super) const SMALLEST_WINDOW_DATAGRAMS: u64 = 4;
 
 /// The pacing rate, bytes per second, before the first round trip is measured.

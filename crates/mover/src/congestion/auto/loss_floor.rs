@@ -1,56 +1,142 @@
-//! How much of the path's loss is not ours: the floor below which loss says nothing about
-//! congestion.
+//! The loss floor: the share of datagrams that the path loses whatever is sent. Loss below it says
+//! nothing about congestion.
 //!
-//! Measured on datagrams that left at less than the path's bandwidth while no queue stood, so that
-//! a full queue cannot have dropped them. `bbr.rs` decides when; the result goes back into its
-//! delivery-rate samples and its idea of too much loss.
+//! The floor is measured on datagrams that left at less than the path's bandwidth while no queue
+//! stood, so that a full queue cannot have dropped them. `Auto` decides when. The result goes back
+//! into its delivery-rate samples and into its judgement of too much loss.
+//!
+//! Life of a measurement: `is_due` → `start` when the queue is drained → `has_enough` when enough
+//! datagrams have left → `on_acked` ends it when the fate of all of them is known.
 
+use super::sampler::Tally;
 use crate::congestion::report::Lost;
 use crate::timer::{Nanos, SECOND};
 
-/// Given back at most without a measurement.
+/// Without a measurement 1 % is given back at most.
 const UNMEASURED: f64 = 0.01;
-/// A measured floor may lie above the tolerated loss by this share of it and this much: what chance
-/// adds.
-const TOLERANCE_SLACK: (f64, f64) = (0.1, 0.002);
-/// Below this loss there is nothing worth measuring.
+/// What chance adds: a measured floor may lie above the tolerated loss by a tenth of it and 0.2 %.
+const TOLERANCE_SLACK_PART: f64 = 0.1;
+const TOLERANCE_SLACK: f64 = 0.002;
+/// Below a loss of 0.3 % there is nothing worth measuring.
 const WORTH_MEASURING: f64 = 0.003;
-/// Loss beyond the floor that is not yet too much.
+/// Loss beyond the floor is not yet too much up to 2 % of what the floor leaves (BBRLossThresh of
+/// draft-ietf-ccwg-bbr).
 const MARGIN: f64 = 0.02;
-/// Fewer lost datagrams are never too much.
+/// Fewer than 3 lost datagrams are never too much.
 const FEWEST: f64 = 3.0;
-/// How much an old measurement counts beside a new one.
+/// Too much loss lies 4 standard deviations above what is expected, and 3 beside a queue, which is
+/// evidence of its own.
+const DEVIATIONS: f64 = 4.0;
+const DEVIATIONS_QUEUED: f64 = 3.0;
+/// An old measurement counts 0.7 beside a new one.
 const KEEP: f64 = 0.7;
-/// A measurement takes at least so many datagrams, and at most so many of the shortest round trips
-/// to get them.
+/// A measurement takes 100 datagrams at least, and 8 of the min RTT at most to get them.
 const DATAGRAMS: u64 = 100;
 const LONGEST_ROUNDS: u64 = 8;
-/// The first measurements follow one another sooner.
+/// The first 3 measurements follow one another after 2 s or 16 round trips, whichever is longer;
+/// the others after 5 s or 32.
 const EARLY: u32 = 3;
-/// Bytes, roughly.
+const EARLY_EVERY: Nanos = 2 * SECOND;
+const EARLY_ROUNDS: u64 = 16;
+const EVERY: Nanos = 5 * SECOND;
+const EVERY_ROUNDS: u64 = 32;
+/// Bytes of a datagram, roughly: sums of bytes are compared with chance in datagrams.
 const DATAGRAM: f64 = 1_500.0;
-/// Datagrams that the recent loss ratio remembers.
+/// The recent loss remembers 4,000 datagrams.
 const RECENT_DATAGRAMS: f64 = 4_000.0;
+/// The mean run of losses is known from 20 losses on, and remembers 400.
+const KNOWN_LOSSES: f64 = 20.0;
+const REMEMBERED_LOSSES: f64 = 400.0;
+
+/// A measurement under way.
+struct Measurement {
+    since: Nanos,
+    /// Datagrams that left from here on are not part of it. `None`: it needs more of them.
+    until: Option<Nanos>,
+    tally: Tally,
+}
+
+impl Measurement {
+    /// Is a datagram that left at `sent` part of it?
+    fn counts(&self, sent: Nanos) -> bool {
+        sent >= self.since && self.until.is_none_or(|until| sent < until)
+    }
+
+    /// Is the fate of all its datagrams known? A quarter of the measured time later their losses
+    /// are known too, but for a path that reorders: without them the floor would be too low.
+    fn is_decided(&self, sent: Nanos, decided_until: Nanos) -> bool {
+        self.until
+            .is_some_and(|until| sent > until + (until - self.since) / 4 && decided_until >= until)
+    }
+}
+
+/// Bytes, older ones counting less.
+#[derive(Default)]
+struct Share {
+    acked: f64,
+    lost: f64,
+}
+
+impl Share {
+    fn total(&self) -> f64 {
+        self.acked + self.lost
+    }
+
+    /// The share of them that was lost.
+    fn lost_ratio(&self) -> f64 {
+        self.lost / self.total().max(1.0)
+    }
+}
+
+/// Runs of neighbouring losses: bursts make chance counts vary more.
+#[derive(Default)]
+struct Runs {
+    /// The number of the last datagram that was lost.
+    last: u64,
+    losses: f64,
+    runs: f64,
+}
+
+impl Runs {
+    /// True if a run begins with this loss.
+    fn on_lost(&mut self, number: u64) -> bool {
+        let begins = number != self.last + 1;
+        self.last = number;
+        self.losses += 1.0;
+        if begins {
+            self.runs += 1.0;
+        }
+        begins
+    }
+
+    fn age(&mut self) {
+        if self.losses > REMEMBERED_LOSSES {
+            self.losses /= 2.0;
+            self.runs /= 2.0;
+        }
+    }
+
+    /// How much more than independent losses these vary: twice the mean run, less one.
+    fn burstiness(&self) -> f64 {
+        if self.losses < KNOWN_LOSSES {
+            1.0
+        } else {
+            (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0)
+        }
+    }
+}
 
 /// The floor and its measurement.
-#[derive(Default)]
 pub(super) struct LossFloor {
     /// The policy: more than this share is not taken for the path's own, whatever is measured.
     tolerance: f64,
-    since: Option<Nanos>,
-    until: Option<Nanos>,
-    acked: u64,
-    lost: u64,
-    acked_sum: f64,
-    lost_sum: f64,
-    measured: u32,
-    last_at: Nanos,
-    recent_acked: f64,
-    recent_lost: f64,
-    /// Runs of neighbouring losses: bursts make chance counts vary more.
-    last_lost: u64,
-    losses: f64,
-    runs: f64,
+    measurement: Option<Measurement>,
+    started_at: Nanos,
+    /// The number of measurements so far, and their sum.
+    measurements: u32,
+    measured: Share,
+    recent: Share,
+    runs: Runs,
 }
 
 impl LossFloor {
@@ -58,193 +144,187 @@ impl LossFloor {
     pub(super) fn new(tolerance: f64) -> LossFloor {
         LossFloor {
             tolerance,
-            ..LossFloor::default()
+            measurement: None,
+            started_at: 0,
+            measurements: 0,
+            measured: Share::default(),
+            recent: Share::default(),
+            runs: Runs::default(),
         }
     }
 
-    /// How many runs of neighbouring losses began with these.
+    /// These were lost. The number of runs of neighbours that began with them.
     pub(super) fn on_lost(&mut self, lost: &[Lost]) -> u64 {
         let mut begun = 0;
         for loss in lost {
-            self.losses += 1.0;
-            if loss.number != self.last_lost + 1 {
-                self.runs += 1.0;
-                begun += 1;
-            }
-            self.last_lost = loss.number;
-            self.recent_lost += loss.bytes as f64;
-            if self.measures(loss.sent) {
-                self.lost += loss.bytes;
+            begun += u64::from(self.runs.on_lost(loss.number));
+            self.recent.lost += loss.bytes as f64;
+            if let Some(measurement) = self.measurement_of(loss.sent) {
+                measurement.tally.lost += loss.bytes;
             }
         }
-        if self.losses > 400.0 {
-            self.losses /= 2.0;
-            self.runs /= 2.0;
-        }
+        self.runs.age();
         begun
     }
 
-    /// So many bytes were acknowledged, the newest of them sent at `sent`; what left before
-    /// `decided` is known to have arrived or to be lost. If that ends a measurement: the ratio
+    /// `bytes` were acknowledged, the newest of them sent at `sent`; of what left before
+    /// `decided_until` it is known whether it arrived. If that ends a measurement: the ratio
     /// believed before it.
-    pub(super) fn on_acked(&mut self, bytes: u64, sent: Nanos, decided: Nanos) -> Option<f64> {
-        self.recent_acked += bytes as f64;
-        if self.recent_acked + self.recent_lost > RECENT_DATAGRAMS * DATAGRAM {
-            self.recent_acked /= 2.0;
-            self.recent_lost /= 2.0;
+    pub(super) fn on_acked(
+        &mut self,
+        bytes: u64,
+        sent: Nanos,
+        decided_until: Nanos,
+    ) -> Option<f64> {
+        self.recent.acked += bytes as f64;
+        if self.recent.total() > RECENT_DATAGRAMS * DATAGRAM {
+            self.recent.acked /= 2.0;
+            self.recent.lost /= 2.0;
         }
-        if self.measures(sent) {
-            self.acked += bytes;
+        if let Some(measurement) = self.measurement_of(sent) {
+            measurement.tally.delivered += bytes;
         }
-        // A quarter of the measured time later its losses are known too, but for a path that
-        // reorders: without them the floor would be too low.
-        if let (Some(since), Some(until)) = (self.since, self.until)
-            && sent > until + (until - since) / 4
-            && decided >= until
-        {
-            let believed = self.ratio();
-            self.conclude();
-            return Some(believed);
-        }
-        None
+        let over = |measurement: &mut Measurement| measurement.is_decided(sent, decided_until);
+        let measurement = self.measurement.take_if(over)?;
+        let believed = self.ratio();
+        self.conclude(measurement.tally);
+        Some(believed)
     }
 
-    fn measures(&self, sent: Nanos) -> bool {
-        self.since.is_some_and(|since| sent >= since) && self.until.is_none_or(|until| sent < until)
+    /// The measurement that a datagram which left at `sent` is part of.
+    fn measurement_of(&mut self, sent: Nanos) -> Option<&mut Measurement> {
+        self.measurement
+            .as_mut()
+            .filter(|measurement| measurement.counts(sent))
     }
 
-    fn conclude(&mut self) {
-        if self.acked + self.lost > 0 {
-            if self.is_news() {
-                (self.acked_sum, self.lost_sum) = (0.0, 0.0);
-            }
-            self.acked_sum = self.acked_sum * KEEP + self.acked as f64;
-            self.lost_sum = self.lost_sum * KEEP + self.lost as f64;
-            self.measured += 1;
+    fn conclude(&mut self, tally: Tally) {
+        if tally.total() == 0 {
+            return;
         }
-        (self.since, self.until, self.acked, self.lost) = (None, None, 0, 0);
+        if self.is_lower(tally) {
+            self.measured = Share::default();
+        }
+        self.measured.acked = self.measured.acked * KEEP + tally.delivered as f64;
+        self.measured.lost = self.measured.lost * KEEP + tally.lost as f64;
+        self.measurements += 1;
     }
 
     /// Is less lost than chance makes of what was measured before? Then that was not the path's
     /// own: a policer's, or our own queue's.
-    fn is_news(&self) -> bool {
-        let total = (self.acked + self.lost) as f64;
-        let expected = total * self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0);
-        let chance = 3.0 * (expected * DATAGRAM * self.burstiness()).sqrt();
-        (self.lost as f64) < expected - chance
+    fn is_lower(&self, tally: Tally) -> bool {
+        let total = tally.total() as f64;
+        let expected = total * self.measured.lost / self.measured.total().max(1.0);
+        let chance = 3.0 * (expected * DATAGRAM * self.runs.burstiness()).sqrt();
+        (tally.lost as f64) < expected - chance
     }
 
-    /// Is it time to measure?
-    pub(super) fn is_due(&self, round_trip: Nanos, now: Nanos) -> bool {
-        let recent = self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0);
-        let every = if self.measured < EARLY {
-            (2 * SECOND).max(16 * round_trip)
+    /// Is it time to measure? `rtt`: the smoothed round trip.
+    pub(super) fn is_due(&self, rtt: Nanos, now: Nanos) -> bool {
+        let every = if self.measurements < EARLY {
+            EARLY_EVERY.max(EARLY_ROUNDS * rtt)
         } else {
-            (5 * SECOND).max(32 * round_trip)
+            EVERY.max(EVERY_ROUNDS * rtt)
         };
-        let rested = self.measured == 0 || now > self.last_at + every;
-        recent > WORTH_MEASURING && rested && self.since.is_none()
+        let rested = self.measurements == 0 || now > self.started_at + every;
+        self.recent.lost_ratio() > WORTH_MEASURING && rested && self.measurement.is_none()
     }
 
+    /// Datagrams that leave from now on are measured.
     pub(super) fn start(&mut self, now: Nanos) {
-        (self.since, self.until, self.acked, self.lost, self.last_at) =
-            (Some(now), None, 0, 0, now);
+        self.started_at = now;
+        self.measurement = Some(Measurement {
+            since: now,
+            until: None,
+            tally: Tally::default(),
+        });
     }
 
-    pub(super) fn measuring_since(&self) -> Option<Nanos> {
-        self.since
+    /// Has a measurement begun whose result is not known?
+    pub(super) fn is_measuring(&self) -> bool {
+        self.measurement.is_some()
     }
 
-    /// Have enough datagrams left for the measurement? It then waits for their fate.
-    pub(super) fn is_done(&mut self, minimum: Nanos, datagram: u64, now: Nanos) -> bool {
-        let Some(since) = self.since else {
+    /// Ends the sending for the measurement if enough datagrams have left. It then waits for their
+    /// fate.
+    pub(super) fn stop_if_enough(&mut self, min_rtt: Nanos, datagram: u64, now: Nanos) -> bool {
+        let Some(measurement) = &mut self.measurement else {
             return false;
         };
-        let elapsed = now.saturating_sub(since);
+        let elapsed = now.saturating_sub(measurement.since);
         // What is acknowledged now left one round trip ago: the count lags, the time does not.
-        let enough = self.acked + self.lost >= DATAGRAMS * datagram && elapsed >= minimum;
-        if enough || elapsed >= LONGEST_ROUNDS * minimum || (elapsed >= minimum && self.acked == 0)
-        {
-            self.until = Some(now);
-            return true;
+        let enough =
+            measurement.tally.total() >= DATAGRAMS * datagram || measurement.tally.delivered == 0;
+        let over = (enough && elapsed >= min_rtt) || elapsed >= LONGEST_ROUNDS * min_rtt;
+        if over {
+            measurement.until = Some(now);
         }
-        false
+        over
     }
 
     pub(super) fn is_measured(&self) -> bool {
-        self.measured > 0
+        self.measurements > 0
     }
 
     /// The share of datagrams that are lost whatever we do.
     pub(super) fn ratio(&self) -> f64 {
-        if self.measured > 0 {
-            let most = self.tolerance * (1.0 + TOLERANCE_SLACK.0) + TOLERANCE_SLACK.1;
-            (self.lost_sum / (self.acked_sum + self.lost_sum).max(1.0)).min(most)
+        if self.is_measured() {
+            let most = self.tolerance * (1.0 + TOLERANCE_SLACK_PART) + TOLERANCE_SLACK;
+            self.measured.lost_ratio().min(most)
         } else {
-            (self.recent_lost / (self.recent_acked + self.recent_lost).max(1.0))
-                .min(UNMEASURED.min(self.tolerance))
+            self.recent.lost_ratio().min(UNMEASURED.min(self.tolerance))
         }
     }
 
     /// Below this, loss is no reason to slow down: until it is measured, all that the policy
     /// tolerates.
     fn tolerated(&self) -> f64 {
-        if self.measured > 0 {
+        if self.is_measured() {
             self.ratio()
         } else {
             self.tolerance
         }
     }
 
-    /// The variance of one datagram's loss, and how many datagrams tell of it: a measurement of few
-    /// is itself a matter of chance (its ratio by Agresti and Coull, "Approximate is better than
-    /// exact", 1998: none lost of a hundred does not mean that none ever is).
+    /// The variance of one datagram's loss, and the number of datagrams that tell of it: a
+    /// measurement of few is itself a matter of chance (its ratio by Agresti and Coull,
+    /// "Approximate is better than exact", 1998: none lost of a hundred does not mean that none
+    /// ever is).
     fn spread(&self) -> (f64, f64) {
-        if self.measured == 0 {
+        if !self.is_measured() {
             return (self.tolerance * (1.0 - self.tolerance), f64::INFINITY);
         }
-        let measured = (self.acked_sum + self.lost_sum) / DATAGRAM + 4.0;
-        let ratio = (self.lost_sum / DATAGRAM + 2.0) / measured;
+        let measured = self.measured.total() / DATAGRAM + 4.0;
+        let ratio = (self.measured.lost / DATAGRAM + 2.0) / measured;
         (ratio * (1.0 - ratio), measured)
     }
 
-    /// How much more than independent losses these vary: twice the mean run, less one.
-    fn burstiness(&self) -> f64 {
-        if self.losses < 20.0 {
-            1.0
-        } else {
-            (2.0 * self.losses / self.runs.max(1.0) - 1.0).clamp(1.0, 200.0)
-        }
-    }
-
-    /// How many of the bytes lost in an interval the path would have lost anyway: what chance
+    /// The part of the bytes lost in an interval that the path would have lost anyway: what chance
     /// explains, not more.
-    pub(super) fn give_back(&self, delivered: u64, lost: u64, datagram: u64) -> u64 {
+    pub(super) fn give_back(&self, tally: Tally, datagram: u64) -> u64 {
         let ratio = self.ratio();
-        let count = delivered as f64 / (1.0 - ratio) / datagram as f64;
-        let chance = 2.0 * (count * ratio * (1.0 - ratio) * self.burstiness()).sqrt();
-        lost.min(((count * ratio + chance) * datagram as f64) as u64)
+        let count = tally.delivered as f64 / (1.0 - ratio) / datagram as f64;
+        let chance = 2.0 * (count * ratio * (1.0 - ratio) * self.runs.burstiness()).sqrt();
+        let explained = (count * ratio + chance) * datagram as f64;
+        tally.lost.min(explained as u64)
     }
-}
 
-/// Is so much loss more than the floor explains? With a queue beside it, less evidence is needed.
-pub(super) fn excess(
-    lost: u64,
-    total: u64,
-    datagram: u64,
-    floor: &LossFloor,
-    queued: bool,
-) -> bool {
-    let (lost, count) = (
-        lost as f64 / datagram as f64,
-        total as f64 / datagram as f64,
-    );
-    let ratio = floor.tolerated();
-    let deviations = if queued { 3.0 } else { 4.0 };
-    let (spread, measured) = floor.spread();
-    let chance =
-        deviations * (count * spread * (1.0 + count / measured) * floor.burstiness()).sqrt();
-    lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
+    /// Is that more loss than the floor and chance explain? With a queue beside it, less evidence
+    /// is needed.
+    pub(super) fn is_exceeded(&self, tally: Tally, datagram: u64, queued: bool) -> bool {
+        let lost = tally.lost as f64 / datagram as f64;
+        let count = tally.total() as f64 / datagram as f64;
+        let ratio = self.tolerated();
+        let deviations = if queued {
+            DEVIATIONS_QUEUED
+        } else {
+            DEVIATIONS
+        };
+        let (spread, measured) = self.spread();
+        let variance = count * spread * (1.0 + count / measured) * self.runs.burstiness();
+        let chance = deviations * variance.sqrt();
+        lost >= FEWEST && lost > count * (ratio + MARGIN * (1.0 - ratio)) + chance
+    }
 }
 
 #[cfg(test)]
@@ -255,10 +335,10 @@ mod tests {
     fn a_measurement_waits_for_the_fate_of_all_that_it_counts() {
         let mut floor = LossFloor::new(0.05);
         floor.start(0);
-        assert!(!floor.is_done(SECOND, 1_500, SECOND / 2));
+        assert!(!floor.stop_if_enough(SECOND, 1_500, SECOND / 2));
         assert_eq!(floor.on_acked(95 * 1_500, SECOND / 2, 0), None);
         assert_eq!(floor.on_acked(95 * 1_500, SECOND - 1, 0), None);
-        assert!(floor.is_done(SECOND, 1_500, SECOND));
+        assert!(floor.stop_if_enough(SECOND, 1_500, SECOND));
         let late = SECOND * 3 / 2;
         assert_eq!(
             floor.on_acked(1_500, late, SECOND / 2),
@@ -272,5 +352,34 @@ mod tests {
         }]);
         assert!(floor.on_acked(1_500, late, late).is_some());
         assert!((floor.ratio() - 0.05).abs() < 1e-9, "{}", floor.ratio());
+    }
+
+    #[test]
+    fn neighbours_are_one_run() {
+        let mut floor = LossFloor::new(0.05);
+        let lost = [7, 8, 9, 20, 21].map(|number| Lost {
+            number,
+            sent: 0,
+            bytes: 1_500,
+        });
+        assert_eq!(floor.on_lost(&lost), 2);
+        assert_eq!(floor.on_lost(&lost[..1]), 1);
+    }
+
+    #[test]
+    fn what_chance_explains_is_not_too_much() {
+        let floor = LossFloor::new(0.05);
+        let exceeded = |lost: u64, queued| {
+            let tally = Tally {
+                delivered: (400 - lost) * 1_500,
+                lost: lost * 1_500,
+            };
+            floor.is_exceeded(tally, 1_500, queued)
+        };
+        // Expected: 20 and a margin of 7.6; a standard deviation is 4.4.
+        assert!(!exceeded(45, false));
+        assert!(exceeded(46, false));
+        assert!(!exceeded(40, true));
+        assert!(exceeded(41, true));
     }
 }

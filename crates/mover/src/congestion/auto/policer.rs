@@ -1,47 +1,66 @@
 //! A policer on the path: it drops what comes faster than its rate, and nothing ever waits.
 //!
-//! Loss in proportion to what we send, without any queue, is its work if as much gets through in
+//! Loss in proportion to what is sent, without any queue, is a policer's if as much gets through in
 //! two probing cycles (in the manner of BBRv1). What gets through is then kept to for a while. If
-//! that does not help, it is the path that loses. It takes something of each quantum that we send:
-//! a loss of many neighbours is a burst on the path.
+//! that does not help, it is the path that loses. A policer takes part of each quantum that is
+//! sent: a loss of many neighbours is a burst on the path.
 
+use super::sampler::Tally;
 use crate::timer::{Nanos, SECOND};
 
-/// Two cycles are alike when what gets through differs by no more than this part.
-const ALIKE: u64 = 8;
-/// A round that makes suspicious loses so much, in percent.
+/// Two cycles are alike when what gets through differs by an eighth at most (BBRv1).
+const ALIKE_PART: u64 = 8;
+/// A round makes suspicious if it loses 8 % or more.
 const SUSPICIOUS_PERCENT: u64 = 8;
-/// For so long, and so many round trips, what was found is believed.
+/// What was found is believed for 10 s and for 48 round trips, whichever is longer (48: BBRv1).
 const BELIEVED: Nanos = 10 * SECOND;
 const BELIEVED_ROUNDS: u64 = 48;
-/// Suspicions further apart than so many cycles do not belong together: a policer takes its toll in
-/// each, a burst of losses comes by chance.
-const TOGETHER: u64 = 2;
-/// After so many rounds it must have helped.
-const HELPS_AFTER: u64 = 2;
-/// After a false suspicion there is none for so long.
+/// Suspicions more than 2 cycles apart do not belong together: a policer takes its toll in each, a
+/// burst of losses comes by chance (bursts of ten at 2 % in `matrix.rs`).
+const TOGETHER_CYCLES: u64 = 2;
+/// To keep to what was found must have helped after 2 rounds.
+const HELPS_AFTER_ROUNDS: u64 = 2;
+/// After a false suspicion there is none for 60 s.
 const REST: Nanos = 60 * SECOND;
 
 /// A round that lost too much.
-pub(super) struct Lossy {
-    pub(super) delivered: u64,
-    pub(super) lost: u64,
-    /// Of neighbours that were lost, and how many bytes a run of them has at most if a policer did
-    /// it: half of a quantum.
-    pub(super) runs: u64,
+pub(super) struct LossyRound {
+    pub(super) tally: Tally,
+    /// Runs of neighbouring losses, and the bytes that a run has at most if a policer made it: half
+    /// of a quantum.
+    pub(super) loss_runs: u64,
     pub(super) longest_run: u64,
     /// Bytes per second that got through.
     pub(super) rate: u64,
-    /// A queue stood: then it is no policer's loss.
+    /// A queue stood: then no policer made the loss.
     pub(super) queued: bool,
-    /// Its number.
-    pub(super) round: u64,
+    /// The round's number.
+    pub(super) number: u64,
 }
 
-/// What it lets pass, until when that is believed, and after which round it must have helped.
-struct Found {
+impl LossyRound {
+    fn is_suspicious(&self) -> bool {
+        let much = self.tally.lost * 100 >= SUSPICIOUS_PERCENT * self.tally.total();
+        let burst = self.tally.lost > self.loss_runs * self.longest_run;
+        much && !burst && !self.queued
+    }
+}
+
+/// A suspicion, or what is left of a policer that was believed.
+#[derive(Clone, Copy)]
+struct Suspicion {
+    /// Bytes per second that got through.
     rate: u64,
-    until: Nanos,
+    /// The number of the probing cycle.
+    cycle: u64,
+}
+
+/// A policer that is believed.
+struct Found {
+    /// Bytes per second that it lets pass.
+    rate: u64,
+    believed_until: Nanos,
+    /// After this round it must have helped to keep to the rate.
     helps_after: u64,
 }
 
@@ -49,63 +68,143 @@ struct Found {
 #[derive(Default)]
 pub(super) struct Policer {
     found: Option<Found>,
-    /// What got through in the last suspicious cycle, and its number.
-    leftover: Option<(u64, u64)>,
+    suspicion: Option<Suspicion>,
+    /// Probing cycles so far.
     cycles: u64,
     rests_until: Nanos,
 }
 
 impl Policer {
-    /// Bytes per second that it lets pass, if there is one.
+    /// Bytes per second that the policer lets pass, if there is one.
     pub(super) fn rate(&self) -> Option<u64> {
         self.found.as_ref().map(|found| found.rate)
     }
 
     /// Asking for more would only lose what is asked for.
     pub(super) fn holds(&self, now: Nanos) -> bool {
-        self.found.as_ref().is_some_and(|found| now < found.until)
+        self.found
+            .as_ref()
+            .is_some_and(|found| now < found.believed_until)
     }
 
-    /// Another probing cycle begins, which shows whether it is still there. What it let pass, if
-    /// there was one.
+    /// Another probing cycle begins, which shows whether the policer is still there. What it let
+    /// pass, if there was one.
     pub(super) fn on_cycle(&mut self) -> Option<u64> {
         self.cycles += 1;
         let rate = self.found.take()?.rate;
-        self.leftover = Some((rate, self.cycles - 1));
+        self.suspicion = Some(Suspicion {
+            rate,
+            cycle: self.cycles - 1,
+        });
         Some(rate)
     }
 
-    /// True if a policer was found by this.
-    pub(super) fn on_lossy_round(&mut self, seen: &Lossy, minimum: Nanos, now: Nanos) -> bool {
+    /// True if a policer was found by this round.
+    pub(super) fn on_lossy_round(
+        &mut self,
+        round: &LossyRound,
+        min_rtt: Nanos,
+        now: Nanos,
+    ) -> bool {
         if let Some(found) = &self.found {
-            if seen.round > found.helps_after {
-                (self.found, self.leftover, self.rests_until) = (None, None, now + REST);
+            if round.number > found.helps_after {
+                (self.found, self.suspicion, self.rests_until) = (None, None, now + REST);
             }
             return false;
         }
-        let much = seen.lost * 100 >= SUSPICIOUS_PERCENT * (seen.lost + seen.delivered);
-        let burst = seen.lost > seen.runs * seen.longest_run;
-        if seen.queued || now < self.rests_until || !much || burst {
+        if now < self.rests_until || !round.is_suspicious() {
             return false;
         }
-        match self.leftover {
-            Some((_, cycle)) if cycle == self.cycles => false,
-            Some((last, cycle))
-                if self.cycles - cycle <= TOGETHER && seen.rate.abs_diff(last) <= last / ALIKE =>
-            {
-                let until = (now + BELIEVED).max(now + BELIEVED_ROUNDS * minimum);
-                let rate = seen.rate.midpoint(last);
+        match self.suspicion {
+            Some(last) if last.cycle == self.cycles => false,
+            Some(last) if self.confirms(last, round.rate) => {
                 self.found = Some(Found {
-                    rate,
-                    until,
-                    helps_after: seen.round + HELPS_AFTER,
+                    rate: round.rate.midpoint(last.rate),
+                    believed_until: now + BELIEVED.max(BELIEVED_ROUNDS * min_rtt),
+                    helps_after: round.number + HELPS_AFTER_ROUNDS,
                 });
                 true
             }
-            _ => {
-                self.leftover = Some((seen.rate, self.cycles));
+            Some(_) | None => {
+                self.suspicion = Some(Suspicion {
+                    rate: round.rate,
+                    cycle: self.cycles,
+                });
                 false
             }
         }
+    }
+
+    fn confirms(&self, last: Suspicion, rate: u64) -> bool {
+        let alike = rate.abs_diff(last.rate) <= last.rate / ALIKE_PART;
+        self.cycles - last.cycle <= TOGETHER_CYCLES && alike
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tenth is lost, in runs of one datagram.
+    fn lossy(rate: u64, number: u64) -> LossyRound {
+        LossyRound {
+            tally: Tally {
+                delivered: 900_000,
+                lost: 100_000,
+            },
+            loss_runs: 100,
+            longest_run: 4_500,
+            rate,
+            queued: false,
+            number,
+        }
+    }
+
+    #[test]
+    fn two_cycles_that_lose_alike_are_a_policers() {
+        let mut policer = Policer::default();
+        assert!(!policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0));
+        assert!(
+            !policer.on_lossy_round(&lossy(1_000, 2), SECOND / 10, 0),
+            "the same cycle"
+        );
+        policer.on_cycle();
+        assert!(policer.on_lossy_round(&lossy(1_100, 9), SECOND / 10, 0));
+        assert_eq!(policer.rate(), Some(1_050));
+        assert!(policer.holds(10 * SECOND - 1) && !policer.holds(10 * SECOND));
+        assert_eq!(policer.on_cycle(), Some(1_050));
+    }
+
+    #[test]
+    fn a_queue_a_burst_or_another_rate_is_no_policers() {
+        let found = |second: LossyRound| {
+            let mut policer = Policer::default();
+            policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0);
+            policer.on_cycle();
+            policer.on_lossy_round(&second, SECOND / 10, 0)
+        };
+        assert!(found(lossy(1_000, 9)));
+        assert!(!found(lossy(1_200, 9)));
+        assert!(!found(LossyRound {
+            queued: true,
+            ..lossy(1_000, 9)
+        }));
+        assert!(!found(LossyRound {
+            loss_runs: 2,
+            ..lossy(1_000, 9)
+        }));
+    }
+
+    #[test]
+    fn if_keeping_to_it_does_not_help_none_is_suspected_for_a_minute() {
+        let mut policer = Policer::default();
+        policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0);
+        policer.on_cycle();
+        assert!(policer.on_lossy_round(&lossy(1_000, 9), SECOND / 10, 0));
+        assert!(!policer.on_lossy_round(&lossy(1_000, 12), SECOND / 10, SECOND));
+        assert_eq!(policer.rate(), None);
+        policer.on_lossy_round(&lossy(1_000, 13), SECOND / 10, 60 * SECOND);
+        policer.on_cycle();
+        assert!(!policer.on_lossy_round(&lossy(1_000, 20), SECOND / 10, 61 * SECOND));
     }
 }

@@ -1,194 +1,240 @@
-//! How `Auto` begins: with as much as its streams would begin with, with the configured or the
-//! remembered rate, and when startup ends.
+//! Startup: begins with as much as the streams would begin with, doubles the rate each round, and
+//! finds out when that is enough.
+//!
+//! A configured or a remembered rate goes before it; what then is not proved is in `claim.rs`.
 
-use std::time::Duration;
-
-use super::{Auto, Phase, Round};
+use super::early_exit::{Arrival, EarlyExit};
+use super::estimate::Estimate;
+use super::queue::QueueSensor;
+use super::sampler::Round;
+use crate::config::RememberedPath;
 use crate::congestion::initial::{INITIAL_DATAGRAMS, INITIAL_SPREAD};
 use crate::congestion::rate::rate_of;
-use crate::timer::Nanos;
+use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// First window for each stream, and the most for all of them: what its end's own TCP would begin with (RFC 6928), but not
-/// in one burst.
+/// First window: 10 datagrams for each stream, what its end's own TCP would begin with (RFC 6928),
+/// but not in one burst.
 const FLOW_DATAGRAMS: u64 = 10;
-const MOST_INITIAL_DATAGRAMS: u64 = 160;
-/// Where a configured rate starts from, in percent of it.
-const JUMP_PERCENT: u64 = 96;
-/// A remembered bandwidth is begun with this share, times the gain of startup.
-pub(super) const RESUME_PERCENT: u64 = 36;
-/// Startup ends when the rate grew by less than a quarter in so many rounds: fewer when a queue
-/// proves it.
-const PLATEAU_ROUNDS_QUEUED: u32 = 3;
+/// First window of all streams together: at most 160 datagrams, which is 16 streams' worth
+/// (measured in `goodput.rs`, `many_streams_begin_like_as_many_connections`).
+const LARGEST_INITIAL_DATAGRAMS: u64 = 160;
+/// Gain of startup, thousandths: 4 ln 2, the smallest that doubles the delivery rate each round
+/// (BBRStartupPacingGain of draft-ietf-ccwg-bbr).
+const STARTUP_GAIN: u64 = 2_770;
+/// A round trip below 50 µs is no measure of a rate: two TPOs on one host.
+const SHORTEST_RTT: Nanos = MILLISECOND / 20;
+/// Startup ends after 8 rounds in which the rate grew by less than a quarter, or after 3 when a
+/// queue proves it (3 are the draft's BBRMaxFullBwCount; random loss makes single rounds look slow).
 const PLATEAU_ROUNDS: u32 = 8;
-/// A round with fewer datagrams proves nothing.
-pub(super) const PLATEAU_DATAGRAMS: u64 = 30;
-/// A queue that stands for so many samples and this part of a round trip, twice in a row, ends
-/// startup: to wait for a whole round fills it further.
-const GLANCE_SAMPLES: u64 = 2;
-const GLANCE_PART: u64 = 8;
-const GLANCES: u32 = 2;
-/// Unless more came through than three such parts before.
-const GLANCE_GROWTH_PERCENT: u64 = 112;
-/// Where a product of the path is less, the queue is soon full and soon empty.
-const GLANCE_PRODUCT: u64 = 100;
+const PLATEAU_ROUNDS_QUEUED: u32 = 3;
+/// A round with fewer than 30 datagrams proves nothing.
+const PLATEAU_DATAGRAMS: u64 = 30;
+/// Rounds with heavy loss that end startup when a queue stands.
+const HEAVY_ROUNDS: u32 = 2;
+/// In the first 6 rounds the window may be three products instead of two: what was delivered in the
+/// last round says less of what the next may carry, because datagrams come in one burst in each
+/// (`goodput.rs`, `startup_leaves_a_queue_when_it_sees_it`).
+const EARLY_ROUNDS: u64 = 6;
 
-/// A part of a round, to see at once that a queue stands.
-#[derive(Default)]
-pub(super) struct Glance {
-    since: Nanos,
-    /// Before it, in all.
-    delivered: u64,
-    least: Nanos,
-    count: u64,
-    /// Of the last three, bytes per second.
-    rates: [u64; 3],
-    /// So many in a row saw one.
-    pub(super) stood: u32,
+/// The first window.
+enum Initial {
+    /// In datagrams. Holds until as much has been delivered.
+    Granted(u64),
+    /// It has been delivered: from here on the path is known a little.
+    Delivered,
 }
 
-impl Glance {
-    pub(super) fn new(now: Nanos) -> Glance {
-        Glance {
-            since: now,
-            least: Nanos::MAX,
-            ..Glance::default()
-        }
-    }
+/// What startup bounds its window by.
+pub(super) struct WindowBounds {
+    /// The window so far, and all that left the path with this report.
+    pub(super) grown: u64,
+    /// What acknowledgements hold back, in bytes.
+    pub(super) held_back: u64,
+    /// The rounds that are over.
+    pub(super) rounds: u64,
 }
 
-impl Auto {
-    /// So many streams are carried: before anything is known of the path each may begin like a
-    /// connection of its own. True if the rate changed.
-    pub(in crate::congestion) fn on_flows(&mut self, flows: u64) -> bool {
-        let initial = (flows * FLOW_DATAGRAMS).min(MOST_INITIAL_DATAGRAMS);
-        let knows = self.begun
-            || self.phase != Phase::Startup
-            || self.cap.is_some()
-            || self.resuming.is_some();
-        if knows || initial <= self.initial {
-            return false;
-        }
-        self.initial = initial;
-        self.window = self.window.max(initial * self.datagram);
-        self.rate = self.rate.max(self.first_rate());
-        true
-    }
+/// The data of the phase.
+pub(super) struct Startup {
+    /// A remembered path, until the first round trip tells whether this is it.
+    remembered: Option<RememberedPath>,
+    initial: Initial,
+    early_exit: EarlyExit,
+    /// The bandwidth from which growth is counted, and the rounds since in which it did not grow.
+    plateau: u64,
+    plateau_rounds: u32,
+}
 
-    /// At which many streams begin, so that the last one's first answer waits no longer than its
-    /// end could notice.
-    pub(super) fn first_rate(&self) -> u64 {
-        if self.initial > INITIAL_DATAGRAMS {
-            rate_of(self.initial * self.datagram, INITIAL_SPREAD)
-        } else {
-            0
+impl Startup {
+    pub(super) fn new(remembered: Option<RememberedPath>, now: Nanos) -> Startup {
+        Startup {
+            remembered,
+            initial: Initial::Granted(INITIAL_DATAGRAMS),
+            early_exit: EarlyExit::new(now),
+            plateau: 0,
+            plateau_rounds: 0,
         }
     }
 
-    /// The configured rate is where we start as soon as the round trip is known.
-    pub(super) fn jump(&mut self, minimum: Nanos, now: Nanos) {
-        self.jumped = true;
-        if let Some(cap) = self.cap {
-            self.best[1] = cap * JUMP_PERCENT / 100;
-            self.cycle_full = true;
-            self.unproved = true;
-            self.enter(Phase::Cruise, now);
-            self.next_up = now + 2 * minimum;
-        } else if let Some(path) = self
-            .remembered
-            .filter(|path| path.is_like(Duration::from_nanos(minimum)))
-        {
-            // Start-up goes on from there: its gain makes this the remembered rate, its window two
-            // thirds of the remembered product.
-            let bandwidth = path.bandwidth * RESUME_PERCENT / 100;
-            self.best[1] = self.best[1].max(bandwidth);
-            self.window = self.window.max(2 * self.product(minimum));
-            self.resuming = Some((bandwidth, self.rounds + 2));
-            self.unproved = true;
+    /// The path that was remembered, once.
+    pub(super) fn take_remembered(&mut self) -> Option<RememberedPath> {
+        self.remembered.take()
+    }
+
+    /// This number of streams is carried: before anything is known of the path each may begin like
+    /// a connection of its own. True if the first window grew.
+    pub(super) fn on_flows(&mut self, flows: u64) -> bool {
+        let wanted = (flows * FLOW_DATAGRAMS).min(LARGEST_INITIAL_DATAGRAMS);
+        match &mut self.initial {
+            Initial::Granted(datagrams) if wanted > *datagrams => {
+                *datagrams = wanted;
+                true
+            }
+            Initial::Granted(_) | Initial::Delivered => false,
         }
     }
 
-    /// The path carries only `rate`: what was remembered or configured is forgotten, and the queue
-    /// that it made is drained (draft-ietf-tsvwg-careful-resume, safe retreat).
-    pub(super) fn forget(&mut self, rate: u64, now: Nanos) {
-        (self.resuming, self.unproved, self.crowd) = (None, false, None);
-        self.best = [0, rate];
-        self.quiet_bandwidth = rate;
-        self.watch.forgive(now);
-        self.measuring_floor = false;
-        self.enter(Phase::Drain, now);
-    }
-
-    /// The first whole round after a resumption shows whether the path still carries it.
-    pub(super) fn validate(&mut self, round: &Round, now: Nanos) {
-        let Some((bandwidth, _)) = self
-            .resuming
-            .filter(|(_, decides)| self.rounds >= *decides && round.full)
-        else {
-            return;
-        };
-        self.resuming = None;
-        if round.best_rate < bandwidth {
-            self.forget(round.best_rate, now);
-        } else if round.best_rate >= bandwidth * 80 / RESUME_PERCENT && self.phase == Phase::Startup
-        {
-            // As much as was remembered: this is what there is.
-            self.enter(Phase::Drain, now);
+    /// `delivered` bytes have arrived since the beginning.
+    pub(super) fn on_delivered(&mut self, delivered: u64, datagram: u64) {
+        if delivered >= self.initial_window(datagram) {
+            self.initial = Initial::Delivered;
         }
     }
 
-    pub(super) fn on_startup_round(&mut self, round: &Round, minimum: Nanos) {
-        let stands = self.stands(round, minimum);
-        if !round.full || (round.delivered < PLATEAU_DATAGRAMS * self.datagram && !stands) {
+    /// A round trip was measured.
+    pub(super) fn on_rtt(&mut self, arrival: &Arrival, queue: &QueueSensor, path: &Estimate) {
+        let above = queue.standing_above(path) - path.min_rtt / 16;
+        self.early_exit.on_rtt(arrival, above, path);
+    }
+
+    /// A round is over.
+    pub(super) fn on_round(&mut self, round: &Round, queue: &QueueSensor, path: &Estimate) {
+        let stood = queue.stood_throughout(round, path);
+        let few = round.tally.delivered < PLATEAU_DATAGRAMS * path.datagram;
+        if !round.full || (few && !stood) {
             return;
         }
-        let bandwidth = self.bandwidth();
-        if bandwidth >= self.plateau + self.plateau / 4 {
-            self.plateau = bandwidth;
+        if path.bandwidth >= self.plateau + self.plateau / 4 {
+            self.plateau = path.bandwidth;
             self.plateau_rounds = 0;
         } else {
             // A queue that stood for the whole round is all the proof that is needed.
-            self.plateau_rounds += if stands { PLATEAU_ROUNDS_QUEUED } else { 1 };
+            self.plateau_rounds += if stood { PLATEAU_ROUNDS_QUEUED } else { 1 };
         }
     }
 
-    /// Half of what is a queue that stands, over a shorter time, in which no more came through than
-    /// before: beside others, it would.
-    pub(super) fn glance(&mut self, measured: Nanos, delivered: u64, minimum: Nanos, now: Nanos) {
-        let above = self.standing_above(minimum) - minimum / 16;
-        let tells = self.product(minimum) >= GLANCE_PRODUCT * self.datagram;
-        let glance = &mut self.glance;
-        glance.count += 1;
-        glance.least = glance.least.min(measured);
-        if glance.count >= GLANCE_SAMPLES && now >= glance.since + minimum / GLANCE_PART {
-            let [oldest, older, newer] = glance.rates;
-            let rate = rate_of(delivered - glance.delivered, now - glance.since);
-            let grew = rate * 100 > oldest * GLANCE_GROWTH_PERCENT;
-            let stood = if tells && glance.least > above && !grew {
-                glance.stood + 1
-            } else {
-                0
-            };
-            *glance = Glance {
-                since: now,
-                delivered,
-                least: Nanos::MAX,
-                count: 0,
-                rates: [older, newer, rate],
-                stood,
-            };
-        }
-    }
-
-    pub(super) fn startup_is_over(&self) -> bool {
-        let enough = if self.queued || self.heavy_rounds > 0 {
+    /// Has startup found out what the path carries? The configured rate (`cap`) is all that is
+    /// wanted.
+    pub(super) fn is_over(
+        &self,
+        bandwidth: u64,
+        cap: Option<u64>,
+        heavy_rounds: u32,
+        queue: &QueueSensor,
+    ) -> bool {
+        let enough = if queue.stands_out() || heavy_rounds > 0 {
             PLATEAU_ROUNDS_QUEUED
         } else {
             PLATEAU_ROUNDS
         };
-        let at_cap = self.cap.is_some_and(|cap| self.bandwidth() >= cap);
         self.plateau_rounds >= enough
-            || self.glance.stood >= GLANCES
-            || at_cap
-            || (self.heavy_rounds >= 2 && self.queued)
+            || self.early_exit.is_due()
+            || cap.is_some_and(|cap| bandwidth >= cap)
+            || (heavy_rounds >= HEAVY_ROUNDS && queue.stands_out())
+    }
+
+    /// The pacing rate of startup, bytes per second. `smoothed`: the smoothed round trip.
+    pub(super) fn rate(&self, bandwidth: u64, smoothed: Option<Nanos>, datagram: u64) -> u64 {
+        let smoothed = smoothed.unwrap_or(SECOND).max(SHORTEST_RTT);
+        let known = bandwidth.max(rate_of(self.initial_window(datagram), smoothed));
+        // When a queue seems to stand, nothing is added to it until that is sure.
+        let rate = if self.early_exit.suspects() {
+            known
+        } else {
+            known * STARTUP_GAIN / 1_000
+        };
+        rate.max(self.first_rate(datagram))
+    }
+
+    /// The rate at which many streams begin, so that the last one's first answer waits no longer
+    /// than its end could notice. 0: not many.
+    pub(super) fn first_rate(&self, datagram: u64) -> u64 {
+        match self.initial {
+            Initial::Granted(datagrams) if datagrams > INITIAL_DATAGRAMS => {
+                rate_of(datagrams * datagram, INITIAL_SPREAD)
+            }
+            Initial::Granted(_) | Initial::Delivered => 0,
+        }
+    }
+
+    /// The window of startup, in bytes.
+    pub(super) fn window(
+        &self,
+        bounds: &WindowBounds,
+        queue: &QueueSensor,
+        path: &Estimate,
+    ) -> u64 {
+        let early = bounds.rounds < EARLY_ROUNDS && !queue.begins();
+        let products = if early { 3 } else { 2 };
+        let most = products * path.product() + bounds.held_back;
+        bounds
+            .grown
+            .min(most.max(self.initial_window(path.datagram)))
+    }
+
+    /// The first window, in bytes.
+    pub(super) fn initial_window(&self, datagram: u64) -> u64 {
+        match self.initial {
+            Initial::Granted(datagrams) => datagrams * datagram,
+            Initial::Delivered => INITIAL_DATAGRAMS * datagram,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::congestion::auto::sampler::Sampler;
+
+    const DATAGRAM: u64 = 1_500;
+
+    #[test]
+    fn many_streams_begin_with_more_until_that_was_delivered() {
+        let mut startup = Startup::new(None, 0);
+        assert!(
+            !startup.on_flows(3),
+            "32 datagrams are more than three times ten"
+        );
+        assert!(startup.on_flows(5));
+        assert_eq!(startup.initial_window(DATAGRAM), 50 * DATAGRAM);
+        assert!(startup.on_flows(1_000));
+        assert_eq!(startup.initial_window(DATAGRAM), 160 * DATAGRAM);
+        assert_eq!(startup.first_rate(DATAGRAM), 50 * 160 * DATAGRAM);
+        startup.on_delivered(160 * DATAGRAM, DATAGRAM);
+        assert!(!startup.on_flows(1_000));
+        assert_eq!(startup.initial_window(DATAGRAM), 32 * DATAGRAM);
+    }
+
+    #[test]
+    fn eight_rounds_without_growth_end_it_and_three_if_a_queue_stood() {
+        let rounds_until_over = |rtt| {
+            let (mut startup, mut sampler) = (Startup::new(None, 0), Sampler::new(0));
+            let queue = QueueSensor::new(0);
+            let path = Estimate {
+                bandwidth: 12_500_000,
+                min_rtt: 100 * MILLISECOND,
+                datagram: DATAGRAM,
+            };
+            (0..20).find(|_| {
+                sampler.on_rtt(rtt);
+                sampler.on_rate(path.bandwidth, false);
+                sampler.on_acked(100 * DATAGRAM);
+                let round = sampler.end_round(0, 0);
+                startup.on_round(&round, &queue, &path);
+                startup.is_over(path.bandwidth, None, 0, &queue)
+            })
+        };
+        assert_eq!(rounds_until_over(100 * MILLISECOND), Some(8));
+        assert_eq!(rounds_until_over(200 * MILLISECOND), Some(3));
     }
 }

@@ -1,0 +1,51 @@
+//! When the min RTT is looked for again, and how long that takes.
+//!
+//! A down looks for it first: emptying the queue costs less than emptying the pipe. The pipe is
+//! emptied only when that did not show it.
+
+use crate::rtt::Rtt;
+use crate::timer::{MILLISECOND, Nanos, SECOND};
+
+/// The pipe is emptied when nothing confirmed the min RTT for 10 s (BBR's MinRTTFilterLen), but not
+/// before 24 round trips: on a long path two ups lie between, and after each a down looks for it.
+const EVERY: Nanos = 10 * SECOND;
+const EVERY_ROUNDS: u64 = 24;
+/// A down looks for the min RTT when nothing confirmed it for a third of 10 s.
+const WANTED_AFTER: Nanos = EVERY / 3;
+/// The pipe stays empty for 200 ms and a round trip at least (BBR's ProbeRTTDuration).
+const DURATION: Nanos = 200 * MILLISECOND;
+
+/// When the pipe was emptied last.
+pub(super) struct RttProbe {
+    at: Nanos,
+}
+
+impl RttProbe {
+    pub(super) fn new(now: Nanos) -> RttProbe {
+        RttProbe { at: now }
+    }
+
+    /// The pipe was emptied, or need not be.
+    pub(super) fn on_probed(&mut self, now: Nanos) {
+        self.at = now;
+    }
+
+    /// Is it time to empty the pipe?
+    pub(super) fn is_due(&self, rtt: &Rtt, min_rtt: Nanos, now: Nanos) -> bool {
+        self.unconfirmed_for(rtt, now) > EVERY.max(EVERY_ROUNDS * min_rtt)
+    }
+
+    /// Does a down look for the min RTT?
+    pub(super) fn is_wanted(&self, rtt: &Rtt, now: Nanos) -> bool {
+        self.unconfirmed_for(rtt, now) > WANTED_AFTER
+    }
+
+    fn unconfirmed_for(&self, rtt: &Rtt, now: Nanos) -> Nanos {
+        now.saturating_sub(rtt.minimum_at().max(self.at))
+    }
+
+    /// The shortest time for which the pipe stays empty.
+    pub(super) fn duration(min_rtt: Nanos) -> Nanos {
+        DURATION.max(min_rtt)
+    }
+}
