@@ -1,23 +1,25 @@
-//! `Cubic`: a good citizen among TCP flows (RFC 9438), that leaves slow start before it overflows
-//! the path (HyStart++, RFC 9406) and paces. Any loss counts as congestion, so it is slow where
-//! loss is random; it is for links shared with TCP that must not suffer.
+//! `Cubic`: CUBIC (RFC 9438) with pacing. It leaves slow start before it overflows the path
+//! (HyStart++, RFC 9406). Any loss counts as congestion, so it is slow where loss is random. It is
+//! for links that are shared with TCP flows which must not suffer; `auto` is CUBIC too while it
+//! competes with a rival.
 
 use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
 use super::rate::{bytes_in, rate_of};
 use super::report::AckReport;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// RFC 9438, sections 4.1 and 4.6.
+/// CUBIC's constant, and the factor of a reduction (RFC 9438, sections 4.1 and 4.6).
 const C: f64 = 0.4;
 const BETA: f64 = 0.7;
 /// What Reno would add in each round to get the same mean window with this `BETA` (section 4.3).
 const RENO: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-/// Pacing above the window's rate, in percent, so that the window and not the pacer limits (RFC
-/// 9002, section 7.7).
+/// Pacing, in percent of the window's rate: above it, so that the window and not the pacer limits
+/// (RFC 9002, section 7.7).
 const SLOW_START_PACE: u64 = 200;
 const PACE: u64 = 120;
 
-/// HyStart++ (RFC 9406, section 4.3).
+/// HyStart++ (RFC 9406, section 4.3): round trips that rise by an eighth, within 4 and 16 ms, over
+/// 8 samples end slow start's fast part; 5 rounds of a quarter of its growth follow.
 const SMALLEST_RISE: Nanos = 4 * MILLISECOND;
 const LARGEST_RISE: Nanos = 16 * MILLISECOND;
 const RISE_PART: u64 = 8;
@@ -25,15 +27,17 @@ const SAMPLES: u32 = 8;
 const CAUTIOUS_GROWTH: f64 = 0.25;
 const CAUTIOUS_ROUNDS: u32 = 5;
 
-/// Slow start, and how careful it is.
+/// Slow start, and how fast it grows.
 #[derive(Clone, Copy, PartialEq)]
 enum Start {
     Fast,
+    /// Up to this window, in bytes, whatever the round trips say.
     UpTo(f64),
-    /// The round trips have risen: grows slowly until that is certain. Rounds so far, and the round
-    /// trip from which it is certain.
+    /// The round trips have risen: grows slowly until that is certain.
     Cautious {
+        /// Rounds so far.
         rounds: u32,
+        /// A shorter round trip than this says that it was a passing rise.
         baseline: Nanos,
     },
     Over,
@@ -80,8 +84,8 @@ impl Cubic {
         }
     }
 
-    /// Among others that fill the path: begins with `window` and slow start, up to `most` and
-    /// whatever the round trips say.
+    /// Beside others that fill the path: begins with `window` and slow start up to `most` (both in
+    /// bytes), whatever the round trips say.
     pub(super) fn among(cap: Option<u64>, datagram: u64, window: u64, most: u64) -> Cubic {
         let window = window.max(SMALLEST_WINDOW_DATAGRAMS * datagram) as f64;
         Cubic {
@@ -91,7 +95,8 @@ impl Cubic {
         }
     }
 
-    /// Time passes that counts as no growth (RFC 9438, section 5.8).
+    /// The time that passes until the next acknowledgement counts as no growth (RFC 9438, section
+    /// 5.8).
     pub(super) fn rest(&mut self) {
         self.since = None;
     }

@@ -1,4 +1,5 @@
-//! The operator owns the capacity: a fixed rate, with a safety brake.
+//! `Fixed`: sends at the configured rate, with a safety brake. It is for links whose capacity the
+//! operator knows and owns.
 
 use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
 use super::rate::bytes_in;
@@ -6,12 +7,12 @@ use super::report::AckReport;
 use crate::ack::LONGEST_DELAY;
 use crate::timer::{MILLISECOND, Nanos};
 
-/// The brake looks at this many round trips together.
+/// The brake judges 3 round trips together, so that one burst of losses does not pull it.
 const LOOK_ROUNDS: u64 = 3;
-/// It then halves the rate for so many.
+/// The brake halves the rate for 10 round trips: time for the queue to go and for others to send.
 const BRAKE_ROUNDS: u64 = 10;
-/// A queue longer than this and than three of the shortest round trips says that the rate is not
-/// there.
+/// A queue of more than 500 ms, and of more than three times the min RTT, says that the path does
+/// not carry the rate.
 const LONGEST_QUEUE: Nanos = 500 * MILLISECOND;
 
 /// The rate and its brake.

@@ -1,35 +1,39 @@
-//! `Scavenger`: takes what others leave, for backups and the like. It keeps the queue that it sees
-//! below a target (in the manner of LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus): anybody who fills
-//! the queue beyond it makes it withdraw.
+//! `Scavenger`: takes what others leave, for backups and the like. It keeps the queue below a
+//! target (in the manner of LEDBAT++, draft-irtf-iccrg-ledbat-plus-plus). If anybody fills the
+//! queue beyond the target, the scavenger withdraws.
 //!
-//! The shortest round trip must be seen now and then without its own queue: it slows down for two
-//! round trips after its start and again each nineteen times as long as the last slowdown took.
-//! Loss beside a queue, or beyond the tolerance, takes a fifth of the window; random loss does not.
+//! The min RTT must be seen now and then without the scavenger's own queue. So the scavenger slows
+//! down for two round trips after its start, and again after each nineteen times as long as the
+//! last slowdown took. Loss beside a queue, or beyond the tolerance, takes a fifth of the window;
+//! random loss does not.
 
 use super::initial::{INITIAL_DATAGRAMS, SMALLEST_WINDOW_DATAGRAMS, initial_rate};
 use super::rate::{bytes_in, rate_of};
 use super::report::AckReport;
 use crate::timer::{MILLISECOND, Nanos};
 
-/// The queue that it makes at most. The draft's 60 ms would drive away `auto`, whose own queue is
-/// shorter than that.
+/// Target: the scavenger's own queue is 10 ms at most. The draft's 60 ms would drive away `auto`,
+/// whose own queue is shorter than that.
 const TARGET: Nanos = 10 * MILLISECOND;
-/// An empty queue lets it grow by this part of its window in a round: slower than `auto` asks for
-/// more, which is in seconds.
+/// An empty queue lets the window grow by a 64th in a round: slower than `auto` asks for more,
+/// which is in seconds.
 const RECOVERY: f64 = 64.0;
-/// Slow start ends when the queue reaches this part of the target.
-const START_PART: (u64, u64) = (3, 4);
-/// A datagram's loss beside more than this part of the target is congestion.
+/// Slow start ends when the queue reaches three quarters of the target (the draft's).
+const START_QUEUE: Nanos = TARGET * 3 / 4;
+/// A loss beside a queue of more than half of the target is congestion.
 const LOSS_PART: u64 = 2;
-/// The growth of a round is at least one datagram over this.
+/// The window grows by a sixteenth of a datagram in a round at least (the draft's gain).
 const SLOWEST: u64 = 16;
-/// Round trips that a slowdown lasts, and the time between two in lengths of the last.
+/// A slowdown lasts 2 round trips, and the time between two slowdowns is 19 times the length of the
+/// last: they cost a twentieth of the time.
 const SLOW_ROUNDS: u64 = 2;
 const SLOW_EVERY: u64 = 19;
-/// Losses are judged over at least so many datagrams.
+/// Losses are judged over 100 datagrams at least: fewer say nothing about a share of some percent.
 const JUDGED: u64 = 100;
-/// What loss leaves of the window: the queue tells of most congestion before.
+/// A loss leaves four fifths of the window: the queue tells of most congestion before.
 const BETA: f64 = 0.8;
+/// Pacing, in percent of the window's rate: above it, so that the window and not the pacer limits
+/// (RFC 9002, section 7.7).
 const PACE: u64 = 120;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,9 +144,7 @@ impl Scavenger {
 
     fn step(&mut self, smoothed: Nanos, now: Nanos) {
         match self.phase {
-            Phase::Start { up_to, .. }
-                if self.window() >= up_to || self.queue > TARGET * START_PART.0 / START_PART.1 =>
-            {
+            Phase::Start { up_to, .. } if self.window() >= up_to || self.queue > START_QUEUE => {
                 self.end_start(now);
             }
             Phase::Slow {

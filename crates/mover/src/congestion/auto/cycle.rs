@@ -14,8 +14,8 @@ const HIGHEST_UP_GAIN: u64 = 4_000;
 /// Others were pushed aside if the up reached less than 93 % of what it asked for, in thousandths:
 /// it then took about a fourteenth of the path.
 const PUSHED_BELOW: u64 = 930;
-/// Time between two ups: 2 s and up to 1 s of chance, so that tunnels do not go up together, and
-/// 8 rounds at least.
+/// Time between two ups: 2 s and up to 1 s of chance, so that tunnels do not go up together
+/// (draft-ietf-ccwg-bbr does the same), and 8 rounds at least.
 const SHORTEST_CRUISE: Nanos = 2 * SECOND;
 const LARGEST_CHANCE: Nanos = SECOND;
 const CRUISE_ROUNDS: u64 = 8;

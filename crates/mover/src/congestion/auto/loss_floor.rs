@@ -5,8 +5,8 @@
 //! stood, so that a full queue cannot have dropped them. `Auto` decides when. The result goes back
 //! into its delivery-rate samples and into its judgement of too much loss.
 //!
-//! Life of a measurement: `is_due` → `start` when the queue is drained → `has_enough` when enough
-//! datagrams have left → `on_acked` ends it when the fate of all of them is known.
+//! Life of a measurement: `is_due` → `start` when the queue is drained → `stop_if_enough` when
+//! enough datagrams have left → `on_acked` ends it when the fate of all of them is known.
 
 use super::sampler::Tally;
 use crate::congestion::report::Lost;

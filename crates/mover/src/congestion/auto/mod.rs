@@ -54,7 +54,7 @@ use self::estimate::Estimate;
 use self::loss_floor::LossFloor;
 use self::losses::Losses;
 use self::pace::{Pace, Slowing};
-use self::phase::Phase;
+use self::phase::{DEEP_GAIN, Phase};
 use self::policer::LossyRound;
 use self::probe_rtt::RttProbe;
 use self::queue::QueueSensor;
@@ -69,40 +69,18 @@ use crate::config::RememberedPath;
 use crate::send::flight::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-// Gains, in thousandths of the bandwidth.
-
-/// Empties startup's queue of a round trip in two (BBR's drain gain).
-const DRAIN_GAIN: u64 = 500;
-/// A down takes back what an up queued; less so when no queue is seen (BBR's ProbeBW_DOWN: 900).
-const DOWN_GAIN: u64 = 750;
-const DOWN_QUIET_GAIN: u64 = 900;
-/// While the loss floor is measured: below the bandwidth even if what was given back for the floor
-/// believed so far was our own loss, so that no queue and no loss is ours.
-const FLOOR_GAIN: u64 = 950;
-/// Cruising leaves a fifth of a percent for the measurement's own error, 1.5 % when a queue begins,
-/// and 4 % while a queue stands out.
-const CRUISE_GAIN: u64 = 998;
-const CRUISE_CAREFUL_GAIN: u64 = 985;
-const CRUISE_QUEUED_GAIN: u64 = 960;
-/// While a queue stands that others keep up: everybody who cruises like this gives room in
-/// proportion (`fairness.rs`).
-const CRUISE_STANDING_GAIN: u64 = 900;
-/// While a deep queue stands, which then goes in the time that it takes to send it.
-const DEEP_GAIN: u64 = 500;
-/// In the first rounds after an outage, until the path has shown that it is still the same.
-const AFTER_OUTAGE_GAIN: u64 = 500;
-
-/// For 2 rounds after an outage the rate is halved.
+/// For 2 rounds after an outage the rate is halved, until the path has shown that it is still the
+/// same.
 const AFTER_OUTAGE_ROUNDS: u64 = 2;
-/// A configured rate is begun with at 96 %: the other tunnel headers and the AEAD's are the rest.
+/// A configured rate is begun with at 96 %: a path that carries a little less gets no queue by it.
 const CONFIGURED_PERCENT: u64 = 96;
 /// A drain lasts 4 round trips at most, a down 2.
 const LONGEST_DRAIN_ROUNDS: u64 = 4;
 const LONGEST_DOWN_ROUNDS: u64 = 2;
 /// A round with too much loss lowers the bandwidth to 70 % at most (BBRBeta).
 const LOSS_CUT_PERCENT: u64 = 70;
-/// What comes out of a deep queue lowers the bandwidth to 40 % at most at once: it may be a moment's
-/// rate.
+/// What comes out of a deep queue lowers the bandwidth to 40 % at once at most: a round trip is a
+/// short look.
 const DEEP_CUT_PERCENT: u64 = 40;
 /// An up ends at 99 % of the configured rate.
 const AT_CAP_PERCENT: u64 = 99;
@@ -199,10 +177,8 @@ impl Auto {
         if knows || !startup.on_flows(flows) {
             return false;
         }
-        let (window, rate) = (
-            startup.initial_window(self.datagram),
-            startup.first_rate(self.datagram),
-        );
+        let window = startup.initial_window(self.datagram);
+        let rate = startup.first_rate(self.datagram);
         self.pace.window = self.pace.window.max(window);
         self.pace.rate = self.pace.rate.max(rate);
         true
@@ -343,7 +319,7 @@ impl Auto {
 
     /// A deep queue says that the path has become narrower: what comes out of it is the bound.
     fn heed_deep_queue(&mut self, acked: u64, min_rtt: Nanos, now: Nanos) {
-        if !self.heeds_deep_queue() {
+        if !self.phase.gives_way(&self.queue) {
             self.queue.drop_outflow();
             return;
         }
@@ -355,10 +331,6 @@ impl Auto {
         let least = bandwidth * DEEP_CUT_PERCENT / 100;
         self.bandwidth.bound(rate.clamp(least, bandwidth));
         self.cycle.on_deep_queue();
-    }
-
-    fn heeds_deep_queue(&self) -> bool {
-        self.queue.is_deep() && self.phase.heeds_deep_queue()
     }
 
     /// The configured rate is where it starts as soon as the round trip is known, or a part of the
@@ -681,23 +653,16 @@ impl Auto {
     }
 
     fn set_rate(&mut self, report: &AckReport<'_>, now: Nanos) {
-        // Each round of an up is fast for its own time only.
-        let slows_at = match &self.phase {
-            Phase::Up(up) => Some(up.slows_at(self.phase_since)).filter(|at| now < *at),
-            Phase::Startup(_)
-            | Phase::Drain
-            | Phase::Cruise { .. }
-            | Phase::Down
-            | Phase::MeasureFloor
-            | Phase::ProbeRtt { .. }
-            | Phase::Competitive(_) => None,
-        };
-        let slow = self.bounded(self.model_rate(report), report);
-        self.pace.rate = match slows_at {
-            Some(_) => self.bounded(self.fast_rate(), report),
-            None => slow,
-        };
-        self.pace.slowing = slows_at.map(|at| Slowing { at, rate: slow });
+        let rate = self.bounded(self.model_rate(report), report);
+        (self.pace.rate, self.pace.slowing) = (rate, None);
+        if let Phase::Up(up) = &self.phase {
+            // Each round of an up is fast for its own time only.
+            let at = up.slows_at(self.phase_since);
+            if now < at {
+                self.pace.rate = self.bounded(self.fast_rate(), report);
+                self.pace.slowing = Some(Slowing { at, rate });
+            }
+        }
     }
 
     /// The rate of the fast part of an up.
@@ -705,7 +670,7 @@ impl Auto {
         let bandwidth = self.bandwidth.get();
         match self.cycle.asked_rate() {
             Some(asked) => asked.max(bandwidth),
-            None if self.heeds_deep_queue() => bandwidth * DEEP_GAIN / 1_000,
+            None if self.phase.gives_way(&self.queue) => bandwidth * DEEP_GAIN / 1_000,
             None => bandwidth * UP_GAIN / 1_000,
         }
     }
@@ -713,29 +678,10 @@ impl Auto {
     /// The rate of the phase.
     fn model_rate(&self, report: &AckReport<'_>) -> u64 {
         let bandwidth = self.bandwidth.get();
-        let gain = match &self.phase {
-            Phase::Startup(startup) => {
-                return startup.rate(bandwidth, report.rtt.smoothed(), self.datagram);
-            }
-            Phase::Drain => DRAIN_GAIN,
-            Phase::Cruise { .. } | Phase::Up(_) | Phase::Down | Phase::MeasureFloor
-                if self.heeds_deep_queue() =>
-            {
-                DEEP_GAIN
-            }
-            Phase::Up(_) => 1_000,
-            Phase::Down | Phase::MeasureFloor if self.loss_floor.is_measuring() => {
-                (FLOOR_GAIN as f64 * (1.0 - self.loss_floor.ratio())) as u64
-            }
-            Phase::Down | Phase::MeasureFloor if self.queue.stands_out() => DOWN_GAIN,
-            Phase::Down | Phase::MeasureFloor => DOWN_QUIET_GAIN,
-            Phase::Cruise { .. } if self.queue.stands_out() && self.cycle.is_standing() => {
-                CRUISE_STANDING_GAIN
-            }
-            Phase::Cruise { .. } if self.queue.stands_out() => CRUISE_QUEUED_GAIN,
-            Phase::Cruise { .. } if self.queue.begins() => CRUISE_CAREFUL_GAIN,
-            Phase::Cruise { .. } | Phase::ProbeRtt { .. } | Phase::Competitive(_) => CRUISE_GAIN,
-        };
+        if let Phase::Startup(startup) = &self.phase {
+            return startup.rate(bandwidth, report.rtt.smoothed(), self.datagram);
+        }
+        let gain = self.phase.gain(&self.queue, &self.cycle, &self.loss_floor);
         bandwidth * gain / 1_000
     }
 
@@ -743,7 +689,7 @@ impl Auto {
     fn bounded(&self, rate: u64, report: &AckReport<'_>) -> u64 {
         let mut rate = self.claim.limit(rate);
         if self.sampler.rounds() < self.pace.halved_until_round {
-            rate = rate * AFTER_OUTAGE_GAIN / 1_000;
+            rate /= 2;
         }
         let rtt = report.rtt.smoothed().unwrap_or(SECOND).max(MILLISECOND);
         rate = rate.max(rate_of(SMALLEST_WINDOW_DATAGRAMS * self.datagram, rtt));

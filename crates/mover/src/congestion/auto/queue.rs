@@ -5,8 +5,8 @@
 //! not.
 //!
 //! Three answers, from the smoothed round trip: a queue *begins*, a queue *stands out* (evidence
-//! that this end sends too much), and the queue is *deep* (more than half a round trip: the path has
-//! become narrower).
+//! that this end sends too much), and the queue is *deep* (more than half a round trip: the path
+//! has become narrower).
 
 use super::estimate::Estimate;
 use super::sampler::Round;

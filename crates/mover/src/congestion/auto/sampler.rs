@@ -1,8 +1,8 @@
 //! Rounds and delivery-rate samples: what the model is made from.
 //!
 //! A round is packet-timed: it ends when a datagram is acknowledged that left after the round began
-//! ("packet-timed round trips" of draft-ietf-ccwg-bbr). On short paths acknowledgements come in lumps, which make
-//! single samples and rounds look fast. Both then last 10 ms at least.
+//! ("packet-timed round trips" of draft-ietf-ccwg-bbr). On short paths acknowledgements come in
+//! lumps, which make single samples and rounds look fast. Both then last 10 ms at least.
 
 use crate::congestion::report::AckReport;
 use crate::send::flight::Sample;

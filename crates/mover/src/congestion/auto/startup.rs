@@ -24,7 +24,7 @@ const STARTUP_GAIN: u64 = 2_770;
 /// A round trip below 50 µs is no measure of a rate: two TPOs on one host.
 const SHORTEST_RTT: Nanos = MILLISECOND / 20;
 /// Startup ends after 8 rounds in which the rate grew by less than a quarter, or after 3 when a
-/// queue proves it (3 are the draft's BBRMaxFullBwCount; random loss makes single rounds look slow).
+/// queue proves it (3 in draft-ietf-ccwg-bbr; random loss makes single rounds look slow).
 const PLATEAU_ROUNDS: u32 = 8;
 const PLATEAU_ROUNDS_QUEUED: u32 = 3;
 /// A round with fewer than 30 datagrams proves nothing.

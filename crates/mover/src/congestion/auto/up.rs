@@ -11,8 +11,8 @@ use crate::ack::Schedule;
 use crate::timer::{MILLISECOND, Nanos};
 
 /// The queue that an up makes before it is noticed: a twenty-fifth of the round trip, between 4 and
-/// 5 ms. A datagram beside bulk waits 6 ms with 5 ms at most, and 15 to 21 ms with 10 (`latency.rs`,
-/// `beside_bulk_a_long_link_is_no_slower`).
+/// 5 ms. A datagram beside bulk waits 6 ms with 5 ms at most, and 15 to 21 ms with 10
+/// (`latency.rs`, `beside_bulk_a_long_link_is_no_slower`).
 const QUEUE_PART: u64 = 25;
 const SHORTEST_QUEUE: Nanos = 4 * MILLISECOND;
 const LONGEST_QUEUE: Nanos = 5 * MILLISECOND;
