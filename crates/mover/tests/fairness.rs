@@ -329,8 +329,8 @@ fn table() {
     }
 }
 
-/// One crowd of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s, ms,
-/// products of buffer, loss in percent.
+/// One mix of flows of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s,
+/// ms, products of buffer, loss in percent.
 #[test]
 #[ignore = "a tool for people"]
 fn crowd() {

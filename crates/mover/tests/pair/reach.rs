@@ -4,9 +4,9 @@ use super::{A, B, Pair, Setup, Task, profile, secs};
 use tpo_lab::LinkStats;
 use tpo_mover::Config;
 
-/// Payload per wire byte that η allows for (transport.md, section 9): 1,440 of 1,500.
+/// Payload per wire byte that η allows for (docs/performance.md): 1,440 of 1,500.
 const ETA_SHARE: f64 = 0.96;
-/// The goodput of a ramp is looked at over so many seconds.
+/// Seconds over which the goodput of a ramp is looked at.
 const RAMP_WINDOW: f64 = 0.3;
 /// Between a step of the link's rate and the measurement.
 const SETTLES: f64 = 5.0;

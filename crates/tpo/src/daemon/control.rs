@@ -79,8 +79,8 @@ pub struct Bound {
 
 impl Bound {
     /// Makes the socket, and its folder where that is missing. A socket that a dead daemon left
-    /// behind is replaced; one that somebody answers at, and a file that is no socket, are errors.
-    /// Whoever asks before the server runs waits for it.
+    /// behind is replaced; one that a program answers at, and a file that is no socket, are errors.
+    /// A client that asks before the server runs waits for it.
     pub fn new(path: &Path) -> anyhow::Result<Bound> {
         if let Some(folder) = path
             .parent()
@@ -392,7 +392,7 @@ fn send<T: Serialize>(
     Ok(())
 }
 
-/// The time that is left, never zero: zero would mean to wait for ever.
+/// The time that is left, never zero: zero would mean to wait without end.
 fn left(deadline: Instant) -> io::Result<Duration> {
     match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(ErrorKind::TimedOut.into()),

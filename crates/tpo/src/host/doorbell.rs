@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mio::{Poll, Token, Waker};
 
-/// What the poll reports when somebody has rung.
+/// What the poll reports when another thread has rung.
 pub(crate) const RUNG: Token = Token(0);
 
 /// The poll of a thread (the gate's, multicast's), made before the lanes so that they can wake it.

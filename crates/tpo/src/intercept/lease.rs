@@ -113,7 +113,8 @@ impl Lease {
         self.hold(&lease_set(peer), &others)
     }
 
-    /// For [`TIMEOUT`] from now on, answers to packets that came from one of so many peers are ours.
+    /// For [`TIMEOUT`] from now on, answers to packets that came from any of the `peers` peers are
+    /// ours.
     pub fn show_life(&mut self, peers: usize) -> io::Result<()> {
         self.hold(&daemon_set(peers), &self.protocols.clone())
     }

@@ -67,7 +67,8 @@ pub fn lease_set(peer: PeerId) -> String {
     format!("alive_{}", peer.number())
 }
 
-/// The name of the set that says that the daemon lives and carries anything, of so many peers.
+/// The name of the set that says that the daemon, with this number of peers, lives and carries
+/// anything.
 pub fn daemon_set(peers: usize) -> String {
     // Behind those of the peers.
     lease_set(PeerId::new(peers))
@@ -146,8 +147,8 @@ pub const MOST_COUNTED: usize = 1_000;
 /// The table as input for `nft -f`, replacing an older one of ours in the same transaction.
 ///
 /// # Panics
-/// When a rule names carriers that is not in [`Table::carriers`], or carriers a peer that is not below
-/// [`Table::peers`].
+/// When a rule names carriers that is not in [`Table::carriers`], or carriers a peer that is not
+/// below [`Table::peers`].
 pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
     if let Some(bad) = table
         .interfaces
@@ -253,7 +254,7 @@ const TO_STRING: &str = "writing into a String cannot fail";
 /// A pure SYN: the first packet of a connection.
 pub(super) const SYN: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
-/// Packets to these are for somebody on this host, or for many; no rule applies.
+/// Packets to these are for this host, or for many; no rule applies.
 pub(super) const NOT_FORWARDED: &str = "fib daddr type { local, anycast, multicast, broadcast }";
 
 /// After connection tracking and whatever else marks packets (some firewalls set the whole mark at

@@ -157,7 +157,7 @@ pub struct Listener {
     address: SocketAddr,
     mode: Mode,
     /// Given up for a moment when descriptors run out, to accept and reset connections that would
-    /// otherwise wait for ever and keep the listener readable, in a spin.
+    /// otherwise keep waiting, and keep the listener readable, in a spin.
     reserve: Option<File>,
 }
 
@@ -449,7 +449,7 @@ pub fn reset_on_close<S: AsFd>(stream: &S) {
 
 /// What every LAN-side socket of ours has.
 ///
-/// Until somebody says otherwise its close is a reset: if the process dies, a connection must not
+/// Until the edge says otherwise its close is a reset: if the process dies, a connection must not
 /// look to the application as if it had come to its orderly end. The edge takes that back when the
 /// other side did end in order.
 pub(crate) fn lan_options(socket: &Socket) -> io::Result<()> {

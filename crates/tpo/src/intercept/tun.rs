@@ -69,8 +69,8 @@ impl Tun {
         Ok(Tun { file })
     }
 
-    /// Makes the device anew if somebody has deleted it; whether that was so. Whoever reads it goes
-    /// on reading. Needs CAP_NET_ADMIN and nothing of /dev: the file is that of the first device.
+    /// Makes the device anew if it was deleted; whether that was so. Its reader goes on reading.
+    /// Needs CAP_NET_ADMIN and nothing of /dev: the file is that of the first device.
     pub fn restore(&self) -> Result<bool, InstallError> {
         match crate::sys::attach_tun(&self.file, DEVICE) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),

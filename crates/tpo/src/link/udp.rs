@@ -395,8 +395,8 @@ mod tests {
             );
             assert_eq!(&quoted[..7], b"anyone?");
             assert_eq!(lane.take_complaint(&mut quoted), None);
-            // The error of the first call is told to the second, which nevertheless sends: somebody
-            // listens by now.
+            // The error of the first call is told to the second, which nevertheless sends: the
+            // port is open by now.
             assert_eq!(lane.send(to, None, b"anyone?", 1_000), Sent::All);
             let peer = Link::listen(to).unwrap();
             assert_eq!(lane.send(to, None, b"and now?", 1_000), Sent::All);

@@ -65,7 +65,7 @@ pub struct AllCarriers {
 }
 
 impl AllCarriers {
-    /// Each of so many peers alone; several together are added by [`AllCarriers::id_of`].
+    /// Each of `peers` peers alone; several together are added by [`AllCarriers::id_of`].
     pub fn of_peers(peers: usize) -> AllCarriers {
         AllCarriers {
             list: (0..peers).map(PeerId::new).map(Carriers::alone).collect(),

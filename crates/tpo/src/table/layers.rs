@@ -17,7 +17,7 @@ use tpo_engine::CarriersId;
 /// of them and grows with the square.
 pub const MAX_RULES: usize = 32_768;
 
-/// Who gets a packet, and what if he cannot.
+/// Which carriers get a packet, and what becomes of it when they cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Verdict {
     /// Who carries it.

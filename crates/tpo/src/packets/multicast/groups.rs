@@ -24,7 +24,7 @@ const MEMBERSHIP: u8 = 3;
 const MEMBERSHIP_OF_OTHERS: u8 = 4;
 
 /// For whom groups are asked. What a hub asks for others is served from the peer's own LANs and
-/// never asked on: two hubs that want a group for each other would want it for ever.
+/// never asked on: two hubs that want a group for each other would want it without end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum For {
     /// Listeners in the asker's own LANs.
@@ -201,7 +201,7 @@ impl Wanted {
         own.flat_map(|(groups, _)| groups.iter().copied()).collect()
     }
 
-    /// Every group that somebody asks for, who, and for whom.
+    /// Every group that a peer asks for, which peer, and for whom.
     pub fn all(&self) -> BTreeMap<IpAddr, Vec<(PeerId, For)>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state

@@ -21,7 +21,7 @@ const QUERY_INTERVAL: u8 = 125;
 /// The robustness variable (RFC 3376 section 8.1).
 const ROBUSTNESS: u8 = 2;
 
-/// What somebody said.
+/// What a host or a router said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// A router asks who listens.

@@ -58,7 +58,7 @@ struct Lan {
     /// Until when each group has a member.
     groups: HashMap<IpAddr, Instant>,
     asking: [Asking; 2],
-    /// When to ask about a group that somebody has left.
+    /// When to ask about a group that a host has left.
     specific: Vec<(Instant, IpAddr)>,
 }
 
@@ -76,7 +76,7 @@ fn family(address: IpAddr) -> usize {
 }
 
 impl Members {
-    /// So many LANs. Whether we ask, if nobody else does.
+    /// Of `lans` LANs. `asks`: whether we ask, if no other router does.
     pub fn new(lans: usize, asks: bool) -> Members {
         let asking = || Asking {
             own: None,
@@ -118,13 +118,13 @@ impl Members {
         }
     }
 
-    /// Somebody of the LAN said something.
+    /// A host or router of the LAN said something.
     pub fn hear(&mut self, lan: usize, heard: Heard, now: Instant) {
         let place = &mut self.lans[lan];
         match heard {
             Heard::Query { from } => {
                 let asking = &mut place.asking[family(from)];
-                // Nobody's address takes no part in the election: a switch.
+                // The unspecified address, which is a switch's, takes no part in the election.
                 if !from.is_unspecified() && asking.own.is_none_or(|own| from < own) {
                     asking.other = Some(now + OTHER);
                 }

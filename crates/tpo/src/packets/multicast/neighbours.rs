@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 
 use super::igmp;
 
-/// How often it is said.
+/// Time, 1 s, between two messages.
 pub const TELL_EVERY: Duration = Duration::from_secs(1);
-/// Who has said nothing for so long is not there any more.
+/// A TPO that has said nothing for this time, 3.5 s, is gone.
 const FORGET: Duration = Duration::from_millis(3_500);
 /// Type of the message.
 pub const KIND: u8 = 0xf0;
-/// To tell it from other people's experiments.
+/// Tells the message from those of other experiments.
 const MAGIC: [u8; 4] = *b"tpo1";
 /// All routers of a LAN.
 pub const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 2);
-/// Sites that one may name: a packet's worth.
+/// Sites that one TPO may name, 128: a packet's worth.
 const MOST_SITES: usize = 128;
-/// Neighbours of one LAN: whoever invents more is not heard.
+/// Neighbours of one LAN, 64 at most: more than these are not heard.
 const MOST_NEIGHBOURS: usize = 64;
 
 /// A site by its name between two TPOs: the beginning of its public key.
@@ -59,7 +59,7 @@ pub fn parse(body: &[u8]) -> Option<Vec<Site>> {
 pub struct Neighbours(Vec<HashMap<Ipv4Addr, (Vec<Site>, Instant)>>);
 
 impl Neighbours {
-    /// So many LANs.
+    /// Of `lans` LANs.
     pub fn new(lans: usize) -> Neighbours {
         Neighbours((0..lans).map(|_| HashMap::new()).collect())
     }
@@ -72,7 +72,7 @@ impl Neighbours {
         }
     }
 
-    /// Forgets who is not there any more.
+    /// Forgets those that are gone.
     pub fn turn(&mut self, now: Instant) {
         for lan in &mut self.0 {
             lan.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < FORGET);

@@ -1,10 +1,10 @@
-//! Of which groups that peers ask for this host becomes a member, and when it is none any more.
-//! Pure: told what is asked for and what time it is.
+//! Of which groups that peers ask for this host becomes a member, and when it leaves them. Pure:
+//! told what is asked for and what time it is.
 //!
-//! A change of what peers ask for costs as much as truly differs, and that at a bounded rate: a
-//! group that nobody asks for any more is kept for a moment, and each peer may have so many new
-//! ones at once and then so many in a second. Of what may be taken in all each peer that asks has
-//! an equal part at least.
+//! A change of what peers ask for costs as much as truly differs, and that at a bounded rate. A
+//! group that no peer asks for is kept for [`LINGER`]. Each peer may have [`BURST`] new ones at
+//! once and then [`PER_SECOND`]. Of what may be taken in all, each peer that asks has an equal part
+//! at least.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ use crate::table::peers::PeerId;
 /// Groups that are taken from the LANs at a time: what the kernel's sets hold, and some fifty
 /// sockets on each LAN.
 pub const MOST_TAKEN: usize = 1_024;
-/// A group that nobody asks for any more stays for so long: whoever asks again has it at once, and
-/// alternating words change nothing.
+/// How long, 10 s, a group stays that no peer asks for: a peer that asks again has it at once, and
+/// alternating messages change nothing.
 const LINGER: Duration = Duration::from_secs(10);
-/// New groups of one peer at once, and then in each second: all that there may be within half a
-/// minute.
+/// New groups of one peer at once, 256, and then in each second, 32: all that there may be within
+/// half a minute.
 const BURST: f64 = 256.0;
 const PER_SECOND: f64 = 32.0;
 
@@ -28,7 +28,7 @@ const PER_SECOND: f64 = 32.0;
 struct Taken {
     /// On whose account.
     by: PeerId,
-    /// Since when nobody asks for it.
+    /// Since when no peer asks for it.
     unasked: Option<Instant>,
 }
 
@@ -53,7 +53,7 @@ pub struct Taking {
 pub struct Changes {
     /// Groups to become a member of.
     pub join: Vec<IpAddr>,
-    /// Groups to be a member of no longer.
+    /// Groups to leave.
     pub leave: Vec<IpAddr>,
 }
 
