@@ -195,8 +195,8 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli, arguments: &RunArgs) -> Outcome {
     crate::host::privilege::keep_secrets()?;
     let (mut checked, findings, keys) = load(&cli.config)?;
-    checked.hold_closed |= arguments.hold_closed;
-    log::start(&log_filter(cli, &checked.log)?, checked.log_format);
+    checked.tpo.hold_closed |= arguments.hold_closed;
+    log::start(&log_filter(cli, &checked.tpo.log)?, checked.tpo.log_format);
     for finding in findings.iter() {
         match finding.level {
             Level::Error | Level::Warning => tracing::warn!(line = finding.line, "{finding}"),
@@ -307,7 +307,7 @@ fn check(path: &Path) -> Outcome {
     let lacks: Vec<_> = tools
         .err()
         .into_iter()
-        .chain(crate::host::privilege::Who::choose(checked.user.as_deref()).err())
+        .chain(crate::host::privilege::Who::choose(checked.tpo.user.as_deref()).err())
         .collect();
     for lack in &lacks {
         complain(&format!("this host: {lack:#}\n"));

@@ -38,18 +38,25 @@ fn base() -> String {
 fn what_is_left_out_has_its_default() {
     let (checked, findings) = good(&base());
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
-    assert_eq!(checked.name, "paris");
-    assert_eq!(checked.private_key_file, Path::new("/etc/tpo/paris.key"));
-    assert_eq!(checked.listen.to_string(), "[::]:47800");
-    assert_eq!(checked.control, Path::new("/run/tpo/tpo.sock"));
-    assert_eq!(checked.user, None);
+    assert_eq!(checked.tpo.name, "paris");
     assert_eq!(
-        (checked.buffer_size, checked.segment_size, checked.memory),
+        checked.tpo.private_key_file,
+        Path::new("/etc/tpo/paris.key")
+    );
+    assert_eq!(checked.tpo.listen.to_string(), "[::]:47800");
+    assert_eq!(checked.tpo.control, Path::new("/run/tpo/tpo.sock"));
+    assert_eq!(checked.tpo.user, None);
+    assert_eq!(
+        (
+            checked.tpo.buffer_size,
+            checked.tpo.segment_size,
+            checked.tpo.memory
+        ),
         (131_072, None, 512 << 20)
     );
-    assert_eq!(checked.outage, Duration::from_secs(300));
+    assert_eq!(checked.tpo.outage, Duration::from_secs(300));
     assert_eq!(
-        (checked.log.as_str(), checked.log_format),
+        (checked.tpo.log.as_str(), checked.tpo.log_format),
         ("info", LogFormat::Human)
     );
     assert_eq!(
@@ -173,19 +180,23 @@ destination = "any"
 "#
     );
     let (checked, _) = good(&text);
-    assert_eq!(checked.private_key_file, Path::new("/keys/lyon.key"));
-    assert_eq!(checked.control, Path::new("/etc/tpo/run/lyon.sock"));
-    assert_eq!(checked.user.as_deref(), Some("carrier"));
+    assert_eq!(checked.tpo.private_key_file, Path::new("/keys/lyon.key"));
+    assert_eq!(checked.tpo.control, Path::new("/etc/tpo/run/lyon.sock"));
+    assert_eq!(checked.tpo.user.as_deref(), Some("carrier"));
     assert_eq!(
-        (checked.buffer_size, checked.segment_size, checked.memory),
+        (
+            checked.tpo.buffer_size,
+            checked.tpo.segment_size,
+            checked.tpo.memory
+        ),
         (131_072, Some(1_400), 1 << 30)
     );
     assert_eq!(
-        (checked.outage, checked.log_format),
+        (checked.tpo.outage, checked.tpo.log_format),
         (Duration::from_secs(600), LogFormat::Json)
     );
     assert_eq!(
-        (checked.idle, checked.idle_both),
+        (checked.tpo.idle, checked.tpo.idle_both),
         (Duration::from_secs(60), Duration::from_secs(300))
     );
     assert_eq!(
@@ -561,7 +572,7 @@ fn the_sample_is_good_once_its_key_is_filled_in() {
     let (with_all, findings) = good(&all);
     assert_eq!(findings.count(Level::Warning), 0, "{findings}");
     let plain = |mut checked: Checked| {
-        checked.private_key_line = 0;
+        checked.tpo.private_key_line = 0;
         checked.peers.iter_mut().for_each(|peer| peer.line = 0);
         checked.rules.iter_mut().for_each(|rule| rule.line = 0);
         checked
@@ -1214,7 +1225,7 @@ fn numbers_may_be_written_in_every_way_of_toml() {
     for written in ["1400", "1_400", "0x578", "\"1400\"", "'1400'", "+1400"] {
         let (checked, _) =
             good(&base().replacen("[tpo]", &format!("[tpo]\nsegment_size = {written}"), 1));
-        assert_eq!(checked.segment_size, Some(1_400), "{written}");
+        assert_eq!(checked.tpo.segment_size, Some(1_400), "{written}");
     }
     let refused = check(&base().replacen("[tpo]", "[tpo]\nsegment_size = 99999999999999999999", 1))
         .unwrap_err();

@@ -2,14 +2,14 @@
 //!
 //! The text is parsed into TOML's own tree rather than straight into serde types, because serde
 //! stops at the first mistake and a person wants to see all of them. A key is known to a section
-//! because [`checked`](super::checked) asks for it; the keys that nobody asked for are reported by
+//! because [`check`](super::check) asks for it; the keys that nobody asked for are reported by
 //! [`Section::finish`].
 
 use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
-use super::Findings;
+use super::finding::Findings;
 
 /// A parsed file: the sections can be taken out by name.
 pub struct File<'t> {
@@ -177,6 +177,17 @@ impl<'f> Section<'f> {
                 None
             }
         }
+    }
+
+    /// Reads an optional key as [`read`](Section::read) does, which has a default.
+    pub fn read_or<T>(
+        &mut self,
+        key: &'static str,
+        reader: impl Fn(&Written<'_>) -> Result<T, String>,
+        default: T,
+        findings: &mut Findings,
+    ) -> T {
+        self.read(key, reader, findings).unwrap_or(default)
     }
 
     /// Reads a key that must be there; `would_do` says what belongs there.

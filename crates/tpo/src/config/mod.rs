@@ -5,6 +5,7 @@
 //! what was found and what would do. Nothing past this module sees text: names are indices, rates
 //! are bytes per second, paths are complete.
 
+mod check;
 pub mod checked;
 pub mod file;
 pub mod finding;
@@ -50,7 +51,7 @@ pub fn load(path: &Path) -> Result<(Checked, Findings), Findings> {
 /// Checks a configuration that has been read from `path` (or will be put there: nothing is opened).
 pub fn parse(text: &str, path: &Path) -> Result<(Checked, Findings), Findings> {
     let mut findings = Findings::new(path);
-    match checked::check(text, path, &mut findings) {
+    match check::check(text, path, &mut findings) {
         Some(checked) if !findings.has_errors() => Ok((checked, findings)),
         _ => Err(findings),
     }
@@ -59,28 +60,28 @@ pub fn parse(text: &str, path: &Path) -> Result<(Checked, Findings), Findings> {
 /// What a good configuration means on a host with these addresses: notes only.
 pub fn on_host(checked: &Checked, own: &[IpAddr]) -> Findings {
     let mut findings = Findings::new(&checked.file);
-    checked::note_own(checked, own, &mut findings);
+    check::note_own(checked, own, &mut findings);
     findings
 }
 
 /// Reads the private key that the configuration names. Refuses a file that others can read or
 /// write, as ssh does, and a peer that has our own key.
 pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
-    let (line, key) = (checked.private_key_line, "[tpo] private_key_file");
+    let (line, key) = (checked.tpo.private_key_line, "[tpo] private_key_file");
     // Before it is read: who can write it has chosen the key.
-    if let Some(mode) = crate::config::keys::open_to_others(&checked.private_key_file) {
-        let file = checked.private_key_file.display();
+    if let Some(mode) = keys::open_to_others(&checked.tpo.private_key_file) {
+        let file = checked.tpo.private_key_file.display();
         let found =
             format!("{file} can be read or written by others (mode {mode:04o}) and is not used");
         findings.error(line, key, found, format!("chmod 600 {file}"));
         return None;
     }
-    let identity = match crate::config::keys::read(&checked.private_key_file) {
+    let identity = match keys::read(&checked.tpo.private_key_file) {
         Ok(identity) => identity,
         Err(error) => {
             let would_do = format!(
                 "a key made by `tpo keygen --out {}`",
-                checked.private_key_file.display()
+                checked.tpo.private_key_file.display()
             );
             findings.error(line, key, format!("{error:#}"), would_do);
             return None;
@@ -111,7 +112,7 @@ pub fn load_pre_shared(
             keys.push(None);
             continue;
         };
-        match crate::config::keys::read_pre_shared(file) {
+        match keys::read_pre_shared(file) {
             Ok(key) => keys.push(Some(Arc::new(key))),
             Err(error) => {
                 let would_do = format!(
@@ -121,14 +122,14 @@ pub fn load_pre_shared(
                 findings.error(*line, KEY, format!("{error:#}"), would_do);
             }
         }
-        if let Some(mode) = crate::config::keys::open_to_others(file) {
+        if let Some(mode) = keys::open_to_others(file) {
             let found = format!(
                 "{} can be read or written by others (mode {mode:04o})",
                 file.display()
             );
             findings.error(*line, KEY, found, format!("chmod 600 {}", file.display()));
         }
-        if crate::config::keys::hold_the_same(file, &checked.private_key_file) {
+        if keys::hold_the_same(file, &checked.tpo.private_key_file) {
             let found = format!(
                 "{} holds the same as the private key, and the peer would get a copy",
                 file.display()
@@ -149,7 +150,7 @@ pub fn load_pre_shared(
 /// `None` when the file cannot be read.
 pub fn control_socket(path: &Path) -> Option<PathBuf> {
     let text = read(path).ok()?;
-    Some(checked::control_socket(&text, path))
+    Some(check::control_socket(&text, path))
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -177,5 +178,5 @@ pub fn fuzz_config(text: &str) {
         Ok((checked, findings)) => assert!(!findings.has_errors() && !checked.peers.is_empty()),
         Err(findings) => assert!(findings.has_errors() && !findings.to_string().is_empty()),
     }
-    let _ = checked::control_socket(text, path);
+    let _ = check::control_socket(text, path);
 }

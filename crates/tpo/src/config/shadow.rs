@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::Rule;
+use super::checked::Rule;
 use crate::table::address::masked;
 use tpo_engine::Prefix;
 

@@ -84,8 +84,8 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     let mut service = Service::from_environment();
     let mut daemon = Daemon::start(checked, &keys, limit)?;
     service.ready();
-    info!(name = %checked.name, listen = %checked.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
-    let memory = usize::try_from(checked.memory).unwrap_or(usize::MAX);
+    info!(name = %checked.tpo.name, listen = %checked.tpo.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
+    let memory = usize::try_from(checked.tpo.memory).unwrap_or(usize::MAX);
     let mut told = vec![0; daemon.lanes.len()];
     let mut failed = None;
     let mut next_look = Instant::now() + RULES_EVERY;
@@ -158,8 +158,9 @@ impl Daemon {
         let ports = listeners.ports();
         let installed =
             install::install(&table, ports).context("install the interception rules")?;
-        let control = control::Bound::new(&checked.control)
-            .with_context(|| format!("open the control socket {}", checked.control.display()))?;
+        let control = control::Bound::new(&checked.tpo.control).with_context(|| {
+            format!("open the control socket {}", checked.tpo.control.display())
+        })?;
         // Every thread that hears others starts after this. The UDP sockets are made after it too:
         // sockets that share a port must belong to the same user.
         confine(checked, &control).context("give up what is not needed")?;
@@ -173,8 +174,8 @@ impl Daemon {
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let closed = enabled().map(|rule| rule.on_failure == OnFailure::Closed);
         let plain = Arc::new(Plain::new(policy(), closed.collect()));
-        let listener = Link::listen(checked.listen)
-            .with_context(|| format!("listen at {} (UDP)", checked.listen))?;
+        let listener = Link::listen(checked.tpo.listen)
+            .with_context(|| format!("listen at {} (UDP)", checked.tpo.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let plan = multicast_plan(checked);
@@ -189,7 +190,7 @@ impl Daemon {
             .filter(|_| transit.is_some())
             .map(|parts| Arc::new(group_table(checked, |rule| rule.transit, &parts.wanted)));
         // What a level costs is this machine's own.
-        let compression = Compression::measured(checked.compress_isolation, |work| {
+        let compression = Compression::measured(checked.tpo.compress_isolation, |work| {
             let start = Instant::now();
             work();
             start.elapsed()
@@ -450,7 +451,7 @@ impl Daemon {
 
 /// The daemon becomes its own user and gives up everything else ([`privilege`]).
 fn confine(checked: &Checked, control: &control::Bound) -> Result<()> {
-    let who = privilege::Who::choose(checked.user.as_deref())?;
+    let who = privilege::Who::choose(checked.tpo.user.as_deref())?;
     control.give(&who)?;
     let mut folders: Vec<_> = control
         .path()
@@ -613,18 +614,18 @@ fn engine_config(
     mover.pre_shared = pre_shared;
     mover.endpoint = peer.endpoint;
     mover.on_demand = peer.on_demand.is_some();
-    mover.segment = checked.segment_size;
-    mover.max_payload = checked.buffer_size.max(mover.max_payload);
+    mover.segment = checked.tpo.segment_size;
+    mover.max_payload = checked.tpo.buffer_size.max(mover.max_payload);
     mover.rate = peer.rate;
     mover.congestion = peer.congestion;
     mover.loss_tolerance = peer.loss_tolerance;
     mover.remembered_path = PathCache::of_service(&peer.name).and_then(|cache| cache.load());
-    mover.dead_after = checked.outage;
+    mover.dead_after = checked.tpo.outage;
     let mut limits = tpo_engine::Limits::default();
     limits.peer_bytes = limits
         .peer_bytes
-        .min(usize::try_from(checked.memory).unwrap_or(usize::MAX));
-    (limits.one_way, limits.both_ways) = (checked.idle, checked.idle_both);
+        .min(usize::try_from(checked.tpo.memory).unwrap_or(usize::MAX));
+    (limits.one_way, limits.both_ways) = (checked.tpo.idle, checked.tpo.idle_both);
     if let Some(rate) = peer.rate {
         // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is
         // at its rate one round trip sooner. On a link whose ways differ it is too much or too
@@ -639,7 +640,7 @@ fn engine_config(
     };
     Ok(tpo_engine::Config {
         mover,
-        buffer_size: checked.buffer_size,
+        buffer_size: checked.tpo.buffer_size,
         limits,
         compression,
     })
@@ -684,14 +685,14 @@ pub fn table(checked: &Checked) -> table::Table {
             .any(|accept| accept.source_address == checked::SourceAddress::Client),
         packets: packets(checked),
         // The far side forgets a flow later than its opener.
-        packets_rest: checked.idle_both.max(checked.idle) + checked.idle,
+        packets_rest: checked.tpo.idle_both.max(checked.tpo.idle) + checked.tpo.idle,
         bounds: Bounds {
             syns_per_source: checked.intercept.syn_rate_per_source,
             syns: checked.intercept.syn_rate,
             flows: tpo_engine::Limits::default().flows * checked.peers.len().max(1),
-            rest_one_way: checked.idle * 2,
+            rest_one_way: checked.tpo.idle * 2,
         },
-        hold_closed: checked.hold_closed,
+        hold_closed: checked.tpo.hold_closed,
     }
 }
 

@@ -132,7 +132,7 @@ impl Facts {
                 .iter()
                 .filter(|rule| rule.on_failure == OnFailure::Closed)
                 .count(),
-            hold_closed: self.checked.hold_closed,
+            hold_closed: self.checked.tpo.hold_closed,
             held: self.held(),
             hold_problem: self
                 .plain
@@ -393,7 +393,7 @@ impl control::Facts for Facts {
             ("receive buffer full", &router.buffer_full),
         ];
         StatusReport {
-            name: self.checked.name.clone(),
+            name: self.checked.tpo.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime: self.start.elapsed().as_secs_f64(),
@@ -401,7 +401,7 @@ impl control::Facts for Facts {
             memory: MemoryReport {
                 used,
                 peak,
-                budget: self.checked.memory,
+                budget: self.checked.tpo.memory,
             },
             passed: self.passed(&reports),
             plain: self.plain(),
