@@ -75,8 +75,8 @@ impl Limits {
         self.max_credit.min(self.flow_bytes / 4 * 3) as u64
     }
 
-    /// The initial credit that the peer is told.
-    pub(crate) fn told_credit(&self) -> u32 {
+    /// The initial credit that is announced to the peer.
+    pub(crate) fn announced_credit(&self) -> u32 {
         self.initial_credit
             .min(u32::try_from(self.largest_window()).unwrap_or(u32::MAX))
     }
@@ -172,10 +172,10 @@ pub(crate) const EARLY_COST: usize = 160;
 pub(crate) const FLOW_COST: usize = 512;
 
 /// The same of a flow of datagrams, what its edge remembers of it included.
-pub(crate) const EXCHANGE_COST: usize = 768 + Config::EDGE_COST;
+pub(crate) const PACKET_FLOW_COST: usize = 768 + Config::EDGE_COST;
 
 /// What a datagram costs that waits for the link, or for one before it, beside its bytes.
-pub(crate) const DATAGRAM_COST: usize = 128;
+pub(crate) const PACKET_COST: usize = 128;
 
 /// Pieces below this are copied together instead of keeping the payload that they came in.
 pub(crate) const SMALL_PIECE: usize = 1024;
@@ -210,7 +210,7 @@ pub(crate) const GATHER: Duration = Duration::from_millis(1);
 
 /// That a flow was accepted waits so long for an answer, which says it too; the second end of one,
 /// for anything to ride on.
-pub(crate) const UNSAID: Duration = Duration::from_millis(2);
+pub(crate) const NOTICE: Duration = Duration::from_millis(2);
 
 /// A new flow waits so long for its first bytes, which open it too: a client that speaks first has
 /// them on their way when it is told that it is connected. Who waits for the server to speak first
@@ -261,7 +261,7 @@ pub(crate) const QUEUE_ROOM: usize = 4_096;
 pub(crate) const MOST_ANSWERS: usize = 8;
 
 /// Buffers of datagrams kept to be filled again.
-pub(crate) const SPARE_DATAGRAMS: usize = 1_024;
+pub(crate) const SPARE_PACKETS: usize = 1_024;
 
 /// Entries of ended flows of datagrams that may wait for their time: below it nobody looks for
 /// them.
@@ -342,4 +342,4 @@ pub(crate) const NO_DICTIONARY: u64 = 50_000_000;
 
 /// A buffer of a flow that shrinks may take the link for so long: the larger, the better it
 /// shrinks. What somebody waits for overtakes it.
-pub(crate) const SHRUNK: Duration = Duration::from_millis(120);
+pub(crate) const COMPRESSED_TIME: Duration = Duration::from_millis(120);

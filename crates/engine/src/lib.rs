@@ -19,18 +19,28 @@ mod driver;
 mod edge;
 mod error;
 mod flow;
+mod hash;
 mod key;
 mod message;
 mod peer;
 mod policy;
+mod schedule;
 mod stats;
 
-pub use compress::{Compress, Compression, Work, Worked};
+pub use compress::{
+    dictionary::{Work, Worked},
+    settings::{Compress, Compression},
+};
 pub use config::{Config, Limits};
-pub use driver::Arrived;
+pub use driver::packets::Arrived;
 pub use edge::{Event, Read, Source};
 pub use error::{OpenError, PrefixError, SendError};
-pub use flow::{Class, Delivery, FlowId, FlowInfo, Status, Treatment};
+pub use flow::{
+    id::FlowId,
+    info::{FlowInfo, FlowKind, PacketFlowInfo, StreamInfo},
+    status::Status,
+    treatment::{Class, Delivery, Treatment},
+};
 pub use key::{FlowKey, KeyError, PacketKey, StreamKey};
 pub use peer::Peer;
 pub use policy::{CarriersId, Policy, Prefix, Rule};

@@ -39,7 +39,7 @@ const COMPRESS_AUTO: u8 = 8;
 const ISOLATED: u8 = 0x80;
 const IN_ORDER: u8 = 0x40;
 /// The first of the function types of datagrams, one for each delivery.
-const DATAGRAM: u8 = 5;
+const PACKET: u8 = 5;
 
 /// Message function types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(crate) enum Function {
     /// be.
     Holds,
     /// One datagram; in full form it also opens the flow. The sequence number counts them.
-    Datagram(Delivery),
+    Packet(Delivery),
 }
 
 /// What the rest of a header says, by its form.
@@ -245,7 +245,7 @@ impl Header {
     fn check_form(&self) -> Result<(), PayloadError> {
         let fits = match self.function {
             Function::Data => matches!(self.form, Form::Short | Form::Stream(..)),
-            Function::Datagram(_) => {
+            Function::Packet(_) => {
                 !self.fin && matches!(self.form, Form::Short | Form::Packets(..))
             }
             Function::Accepted | Function::Credit | Function::Pause => {
@@ -273,7 +273,7 @@ impl Function {
             Function::Dictionary => DICTIONARY,
             Function::Holds => HOLDS,
             Function::Pause => PAUSE,
-            Function::Datagram(delivery) => DATAGRAM + delivery as u8,
+            Function::Packet(delivery) => PACKET + delivery as u8,
         }
     }
 
@@ -286,8 +286,8 @@ impl Function {
             DICTIONARY => Ok(Function::Dictionary),
             HOLDS => Ok(Function::Holds),
             PAUSE => Ok(Function::Pause),
-            other => match other.checked_sub(DATAGRAM).and_then(Delivery::from_number) {
-                Some(delivery) => Ok(Function::Datagram(delivery)),
+            other => match other.checked_sub(PACKET).and_then(Delivery::from_number) {
+                Some(delivery) => Ok(Function::Packet(delivery)),
                 None => Err(PayloadError::Function(other)),
             },
         }
@@ -340,7 +340,7 @@ fn parse_key(bytes: &[u8], length: usize, function: Function) -> Result<Form, Pa
         Function::Data => {
             StreamKey::new(source, destination).map(|key| Form::Stream(key, treatment))
         }
-        Function::Datagram(_) => {
+        Function::Packet(_) => {
             PacketKey::new(bytes[16], source, destination).map(|key| Form::Packets(key, treatment))
         }
         Function::Accepted
@@ -447,7 +447,7 @@ mod tests {
             header(Function::Pause, Form::Short, 0),
             header(Function::Reset, Form::Status(6, Status::Refused), 0),
             header(
-                Function::Datagram(Delivery::Plain),
+                Function::Packet(Delivery::Plain),
                 Form::Packets(
                     packets(true),
                     Treatment {
@@ -458,7 +458,7 @@ mod tests {
                 ),
                 20,
             ),
-            header(Function::Datagram(Delivery::Timely), Form::Short, 1_200),
+            header(Function::Packet(Delivery::Timely), Form::Short, 1_200),
         ];
         let lengths = [16, 32, 56, 16, 16, 16, 18, 56, 16];
         for (header, length) in headers.iter().zip(lengths) {
@@ -526,7 +526,7 @@ mod tests {
             0,
         )
         .emit(&mut stream);
-        let datagram = Function::Datagram(Delivery::Timely);
+        let datagram = Function::Packet(Delivery::Timely);
         for protocol in 0..=255 {
             stream[2] = Function::Data.number();
             stream[16] = protocol;

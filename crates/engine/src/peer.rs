@@ -12,9 +12,9 @@ use tpo_mover::{Mover, Origin, Reason, Transmit};
 use crate::{
     Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source,
     Stats, Status, StreamKey, Treatment, Usage, Work, Worked,
-    config::SHRUNK,
-    driver::{Driver, Room},
-    flow::PacketParts,
+    config::COMPRESSED_TIME,
+    driver::{Driver, buffer::Room},
+    flow::{blocks::PacketParts, treatment::PacketTreatment},
 };
 
 /// One far TPO: all flows that go to it and come from it.
@@ -36,10 +36,10 @@ pub struct Peer {
 impl Peer {
     /// A peer without a session; the mover starts the handshake by itself if it knows an endpoint.
     pub fn new(mut config: Config, now: Instant) -> Peer {
-        config.mover.initial_credit = config.limits.told_credit();
+        config.mover.initial_credit = config.limits.announced_credit();
         let higher = config.mover.identity.public_key() > config.mover.peer_key;
         let max_payload = config.mover.max_payload;
-        let mut driver = Driver::new(config.limits, higher);
+        let mut driver = Driver::new(config.limits, higher, &config.mover.seed);
         driver.set_compression(config.compression);
         let mut peer = Peer {
             mover: Mover::new(config.mover, now),
@@ -87,8 +87,7 @@ impl Peer {
         let driver = &self.driver;
         let own = [
             driver.gathers_until(),
-            driver.holds_until(),
-            driver.looks_after_at(),
+            driver.poll_timeout(),
             self.left_over,
         ];
         let mover = self.mover.poll_timeout().map(|(at, _)| at);
@@ -183,8 +182,11 @@ impl Peer {
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
         let packet = PacketParts::InBlock { front, body };
-        self.driver
-            .send_parts(key, (treatment.into(), delivery), packet, now)
+        let treatment = PacketTreatment {
+            asked: treatment.into(),
+            delivery,
+        };
+        self.driver.send_packet(key, treatment, packet, now)
     }
 
     /// Takes a packet that the near side sent, in a flow of its own or as an answer in one of the
@@ -201,8 +203,12 @@ impl Peer {
         bytes: &[u8],
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
-        self.driver
-            .send_packet(key, (treatment.into(), delivery), bytes, now)
+        let treatment = PacketTreatment {
+            asked: treatment.into(),
+            delivery,
+        };
+        let packet = PacketParts::Alone(bytes);
+        self.driver.send_packet(key, treatment, packet, now)
     }
 
     /// The flow of packets that lives between these ends, whoever opened it.
@@ -341,7 +347,7 @@ impl Peer {
 
     /// Flows of datagrams that are open.
     pub fn packet_flows(&self) -> usize {
-        self.driver.exchange_count()
+        self.driver.packet_flow_count()
     }
 
     /// Counters and gauges.
@@ -349,7 +355,7 @@ impl Peer {
         Stats {
             mover: self.mover.stats(),
             flows: self.driver.flow_count(),
-            packet_flows: self.driver.exchange_count(),
+            packet_flows: self.driver.packet_flow_count(),
             ready_flows: self.driver.ready_count(),
             held_bytes: self.driver.held(),
             held_bytes_max: self.driver.held_max(),
@@ -390,13 +396,13 @@ impl Peer {
                 budget => self.room(budget.max(self.mover.preferred_payload())),
             };
             self.driver
-                .set_path(self.mover.rate(), room.segment, room.urgent);
+                .set_link(self.mover.rate(), room.segment, room.urgent);
             let mut buffer = self.mover.take_buffer();
             let Some(packed) = self.driver.pack(source, &mut buffer, room, now) else {
                 self.mover.return_buffer(buffer);
                 return;
             };
-            self.driver.shrink(&mut buffer, packed, now);
+            self.driver.compress(&mut buffer, packed, now);
             if !self.send(buffer, packed.urgent, now) {
                 return;
             }
@@ -408,7 +414,7 @@ impl Peer {
         let room = self.room(1);
         Room {
             largest: room.segment,
-            shrunk: 0,
+            compressed: 0,
             ..room
         }
     }
@@ -423,13 +429,13 @@ impl Peer {
                 .next_multiple_of(segment)
                 .min(most / segment * segment)
         };
-        let shrunk = (self.mover.rate() as f64 * SHRUNK.as_secs_f64()) as usize;
+        let compressed = (self.mover.rate() as f64 * COMPRESSED_TIME.as_secs_f64()) as usize;
         Room {
             segment,
             urgent,
             largest: whole(wanted),
-            shrunk: shrunk.max(wanted),
-            most,
+            compressed: compressed.max(wanted),
+            max: most,
         }
     }
 

@@ -9,15 +9,14 @@
 //! passed over.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fmt,
-    hash::{BuildHasherDefault, Hash, Hasher},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     str::FromStr,
 };
 
-use crate::{Delivery, FlowKey, PrefixError, Treatment};
+use crate::{Delivery, FlowKey, PrefixError, Treatment, hash::ConfiguredMap};
 
 /// A set of addresses that share their first bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -163,14 +162,14 @@ pub struct Policy {
     sources: Prefixes,
     destinations: Prefixes,
     /// By source prefix, destination prefix and protocol.
-    buckets: HashMap<(u32, u32, u8), Bucket, Spread>,
+    buckets: ConfiguredMap<(u32, u32, u8), Bucket>,
 }
 
 impl Policy {
     /// A table of these rules, the first one first.
     pub fn new(rules: Vec<Rule>) -> Policy {
         let (mut sources, mut destinations) = (Prefixes::default(), Prefixes::default());
-        let mut lines: HashMap<(u32, u32, u8), Vec<Line>, Spread> = HashMap::default();
+        let mut lines: ConfiguredMap<(u32, u32, u8), Vec<Line>> = ConfiguredMap::default();
         for (number, rule) in (0_u32..).zip(&rules) {
             let source = sources.add(&rule.source, number);
             let destination = destinations.add(&rule.destination, number);
@@ -249,7 +248,7 @@ struct Prefixes {
     /// can match.
     lengths_v4: BTreeSet<u8>,
     lengths_v6: BTreeSet<u8>,
-    ids: HashMap<(u8, u128), u32, Spread>,
+    ids: ConfiguredMap<(u8, u128), u32>,
     known: Vec<Known>,
 }
 
@@ -525,47 +524,6 @@ impl PortTree {
             node /= 2;
         }
         best
-    }
-}
-
-// --- hashing
-// -------------------------------------------------------------------------------------------------
-
-type Spread = BuildHasherDefault<Multiply>;
-
-/// The tables are built from the configuration alone, so nobody outside can choose what collides in
-/// them.
-#[derive(Debug, Default)]
-struct Multiply(u64);
-
-impl Multiply {
-    fn mix(&mut self, word: u64) {
-        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-impl Hasher for Multiply {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.mix(u64::from(*byte));
-        }
-    }
-
-    fn write_u8(&mut self, word: u8) {
-        self.mix(u64::from(word));
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.mix(u64::from(word));
-    }
-
-    fn write_u128(&mut self, word: u128) {
-        self.mix(word as u64);
-        self.mix((word >> 64) as u64);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
     }
 }
 

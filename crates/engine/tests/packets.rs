@@ -8,8 +8,8 @@ mod who;
 use std::{io::IoSlice, net::SocketAddr, time::Duration, time::Instant};
 
 use tpo_engine::{
-    Class, Delivery, Event, FlowId, Limits, PacketKey, Peer, Read, SendError, Source, Status,
-    StreamKey, Treatment,
+    Class, Delivery, Event, FlowId, FlowKind, Limits, PacketKey, Peer, Read, SendError, Source,
+    Status, StreamKey, Treatment,
 };
 use tpo_lab::{Node, Profile, World};
 use who::{A, B, address, config};
@@ -507,7 +507,10 @@ fn what_is_too_late_is_dropped_unless_all_are_wanted() {
             .node(B)
             .peer
             .flows()
-            .map(|flow| u64::from(flow.lost_in))
+            .map(|flow| match flow.kind {
+                FlowKind::Packets(packets) => u64::from(packets.lost_in),
+                FlowKind::Stream(_) => 0,
+            })
             .sum::<u64>();
         let stale = world.node(A).peer.stats().counters.packets.stale;
         assert_eq!(

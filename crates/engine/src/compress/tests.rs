@@ -1,69 +1,76 @@
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use super::*;
+use super::{
+    compressor::Compressor,
+    decompressor::Decompressor,
+    dictionary::Made,
+    format::{COMPRESSED, HEADER, Proposal},
+    record::Record,
+};
 use crate::{
-    Class, CompressionStats, FlowId, Treatment, config::PROPOSED, message, stats::Uncompressed,
+    Class, Compress, Compression, CompressionStats, FlowId, Treatment, Uncompressed,
+    config::PROPOSED, message,
 };
 
-/// A shrinker with what the driver keeps for it. Its dictionaries are made when `work` is called.
+/// A compressor with what the driver keeps for it. Its dictionaries are made when `work` is called.
 struct Sender {
-    shrinker: Shrinker,
-    records: HashMap<Option<FlowId>, Record>,
+    compressor: Compressor,
+    records: BTreeMap<Option<FlowId>, Record>,
     stats: CompressionStats,
 }
 
 impl Sender {
     fn new(how: Compression) -> Sender {
         Sender {
-            shrinker: Shrinker::new(how),
-            records: HashMap::new(),
+            compressor: Compressor::new(how),
+            records: BTreeMap::new(),
             stats: CompressionStats::default(),
         }
     }
 
-    fn shrink(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
-        self.shrink_as(buffer, flow, Class::Normal.into(), rate);
+    fn compress(&mut self, buffer: &mut Vec<u8>, flow: Option<FlowId>, rate: u64) {
+        self.compress_as(buffer, flow, Class::Normal.into(), rate);
     }
 
-    fn shrink_as(
+    fn compress_as(
         &mut self,
         buffer: &mut Vec<u8>,
         flow: Option<FlowId>,
         treatment: Treatment,
         rate: u64,
     ) {
-        let own = self.shrinker.how(&treatment, true);
-        let how = if flow.is_some() {
-            own
-        } else {
-            self.shrinker.how_together(own.keeps_apart())
-        };
+        let own = self.compressor.settings().of_flow(&treatment, true);
         let record = self.records.entry(flow).or_default();
-        self.stats += self
-            .shrinker
-            .shrink(buffer, (how, flow.is_some()), record, rate);
+        self.stats += if flow.is_some() {
+            self.compressor.compress(buffer, own, record, rate)
+        } else {
+            let how = self.compressor.settings().of_many(own.keeps_apart());
+            self.compressor.compress_together(buffer, how, record, rate)
+        };
     }
 
     fn work(&mut self) {
-        if let Some(Made::Shrink { serial, dictionary }) =
-            self.shrinker.poll_work().map(|work| work.run().0)
+        if let Some(Made::Compress { serial, dictionary }) =
+            self.compressor.poll_work().map(|work| work.run().0)
         {
-            self.shrinker.on_made(serial, dictionary);
+            self.compressor.on_made(serial, dictionary);
         }
     }
 }
 
 /// What has become whole is made at once.
-fn poll_ready(expander: &mut Expander) -> Option<(u8, bool)> {
-    match expander.poll_ready()? {
+fn poll_ready(decompressor: &mut Decompressor) -> Option<(u8, bool)> {
+    match decompressor.poll_ready()? {
         Ok(work) => match work.run().0 {
-            Made::Expand { serial, dictionary } => {
-                Some((expander.on_made(serial, dictionary)?, true))
+            Made::Decompress { serial, dictionary } => {
+                Some((decompressor.handle_made(serial, dictionary)?, true))
             }
-            Made::Shrink { .. } => unreachable!("an expander makes dictionaries to expand with"),
+            Made::Compress { .. } => {
+                unreachable!("an decompressor makes dictionaries to expand with")
+            }
         },
         Err(generation) => Some((generation, false)),
     }
@@ -112,29 +119,30 @@ const SLOW: u64 = 250_000;
 
 #[test]
 fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
-    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+    let (mut compressor, mut decompressor) =
+        (Sender::new(Compression::default()), Decompressor::new());
     for (size, flow) in [(96, 1), (1_000, 1), (1_000, 2), (16_000, 3), (65_000, 3)] {
         let raw = buffer(&text(size as u64, size));
         let mut sent = raw.clone();
-        shrinker.shrink(&mut sent, Some(FlowId(flow)), SLOW);
+        compressor.compress(&mut sent, Some(FlowId(flow)), SLOW);
         if size > 500 {
             assert!(
                 sent.len() < raw.len() / 2,
                 "{size} bytes became {}",
                 sent.len()
             );
-            assert_eq!(expander.expand(&sent).unwrap(), raw);
+            assert_eq!(decompressor.decompress(&sent).unwrap(), raw);
         }
     }
-    let (mut tried, before) = (0, shrinker.stats.cpu_ns);
+    let (mut tried, before) = (0, compressor.stats.cpu_ns);
     for seed in 0..200 {
         let raw = buffer(&noise(seed, 16_000));
         let mut sent = raw.clone();
-        shrinker.shrink(&mut sent, Some(FlowId(9)), SLOW);
+        compressor.compress(&mut sent, Some(FlowId(9)), SLOW);
         assert_eq!(sent, raw);
         tried += 1;
     }
-    let worked = shrinker.stats.cpu_ns - before;
+    let worked = compressor.stats.cpu_ns - before;
     let all = (f64::from(tried) * 16_000.0 * Compression::default().costs[0]) as u64;
     assert!(
         worked < all / 5,
@@ -142,61 +150,66 @@ fn what_shrinks_comes_out_the_same_and_what_does_not_is_left_alone() {
     );
     // Very small ones never are.
     let mut small = buffer(b"hello");
-    shrinker.shrink(&mut small, Some(FlowId(1)), SLOW);
+    compressor.compress(&mut small, Some(FlowId(1)), SLOW);
     assert_eq!(small, buffer(b"hello"));
 }
 
 /// Proposals and answers cross like any message: here at once. What is proposed counts the next
 /// buffer in.
-fn agree(shrinker: &mut Sender, expander: &mut Expander, rate: u64, now: Instant) {
-    shrinker.work();
-    while let Some((generation, holds)) = poll_ready(expander) {
-        shrinker.shrinker.on_answer(generation, holds);
+fn agree(compressor: &mut Sender, decompressor: &mut Decompressor, rate: u64, now: Instant) {
+    compressor.work();
+    while let Some((generation, holds)) = poll_ready(decompressor) {
+        compressor.compressor.on_answer(generation, holds);
     }
-    if let Some(proposal) = shrinker.shrinker.propose(rate, now)
-        && !expander.on_proposal(proposal)
+    if let Some(proposal) = compressor.compressor.propose(rate, now)
+        && !decompressor.handle_proposal(proposal)
     {
-        shrinker.shrinker.on_answer(proposal.generation, false);
+        compressor.compressor.on_answer(proposal.generation, false);
     }
 }
 
 #[test]
 fn small_buffers_gain_by_the_dictionary() {
-    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+    let (mut compressor, mut decompressor) =
+        (Sender::new(Compression::default()), Decompressor::new());
     let mut now = start();
     let mut sizes = Vec::new();
-    let mut cross = |shrinker: &mut Sender, expander: &mut Expander, number: u64| {
+    let mut cross = |compressor: &mut Sender, decompressor: &mut Decompressor, number: u64| {
         let raw = buffer(&text(number, 1_000));
         let mut sent = raw.clone();
-        shrinker.shrink(&mut sent, Some(FlowId(number as u32)), SLOW);
-        assert_eq!(expander.expand(&sent).unwrap(), raw);
-        agree(shrinker, expander, SLOW, now);
+        compressor.compress(&mut sent, Some(FlowId(number as u32)), SLOW);
+        assert_eq!(decompressor.decompress(&sent).unwrap(), raw);
+        agree(compressor, decompressor, SLOW, now);
         now += Duration::from_millis(20);
         sent.len()
     };
-    sizes.extend((0..200).map(|number| cross(&mut shrinker, &mut expander, number)));
+    sizes.extend((0..200).map(|number| cross(&mut compressor, &mut decompressor, number)));
     let (first, last) = (sizes[0], sizes[199]);
     assert!(
         last < first * 3 / 4 && last < 1_000 / 4,
         "{first} bytes at first, {last} with a dictionary"
     );
-    assert!(shrinker.shrinker.dictionaries >= 2, "{:?}", shrinker.stats);
-    assert!(shrinker.shrinker.held() < 32 << 20 && expander.held() < 16 << 20);
-    // At rest little is held, and afterwards it goes on without and with a dictionary.
-    shrinker.shrinker.rest();
-    expander.rest();
     assert!(
-        shrinker.shrinker.held() < 1 << 20,
+        compressor.compressor.dictionaries >= 2,
+        "{:?}",
+        compressor.stats
+    );
+    assert!(compressor.compressor.held() < 32 << 20 && decompressor.held() < 16 << 20);
+    // At rest little is held, and afterwards it goes on without and with a dictionary.
+    compressor.compressor.rest();
+    decompressor.rest();
+    assert!(
+        compressor.compressor.held() < 1 << 20,
         "{}",
-        shrinker.shrinker.held()
+        compressor.compressor.held()
     );
     assert!(
-        expander.held() > 0,
+        decompressor.held() > 0,
         "what is under way may refer to the last dictionaries"
     );
-    expander.forget();
-    assert_eq!(expander.held(), 0);
-    sizes.extend((200..400).map(|number| cross(&mut shrinker, &mut expander, number)));
+    decompressor.forget();
+    assert_eq!(decompressor.held(), 0);
+    sizes.extend((200..400).map(|number| cross(&mut compressor, &mut decompressor, number)));
     assert!(
         sizes[200] > last && sizes[399] < first * 3 / 4,
         "{} {}",
@@ -210,7 +223,8 @@ fn small_buffers_gain_by_the_dictionary() {
 fn any_order_can_be_read() {
     for seed in 0..60 {
         let mut dice = fastrand::Rng::with_seed(seed);
-        let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+        let (mut compressor, mut decompressor) =
+            (Sender::new(Compression::default()), Decompressor::new());
         let mut now = start();
         let mut under_way: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let (mut proposals, mut answers) = (Vec::new(), Vec::new());
@@ -222,38 +236,38 @@ fn any_order_can_be_read() {
             };
             let raw = buffer(&content);
             let mut sent = raw.clone();
-            proposals.extend(shrinker.shrinker.propose(SLOW, now));
-            shrinker.shrink(&mut sent, Some(FlowId(dice.u32(1..5))), SLOW);
+            proposals.extend(compressor.compressor.propose(SLOW, now));
+            compressor.compress(&mut sent, Some(FlowId(dice.u32(1..5))), SLOW);
             under_way.push((sent, raw));
             if dice.u8(0..3) == 0 {
-                shrinker.work();
+                compressor.work();
             }
             // Repairs come much later.
             while under_way.len() > 30 || !under_way.is_empty() && dice.bool() {
                 let (sent, raw) = under_way.swap_remove(dice.usize(0..under_way.len()));
                 let came = if sent[0] == COMPRESSED {
-                    expander.expand(&sent).unwrap()
+                    decompressor.decompress(&sent).unwrap()
                 } else {
                     sent
                 };
                 assert_eq!(came, raw, "seed {seed}");
                 if dice.u8(0..4) == 0 {
                     for proposal in proposals.drain(..) {
-                        if !expander.on_proposal(proposal) {
+                        if !decompressor.handle_proposal(proposal) {
                             answers.push((proposal.generation, false));
                         }
                     }
                 }
-                answers.extend(poll_ready(&mut expander));
+                answers.extend(poll_ready(&mut decompressor));
                 if dice.bool() {
                     answers.drain(..).for_each(|(generation, holds)| {
-                        shrinker.shrinker.on_answer(generation, holds);
+                        compressor.compressor.on_answer(generation, holds);
                     });
                 }
             }
             now += Duration::from_millis(dice.u64(0..40));
         }
-        assert!(shrinker.shrinker.dictionaries > 0, "seed {seed}");
+        assert!(compressor.compressor.dictionaries > 0, "seed {seed}");
     }
 }
 
@@ -261,10 +275,11 @@ fn any_order_can_be_read() {
 /// held for them.
 #[test]
 fn what_is_bent_is_refused() {
-    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+    let (mut compressor, mut decompressor) =
+        (Sender::new(Compression::default()), Decompressor::new());
     let raw = buffer(&text(1, 4_000));
     let mut good = raw.clone();
-    shrinker.shrink(&mut good, Some(FlowId(1)), SLOW);
+    compressor.compress(&mut good, Some(FlowId(1)), SLOW);
     for seed in 0..20_000 {
         let mut dice = fastrand::Rng::with_seed(seed);
         let mut bent = good.clone();
@@ -273,25 +288,25 @@ fn what_is_bent_is_refused() {
             bent[at] ^= 1 << dice.u8(0..8);
         }
         bent.truncate(dice.usize(0..=bent.len()));
-        if let Ok(came) = expander.expand(&bent) {
+        if let Ok(came) = decompressor.decompress(&bent) {
             assert!(came.len() <= message::ROUTING + crate::config::MOST_RAW);
         }
     }
     // A bomb: it says that it is small, and would be large.
     let mut bomb = good.clone();
     bomb[12..16].copy_from_slice(&100_u32.to_be_bytes());
-    assert!(expander.expand(&bomb).is_err());
+    assert!(decompressor.decompress(&bomb).is_err());
     bomb[12..16].copy_from_slice(&u32::MAX.to_be_bytes());
-    assert!(expander.expand(&bomb).is_err());
+    assert!(decompressor.decompress(&bomb).is_err());
     let mut foreign = good.clone();
     foreign[1] = 77;
     assert!(
-        expander.expand(&foreign).is_err(),
+        decompressor.decompress(&foreign).is_err(),
         "a dictionary that was never made"
     );
-    assert_eq!(expander.expand(&good).unwrap(), raw);
+    assert_eq!(decompressor.decompress(&good).unwrap(), raw);
     for (first, last) in [(0, 5), (5, 4), (1, u32::MAX)] {
-        assert!(!expander.on_proposal(Proposal {
+        assert!(!decompressor.handle_proposal(Proposal {
             generation: 1,
             first,
             last
@@ -305,9 +320,9 @@ fn isolated_buffers_know_nothing_of_each_other() {
         isolated: true,
         ..Compression::default()
     };
-    let mut shrinker = Sender::new(how);
+    let mut compressor = Sender::new(how);
     let mut mixed = buffer(&text(1, 1_000));
-    shrinker.shrink(&mut mixed, None, SLOW);
+    compressor.compress(&mut mixed, None, SLOW);
     assert_eq!(
         mixed,
         buffer(&text(1, 1_000)),
@@ -316,9 +331,9 @@ fn isolated_buffers_know_nothing_of_each_other() {
     let mut sizes = Vec::new();
     for number in 0..100 {
         let mut sent = buffer(&text(7, 1_000));
-        shrinker.shrink(&mut sent, Some(FlowId(number)), SLOW);
+        compressor.compress(&mut sent, Some(FlowId(number)), SLOW);
         sizes.push(sent.len());
-        assert_eq!(shrinker.shrinker.propose(SLOW, start()), None);
+        assert_eq!(compressor.compressor.propose(SLOW, start()), None);
     }
     assert!(
         sizes.iter().all(|size| *size == sizes[0]),
@@ -328,26 +343,27 @@ fn isolated_buffers_know_nothing_of_each_other() {
 
 #[test]
 fn memory_is_bounded_whatever_the_peer_sends() {
-    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+    let (mut compressor, mut decompressor) =
+        (Sender::new(Compression::default()), Decompressor::new());
     // Nothing below the first number comes for long.
     let mut first = buffer(&text(0, 30_000));
-    shrinker.shrink(&mut first, Some(FlowId(1)), SLOW);
-    assert!(expander.on_proposal(Proposal {
+    compressor.compress(&mut first, Some(FlowId(1)), SLOW);
+    assert!(decompressor.handle_proposal(Proposal {
         generation: 1,
         first: 1,
         last: 3
     }));
     for number in 1..2_000 {
         let mut sent = buffer(&text(number, 30_000));
-        shrinker.shrink(&mut sent, Some(FlowId(1)), SLOW);
-        expander.expand(&sent).unwrap();
-        assert!(expander.held() <= crate::config::MOST_HISTORY + (16 << 20));
+        compressor.compress(&mut sent, Some(FlowId(1)), SLOW);
+        decompressor.decompress(&sent).unwrap();
+        assert!(decompressor.held() <= crate::config::MOST_HISTORY + (16 << 20));
     }
-    assert_eq!(poll_ready(&mut expander), None);
+    assert_eq!(poll_ready(&mut decompressor), None);
     // Those in its range are here again, but not those before.
-    expander.expand(&first).unwrap();
+    decompressor.decompress(&first).unwrap();
     assert_eq!(
-        poll_ready(&mut expander),
+        poll_ready(&mut decompressor),
         Some((1, true)),
         "what was waited for was kept"
     );
@@ -365,25 +381,25 @@ fn bytes_of_any_kind_do_not_panic() {
 /// Proposals overtake each other: one that comes late does not push out what has been made since.
 #[test]
 fn a_late_proposal_replaces_nothing_newer() {
-    let (mut sender, mut expander, mut now) = (
+    let (mut sender, mut decompressor, mut now) = (
         Sender::new(Compression::default()),
-        Expander::new(),
+        Decompressor::new(),
         start(),
     );
     let mut late = None;
-    let cross = |sender: &mut Sender, expander: &mut Expander| {
+    let cross = |sender: &mut Sender, decompressor: &mut Decompressor| {
         let raw = buffer(&text(1, 3_000));
         let mut sent = raw.clone();
-        sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
-        assert_eq!(expander.expand(&sent).unwrap(), raw);
+        sender.compress(&mut sent, Some(FlowId(1)), SLOW);
+        assert_eq!(decompressor.decompress(&sent).unwrap(), raw);
         sender.work();
         sent[1]
     };
     for generation in 1..=5 {
         let proposal = loop {
             now += Duration::from_millis(30);
-            let found = sender.shrinker.propose(SLOW, now);
-            cross(&mut sender, &mut expander);
+            let found = sender.compressor.propose(SLOW, now);
+            cross(&mut sender, &mut decompressor);
             if let Some(found) = found {
                 break found;
             }
@@ -393,19 +409,19 @@ fn a_late_proposal_replaces_nothing_newer() {
             late = Some(proposal);
             continue;
         }
-        assert!(expander.on_proposal(proposal));
-        assert_eq!(poll_ready(&mut expander), Some((generation, true)));
+        assert!(decompressor.handle_proposal(proposal));
+        assert_eq!(poll_ready(&mut decompressor), Some((generation, true)));
         if generation == 4 {
-            assert!(expander.on_proposal(late.take().unwrap()));
-            assert_eq!(poll_ready(&mut expander), Some((2, true)));
+            assert!(decompressor.handle_proposal(late.take().unwrap()));
+            assert_eq!(poll_ready(&mut decompressor), Some((2, true)));
         }
         // The answers to the last two are under way.
         if generation < 4 {
-            sender.shrinker.on_answer(generation, true);
+            sender.compressor.on_answer(generation, true);
         }
     }
     assert_eq!(
-        cross(&mut sender, &mut expander),
+        cross(&mut sender, &mut decompressor),
         3,
         "the dictionary that is in use"
     );
@@ -415,32 +431,33 @@ fn a_late_proposal_replaces_nothing_newer() {
 /// made until it has come.
 #[test]
 fn a_late_buffer_finds_its_dictionary() {
-    let (mut shrinker, mut expander) = (Sender::new(Compression::default()), Expander::new());
+    let (mut compressor, mut decompressor) =
+        (Sender::new(Compression::default()), Decompressor::new());
     let mut now = start();
     let (mut late, mut made) = (None, 0);
     for number in 0..300 {
         let raw = buffer(&text(number, 60_000));
         let mut sent = raw.clone();
         // So fast that a dictionary is of the two newest buffers alone.
-        shrinker.shrink(&mut sent, Some(FlowId(1)), 10_000_000);
+        compressor.compress(&mut sent, Some(FlowId(1)), 10_000_000);
         if number == 62 {
             assert_ne!(sent[1], 0, "it refers to a dictionary");
             late = Some((sent, raw));
-            made = shrinker.shrinker.dictionaries;
+            made = compressor.compressor.dictionaries;
         } else {
-            assert_eq!(expander.expand(&sent).unwrap(), raw);
+            assert_eq!(decompressor.decompress(&sent).unwrap(), raw);
         }
         if number == 250 {
-            let since = shrinker.shrinker.dictionaries - made;
+            let since = compressor.compressor.dictionaries - made;
             assert!(since <= PROPOSED as u64, "{since} since");
             let (sent, raw) = late.take().unwrap();
-            assert_eq!(expander.expand(&sent).unwrap(), raw);
+            assert_eq!(decompressor.decompress(&sent).unwrap(), raw);
         }
-        agree(&mut shrinker, &mut expander, 10_000_000, now);
+        agree(&mut compressor, &mut decompressor, 10_000_000, now);
         now += Duration::from_millis(20);
     }
     assert!(
-        shrinker.shrinker.dictionaries > made + PROPOSED as u64,
+        compressor.compressor.dictionaries > made + PROPOSED as u64,
         "and then it goes on"
     );
 }
@@ -461,7 +478,7 @@ fn rules_go_before_the_peer() {
             ..Compression::default()
         });
         let mut sent = buffer(&lines);
-        sender.shrink_as(&mut sent, Some(FlowId(1)), treatment, SLOW);
+        sender.compress_as(&mut sent, Some(FlowId(1)), treatment, SLOW);
         let why = Uncompressed::ALL
             .into_iter()
             .find(|why| sender.stats.uncompressed[*why as usize] > 0);
@@ -481,12 +498,14 @@ fn rules_go_before_the_peer() {
     let [one, six] = [1, 6].map(|number| size(Compress::Auto, asked(level(number), false)).0);
     assert!(six < one, "{six} bytes at level 6, {one} at level 1");
     assert_eq!(size(Compress::Level(6), asked(None, false)).0, six);
-    let off = Shrinker::new(Compression {
+    let off = Compressor::new(Compression {
         compress: Compress::Off,
         ..Compression::default()
     });
     assert_eq!(
-        off.how(&asked(level(6), false), false).compress,
+        off.settings()
+            .of_flow(&asked(level(6), false), false)
+            .compress,
         Compress::Off,
         "it is the far side's rule"
     );
@@ -499,7 +518,7 @@ fn rules_go_before_the_peer() {
         (asked(Some(Compress::Off), false), true),
     ] {
         let mut sent = buffer(&lines);
-        sender.shrink_as(&mut sent, None, treatment, SLOW);
+        sender.compress_as(&mut sent, None, treatment, SLOW);
         assert_eq!(sent[0] != COMPRESSED, stays, "{treatment:?}");
     }
     assert_eq!(
@@ -508,21 +527,21 @@ fn rules_go_before_the_peer() {
     );
 
     // One flow's rule isolates it: others have a dictionary, and it none.
-    let (mut sender, mut expander, mut now) = (
+    let (mut sender, mut decompressor, mut now) = (
         Sender::new(Compression::default()),
-        Expander::new(),
+        Decompressor::new(),
         start(),
     );
     for number in 0..100 {
         let mut sent = buffer(&text(number, 2_000));
-        sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
-        expander.expand(&sent).unwrap();
-        agree(&mut sender, &mut expander, SLOW, now);
+        sender.compress(&mut sent, Some(FlowId(1)), SLOW);
+        decompressor.decompress(&sent).unwrap();
+        agree(&mut sender, &mut decompressor, SLOW, now);
         now += Duration::from_millis(50);
     }
     for (isolated, generation) in [(false, true), (true, false)] {
         let mut sent = buffer(&text(7, 2_000));
-        sender.shrink_as(&mut sent, Some(FlowId(2)), asked(None, isolated), SLOW);
+        sender.compress_as(&mut sent, Some(FlowId(2)), asked(None, isolated), SLOW);
         assert_eq!(
             (sent[0], sent[1] != 0, sent[8..12] != [0; 4]),
             (COMPRESSED, generation, generation)
@@ -533,37 +552,37 @@ fn rules_go_before_the_peer() {
 /// A new session begins while a dictionary of the old one is still being made.
 #[test]
 fn what_is_made_too_late_is_nobodys() {
-    let (mut sender, mut expander, now) = (
+    let (mut sender, mut decompressor, now) = (
         Sender::new(Compression::default()),
-        Expander::new(),
+        Decompressor::new(),
         start(),
     );
     for turn in 0..2 {
         let mut proposals = Vec::new();
         for number in 0..10 {
-            proposals.extend(sender.shrinker.propose(SLOW, now));
+            proposals.extend(sender.compressor.propose(SLOW, now));
             let mut sent = buffer(&text(number, 2_000));
-            sender.shrink(&mut sent, Some(FlowId(1)), SLOW);
-            expander.expand(&sent).unwrap();
+            sender.compress(&mut sent, Some(FlowId(1)), SLOW);
+            decompressor.decompress(&sent).unwrap();
         }
         assert_eq!(proposals.len(), 1);
         let here = sender
-            .shrinker
+            .compressor
             .poll_work()
             .expect("it is made here too")
             .run();
-        assert!(expander.on_proposal(proposals[0]));
-        let Some(Ok(there)) = expander.poll_ready() else {
+        assert!(decompressor.handle_proposal(proposals[0]));
+        let Some(Ok(there)) = decompressor.poll_ready() else {
             panic!("all of it has come")
         };
-        assert!(expander.poll_ready().is_none(), "it is being made");
+        assert!(decompressor.poll_ready().is_none(), "it is being made");
         if turn == 0 {
-            sender.shrinker.begin_anew();
-            expander.begin_anew();
+            sender.compressor.begin_anew();
+            decompressor.begin_anew();
         }
         let (
-            Made::Shrink { serial, dictionary },
-            Made::Expand {
+            Made::Compress { serial, dictionary },
+            Made::Decompress {
                 serial: other,
                 dictionary: made,
             },
@@ -571,10 +590,10 @@ fn what_is_made_too_late_is_nobodys() {
         else {
             panic!("each makes its own")
         };
-        sender.shrinker.on_made(serial, dictionary);
-        sender.shrinker.on_answer(proposals[0].generation, true);
-        assert_eq!(expander.on_made(other, made).is_some(), turn == 1);
-        assert_eq!(sender.shrinker.dictionaries, turn);
+        sender.compressor.on_made(serial, dictionary);
+        sender.compressor.on_answer(proposals[0].generation, true);
+        assert_eq!(decompressor.handle_made(other, made).is_some(), turn == 1);
+        assert_eq!(sender.compressor.dictionaries, turn);
     }
 }
 
@@ -582,11 +601,11 @@ fn what_is_made_too_late_is_nobodys() {
 /// buffers any more, and what is kept is charged for its place.
 #[test]
 fn empty_buffers_are_no_history() {
-    let mut expander = Expander::new();
+    let mut decompressor = Decompressor::new();
     let numbered = |raw: &[u8], number: u32| {
         let mut frame = vec![0; 400];
         let length = zstd_safe::compress(&mut frame[..], raw, 1).unwrap();
-        let mut payload = vec![0; super::HEADER];
+        let mut payload = vec![0; HEADER];
         payload.extend_from_slice(&frame[4..length]);
         let inside = (payload.len() - message::ROUTING) as u32;
         payload[0] = COMPRESSED;
@@ -596,25 +615,29 @@ fn empty_buffers_are_no_history() {
         payload
     };
     assert!(
-        expander.expand(&numbered(&[], 0)).is_ok(),
+        decompressor.decompress(&numbered(&[], 0)).is_ok(),
         "without a number it is kept nowhere"
     );
     for raw in [&[][..], &[7; 95]] {
         assert!(
-            expander.expand(&numbered(raw, 1)).is_err(),
+            decompressor.decompress(&numbered(raw, 1)).is_err(),
             "{} bytes",
             raw.len()
         );
     }
-    let held = expander.held();
+    let held = decompressor.held();
     // Numbers with gaps, so that none is ever done with.
     for number in 0..200_000_u32 {
-        assert!(expander.expand(&numbered(&[7; 96], 1 + 2 * number)).is_ok());
+        assert!(
+            decompressor
+                .decompress(&numbered(&[7; 96], 1 + 2 * number))
+                .is_ok()
+        );
     }
     let most = crate::config::MOST_HISTORY + (4 << 20);
     assert!(
-        expander.held() - held > 6 << 20 && expander.held() < most,
+        decompressor.held() - held > 6 << 20 && decompressor.held() < most,
         "{} held",
-        expander.held()
+        decompressor.held()
     );
 }

@@ -1,12 +1,6 @@
-//! The numbers of flows: giving out our own, remembering which of the far side's were opened, and
-//! looking flows up.
+//! The numbers of flows: giving out our own, and remembering which of the far side's were opened.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-};
-
-use crate::{FlowId, flow::Flow};
+use crate::FlowId;
 
 /// Set in the numbers of flows that the side with the higher public key opened.
 pub(crate) const HIGHER: u32 = 1 << 31;
@@ -21,44 +15,23 @@ const WIDTH: u32 = 65_536;
 /// that this holds where the numbers begin again.
 const WORDS: usize = 2 * WIDTH as usize / 64;
 
-/// All flows of a peer. Boxed, so that growth moves pointers only.
-pub(crate) type Flows = HashMap<FlowId, Box<Flow>, BuildHasherDefault<NumberHasher>>;
-
-/// Numbers count up, and the peer is authenticated: multiplying spreads them well enough, and the
-/// same at each run.
-#[derive(Debug, Default)]
-pub(crate) struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.0 = (self.0 ^ u64::from(number))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Gives out the numbers of flows that this side opens.
+/// The numbers of one peer's flows, of both kinds.
 #[derive(Debug)]
-pub(crate) struct Giver {
+pub(crate) struct Numbers {
+    /// The highest bit of our own.
     side: u32,
+    /// The next one that is tried.
     next: u32,
+    opened: OpenedWindow,
 }
 
-impl Giver {
-    pub(crate) fn new(higher: bool) -> Giver {
-        Giver {
+impl Numbers {
+    /// `higher`: our public key is the higher one of the two.
+    pub(crate) fn new(higher: bool) -> Numbers {
+        Numbers {
             side: if higher { HIGHER } else { 0 },
             next: 0,
+            opened: OpenedWindow::new(),
         }
     }
 
@@ -67,8 +40,8 @@ impl Giver {
         flow.0 & HIGHER == self.side
     }
 
-    /// A number that no living flow has.
-    pub(crate) fn give(&mut self, lives: impl Fn(FlowId) -> bool) -> FlowId {
+    /// A number of ours that no living flow has.
+    pub(crate) fn allocate(&mut self, lives: impl Fn(FlowId) -> bool) -> FlowId {
         loop {
             let flow = FlowId(self.side | self.next);
             self.next = (self.next + 1) & NUMBER;
@@ -76,6 +49,16 @@ impl Giver {
                 return flow;
             }
         }
+    }
+
+    /// Notes that the far side uses a number of its own, and says what was known of it before.
+    pub(crate) fn note(&mut self, flow: FlowId) -> Known {
+        self.opened.note(flow)
+    }
+
+    /// The far side is another instance, which has opened nothing.
+    pub(crate) fn forget_opened(&mut self) {
+        self.opened = OpenedWindow::new();
     }
 
     #[cfg(test)]
@@ -98,7 +81,7 @@ pub(crate) enum Known {
 /// The sliding window of numbers that the far side has used. Each word of bits says of which 64
 /// numbers it is, so that nothing has to be emptied when the window moves, however far.
 #[derive(Debug)]
-pub(crate) struct Opened {
+struct OpenedWindow {
     highest: Option<u32>,
     words: Box<[Word]>,
 }
@@ -110,16 +93,15 @@ struct Word {
     bits: u64,
 }
 
-impl Opened {
-    pub(crate) fn new() -> Opened {
-        Opened {
+impl OpenedWindow {
+    fn new() -> OpenedWindow {
+        OpenedWindow {
             highest: None,
             words: vec![Word::default(); WORDS].into_boxed_slice(),
         }
     }
 
-    /// Notes that the far side uses a number.
-    pub(crate) fn note(&mut self, flow: FlowId) -> Known {
+    fn note(&mut self, flow: FlowId) -> Known {
         let number = flow.0 & NUMBER;
         let highest = *self.highest.get_or_insert(number);
         let ahead = number.wrapping_sub(highest) & NUMBER;
@@ -146,7 +128,7 @@ impl Opened {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -154,8 +136,8 @@ mod tests {
     fn opened_numbers_as_a_set_of_them_would_know() {
         for (seed, start) in [(1, 0_u64), (2, 1000), (3, 0x7fff_ff00), (4, 0x7fff_0000)] {
             let random = &mut fastrand::Rng::with_seed(seed);
-            let mut opened = Opened::new();
-            let mut model = HashSet::new();
+            let mut opened = OpenedWindow::new();
+            let mut model = BTreeSet::new();
             let mut highest = None;
             let mut base = start;
             for _ in 0..20_000 {
@@ -186,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_far_jump_forgets_everything() {
-        let mut opened = Opened::new();
+        let mut opened = OpenedWindow::new();
         assert_eq!(opened.note(FlowId(5)), Known::New);
         assert_eq!(opened.note(FlowId(5 + 3 * WIDTH)), Known::New);
         assert_eq!(opened.note(FlowId(5 + 3 * WIDTH)), Known::Used);
@@ -196,19 +178,15 @@ mod tests {
 
     #[test]
     fn numbers_in_use_are_passed_over() {
-        let mut giver = Giver::new(true);
-        giver.skip_to(NUMBER);
-        let mut flows = Flows::default();
+        let mut numbers = Numbers::new(true);
+        numbers.skip_to(NUMBER);
+        let mut flows = BTreeSet::new();
         let given: Vec<u32> = (0..3)
-            .map(|_| giver.give(|flow| flows.contains_key(&flow)).0)
+            .map(|_| numbers.allocate(|flow| flows.contains(&flow)).0)
             .collect();
         assert_eq!(given, [HIGHER | NUMBER, HIGHER, HIGHER | 1]);
-        assert!(giver.is_ours(FlowId(HIGHER)) && !giver.is_ours(FlowId(0)));
-        let mut schedule = crate::driver::Schedule::new();
-        flows.insert(
-            FlowId(HIGHER | 2),
-            Box::new(crate::driver::tests::any_flow(&mut schedule)),
-        );
-        assert_eq!(giver.give(|flow| flows.contains_key(&flow)).0, HIGHER | 3);
+        assert!(numbers.is_ours(FlowId(HIGHER)) && !numbers.is_ours(FlowId(0)));
+        flows.insert(FlowId(HIGHER | 2));
+        assert_eq!(numbers.allocate(|flow| flows.contains(&flow)).0, HIGHER | 3);
     }
 }

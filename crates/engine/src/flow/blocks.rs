@@ -11,7 +11,7 @@ use std::{collections::VecDeque, ops::Range, sync::Arc, time::Instant};
 
 use crate::{
     FlowId,
-    config::{DATAGRAM_COST, MAX_PACKET_FRONT, MOST_BLOCKS, SPARE_DATAGRAMS},
+    config::{MAX_PACKET_FRONT, MOST_BLOCKS, PACKET_COST, SPARE_PACKETS},
 };
 
 /// A packet that waits for the link.
@@ -49,7 +49,7 @@ impl Waiting {
 
     /// What the packet costs, bytes. Its block is counted for itself.
     pub(crate) fn cost(&self) -> usize {
-        DATAGRAM_COST
+        PACKET_COST
             + match &self.bytes {
                 Bytes::InBlock { .. } => self.len(),
                 Bytes::Own(bytes) => bytes.capacity(),
@@ -252,7 +252,7 @@ impl Blocks {
 
     /// A buffer to be used again.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_DATAGRAMS && buffer.capacity() <= 2_048 {
+        if self.spare.len() < SPARE_PACKETS && buffer.capacity() <= 2_048 {
             self.spare.push(buffer);
         }
     }
@@ -281,9 +281,10 @@ impl Blocks {
         }
         while self
             .under_way
-            .pop_front_if(|block| block.bytes.is_none())
-            .is_some()
+            .front()
+            .is_some_and(|block| block.bytes.is_none())
         {
+            self.under_way.pop_front();
             self.first += 1;
         }
     }

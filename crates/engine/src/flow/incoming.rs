@@ -12,7 +12,7 @@ use std::{
     ops::Range,
 };
 
-use super::outgoing::expand;
+use super::sequence::full_offset;
 use crate::{
     config::{CHUNK_COST, EARLY_COST, MAX_SLICES, SMALL_CHUNK, SMALL_PIECE},
     error::Breach,
@@ -176,8 +176,8 @@ impl Incoming {
     }
 
     /// The offset that a sequence number on the wire means.
-    pub(crate) fn expand(&self, sequence: u32) -> Option<u64> {
-        expand(self.next, sequence)
+    pub(crate) fn offset_of(&self, sequence: u32) -> Option<u64> {
+        full_offset(self.next, sequence)
     }
 
     /// Takes a piece of data (possibly none) that starts at `offset`, and that ends the direction

@@ -1,7 +1,7 @@
-//! The order of a flow of datagrams as it arrives. One that overtook others waits for them a
+//! The order of a flow of packets as it arrives. One that overtook others waits for them a
 //! moment; what comes too late is of no use any more.
 //!
-//! Numbers are those on the wire: 32 bits that count the datagrams of one direction.
+//! Numbers are those on the wire: 32 bits that count the packets of one direction.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,13 +9,13 @@ use std::{
 };
 
 use crate::config::{
-    DATAGRAM_COST, HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER,
+    HOLD, HOLD_IN_ORDER, LATEST, MOST_GAPS, MOST_HELD_BACK, MOST_HELD_IN_ORDER, PACKET_COST,
 };
 
 /// A number further ahead than this is no reordering: whatever lies between is gone.
 const HORIZON: u32 = 1 << 16;
 
-/// What is to be done with a datagram.
+/// What is to be done with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// It is given on.
@@ -34,7 +34,7 @@ pub(crate) struct Order {
     in_order: bool,
     /// Memory is short: no more gaps are remembered than there is room for already.
     pub(crate) is_short: bool,
-    /// Datagrams that did not come, or came too late.
+    /// Packets that did not come, or came too late.
     pub(crate) lost: u32,
     rest: Option<Box<Rest>>,
 }
@@ -66,7 +66,7 @@ impl Order {
         if self.in_order { HOLD_IN_ORDER } else { HOLD }
     }
 
-    /// Where a datagram with this number belongs. `waits`: whether order is worth a moment.
+    /// Where a packet with this number belongs. `waits`: whether order is worth a moment.
     pub(crate) fn place(&mut self, number: u32, waits: bool, now: Instant) -> Place {
         let ahead = number.wrapping_sub(self.next);
         if ahead == 0 {
@@ -98,7 +98,7 @@ impl Order {
         }
     }
 
-    /// Before a datagram is placed: whether those that wait must go first, because they are too
+    /// Before a packet is placed: whether those that wait must go first, because they are too
     /// many or it is from far ahead.
     pub(crate) fn is_full_for(&self, number: u32) -> bool {
         let held = self.rest.as_ref().map_or(0, |rest| rest.held.len());
@@ -114,7 +114,7 @@ impl Order {
     /// Keeps one that waits. One that is there already is kept as it was.
     pub(crate) fn hold(&mut self, number: u32, bytes: Vec<u8>) {
         let rest = self.rest.get_or_insert_default();
-        let cost = DATAGRAM_COST + bytes.capacity();
+        let cost = PACKET_COST + bytes.capacity();
         if let std::collections::btree_map::Entry::Vacant(place) = rest.held.entry(number) {
             place.insert(bytes);
             rest.cost += cost;
@@ -139,7 +139,7 @@ impl Order {
             return None;
         }
         let bytes = rest.held.remove(&number)?;
-        rest.cost -= DATAGRAM_COST + bytes.capacity();
+        rest.cost -= PACKET_COST + bytes.capacity();
         self.pass_over(number, now);
         self.next = number.wrapping_add(1);
         Some(bytes)
@@ -207,7 +207,7 @@ impl Order {
             rest.cost,
             rest.held
                 .values()
-                .map(|bytes| DATAGRAM_COST + bytes.capacity())
+                .map(|bytes| PACKET_COST + bytes.capacity())
                 .sum::<usize>()
         );
         assert!(rest.held.len() <= MOST_HELD_IN_ORDER && rest.gaps.len() <= MOST_GAPS);
@@ -334,7 +334,7 @@ mod tests {
             }
             while order.pop_ready(now).is_some() {}
         }
-        assert!(order.held() <= MOST_HELD_BACK * (DATAGRAM_COST + 1));
+        assert!(order.held() <= MOST_HELD_BACK * (PACKET_COST + 1));
         order.check_invariants();
         // A flow that keeps no order passes over gaps at once, and takes what is late.
         let mut order = Order::default();

@@ -1,5 +1,7 @@
 //! What a flow may send: its place in the direction's bytes, the far side's credit, the end.
 
+use super::sequence::full_offset;
+
 /// The sending direction of a flow.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -49,9 +51,9 @@ impl Outgoing {
 
     /// Takes a credit message's sequence number. Messages come in any order: an older one says
     /// nothing new. Returns whether sending may go on that could not before.
-    pub(crate) fn on_credit(&mut self, sequence: u32) -> bool {
+    pub(crate) fn handle_credit(&mut self, sequence: u32) -> bool {
         let was_blocked = self.credit_left() == 0;
-        let Some(credit) = expand(self.credit, sequence) else {
+        let Some(credit) = full_offset(self.credit, sequence) else {
             return false;
         };
         if credit > self.credit {
@@ -62,8 +64,9 @@ impl Outgoing {
 
     /// The far side takes back the credit up to this sequence number. If it has granted more since,
     /// that message was the later one.
-    pub(crate) fn on_pause(&mut self, sequence: u32) {
-        if let Some(credit) = expand(self.credit, sequence).filter(|credit| *credit >= self.credit)
+    pub(crate) fn handle_pause(&mut self, sequence: u32) {
+        if let Some(credit) =
+            full_offset(self.credit, sequence).filter(|credit| *credit >= self.credit)
         {
             // It may have overtaken the message that granted this.
             (self.credit, self.paused) = (credit, true);
@@ -81,51 +84,19 @@ impl Outgoing {
     }
 }
 
-/// The offset nearest to `near` whose low 32 bits are `sequence`; none if it would lie before the
-/// start.
-pub(crate) fn expand(near: u64, sequence: u32) -> Option<u64> {
-    let distance = sequence.wrapping_sub(near as u32) as i32;
-    near.checked_add_signed(i64::from(distance))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn offsets_survive_the_wrap() {
-        for near in [
-            0_u64,
-            5,
-            0x7fff_ffff,
-            0xffff_fff0,
-            0x1_0000_0000,
-            0x1_0000_0010,
-            0xffff_ffff_0000,
-        ] {
-            for distance in [-0x4000_0000_i64, -17, -1, 0, 1, 17, 0x4000_0000] {
-                let Some(offset) = near.checked_add_signed(distance) else {
-                    continue;
-                };
-                assert_eq!(
-                    expand(near, offset as u32),
-                    Some(offset),
-                    "{near} {distance}"
-                );
-            }
-        }
-        assert_eq!(expand(3, 0xffff_ffff), None);
-    }
-
-    #[test]
     fn credit_only_grows() {
         let mut outgoing = Outgoing::new(10);
         outgoing.on_sent(10);
-        assert!(!outgoing.on_credit(7), "an older credit message");
+        assert!(!outgoing.handle_credit(7), "an older credit message");
         assert_eq!(outgoing.credit_left(), 0);
-        assert!(outgoing.on_credit(30));
-        assert!(!outgoing.on_credit(40), "it was not blocked");
-        assert!(!outgoing.on_credit(30));
+        assert!(outgoing.handle_credit(30));
+        assert!(!outgoing.handle_credit(40), "it was not blocked");
+        assert!(!outgoing.handle_credit(30));
         assert_eq!(outgoing.credit_left(), 30);
     }
 
@@ -133,32 +104,32 @@ mod tests {
     fn a_pause_lasts_until_there_is_more_credit() {
         let mut outgoing = Outgoing::new(100);
         outgoing.on_sent(10);
-        outgoing.on_pause(100);
+        outgoing.handle_pause(100);
         assert_eq!(outgoing.credit_left(), 0);
         assert!(
-            !outgoing.on_credit(100),
+            !outgoing.handle_credit(100),
             "granted before the pause, and overtaken by it"
         );
-        assert!(outgoing.on_credit(101) && outgoing.credit_left() == 91);
-        outgoing.on_pause(100);
+        assert!(outgoing.handle_credit(101) && outgoing.credit_left() == 91);
+        outgoing.handle_pause(100);
         assert_eq!(
             outgoing.credit_left(),
             91,
             "overtaken by the credit that ended it"
         );
-        outgoing.on_pause(200);
+        outgoing.handle_pause(200);
         assert!(
-            !outgoing.on_credit(200) && outgoing.credit_left() == 0,
+            !outgoing.handle_credit(200) && outgoing.credit_left() == 0,
             "it overtook the credit that it takes back"
         );
-        assert!(outgoing.on_credit(300) && outgoing.credit_left() == 290);
+        assert!(outgoing.handle_credit(300) && outgoing.credit_left() == 290);
     }
 
     #[test]
     fn credit_survives_the_wrap() {
         let mut outgoing = Outgoing::new(0);
         outgoing.start_at(0xffff_ff00);
-        assert!(outgoing.on_credit(0x0000_0100));
+        assert!(outgoing.handle_credit(0x0000_0100));
         assert_eq!(outgoing.credit_left(), 0x200);
     }
 }

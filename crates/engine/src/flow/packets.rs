@@ -1,94 +1,45 @@
-//! A flow of datagrams (UDP, ICMP, any protocol that is no stream): boundaries are kept, nothing is
-//! put in order, no credit is asked for.
+//! A flow of packets (UDP, ICMP, any protocol but TCP): boundaries are kept, no credit is asked for.
 //!
-//! Life: opened by its first datagram, here or there → answered by the far side → over when nothing
-//! has moved for a while. What waits for the link waits in here, not longer than its [`Delivery`]
-//! allows. The driver owns the flows of packets and routes between them and the schedule.
+//! Life: opened by its first packet, here or there → answered by the far side → over when nothing
+//! has moved for a while. What waits for the link waits in here, not longer than its
+//! [`Delivery`](crate::Delivery) allows. The driver's `PacketFlows` own it, and route between it and
+//! the schedule.
 
 use std::{collections::VecDeque, time::Duration, time::Instant};
 
-use super::{blocks::Waiting, order::Order};
-use crate::{Class, PacketKey, Treatment, compress::Record, config::EXCHANGE_COST, driver::Slot};
-
-/// How the datagrams of a flow are carried. The numbers are those on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[repr(u8)]
-pub enum Delivery {
-    /// Never behind anything, protected against loss, dropped when they are too old to be of use:
-    /// voice, games, tunnels, DNS.
-    #[default]
-    Timely = 0,
-    /// In the order of their class, kept longer when the link is busy: logs, telemetry.
-    Reliable = 1,
-    /// As the first, without protection against loss.
-    Plain = 2,
-}
-
-impl Delivery {
-    pub(crate) fn from_number(number: u8) -> Option<Delivery> {
-        match number {
-            0 => Some(Delivery::Timely),
-            1 => Some(Delivery::Reliable),
-            2 => Some(Delivery::Plain),
-            _ => None,
-        }
-    }
-
-    /// How long a datagram may wait here for the link, when something has waited for so long
-    /// already. A call or a query has no use for one that is older; a log has. While the link is
-    /// still finding out what it carries, a late one is better than none.
-    fn patience(self, busy: Duration) -> Duration {
-        match self {
-            Delivery::Timely | Delivery::Plain if busy < Duration::from_secs(1) => {
-                Duration::from_millis(300)
-            }
-            Delivery::Timely | Delivery::Plain => Duration::from_millis(100),
-            Delivery::Reliable => Duration::from_secs(2),
-        }
-    }
-
-    /// The class of a flow whose rule asks for none.
-    pub(crate) fn class(self, asked: Class) -> Class {
-        match (self, asked) {
-            (Delivery::Timely | Delivery::Plain, Class::Normal) => Class::Interactive,
-            (_, asked) => asked,
-        }
-    }
-
-    /// Whether its datagrams are given on in order, as far as that takes a moment only.
-    pub(crate) fn keeps_order(self) -> bool {
-        self != Delivery::Reliable
-    }
-
-    /// Whether its buffers are protected and go before others.
-    pub(crate) fn is_urgent(self) -> bool {
-        self == Delivery::Timely
-    }
-}
+use super::{
+    blocks::Waiting,
+    info::{FlowInfo, FlowKind, PacketFlowInfo},
+    order::Order,
+    treatment::PacketTreatment,
+};
+use crate::{
+    Class, CompressionStats, FlowId, PacketKey, compress::record::Record, config::PACKET_FLOW_COST,
+    schedule::Slot,
+};
 
 /// What went one way.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Count {
-    pub(crate) datagrams: u32,
+    pub(crate) packets: u32,
     pub(crate) bytes: u64,
 }
 
 impl Count {
     pub(crate) fn add(&mut self, bytes: usize) {
-        self.datagrams = self.datagrams.wrapping_add(1);
+        self.packets = self.packets.wrapping_add(1);
         self.bytes += bytes as u64;
     }
 }
 
-/// Everything kept for one flow of datagrams.
+/// Everything kept for one flow of packets.
 #[derive(Debug)]
 pub(crate) struct PacketFlow {
     pub(crate) key: PacketKey,
-    /// What its rule asks for.
-    pub(crate) asked: Treatment,
+    /// What its opener's rule asks for.
+    pub(crate) treatment: PacketTreatment,
     /// What its buffers did when compressed, since the first that held its messages alone.
     pub(crate) record: Option<Box<Record>>,
-    pub(crate) delivery: Delivery,
     pub(crate) slot: Slot,
     /// Opened by the near side.
     pub(crate) ours: bool,
@@ -105,7 +56,7 @@ pub(crate) struct PacketFlow {
     pub(crate) received: Count,
     /// Of what is received.
     pub(crate) order: Order,
-    /// How long datagrams wait for the link, smoothed.
+    /// How long packets wait for the link, smoothed.
     pub(crate) wait: Duration,
     pub(crate) since: Instant,
     /// When something last came or went.
@@ -115,16 +66,15 @@ pub(crate) struct PacketFlow {
 impl PacketFlow {
     pub(crate) fn new(
         key: PacketKey,
-        (asked, delivery): (Treatment, Delivery),
+        treatment: PacketTreatment,
         slot: Slot,
         ours: bool,
         now: Instant,
     ) -> PacketFlow {
         PacketFlow {
             key,
-            asked,
+            treatment,
             record: None,
-            delivery,
             slot,
             ours,
             answered: !ours,
@@ -134,7 +84,7 @@ impl PacketFlow {
             busy_since: now,
             sent: Count::default(),
             received: Count::default(),
-            order: Order::new(asked.in_order),
+            order: Order::new(treatment.asked.in_order),
             wait: Duration::ZERO,
             since: now,
             moved: now,
@@ -142,12 +92,12 @@ impl PacketFlow {
     }
 
     pub(crate) fn class(&self) -> Class {
-        self.delivery.class(self.asked.class)
+        self.treatment.class()
     }
 
     /// Whether something has gone each way.
     pub(crate) fn is_mutual(&self) -> bool {
-        self.sent.datagrams > 0 && self.received.datagrams > 0
+        self.sent.packets > 0 && self.received.packets > 0
     }
 
     pub(crate) fn push(&mut self, packet: Waiting, now: Instant) {
@@ -183,6 +133,7 @@ impl PacketFlow {
     /// Whether the oldest one has waited too long.
     pub(crate) fn is_stale(&self, now: Instant) -> bool {
         let patience = self
+            .treatment
             .delivery
             .patience(now.saturating_duration_since(self.busy_since));
         self.waiting
@@ -192,7 +143,33 @@ impl PacketFlow {
 
     /// What it costs, with all that waits in it.
     pub(crate) fn cost(&self) -> usize {
-        EXCHANGE_COST + self.waiting_bytes + self.order.cost()
+        PACKET_FLOW_COST + self.waiting_bytes + self.order.cost()
+    }
+
+    /// The flow as shown to people.
+    pub(crate) fn info(&self, flow: FlowId) -> FlowInfo {
+        FlowInfo {
+            flow,
+            key: *self.key,
+            class: self.class(),
+            opened_here: self.ours,
+            connected: self.answered,
+            bytes_out: self.sent.bytes,
+            bytes_in: self.received.bytes,
+            held_bytes: self.waiting_bytes + self.order.held(),
+            compression: self
+                .record
+                .as_ref()
+                .map_or_else(CompressionStats::default, |record| record.compression),
+            since: self.since,
+            moved: self.moved,
+            kind: FlowKind::Packets(PacketFlowInfo {
+                lost_in: self.order.lost,
+                packets_in: self.received.packets,
+                packets_out: self.sent.packets,
+                wait: self.wait,
+            }),
+        }
     }
 
     pub(crate) fn check_invariants(&self) {

@@ -22,16 +22,27 @@ const QUICKLY: u64 = 32 << 20;
 /// So much taken in a round trip is the beginning of something long, and no request.
 const FAST: u64 = 192 << 10;
 
-/// What windows grow and shrink by: the path and the memory of the peer.
+/// What windows are sized by: the path and the memory of the peer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Climate {
+pub(crate) struct Sizing {
     /// Smoothed round trip.
     pub(crate) rtt: Duration,
-    /// Largest window.
+    /// The largest window, bytes.
     pub(crate) max: u64,
-    /// Window that memory shortage shrinks to.
+    /// The window that memory shortage shrinks to, bytes.
     pub(crate) min: u64,
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryUse,
+}
+
+/// What the application has taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    /// Bytes that it took just now.
+    pub(crate) bytes: usize,
+    /// Offset behind the last of them.
+    pub(crate) delivered: u64,
+    /// Bytes that are there and that it has left.
+    pub(crate) waiting: u64,
 }
 
 /// What is to be said to the far side.
@@ -44,7 +55,7 @@ pub(crate) enum Due {
 
 /// How much of the peer's memory budget is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Memory {
+pub(crate) enum MemoryUse {
     /// Less than half: windows may grow.
     Ample,
     /// More than half: windows grow up to so many bytes, a part of what is free. So whoever stops
@@ -100,7 +111,7 @@ impl Window {
 
     /// Data has come, and so much waits for the application. Whether a pause is due: nothing was
     /// taken for a round trip.
-    pub(crate) fn on_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
+    pub(crate) fn handle_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
         // A round ends with what is taken after it was a round trip old.
         let stalled = now.saturating_duration_since(self.round_at) > (2 * rtt).max(STALLED);
         let due = !self.paused && self.left && waiting >= PAUSE_FROM && stalled;
@@ -108,16 +119,18 @@ impl Window {
         due
     }
 
-    /// The application has taken bytes, the last of them at offset `delivered - 1`, and so many
-    /// wait.
-    pub(crate) fn on_delivered(
+    /// The application has taken bytes. Says what is to be said to the far side for it.
+    pub(crate) fn handle_delivered(
         &mut self,
-        n: usize,
-        (delivered, waiting): (u64, u64),
-        climate: &Climate,
+        Taken {
+            bytes: n,
+            delivered,
+            waiting,
+        }: Taken,
+        sizing: &Sizing,
         now: Instant,
     ) -> Due {
-        let rtt = climate.rtt.max(MIN_RTT);
+        let rtt = sizing.rtt.max(MIN_RTT);
         let round_at = self.round_at;
         let left = std::mem::replace(&mut self.left, waiting > 0);
         let in_one_rtt = self.taken_in_one_rtt(n, delivered, rtt, now);
@@ -129,21 +142,19 @@ impl Window {
             in_one_rtt as f64 / rtt.as_secs_f64()
         };
         let ahead = (pace * rtt.max(AHEAD).as_secs_f64()) as u64;
-        match climate.memory {
-            Memory::Ample => {
+        match sizing.memory {
+            MemoryUse::Ample => {
                 let quickly = if in_one_rtt >= FAST {
                     (16 * in_one_rtt).min(QUICKLY)
                 } else {
                     0
                 };
-                self.size = self
-                    .size
-                    .max((4 * in_one_rtt).max(quickly).min(climate.max));
+                self.size = self.size.max((4 * in_one_rtt).max(quickly).min(sizing.max));
             }
-            Memory::Filling(most) => {
-                self.size = self.size.max((4 * in_one_rtt).min(climate.max).min(most))
+            MemoryUse::Filling(most) => {
+                self.size = self.size.max((4 * in_one_rtt).min(sizing.max).min(most))
             }
-            Memory::Short => self.size = (self.size / 2).max(climate.min.min(self.size)),
+            MemoryUse::Short => self.size = (self.size / 2).max(sizing.min.min(self.size)),
         }
         if self.paused {
             // What is left lasts four round trips at its rate: it does not wait for the next bytes.
@@ -215,8 +226,16 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn climate(rtt: Duration, memory: Memory) -> Climate {
-        Climate {
+    fn took(bytes: usize, delivered: u64, waiting: u64) -> Taken {
+        Taken {
+            bytes,
+            delivered,
+            waiting,
+        }
+    }
+
+    fn sizing(rtt: Duration, memory: MemoryUse) -> Sizing {
+        Sizing {
             rtt,
             max: 128 << 20,
             min: 64 << 10,
@@ -230,7 +249,7 @@ mod tests {
         rtt: Duration,
         rounds: u32,
         cap_per_ms: u64,
-        memory: Memory,
+        memory: MemoryUse,
         start: Instant,
     ) -> (Vec<u64>, Window) {
         let mut window = Window::new(256 << 10, 256 << 10, start);
@@ -251,8 +270,11 @@ mod tests {
                 let (_, n) = data.pop_front().unwrap();
                 taken += n;
                 if n > 0
-                    && window.on_delivered(n as usize, (taken, 0), &climate(rtt, memory), now)
-                        == Due::Credit
+                    && window.handle_delivered(
+                        took(n as usize, taken, 0),
+                        &sizing(rtt, memory),
+                        now,
+                    ) == Due::Credit
                 {
                     credits.push_back((now + rtt / 2, window.granted()));
                 }
@@ -268,7 +290,7 @@ mod tests {
     #[test]
     fn start_up_is_at_least_doubled_each_round_trip() {
         // 1 Gbit/s x 100 ms = 12.5 MB in flight.
-        let (taken, window) = run(100 * MS, 10, 125_000, Memory::Ample, crate::clock());
+        let (taken, window) = run(100 * MS, 10, 125_000, MemoryUse::Ample, crate::clock());
         for pair in taken.windows(2).skip(2) {
             assert!(pair[1] >= (2 * pair[0]).min(12_400_000), "{taken:?}");
         }
@@ -281,17 +303,17 @@ mod tests {
 
     #[test]
     fn memory_decides_about_growth() {
-        let (_, window) = run(100 * MS, 10, 125_000, Memory::Filling(0), crate::clock());
+        let (_, window) = run(100 * MS, 10, 125_000, MemoryUse::Filling(0), crate::clock());
         assert_eq!(window.size(), 256 << 10);
         let (_, window) = run(
             100 * MS,
             10,
             125_000,
-            Memory::Filling(1 << 20),
+            MemoryUse::Filling(1 << 20),
             crate::clock(),
         );
         assert_eq!(window.size(), 1 << 20);
-        let (taken, window) = run(100 * MS, 10, 125_000, Memory::Short, crate::clock());
+        let (taken, window) = run(100 * MS, 10, 125_000, MemoryUse::Short, crate::clock());
         assert_eq!(window.size(), 64 << 10);
         assert!(
             taken.iter().skip(2).all(|n| *n > 0),
@@ -302,7 +324,7 @@ mod tests {
     #[test]
     fn a_slow_flow_keeps_its_window() {
         // 1 MB/s x 50 ms: 4 x 50 kB is less than the start.
-        let (_, window) = run(50 * MS, 20, 1000, Memory::Ample, crate::clock());
+        let (_, window) = run(50 * MS, 20, 1000, MemoryUse::Ample, crate::clock());
         assert_eq!(window.size(), 256 << 10);
     }
 
@@ -310,13 +332,13 @@ mod tests {
     fn credit_is_due_after_a_quarter_and_not_before() {
         let now = crate::clock();
         let mut window = Window::new(1 << 20, 1 << 20, now);
-        let climate = climate(100 * MS, Memory::Filling(0));
+        let sizing = sizing(100 * MS, MemoryUse::Filling(0));
         assert_eq!(
-            window.on_delivered((1 << 18) - 1, ((1 << 18) - 1, 0), &climate, now),
+            window.handle_delivered(took((1 << 18) - 1, (1 << 18) - 1, 0), &sizing, now),
             Due::Nothing
         );
         assert_eq!(
-            window.on_delivered(1, (1 << 18, 0), &climate, now),
+            window.handle_delivered(took(1, 1 << 18, 0), &sizing, now),
             Due::Credit
         );
         assert_eq!(window.granted(), (1 << 20) + (1 << 18));
@@ -325,7 +347,7 @@ mod tests {
     #[test]
     fn a_reader_that_has_stopped_or_is_slow_pauses_the_sender() {
         let start = crate::clock();
-        let climate = climate(20 * MS, Memory::Ample);
+        let sizing = sizing(20 * MS, MemoryUse::Ample);
         let mut window = Window::new(256 << 10, 256 << 10, start);
         // A megabyte in each round trip, all of it taken.
         let mut taken = 0;
@@ -333,7 +355,7 @@ mod tests {
             taken += 50 << 10;
             let left = if tick == 200 { 1 << 20 } else { 0 };
             assert_ne!(
-                window.on_delivered(50 << 10, (taken, left), &climate, start + tick * MS),
+                window.handle_delivered(took(50 << 10, taken, left), &sizing, start + tick * MS),
                 Due::Pause
             );
         }
@@ -341,16 +363,16 @@ mod tests {
         // Then nothing any more.
         let stopped = start + 200 * MS;
         assert!(
-            !window.on_arrived(2 << 20, climate.rtt, stopped + 25 * MS),
+            !window.handle_arrived(2 << 20, sizing.rtt, stopped + 25 * MS),
             "a moment is no stop"
         );
         assert!(
-            !window.on_arrived(PAUSE_FROM - 1, climate.rtt, stopped + 200 * MS),
+            !window.handle_arrived(PAUSE_FROM - 1, sizing.rtt, stopped + 200 * MS),
             "so little may wait"
         );
-        assert!(window.on_arrived(2 << 20, climate.rtt, stopped + 200 * MS));
+        assert!(window.handle_arrived(2 << 20, sizing.rtt, stopped + 200 * MS));
         assert!(
-            !window.on_arrived(3 << 20, climate.rtt, stopped + 300 * MS),
+            !window.handle_arrived(3 << 20, sizing.rtt, stopped + 300 * MS),
             "said once"
         );
         let granted = window.granted();
@@ -362,12 +384,12 @@ mod tests {
         let resumed = stopped + 500 * MS;
         taken += 1 << 20;
         assert_eq!(
-            window.on_delivered(1 << 20, (taken, 8 << 20), &climate, resumed),
+            window.handle_delivered(took(1 << 20, taken, 8 << 20), &sizing, resumed),
             Due::Nothing
         );
         taken += 7 << 20;
         assert_eq!(
-            window.on_delivered(7 << 20, (taken, 1 << 20), &climate, resumed + MS),
+            window.handle_delivered(took(7 << 20, taken, 1 << 20), &sizing, resumed + MS),
             Due::Credit
         );
         assert!(
@@ -378,7 +400,11 @@ mod tests {
         let slow = resumed + 1_000 * MS;
         let due = (0..100).map(|tick| {
             taken += 20 << 10;
-            window.on_delivered(20 << 10, (taken, 1 << 20), &climate, slow + tick * 20 * MS)
+            window.handle_delivered(
+                took(20 << 10, taken, 1 << 20),
+                &sizing,
+                slow + tick * 20 * MS,
+            )
         });
         assert_eq!(due.filter(|due| *due == Due::Pause).count(), 1);
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use tpo_engine::{Class, CompressionStats, FlowInfo, Uncompressed};
+use tpo_engine::{Class, CompressionStats, FlowInfo, FlowKind, Uncompressed};
 
 use crate::config::Checked;
 use crate::daemon::{control, passed};
@@ -27,7 +27,6 @@ use crate::status::{
     MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, Reason, StatusReport,
 };
 use crate::table::peers::{ByPeer, PeerId};
-use crate::table::protocols::TCP;
 use crate::table::{Mode, OnFailure};
 
 /// A lane answers within its turn; those that have not after this time, for all together, are
@@ -443,8 +442,13 @@ fn flow(
     (way, rate): (Option<Duration>, u64),
     now: Instant,
 ) -> FlowReport {
-    let packets = info.key.protocol != TCP;
-    let (came, lost) = (f64::from(info.datagrams_in), f64::from(info.lost_in));
+    let (stream, packets) = match info.kind {
+        FlowKind::Stream(stream) => (Some(stream), None),
+        FlowKind::Packets(packets) => (None, Some(packets)),
+    };
+    let (finished_out, finished_in) = stream.map_or((false, false), |stream| {
+        (stream.finished_out, stream.finished_in)
+    });
     FlowReport {
         id: info.flow.0,
         peer: peer.into(),
@@ -456,7 +460,7 @@ fn flow(
         } else {
             OpenedBy::Peer
         },
-        state: match (info.connected, info.finished_out, info.finished_in) {
+        state: match (info.connected, finished_out, finished_in) {
             (_, true, true) => FlowState::Closing,
             (_, true, false) => FlowState::Receiving,
             (_, false, true) => FlowState::Sending,
@@ -466,14 +470,18 @@ fn flow(
         class: class_name(info.class).into(),
         sent: info.bytes_out,
         received: info.bytes_in,
-        packets_sent: packets.then(|| info.datagrams_out.into()),
-        packets_received: packets.then(|| info.datagrams_in.into()),
-        lost_percent: (packets && came + lost > 0.0).then(|| 100.0 * lost / (came + lost)),
+        packets_sent: packets.map(|packets| packets.packets_out.into()),
+        packets_received: packets.map(|packets| packets.packets_in.into()),
+        lost_percent: packets.and_then(|packets| {
+            let (came, lost) = (f64::from(packets.packets_in), f64::from(packets.lost_in));
+            (came + lost > 0.0).then(|| 100.0 * lost / (came + lost))
+        }),
         compression: compression(&info.compression, rate),
-        delay_ms: way.map(|way| milliseconds(way + info.wait)),
+        delay_ms: way
+            .map(|way| milliseconds(way + packets.map_or(Duration::ZERO, |packets| packets.wait))),
         age: now.saturating_duration_since(info.since).as_secs_f64(),
         idle: now.saturating_duration_since(info.moved).as_secs_f64(),
-        credit: info.credit_left,
+        credit: stream.map_or(0, |stream| stream.credit_left),
         waiting: info.held_bytes as u64,
         reason: hold_up(info),
     }
@@ -533,10 +541,13 @@ fn hold_up(info: &FlowInfo) -> Option<String> {
         Some("the far side has not answered yet".into())
     } else if !info.connected {
         Some("the server has not answered yet".into())
-    } else if info.credit_left == 0 && info.key.protocol == TCP {
-        Some("the far application does not read".into())
     } else {
-        None
+        match info.kind {
+            FlowKind::Stream(stream) if stream.credit_left == 0 => {
+                Some("the far application does not read".into())
+            }
+            FlowKind::Stream(_) | FlowKind::Packets(_) => None,
+        }
     }
 }
 

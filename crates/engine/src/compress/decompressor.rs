@@ -1,4 +1,5 @@
-//! The receiver's side. Nothing that the wire says of sizes is believed before it is within bounds,
+//! The receiver's side: received payloads are decompressed, and dictionaries are made when the
+//! sender asks for them. Nothing that the wire says of sizes is believed before it is within bounds,
 //! and nothing is held beyond them.
 
 use std::{
@@ -10,8 +11,8 @@ use std::{
 use zstd_safe::{DCtx, DDict};
 
 use super::{
-    HEADER, MAGIC, Proposal, is_worth_its_messages,
-    work::{Make, Work},
+    dictionary::{Make, Work},
+    format::{HEADER, MAGIC, Proposal, is_worth_its_messages},
 };
 use crate::{
     config::{DICTIONARY, KEPT_COST, MADE_FOR_EACH, MOST_HISTORY, MOST_RAW, PROPOSED, SMALLEST},
@@ -35,8 +36,16 @@ const AHEAD_COST: usize = 16;
 /// and one more.
 const MOST_PAID: usize = (DICTIONARIES + 1) * DICTIONARY;
 
-/// Everything that was compressed by one peer is taken apart here.
-pub(crate) struct Expander {
+/// A dictionary that is being made.
+struct Making {
+    /// Of its work.
+    serial: u64,
+    proposal: Proposal,
+    bytes: usize,
+}
+
+/// Everything that decompresses what one peer has compressed.
+pub(crate) struct Decompressor {
     context: DCtx<'static>,
     history: BTreeMap<u32, Arc<[u8]>>,
     history_bytes: usize,
@@ -47,8 +56,8 @@ pub(crate) struct Expander {
     forgotten: u32,
     /// Proposals, in any order, as they came.
     pending: Vec<Proposal>,
-    /// The number of the work by which one is being made, and its bytes.
-    making: Option<(u64, Proposal, usize)>,
+    making: Option<Making>,
+    /// Of the last work that was given out.
     serial: u64,
     /// In the order of their last buffers.
     dictionaries: Vec<(Proposal, DDict<'static>)>,
@@ -62,17 +71,17 @@ pub(crate) struct Expander {
     pub(crate) walked: u64,
 }
 
-impl fmt::Debug for Expander {
+impl fmt::Debug for Decompressor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Expander")
+        f.debug_struct("Decompressor")
             .field("history_bytes", &self.history_bytes)
             .finish_non_exhaustive()
     }
 }
 
-impl Expander {
-    pub(crate) fn new() -> Expander {
-        Expander {
+impl Decompressor {
+    pub(crate) fn new() -> Decompressor {
+        Decompressor {
             context: DCtx::create(),
             history: BTreeMap::new(),
             history_bytes: 0,
@@ -97,16 +106,16 @@ impl Expander {
 
     /// The peer is a new one: nothing of the one before is of use.
     pub(crate) fn begin_anew(&mut self) {
-        *self = Expander {
+        *self = Decompressor {
             serial: self.serial,
             limit: self.limit,
             walked: self.walked,
-            ..Expander::new()
+            ..Decompressor::new()
         };
     }
 
     /// The payload as it was before it was compressed.
-    pub(crate) fn expand(&mut self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
+    pub(crate) fn decompress(&mut self, payload: &[u8]) -> Result<Vec<u8>, PayloadError> {
         let word = |at: usize| {
             u32::from_be_bytes([
                 payload[at],
@@ -127,7 +136,7 @@ impl Expander {
         if raw > MOST_RAW || number > 0 && raw < SMALLEST {
             return Err(PayloadError::CompressedSize);
         }
-        let Expander {
+        let Decompressor {
             context,
             frame,
             dictionaries,
@@ -196,7 +205,7 @@ impl Expander {
     }
 
     /// The sender proposes a dictionary; false when it can never be made here.
-    pub(crate) fn on_proposal(&mut self, proposal: Proposal) -> bool {
+    pub(crate) fn handle_proposal(&mut self, proposal: Proposal) -> bool {
         let Proposal {
             generation,
             first,
@@ -257,9 +266,13 @@ impl Expander {
             return Some(Err(generation));
         }
         self.serial += 1;
-        self.making = Some((self.serial, proposal, bytes));
+        self.making = Some(Making {
+            serial: self.serial,
+            proposal,
+            bytes,
+        });
         Some(Ok(Work {
-            make: Make::Expand {
+            make: Make::Decompress {
                 serial: self.serial,
             },
             parts,
@@ -267,8 +280,8 @@ impl Expander {
     }
 
     /// It is made: buffers may refer to it. The generation that the sender waits for.
-    pub(crate) fn on_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
-        let (_, proposal, _) = self.making.take_if(|(making, ..)| *making == serial)?;
+    pub(crate) fn handle_made(&mut self, serial: u64, dictionary: DDict<'static>) -> Option<u8> {
+        let Making { proposal, .. } = self.making.take_if(|making| making.serial == serial)?;
         // A proposal that comes late is older than what has been made since.
         let at = self
             .dictionaries
@@ -304,7 +317,7 @@ impl Expander {
             .map(|(_, dictionary)| dictionary.sizeof())
             .sum::<usize>();
         // While one is made its parts are there as well.
-        let making = self.making.as_ref().map_or(0, |(.., bytes)| 2 * bytes);
+        let making = self.making.as_ref().map_or(0, |making| 2 * making.bytes);
         self.history_bytes
             + dictionaries
             + making

@@ -16,19 +16,19 @@ pub struct Work {
 /// For which side, and which one it is: results of earlier sessions may still come.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Make {
-    Shrink { serial: u64, level: i32 },
-    Expand { serial: u64 },
+    Compress { serial: u64, level: i32 },
+    Decompress { serial: u64 },
 }
 
 /// A dictionary that is made.
 pub struct Worked(pub(crate) Made);
 
 pub(crate) enum Made {
-    Shrink {
+    Compress {
         serial: u64,
         dictionary: CDict<'static>,
     },
-    Expand {
+    Decompress {
         serial: u64,
         dictionary: DDict<'static>,
     },
@@ -44,11 +44,11 @@ impl Work {
     pub fn run(self) -> Worked {
         let bytes = self.parts.concat();
         Worked(match self.make {
-            Make::Shrink { serial, level } => Made::Shrink {
+            Make::Compress { serial, level } => Made::Compress {
                 serial,
                 dictionary: CDict::create(&bytes, level),
             },
-            Make::Expand { serial } => Made::Expand {
+            Make::Decompress { serial } => Made::Decompress {
                 serial,
                 dictionary: DDict::create(&bytes),
             },
