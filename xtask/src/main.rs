@@ -1,22 +1,18 @@
-//! The two commands of the README, `cargo xtask demo` and `cargo xtask test`, and the checks that
-//! `.ci/run` adds to the second.
+//! The commands of the house: `cargo xtask demo`, the tests, and the checks.
 //!
-//! Both work on a fresh Debian with rustc and a C compiler: programs that are missing are installed
-//! from the distribution, and said so.
+//! What needs root works on a fresh Debian with rustc and a C compiler: programs that are missing
+//! are installed from the distribution, and said so.
+
+mod run;
+mod tests_of;
+mod tidy;
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
-/// Programs used at run time, each with the Debian package that brings it.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("nft", "nftables"),
-    ("ip", "iproute2"),
-    ("curl", "curl"),
-    ("sysctl", "procps"),
-    ("kill", "procps"),
-];
+use run::{cargo, install, is_installed, prepare, run};
 
 const UNIT: &str = "packaging/tpo.service";
 
@@ -24,17 +20,35 @@ const UNIT: &str = "packaging/tpo.service";
 /// what is left and why.
 const EXPOSURE: &str = "20";
 
-const USAGE: &str = "usage: cargo xtask demo | test | check
-  demo   build tpo and tpo-bench, make two sites and a bad WAN between them on this machine, and compare transfers without and with tpo
-  test   run all tests (needs root: they make network namespaces of their own and remove them)
-  check  formatting, clippy with warnings as errors, documentation, the exposure of the systemd unit; together with test this is what .ci/run does";
+const USAGE: &str = "usage: cargo xtask COMMAND
+  demo              build tpo and tpo-bench, make two sites and a bad WAN between them on this machine, and compare transfers
+                    without and with tpo (needs root)
+  quick             formatting, clippy, the pure crates' tests with a part of the seeds: what to run while writing; no root
+  test [ARGUMENTS]  run all tests, or with -p PACKAGE those of one; other arguments are those of cargo test. Needs root, but for
+                    tpo-mover, tpo-engine and xtask: the others make network namespaces of their own and remove them
+  world TEST SEED   run one seed of a world test, as its failure prints it
+  long [ARGUMENTS]  the worlds with ten times their seeds: for a night; no root
+  check             formatting, clippy with warnings as errors, tidy, documentation, the exposure of the systemd unit;
+                    together with test this is what .ci/run does
+  tidy [--stats]    the shape of the sources, ARCHITECTURE.md against what is there, the rules for dependencies; with figures
+  deny              the rules for dependencies with security advisories, by cargo-deny; needs it, and a network";
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    let outcome = match (arguments.next().as_deref(), arguments.collect::<Vec<_>>()) {
-        (Some("demo"), rest) => demo(&rest),
-        (Some("test"), rest) => test(&rest),
-        (Some("check"), rest) if rest.is_empty() => check(),
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match words.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let outcome = match (command, rest) {
+        ("demo", rest) => demo(rest),
+        ("quick", []) => quick(),
+        ("test", rest) => tests_of::test(rest),
+        ("world", [test, seed]) => tests_of::world(&tidy::root(), test, seed),
+        ("long", rest) => tests_of::long(rest),
+        ("check", []) => check(),
+        ("tidy", []) => tidy::run(false),
+        ("tidy", [stats]) if stats == "--stats" => tidy::run(true),
+        ("deny", []) => deny(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -51,35 +65,22 @@ fn main() -> ExitCode {
 
 fn demo(rest: &[String]) -> Result<()> {
     prepare()?;
-    run(cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "tpo",
-        "--package",
-        "tpo-bench",
-    ]))?;
+    let packages = ["--package", "tpo", "--package", "tpo-bench"];
+    run(cargo().args(["build", "--release"]).args(packages))?;
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
     run(Command::new(Path::new(&target).join("release/tpo-bench"))
         .arg("demo")
         .args(rest))
 }
 
-fn test(rest: &[String]) -> Result<()> {
-    prepare()?;
-    run(cargo().args(["test", "--workspace"]).args(rest))
+fn quick() -> Result<()> {
+    format_and_clippy()?;
+    tests_of::quick()
 }
 
 fn check() -> Result<()> {
-    run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    format_and_clippy()?;
+    tidy::run(false)?;
     run(cargo()
         .args([
             "doc",
@@ -99,65 +100,28 @@ fn check() -> Result<()> {
         "--threshold",
         EXPOSURE,
         UNIT,
-    ]))
+    ]))?;
+    println!(
+        "check: security advisories need a database from the network and are not looked at here: cargo xtask deny"
+    );
+    Ok(())
 }
 
-/// Root, and the programs: what the tests and the demo cannot do without.
-fn prepare() -> Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Uid:"))
-        .and_then(|ids| ids.split_whitespace().nth(1));
-    if effective != Some("0") {
-        bail!(
-            "this makes network namespaces and needs root; run it as root, for example: sudo -E env PATH=\"$PATH\" cargo xtask …"
+fn format_and_clippy() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo()
+        .args(["clippy", "--workspace", "--all-targets", "--"])
+        .args(["-D", "warnings"]))
+}
+
+/// Licences, sources and bans by our own check; advisories by `cargo-deny` from its database.
+fn deny() -> Result<()> {
+    tidy::dependencies()?;
+    let cargo_deny = is_installed("cargo-deny");
+    if !cargo_deny {
+        anyhow::bail!(
+            "security advisories are looked up by cargo-deny, which is not in PATH; would do: cargo install --locked cargo-deny (some minutes)"
         );
     }
-    let missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| !is_installed(program))
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    install(&missing)
-}
-
-fn install(packages: &[&str]) -> Result<()> {
-    println!(
-        "xtask: installing from the distribution: {}",
-        packages.join(" ")
-    );
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(arguments);
-        command
-    };
-    run(&mut apt(&["update", "-qq"]))?;
-    run(apt(&["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
-}
-
-fn is_installed(program: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .any(|folder| Path::new(folder).join(program).is_file())
-}
-
-fn cargo() -> Command {
-    Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .with_context(|| format!("start {command:?}"))?;
-    if !status.success() {
-        bail!("{command:?} failed: {status}");
-    }
-    Ok(())
+    run(cargo().args(["deny", "check"]))
 }

@@ -1,5 +1,5 @@
-//! `tpo-bench bench` as a person runs it, with times so short that its figures mean nothing: it measures
-//! all ways, writes what it promises, and leaves nothing behind. Needs root.
+//! `tpo-bench bench` as a person runs it, with times so short that its figures mean nothing: it
+//! measures all ways, writes what it promises, and leaves nothing behind. Needs root.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,5 @@
-//! `tpo-bench bench --compression`: files of this machine across links of four rates, and requests with
-//! their answers across one: time, bytes on the WAN, CPU.
+//! `tpo-bench bench --compression`: files of this machine across links of four rates, and requests
+//! with their answers across one: time, bytes on the WAN, CPU.
 //!
 //! Each file crosses on a connection of its own, and every byte that arrives is compared.
 

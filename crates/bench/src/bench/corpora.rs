@@ -1,5 +1,5 @@
-//! What crosses in `tpo-bench bench --compression`: files of this machine, and made-up rows, orders and
-//! noise that are the same at each run.
+//! What crosses in `tpo-bench bench --compression`: files of this machine, and made-up rows, orders
+//! and noise that are the same at each run.
 
 use std::fmt::Write as _;
 use std::io::Read as _;

@@ -1,5 +1,5 @@
-//! `tpo-bench bench`: what a pair of TPOs reaches on this machine, beside the plain network and a kernel
-//! relay in the same run.
+//! `tpo-bench bench`: what a pair of TPOs reaches on this machine, beside the plain network and a
+//! kernel relay in the same run.
 //!
 //! Takes a [`Plan`] from the command line; makes a lab for each cell (one way across one link,
 //! once), measures it (`measure.rs`, with the load of `load.rs` and the readings of `probe.rs`),
