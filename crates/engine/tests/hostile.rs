@@ -4,8 +4,7 @@
 //! as the allocator counts it, messages cost few steps, and an honest peer beside it does not
 //! notice.
 //!
-//! `TPO_SEED` picks one seed, `TPO_SEEDS` multiplies how many there are; a failure prints the
-//! command that replays it.
+//! A failure prints the command that runs its seed again.
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 #![allow(
     clippy::disallowed_methods,
@@ -410,17 +409,6 @@ fn victim(world: &World<Site>, place: usize) -> &Victim {
 const BAD: usize = 1;
 const HONEST: usize = 2;
 
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        eprintln!(
-            "replay: TPO_SEED={} cargo test -p tpo-engine --test hostile -- --nocapture",
-            self.0
-        );
-    }
-}
-
 /// What came of all seeds: so that a world in which nothing happens is noticed.
 #[derive(Default, Debug)]
 struct Seen {
@@ -513,16 +501,15 @@ const SEEDS: u64 = 1_000;
 #[test]
 fn a_peer_may_say_anything() {
     let mut seen = Seen::default();
-    if let Ok(seed) = std::env::var("TPO_SEED") {
-        run(seed.parse().expect("TPO_SEED is a number"), &mut seen);
+    tpo_lab::seeds(
+        "tpo-engine::hostile::a_peer_may_say_anything",
+        SEEDS,
+        |seed| {
+            run(seed, &mut seen);
+        },
+    );
+    if tpo_lab::one_seed().is_some() || tpo_lab::only_a_part() {
         return;
-    }
-    let times: u64 =
-        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
-    for seed in 0..SEEDS * times {
-        let replay = Replay(seed);
-        run(seed, &mut seen);
-        std::mem::forget(replay);
     }
     println!("{seen:?}");
     assert!(

@@ -94,6 +94,9 @@ fn each_hour_has_its_keys_and_no_message_is_late() {
         )
     });
     println!("messages, median, p99 in ms: {with:?}; without new keys {without:?}");
+    if tpo_lab::only_a_part() {
+        return;
+    }
     // What each seed draws differs with the first datagram more; so does the tail of what stands
     // behind bulk.
     assert!(

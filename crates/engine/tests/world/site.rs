@@ -14,33 +14,9 @@ use crate::apps::{Apps, End, Engine, Plan, Script, check_ends};
 pub use crate::who::{A, B};
 use crate::who::{address, config};
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a
-/// failure prints the command that replays it.
+/// Runs a scenario for many seeds: see [`tpo_lab::seeds`].
 pub fn seeds(test: &str, count: u64, scenario: impl Fn(u64)) {
-    if let Ok(seed) = std::env::var("TPO_SEED") {
-        return scenario(seed.parse().expect("TPO_SEED is a number"));
-    }
-    let times: u64 =
-        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
-    for seed in 0..count * times {
-        let replay = Replay { test, seed };
-        scenario(seed);
-        std::mem::forget(replay);
-    }
-}
-
-struct Replay<'a> {
-    test: &'a str,
-    seed: u64,
-}
-
-impl Drop for Replay<'_> {
-    fn drop(&mut self) {
-        let Replay { test, seed } = self;
-        eprintln!(
-            "replay: TPO_SEED={seed} cargo test -p tpo-engine --test world {test} -- --exact --nocapture"
-        );
-    }
+    tpo_lab::seeds(&format!("tpo-engine::world::{test}"), count, scenario);
 }
 
 /// What a world is made of.

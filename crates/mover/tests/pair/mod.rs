@@ -649,32 +649,7 @@ pub(crate) fn secs(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
-/// Runs a scenario for many seeds. `TPO_SEED` picks one, `TPO_SEEDS` multiplies their number; a
-/// failure prints the command that replays it.
+/// Runs a scenario for many seeds: see [`tpo_lab::seeds`].
 pub(crate) fn seeds(file: &str, test: &str, count: u64, scenario: impl Fn(u64)) {
-    if let Ok(seed) = std::env::var("TPO_SEED") {
-        return scenario(seed.parse().expect("TPO_SEED is a number"));
-    }
-    let times =
-        std::env::var("TPO_SEEDS").map_or(1, |times| times.parse().expect("TPO_SEEDS is a number"));
-    for seed in 0..count * times {
-        let replay = Replay { file, test, seed };
-        scenario(seed);
-        std::mem::forget(replay);
-    }
-}
-
-struct Replay<'a> {
-    file: &'a str,
-    test: &'a str,
-    seed: u64,
-}
-
-impl Drop for Replay<'_> {
-    fn drop(&mut self) {
-        let Replay { file, test, seed } = self;
-        eprintln!(
-            "replay: TPO_SEED={seed} cargo test -p tpo-mover --test {file} {test} -- --exact --nocapture"
-        );
-    }
+    tpo_lab::seeds(&format!("tpo-mover::{file}::{test}"), count, scenario);
 }
