@@ -316,7 +316,7 @@ impl Schedule {
         now.saturating_sub(self.highest_at)
     }
 
-    /// An acknowledgement of so many bytes left.
+    /// An acknowledgement of `bytes` left.
     pub(crate) fn on_sent(&mut self, bytes: usize, return_rate: u64, now: Nanos) {
         let rate = return_rate.max(BUDGET_RATE_FLOOR) / BUDGET_SHARE;
         let elapsed = now.saturating_sub(self.budget_at).min(SECOND);

@@ -116,7 +116,7 @@ impl BufferPool {
     }
 
     /// Gives everything back if nothing was taken or given for a while. To be called now and then.
-    pub(crate) fn rest(&mut self, now: Nanos) {
+    pub(crate) fn release_idle(&mut self, now: Nanos) {
         if self.used {
             (self.used, self.looked) = (false, now);
         } else if now >= self.looked + REST && self.bytes > 0 {
@@ -147,22 +147,22 @@ mod tests {
 
     #[test]
     fn a_small_payload_never_holds_a_large_buffer() {
-        let mut spares = BufferPool::new(4);
+        let mut pool = BufferPool::new(4);
         for _ in 0..9 {
-            spares.give(Vec::with_capacity(128 << 10));
+            pool.give(Vec::with_capacity(128 << 10));
         }
-        assert_eq!(spares.bytes(), 4 * (128 << 10), "no more than there may be");
-        assert!(spares.take_for(100).capacity() <= SMALL);
-        assert!(spares.take_for(10_000).capacity() < 128 << 10);
-        assert_eq!(spares.take_for(100_000).capacity(), 128 << 10);
-        let mut payload = spares.take();
+        assert_eq!(pool.bytes(), 4 * (128 << 10), "no more than there may be");
+        assert!(pool.take_for(100).capacity() <= SMALL);
+        assert!(pool.take_for(10_000).capacity() < 128 << 10);
+        assert_eq!(pool.take_for(100_000).capacity(), 128 << 10);
+        let mut payload = pool.take();
         payload.clear();
         payload.extend_from_slice(b"short");
-        let payload = spares.fit(payload);
+        let payload = pool.fit(payload);
         assert!(payload == b"short" && payload.capacity() <= SMALL);
-        spares.check_invariants();
-        spares.rest(0);
-        spares.rest(REST);
-        assert_eq!(spares.bytes(), 0, "nothing is kept for ever");
+        pool.check_invariants();
+        pool.release_idle(0);
+        pool.release_idle(REST);
+        assert_eq!(pool.bytes(), 0, "nothing is kept for ever");
     }
 }

@@ -1,33 +1,46 @@
 //! One life of the pair of movers: everything that begins new when the peer is a new instance.
 //!
-//! Joins the sending half, the receiving half, the keys and the watch over the peer; fills
-//! datagrams and takes them apart. `mover.rs` makes a connection when a handshake is done and drops
-//! it when the peer is dead or another.
+//! Joins the path, the sending half, the receiving half and the keys; fills datagrams and takes
+//! them apart. `mover.rs` makes a connection when a handshake is done and drops it when the peer is
+//! dead or another.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::Duration;
 
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, RememberedPath};
 use crate::crypto::{HEADER, Session, TAG};
+use crate::error::AckError;
 use crate::handshake::Established;
-use crate::liveness::{Finding, Liveness};
 use crate::params::Params;
-use crate::recv::{Receiver, Wishes};
-use crate::send::{AckError, Filled, Load, Sender};
+use crate::path::Path;
+use crate::path::liveness::Finding;
+use crate::recv::receiver::{OwnNumbers, Receiver, Wishes};
+use crate::send::load::{Filled, Load};
+use crate::send::sender::Sender;
 use crate::sessions::Sessions;
 use crate::stats::{Counters, Gauges};
 use crate::subfield::{self, Subfield, Subfields};
-use crate::timer::{Earliest, Nanos, Timer};
+use crate::timer::{Earliest, Moment, Nanos, Timer};
 
-/// The part of a datagram with data that an acknowledgement may take.
+/// The part of a datagram with data that an acknowledgement may take: one of three.
 const RIDING_SHARE: usize = 3;
 /// Copies of the goodbye: nobody will answer it.
 const CLOSE_COPIES: usize = 3;
-/// Without a configured rate: what the return path carries at least, as a share of what comes in.
+/// Without a configured rate: what the return path carries at least, as a part of what comes in.
 const RETURN_SHARE: u64 = 16;
-/// And while datagrams are missing: acknowledgements are lost as well, and the window is not to
-/// wait for them.
+/// The same while datagrams are missing: acknowledgements are lost as well, and the window is not
+/// to wait for them.
 const RETURN_SHARE_MISSING: u64 = 8;
+
+/// A session datagram as it came, with what its clear header says.
+pub(crate) struct Incoming<'a> {
+    pub(crate) from: SocketAddr,
+    /// The session's index at our side.
+    pub(crate) index: u32,
+    /// The low 32 bits of its number.
+    pub(crate) seq_low: u32,
+    pub(crate) datagram: &'a mut [u8],
+}
 
 /// What a received datagram changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -42,16 +55,33 @@ pub(crate) struct Received {
     pub(crate) closed: Option<u8>,
 }
 
+/// What the subfields of a datagram say beside what was taken from them at once.
+#[derive(Default)]
+struct Read {
+    wishes: Wishes,
+    /// The peer says goodbye.
+    closed: Option<u8>,
+}
+
+/// A datagram that was appended to a batch.
+struct Emitted {
+    length: usize,
+    /// Bytes on the wire that the pacer counts: acknowledgements have a budget of their own.
+    paced: u64,
+}
+
 /// The state between two instances.
 pub(crate) struct Connection {
-    pub(crate) sender: Sender,
-    pub(crate) receiver: Receiver,
-    pub(crate) liveness: Liveness,
+    path: Path,
+    sender: Sender,
+    receiver: Receiver,
     sessions: Sessions,
-    remote: SocketAddr,
     peer: Params,
+    /// The configured rate, bytes per second.
     rate: Option<u64>,
+    /// The largest payload that we take, bytes.
     max_payload: usize,
+    /// Bytes per second that the peer says it delivers.
     peer_delivery_rate: u64,
 }
 
@@ -65,11 +95,10 @@ impl Connection {
         now: Nanos,
     ) -> Connection {
         Connection {
-            sender: Sender::new(config, first_physical, remote, now),
+            path: Path::new(config, remote, now),
+            sender: Sender::new(config, first_physical, now),
             receiver: Receiver::new(&config.limits, now),
-            liveness: Liveness::new(config, now),
             sessions: Sessions::new(session, now),
-            remote,
             peer,
             rate: config.rate,
             max_payload: config.max_payload,
@@ -81,13 +110,18 @@ impl Connection {
         &self.peer
     }
 
+    /// The largest payload that both sides take, bytes.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.max_payload.min(self.peer.max_payload as usize)
+    }
+
     /// The indices of the sessions that open, the current one first.
     pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
         self.sessions.indices()
     }
 
     pub(crate) fn remote(&self) -> SocketAddr {
-        self.remote
+        self.path.remote()
     }
 
     /// When the newest keys were agreed.
@@ -98,6 +132,15 @@ impl Connection {
     /// When the keys that seal were agreed.
     pub(crate) fn sealing_since(&self) -> Nanos {
         self.sessions.sealing_since()
+    }
+
+    /// When the peer was heard last.
+    pub(crate) fn heard_at(&self) -> Nanos {
+        self.path.liveness().heard_at()
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.path.liveness().is_silent()
     }
 
     /// A new handshake with the same instance is done: everything goes on under new keys. True if
@@ -116,19 +159,12 @@ impl Connection {
         }
         // Where a peer is that we hear, its datagrams tell: that of the handshake may be a copy
         // from elsewhere.
-        if self.liveness.is_silent() {
-            self.move_to(remote, now);
+        if self.is_silent() {
+            self.path.move_to(remote, now);
         }
         // Both sides learn at once what the other lacks.
-        self.sender.ask();
-        self.liveness.on_heard(now)
-    }
-
-    fn move_to(&mut self, remote: SocketAddr, now: Nanos) {
-        if remote != self.remote {
-            self.remote = remote;
-            self.sender.on_new_path(remote, now);
-        }
+        self.path.ask();
+        self.path.liveness_mut().on_heard(now)
     }
 
     /// Bytes per second that the way back surely carries: what acknowledgements may take a share
@@ -140,7 +176,7 @@ impl Connection {
             RETURN_SHARE
         };
         self.rate.unwrap_or_else(|| {
-            self.sender
+            self.path
                 .bandwidth()
                 .max(self.receiver.arrival_rate() / share)
         })
@@ -152,50 +188,48 @@ impl Connection {
     /// A session datagram. Nothing changes unless it opens.
     pub(crate) fn handle_datagram(
         &mut self,
-        from: SocketAddr,
-        (index, low): (u32, u32),
-        datagram: &mut [u8],
-        instant: Instant,
-        now: Nanos,
+        incoming: Incoming<'_>,
+        now: Moment,
         counters: &mut Counters,
     ) -> Received {
-        let number = self.receiver.recover(low);
+        let Incoming {
+            from,
+            index,
+            seq_low,
+            datagram,
+        } = incoming;
+        let number = self.receiver.recover(seq_low);
         let Some(session) = self.sessions.find(index) else {
             counters.drops.unknown_session += 1;
             return Received::default();
         };
-        if !self.receiver.bitmap.is_new(number) {
-            let too_old = number < self.receiver.bitmap.start();
+        if !self.receiver.is_new(number) {
+            let too_old = self.receiver.is_too_old(number);
             counters.drops.too_old += u64::from(too_old);
             counters.drops.replayed += u64::from(!too_old);
             return Received::default();
         }
         let length = datagram.len();
-        let plain = match session.open(number, datagram, instant) {
+        let plain = match session.open(number, datagram, now.instant) {
             Ok(plain) => plain,
             Err(error) => {
                 counters.drops.on_unopened(error);
                 return Received::default();
             }
         };
+        let now = now.nanos;
         counters.path.datagrams_received += 1;
         counters.path.bytes_received += length as u64;
         self.receiver.on_datagram(length, now);
-        let until = now + self.sender.three_probe_times();
+        let until = now + self.path.three_probe_times();
         let mut received = Received {
             heard: true,
             confirmed: self.sessions.on_opened(index, until).then_some(index),
-            ended_silence: self.liveness.on_heard(now),
+            ended_silence: self.path.liveness_mut().on_heard(now),
             closed: None,
         };
-        if from != self.remote
-            && self
-                .receiver
-                .bitmap
-                .highest()
-                .is_none_or(|highest| number > highest)
-        {
-            self.move_to(from, now);
+        if from != self.path.remote() && self.receiver.is_highest(number) {
+            self.path.move_to(from, now);
             counters.path.moves += 1;
         }
         received.closed = self.take_subfields(plain, number, now, counters);
@@ -209,17 +243,17 @@ impl Connection {
         now: Nanos,
         counters: &mut Counters,
     ) -> Option<u8> {
-        let (mut closed, wishes) = self.read_subfields(plain, number, now, counters);
+        let Read { wishes, mut closed } = self.read_subfields(plain, number, now, counters);
         self.receiver
-            .on_taken(number, &wishes, self.sender.rtt().minimum(), now);
+            .on_taken(number, &wishes, self.path.min_rtt(), now);
         if wishes.protected && !wishes.refused {
             self.receiver.keep(number, plain);
         }
         while let Some((number, plain)) = self.receiver.poll_rebuilt() {
-            let (close, wishes) = self.read_subfields(&plain, number, now, counters);
-            closed = closed.or(close);
+            let read = self.read_subfields(&plain, number, now, counters);
+            closed = closed.or(read.closed);
             self.receiver
-                .on_rebuilt(number, &wishes, self.sender.rtt().minimum(), now);
+                .on_rebuilt(number, &read.wishes, self.path.min_rtt(), now);
         }
         closed
     }
@@ -230,35 +264,105 @@ impl Connection {
         number: u64,
         now: Nanos,
         counters: &mut Counters,
-    ) -> (Option<u8>, Wishes) {
-        let mut wishes = Wishes::default();
-        let mut closed = None;
+    ) -> Read {
+        let mut read = Read::default();
+        let wishes = &mut read.wishes;
         for subfield in Subfields::new(plain, number, self.max_payload) {
             match subfield {
                 Ok(Subfield::Padding) => {}
-                Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, &mut wishes),
+                Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, wishes),
                 Ok(Subfield::Ping) => (wishes.asks, wishes.at_once) = (true, true),
-                Ok(Subfield::Close { reason }) => closed = Some(reason),
+                Ok(Subfield::Close { reason }) => read.closed = Some(reason),
                 Ok(Subfield::Parity(parity)) => {
-                    self.receiver.handle_parity(&parity, number, &mut wishes)
+                    self.receiver.handle_parity(&parity, number, wishes)
                 }
                 Ok(Subfield::Ack(ack)) => {
                     self.receiver.handle_ack(&ack, number);
-                    match self.sender.on_ack(&ack, now) {
-                        Ok(()) => {
-                            counters.sender.acks_received += 1;
-                            self.peer_delivery_rate = u64::from(ack.rate) * subfield::RATE_UNIT;
-                        }
-                        Err(AckError::Unsent) => counters.drops.breaches.acks_of_unsent += 1,
-                        Err(AckError::Malformed(error)) => {
-                            counters.drops.breaches.on_unparsed(error)
-                        }
-                    }
+                    self.handle_ack(&ack, now, counters);
                 }
                 Err(error) => counters.drops.breaches.on_unparsed(error),
             }
         }
-        (closed, wishes)
+        read
+    }
+
+    fn handle_ack(&mut self, ack: &subfield::Ack<'_>, now: Nanos, counters: &mut Counters) {
+        match self.sender.on_ack(ack, &mut self.path, now) {
+            Ok(()) => {
+                counters.sender.acks_received += 1;
+                self.peer_delivery_rate = u64::from(ack.rate) * subfield::RATE_UNIT;
+            }
+            Err(AckError::Unsent) => counters.drops.breaches.acks_of_unsent += 1,
+            Err(AckError::Malformed(error)) => counters.drops.breaches.on_unparsed(error),
+        }
+    }
+
+    /// The link could not send datagrams this large.
+    pub(crate) fn on_too_large(&mut self, size: usize, now: Nanos) {
+        self.path.on_too_large(size, now);
+    }
+
+    /// The link heard that nobody listens at the peer's port.
+    pub(crate) fn on_refused(&mut self, now: Nanos) {
+        self.path.on_refused(now);
+    }
+
+    // --- payloads
+    // ---------------------------------------------------------------------------------------------
+
+    /// Takes a payload, or gives it back if it is empty or too large, or if there is no room.
+    pub(crate) fn send(
+        &mut self,
+        payload: Vec<u8>,
+        urgent: bool,
+        now: Nanos,
+    ) -> Result<(), Vec<u8>> {
+        if payload.len() > self.max_payload() {
+            return Err(payload);
+        }
+        self.sender.push(payload, urgent, &mut self.path, now)
+    }
+
+    /// Payload bytes that could leave at once, with nothing queued before them.
+    pub(crate) fn poll_budget(&mut self, now: Nanos) -> usize {
+        self.sender.poll_budget(&mut self.path, now)
+    }
+
+    /// Whether a datagram may leave now, and nothing urgent waits.
+    pub(crate) fn takes_urgent(&self, now: Nanos) -> bool {
+        self.sender.takes_urgent(&self.path, now)
+    }
+
+    pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
+        self.sender.take_buffer()
+    }
+
+    pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
+        self.sender.return_buffer(buffer);
+    }
+
+    pub(crate) fn poll_payload(&mut self) -> Option<Vec<u8>> {
+        self.receiver.poll_payload()
+    }
+
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+        self.receiver.recycle(buffer);
+    }
+
+    /// Bytes held in both directions.
+    pub(crate) fn held(&self) -> usize {
+        self.sender.held() + self.receiver.held()
+    }
+
+    /// What payloads may cost from now on, in each direction, as far as the configuration allows.
+    pub(crate) fn set_limit(&mut self, bytes: usize, limits: &Limits) {
+        self.sender.set_limit(bytes.min(limits.send_bytes));
+        self.receiver.set_limit(bytes.min(limits.reassembly_bytes));
+    }
+
+    /// `streams` streams are carried.
+    pub(crate) fn set_stream_count(&mut self, streams: usize, now: Nanos) {
+        self.path.set_stream_count(streams, now);
     }
 
     // --- out
@@ -268,183 +372,237 @@ impl Connection {
     pub(crate) fn poll_transmit(
         &mut self,
         out: &mut Vec<u8>,
-        instant: Instant,
-        now: Nanos,
+        now: Moment,
         counters: &mut Counters,
     ) -> Option<usize> {
         let ack_due = self
             .receiver
             .ack_deadline(self.return_rate())
-            .is_some_and(|due| due <= now);
+            .is_some_and(|due| due <= now.nanos);
         // A load may turn out empty: repairs whose bytes were acknowledged in the meantime.
-        while let Some(load) = self.sender.next_load(ack_due, now) {
-            let size = self.sender.size_for(load);
-            let allowance = self.sender.allowance(now);
-            let (first, mut wire) = self.emit(out, size, load, instant, now, counters);
-            if first == 0 {
+        while let Some(load) = self.sender.poll_load(ack_due, &mut self.path, now.nanos) {
+            let size = self.path.size_for(load);
+            let allowance = self.sender.poll_allowance(&mut self.path, now.nanos);
+            let Some(first) = self.emit(out, size, load, now, counters) else {
                 continue;
-            }
-            let mut last = first;
-            let mut count = 1;
+            };
+            let (mut last, mut paced, mut count) = (first.length, first.paced, 1);
             while load == Load::Data
                 && last == size
                 && count < Limits::BATCH_DATAGRAMS
                 && out.len() + size <= Limits::BATCH_BYTES
                 && self.sender.has_waiting()
-                && wire + wire / count as u64 <= allowance
+                && paced + paced / count as u64 <= allowance
             {
-                let (length, more) = self.emit(out, size, load, instant, now, counters);
-                if length == 0 {
+                let Some(next) = self.emit(out, size, load, now, counters) else {
                     break;
-                }
-                last = length;
-                wire += more;
+                };
+                last = next.length;
+                paced += next.paced;
                 count += 1;
             }
-            self.sender.on_batch(wire, now);
-            self.liveness.on_sent(now);
-            return Some(first);
+            self.sender.on_batch(paced, &mut self.path, now.nanos);
+            return Some(first.length);
         }
         None
     }
 
-    /// Appends one datagram of at most `size` bytes; its length and its paced bytes on the wire.
-    /// Nothing, if nothing is left to say.
+    /// Appends one datagram of at most `size` bytes, if anything is left to say.
     fn emit(
         &mut self,
         out: &mut Vec<u8>,
         size: usize,
         load: Load,
-        instant: Instant,
-        now: Nanos,
+        now: Moment,
         counters: &mut Counters,
-    ) -> (usize, u64) {
+    ) -> Option<Emitted> {
         let start = out.len();
         let end = start + size - TAG;
         out.extend_from_slice(&[0; HEADER]);
         let number = self.sender.next_number();
-        // A parity row is as long as the longest datagram, and so may the last one be that leaves
-        // again: nothing rides on them.
-        let urgent = load == Load::Data && self.sender.has_urgent();
-        let may_ride = self.sender.tells_floor()
-            || self
-                .receiver
-                .may_ride(urgent, self.sender.rtt().minimum(), now);
-        let rides = !matches!(load, Load::Parity | Load::Tail) && may_ride;
-        if load == Load::Ack || rides {
-            let room = match load {
-                Load::Ack | Load::Ping => end - out.len() - subfield::PING,
-                Load::Data | Load::Parity | Load::Tail | Load::Probe { .. } | Load::Size(_) => {
-                    (size / RIDING_SHARE).min(end - out.len())
-                }
+        if let Some(room) = self.ack_room(load, size, end - out.len(), now.nanos) {
+            let own = OwnNumbers {
+                highest_sent: number,
+                floor: self.sender.take_floor(),
             };
-            let own = (number, self.sender.tell_floor());
             self.receiver
-                .emit_ack(out, room, own, self.return_rate(), now);
+                .emit_ack(out, room, own, self.return_rate(), now.nanos);
         }
-        let filled = self.sender.fill(out, end, load);
-        let asks = filled.asks;
+        let filled = self.sender.fill(out, end, load, &self.path);
         if out.len() == start + HEADER {
             out.truncate(start);
-            return (0, 0);
+            return None;
         }
         if filled.protected {
-            self.sender.protect(number, &out[start + HEADER..], now);
+            let plain = &out[start + HEADER..];
+            self.sender.protect(number, plain, &self.path, now.nanos);
         }
         out.extend_from_slice(&[0; TAG]);
-        self.sessions.seal(number, &mut out[start..], instant);
+        self.sessions.seal(number, &mut out[start..], now.instant);
         let length = out.len() - start;
-        let wire = self.sender.on_sent(length, load, filled, now);
+        let wire = self
+            .sender
+            .on_sent(length, load, filled, &mut self.path, now.nanos);
         counters.path.datagrams_sent += 1;
         counters.path.bytes_sent += length as u64;
         counters.path.probes_sent += u64::from(matches!(load, Load::Probe { .. }));
-        // Acknowledgements have a budget of their own.
-        (length, if asks { wire } else { 0 })
+        Some(Emitted {
+            length,
+            paced: if filled.asks { wire } else { 0 },
+        })
     }
 
-    /// The goodbye, some times over. The connection is over after it.
-    pub(crate) fn emit_close(
-        &mut self,
-        out: &mut Vec<u8>,
-        reason: u8,
-        instant: Instant,
-        now: Nanos,
-    ) -> usize {
-        let length = HEADER + subfield::CLOSE + TAG;
-        for _ in 0..CLOSE_COPIES {
-            let start = out.len();
-            out.extend_from_slice(&[0; HEADER]);
-            subfield::emit_close(out, reason);
-            out.extend_from_slice(&[0; TAG]);
-            self.sessions
-                .seal(self.sender.next_number(), &mut out[start..], instant);
-            self.sender
-                .on_sent(length, Load::Ack, Filled::default(), now);
+    /// Bytes for an acknowledgement in a datagram of `size` with `left` bytes free, if one belongs
+    /// into it.
+    fn ack_room(&self, load: Load, size: usize, left: usize, now: Nanos) -> Option<usize> {
+        let urgent = load == Load::Data && self.sender.has_urgent();
+        let may_ride = self.sender.is_floor_outdated()
+            || self.receiver.may_ride(urgent, self.path.min_rtt(), now);
+        match load {
+            Load::Ack => Some(left - subfield::PING),
+            // A parity row is as long as the longest datagram, and so may the last one be that
+            // leaves again: nothing rides on them.
+            Load::Parity | Load::Tail => None,
+            Load::Ping => may_ride.then_some(left - subfield::PING),
+            Load::Data | Load::Probe { .. } | Load::Size(_) => {
+                may_ride.then_some((size / RIDING_SHARE).min(left))
+            }
         }
-        length
     }
 
-    /// For hostile worlds: any subfields as the next datagram, after so many numbers that are never
+    /// The goodbye, some times over. The connection is over after it. Returns the size of each.
+    pub(crate) fn emit_close(&mut self, out: &mut Vec<u8>, reason: u8, now: Moment) -> usize {
+        for _ in 0..CLOSE_COPIES {
+            self.emit_plain(out, |_, out| subfield::emit_close(out, reason), now);
+        }
+        HEADER + subfield::CLOSE + TAG
+    }
+
+    /// For hostile worlds: any subfields as the next datagram, after `skip` numbers that are never
     /// used.
     pub(crate) fn forge(
         &mut self,
         skip: u64,
         plain: impl FnOnce(u64, &mut Vec<u8>),
-        times: (Instant, Nanos),
+        now: Moment,
     ) -> Vec<u8> {
-        let (instant, now) = times;
         for _ in 0..skip {
-            self.sender
-                .on_sent(HEADER + TAG, Load::Ack, Filled::default(), now);
+            self.on_plain_sent(HEADER + TAG, now.nanos);
         }
-        let number = self.sender.next_number();
-        let mut datagram = vec![0; HEADER];
-        plain(number, &mut datagram);
-        datagram.extend_from_slice(&[0; TAG]);
-        self.sessions.seal(number, &mut datagram, instant);
-        self.sender
-            .on_sent(datagram.len(), Load::Ack, Filled::default(), now);
+        let mut datagram = Vec::new();
+        self.emit_plain(&mut datagram, plain, now);
         datagram
+    }
+
+    /// Appends a datagram of these subfields, which asks for nothing and is not repeated.
+    fn emit_plain(
+        &mut self,
+        out: &mut Vec<u8>,
+        plain: impl FnOnce(u64, &mut Vec<u8>),
+        now: Moment,
+    ) {
+        let (start, number) = (out.len(), self.sender.next_number());
+        out.extend_from_slice(&[0; HEADER]);
+        plain(number, out);
+        out.extend_from_slice(&[0; TAG]);
+        self.sessions.seal(number, &mut out[start..], now.instant);
+        self.on_plain_sent(out.len() - start, now.nanos);
+    }
+
+    fn on_plain_sent(&mut self, length: usize, now: Nanos) {
+        self.sender
+            .on_sent(length, Load::Ack, Filled::default(), &mut self.path, now);
     }
 
     // --- time
     // ---------------------------------------------------------------------------------------------
 
     pub(crate) fn deadlines(&self, earliest: &mut Earliest) {
-        self.sender.deadlines(earliest);
+        self.sender.deadlines(&self.path, earliest);
+        self.path.deadlines(earliest);
         earliest.consider(
             self.receiver.ack_deadline(self.return_rate()),
             Timer::Acknowledge,
         );
-        self.liveness.deadlines(earliest);
+        self.path.liveness().deadlines(earliest);
         earliest.consider(self.sessions.deadline(), Timer::Session);
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Nanos) -> Option<Finding> {
         self.sessions.handle_timeout(now);
-        self.sender.handle_timeout(now);
-        self.sender.rest(now);
-        self.receiver.rest(now);
-        if self.liveness.take_ping(now) {
-            self.sender.ask();
+        self.sender.handle_timeout(&mut self.path, now);
+        self.sender.release_idle(now);
+        self.receiver.release_idle(now);
+        if self.path.liveness_mut().take_ping(now) {
+            self.path.ask();
         }
-        self.liveness.handle_timeout(now)
+        self.path.liveness_mut().handle_timeout(now)
+    }
+
+    // --- for people and worlds
+    // ---------------------------------------------------------------------------------------------
+
+    /// Bytes per second on the wire that leave at most.
+    pub(crate) fn pacing_rate(&self) -> u64 {
+        self.path.rate()
+    }
+
+    /// Smoothed round trip.
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.path.rtt().smoothed().map(Duration::from_nanos)
+    }
+
+    /// Shortest round trip.
+    pub(crate) fn min_rtt(&self) -> Option<Duration> {
+        self.path.min_rtt().map(Duration::from_nanos)
+    }
+
+    /// Bytes of a payload that is worth its headers.
+    pub(crate) fn preferred_payload(&self) -> usize {
+        self.path.preferred_payload()
+    }
+
+    /// Bytes of payload that fit into one datagram.
+    pub(crate) fn segment_payload(&self) -> usize {
+        self.path.segment_payload()
+    }
+
+    /// Bytes of an urgent payload that fit into one datagram, with what its parity needs.
+    pub(crate) fn urgent_payload(&self) -> usize {
+        self.path.segment_payload() - crate::fec::RESERVE
+    }
+
+    /// What is known of the path, if anything is.
+    pub(crate) fn path_to_remember(&self) -> Option<RememberedPath> {
+        self.path.to_remember()
     }
 
     /// Adds what this connection has counted.
     pub(crate) fn count(&self, counters: &mut Counters) {
+        self.path.count(&mut counters.path);
         self.sender.count(counters);
         self.receiver.count(counters);
     }
 
     pub(crate) fn gauges(&self) -> Gauges {
         let mut gauges = Gauges {
-            path: self.sender.path_gauges(),
+            path: self.path.gauges(),
             sender: self.sender.gauges(),
             receiver: self.receiver.gauges(),
             keys_since: None,
         };
         gauges.sender.peer_delivery_rate = self.peer_delivery_rate;
         gauges
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        self.path.check_invariants();
+        self.sender.check_invariants(&self.path);
+        self.receiver.check_invariants();
+    }
+
+    pub(crate) fn check_sums(&self) {
+        self.sender.check_sums(&self.path);
+        self.receiver.check_sums();
     }
 }

@@ -61,3 +61,12 @@ pub(crate) enum OpenError {
     #[error("the session has seen its limit of forgeries")]
     Worn,
 }
+
+/// Why an acknowledgement was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AckError {
+    /// It names a datagram that was never sent.
+    Unsent,
+    /// Its flags cannot be read.
+    Malformed(ParseError),
+}

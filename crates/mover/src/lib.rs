@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 // Reliability.
+mod account;
 mod ack;
 mod buffer_pool;
 mod config;
@@ -11,14 +12,11 @@ mod connection;
 mod error;
 mod event;
 mod fec;
-mod liveness;
 mod mover;
-mod mtu;
-mod pacer;
 mod params;
+mod path;
 mod ranges;
 mod recv;
-mod rtt;
 mod send;
 mod seq;
 mod sessions;

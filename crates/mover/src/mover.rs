@@ -4,8 +4,7 @@
 //! Life: *connecting* (no connection; the handshake tries if it knows where) → *connected* (a
 //! [`Connection`]; it survives silence, new keys and new addresses) → *connecting* again when the
 //! peer is dead, has closed or is a new instance. On demand: *at rest* in place of connecting,
-//! until somebody asks for a connection or the peer calls. Driven like every pure machine here: one
-//! input, then every poll, then the next input.
+//! until somebody asks for a connection or the peer calls.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,12 +13,12 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
 
 use crate::config::{Config, Limits, RememberedPath};
-use crate::connection::Connection;
+use crate::connection::{Connection, Incoming};
 use crate::crypto::{Outer, expand, peek};
 use crate::event::{Event, Reason};
 use crate::handshake::{Established, Handshake, HandshakeError, call_number};
-use crate::liveness::Finding;
 use crate::params::{MIN_PAYLOAD, Params};
+use crate::path::liveness::Finding;
 use crate::stats::{Counters, Gauges, Stats};
 use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
 use crate::transmit::{Origin, Transmit, TransmitKind};
@@ -30,7 +29,97 @@ const CLOSE_GOING_AWAY: u8 = 0;
 /// low 32 bits.
 const FIRST_PHYSICAL_BITS: u32 = 20;
 
-/// The reliable, secret way to one peer.
+/// The reliable, secret way to one peer: payloads in, the same payloads out at the other side, each
+/// exactly once, in any order.
+///
+/// A mover does no I/O and reads no clock: the caller brings both. It owns the socket, waits, and
+/// passes the time (`now`) to every verb. `now` must not run backwards between two calls. Rates are bytes per second on the wire, IP headers included; sizes are bytes.
+///
+/// # Order of calls
+///
+/// *Inputs* are [`handle_datagram`], [`handle_timeout`], [`send`], [`on_too_large`],
+/// [`on_refused`], [`connect`], [`disconnect`], [`close`] and [`give_up`]. Any of them may be called
+/// at any time. After each one, or after a batch of datagrams, drain the *polls* before the next:
+///
+/// 1. [`poll_event`] until it is `None`. An event decides what the payloads behind it mean:
+///    those polled after `Connected { fresh: true }` are of the new connection. At most
+///    [`Limits::events`] events are kept.
+/// 2. [`poll_payload`] until it is `None`, or as long as there is room for payloads. What is not
+///    fetched is held here and charged to the peer's memory.
+/// 3. Ask [`poll_budget`], and [`send`] a payload while it is not 0.
+/// 4. [`poll_transmit`] until it is `None`; each batch leaves before the next is asked for.
+/// 5. Sleep until [`poll_timeout`], or until a datagram comes, and then begin anew. Each input can
+///    change the timeout.
+///
+/// Before the first event [`Event::Connected`], [`poll_budget`] is 0 and [`send`] gives every payload
+/// back. After [`close`] one more [`poll_transmit`] brings the goodbye, and nothing follows.
+///
+/// # Example
+///
+/// Two movers, a handshake, and a payload across. A real caller has a socket in place of the inner
+/// loop, and sleeps where this one lets its time jump.
+///
+/// ```
+/// use std::net::SocketAddr;
+/// use std::sync::Arc;
+/// use std::time::Instant;
+///
+/// use tpo_mover::{Config, Event, Identity, Mover};
+///
+/// let identities = [Identity::generate(), Identity::generate()].map(Arc::new);
+/// let addresses = [1, 2].map(|host| SocketAddr::from(([192, 0, 2, host], 47800)));
+/// let mut now = Instant::now();
+/// let mut movers = [0, 1].map(|side: usize| {
+///     let (own, peer) = (identities[side].clone(), identities[1 - side].public_key());
+///     let mut config = Config::new(own, peer, side as u16, [side as u8; 32]);
+///     // The first one calls, the second one waits to be called.
+///     config.endpoint = (side == 0).then_some(addresses[1]);
+///     Mover::new(config, now)
+/// });
+///
+/// let (mut out, mut arrived) = (Vec::new(), None);
+/// while arrived.is_none() {
+///     for side in [0, 1] {
+///         while let Some(event) = movers[side].poll_event() {
+///             if side == 0 && matches!(event, Event::Connected { .. }) {
+///                 assert!(movers[0].poll_budget(now) > 0);
+///                 movers[0].send(b"a payload".to_vec(), false, now).expect("there is room");
+///             }
+///         }
+///         arrived = arrived.or(movers[1].poll_payload());
+///         out.clear();
+///         while let Some(transmit) = movers[side].poll_transmit(&mut out, now) {
+///             assert_eq!(transmit.to, addresses[1 - side]);
+///             for datagram in out.chunks_mut(transmit.segment_size) {
+///                 movers[1 - side].handle_datagram(addresses[side], datagram, now);
+///             }
+///             out.clear();
+///         }
+///     }
+///     let next = movers.iter().filter_map(|mover| mover.poll_timeout());
+///     now = next.map(|(at, _why)| at).min().expect("a mover always waits").max(now);
+///     for mover in &mut movers {
+///         mover.handle_timeout(now);
+///     }
+/// }
+/// assert_eq!(arrived.as_deref(), Some(&b"a payload"[..]));
+/// assert!(movers[0].is_up() && movers[1].is_up());
+/// ```
+///
+/// [`close`]: Mover::close
+/// [`connect`]: Mover::connect
+/// [`disconnect`]: Mover::disconnect
+/// [`give_up`]: Mover::give_up
+/// [`handle_datagram`]: Mover::handle_datagram
+/// [`handle_timeout`]: Mover::handle_timeout
+/// [`on_refused`]: Mover::on_refused
+/// [`on_too_large`]: Mover::on_too_large
+/// [`poll_budget`]: Mover::poll_budget
+/// [`poll_event`]: Mover::poll_event
+/// [`poll_payload`]: Mover::poll_payload
+/// [`poll_timeout`]: Mover::poll_timeout
+/// [`poll_transmit`]: Mover::poll_transmit
+/// [`send`]: Mover::send
 pub struct Mover {
     config: Config,
     clock: Clock,
@@ -40,19 +129,36 @@ pub struct Mover {
     connection: Option<Connection>,
     instance: u64,
     first_physical: u64,
-    /// What was last known of the path when a connection ended, and when that was.
-    remembered: Option<(RememberedPath, Nanos)>,
+    remembered: Option<Remembered>,
     events: VecDeque<Event>,
-    /// Counters of what is no more a part, and of what never was.
+    /// Of the connections that are gone, and of what belonged to none.
     counters: Counters,
-    /// What `set_memory` allowed last.
+    /// What `set_memory` allowed last, bytes.
     memory: usize,
-    closing: bool,
-    closed: bool,
     /// A connection is asked for: the peer is called until it answers.
     wanted: bool,
+    ending: Ending,
+}
+
+/// What was last known of the path when a connection ended.
+#[derive(Clone, Copy)]
+struct Remembered {
+    path: RememberedPath,
+    /// When that was.
+    at: Nanos,
+}
+
+/// How the mover or its connection comes to an end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Not at all.
+    None,
     /// The connection ends with a goodbye, and we rest.
-    leaving: bool,
+    Leaving,
+    /// The mover ends with a goodbye.
+    Closing,
+    /// The goodbye has left: nothing more happens.
+    Closed,
 }
 
 impl Mover {
@@ -91,15 +197,15 @@ impl Mover {
             handshake,
             rekey_after,
             connection: None,
-            remembered: config.remembered_path.map(|path| (path, 0)),
+            remembered: config
+                .remembered_path
+                .map(|path| Remembered { path, at: 0 }),
             instance,
             events: VecDeque::new(),
             counters: Counters::default(),
             memory: usize::MAX,
-            closing: false,
-            closed: false,
             wanted: !config.on_demand,
-            leaving: false,
+            ending: Ending::None,
             config,
         };
         mover.connect_anew(now);
@@ -117,7 +223,7 @@ impl Mover {
         datagram: &mut [u8],
         now: Instant,
     ) -> Origin {
-        if self.closed {
+        if self.ending == Ending::Closed {
             return Origin::Unknown;
         }
         match peek(datagram) {
@@ -133,7 +239,13 @@ impl Mover {
                 }
             }
             Some(Outer::Session { index, seq_low, .. }) => {
-                self.handle_session(from, (index, seq_low), datagram, now)
+                let incoming = Incoming {
+                    from,
+                    index,
+                    seq_low,
+                    datagram,
+                };
+                self.handle_session(incoming, now)
             }
             None => {
                 self.counters.drops.foreign += 1;
@@ -151,20 +263,13 @@ impl Mover {
             .chain(self.handshake.indices())
     }
 
-    fn handle_session(
-        &mut self,
-        from: SocketAddr,
-        name: (u32, u32),
-        datagram: &mut [u8],
-        now: Instant,
-    ) -> Origin {
+    fn handle_session(&mut self, incoming: Incoming<'_>, now: Instant) -> Origin {
         let Some(connection) = &mut self.connection else {
             self.counters.drops.unknown_session += 1;
             return Origin::Unknown;
         };
-        let time = self.clock.read(now);
-        let received =
-            connection.handle_datagram(from, name, datagram, now, time, &mut self.counters);
+        let moment = self.clock.moment(now);
+        let received = connection.handle_datagram(incoming, moment, &mut self.counters);
         if let Some(index) = received.confirmed {
             self.handshake.on_confirmed(index);
         }
@@ -183,7 +288,7 @@ impl Mover {
 
     /// The time that `poll_timeout` named has come. Calling it earlier does no harm.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.closed {
+        if self.ending == Ending::Closed {
             return;
         }
         let time = self.clock.read(now);
@@ -193,8 +298,7 @@ impl Mover {
             return;
         };
         let finding = connection.handle_timeout(time);
-        let long_silent =
-            time >= connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+        let long_silent = time >= connection.heard_at() + nanos(self.config.limits.handshake_after);
         match finding {
             Some(Finding::Silent) => self.tell(Event::Silent),
             Some(Finding::Dead) => self.die(Reason::Silence, now),
@@ -215,7 +319,7 @@ impl Mover {
 
     /// When `handle_timeout` is wanted next, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, Timer)> {
-        if self.closed {
+        if self.ending == Ending::Closed {
             return None;
         }
         let mut earliest = Earliest::default();
@@ -225,8 +329,7 @@ impl Mover {
         );
         if let Some(connection) = &self.connection {
             connection.deadlines(&mut earliest);
-            let silence =
-                connection.liveness.heard_at() + nanos(self.config.limits.handshake_after);
+            let silence = connection.heard_at() + nanos(self.config.limits.handshake_after);
             let worn = connection.keys_since().saturating_add(self.rekey_after);
             let idle = !self.handshake.is_active();
             earliest.consider(idle.then_some(silence), Timer::Silence);
@@ -241,33 +344,24 @@ impl Mover {
     /// that the last may be shorter; at most 64 and 64,000 bytes. `None` when nothing may be sent
     /// now.
     pub fn poll_transmit(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
-        if self.closed {
+        if self.ending == Ending::Closed {
             return None;
         }
-        let time = self.clock.read(now);
-        if self.closing {
-            self.closed = true;
-            let connection = self.connection.as_mut()?;
-            let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
-            let to = connection.remote();
-            self.drop_connection(now);
-            return Some(Transmit {
-                to,
-                kind: TransmitKind::Session,
-                segment_size,
-            });
-        }
-        if std::mem::take(&mut self.leaving)
-            && let Some(connection) = self.connection.as_mut()
-        {
-            let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, now, time);
-            let to = connection.remote();
-            self.die(Reason::Closed, now);
-            return Some(Transmit {
-                to,
-                kind: TransmitKind::Session,
-                segment_size,
-            });
+        match self.ending {
+            Ending::None | Ending::Closed => {}
+            Ending::Closing => {
+                self.ending = Ending::Closed;
+                let goodbye = self.emit_goodbye(out, now);
+                self.drop_connection(now);
+                return goodbye;
+            }
+            Ending::Leaving => {
+                self.ending = Ending::None;
+                if let Some(goodbye) = self.emit_goodbye(out, now) {
+                    self.die(Reason::Closed, now);
+                    return Some(goodbye);
+                }
+            }
         }
         if let Some((to, kind)) = self.handshake.poll_transmit(out, now) {
             return Some(Transmit {
@@ -277,7 +371,20 @@ impl Mover {
             });
         }
         let connection = self.connection.as_mut()?;
-        let segment_size = connection.poll_transmit(out, now, time, &mut self.counters)?;
+        let moment = self.clock.moment(now);
+        let segment_size = connection.poll_transmit(out, moment, &mut self.counters)?;
+        Some(Transmit {
+            to: connection.remote(),
+            kind: TransmitKind::Session,
+            segment_size,
+        })
+    }
+
+    /// Nothing, if there is nobody to say goodbye to.
+    fn emit_goodbye(&mut self, out: &mut Vec<u8>, now: Instant) -> Option<Transmit> {
+        let moment = self.clock.moment(now);
+        let connection = self.connection.as_mut()?;
+        let segment_size = connection.emit_close(out, CLOSE_GOING_AWAY, moment);
         Some(Transmit {
             to: connection.remote(),
             kind: TransmitKind::Session,
@@ -289,7 +396,7 @@ impl Mover {
     pub fn on_too_large(&mut self, size: usize, now: Instant) {
         let time = self.clock.read(now);
         if let Some(connection) = &mut self.connection {
-            connection.sender.on_too_large(size, time);
+            connection.on_too_large(size, time);
         }
     }
 
@@ -298,54 +405,50 @@ impl Mover {
     pub fn on_refused(&mut self, now: Instant) {
         self.counters.path.refusals += 1;
         let time = self.clock.read(now);
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
-        let round_trip = connection.sender.rtt().smoothed();
-        connection.liveness.on_refused(round_trip, time);
+        if let Some(connection) = &mut self.connection {
+            connection.on_refused(time);
+        }
     }
 
     // --- the engine side
     // ---------------------------------------------------------------------------------------------
 
     /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing
-    /// is queued before them. 0: do not pack; a timeout comes when it is worth asking again.
-    pub fn poll_budget(&self, now: Instant) -> usize {
-        let time = self.clock.read(now);
-        let open = !self.closing && !self.leaving;
+    /// is queued before them. 0: do not pack. The mover remembers who was told 0 because of the
+    /// pacer: a timeout comes when it is worth asking again.
+    pub fn poll_budget(&mut self, now: Instant) -> usize {
+        let (time, open) = (self.clock.read(now), self.ending == Ending::None);
         self.connection
-            .as_ref()
+            .as_mut()
             .filter(|_| open)
-            .map_or(0, |connection| connection.sender.poll_budget(time))
+            .map_or(0, |connection| connection.poll_budget(time))
     }
 
     /// So many streams are carried: before anything is known of the path they begin like as many
     /// connections.
-    pub fn set_stream_count(&mut self, flows: usize, now: Instant) {
+    pub fn set_stream_count(&mut self, streams: usize, now: Instant) {
         let time = self.clock.read(now);
         if let Some(connection) = &mut self.connection {
-            connection.sender.set_stream_count(flows, time);
+            connection.set_stream_count(streams, time);
         }
     }
 
-    /// Whether an urgent payload of one datagram could leave at once, though `budget` says that
-    /// others wait: it overtakes them.
+    /// Whether an urgent payload of one datagram could leave at once, though `poll_budget` says
+    /// that others wait: it overtakes them.
     pub fn takes_urgent(&self, now: Instant) -> bool {
-        let time = self.clock.read(now);
-        let open = !self.closing && !self.leaving;
+        let (time, open) = (self.clock.read(now), self.ending == Ending::None);
         self.connection
             .as_ref()
-            .filter(|_| open)
-            .is_some_and(|connection| connection.sender.takes_urgent(time))
+            .is_some_and(|connection| open && connection.takes_urgent(time))
     }
 
     /// Payload bytes of a buffer that is worth its headers on this path: what leaves within three
-    /// milliseconds, at most eight datagrams. On a slow link that is more than `budget`, and the
-    /// rest waits here, behind whatever is urgent.
+    /// milliseconds, at most eight datagrams. On a slow link that is more than `poll_budget`, and
+    /// the rest waits here, behind whatever is urgent.
     pub fn preferred_payload(&self) -> usize {
         self.connection
             .as_ref()
-            .map_or(0, |connection| connection.sender.preferred_payload())
+            .map_or(0, Connection::preferred_payload)
     }
 
     /// Bytes of payload that fit into one datagram now: multiples of it fill datagrams. Changes
@@ -353,7 +456,7 @@ impl Mover {
     pub fn segment_payload(&self) -> usize {
         self.connection
             .as_ref()
-            .map_or(0, |connection| connection.sender.segment_payload())
+            .map_or(0, Connection::segment_payload)
     }
 
     /// Bytes of an urgent payload that fit into one datagram now: fewer, because its parity must
@@ -361,35 +464,26 @@ impl Mover {
     pub fn urgent_payload(&self) -> usize {
         self.connection
             .as_ref()
-            .map_or(0, |connection| connection.sender.urgent_payload())
+            .map_or(0, Connection::urgent_payload)
     }
 
     /// Takes a payload for delivery exactly once; urgent ones go before the others. It comes back
     /// if there is no connection, no room for more unacknowledged payloads, or if it is empty or
     /// larger than both sides accept.
+    ///
+    /// # Errors
+    /// The payload.
     pub fn send(&mut self, payload: Vec<u8>, urgent: bool, now: Instant) -> Result<(), Vec<u8>> {
         let time = self.clock.read(now);
-        let most = self.max_payload();
-        let Some(connection) = self
-            .connection
-            .as_mut()
-            .filter(|_| !self.closing && payload.len() <= most)
-        else {
+        let open = matches!(self.ending, Ending::None | Ending::Leaving);
+        let Some(connection) = self.connection.as_mut().filter(|_| open) else {
             return Err(payload);
         };
         let bytes = payload.len() as u64;
-        connection.sender.push(payload, urgent, time)?;
+        connection.send(payload, urgent, time)?;
         self.counters.sender.payloads += 1;
         self.counters.sender.payload_bytes += bytes;
         Ok(())
-    }
-
-    fn max_payload(&self) -> usize {
-        let peer = self
-            .connection
-            .as_ref()
-            .map_or(0, |connection| connection.peer().max_payload as usize);
-        self.config.max_payload.min(peer)
     }
 
     /// A spare buffer, to be filled again: its length and content are arbitrary. New and empty if
@@ -397,26 +491,26 @@ impl Mover {
     pub fn take_buffer(&mut self) -> Vec<u8> {
         self.connection
             .as_mut()
-            .map_or_else(Vec::new, |connection| connection.sender.take_buffer())
+            .map_or_else(Vec::new, Connection::take_buffer)
     }
 
     /// Takes back the buffer of a received payload, so that the next ones need no new memory.
     pub fn recycle(&mut self, buffer: Vec<u8>) {
         if let Some(connection) = &mut self.connection {
-            connection.receiver.recycle(buffer);
+            connection.recycle(buffer);
         }
     }
 
     /// Takes back a buffer from `spare` that was not sent.
     pub fn return_buffer(&mut self, buffer: Vec<u8>) {
         if let Some(connection) = &mut self.connection {
-            connection.sender.return_buffer(buffer);
+            connection.return_buffer(buffer);
         }
     }
 
     /// Whole received payloads, in any order, each exactly once.
     pub fn poll_payload(&mut self) -> Option<Vec<u8>> {
-        self.connection.as_mut()?.receiver.poll_payload()
+        self.connection.as_mut()?.poll_payload()
     }
 
     /// What happened, oldest first. Payloads polled after a `Connected { fresh: true }` are of the
@@ -427,7 +521,9 @@ impl Mover {
 
     /// Says goodbye: the close subfield goes out with the next `poll_transmit`, nothing after it.
     pub fn close(&mut self, _now: Instant) {
-        self.closing = true;
+        if self.ending != Ending::Closed {
+            self.ending = Ending::Closing;
+        }
     }
 
     /// A connection is needed: the peer is called until it answers. For a mover on demand; others
@@ -445,14 +541,15 @@ impl Mover {
     /// The connection is no longer needed: a mover on demand says goodbye with the next
     /// `poll_transmit` and rests, which its event tells.
     pub fn disconnect(&mut self) {
-        if self.config.on_demand && self.connection.is_some() {
-            self.leaving = true;
+        let can_leave = self.config.on_demand && self.connection.is_some();
+        if can_leave && self.ending == Ending::None {
+            self.ending = Ending::Leaving;
         }
     }
 
     /// The goodbye of [`Mover::disconnect`] has not left yet.
     pub fn is_leaving(&self) -> bool {
-        self.leaving
+        self.ending == Ending::Leaving
     }
 
     /// The peer has sent what makes no sense above: the session is given up, as if the peer were
@@ -463,50 +560,32 @@ impl Mover {
         }
     }
 
-    /// What the link takes as far as known, bytes per second.
+    /// Bytes per second on the wire that leave at most; 0 without a connection.
     pub fn rate(&self) -> u64 {
-        self.connection
-            .as_ref()
-            .map_or(0, |connection| connection.sender.rate())
+        self.connection.as_ref().map_or(0, Connection::pacing_rate)
     }
 
     /// Connected, and heard within `silent_after`.
     pub fn is_up(&self) -> bool {
-        !self.closing
-            && !self.leaving
-            && self
-                .connection
-                .as_ref()
-                .is_some_and(|connection| !connection.liveness.is_silent())
+        let heard = |connection: &Connection| !connection.is_silent();
+        self.ending == Ending::None && self.connection.as_ref().is_some_and(heard)
     }
 
     /// Smoothed round trip.
     pub fn rtt(&self) -> Option<Duration> {
-        self.connection
-            .as_ref()?
-            .sender
-            .rtt()
-            .smoothed()
-            .map(Duration::from_nanos)
+        self.connection.as_ref()?.rtt()
     }
 
     /// Shortest round trip.
     pub fn min_rtt(&self) -> Option<Duration> {
-        self.connection
-            .as_ref()?
-            .sender
-            .rtt()
-            .minimum()
-            .map(Duration::from_nanos)
+        self.connection.as_ref()?.min_rtt()
     }
 
     /// Bytes held now, as they are allocated: payloads that are not acknowledged by the peer, or
     /// received and not whole or not fetched, the records of datagrams on their way, what parity
     /// keeps, and spare buffers. Beside it a connection has about 0.6 MB of tables of fixed size.
     pub fn memory(&self) -> usize {
-        self.connection.as_ref().map_or(0, |connection| {
-            connection.sender.held() + connection.receiver.held()
-        })
+        self.connection.as_ref().map_or(0, Connection::held)
     }
 
     /// Holds payloads of about `bytes` from now on: half of them, a quarter for each direction, for
@@ -520,12 +599,8 @@ impl Mover {
 
     fn apply_memory(&mut self) {
         let share = (self.memory / 4).max(Limits::LEAST_MEMORY);
-        let limits = &self.config.limits;
         if let Some(connection) = &mut self.connection {
-            connection.sender.set_limit(share.min(limits.send_bytes));
-            connection
-                .receiver
-                .set_limit(share.min(limits.reassembly_bytes));
+            connection.set_limit(share, &self.config.limits);
         }
     }
 
@@ -534,14 +609,16 @@ impl Mover {
     /// an idle connection learns little.
     pub fn path_to_remember(&self, now: Instant) -> Option<RememberedPath> {
         let time = self.clock.read(now);
-        let remembered = self.remembered.map(|(path, at)| RememberedPath {
-            age: path.age + Duration::from_nanos(time.saturating_sub(at)),
-            ..path
-        });
+        let remembered = self
+            .remembered
+            .map(|Remembered { path, at }| RememberedPath {
+                age: path.age + Duration::from_nanos(time.saturating_sub(at)),
+                ..path
+            });
         let known = self
             .connection
             .as_ref()
-            .and_then(|connection| connection.sender.path_to_remember());
+            .and_then(Connection::path_to_remember);
         match (known, remembered) {
             (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {
                 Some(if known.bandwidth >= remembered.bandwidth / 2 {
@@ -577,16 +654,14 @@ impl Mover {
     pub fn check_invariants(&self) {
         assert!(self.events.len() <= self.config.limits.events);
         if let Some(connection) = &self.connection {
-            connection.sender.check_invariants();
-            connection.receiver.check_invariants();
+            connection.check_invariants();
         }
     }
 
     /// The same with sums over everything; for now and then.
     pub fn check_sums(&self) {
         if let Some(connection) = &self.connection {
-            connection.sender.check_sums();
-            connection.receiver.check_sums();
+            connection.check_sums();
         }
     }
 
@@ -668,9 +743,15 @@ impl Mover {
         });
     }
 
+    fn max_payload(&self) -> usize {
+        self.connection.as_ref().map_or(0, Connection::max_payload)
+    }
+
     fn die(&mut self, reason: Reason, now: Instant) {
         self.wanted = !self.config.on_demand;
-        self.leaving = false;
+        if self.ending == Ending::Leaving {
+            self.ending = Ending::None;
+        }
         self.drop_connection(now);
         self.tell(Event::Dead(reason));
         self.connect_anew(now);
@@ -701,9 +782,10 @@ impl Mover {
 
     /// What it counted stays.
     fn drop_connection(&mut self, now: Instant) {
+        let at = self.clock.read(now);
         self.remembered = self
             .path_to_remember(now)
-            .map(|path| (path, self.clock.read(now)));
+            .map(|path| Remembered { path, at });
         if let Some(connection) = self.connection.take() {
             connection.count(&mut self.counters);
         }
@@ -726,12 +808,9 @@ impl Mover {
         plain: impl FnOnce(u64, &mut Vec<u8>),
         now: Instant,
     ) -> Option<(SocketAddr, Vec<u8>)> {
-        let time = self.clock.read(now);
+        let moment = self.clock.moment(now);
         let connection = self.connection.as_mut()?;
-        Some((
-            connection.remote(),
-            connection.forge(skip, plain, (now, time)),
-        ))
+        Some((connection.remote(), connection.forge(skip, plain, moment)))
     }
 
     pub(crate) fn install(

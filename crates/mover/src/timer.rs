@@ -63,6 +63,13 @@ impl Earliest {
     }
 }
 
+/// A moment in both forms: keys age by the caller's clock, all else by the parts'.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) instant: Instant,
+    pub(crate) nanos: Nanos,
+}
+
 /// Turns the caller's clock into the parts' and back.
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {
@@ -78,6 +85,13 @@ impl Clock {
     /// underflow.
     pub(crate) fn read(&self, now: Instant) -> Nanos {
         nanos(now.saturating_duration_since(self.start))
+    }
+
+    pub(crate) fn moment(&self, now: Instant) -> Moment {
+        Moment {
+            instant: now,
+            nanos: self.read(now),
+        }
     }
 
     pub(crate) fn instant(&self, at: Nanos) -> Instant {

@@ -103,7 +103,7 @@ impl Fixed {
 mod tests {
     use super::super::report::Lost;
     use super::*;
-    use crate::rtt::Rtt;
+    use crate::path::rtt::Rtt;
 
     /// Ten seconds of acknowledgements every 10 ms, `lost_share` of a hundred lost; the lowest rate
     /// seen.

@@ -1,8 +1,8 @@
 //! What a controller is told: one acknowledgement with its round trip, its delivery-rate sample and
 //! the losses that it showed.
 
-use crate::rtt::Rtt;
-use crate::send::flight::Sample;
+use crate::path::delivery::Sample;
+use crate::path::rtt::Rtt;
 use crate::timer::Nanos;
 
 /// One acknowledgement, as a controller sees it. Bytes are bytes of the wire, IP headers included.

@@ -8,10 +8,12 @@
 //! it again, but the acknowledgement tells how many were rebuilt, because they are losses all the
 //! same (RFC 9265).
 //!
-//! `protect` is the sender's side with its policy, `rebuild` the receiver's, `field` the
-//! arithmetic, `gaps` how a row names its datagrams. Bulk is not protected: for throughput, repairs
-//! are optimal.
+//! `protect` is the sender's side, with `estimate` (how much the path loses) and `budget` (what
+//! parity may cost); `rebuild` is the receiver's; `field` is the arithmetic, `gaps` how a row names
+//! its datagrams. Bulk is not protected: for throughput, repairs are optimal.
 
+mod budget;
+mod estimate;
 pub(crate) mod field;
 mod gaps;
 pub(crate) mod protect;

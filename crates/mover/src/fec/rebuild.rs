@@ -71,7 +71,7 @@ impl Rebuilder {
     }
 
     /// Forgets everything when nothing has come for a while. To be called now and then.
-    pub(crate) fn rest(&mut self, now: Nanos) {
+    pub(crate) fn release_idle(&mut self, now: Nanos) {
         if self.used {
             (self.used, self.looked) = (false, now);
         } else if now >= self.looked + REST && self.held > 0 {

@@ -92,7 +92,7 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
                 sent: 0,
                 bytes: 1_500,
             }];
-            protector.on_news(1, if dice.f64() < loss { &lost } else { &[] });
+            protector.on_outcome(1, if dice.f64() < loss { &lost } else { &[] });
         }
         let (mut bitmap, mut rebuilder, mut rebuilt) =
             (Bitmap::new(), Rebuilder::default(), Vec::new());
@@ -116,7 +116,7 @@ fn what_the_sender_protects_the_receiver_rebuilds() {
         }
         assert!(protector.due().is_some_and(|due| due <= 4 * MILLISECOND));
         let mut rows = 0;
-        while protector.has_row(4 * MILLISECOND) {
+        while protector.prepare_row(4 * MILLISECOND) {
             let mut out = Vec::new();
             protector.emit(&mut out, 1_500);
             number += 1;

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::account::Account;
 use crate::buffer_pool::BufferPool;
 use crate::config::Limits;
 use crate::ranges::Ranges;
@@ -59,13 +60,8 @@ pub(crate) struct Assembler {
     window: u64,
     ready: VecDeque<Vec<u8>>,
     /// What all payloads cost that were begun and not fetched.
-    held: usize,
-    limit: usize,
-    /// What was held when the limit was lowered last: held may be above the limit up to this, and
-    /// only shrinks.
-    held_before: usize,
-    max_held: usize,
-    spares: BufferPool,
+    account: Account,
+    pool: BufferPool,
     delivered_bytes: u64,
     delivered: u64,
     /// Entries of pieces that were moved or could have been.
@@ -80,11 +76,8 @@ impl Assembler {
             base: limits.first_logical,
             window: limits.logical_window,
             ready: VecDeque::new(),
-            held: 0,
-            limit: limits.reassembly_bytes,
-            held_before: 0,
-            max_held: 0,
-            spares: BufferPool::new(limits.spare_buffers),
+            account: Account::new(limits.reassembly_bytes),
+            pool: BufferPool::new(limits.spare_buffers),
             delivered_bytes: 0,
             delivered: 0,
             walked: 0,
@@ -149,13 +142,12 @@ impl Assembler {
         let partial = self.partial.get_mut(&logical)?;
         let before = partial.cost();
         self.walked += partial.there.pieces().saturating_sub(1) as u64;
-        let taken = partial.store(data, self.limit.saturating_sub(self.held));
-        self.held += partial.cost() - before;
-        self.max_held = self.max_held.max(self.held);
+        let taken = partial.store(data, self.account.room());
+        self.account.charge(partial.cost() - before);
         if partial.there.is_whole(partial.size)
             && let Some(Partial { bytes, there, .. }) = self.partial.remove(&logical)
         {
-            self.held -= there.held();
+            self.account.refund(there.held());
             self.hand_up(logical, bytes);
         }
         Some(taken)
@@ -163,17 +155,16 @@ impl Assembler {
 
     /// A buffer for a payload of so many bytes, charged; none beyond the limit.
     fn open(&mut self, size: usize) -> Option<Vec<u8>> {
-        if self.held + ENTRY_COST + size > self.limit {
+        if !self.account.has_room(ENTRY_COST + size) {
             return None;
         }
-        let bytes = self.spares.take_for(size);
+        let bytes = self.pool.take_for(size);
         let cost = ENTRY_COST + bytes.capacity();
-        if self.held + cost > self.limit {
-            self.spares.give(bytes);
+        if !self.account.has_room(cost) {
+            self.pool.give(bytes);
             return None;
         }
-        self.held += cost;
-        self.max_held = self.max_held.max(self.held);
+        self.account.charge(cost);
         Some(bytes)
     }
 
@@ -189,35 +180,34 @@ impl Assembler {
 
     pub(crate) fn poll_payload(&mut self) -> Option<Vec<u8>> {
         let payload = self.ready.pop_front()?;
-        self.held -= ENTRY_COST + payload.capacity();
+        self.account.refund(ENTRY_COST + payload.capacity());
         Some(payload)
     }
 
     /// What may be held from now on; what has begun can still end.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
-        self.limit = bytes;
-        self.held_before = self.held;
-        self.spares.set_limit(bytes);
+        self.account.set_limit(bytes);
+        self.pool.set_limit(bytes);
     }
 
     /// Takes back a buffer to be filled again.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        self.spares.give(buffer);
+        self.pool.give(buffer);
     }
 
     /// Spare buffers that nobody needs are given back.
-    pub(crate) fn rest(&mut self, now: Nanos) {
-        self.spares.rest(now);
+    pub(crate) fn release_idle(&mut self, now: Nanos) {
+        self.pool.release_idle(now);
     }
 
     /// What payloads cost that were begun and not fetched.
     pub(crate) fn held(&self) -> usize {
-        self.held
+        self.account.held()
     }
 
     /// Bytes of spare buffers.
     pub(crate) fn spare_bytes(&self) -> usize {
-        self.spares.bytes()
+        self.pool.bytes()
     }
 
     /// Entries of pieces that were moved or could have been.
@@ -226,7 +216,7 @@ impl Assembler {
     }
 
     pub(crate) fn max_held(&self) -> usize {
-        self.max_held
+        self.account.most()
     }
 
     /// Payloads handed up, and their bytes.
@@ -235,17 +225,12 @@ impl Assembler {
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(
-            self.held <= self.limit.max(self.held_before),
-            "receiver holds {} of {} bytes",
-            self.held,
-            self.limit
-        );
+        self.account.check_invariants("receiver");
         assert!(
             !self.done.contains(self.base),
             "the window begins with what is not done"
         );
-        self.spares.check_invariants();
+        self.pool.check_invariants();
     }
 
     /// The expensive part of the invariants: adds everything up.
@@ -265,7 +250,10 @@ impl Assembler {
             .ready
             .iter()
             .map(|payload| ENTRY_COST + payload.capacity());
-        assert_eq!(self.held, partial.sum::<usize>() + ready.sum::<usize>());
+        assert_eq!(
+            self.account.held(),
+            partial.sum::<usize>() + ready.sum::<usize>()
+        );
     }
 }
 

@@ -1,12 +1,12 @@
 //! The datagrams on their way: one record each, in a ring indexed by physical number.
 //!
-//! Also counts what was delivered and lost, and takes the delivery-rate samples that the congestion
-//! control works with (the estimator of draft-ietf-ccwg-bbr: per datagram, what had been delivered
-//! when it left).
+//! The sender notes here what leaves, what is acknowledged and what counts as lost, and finds the
+//! segments that a datagram carried. Bytes are the path's to count (`path/delivery.rs`).
 
 use std::collections::VecDeque;
 
 use super::queue::Segment;
+use crate::path::delivery::Snapshot;
 use crate::recv::bitmap::WINDOW;
 use crate::timer::Nanos;
 
@@ -36,17 +36,13 @@ pub(crate) enum Fate {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     pub(crate) sent: Nanos,
-    /// The counters when it left.
-    delivered: u64,
-    delivered_at: Nanos,
-    first_sent: Nanos,
-    lost: u64,
+    /// The path's counts when it left.
+    pub(crate) at_sending: Snapshot,
     first_segment: u64,
     /// Bytes on the wire, IP header included.
     pub(crate) bytes: u32,
     segments: u16,
     pub(crate) fate: Fate,
-    app_limited: bool,
     /// A probe of the path's datagram size: its loss says nothing about congestion.
     pub(crate) probe: bool,
     /// The receiver may rebuild it: its acknowledgement may come later than those around it.
@@ -62,6 +58,16 @@ impl Record {
     }
 }
 
+/// A datagram that left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    /// Bytes on the wire; 0 for a datagram that asks for no acknowledgement.
+    pub(crate) bytes: u64,
+    pub(crate) segments: usize,
+    pub(crate) at_sending: Snapshot,
+    pub(crate) marks: Marks,
+}
+
 /// What is special of a datagram.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Marks {
@@ -74,38 +80,18 @@ pub(crate) struct Marks {
 impl Record {
     /// A record of 1,500 bytes for the tests of loss detection.
     pub(crate) fn for_test(sent: Nanos, fate: Fate, protected: bool) -> Record {
-        let (delivered, delivered_at, first_sent, lost) = (0, 0, 0, 0);
-        let (first_segment, bytes, segments, app_limited, probe) = (0, 1_500, 0, false, false);
         Record {
             sent,
-            delivered,
-            delivered_at,
-            first_sent,
-            lost,
-            first_segment,
-            bytes,
-            segments,
+            at_sending: Snapshot::default(),
+            first_segment: 0,
+            bytes: 1_500,
+            segments: 0,
             fate,
-            app_limited,
-            probe,
+            probe: false,
             protected,
             patient: false,
         }
     }
-}
-
-/// A delivery-rate sample: between the sending of a datagram and its acknowledgement.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    /// Bytes delivered in the interval.
-    pub(crate) delivered: u64,
-    /// Bytes found lost in the interval.
-    pub(crate) lost: u64,
-    pub(crate) interval: Nanos,
-    /// The count of delivered bytes when the datagram left: tells rounds apart.
-    pub(crate) prior_delivered: u64,
-    pub(crate) app_limited: bool,
-    pub(crate) sent: Nanos,
 }
 
 /// The ring.
@@ -123,13 +109,6 @@ pub(crate) struct Flight {
     flying: usize,
     /// Those of them that are patient.
     patient: usize,
-    in_flight: u64,
-    delivered: u64,
-    delivered_at: Nanos,
-    first_sent: Nanos,
-    lost: u64,
-    sent: u64,
-    app_limited: Option<u64>,
 }
 
 impl Flight {
@@ -143,13 +122,6 @@ impl Flight {
             cursor: first,
             flying: 0,
             patient: 0,
-            in_flight: 0,
-            delivered: 0,
-            delivered_at: 0,
-            first_sent: 0,
-            lost: 0,
-            sent: 0,
-            app_limited: None,
         }
     }
 
@@ -168,11 +140,6 @@ impl Flight {
         self.records.len() as u64
     }
 
-    /// Wire bytes on their way.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight
-    }
-
     /// Datagrams on their way.
     pub(crate) fn flying(&self) -> usize {
         self.flying
@@ -189,16 +156,6 @@ impl Flight {
             + self.segments.capacity().saturating_sub(ROOM_LEFT) * size_of::<Segment>()
     }
 
-    /// Wire bytes delivered so far.
-    pub(crate) fn delivered(&self) -> u64 {
-        self.delivered
-    }
-
-    /// Wire bytes lost so far, less those that turned out not to be.
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost
-    }
-
     /// The first number that may be flying.
     pub(crate) fn cursor(&self) -> u64 {
         self.cursor
@@ -213,51 +170,34 @@ impl Flight {
         self.segments.push_back(segment);
     }
 
-    /// A datagram with the number `next()` left, carrying the last `segments` added. `bytes` is 0
-    /// for one that asks for nothing.
-    pub(crate) fn push(&mut self, bytes: usize, segments: usize, marks: Marks, now: Nanos) {
-        let Marks {
-            probe,
-            protected,
-            patient,
-        } = marks;
+    /// A datagram with the number `next()` left, carrying the last `sent.segments` added.
+    pub(crate) fn push(&mut self, sent: Sent, now: Nanos) {
+        let Sent {
+            bytes,
+            segments,
+            at_sending,
+            marks,
+        } = sent;
         let asks = bytes > 0;
-        if asks && self.flying == 0 {
-            // After a rest the samples must not count the rest.
-            self.first_sent = now;
-            self.delivered_at = now;
-        }
         let number = self.next();
         self.records.push_back(Record {
             sent: now,
-            delivered: self.delivered,
-            delivered_at: self.delivered_at,
-            first_sent: self.first_sent,
-            lost: self.lost,
+            at_sending,
             first_segment: self.first_segment + (self.segments.len() - segments) as u64,
             bytes: bytes as u32,
             segments: segments as u16,
             fate: if asks { Fate::Flying } else { Fate::Quiet },
-            app_limited: self.app_limited.is_some(),
-            probe,
-            protected,
-            patient,
+            probe: marks.probe,
+            protected: marks.protected,
+            patient: marks.patient,
         });
         if asks {
             self.flying += 1;
-            self.patient += usize::from(patient);
-            self.in_flight += bytes as u64;
-            self.sent += bytes as u64;
+            self.patient += usize::from(marks.patient);
             self.open[index(number)] |= 1 << (number % 64);
         } else {
             self.skip_decided();
         }
-    }
-
-    /// The sender has less to send than it may: samples until all of this is delivered do not show
-    /// the path's rate.
-    pub(crate) fn on_app_limited(&mut self) {
-        self.app_limited = Some(self.delivered + self.in_flight);
     }
 
     /// Which of these 64 numbers would be news? Only words from the floor to the newest have any.
@@ -269,42 +209,20 @@ impl Flight {
     }
 
     /// An open datagram was acknowledged. The record as it was before.
-    pub(crate) fn on_acked(&mut self, number: u64, now: Nanos) -> Record {
+    pub(crate) fn on_acked(&mut self, number: u64) -> Record {
         self.open[index(number)] &= !(1 << (number % 64));
         let record = &mut self.records[(number - self.base) as usize];
         let before = *record;
         record.fate = Fate::Acked;
-        let bytes = u64::from(before.bytes);
         match before.fate {
             Fate::Flying => {
                 self.flying -= 1;
                 self.patient -= usize::from(before.patient);
-                self.in_flight -= bytes;
             }
-            Fate::Lost => self.lost -= bytes,
+            Fate::Lost => {}
             Fate::Quiet | Fate::Acked => unreachable!("its open bit was set"),
         }
-        self.delivered += bytes;
-        self.delivered_at = now;
-        if self.app_limited.is_some_and(|until| self.delivered > until) {
-            self.app_limited = None;
-        }
         before
-    }
-
-    /// The delivery-rate sample of an acknowledgement whose newest datagram had this record.
-    pub(crate) fn sample(&mut self, newest: &Record) -> Sample {
-        let sending = newest.sent.saturating_sub(newest.first_sent);
-        let arriving = self.delivered_at.saturating_sub(newest.delivered_at);
-        self.first_sent = newest.sent;
-        Sample {
-            delivered: self.delivered - newest.delivered,
-            lost: self.lost.saturating_sub(newest.lost),
-            interval: sending.max(arriving),
-            prior_delivered: newest.delivered,
-            app_limited: newest.app_limited,
-            sent: newest.sent,
-        }
     }
 
     /// A flying datagram counts as lost from now on.
@@ -314,8 +232,6 @@ impl Flight {
         record.fate = Fate::Lost;
         self.flying -= 1;
         self.patient -= usize::from(record.patient);
-        self.in_flight -= u64::from(record.bytes);
-        self.lost += u64::from(record.bytes);
         *record
     }
 
@@ -358,19 +274,15 @@ impl Flight {
         }
     }
 
-    pub(crate) fn check_invariants(&self) {
-        assert_eq!(
-            self.delivered + self.lost + self.in_flight,
-            self.sent,
-            "every byte sent has one fate"
-        );
+    /// `in_flight`: wire bytes on their way, as the path counts them.
+    pub(crate) fn check_invariants(&self, in_flight: u64) {
+        assert!((self.flying == 0) == (in_flight == 0));
         assert!(self.span() <= WORDS * 64 - 64, "the flight fits its ring");
         assert!(self.cursor >= self.base && self.cursor <= self.next());
-        assert!((self.flying == 0) == (self.in_flight == 0));
     }
 
     /// The expensive part of the invariants: adds everything up.
-    pub(crate) fn check_sums(&self) {
+    pub(crate) fn check_sums(&self, in_flight: u64) {
         let flying = || {
             self.records
                 .iter()
@@ -382,7 +294,7 @@ impl Flight {
             flying().filter(|record| record.patient).count()
         );
         assert_eq!(
-            self.in_flight,
+            in_flight,
             flying().map(|record| u64::from(record.bytes)).sum::<u64>()
         );
         assert_eq!(
@@ -418,12 +330,31 @@ fn index(number: u64) -> usize {
 mod tests {
     use super::super::queue::Kind;
     use super::*;
+    use crate::path::delivery::Delivery;
+
+    /// A datagram leaves with the last `segments` added.
+    fn push(flight: &mut Flight, delivery: &mut Delivery, bytes: u64, segments: usize, now: Nanos) {
+        let sent = Sent {
+            bytes,
+            segments,
+            at_sending: delivery.on_sent(bytes, now),
+            marks: Marks::default(),
+        };
+        flight.push(sent, now);
+    }
+
+    fn on_acked(flight: &mut Flight, delivery: &mut Delivery, number: u64, now: Nanos) -> Record {
+        let record = flight.on_acked(number);
+        delivery.on_acked(u64::from(record.bytes), record.fate == Fate::Lost, now);
+        record
+    }
 
     #[test]
     fn every_byte_has_one_fate() {
         for seed in 0..100 {
             let mut dice = fastrand::Rng::with_seed(seed);
             let mut flight = Flight::new((1 << 32) - dice.u64(0..3_000));
+            let mut delivery = Delivery::default();
             for now in 0..4_000 {
                 if dice.u8(0..3) > 0 || flight.span() == 0 {
                     let segments = dice.usize(0..3);
@@ -435,31 +366,28 @@ mod tests {
                             kind: Kind::First,
                         });
                     }
-                    flight.push(
-                        if segments > 0 { 1_500 } else { 0 },
-                        segments,
-                        Marks::default(),
-                        now,
-                    );
+                    let bytes = if segments > 0 { 1_500 } else { 0 };
+                    push(&mut flight, &mut delivery, bytes, segments, now);
                 } else {
                     let number = flight.floor() + dice.u64(0..flight.span().min(200));
                     let record = *flight.get(number).unwrap();
                     if flight.open_word(number / 64) >> (number % 64) & 1 == 1 && dice.bool() {
-                        flight.on_acked(number, now);
+                        on_acked(&mut flight, &mut delivery, number, now);
                         assert!(
                             flight
                                 .segments(&record)
                                 .all(|segment| segment.logical == record.sent)
                         );
                     } else if record.fate == Fate::Flying {
-                        flight.on_lost(number);
+                        delivery.on_lost(u64::from(flight.on_lost(number).bytes));
                     }
                     flight.skip_decided();
                     flight.retire(now.saturating_sub(500));
                 }
-                flight.check_invariants();
+                flight.check_invariants(delivery.in_flight());
+                delivery.check_invariants();
                 if now % 64 == 0 {
-                    flight.check_sums();
+                    flight.check_sums(delivery.in_flight());
                 }
             }
         }
@@ -467,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_sample_shows_the_rate_of_the_slower_of_sending_and_arriving() {
-        let mut flight = Flight::new(0);
+        let (mut flight, mut delivery) = (Flight::new(0), Delivery::default());
         let millisecond = 1_000_000;
         let mut rate = 0;
         // Twice as many are sent as arrive, one per millisecond: 1 MB/s.
@@ -480,17 +408,13 @@ mod tests {
                         length: 1,
                         kind: Kind::First,
                     });
-                    flight.push(
-                        1_000,
-                        1,
-                        Marks::default(),
-                        now * millisecond + half * millisecond / 2,
-                    );
+                    let at = now * millisecond + half * millisecond / 2;
+                    push(&mut flight, &mut delivery, 1_000, 1, at);
                 }
             }
             if now >= 50 {
-                let record = flight.on_acked(now - 50, now * millisecond);
-                let sample = flight.sample(&record);
+                let record = on_acked(&mut flight, &mut delivery, now - 50, now * millisecond);
+                let sample = delivery.take_sample(record.sent, &record.at_sending);
                 rate = sample.delivered * 1_000_000_000 / sample.interval.max(1);
             }
         }

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use crate::account::Account;
 use crate::buffer_pool::BufferPool;
 use crate::config::Limits;
 use crate::ranges::Ranges;
@@ -28,6 +29,7 @@ const BARE: usize = 64 << 10;
 /// What a payload costs beside its buffer: its entry and its number's, in queues that may be half
 /// empty. Bytes.
 pub(super) const ENTRY_COST: usize = 2 * (size_of::<Payload>() + size_of::<u64>());
+
 /// How often a segment has left before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
@@ -52,6 +54,21 @@ impl Segment {
     pub(crate) fn end(&self) -> u32 {
         self.offset + u32::from(self.length)
     }
+
+    /// Where what follows it begins.
+    pub(crate) fn end_position(&self) -> Position {
+        Position {
+            logical: self.logical,
+            offset: self.end(),
+        }
+    }
+}
+
+/// A place in the payloads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Position {
+    pub(crate) logical: u64,
+    pub(crate) offset: u32,
 }
 
 struct Payload {
@@ -68,12 +85,25 @@ impl Payload {
     }
 }
 
+/// The datagram that is being filled.
+struct Filling {
+    physical: u64,
+    /// Bytes that it had for its first segment.
+    room: usize,
+}
+
+/// A copy of a repair that waits to leave.
+struct Copy {
+    /// The number of the datagram from which on it may leave.
+    from: u64,
+    segment: Segment,
+}
+
 /// One of the two classes.
 #[derive(Default)]
 struct Class {
     repairs: VecDeque<Segment>,
-    /// With the number of the datagram from which on each may leave.
-    copies: VecDeque<(u64, Segment)>,
+    copies: VecDeque<Copy>,
     /// Payloads with bytes that were never sent.
     fresh: VecDeque<u64>,
 }
@@ -87,19 +117,16 @@ pub(crate) struct Queue {
     urgent: Class,
     normal: Class,
     /// Repairs of repairs leave twice.
-    pub(crate) doubles: bool,
-    /// The datagram that is being filled, and the room that it had for its first segment.
-    whole_room: (u64, usize),
+    doubles: bool,
+    filling: Filling,
+    /// Payload bytes that wait to be sent for the first time, and again.
     unsent: usize,
     repair: usize,
-    /// Bytes of all payloads that are kept, and what they cost.
+    /// Bytes of all payloads that are kept.
     bytes: usize,
-    held: usize,
-    limit: usize,
-    /// What was held when the limit was lowered last: held may be above the limit up to this, and
-    /// only shrinks.
-    held_before: usize,
-    spares: BufferPool,
+    /// What they cost.
+    account: Account,
+    pool: BufferPool,
     repaired: u64,
 }
 
@@ -112,28 +139,28 @@ impl Queue {
             urgent: Class::default(),
             normal: Class::default(),
             doubles: false,
-            whole_room: (u64::MAX, 0),
+            filling: Filling {
+                physical: u64::MAX,
+                room: 0,
+            },
             unsent: 0,
             repair: 0,
             bytes: 0,
-            held: 0,
-            limit: limits.send_bytes,
-            held_before: 0,
-            spares: BufferPool::new(limits.spare_buffers),
+            account: Account::new(limits.send_bytes),
+            pool: BufferPool::new(limits.spare_buffers),
             repaired: 0,
         }
     }
 
     /// Is there room for a payload of so many bytes?
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        (self.payloads.len() as u64) < self.window && self.held + bytes + ENTRY_COST <= self.limit
+        (self.payloads.len() as u64) < self.window && self.account.has_room(bytes + ENTRY_COST)
     }
 
     /// What may be held from now on; what is held already stays.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
-        self.limit = bytes;
-        self.held_before = self.held;
-        self.spares.set_limit(bytes);
+        self.account.set_limit(bytes);
+        self.pool.set_limit(bytes);
     }
 
     /// Takes a payload that is not empty and for which there `has_room`.
@@ -141,13 +168,13 @@ impl Queue {
         debug_assert!(!bytes.is_empty() && self.has_room(bytes.len()));
         let logical = self.base + self.payloads.len() as u64;
         // The peer decides how long it stays: no large buffer for a few bytes.
-        let mut bytes = self.spares.fit(bytes);
-        if self.held + ENTRY_COST + bytes.capacity() > self.limit {
+        let mut bytes = self.pool.fit(bytes);
+        if !self.account.has_room(ENTRY_COST + bytes.capacity()) {
             bytes.shrink_to_fit();
         }
         self.unsent += bytes.len();
         self.bytes += bytes.len();
-        self.held += ENTRY_COST + bytes.capacity();
+        self.account.charge(ENTRY_COST + bytes.capacity());
         self.class(urgent).fresh.push_back(logical);
         self.payloads.push_back(Payload {
             bytes,
@@ -191,15 +218,20 @@ impl Queue {
     pub(crate) fn held(&self) -> usize {
         let lines = |class: &Class| {
             class.repairs.capacity() * size_of::<Segment>()
-                + class.copies.capacity() * size_of::<(u64, Segment)>()
+                + class.copies.capacity() * size_of::<Copy>()
         };
         let lines = lines(&self.urgent) + lines(&self.normal);
-        self.held + lines.saturating_sub(BARE) + self.spares.bytes()
+        self.account.held() + lines.saturating_sub(BARE) + self.pool.bytes()
+    }
+
+    /// On a long fat path repairs of repairs leave twice.
+    pub(crate) fn set_doubles(&mut self, doubles: bool) {
+        self.doubles = doubles;
     }
 
     /// Gives back what nobody needs when nothing has moved for a while.
-    pub(crate) fn rest(&mut self, now: Nanos) {
-        self.spares.rest(now);
+    pub(crate) fn release_idle(&mut self, now: Nanos) {
+        self.pool.release_idle(now);
     }
 
     /// Payloads kept.
@@ -221,37 +253,38 @@ impl Queue {
         at_once: bool,
     ) -> Option<Segment> {
         let room = room.checked_sub(DATA_HEADER).filter(|room| *room > 0)?;
-        if self.whole_room.0 != physical {
-            self.whole_room = (physical, room);
+        if self.filling.physical != physical {
+            self.filling = Filling { physical, room };
         }
-        let segment = self.next(room, physical)?;
+        let segment = self.take_next(room, physical)?;
         self.emit(out, segment, physical, at_once);
         if segment.kind == Kind::Often && self.doubles {
             let urgent = self
                 .get(segment.logical)
                 .is_some_and(|payload| payload.urgent);
-            let copy = Segment {
-                kind: Kind::Copy,
-                ..segment
+            let copy = Copy {
+                from: physical + COPY_GAP,
+                segment: Segment {
+                    kind: Kind::Copy,
+                    ..segment
+                },
             };
             self.repair += usize::from(segment.length);
-            self.class(urgent)
-                .copies
-                .push_back((physical + COPY_GAP, copy));
+            self.class(urgent).copies.push_back(copy);
         }
         Some(segment)
     }
 
-    fn next(&mut self, room: usize, physical: u64) -> Option<Segment> {
+    fn take_next(&mut self, room: usize, physical: u64) -> Option<Segment> {
         for urgent in [true, false] {
             if let Some(segment) = self
-                .next_repair(urgent, room)
-                .or_else(|| self.next_copy(urgent, room, physical))
+                .take_repair(urgent, room)
+                .or_else(|| self.take_copy(urgent, room, physical))
             {
                 return Some(segment);
             }
             if self.class(urgent).repairs.is_empty()
-                && let Some(segment) = self.next_fresh(urgent, room)
+                && let Some(segment) = self.take_fresh(urgent, room)
             {
                 return Some(segment);
             }
@@ -262,24 +295,24 @@ impl Queue {
         }
         // Nothing else waits. But never beside its original.
         let later = physical + COPY_GAP - 1;
-        self.next_copy(true, room, later)
-            .or_else(|| self.next_copy(false, room, later))
+        self.take_copy(true, room, later)
+            .or_else(|| self.take_copy(false, room, later))
     }
 
     /// Appends once more a piece that is sent but not acknowledged: a probe's load. The first one
-    /// that ends after `after`, a logical number and an offset, or else the oldest: so that probes
+    /// that ends after `after`, or else the oldest: so that probes
     /// in a row repeat different pieces.
     pub(crate) fn emit_oldest(
         &mut self,
         out: &mut Vec<u8>,
         room: usize,
         physical: u64,
-        after: (u64, u32),
+        after: Position,
     ) -> Option<Segment> {
         let room = room.checked_sub(DATA_HEADER).filter(|room| *room > 0)?;
         let segment = self
             .unacked_after(after)
-            .or_else(|| self.unacked_after((0, 0)))?;
+            .or_else(|| self.unacked_after(Position::default()))?;
         let segment = Segment {
             length: segment.length.min(u16::try_from(room).unwrap_or(u16::MAX)),
             ..segment
@@ -311,7 +344,8 @@ impl Queue {
         Some(copy)
     }
 
-    fn unacked_after(&self, (logical, offset): (u64, u32)) -> Option<Segment> {
+    fn unacked_after(&self, after: Position) -> Option<Segment> {
+        let Position { logical, offset } = after;
         let first = logical.saturating_sub(self.base) as usize;
         (first..self.payloads.len()).find_map(|index| {
             let payload = &self.payloads[index];
@@ -349,7 +383,7 @@ impl Queue {
         subfield::emit_data(out, &data, physical);
     }
 
-    fn next_repair(&mut self, urgent: bool, room: usize) -> Option<Segment> {
+    fn take_repair(&mut self, urgent: bool, room: usize) -> Option<Segment> {
         loop {
             let segment = *self.class(urgent).repairs.front()?;
             let Some((start, missing)) = self.missing(&segment) else {
@@ -391,12 +425,12 @@ impl Queue {
 
     /// A copy that may leave in this datagram. It waits for one that has room for all of it; what
     /// would fit into none is given up.
-    fn next_copy(&mut self, urgent: bool, room: usize, physical: u64) -> Option<Segment> {
+    fn take_copy(&mut self, urgent: bool, room: usize, physical: u64) -> Option<Segment> {
         loop {
-            let (from, segment) = *self.class(urgent).copies.front()?;
+            let &Copy { from, segment } = self.class(urgent).copies.front()?;
             let missing = self.missing(&segment);
             if missing.is_some_and(|(_, length)| {
-                from > physical || room < usize::from(length).min(self.whole_room.1)
+                from > physical || room < usize::from(length).min(self.filling.room)
             }) {
                 return None;
             }
@@ -414,7 +448,7 @@ impl Queue {
         }
     }
 
-    fn next_fresh(&mut self, urgent: bool, room: usize) -> Option<Segment> {
+    fn take_fresh(&mut self, urgent: bool, room: usize) -> Option<Segment> {
         let logical = *self.class(urgent).fresh.front()?;
         let payload = &mut self.payloads[(logical - self.base) as usize];
         let left = payload.bytes.len() - payload.sent as usize;
@@ -473,11 +507,11 @@ impl Queue {
         let bytes = std::mem::take(&mut payload.bytes);
         payload.acked = Ranges::default();
         self.bytes -= bytes.len();
-        self.held -= bytes.capacity();
+        self.account.refund(bytes.capacity());
         self.return_buffer(bytes);
         while self.payloads.front().is_some_and(Payload::is_done) {
             self.payloads.pop_front();
-            self.held -= ENTRY_COST;
+            self.account.refund(ENTRY_COST);
             self.base += 1;
         }
         if self.payloads.capacity() > ROOM_LEFT.max(8 * self.payloads.len()) {
@@ -486,25 +520,20 @@ impl Queue {
     }
 
     pub(crate) fn return_buffer(&mut self, buffer: Vec<u8>) {
-        self.spares.give(buffer);
+        self.pool.give(buffer);
     }
 
     /// A buffer to be filled, used before or new.
     pub(crate) fn take_buffer(&mut self) -> Vec<u8> {
-        self.spares.take()
+        self.pool.take()
     }
 
     pub(crate) fn check_invariants(&self) {
-        assert!(
-            self.held <= self.limit.max(self.held_before),
-            "sender holds {} of {} bytes",
-            self.held,
-            self.limit
-        );
+        self.account.check_invariants("sender");
         assert!(self.payloads.len() as u64 <= self.window);
         assert!(!self.payloads.front().is_some_and(Payload::is_done));
-        assert!(self.unsent <= self.bytes && self.bytes <= self.held);
-        self.spares.check_invariants();
+        assert!(self.unsent <= self.bytes && self.bytes <= self.account.held());
+        self.pool.check_invariants();
     }
 
     /// The expensive part of the invariants: adds everything up.
@@ -516,7 +545,7 @@ impl Queue {
         );
         let entries = self.payloads.len() * ENTRY_COST;
         assert_eq!(
-            self.held,
+            self.account.held(),
             entries
                 + kept()
                     .map(|payload| payload.bytes.capacity())
@@ -532,7 +561,7 @@ impl Queue {
                 .sum::<usize>()
         );
         let segments = |class: &Class| -> usize {
-            let copies = class.copies.iter().map(|(_, copy)| copy);
+            let copies = class.copies.iter().map(|copy| &copy.segment);
             class
                 .repairs
                 .iter()
@@ -595,7 +624,7 @@ mod tests {
                 if out.is_empty() && dice.bool() {
                     flying.extend(
                         queue
-                            .emit_oldest(&mut out, size, physical, (0, 0))
+                            .emit_oldest(&mut out, size, physical, Position::default())
                             .map(|segment| (segment, physical)),
                     );
                 }
@@ -622,7 +651,7 @@ mod tests {
             sent.sort();
             came.sort();
             assert!(sent == came, "seed {seed}");
-            assert_eq!((queue.held, queue.bytes, queue.unsent), (0, 0, 0));
+            assert_eq!((queue.account.held(), queue.bytes, queue.unsent), (0, 0, 0));
         }
     }
 

@@ -20,15 +20,17 @@ pub(crate) struct Tail {
     last: Option<Last>,
 }
 
-struct Last {
-    number: u64,
-    bytes: u64,
+/// The last datagram of a burst.
+pub(crate) struct Last {
+    pub(crate) number: u64,
+    /// On the wire.
+    pub(crate) bytes: u64,
     sent: Nanos,
     due: Nanos,
 }
 
 impl Tail {
-    /// A datagram with payloads of so many bytes on the wire left, and the queue is empty.
+    /// A datagram with payloads left, `bytes` long on the wire, and the queue is empty.
     /// `round_trip`: the shortest.
     pub(crate) fn set(&mut self, number: u64, bytes: u64, round_trip: Nanos, now: Nanos) {
         self.last = Some(Last {
@@ -51,8 +53,8 @@ impl Tail {
         limited.is_none_or(|at| at < last.sent).then_some(last.due)
     }
 
-    /// The number of the datagram and its bytes on the wire: its copy leaves now.
-    pub(crate) fn take(&mut self) -> Option<(u64, u64)> {
-        self.last.take().map(|last| (last.number, last.bytes))
+    /// The datagram whose copy leaves now.
+    pub(crate) fn take(&mut self) -> Option<Last> {
+        self.last.take()
     }
 }

@@ -66,7 +66,7 @@ use super::rate::{bytes_in, rate_of};
 use super::report::AckReport;
 use crate::ack::Schedule;
 use crate::config::RememberedPath;
-use crate::send::flight::Sample;
+use crate::path::delivery::Sample;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// For 2 rounds after an outage the rate is halved, until the path has shown that it is still the

@@ -3,7 +3,7 @@
 //! A down looks for it first: emptying the queue costs less than emptying the pipe. The pipe is
 //! emptied only when that did not show it.
 
-use crate::rtt::Rtt;
+use crate::path::rtt::Rtt;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// The pipe is emptied when nothing confirmed the min RTT for 10 s (BBR's MinRTTFilterLen), but not

@@ -5,7 +5,7 @@
 //! lumps, which make single samples and rounds look fast. Both then last 10 ms at least.
 
 use crate::congestion::report::AckReport;
-use crate::send::flight::Sample;
+use crate::path::delivery::Sample;
 use crate::timer::{MILLISECOND, Nanos};
 
 /// Shortest round and shortest sample: 10 ms, because acknowledgements on shorter paths come in
@@ -187,7 +187,7 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rtt::Rtt;
+    use crate::path::rtt::Rtt;
 
     fn sample(interval: Nanos, prior_delivered: u64) -> Sample {
         Sample {

@@ -33,7 +33,7 @@ const RETRY_AFTER: Nanos = 2 * SECOND;
 const BLACK_HOLE_ROUNDS: u32 = 3;
 
 /// Bytes of IP and UDP headers in front of a datagram to this address.
-pub(crate) fn overhead(to: SocketAddr) -> usize {
+fn overhead_to(to: SocketAddr) -> usize {
     if is_v4(to) { 28 } else { 48 }
 }
 
@@ -44,9 +44,19 @@ fn is_v4(to: SocketAddr) -> bool {
     }
 }
 
+/// What became of datagrams larger than the base, and of others, in one acknowledgement.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SizesSeen {
+    pub(crate) large_lost: bool,
+    pub(crate) large_arrived: bool,
+    pub(crate) small_arrived: bool,
+}
+
 /// The search for the path's datagram size.
 pub(crate) struct Mtu {
     current: usize,
+    /// Bytes of IP and UDP headers in front of each datagram.
+    overhead: usize,
     /// Smallest size known not to pass.
     too_large: usize,
     sizes: [usize; 5],
@@ -64,6 +74,7 @@ impl Mtu {
         let fixed = segment.map(|segment| usize::from(segment).max(SMALLEST));
         Mtu {
             current: fixed.unwrap_or(BASE),
+            overhead: overhead_to(to),
             too_large: usize::MAX,
             sizes: if is_v4(to) { SIZES_V4 } else { SIZES_V6 },
             fixed,
@@ -78,6 +89,11 @@ impl Mtu {
     /// The largest datagram to send now.
     pub(crate) fn current(&self) -> usize {
         self.current
+    }
+
+    /// Bytes of IP and UDP headers in front of each datagram.
+    pub(crate) fn overhead(&self) -> usize {
+        self.overhead
     }
 
     /// What every path carries: for probes that must arrive.
@@ -170,15 +186,14 @@ impl Mtu {
         }
     }
 
-    /// One acknowledgement's news: were datagrams larger than the base lost, did any arrive, did
-    /// smaller ones arrive? True if this shows a black hole; the size has then fallen.
-    pub(crate) fn on_news(
-        &mut self,
-        large_lost: bool,
-        large_arrived: bool,
-        small_arrived: bool,
-        now: Nanos,
-    ) -> bool {
+    /// True if this shows a black hole: a path that swallows large datagrams. The size has then
+    /// fallen.
+    pub(crate) fn on_sizes(&mut self, seen: SizesSeen, now: Nanos) -> bool {
+        let SizesSeen {
+            large_lost,
+            large_arrived,
+            small_arrived,
+        } = seen;
         if self.current <= BASE || large_arrived {
             self.black_hole = 0;
             return false;
@@ -202,8 +217,12 @@ impl Mtu {
         self.next_probe = Some(next_probe);
     }
 
-    /// The path changed: begin again from the base.
-    pub(crate) fn on_new_path(&mut self, to: SocketAddr, now: Nanos) {
+    /// The peer is reached at another address. With other headers in front of it the search begins
+    /// again from the base.
+    pub(crate) fn on_new_address(&mut self, to: SocketAddr, now: Nanos) {
+        if overhead_to(to) == self.overhead {
+            return;
+        }
         let falls = self.falls;
         let segment = self.fixed.map(|fixed| fixed as u16);
         *self = Mtu {
@@ -216,6 +235,21 @@ impl Mtu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn sizes(
+        mtu: &mut Mtu,
+        large_lost: bool,
+        large_arrived: bool,
+        small_arrived: bool,
+        now: Nanos,
+    ) -> bool {
+        let seen = SizesSeen {
+            large_lost,
+            large_arrived,
+            small_arrived,
+        };
+        mtu.on_sizes(seen, now)
+    }
 
     /// Lets the search run on a path that carries `path` bytes, each probe of a fitting size
     /// arriving.
@@ -260,17 +294,17 @@ mod tests {
     fn a_black_hole_is_left_and_probed_again() {
         let mut mtu = Mtu::new(None, "192.0.2.1:1".parse().unwrap(), 0);
         search(&mut mtu, 1_472, 0);
-        assert!(!mtu.on_news(true, false, true, 1));
-        assert!(!mtu.on_news(true, false, true, 2));
+        assert!(!sizes(&mut mtu, true, false, true, 1));
+        assert!(!sizes(&mut mtu, true, false, true, 2));
         assert!(
-            !mtu.on_news(true, true, true, 3),
+            !sizes(&mut mtu, true, true, true, 3),
             "a large one came through"
         );
         assert!(
-            !mtu.on_news(true, false, false, 4),
+            !sizes(&mut mtu, true, false, false, 4),
             "nothing came: an outage"
         );
-        assert!((0..3).any(|at| mtu.on_news(true, false, true, 5 + at)));
+        assert!((0..3).any(|at| sizes(&mut mtu, true, false, true, 5 + at)));
         assert_eq!((mtu.current(), mtu.falls()), (BASE, 1));
         assert!(mtu.poll_probe(6).is_none());
         search(&mut mtu, 1_400, 100 * SECOND);

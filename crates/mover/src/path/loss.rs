@@ -5,9 +5,9 @@
 //! than the reordering that this path shows. While the path has shown none, three later ones are
 //! enough. A loss that turns out to be none widens the window.
 
-use super::flight::{Fate, Record};
+use super::rtt::Rtt;
 use crate::fec::protect;
-use crate::rtt::Rtt;
+use crate::send::flight::{Fate, Record};
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Later datagrams that prove a loss on a path without reordering (RFC 9002, section 6.1.1).
@@ -110,7 +110,7 @@ impl Loss {
     }
 
     /// Is this flying datagram lost? If not yet, the time when it will be is kept for `deadline`.
-    pub(crate) fn is_lost(&mut self, number: u64, record: &Record, rtt: &Rtt, now: Nanos) -> bool {
+    pub(crate) fn detect(&mut self, number: u64, record: &Record, rtt: &Rtt, now: Nanos) -> bool {
         let Some(largest) = self.largest_acked.filter(|largest| *largest > number) else {
             return false;
         };
@@ -186,26 +186,26 @@ mod tests {
         let now = 100 * MILLISECOND;
         loss.on_largest(12);
         let flying = record(now, Fate::Flying, false);
-        assert!(!loss.is_lost(10, &flying, &rtt, now));
+        assert!(!loss.detect(10, &flying, &rtt, now));
         loss.on_largest(13);
-        assert!(loss.is_lost(10, &flying, &rtt, now));
+        assert!(loss.detect(10, &flying, &rtt, now));
         let protected = record(now, Fate::Flying, true);
         assert!(
-            !loss.is_lost(10, &protected, &rtt, now),
+            !loss.detect(10, &protected, &rtt, now),
             "its parity may come"
         );
         loss.on_acked(9, &protected, &rtt, now);
         assert!(
-            loss.is_lost(10, &flying, &rtt, now),
+            loss.detect(10, &flying, &rtt, now),
             "what was rebuilt was not overtaken"
         );
         loss.on_acked(9, &flying, &rtt, now);
         assert!(
-            !loss.is_lost(10, &flying, &rtt, now),
+            !loss.detect(10, &flying, &rtt, now),
             "reordering: only time tells"
         );
         assert_eq!(loss.deadline(), Some(now + 90 * MILLISECOND));
-        assert!(loss.is_lost(10, &flying, &rtt, now + 90 * MILLISECOND));
+        assert!(loss.detect(10, &flying, &rtt, now + 90 * MILLISECOND));
     }
 
     #[test]
