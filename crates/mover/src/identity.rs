@@ -96,12 +96,10 @@ impl FromStr for PublicKey {
 }
 
 impl Identity {
-    /// A new identity from the operating system's randomness. The one place of this crate that
-    /// draws from it: for `tpo keygen` and tests of the layers above.
+    /// A new identity from the operating system's randomness: for `tpo keygen` and tests of the
+    /// layers above. No mover calls it.
     pub fn generate() -> Identity {
-        let mut seed = Zeroizing::new([0; 32]);
-        aws_lc_rs::rand::fill(&mut seed[..]).expect("the operating system has randomness");
-        Identity::from_seed(seed)
+        Identity::from_seed(random_key())
     }
 
     /// Reads what [`Identity::private_text`] wrote. White space at both ends is ignored (a file
@@ -194,9 +192,7 @@ impl fmt::Debug for Identity {
 impl PreSharedKey {
     /// A new one from the operating system's randomness, as [`Identity::generate`].
     pub fn generate() -> PreSharedKey {
-        let mut bytes = Zeroizing::new([0; 32]);
-        aws_lc_rs::rand::fill(&mut bytes[..]).expect("the operating system has randomness");
-        PreSharedKey(bytes)
+        PreSharedKey(random_key())
     }
 
     /// Reads 44 characters of base64 or 64 of hex. White space at both ends is ignored.
@@ -229,6 +225,18 @@ impl fmt::Debug for PreSharedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PreSharedKey").finish_non_exhaustive()
     }
+}
+
+/// 32 bytes of the operating system's randomness, for new keys. The one place of this crate that
+/// asks for it, apart from TLS.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a key that a person asks for follows from no seed"
+)]
+fn random_key() -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(&mut bytes[..]).expect("the operating system has randomness");
+    bytes
 }
 
 /// 32 bytes as 43 characters of base64 (RFC 4648 section 4) and the one `=` that fills the last

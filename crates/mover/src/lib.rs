@@ -1,4 +1,13 @@
 //! The data mover: payloads, reliably and secretly, over lossy datagrams (claims 18-23, 28, 42).
+//! Stage 6 of the walk.
+//!
+//! [`Mover`] is one peer's: its type says how it is driven. The packet driver hands it payloads and
+//! takes payloads from it; the lane brings datagrams, time, and whatever the link says.
+//!
+//! The crate is pure. It opens no socket, starts no thread, takes no lock and reads no clock, and
+//! all its decisions follow from its inputs and [`Config::seed`] (`clippy.toml` enforces it). Two
+//! things come from the operating system: new keys ([`Identity::generate`]), and what TLS draws
+//! during a handshake.
 // `fec::field` alone has vector instructions; see there.
 #![deny(unsafe_code)]
 

@@ -20,6 +20,10 @@ pub(crate) fn on_two_threads<T: Sync, R: Send>(
         }
         results
     };
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "each world is pure; the test runs two at a time"
+    )]
     let mut results = std::thread::scope(|scope| {
         let threads = [scope.spawn(take), scope.spawn(take)];
         threads
