@@ -45,7 +45,7 @@ impl BufferPool {
         }
     }
 
-    /// Payloads may hold so many bytes from now on.
+    /// Payloads may hold `bytes` from now on.
     pub(crate) fn set_limit(&mut self, bytes: usize) {
         self.most_bytes = SPARE_BYTES.min(bytes / SHARE);
         if self.bytes > self.most_bytes {
@@ -84,7 +84,7 @@ impl BufferPool {
         buffer
     }
 
-    /// A buffer for so many bytes, in which not much more is wasted; its content and length are
+    /// A buffer for `bytes` bytes, in which not much more is wasted; its content and length are
     /// arbitrary.
     pub(crate) fn take_for(&mut self, bytes: usize) -> Vec<u8> {
         self.used = true;

@@ -84,7 +84,7 @@ pub struct Config {
     /// What was known of the path before, if anything: where `Auto` begins if the path is still the
     /// same.
     pub remembered_path: Option<RememberedPath>,
-    /// A ping leaves when nothing was sent for so long.
+    /// A ping leaves when nothing was sent for this time.
     pub keepalive: Duration,
     /// Silence of the peer after which the mover counts as not up. Flows live on.
     pub silent_after: Duration,

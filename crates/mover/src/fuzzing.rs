@@ -54,7 +54,7 @@ pub fn words(bytes: &[u8]) {
 }
 
 /// The receiver's side of parity: protected datagrams and rows with any content, in any order. Each
-/// step is a kind, a length of one byte and so many bytes.
+/// step is a kind, a length of one byte, and as many bytes.
 pub fn parity(bytes: &[u8]) {
     let (mut received, mut rebuilder, mut rebuilt) =
         (Bitmap::new(), Rebuilder::default(), Vec::new());
@@ -93,7 +93,7 @@ pub fn parity(bytes: &[u8]) {
 }
 
 /// A whole mover in a session. The bytes say what happens to it: each step is a kind, a length of
-/// one byte and so many bytes. Kinds: raw datagrams; datagrams of its true peer's keys with these
+/// one byte, and as many bytes. Kinds: raw datagrams; datagrams of its true peer's keys with these
 /// bytes as subfields; payloads to send; time; what the link may say. Its own datagrams vanish, or
 /// are read by a second mover whose answers it gets.
 pub fn mover(bytes: &[u8], start: Instant) {

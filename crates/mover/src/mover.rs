@@ -424,8 +424,8 @@ impl Mover {
             .map_or(0, |connection| connection.poll_budget(time))
     }
 
-    /// So many streams are carried: before anything is known of the path they begin like as many
-    /// connections.
+    /// `streams` streams are carried. Before anything is known of the path, the sending rate begins
+    /// as if each of them had a connection of its own.
     pub fn set_stream_count(&mut self, streams: usize, now: Instant) {
         let time = self.clock.read(now);
         if let Some(connection) = &mut self.connection {

@@ -29,11 +29,11 @@ pub enum Timer {
     Parity,
     /// A datagram becomes so old that it counts as lost.
     Loss,
-    /// Nothing was acknowledged for so long that the peer must be asked.
+    /// Acknowledgements are missing: the peer must be asked for one.
     Probe,
     /// What was received must be acknowledged.
     Acknowledge,
-    /// Nothing was sent for so long that the peer might think we are gone.
+    /// Nothing was sent for [`Config::keepalive`](crate::Config::keepalive): a ping is due.
     Keepalive,
     /// The peer's silence reaches one of its limits.
     Silence,

@@ -2,8 +2,8 @@
 
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// Parity's share of what leaves, one part of so many: 6 % in the long run, so that a stream with
-/// all its headers stays within 15 %. What is short is protected from [`MOST`].
+/// Parity's share of the bytes that leave: one part of 16, which is 6 % in the long run, so that a
+/// stream with all its headers stays within 15 %. What is short is protected from [`MOST`].
 const SHARE: u64 = 16;
 /// The share when bulk waits for what parity takes: 5 %.
 const SHARE_SATURATED: u64 = 20;

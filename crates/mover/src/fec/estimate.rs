@@ -76,9 +76,9 @@ impl LossEstimate {
         }
     }
 
-    /// Is nothing lost any more? The probability of no run of losses in the datagrams since the
-    /// last one, if so many runs were seen in those before (a Poisson process whose rate has the
-    /// gamma distribution that they give it).
+    /// Is nothing lost any more? That is so when it is improbable that the datagrams since the last
+    /// loss had no run of losses, given the runs in those before. (Losses are a Poisson process
+    /// whose rate has the gamma distribution that the runs give it.)
     fn is_refuted(&self) -> bool {
         self.runs > 0.0 && (self.known / (self.known + self.clean)).powf(self.runs) < BY_CHANCE
     }

@@ -11,7 +11,7 @@ use super::wire;
 use crate::identity::Identity;
 
 /// Lets two machines connect while `bytes` say what happens to them: each step is a kind, a length
-/// of one byte and so many bytes. Kinds: bytes arrive as they are; arrive as a fragment with name
+/// of one byte, and as many bytes. Kinds: bytes arrive as they are; arrive as a fragment with name
 /// and HMAC made right; a true datagram arrives, or changed, or changed and its HMAC made right;
 /// time passes. Whatever happens, nothing panics, and what is established is established with the
 /// true peer.

@@ -42,7 +42,7 @@ pub(crate) struct Delivery {
     lost: u64,
     /// When the newest datagram left that was acknowledged.
     first_sent: Nanos,
-    /// Until so many bytes are delivered, samples show how little there was to send.
+    /// Until this many bytes are delivered in all, samples show how little there was to send.
     app_limited_until: Option<u64>,
 }
 

@@ -9,13 +9,14 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::timer::{Earliest, MILLISECOND, Nanos, Timer, nanos};
 
-/// Refusals that are needed. No more count than datagrams were sent: many copies of one are one.
+/// Refusals after which it is believed that nobody listens. No more of them count than datagrams
+/// were sent: many copies of one are one.
 const REFUSALS: u32 = 3;
-/// The shortest time over which they are gathered.
+/// The shortest time over which refusals are gathered, or two round trips.
 const REFUSED_FOR: Nanos = 300 * MILLISECOND;
-/// How quickly the peer is asked once it was refused.
+/// Time between the pings that ask a peer that was refused.
 const REFUSED_PROBE: Nanos = 100 * MILLISECOND;
-/// Without another refusal for so long, the ones before mean nothing any more.
+/// Refusals are forgotten when no other one came within this time.
 const REFUSAL_LIFE: Nanos = 3_000 * MILLISECOND;
 
 /// What a timeout found.
@@ -45,7 +46,7 @@ pub(crate) struct Liveness {
     heard_at: Nanos,
     sent_at: Nanos,
     silent: bool,
-    /// So many were sent that no refusal has answered yet, as far as it matters.
+    /// Datagrams that were sent and that no refusal has answered yet, at most [`REFUSALS`].
     asked: u32,
     refused: Option<Refused>,
 }

@@ -12,19 +12,21 @@ use crate::timer::{MILLISECOND, Nanos, SECOND};
 
 /// Later datagrams that prove a loss on a path without reordering (RFC 9002, section 6.1.1).
 const THRESHOLD: u64 = 3;
-/// The window starts at an eighth of the shortest round trip.
+/// The reordering window starts at the min RTT shifted right by this: an eighth of it.
 const START_SHIFT: u32 = 3;
+/// The reordering window is never shorter than this.
 const SMALLEST_WINDOW: Nanos = MILLISECOND;
 /// Round trips without reordering after which the window shrinks by a half, and the threshold is
 /// trusted again.
 const CLEAN_ROUNDS: u64 = 16;
-/// So many false losses of protected datagrams are no matter of late parity.
+/// False losses of protected datagrams from which on late parity does not explain them: the path
+/// reorders.
 const MANY_REBUILT: u32 = 8;
-/// Probes follow one another by a growing time, at most this or two round trips: a pair of gateways
+/// The longest time between two probes, or two round trips where that is longer: a pair of gateways
 /// may ask once per second for ever.
 const LONGEST_PROBE_TIME: Nanos = SECOND;
-/// So much later a protected datagram may come back from its parity: the parity's shift, and its
-/// way through both hosts.
+/// A protected datagram may come back from its parity later by this: twice the parity's shift, and
+/// 4 ms for its way through both hosts.
 const REBUILD_TIME: Nanos = 2 * protect::SHIFT + 4 * MILLISECOND;
 /// Datagrams that a probe consists of.
 pub(crate) const PROBES: u32 = 2;
@@ -160,7 +162,7 @@ impl Loss {
         self.asked_at = now;
     }
 
-    /// The round trip time that silence lasted before probes count as an outage: three of them.
+    /// Three probes in a row without an answer are an outage.
     pub(crate) fn is_outage(&self) -> bool {
         self.probes_sent >= 3
     }

@@ -401,7 +401,7 @@ impl Path {
         self.delivery.take_sample(newest.sent, &newest.at_sending)
     }
 
-    /// Probes went unanswered for so long that nothing is sent but probes.
+    /// Several probes in a row went unanswered: nothing is sent but probes.
     pub(crate) fn is_outage(&self) -> bool {
         self.loss.is_outage()
     }

@@ -95,12 +95,12 @@ impl Pacer {
             .saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
     }
 
-    /// Nothing left for so long that the bucket is full: the sender has less to send than it may.
+    /// The bucket is full: the sender has had less to send than it might.
     pub(crate) fn is_idle(&self, now: Nanos) -> bool {
         self.credit_at(now) >= self.most_credit()
     }
 
-    /// So many wire bytes left.
+    /// `bytes` on the wire left.
     pub(crate) fn on_sent(&mut self, bytes: u64, now: Nanos) {
         self.credit = self.credit_at(now) - i128::from(bytes) * i128::from(SECOND);
         self.at = self.at.max(now);

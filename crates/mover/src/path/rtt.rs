@@ -3,15 +3,15 @@
 
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// A sample within this part of the minimum confirms it, so a long path need not be emptied to
-/// measure it again.
+/// A sample confirms the min RTT if it is longer by at most one part of 50 (2 %), so a long path
+/// need not be emptied to measure it again.
 const NEAR_PART: u64 = 50;
+/// On short paths it may be longer by this, or by a quarter.
 const NEAR_FLOOR: Nanos = MILLISECOND / 2;
-/// The shortest round trip is forgotten when nothing confirmed it for so long: the path has
-/// changed.
+/// The min RTT is forgotten when nothing confirmed it for this time: the path has changed.
 const MINIMUM_LIFE: Nanos = 30 * SECOND;
-/// Before the first sample: longer than a satellite hop, so that probes of a new session are rarely
-/// in vain.
+/// The round trip before the first sample: longer than a satellite hop, so that probes of a new
+/// session are rarely in vain.
 pub(crate) const UNKNOWN: Nanos = SECOND;
 
 /// The round trip as known so far.

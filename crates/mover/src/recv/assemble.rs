@@ -153,7 +153,7 @@ impl Assembler {
         Some(taken)
     }
 
-    /// A buffer for a payload of so many bytes, charged; none beyond the limit.
+    /// A buffer for a payload of `size` bytes, charged; none beyond the limit.
     fn open(&mut self, size: usize) -> Option<Vec<u8>> {
         if !self.account.has_room(ENTRY_COST + size) {
             return None;

@@ -16,15 +16,16 @@ use crate::seq;
 use crate::subfield::{self, DATA_HEADER, Data};
 use crate::timer::Nanos;
 
-/// A piece smaller than this is not worth a subfield header of its own, unless it is all there is.
+/// Bytes of the smallest piece that is worth a subfield header of its own, unless it is all there
+/// is.
 const SMALLEST_PIECE: usize = 64;
 
-/// A copy leaves so many datagrams after its original at least, while there is anything else to
-/// send: bursts of usual length spare one.
+/// Datagrams between a repair and its copy at least, while there is anything else to send: bursts
+/// of losses of usual length spare one of the two.
 const COPY_GAP: u64 = 8;
-/// A table that had far more entries is made smaller when so few are left.
+/// Entries that the table of payloads keeps room for; one that had far more is made smaller.
 const ROOM_LEFT: usize = 4_096;
-/// Bytes of the lines of repairs that every connection may have, uncounted.
+/// Bytes of the queues of repairs that every connection may have uncounted.
 const BARE: usize = 64 << 10;
 /// What a payload costs beside its buffer: its entry and its number's, in queues that may be half
 /// empty. Bytes.
@@ -152,7 +153,7 @@ impl Queue {
         }
     }
 
-    /// Is there room for a payload of so many bytes?
+    /// Is there room for a payload of `bytes`?
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         (self.payloads.len() as u64) < self.window && self.account.has_room(bytes + ENTRY_COST)
     }
