@@ -12,7 +12,7 @@ pub trait Source {
 /// What a [`Source`] had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Read {
-    /// So many bytes, at least one.
+    /// This many bytes were read, at least one.
     Bytes(usize),
     /// Nothing now. The engine forgets that the flow was ready until
     /// [`Peer::readable`](crate::Peer::readable).
@@ -51,7 +51,7 @@ pub enum Event {
         /// How the far side's rule wants it to be treated.
         asked: Treatment,
     },
-    /// The far side opened a flow of datagrams, which
+    /// The far side opened a flow of packets, which
     /// [`Peer::take_packets`](crate::Peer::take_packets) gives from now on unless it is
     /// [reset](crate::Peer::reset). Its end is told by `Closed` or `Reset`.
     PacketFlow {
@@ -85,7 +85,7 @@ pub enum Event {
         /// Why.
         status: Status,
     },
-    /// Both directions ended in order, or a flow of datagrams has rested for long enough: it is
+    /// Both directions ended in order, or a flow of packets has rested for long enough: it is
     /// gone, close the socket.
     Closed {
         /// Which flow.

@@ -26,14 +26,14 @@ pub enum OpenError {
     },
 }
 
-/// Why a datagram was not taken: it is lost, as datagrams may be.
+/// Why a packet was not taken: it is lost, as packets may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SendError {
     /// There is no session with the peer.
     #[error("no session with the peer")]
     NotConnected,
-    /// `Limits::flows of packets` of them live.
-    #[error("no more flows of datagrams are allowed")]
+    /// `Limits::packet_flows` of them live.
+    #[error("no more flows of packets are allowed")]
     TooManyFlows,
     /// Too much waits for the link already.
     #[error("too much waits for the link")]
@@ -76,7 +76,7 @@ pub(crate) enum PayloadError {
     Truncated,
     #[error("function type {0} of the routing header is unknown")]
     Routing(u8),
-    #[error("what was compressed cannot be so large, so small or so many messages")]
+    #[error("what was compressed is too large, too small or too many messages")]
     CompressedSize,
     #[error("dictionary {0} is not here")]
     Dictionary(u8),

@@ -38,7 +38,7 @@ const COMPRESS_OFF: u8 = 7;
 const COMPRESS_AUTO: u8 = 8;
 const ISOLATED: u8 = 0x80;
 const IN_ORDER: u8 = 0x40;
-/// The first of the function types of datagrams, one for each delivery.
+/// The first of the function types of packets, one for each delivery.
 const PACKET: u8 = 5;
 
 /// Message function types.
@@ -62,7 +62,7 @@ pub(crate) enum Function {
     /// The dictionary of the generation in the protocol field is there; or, with a status, cannot
     /// be.
     Holds,
-    /// One datagram; in full form it also opens the flow. The sequence number counts them.
+    /// One packet; in full form it also opens the flow. The sequence number counts them.
     Packet(Delivery),
 }
 
@@ -241,7 +241,7 @@ impl Header {
         Ok((header, length))
     }
 
-    /// Data and datagrams come short or full; a reset has its status; only those two have data.
+    /// Data and packets come short or full; a reset has its status; only those two have data.
     fn check_form(&self) -> Result<(), PayloadError> {
         let fits = match self.function {
             Function::Data => matches!(self.form, Form::Short | Form::Stream(..)),
@@ -515,7 +515,7 @@ mod tests {
         check(22, 4, PayloadError::Class(4));
     }
 
-    /// A stream is TCP whatever number stands there, a datagram is anything else, and both have
+    /// A stream is TCP whatever number stands there, a packet is anything else, and both have
     /// their addresses in the usual form.
     #[test]
     fn no_protocol_becomes_another_by_its_function() {
@@ -526,7 +526,7 @@ mod tests {
             0,
         )
         .emit(&mut stream);
-        let datagram = Function::Packet(Delivery::Timely);
+        let packet = Function::Packet(Delivery::Timely);
         for protocol in 0..=255 {
             stream[2] = Function::Data.number();
             stream[16] = protocol;
@@ -540,7 +540,7 @@ mod tests {
                     Err(PayloadError::Key(KeyError::Protocol(protocol)))
                 }
             );
-            stream[2] = datagram.number();
+            stream[2] = packet.number();
             let parsed =
                 Header::parse(&stream).map(|(header, _)| matches!(header.form, Form::Packets(..)));
             match [0, 6, 43, 44, 58, 60].contains(&protocol) {

@@ -1,9 +1,7 @@
 //! One far TPO: joins the packet driver and the data mover, and only routes between them.
 //!
-//! Whoever owns a `Peer` (the program's lane, or a world of the lab) gives it one input and then
-//! drains every poll: [`poll_transmit`](Peer::poll_transmit) until it gives none,
-//! [`poll_event`](Peer::poll_event) until it gives none, and asks
-//! [`poll_timeout`](Peer::poll_timeout) for the next wake-up.
+//! Takes datagrams from the link and what the edges say of their flows; gives datagrams to the link
+//! and events to the edges. It is stages 3 to 6 of the walk.
 
 use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc, time::Instant};
 
@@ -18,6 +16,108 @@ use crate::{
 };
 
 /// One far TPO: all flows that go to it and come from it.
+///
+/// It reads no clock and opens no socket. Whoever owns it (the program's lane, or a world of the
+/// lab) drives it, one input after the other:
+///
+/// 1. One input: a datagram ([`handle_datagram`](Peer::handle_datagram)), a time that has come
+///    ([`handle_timeout`](Peer::handle_timeout)), or a word of an edge ([`open`](Peer::open),
+///    [`readable`](Peer::readable), [`delivered`](Peer::delivered),
+///    [`send_packet`](Peer::send_packet), …). `now` never goes back.
+/// 2. [`poll_event`](Peer::poll_event) until it gives `None`. What the edges do about the events
+///    are inputs too: [`accept`](Peer::accept) or [`reset`](Peer::reset) for `Open`,
+///    [`deliverable`](Peer::deliverable) and [`delivered`](Peer::delivered) for `Deliver`.
+/// 3. [`take_packets`](Peer::take_packets), if flows of packets are used.
+/// 4. [`poll_transmit`](Peer::poll_transmit) until it gives `None`: it reads from the edges by
+///    [`Source`], and only what can be sent at once. What ends a flow here is told by events.
+/// 5. [`poll_work`](Peer::poll_work) until it gives `None`; the work may be done on any thread,
+///    and its result is another input ([`on_worked`](Peer::on_worked)).
+/// 6. [`poll_timeout`](Peer::poll_timeout) says when the next input is due at the latest.
+///
+/// Two peers, and a stream from one to the other, in memory:
+///
+/// ```
+/// use std::{io::IoSlice, net::SocketAddr, sync::Arc, time::Instant};
+/// use tpo_engine::{Class, Config, Event, FlowId, Peer, Read, Source, StreamKey};
+/// use tpo_mover::Identity;
+///
+/// /// What the application of a side writes: a text, then the end.
+/// struct Writes(&'static [u8]);
+///
+/// impl Source for Writes {
+///     fn read(&mut self, _flow: FlowId, into: &mut [u8]) -> Read {
+///         let n = self.0.len().min(into.len());
+///         into[..n].copy_from_slice(&self.0[..n]);
+///         self.0 = &self.0[n..];
+///         if n > 0 { Read::Bytes(n) } else { Read::End }
+///     }
+/// }
+///
+/// let identities = ["A", "Q"].map(|letter| {
+///     // A private key is any 32 bytes; in base64 they are 43 letters and the padding.
+///     let text = format!("{}A=", letter.repeat(42));
+///     Arc::new(Identity::from_private_text(&text).expect("32 bytes in base64"))
+/// });
+/// let addresses: [SocketAddr; 2] = ["192.0.2.1:47800", "192.0.2.2:47800"]
+///     .map(|address| address.parse().unwrap());
+/// let mut now = Instant::now();
+/// let mut peers = [0, 1].map(|side: usize| {
+///     let there = identities[1 - side].public_key();
+///     // The program draws the seed from the OS; here it is fixed.
+///     let seed = [side as u8; 32];
+///     let mut mover = tpo_mover::Config::new(identities[side].clone(), there, side as u16, seed);
+///     mover.endpoint = Some(addresses[1 - side]);
+///     Peer::new(Config::new(mover), now)
+/// });
+/// let mut sources = [Writes(b"a request"), Writes(b"an answer")];
+/// let (mut opened, mut got, mut closed) = (false, [Vec::new(), Vec::new()], 0);
+///
+/// while closed < 2 {
+///     let mut moved = false;
+///     for side in [0, 1] {
+///         // The first side opens a stream once it is connected.
+///         if side == 0 && peers[0].is_connected() && !opened {
+///             let (from, to) = ("10.1.0.2:40000".parse().unwrap(), "10.2.0.2:80".parse().unwrap());
+///             let key = StreamKey::new(from, to).expect("both are IPv4");
+///             peers[0].open(key, Class::Normal, now).expect("there is a session");
+///             opened = true;
+///         }
+///         while let Some(event) = peers[side].poll_event() {
+///             match event {
+///                 Event::Open { flow, .. } => {
+///                     peers[side].accept(flow, now);
+///                     peers[side].readable(flow, now);
+///                 }
+///                 Event::Deliver { flow } => {
+///                     let mut slices: Vec<IoSlice<'_>> = Vec::new();
+///                     peers[side].deliverable(flow, &mut slices);
+///                     let bytes: Vec<u8> = slices.iter().flat_map(|s| s.to_vec()).collect();
+///                     peers[side].delivered(flow, bytes.len(), now);
+///                     got[side].extend(bytes);
+///                 }
+///                 Event::Closed { .. } => closed += 1,
+///                 _ => {}
+///             }
+///         }
+///         // The link: every datagram arrives at once.
+///         let mut out = Vec::new();
+///         while let Some(transmit) = peers[side].poll_transmit(&mut sources[side], &mut out, now) {
+///             for datagram in out.chunks_mut(transmit.segment_size) {
+///                 peers[1 - side].handle_datagram(addresses[side], datagram, now);
+///             }
+///             out.clear();
+///             moved = true;
+///         }
+///     }
+///     if !moved {
+///         // Nothing is under way: the next thing that happens is a timeout.
+///         let times = peers.iter().filter_map(|peer| peer.poll_timeout());
+///         now = now.max(times.min().expect("a mover always has something in mind"));
+///         peers.iter_mut().for_each(|peer| peer.handle_timeout(now));
+///     }
+/// }
+/// assert_eq!(got, [b"an answer".to_vec(), b"a request".to_vec()]);
+/// ```
 pub struct Peer {
     mover: Mover,
     driver: Driver,
@@ -345,7 +445,7 @@ impl Peer {
         self.driver.flows()
     }
 
-    /// Flows of datagrams that are open.
+    /// Flows of packets that are open.
     pub fn packet_flows(&self) -> usize {
         self.driver.packet_flow_count()
     }

@@ -140,7 +140,7 @@ pub struct Rule {
     pub carriers: CarriersId,
     /// How they are treated.
     pub treatment: Treatment,
-    /// How their datagrams are carried; means nothing to TCP.
+    /// How their packets are carried; means nothing to TCP.
     pub delivery: Delivery,
 }
 
@@ -397,7 +397,7 @@ enum Bucket {
     Many(PortTree),
 }
 
-/// Walking so many lines costs about as much as the tree's steps.
+/// Lines of a bucket up to which it is walked: 24. To walk these costs about as much as the tree's steps.
 const FEW: usize = 24;
 
 impl Bucket {

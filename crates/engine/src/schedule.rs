@@ -243,7 +243,7 @@ impl Schedule {
         }
     }
 
-    /// The flow has sent so many bytes.
+    /// The flow has sent this many bytes.
     pub(crate) fn on_served(&mut self, slot: Slot, bytes: usize) {
         if self.listed == 1 {
             return;

@@ -19,7 +19,7 @@ mod who;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     io::IoSlice,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -87,7 +87,7 @@ struct Victim {
     /// Bytes that it holds, as the allocator counts them.
     live: isize,
     budget: usize,
-    allowed: HashSet<FlowId>,
+    allowed: BTreeSet<FlowId>,
     /// Its own flows, and how much each may still send.
     own: BTreeMap<FlowId, u64>,
     /// Bytes that arrived in order in flows that were allowed.
@@ -128,7 +128,7 @@ impl Victim {
             dice: fastrand::Rng::with_seed(seed),
             live: LIVE.get() - before,
             budget: limits.peer_bytes,
-            allowed: HashSet::new(),
+            allowed: BTreeSet::new(),
             own: BTreeMap::new(),
             delivered: 0,
             datagrams: 0,

@@ -18,7 +18,7 @@ use crate::{
     error::Breach,
 };
 
-/// Room for so many pieces is kept; more is given back when most of it is empty.
+/// Pieces for which room is kept: 32. More is given back when most of it is empty.
 const ROOM_LEFT: usize = 32;
 
 /// The receiving direction of a flow.

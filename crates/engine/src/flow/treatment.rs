@@ -86,7 +86,7 @@ impl From<Class> for Treatment {
     }
 }
 
-/// How the datagrams of a flow are carried. The numbers are those on the wire.
+/// How the packets of a flow are carried. The numbers are those on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
 pub enum Delivery {
@@ -110,8 +110,8 @@ impl Delivery {
         }
     }
 
-    /// How long a datagram may wait here for the link, when something has waited for so long
-    /// already. A call or a query has no use for one that is older; a log has. While the link is
+    /// How long a packet may wait here for the link. `busy`: how long something has waited without a
+    /// pause. A call or a query has no use for one that is older; a log has. While the link is
     /// still finding out what it carries, a late one is better than none.
     pub(super) fn patience(self, busy: Duration) -> Duration {
         match self {
@@ -131,7 +131,7 @@ impl Delivery {
         }
     }
 
-    /// Whether its datagrams are given on in order, as far as that takes a moment only.
+    /// Whether its packets are given on in order, as far as that takes a moment only.
     pub(crate) fn keeps_order(self) -> bool {
         self != Delivery::Reliable
     }

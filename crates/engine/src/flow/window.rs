@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::{AHEAD, MIN_RTT, PAUSE_FROM, STALLED};
 
-/// Windows below this grow faster: from the first credit it is reached within two round trips. A
-/// flow whose application stops taking may make us hold so much.
+/// Bytes up to which windows grow faster: 32 MiB. From the first credit it is reached within two
+/// round trips. A stream whose application stops taking may make us hold as much.
 const QUICKLY: u64 = 32 << 20;
-/// So much taken in a round trip is the beginning of something long, and no request.
+/// Bytes taken in a round trip from which a stream is long, and no request: 192 KiB.
 const FAST: u64 = 192 << 10;
 
 /// What windows are sized by: the path and the memory of the peer.
@@ -58,7 +58,7 @@ pub(crate) enum Due {
 pub(crate) enum MemoryUse {
     /// Less than half: windows may grow.
     Ample,
-    /// More than half: windows grow up to so many bytes, a part of what is free. So whoever stops
+    /// More than half: windows grow up to this many bytes, a part of what is free. So whoever stops
     /// next leaves most of that to those after him.
     Filling(u64),
     /// More than the budget: windows shrink.
@@ -73,7 +73,7 @@ pub(crate) struct Window {
     /// Start of the round in which taken bytes are counted, and what had been taken then.
     round_at: Instant,
     round_from: u64,
-    /// What was taken in the round trip before; no more than a number of so many bits says.
+    /// What was taken in the round trip before; no more than 32 bits say.
     before: u32,
     /// The application left something when it took last, or has taken nothing yet: since then it is
     /// what the bytes wait for, and not they for the link.
@@ -109,7 +109,7 @@ impl Window {
         self.paused
     }
 
-    /// Data has come, and so much waits for the application. Whether a pause is due: nothing was
+    /// Data has come, and `waiting` bytes wait for the application. Whether a pause is due: nothing was
     /// taken for a round trip.
     pub(crate) fn handle_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
         // A round ends with what is taken after it was a round trip old.

@@ -76,7 +76,7 @@ impl Hostile {
         payload
     }
 
-    /// So many like messages of a flow that is over or never was.
+    /// `count` like messages of a flow that is over or never was.
     fn late(&self, count: u16) -> Vec<u8> {
         let flow = FlowId(self.side | ((1 << 31) - 1));
         let header = Header {
@@ -133,7 +133,7 @@ impl Hostile {
                 1 => self.early(dice),
                 2 => self.proposal(dice),
                 3 => self.jump(dice),
-                4 => self.datagram(dice),
+                4 => self.packet(dice),
                 5 => self.bulk(dice),
                 _ => self.any(dice),
             };
@@ -156,7 +156,7 @@ impl Hostile {
             2 => self.early(dice),
             3 => self.proposal(dice),
             4 => self.jump(dice),
-            5 | 6 => self.datagram(dice),
+            5 | 6 => self.packet(dice),
             7 | 8 => self.in_order(dice),
             9 => Header {
                 fin: true,
@@ -312,7 +312,7 @@ impl Hostile {
         }
     }
 
-    fn datagram(&mut self, dice: Dice<'_>) -> Header {
+    fn packet(&mut self, dice: Dice<'_>) -> Header {
         let (flow, place) = self.flow(dice);
         let ahead = if dice(20) == 0 {
             dice(100_000)

@@ -174,7 +174,7 @@ fn near_side(driver: &mut Driver, choice: u8, now: Instant) {
         _ if choice & 4 == 0 => {
             let (source, destination) = *ends.get(usize::from(choice)).unwrap_or(&any);
             let key = PacketKey::new(17, source, destination).expect("the ends of another flow");
-            // Lost or not, as datagrams are.
+            // Lost or not, as packets may be.
             let _ = driver.send_packet(
                 &key,
                 PacketTreatment {

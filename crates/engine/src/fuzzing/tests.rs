@@ -24,16 +24,16 @@ fn bent(random: &mut fastrand::Rng) -> Vec<u8> {
     let mut payload = vec![0; ROUTING];
     let count = random.usize(0..4);
     for _ in 0..count {
-        let datagram = Function::Packet(Delivery::Timely);
+        let packet = Function::Packet(Delivery::Timely);
         let function = [
             Function::Data,
             Function::Accepted,
             Function::Credit,
             Function::Reset,
-            datagram,
+            packet,
         ][random.usize(0..5)];
         let data = function == Function::Data;
-        let length = if data || function == datagram {
+        let length = if data || function == packet {
             random.u32(0..200)
         } else {
             0

@@ -263,7 +263,7 @@ fn full() -> Form {
     Form::Stream(key(1, 0), Class::Normal.into())
 }
 
-/// A payload of so many messages without data.
+/// A payload of these messages, which have no data.
 fn many(headers: impl Iterator<Item = Header>) -> Vec<u8> {
     let (mut payload, mut messages) = (vec![0; message::ROUTING], 0);
     for header in headers {
