@@ -42,13 +42,16 @@ use crate::lane::path_cache::{self, PathCache};
 use crate::lanes::handle::{Command, Lane};
 use crate::lanes::transit::Transit;
 use crate::link::udp::Link;
+use crate::packets::directory::{Directory, GroupTable};
 use crate::packets::edge::{self, Packets};
 use crate::packets::multicast::emit;
 use crate::packets::multicast::groups::{Joined, Wanted};
+use crate::packets::multicast::membership::Membership;
 use crate::packets::multicast::neighbours::site;
 use crate::packets::multicast::{Multicast, Plan};
+use crate::packets::owners::FlowOwners;
 use crate::packets::plain_way::Plain;
-use crate::packets::reader::{self, Opened, TunReader};
+use crate::packets::reader::TunReader;
 use crate::table::bounds::Bounds;
 use crate::table::peers::{ByPeer, PeerId};
 use crate::table::protocols::{ICMP, ICMP_V6, TCP};
@@ -168,7 +171,10 @@ impl Daemon {
         // removed them.
         install::rehearse(&table, ports).context("as a confined daemon")?;
         let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
-        let (tun, opened) = (installed.tun(), Arc::new(Opened::new(checked.peers.len())));
+        let (tun, owners) = (
+            installed.tun(),
+            Arc::new(FlowOwners::new(checked.peers.len())),
+        );
         let (own, following) = Following::start().context("learn this host's own addresses")?;
         let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
@@ -212,17 +218,17 @@ impl Daemon {
                 exit: exit(checked, id, own.clone(), claims.clone()),
                 engine: engine_config(checked, id, keys, compression)?,
                 packets: tun.clone().map(|tun| {
-                    Packets::new(
+                    let shared = edge::Shared {
                         tun,
-                        own.clone(),
-                        plain.clone(),
-                        opened.clone(),
-                        id,
-                        groups
-                            .as_ref()
-                            .map(|groups| groups.of_lane(id, &plan, passes.clone())),
-                        transit.clone(),
-                    )
+                        own: own.clone(),
+                        plain: plain.clone(),
+                        owners: owners.clone(),
+                        transit: transit.clone(),
+                    };
+                    let membership = groups
+                        .as_ref()
+                        .map(|groups| groups.of_lane(id, &plan, passes.clone()));
+                    Packets::new(id, shared, membership)
                 }),
                 id,
                 transit: transit.clone(),
@@ -257,7 +263,7 @@ impl Daemon {
             let fails_open = enabled()
                 .map(|rule| rule.on_failure == OnFailure::Open)
                 .collect();
-            let groups_of_many = groups
+            let to_groups = groups
                 .as_ref()
                 .map(|parts| group_table(checked, |_| true, &parts.wanted));
             let carriers = checked.carriers.clone();
@@ -265,14 +271,14 @@ impl Daemon {
             let plain = plain.clone();
             TunReader::start(
                 tun,
-                reader::Table {
+                Directory {
                     policy: policy(),
                     fails_open,
                     plain,
                     carriers,
-                    opened,
+                    owners,
                     lanes,
-                    groups_of_many,
+                    groups: to_groups,
                 },
             )
         });
@@ -494,17 +500,12 @@ impl MulticastParts {
         })
     }
 
-    fn of_lane(
-        &self,
-        id: PeerId,
-        plan: &Plan,
-        passes: Option<Arc<reader::GroupTable>>,
-    ) -> edge::Groups {
+    fn of_lane(&self, id: PeerId, plan: &Plan, passes: Option<Arc<GroupTable>>) -> Membership {
         let emitter = emit::Emitter::new(id, self.lans.clone(), self.joined.clone());
-        edge::Groups::new(
+        Membership::new(
+            emitter,
             plan.may_ask(id),
             self.wanted.clone(),
-            emitter,
             passes,
             Box::new(self.doorbell.ring()),
         )
@@ -533,13 +534,13 @@ fn group_table(
     checked: &Checked,
     which: impl Fn(&checked::Rule) -> bool,
     wanted: &Arc<Wanted>,
-) -> reader::GroupTable {
+) -> GroupTable {
     let rules = checked
         .rules
         .iter()
         .filter(|rule| rule.enabled && rule.is_for_many() && which(rule));
     let policy = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
-    reader::GroupTable {
+    GroupTable {
         policy,
         carriers: checked.carriers.clone(),
         wanted: wanted.clone(),

@@ -97,14 +97,14 @@ impl Tun {
 
     /// Sends a packet on its way.
     pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        self.write_told(&[0; VNET], packet)
+        self.write_parts(&[0; VNET], [packet, &[]])
     }
 
-    /// Sends what the kernel makes of it by what it is told.
-    pub fn write_told(&self, told: &[u8; VNET], packet: &[u8]) -> io::Result<()> {
-        (&self.file)
-            .write_vectored(&[IoSlice::new(told), IoSlice::new(packet)])
-            .map(drop)
+    /// Sends what the kernel makes of a packet in two parts by the header in front of it (`struct
+    /// virtio_net_hdr`).
+    pub fn write_parts(&self, vnet: &[u8; VNET], [front, behind]: [&[u8]; 2]) -> io::Result<()> {
+        let parts = [vnet, front, behind].map(IoSlice::new);
+        (&self.file).write_vectored(&parts).map(drop)
     }
 }
 

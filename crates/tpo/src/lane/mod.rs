@@ -419,13 +419,13 @@ impl Loop {
                 Ok(Command::Packets(batch)) => {
                     self.pulse
                         .packets
-                        .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                        .fetch_sub(batch.bytes(), Ordering::Relaxed);
                     if batch.items.iter().any(|item| item.ruled.is_some()) {
                         // These take their plain way; those after them will not.
                         self.need(now);
                     }
                     if let Some(packets) = &mut self.packets {
-                        packets.send(&mut self.peer, &batch, now);
+                        packets.send(&mut self.peer, batch, now);
                     }
                 }
                 Ok(Command::Onward(batch)) => {
@@ -434,7 +434,7 @@ impl Loop {
                         .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
                     self.need(now);
                     if let Some(packets) = &mut self.packets {
-                        packets.take_over(&mut self.peer, &batch, now);
+                        packets.take_over(&mut self.peer, batch, now);
                     }
                 }
                 Ok(Command::Flows(to)) => {
@@ -593,7 +593,7 @@ impl Loop {
             match event {
                 Event::Deliver { flow } => self.deliver(flow, now),
                 Event::Open { flow, key, asked } => self.open(flow, &key, &asked, now),
-                Event::PacketFlow { flow, key, asked } => self.packet_flow(flow, key, asked, now),
+                Event::PacketFlow { flow, key, .. } => self.packet_flow(flow, key, now),
                 Event::Finish { flow } => self.edges.finish(flow),
                 Event::Closed { flow } => {
                     self.edges.close(flow);
@@ -675,7 +675,7 @@ impl Loop {
     }
 
     /// The peer has opened a flow of packets.
-    fn packet_flow(&mut self, flow: FlowId, key: PacketKey, asked: Treatment, now: Instant) {
+    fn packet_flow(&mut self, flow: FlowId, key: PacketKey, now: Instant) {
         let permitted = self.exit.permits(&key);
         let next = match &self.transit {
             Some(transit) if permitted => transit.next(&key, self.id),
@@ -683,13 +683,13 @@ impl Loop {
         };
         let status = match (&mut self.packets, next) {
             (Some(packets), Next::Here) if permitted || packets.is_question(&key) => {
-                if packets.open(flow, (key, asked), None) {
+                if packets.open(flow, key, None) {
                     return;
                 }
                 Status::NotAllowed
             }
             (Some(packets), Next::Peer(peer, ruled)) if permitted => {
-                if packets.open(flow, (key, asked), Some((peer, ruled))) {
+                if packets.open(flow, key, Some((peer, ruled))) {
                     return;
                 }
                 Status::NotAllowed
@@ -705,7 +705,7 @@ impl Loop {
 
     fn forget(&mut self, flow: FlowId) {
         if let Some(packets) = &mut self.packets {
-            packets.end(flow);
+            packets.end(flow, &self.peer);
         }
         if let (Some(key), Some(transit)) = (self.passing.remove(&flow), &self.transit) {
             transit.end(&key);

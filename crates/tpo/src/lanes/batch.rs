@@ -1,6 +1,7 @@
 //! Packets on their way to a lane: from the TUN reader, or from the lane of another peer.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use tpo_engine::{Delivery, PacketKey, Treatment};
 
@@ -21,37 +22,62 @@ pub struct Ruled {
     pub fails_open: bool,
 }
 
+impl Ruled {
+    /// The same for what a peer has brought, whose own rule asks for this.
+    pub fn after(self, asked: &Treatment) -> Ruled {
+        Ruled {
+            treatment: self.treatment.after(asked),
+            ..self
+        }
+    }
+}
+
 /// One packet of a batch.
 #[derive(Debug)]
 pub struct Item {
     /// What it is.
-    pub seen: Parsed,
+    pub parsed: Parsed,
     /// By which rule it may open a flow; none: it belongs to one that lives, or to nobody.
     pub ruled: Option<Ruled>,
-    /// Its bytes in the batch.
-    pub bytes: Range<usize>,
+    /// Where in the block of the batch it is.
+    pub place: Range<usize>,
 }
 
 /// Packets for one lane.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
-    /// All bytes.
-    pub bytes: Vec<u8>,
+    /// The memory that the TUN reader has read into. Other lanes may have packets in it too.
+    pub block: Arc<Vec<u8>>,
     /// The packets.
     pub items: Vec<Item>,
 }
 
 impl Batch {
-    /// Adds a packet.
-    pub fn push(&mut self, seen: Parsed, ruled: Option<Ruled>, packet: &[u8]) {
-        let from = self.bytes.len();
-        self.bytes.extend_from_slice(packet);
-        self.items.push(Item {
-            seen,
-            ruled,
-            bytes: from..self.bytes.len(),
-        });
+    /// These packets of a block.
+    pub fn new(block: Arc<Vec<u8>>, items: Vec<Item>) -> Batch {
+        Batch { block, items }
     }
+
+    /// The bytes of one of its packets.
+    pub fn packet(&self, item: &Item) -> &[u8] {
+        &self.block[item.place.clone()]
+    }
+
+    /// Bytes of all its packets.
+    pub fn bytes(&self) -> usize {
+        self.items.iter().map(|item| item.place.len()).sum()
+    }
+}
+
+/// One packet that goes on from a peer to another.
+#[derive(Debug)]
+pub struct OnwardItem {
+    /// Its flow, seen from its source.
+    pub key: PacketKey,
+    /// By which rule it may open the flow at the other peer.
+    pub ruled: Option<Ruled>,
+    /// Where it is.
+    pub place: Range<usize>,
 }
 
 /// Packets on their way from one lane to another, in the form in which they cross the WAN.
@@ -59,22 +85,24 @@ impl Batch {
 pub struct Onward {
     /// All bytes.
     pub bytes: Vec<u8>,
-    /// Of which flow each is, seen from its source, by which rule it may open it there, and its
-    /// bytes.
-    pub items: Vec<(PacketKey, Option<Ruled>, Range<usize>)>,
+    /// The packets.
+    pub items: Vec<OnwardItem>,
 }
 
 impl Onward {
-    /// Adds one; gives its bytes to be changed.
-    pub fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) {
+    /// Adds a packet; gives its bytes to be changed.
+    pub fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) -> &mut [u8] {
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
-        self.items.push((key, ruled, from..self.bytes.len()));
+        let place = from..self.bytes.len();
+        self.items.push(OnwardItem { key, ruled, place });
+        &mut self.bytes[from..]
     }
 
-    /// Takes the last one back, which began there.
-    pub fn take_back(&mut self, from: usize) {
-        self.bytes.truncate(from);
-        self.items.pop();
+    /// Takes the last packet back.
+    pub fn take_back(&mut self) {
+        if let Some(last) = self.items.pop() {
+            self.bytes.truncate(last.place.start);
+        }
     }
 }

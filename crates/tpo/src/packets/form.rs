@@ -91,34 +91,56 @@ pub(super) fn as_udp(bytes: &[u8]) -> Option<(Head, &[u8])> {
     }
 }
 
-/// Appends the packet that crossed in this form, a packet of the flow `key` seen from the side that
-/// sent it. `number` tells it from others where it may be cut. Gives the router from which it
-/// comes, if it is an ICMP error.
+/// A packet that crossed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unpacked<'a> {
+    /// An ordinary UDP packet: what is of its IP header, and its payload.
+    Udp(Head, &'a [u8]),
+    /// Any other, as it is.
+    Whole {
+        packet: &'a [u8],
+        /// The router from which it comes, if it is an ICMP error.
+        router: Option<IpAddr>,
+    },
+}
+
+/// Reads the packet that crossed in this form, a packet of the flow `key` seen from the side that
+/// sent it.
 ///
 /// # Errors
-/// When it is no packet of that flow; then `out` is as it was.
+/// When it is no packet of that flow.
+pub(super) fn read<'a>(bytes: &'a [u8], key: &PacketKey) -> Result<Unpacked<'a>, Refused> {
+    match bytes.split_first() {
+        Some((&(PLAIN_UDP | LABELLED_UDP), _)) if key.protocol == UDP => {
+            let udp = as_udp(bytes).map(|(head, payload)| Unpacked::Udp(head, payload));
+            udp.ok_or(Refused::Foreign)
+        }
+        Some((&WHOLE, packet)) => {
+            let router = belongs(packet, key)?;
+            Ok(Unpacked::Whole { packet, router })
+        }
+        _ => Err(Refused::Foreign),
+    }
+}
+
+/// Appends the packet that crossed in this form, as [`read`] reads it. `number` tells it from
+/// others where it may be cut. Gives the router from which it comes, if it is an ICMP error.
+///
+/// # Errors
+/// When it is no packet of that flow, or is too long; then `out` is as it was.
 pub(super) fn unpack(
     bytes: &[u8],
     key: &PacketKey,
     number: u16,
     out: &mut Vec<u8>,
 ) -> Result<Option<IpAddr>, Refused> {
-    match bytes.split_first() {
-        Some((&(PLAIN_UDP | LABELLED_UDP), _)) if key.protocol == UDP => {
-            let is_one = as_udp(bytes)
-                .is_some_and(|(head, payload)| udp::emit(key, head, payload, number, out));
-            if is_one {
-                Ok(None)
-            } else {
-                Err(Refused::Foreign)
-            }
-        }
-        Some((&WHOLE, packet)) => {
-            let router = belongs(packet, key)?;
+    match read(bytes, key)? {
+        Unpacked::Udp(head, payload) if udp::emit(key, head, payload, number, out) => Ok(None),
+        Unpacked::Udp(..) => Err(Refused::Foreign),
+        Unpacked::Whole { packet, router } => {
             out.extend_from_slice(packet);
             Ok(router)
         }
-        _ => Err(Refused::Foreign),
     }
 }
 

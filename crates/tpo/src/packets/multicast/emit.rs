@@ -104,6 +104,11 @@ impl Emitter {
         }
     }
 
+    /// The peer that brings it.
+    pub(super) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
     /// LANs to which another TPO brings what this peer sends.
     pub fn lans_left(&self) -> Vec<String> {
         let left = self.joined.left(self.peer);

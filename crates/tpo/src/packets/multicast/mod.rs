@@ -53,6 +53,7 @@ pub mod emit;
 pub mod groups;
 pub mod igmp;
 pub mod members;
+pub mod membership;
 pub mod neighbours;
 pub mod taking;
 
