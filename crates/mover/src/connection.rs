@@ -14,7 +14,7 @@ use crate::handshake::Established;
 use crate::params::Params;
 use crate::path::Path;
 use crate::path::liveness::Finding;
-use crate::recv::receiver::{OwnNumbers, Receiver, Wishes};
+use crate::recv::receiver::{AckRequest, OwnNumbers, Receiver};
 use crate::send::load::{Filled, Load};
 use crate::send::sender::Sender;
 use crate::sessions::Sessions;
@@ -58,7 +58,7 @@ pub(crate) struct Received {
 /// What the subfields of a datagram say beside what was taken from them at once.
 #[derive(Default)]
 struct Read {
-    wishes: Wishes,
+    request: AckRequest,
     /// The peer says goodbye.
     closed: Option<u8>,
 }
@@ -243,17 +243,20 @@ impl Connection {
         now: Nanos,
         counters: &mut Counters,
     ) -> Option<u8> {
-        let Read { wishes, mut closed } = self.read_subfields(plain, number, now, counters);
+        let Read {
+            request,
+            mut closed,
+        } = self.read_subfields(plain, number, now, counters);
         self.receiver
-            .on_taken(number, &wishes, self.path.min_rtt(), now);
-        if wishes.protected && !wishes.refused {
+            .on_taken(number, &request, self.path.min_rtt(), now);
+        if request.protected && !request.refused {
             self.receiver.keep(number, plain);
         }
         while let Some((number, plain)) = self.receiver.poll_rebuilt() {
             let read = self.read_subfields(&plain, number, now, counters);
             closed = closed.or(read.closed);
             self.receiver
-                .on_rebuilt(number, &read.wishes, self.path.min_rtt(), now);
+                .on_rebuilt(number, &read.request, self.path.min_rtt(), now);
         }
         closed
     }
@@ -266,15 +269,15 @@ impl Connection {
         counters: &mut Counters,
     ) -> Read {
         let mut read = Read::default();
-        let wishes = &mut read.wishes;
+        let request = &mut read.request;
         for subfield in Subfields::new(plain, number, self.max_payload) {
             match subfield {
                 Ok(Subfield::Padding) => {}
-                Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, wishes),
-                Ok(Subfield::Ping) => (wishes.asks, wishes.at_once) = (true, true),
+                Ok(Subfield::Data(data)) => self.receiver.handle_data(&data, request),
+                Ok(Subfield::Ping) => (request.asks, request.at_once) = (true, true),
                 Ok(Subfield::Close { reason }) => read.closed = Some(reason),
                 Ok(Subfield::Parity(parity)) => {
-                    self.receiver.handle_parity(&parity, number, wishes)
+                    self.receiver.handle_parity(&parity, number, request)
                 }
                 Ok(Subfield::Ack(ack)) => {
                     self.receiver.handle_ack(&ack, number);

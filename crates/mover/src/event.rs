@@ -1,5 +1,7 @@
 //! What the mover tells its caller of the connection.
 
+use std::collections::VecDeque;
+
 /// What happened to the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -35,4 +37,45 @@ pub enum Reason {
     Closed,
     /// It said what cannot be: see [`Mover::give_up`](crate::Mover::give_up).
     Broken,
+}
+
+/// Events that wait to be fetched.
+pub(crate) struct Events {
+    waiting: VecDeque<Event>,
+    /// How many may wait.
+    most: usize,
+    lost: u64,
+}
+
+impl Events {
+    pub(crate) fn new(most: usize) -> Events {
+        Events {
+            waiting: VecDeque::new(),
+            most,
+            lost: 0,
+        }
+    }
+
+    /// The oldest goes if nobody has fetched it.
+    pub(crate) fn push(&mut self, event: Event) {
+        if self.waiting.len() >= self.most {
+            self.lost += 1;
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(event);
+    }
+
+    /// The oldest.
+    pub(crate) fn poll(&mut self) -> Option<Event> {
+        self.waiting.pop_front()
+    }
+
+    /// Events that nobody fetched in time.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    pub(crate) fn check_invariants(&self) {
+        assert!(self.waiting.len() <= self.most);
+    }
 }

@@ -21,6 +21,7 @@ mod connection;
 mod error;
 mod event;
 mod fec;
+mod instance;
 mod mover;
 mod params;
 mod path;

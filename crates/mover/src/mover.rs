@@ -6,28 +6,24 @@
 //! peer is dead, has closed or is a new instance. On demand: *at rest* in place of connecting,
 //! until somebody asks for a connection or the peer calls.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::hkdf::{HKDF_SHA256, Prk};
-
 use crate::config::{Config, Limits, RememberedPath};
 use crate::connection::{Connection, Incoming};
-use crate::crypto::{Outer, expand, peek};
-use crate::event::{Event, Reason};
+use crate::crypto::{Outer, peek};
+use crate::event::{Event, Events, Reason};
 use crate::handshake::{Established, Handshake, HandshakeError, call_number};
+use crate::instance::Instance;
 use crate::params::{MIN_PAYLOAD, Params};
 use crate::path::liveness::Finding;
+use crate::path::memory::PathMemory;
 use crate::stats::{Counters, Gauges, Stats};
 use crate::timer::{Clock, Earliest, Nanos, Timer, nanos};
 use crate::transmit::{Origin, Transmit, TransmitKind};
 
 /// The only reason on the wire so far: the side that says it is going away.
 const CLOSE_GOING_AWAY: u8 = 0;
-/// The start of physical numbers is random below this: not guessable, and far from the wrap of the
-/// low 32 bits.
-const FIRST_PHYSICAL_BITS: u32 = 20;
 
 /// The reliable, secret way to one peer: payloads in, the same payloads out at the other side, each
 /// exactly once, in any order.
@@ -127,25 +123,16 @@ pub struct Mover {
     /// Age of the keys at which we ask for new ones.
     rekey_after: Nanos,
     connection: Option<Connection>,
-    instance: u64,
-    first_physical: u64,
-    remembered: Option<Remembered>,
-    events: VecDeque<Event>,
+    instance: Instance,
+    memory: PathMemory,
+    events: Events,
     /// Of the connections that are gone, and of what belonged to none.
     counters: Counters,
     /// What `set_memory` allowed last, bytes.
-    memory: usize,
+    memory_limit: usize,
     /// A connection is asked for: the peer is called until it answers.
     wanted: bool,
     ending: Ending,
-}
-
-/// What was last known of the path when a connection ended.
-#[derive(Clone, Copy)]
-struct Remembered {
-    path: RememberedPath,
-    /// When that was.
-    at: Nanos,
 }
 
 /// How the mover or its connection comes to an end.
@@ -167,14 +154,6 @@ impl Mover {
         config.max_payload = config
             .max_payload
             .clamp(MIN_PAYLOAD as usize, Limits::MAX_PAYLOAD);
-        let root = Prk::new_less_safe(HKDF_SHA256, &config.seed);
-        let mut random = [0; 12];
-        expand(&root, b"tpo instance", &mut random);
-        let (instance, first) = random.split_at(8);
-        // Zero would mean "none".
-        let instance = u64::from_le_bytes(instance.try_into().expect("eight bytes")).max(1);
-        let first =
-            u32::from_le_bytes(first.try_into().expect("four bytes")) >> (32 - FIRST_PHYSICAL_BITS);
         let handshake = Handshake::new(
             config.identity.clone(),
             config.peer_key,
@@ -192,18 +171,15 @@ impl Mover {
             after.saturating_add(after / 10)
         };
         let mut mover = Mover {
-            first_physical: config.limits.first_physical.unwrap_or(u64::from(first)),
+            instance: Instance::new(&config),
             clock: Clock::new(now),
             handshake,
             rekey_after,
             connection: None,
-            remembered: config
-                .remembered_path
-                .map(|path| Remembered { path, at: 0 }),
-            instance,
-            events: VecDeque::new(),
+            memory: PathMemory::new(config.remembered_path),
+            events: Events::new(config.limits.events),
             counters: Counters::default(),
-            memory: usize::MAX,
+            memory_limit: usize::MAX,
             wanted: !config.on_demand,
             ending: Ending::None,
             config,
@@ -274,7 +250,7 @@ impl Mover {
             self.handshake.on_confirmed(index);
         }
         if received.ended_silence {
-            self.tell(Event::Heard);
+            self.events.push(Event::Heard);
         }
         if received.closed.is_some() {
             self.die(Reason::Closed, now);
@@ -300,7 +276,7 @@ impl Mover {
         let finding = connection.handle_timeout(time);
         let long_silent = time >= connection.heard_at() + nanos(self.config.limits.handshake_after);
         match finding {
-            Some(Finding::Silent) => self.tell(Event::Silent),
+            Some(Finding::Silent) => self.events.push(Event::Silent),
             Some(Finding::Dead) => self.die(Reason::Silence, now),
             Some(Finding::Refused) => self.die(Reason::Refused, now),
             None => {}
@@ -516,7 +492,7 @@ impl Mover {
     /// What happened, oldest first. Payloads polled after a `Connected { fresh: true }` are of the
     /// new connection.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.events.poll()
     }
 
     /// Says goodbye: the close subfield goes out with the next `poll_transmit`, nothing after it.
@@ -593,12 +569,12 @@ impl Mover {
     /// [`Limits::LEAST_MEMORY`] each, never more than the limits of the configuration. What is held
     /// already stays.
     pub fn set_memory(&mut self, bytes: usize) {
-        self.memory = bytes;
+        self.memory_limit = bytes;
         self.apply_memory();
     }
 
     fn apply_memory(&mut self) {
-        let share = (self.memory / 4).max(Limits::LEAST_MEMORY);
+        let share = (self.memory_limit / 4).max(Limits::LEAST_MEMORY);
         if let Some(connection) = &mut self.connection {
             connection.set_limit(share, &self.config.limits);
         }
@@ -608,28 +584,11 @@ impl Mover {
     /// Of what is known now and what is remembered, the wider one, as long as it is the same path:
     /// an idle connection learns little.
     pub fn path_to_remember(&self, now: Instant) -> Option<RememberedPath> {
-        let time = self.clock.read(now);
-        let remembered = self
-            .remembered
-            .map(|Remembered { path, at }| RememberedPath {
-                age: path.age + Duration::from_nanos(time.saturating_sub(at)),
-                ..path
-            });
         let known = self
             .connection
             .as_ref()
             .and_then(Connection::path_to_remember);
-        match (known, remembered) {
-            (Some(known), Some(remembered)) if remembered.is_like(known.round_trip) => {
-                Some(if known.bandwidth >= remembered.bandwidth / 2 {
-                    known
-                } else {
-                    remembered
-                })
-            }
-            (Some(known), _) => Some(known),
-            (None, remembered) => remembered.filter(|path| path.age <= RememberedPath::LONGEST_AGE),
-        }
+        self.memory.recall(known, self.clock.read(now))
     }
 
     /// Where the peer is reached now.
@@ -641,6 +600,7 @@ impl Mover {
     pub fn stats(&self) -> Stats {
         let mut counters = self.counters.clone();
         counters.handshake = self.handshake.counters();
+        counters.events_lost = self.events.lost();
         let mut gauges = Gauges::default();
         if let Some(connection) = &self.connection {
             connection.count(&mut counters);
@@ -652,7 +612,7 @@ impl Mover {
 
     /// Asserts what must always hold; cheap enough to be called after every event of a world.
     pub fn check_invariants(&self) {
-        assert!(self.events.len() <= self.config.limits.events);
+        self.events.check_invariants();
         if let Some(connection) = &self.connection {
             connection.check_invariants();
         }
@@ -690,7 +650,7 @@ impl Mover {
         };
         // Both sides decide by the two records of this attempt, so they decide alike: go on only if
         // each named the other.
-        let goes_on = peer.other == self.instance && own.other == peer.instance;
+        let goes_on = peer.other == self.instance.number && own.other == peer.instance;
         let known = self
             .connection
             .as_mut()
@@ -699,7 +659,7 @@ impl Mover {
             let ended_silence = connection.rekey(established, time);
             self.tell_connected(false);
             if ended_silence {
-                self.tell(Event::Heard);
+                self.events.push(Event::Heard);
             }
             return;
         }
@@ -712,7 +672,7 @@ impl Mover {
         }
         if self.connection.is_some() {
             self.drop_connection(now);
-            self.tell(Event::Restarted);
+            self.events.push(Event::Restarted);
         }
         self.config.remembered_path = self.path_to_remember(now);
         let Established {
@@ -720,7 +680,7 @@ impl Mover {
         } = established;
         self.connection = Some(Connection::new(
             &self.config,
-            self.first_physical,
+            self.instance.first_physical,
             peer,
             session,
             remote,
@@ -736,7 +696,7 @@ impl Mover {
             .connection
             .as_ref()
             .map_or(0, |connection| connection.peer().initial_credit);
-        self.tell(Event::Connected {
+        self.events.push(Event::Connected {
             fresh,
             initial_credit,
             max_payload: self.max_payload(),
@@ -753,7 +713,7 @@ impl Mover {
             self.ending = Ending::None;
         }
         self.drop_connection(now);
-        self.tell(Event::Dead(reason));
+        self.events.push(Event::Dead(reason));
         self.connect_anew(now);
     }
 
@@ -769,7 +729,7 @@ impl Mover {
 
     fn set_params(&mut self) {
         let params = Params {
-            instance: self.instance,
+            instance: self.instance.number,
             other: self
                 .connection
                 .as_ref()
@@ -782,21 +742,14 @@ impl Mover {
 
     /// What it counted stays.
     fn drop_connection(&mut self, now: Instant) {
-        let at = self.clock.read(now);
-        self.remembered = self
-            .path_to_remember(now)
-            .map(|path| Remembered { path, at });
+        let known = self
+            .connection
+            .as_ref()
+            .and_then(Connection::path_to_remember);
+        self.memory.note(known, self.clock.read(now));
         if let Some(connection) = self.connection.take() {
             connection.count(&mut self.counters);
         }
-    }
-
-    fn tell(&mut self, event: Event) {
-        if self.events.len() >= self.config.limits.events {
-            self.counters.events_lost += 1;
-            self.events.pop_front();
-        }
-        self.events.push_back(event);
     }
 }
 
@@ -830,7 +783,7 @@ impl Mover {
         self.handshake.stop();
         self.connection = Some(Connection::new(
             &self.config,
-            self.first_physical,
+            self.instance.first_physical,
             peer,
             session,
             remote,

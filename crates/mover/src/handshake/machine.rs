@@ -57,7 +57,7 @@ pub(crate) struct Handshake {
     /// The oldest first; at most [`ATTEMPTS`].
     responders: Vec<Attempt<Responder>>,
     admission: Admission,
-    retries: VecDeque<Demand>,
+    retries: VecDeque<Retry>,
     /// Not yet taken. The caller polls after every input, so there is at most one; should it not,
     /// the newest counts.
     established: Option<Established>,
@@ -101,7 +101,7 @@ struct Agreed {
 }
 
 /// A retry to be sent.
-struct Demand {
+struct Retry {
     to: SocketAddr,
     index: u32,
     attempt: u64,
@@ -254,10 +254,10 @@ impl Handshake {
         out: &mut Vec<u8>,
         _now: Instant,
     ) -> Option<(SocketAddr, TransmitKind)> {
-        if let Some(demand) = self.retries.pop_front() {
+        if let Some(retry) = self.retries.pop_front() {
             self.pair
-                .emit_retry(demand.index, demand.attempt, &demand.cookie, out);
-            return Some((demand.to, TransmitKind::Answer(demand.attempt)));
+                .emit_retry(retry.index, retry.attempt, &retry.cookie, out);
+            return Some((retry.to, TransmitKind::Answer(retry.attempt)));
         }
         let Handshake {
             pair,
@@ -451,7 +451,7 @@ impl Handshake {
             if self.retries.len() == RETRIES {
                 return Err(HandshakeError::Limited);
             }
-            self.retries.push_back(Demand {
+            self.retries.push_back(Retry {
                 to: from,
                 index: header.sender,
                 attempt: header.attempt,

@@ -11,6 +11,7 @@
 pub(crate) mod delivery;
 pub(crate) mod liveness;
 pub(crate) mod loss;
+pub(crate) mod memory;
 pub(crate) mod mtu;
 pub(crate) mod pacer;
 pub(crate) mod rtt;

@@ -16,7 +16,7 @@ const METER_TIME: Nanos = 100 * MILLISECOND;
 
 /// What one datagram asked for, gathered over its subfields.
 #[derive(Default)]
-pub(crate) struct Wishes {
+pub(crate) struct AckRequest {
     pub(crate) asks: bool,
     pub(crate) at_once: bool,
     pub(crate) patient: bool,
@@ -110,16 +110,16 @@ impl Receiver {
         self.bitmap.highest().is_none_or(|highest| number > highest)
     }
 
-    pub(crate) fn handle_data(&mut self, data: &Data<'_>, wishes: &mut Wishes) {
-        wishes.asks = true;
-        wishes.at_once |= data.at_once;
-        wishes.protected |= data.protected;
+    pub(crate) fn handle_data(&mut self, data: &Data<'_>, request: &mut AckRequest) {
+        request.asks = true;
+        request.at_once |= data.at_once;
+        request.protected |= data.protected;
         match self.assembler.handle_segment(data) {
             Taken::New => {}
             Taken::Known => self.counted.segments_duplicate += 1,
             Taken::Refused => {
                 self.counted.segments_refused += 1;
-                wishes.refused = true;
+                request.refused = true;
             }
             Taken::Wrong => self.counted.segments_contradictory += 1,
         }
@@ -136,19 +136,19 @@ impl Receiver {
     pub(crate) fn on_taken(
         &mut self,
         number: u64,
-        wishes: &Wishes,
+        request: &AckRequest,
         minimum_rtt: Option<Nanos>,
         now: Nanos,
     ) {
-        if wishes.refused {
+        if request.refused {
             return;
         }
         let highest = self.bitmap.highest();
         self.bitmap.insert(number);
         let arrival = Arrival {
-            asks: wishes.asks,
-            at_once: wishes.at_once,
-            patient: wishes.patient,
+            asks: request.asks,
+            at_once: request.at_once,
+            patient: request.patient,
             is_highest: highest.is_none_or(|highest| number > highest),
             gap: highest.is_some_and(|highest| number > highest + 1),
         };
@@ -156,8 +156,13 @@ impl Receiver {
     }
 
     /// Parity over datagrams came in datagram `number`.
-    pub(crate) fn handle_parity(&mut self, parity: &Parity<'_>, number: u64, wishes: &mut Wishes) {
-        if std::mem::replace(&mut wishes.patient, true) {
+    pub(crate) fn handle_parity(
+        &mut self,
+        parity: &Parity<'_>,
+        number: u64,
+        request: &mut AckRequest,
+    ) {
+        if std::mem::replace(&mut request.patient, true) {
             // No sender puts two rows into a datagram, and each costs a look at all blocks.
             self.rebuilder.counters.malformed += 1;
             return;
@@ -187,21 +192,21 @@ impl Receiver {
     pub(crate) fn on_rebuilt(
         &mut self,
         number: u64,
-        wishes: &Wishes,
+        request: &AckRequest,
         minimum_rtt: Option<Nanos>,
         now: Nanos,
     ) {
         // Told at once, before the sender repairs what is here.
         self.on_taken(
             number,
-            &Wishes {
+            &AckRequest {
                 at_once: true,
-                ..*wishes
+                ..*request
             },
             minimum_rtt,
             now,
         );
-        self.rebuilt_taken = self.rebuilt_taken.wrapping_add(u32::from(!wishes.refused));
+        self.rebuilt_taken = self.rebuilt_taken.wrapping_add(u32::from(!request.refused));
     }
 
     /// What payloads cost that were begun and not fetched, what spare buffers take, and what parity
