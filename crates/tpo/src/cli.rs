@@ -280,7 +280,7 @@ fn check(path: &Path) -> Outcome {
     let table = crate::daemon::table(&checked);
     // What `tpo run` does before it gives the rules to the kernel. The ports are only known then,
     // and nothing depends on them.
-    let ports = intercept::rules::Ports { v4: 1, v6: Some(1) };
+    let ports = intercept::tcp::Ports { v4: 1, v6: Some(1) };
     if let Err(error) = intercept::rules::render(&table, ports) {
         findings.error(
             0,

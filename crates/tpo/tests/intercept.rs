@@ -19,7 +19,7 @@ use tpo::intercept::error::InstallError;
 use tpo::intercept::findings;
 use tpo::intercept::install::{self, install};
 use tpo::intercept::lease::{KnownSources, Lease, TIMEOUT};
-use tpo::intercept::rules::{Standing, counter};
+use tpo::intercept::names::{Standing, counter};
 use tpo::intercept::tcp::{Listeners, connect_from};
 use tpo::ip;
 use tpo::packets::udp;
@@ -977,7 +977,7 @@ fn another_user_cannot_keep_a_daemon_from_starting() {
     use std::os::unix::process::CommandExt;
     let net = Net::up();
     let table = table(rules_for(PORT, OnFailure::Open), 1);
-    let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
+    let ports = tpo::intercept::tcp::Ports { v4: 1, v6: Some(1) };
     // Names without a file have no permissions: anybody may have this one, which used to mean that
     // a daemon runs.
     let taken = net.inside(Place::Tpo, || {
@@ -1040,7 +1040,7 @@ fn what_a_killed_run_leaves_is_replaced_and_removed() {
         "the child must come up"
     );
     let table = table(rules_for(PORT, OnFailure::Open), 1);
-    let ports = tpo::intercept::rules::Ports { v4: 1, v6: Some(1) };
+    let ports = tpo::intercept::tcp::Ports { v4: 1, v6: Some(1) };
     let second = net.inside(Place::Tpo, || install(&table, ports).map(drop));
     assert!(
         matches!(second, Err(InstallError::AlreadyRunning)),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::gate;
 use crate::intercept::lease::Count;
-use crate::intercept::rules::counter;
+use crate::intercept::names::counter;
 use crate::lanes::report::Report;
 use crate::packets::reader;
 use crate::status::{PassedReport, Reason};

@@ -15,7 +15,7 @@ use crate::daemon::{control, passed};
 use crate::demultiplexer::Drops;
 use crate::gate;
 use crate::intercept::lease::{Count, Lease};
-use crate::intercept::rules::counter;
+use crate::intercept::names::counter;
 use crate::lanes::handle::Lane;
 use crate::lanes::report::Report;
 use crate::lanes::sighting::{Fault, Sighting};

@@ -22,7 +22,7 @@ use crate::edge::shares::{ACCEPT_TURN, ARRIVING, Lack, Level, Marks, Opener, Roo
 use crate::host::doorbell::{Doorbell, RUNG};
 use crate::host::life_signs::Turns;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
-use crate::intercept::rules::counter;
+use crate::intercept::names::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
 use crate::lanes::handle::{Command, Lane};
 use crate::table::carriers::AllCarriers;

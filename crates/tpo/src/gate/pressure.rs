@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use crate::intercept::lease::KnownSources;
-use crate::intercept::rules::{MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
+use crate::intercept::names::{MOST_KNOWN, MOST_KNOWN_OF_SITE, Standing};
 use crate::table::bounds::HALF_OPEN_SECONDS;
 
 /// A source stays known for this time, half an hour, after the kernel was last told of it: those of

@@ -5,8 +5,7 @@
 //! of the thread that asks.
 
 use super::hold;
-use super::install::ROUTE_TABLE;
-use super::rules::TABLE;
+use super::names::{ROUTE_TABLE, TABLE};
 use crate::host::program;
 use crate::table::marks::{MARK_DELIVER, MARK_OWN};
 use crate::table::{Mode, OnFailure, Table};

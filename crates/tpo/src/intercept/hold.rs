@@ -25,7 +25,8 @@
 //! destinations.
 
 use super::routing::{Action, RoutingRule};
-use super::rules::{NOT_FORWARDED, Ports, SYN, Writer};
+use super::rules::writer::{NOT_FORWARDED, SYN, Writer, range, verdict_chain};
+use super::tcp::Ports;
 use super::tun::DEVICE;
 use crate::table::layers::{self, Element, Family, Layers, RuleError};
 use crate::table::marks::{MARK_DELIVER, MARK_OWN, MARK_PACKETS};
@@ -208,7 +209,7 @@ impl Holder<'_> {
             } else {
                 ""
             };
-            let chain = super::rules::verdict_chain(verdict, None);
+            let chain = verdict_chain(verdict, None);
             self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
         }
         for (protocol, layers) in others {
@@ -286,7 +287,7 @@ impl Holder<'_> {
             .destinations();
             let words: Vec<String> = ranges
                 .into_iter()
-                .map(|(first, last)| super::rules::range(address(first), address(last)))
+                .map(|(first, last)| range(address(first), address(last)))
                 .collect();
             self.say(&format!("    elements = {{ {} }}", words.join(", ")))?;
         }

@@ -10,7 +10,10 @@
 use super::commands::{load, run, said, verdict};
 use super::error::InstallError;
 use super::holding::{self, Holding};
-use super::rules::{self, Ports, TABLE, VIA_V6};
+use super::names::{PACKET_TABLE, ROUTE_TABLE, TABLE};
+use super::rules;
+use super::rules::multicast::VIA_V6;
+use super::tcp::Ports;
 use super::tcp::has_ipv6;
 use super::tun::{DEVICE, Tun};
 use super::watch::Watch;
@@ -21,13 +24,6 @@ use crate::table::marks::{MARK_DELIVER, MARK_PACKETS};
 use std::io;
 use std::sync::Arc;
 use tracing::{info, warn};
-
-/// Number of our routing table, and preference of the rule that leads to it: before the main table
-/// (32766) and before most of what others put there, after the local table (0).
-pub const ROUTE_TABLE: u32 = 478;
-
-/// The same for packets that go to the TUN device.
-pub const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
 
 /// The installed rules. Dropping it removes them, from the network namespace of the thread that
 /// drops it: that must be the one that they were installed in.
@@ -157,7 +153,7 @@ impl Installed {
     /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and
     /// nothing else happens.
     pub fn repair_groups(&self, table: &Table) -> Result<(), InstallError> {
-        load(&rules::multicast(&table.multicast, self.v6))
+        load(&rules::multicast::multicast(&table.multicast, self.v6))
     }
 
     /// Whether IPv6 is intercepted.

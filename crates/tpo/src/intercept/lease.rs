@@ -11,7 +11,7 @@
 //! would cost more than the daemon's idle life.
 
 use super::hold;
-use super::rules::{GROUPS, Standing, TABLE, counter, daemon_set, lease_set};
+use super::names::{GROUPS, Standing, TABLE, counter, daemon_set, lease_set};
 use super::watch::exchange;
 use crate::host::netlink::{
     INET, IP, IP6, NESTED, attribute, find, message, next_message, nft, string,

@@ -44,6 +44,7 @@ pub mod hold;
 pub mod holding;
 pub mod install;
 pub mod lease;
+pub mod names;
 pub mod routing;
 pub mod rules;
 pub mod tcp;

@@ -13,7 +13,7 @@
 //! There are two such places. What changes is made anew in the place that is free, then the other
 //! one is cleared, so at no moment less is held than before. What is there already stays as it is.
 
-use super::install::PACKET_TABLE;
+use super::names::PACKET_TABLE;
 use super::tun::DEVICE;
 use super::watch::{exchange, open_netlink};
 use crate::host::netlink::{attribute, find, message, string};

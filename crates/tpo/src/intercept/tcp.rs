@@ -5,7 +5,6 @@
 //! to their lane, and connecting sockets to the far edge. Everything that these sockets send
 //! carries [`MARK_OWN`], so the rules pass it by.
 
-use super::rules::Ports;
 use crate::sys;
 use crate::table::Mode;
 use crate::table::bounds::Bounds;
@@ -46,6 +45,15 @@ const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
 /// stands already, hears after 31 s that nobody answers, where the kernel's default would let it
 /// hope for two minutes.
 const SYN_RETRIES: libc::c_int = 4;
+
+/// Ports of the listeners. No `v6` where the host has no IPv6: then nothing of it is intercepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// On 127.0.0.1, or on every address in redirect mode.
+    pub v4: u16,
+    /// On ::1, or on every address in redirect mode.
+    pub v6: Option<u16>,
+}
 
 /// The listening sockets, in the network namespace of the thread that opened them.
 #[derive(Debug)]

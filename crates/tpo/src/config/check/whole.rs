@@ -179,7 +179,7 @@ fn note_clients(accept: &Accept, named: &str, peer: &str, findings: &mut Finding
 
 /// Says of accepts whose prefix holds an address of this host that it is not meant: a note for each
 /// such destination, unless another accept for the same peer names the address alone.
-pub(in crate::config) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Findings) {
+pub(crate) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Findings) {
     let alone = |prefix: &Prefix| prefix.length == if prefix.address.is_ipv4() { 32 } else { 128 };
     let is_alone: HashSet<(PeerId, IpAddr)> = checked
         .accepts
