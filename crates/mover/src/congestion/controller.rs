@@ -52,17 +52,17 @@ impl Controller {
     }
 
     /// Time passed, and data leaves. True if the rate changed.
-    pub(crate) fn on_time(&mut self, now: Nanos) -> bool {
+    pub(crate) fn handle_time(&mut self, now: Nanos) -> bool {
         match self {
-            Controller::Auto(auto) => auto.on_time(now),
+            Controller::Auto(auto) => auto.handle_time(now),
             Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
         }
     }
 
     /// So many streams are carried. True if the rate changed.
-    pub(crate) fn on_flows(&mut self, flows: usize) -> bool {
+    pub(crate) fn set_flows(&mut self, flows: usize) -> bool {
         match self {
-            Controller::Auto(auto) => auto.on_flows(flows as u64),
+            Controller::Auto(auto) => auto.set_flows(flows as u64),
             Controller::Fixed(_) | Controller::Cubic(_) | Controller::Scavenger(_) => false,
         }
     }

@@ -43,24 +43,38 @@ enum Start {
     Over,
 }
 
+/// Congestion avoidance from one reduction or rest to the next.
+struct Epoch {
+    since: Nanos,
+    /// Seconds until the window of before the last reduction is reached again.
+    k: f64,
+    /// The window that Reno would have.
+    reno: f64,
+}
+
+/// A round of slow start.
+struct Round {
+    /// The round ends when a datagram is acknowledged before which this many bytes were delivered.
+    end: u64,
+    least_rtt: Nanos,
+    samples: u32,
+    /// Of the round before.
+    last_least_rtt: Nanos,
+}
+
 /// The controller. Windows are in bytes of the wire.
 pub(crate) struct Cubic {
     cap: Option<u64>,
     datagram: f64,
     window: f64,
     start: Start,
-    /// The window before the last reduction, and when avoidance began after it.
+    /// The window before the last reduction.
     most: f64,
-    since: Option<Nanos>,
-    /// Seconds from there until `most` is reached again.
-    k: f64,
-    reno: f64,
-    /// Datagrams sent before this belong to an episode that was answered.
+    /// `None`: the next acknowledgement begins another.
+    epoch: Option<Epoch>,
+    /// Datagrams sent before this belong to a congestion that was answered.
     answered: Nanos,
-    round_end: u64,
-    round_least: Nanos,
-    round_samples: u32,
-    last_round_least: Nanos,
+    round: Round,
     rate: u64,
 }
 
@@ -72,14 +86,14 @@ impl Cubic {
             window: (INITIAL_DATAGRAMS * datagram) as f64,
             start: Start::Fast,
             most: 0.0,
-            since: None,
-            k: 0.0,
-            reno: 0.0,
+            epoch: None,
             answered: 0,
-            round_end: 0,
-            round_least: Nanos::MAX,
-            round_samples: 0,
-            last_round_least: Nanos::MAX,
+            round: Round {
+                end: 0,
+                least_rtt: Nanos::MAX,
+                samples: 0,
+                last_least_rtt: Nanos::MAX,
+            },
             rate: initial_rate(cap, datagram),
         }
     }
@@ -98,7 +112,7 @@ impl Cubic {
     /// The time that passes until the next acknowledgement counts as no growth (RFC 9438, section
     /// 5.8).
     pub(super) fn rest(&mut self) {
-        self.since = None;
+        self.epoch = None;
     }
 
     pub(super) fn on_ack_report(&mut self, report: &AckReport<'_>, now: Nanos) {
@@ -131,7 +145,7 @@ impl Cubic {
             self.window
         };
         self.window = (self.window * BETA).max(SMALLEST_WINDOW_DATAGRAMS as f64 * self.datagram);
-        self.since = None;
+        self.epoch = None;
     }
 
     /// Nothing was heard for long: the path may be another (persistent congestion, RFC 9002,
@@ -144,22 +158,25 @@ impl Cubic {
 
     fn on_round(&mut self, report: &AckReport<'_>) {
         if let Some(measured) = report.rtt_sample {
-            self.round_least = self.round_least.min(measured);
-            self.round_samples += 1;
+            self.round.least_rtt = self.round.least_rtt.min(measured);
+            self.round.samples += 1;
         }
         match self.start {
-            Start::Fast if self.round_samples >= SAMPLES && self.last_round_least != Nanos::MAX => {
-                let rise = (self.last_round_least / RISE_PART).clamp(SMALLEST_RISE, LARGEST_RISE);
-                if self.round_least >= self.last_round_least + rise {
+            Start::Fast
+                if self.round.samples >= SAMPLES && self.round.last_least_rtt != Nanos::MAX =>
+            {
+                let rise =
+                    (self.round.last_least_rtt / RISE_PART).clamp(SMALLEST_RISE, LARGEST_RISE);
+                if self.round.least_rtt >= self.round.last_least_rtt + rise {
                     self.start = Start::Cautious {
                         rounds: 0,
-                        baseline: self.round_least,
+                        baseline: self.round.least_rtt,
                     };
                 }
             }
             // It was a passing rise.
             Start::Cautious { baseline, .. }
-                if self.round_samples >= SAMPLES && self.round_least < baseline =>
+                if self.round.samples >= SAMPLES && self.round.least_rtt < baseline =>
             {
                 self.start = Start::Fast;
             }
@@ -167,11 +184,14 @@ impl Cubic {
         }
         if report
             .rate_sample
-            .is_some_and(|sample| sample.prior_delivered >= self.round_end)
+            .is_some_and(|sample| sample.prior_delivered >= self.round.end)
         {
-            self.round_end = report.delivered;
-            (self.last_round_least, self.round_least, self.round_samples) =
-                (self.round_least, Nanos::MAX, 0);
+            self.round = Round {
+                end: report.delivered,
+                least_rtt: Nanos::MAX,
+                samples: 0,
+                last_least_rtt: self.round.least_rtt,
+            };
             if let Start::Cautious { rounds, .. } = &mut self.start {
                 *rounds += 1;
                 if *rounds >= CAUTIOUS_ROUNDS {
@@ -208,18 +228,20 @@ impl Cubic {
 
     /// Congestion avoidance (sections 4.2 to 4.5).
     fn avoid(&mut self, acked: f64, smoothed: Nanos, now: Nanos) {
-        let since = *self.since.get_or_insert_with(|| {
+        let epoch = self.epoch.get_or_insert_with(|| {
             self.most = self.most.max(self.window);
-            self.k = ((self.most - self.window) / self.datagram / C).cbrt();
-            self.reno = self.window;
-            now
+            Epoch {
+                since: now,
+                k: ((self.most - self.window) / self.datagram / C).cbrt(),
+                reno: self.window,
+            }
         });
-        let elapsed = (now - since + smoothed) as f64 / SECOND as f64;
-        let cubic = self.most + C * (elapsed - self.k).powi(3) * self.datagram;
+        let elapsed = (now - epoch.since + smoothed) as f64 / SECOND as f64;
+        let cubic = self.most + C * (elapsed - epoch.k).powi(3) * self.datagram;
         let target = cubic.clamp(self.window, 1.5 * self.window);
         let share = acked / self.window;
-        self.reno += if self.reno < self.most { RENO } else { 1.0 } * share * self.datagram;
-        self.window = (self.window + (target - self.window) * share).max(self.reno);
+        epoch.reno += if epoch.reno < self.most { RENO } else { 1.0 } * share * self.datagram;
+        self.window = (self.window + (target - self.window) * share).max(epoch.reno);
     }
 
     fn pace(&self) -> u64 {

@@ -265,7 +265,7 @@ impl Path {
 
     /// `streams` streams are carried.
     pub(crate) fn set_stream_count(&mut self, streams: usize, now: Nanos) {
-        if self.controller.on_flows(streams) {
+        if self.controller.set_flows(streams) {
             self.set_pace(now);
         }
     }
@@ -316,7 +316,7 @@ impl Path {
     /// A batch of `bytes` on the wire left.
     pub(crate) fn on_batch(&mut self, bytes: u64, now: Nanos) {
         self.pacer.on_sent(bytes, now);
-        if self.controller.on_time(now) {
+        if self.controller.handle_time(now) {
             self.set_pace(now);
         }
         self.liveness.on_sent(now);

@@ -76,7 +76,7 @@ impl Bandwidth {
 
     /// Another up begins, which shows whether a policer is still there.
     pub(super) fn on_up(&mut self) {
-        if let Some(rate) = self.policer.on_cycle() {
+        if let Some(rate) = self.policer.begin_cycle() {
             self.lower_to(rate);
         }
     }
@@ -95,13 +95,13 @@ impl Bandwidth {
     }
 
     /// True if a policer was found by this round.
-    pub(super) fn on_lossy_round(
+    pub(super) fn judge_lossy_round(
         &mut self,
         round: &LossyRound,
         min_rtt: Nanos,
         now: Nanos,
     ) -> bool {
-        self.policer.on_lossy_round(round, min_rtt, now)
+        self.policer.judge(round, min_rtt, now)
     }
 
     /// A policer was found and is believed: to ask for more would only lose what is asked for.

@@ -81,7 +81,7 @@ impl Claim {
 
     /// Round number `rounds` is over. What it says about a remembered bandwidth, if it decides: the
     /// first round that was not limited by what there was to send does.
-    pub(super) fn on_round(&mut self, round: &Round, rounds: u64) -> Option<Verdict> {
+    pub(super) fn judge(&mut self, round: &Round, rounds: u64) -> Option<Verdict> {
         self.unproved &= rounds < UNPROVED_ROUNDS;
         let decides = |resumed: &Resumed| rounds >= resumed.decides && round.full;
         let bandwidth = self.resumed.take_if(|resumed| decides(resumed))?.bandwidth;
@@ -103,7 +103,7 @@ mod tests {
     fn verdict(best_rate: u64, rounds: u64) -> Option<Verdict> {
         let mut sampler = Sampler::new(0);
         sampler.on_rate(best_rate, false);
-        Claim::resumed(360, 0).on_round(&sampler.end_round(0, 0), rounds)
+        Claim::resumed(360, 0).judge(&sampler.end_round(0, 0), rounds)
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(claim.limit(2_000), 1_000);
         let mut sampler = Sampler::new(0);
         sampler.on_rate(500, false);
-        claim.on_round(&sampler.end_round(0, 0), 2);
+        claim.judge(&sampler.end_round(0, 0), 2);
         assert_eq!(claim.limit(2_000), 2_000);
         assert!(claim.is_unproved());
     }

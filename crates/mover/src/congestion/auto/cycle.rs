@@ -55,16 +55,18 @@ impl Cycle {
         SHORTEST_CRUISE.max(CRUISE_ROUNDS * min_rtt)
     }
 
-    /// Cruising begins with `bandwidth`: the last up is judged by it. When the next one is due.
-    pub(super) fn on_cruise(&mut self, bandwidth: u64, min_rtt: Nanos, now: Nanos) -> Nanos {
-        if let Some(asked) = self.asked.take() {
-            self.judge(asked, bandwidth);
-        }
+    /// When the next up is due, if cruising begins now.
+    pub(super) fn draw_next_up(&mut self, min_rtt: Nanos, now: Nanos) -> Nanos {
         let chance = self.dice.u64(0..LARGEST_CHANCE);
         now + (SHORTEST_CRUISE + chance).max(CRUISE_ROUNDS * min_rtt)
     }
 
-    fn judge(&mut self, asked: Asked, bandwidth: u64) {
+    /// The last up is over, and this is the bandwidth now. If the up met others, what it reached
+    /// decides about the gain of the next.
+    pub(super) fn judge_up(&mut self, bandwidth: u64) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
         let pushed = bandwidth * 1_000 < asked.base * self.up_gain * PUSHED_BELOW / 1_000;
         let (times, parts) = if pushed { (2, 3) } else { (3, 2) };
         let more = (self.up_gain - 1_000) * times / parts;
@@ -126,7 +128,7 @@ mod tests {
         for part in reached {
             cycle.ask(1_000_000);
             let asked = cycle.asked_rate().expect("just asked") as f64;
-            cycle.on_cruise((asked * part) as u64, SECOND, 0);
+            cycle.judge_up((asked * part) as u64);
         }
         cycle.ask(1_000_000);
         cycle.asked_rate().expect("just asked") / 1_000
@@ -142,9 +144,9 @@ mod tests {
     #[test]
     fn the_next_up_is_two_to_three_seconds_away_or_eight_rounds() {
         let mut cycle = Cycle::new(1);
-        let next = cycle.on_cruise(0, SECOND / 10, 0);
+        let next = cycle.draw_next_up(SECOND / 10, 0);
         assert!((2 * SECOND..3 * SECOND).contains(&next));
-        assert_eq!(cycle.on_cruise(0, SECOND, 0), 8 * SECOND);
+        assert_eq!(cycle.draw_next_up(SECOND, 0), 8 * SECOND);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! into its delivery-rate samples and into its judgement of too much loss.
 //!
 //! Life of a measurement: `is_due` → `start` when the queue is drained → `stop_if_enough` when
-//! enough datagrams have left → `on_acked` ends it when the fate of all of them is known.
+//! enough datagrams have left → `count_acked` ends it when the fate of all of them is known.
 
 use super::sampler::Tally;
 use crate::congestion::report::Lost;
@@ -154,7 +154,7 @@ impl LossFloor {
     }
 
     /// These were lost. The number of runs of neighbours that began with them.
-    pub(super) fn on_lost(&mut self, lost: &[Lost]) -> u64 {
+    pub(super) fn count_lost(&mut self, lost: &[Lost]) -> u64 {
         let mut begun = 0;
         for loss in lost {
             begun += u64::from(self.runs.on_lost(loss.number));
@@ -170,7 +170,7 @@ impl LossFloor {
     /// `bytes` were acknowledged, the newest of them sent at `sent`; of what left before
     /// `decided_until` it is known whether it arrived. If that ends a measurement: the ratio
     /// believed before it.
-    pub(super) fn on_acked(
+    pub(super) fn count_acked(
         &mut self,
         bytes: u64,
         sent: Nanos,
@@ -336,21 +336,21 @@ mod tests {
         let mut floor = LossFloor::new(0.05);
         floor.start(0);
         assert!(!floor.stop_if_enough(SECOND, 1_500, SECOND / 2));
-        assert_eq!(floor.on_acked(95 * 1_500, SECOND / 2, 0), None);
-        assert_eq!(floor.on_acked(95 * 1_500, SECOND - 1, 0), None);
+        assert_eq!(floor.count_acked(95 * 1_500, SECOND / 2, 0), None);
+        assert_eq!(floor.count_acked(95 * 1_500, SECOND - 1, 0), None);
         assert!(floor.stop_if_enough(SECOND, 1_500, SECOND));
         let late = SECOND * 3 / 2;
         assert_eq!(
-            floor.on_acked(1_500, late, SECOND / 2),
+            floor.count_acked(1_500, late, SECOND / 2),
             None,
             "half of the losses is not known yet"
         );
-        floor.on_lost(&[Lost {
+        floor.count_lost(&[Lost {
             number: 7,
             sent: SECOND / 3,
             bytes: 10 * 1_500,
         }]);
-        assert!(floor.on_acked(1_500, late, late).is_some());
+        assert!(floor.count_acked(1_500, late, late).is_some());
         assert!((floor.ratio() - 0.05).abs() < 1e-9, "{}", floor.ratio());
     }
 
@@ -362,8 +362,8 @@ mod tests {
             sent: 0,
             bytes: 1_500,
         });
-        assert_eq!(floor.on_lost(&lost), 2);
-        assert_eq!(floor.on_lost(&lost[..1]), 1);
+        assert_eq!(floor.count_lost(&lost), 2);
+        assert_eq!(floor.count_lost(&lost[..1]), 1);
     }
 
     #[test]

@@ -93,7 +93,7 @@ const LARGEST_QUANTUM: u64 = 64_000;
 /// The model.
 ///
 /// For each acknowledgement `on_ack_report`, then `rate` and `window`. Whenever data leaves,
-/// `on_time`.
+/// `handle_time`.
 pub(crate) struct Auto {
     /// The configured rate: no more is sent, bytes per second.
     cap: Option<u64>,
@@ -169,12 +169,12 @@ impl Auto {
 
     /// This number of streams is carried: before anything is known of the path each may begin like
     /// a connection of its own. True if the rate changed.
-    pub(super) fn on_flows(&mut self, flows: u64) -> bool {
+    pub(super) fn set_flows(&mut self, flows: u64) -> bool {
         let Phase::Startup(startup) = &mut self.phase else {
             return false;
         };
         let knows = self.cap.is_some() || self.claim.is_resuming();
-        if knows || !startup.on_flows(flows) {
+        if knows || !startup.grant(flows) {
             return false;
         }
         let window = startup.initial_window(self.datagram);
@@ -185,8 +185,8 @@ impl Auto {
     }
 
     /// Time passed. True if the rate changed.
-    pub(super) fn on_time(&mut self, now: Nanos) -> bool {
-        self.pace.on_time(now)
+    pub(super) fn handle_time(&mut self, now: Nanos) -> bool {
+        self.pace.slow_if_due(now)
     }
 
     /// The peer was silent for several probes and is heard again: the path may be another.
@@ -211,7 +211,7 @@ impl Auto {
         if let Phase::Startup(startup) = &mut self.phase {
             startup.on_delivered(report.delivered, self.datagram);
         }
-        let loss_runs = self.loss_floor.on_lost(report.lost);
+        let loss_runs = self.loss_floor.count_lost(report.lost);
         self.sampler.on_lost(report.lost_bytes(), loss_runs);
         let Some(min_rtt) = report.rtt.minimum() else {
             return;
@@ -268,7 +268,10 @@ impl Auto {
         let mut round_ended = false;
         if let Some(sample) = report.rate_sample {
             let (sent, decided_until) = (sample.sent, report.decided_until);
-            if let Some(believed) = self.loss_floor.on_acked(report.acked, sent, decided_until) {
+            if let Some(believed) = self
+                .loss_floor
+                .count_acked(report.acked, sent, decided_until)
+            {
                 self.take_back(believed);
             }
             round_ended = self.sampler.round_is_over(&sample, now);
@@ -371,7 +374,7 @@ impl Auto {
         let round = self.sampler.end_round(report.delivered, now);
         self.queue.on_round(&round, now);
         self.losses.on_round(&round, self.datagram);
-        match self.claim.on_round(&round, self.sampler.rounds()) {
+        match self.claim.judge(&round, self.sampler.rounds()) {
             Some(Verdict::Less) => self.forget(round.best_rate, now),
             Some(Verdict::AsRemembered) if matches!(self.phase, Phase::Startup(_)) => {
                 self.enter(Phase::Drain, now);
@@ -427,7 +430,7 @@ impl Auto {
             queued: self.cycle.has_stood() || queued,
             number: self.sampler.rounds(),
         };
-        if self.bandwidth.on_lossy_round(&lossy, path.min_rtt, now) {
+        if self.bandwidth.judge_lossy_round(&lossy, path.min_rtt, now) {
             self.losses.forget();
         }
     }
@@ -487,7 +490,8 @@ impl Auto {
     }
 
     fn start_cruise(&mut self, min_rtt: Nanos, now: Nanos) {
-        let next_up = self.cycle.on_cruise(self.bandwidth.get(), min_rtt, now);
+        self.cycle.judge_up(self.bandwidth.get());
+        let next_up = self.cycle.draw_next_up(min_rtt, now);
         self.enter(Phase::Cruise { next_up }, now);
     }
 
@@ -542,7 +546,8 @@ impl Auto {
         }
         let bandwidth = self.bandwidth.get();
         let at_cap = |cap| bandwidth >= cap * AT_CAP_PERCENT / 100;
-        if up.on_round() || report.is_app_limited() || self.cap.is_some_and(at_cap) {
+        up.on_round();
+        if up.is_spent() || report.is_app_limited() || self.cap.is_some_and(at_cap) {
             self.end_up(now);
             return;
         }

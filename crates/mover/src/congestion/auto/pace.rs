@@ -32,8 +32,8 @@ impl Pace {
         }
     }
 
-    /// Time passed. True if the rate changed.
-    pub(super) fn on_time(&mut self, now: Nanos) -> bool {
+    /// Ends the fast part of an up if its time is over. True if the rate changed.
+    pub(super) fn slow_if_due(&mut self, now: Nanos) -> bool {
         let Some(slowing) = self.slowing.filter(|slowing| now >= slowing.at) else {
             return false;
         };

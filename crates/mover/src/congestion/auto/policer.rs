@@ -89,7 +89,7 @@ impl Policer {
 
     /// Another probing cycle begins, which shows whether the policer is still there. What it let
     /// pass, if there was one.
-    pub(super) fn on_cycle(&mut self) -> Option<u64> {
+    pub(super) fn begin_cycle(&mut self) -> Option<u64> {
         self.cycles += 1;
         let rate = self.found.take()?.rate;
         self.suspicion = Some(Suspicion {
@@ -100,12 +100,7 @@ impl Policer {
     }
 
     /// True if a policer was found by this round.
-    pub(super) fn on_lossy_round(
-        &mut self,
-        round: &LossyRound,
-        min_rtt: Nanos,
-        now: Nanos,
-    ) -> bool {
+    pub(super) fn judge(&mut self, round: &LossyRound, min_rtt: Nanos, now: Nanos) -> bool {
         if let Some(found) = &self.found {
             if round.number > found.helps_after {
                 (self.found, self.suspicion, self.rests_until) = (None, None, now + REST);
@@ -163,25 +158,25 @@ mod tests {
     #[test]
     fn two_cycles_that_lose_alike_are_a_policers() {
         let mut policer = Policer::default();
-        assert!(!policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0));
+        assert!(!policer.judge(&lossy(1_000, 1), SECOND / 10, 0));
         assert!(
-            !policer.on_lossy_round(&lossy(1_000, 2), SECOND / 10, 0),
+            !policer.judge(&lossy(1_000, 2), SECOND / 10, 0),
             "the same cycle"
         );
-        policer.on_cycle();
-        assert!(policer.on_lossy_round(&lossy(1_100, 9), SECOND / 10, 0));
+        policer.begin_cycle();
+        assert!(policer.judge(&lossy(1_100, 9), SECOND / 10, 0));
         assert_eq!(policer.rate(), Some(1_050));
         assert!(policer.holds(10 * SECOND - 1) && !policer.holds(10 * SECOND));
-        assert_eq!(policer.on_cycle(), Some(1_050));
+        assert_eq!(policer.begin_cycle(), Some(1_050));
     }
 
     #[test]
     fn a_queue_a_burst_or_another_rate_is_no_policers() {
         let found = |second: LossyRound| {
             let mut policer = Policer::default();
-            policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0);
-            policer.on_cycle();
-            policer.on_lossy_round(&second, SECOND / 10, 0)
+            policer.judge(&lossy(1_000, 1), SECOND / 10, 0);
+            policer.begin_cycle();
+            policer.judge(&second, SECOND / 10, 0)
         };
         assert!(found(lossy(1_000, 9)));
         assert!(!found(lossy(1_200, 9)));
@@ -198,13 +193,13 @@ mod tests {
     #[test]
     fn if_keeping_to_it_does_not_help_none_is_suspected_for_a_minute() {
         let mut policer = Policer::default();
-        policer.on_lossy_round(&lossy(1_000, 1), SECOND / 10, 0);
-        policer.on_cycle();
-        assert!(policer.on_lossy_round(&lossy(1_000, 9), SECOND / 10, 0));
-        assert!(!policer.on_lossy_round(&lossy(1_000, 12), SECOND / 10, SECOND));
+        policer.judge(&lossy(1_000, 1), SECOND / 10, 0);
+        policer.begin_cycle();
+        assert!(policer.judge(&lossy(1_000, 9), SECOND / 10, 0));
+        assert!(!policer.judge(&lossy(1_000, 12), SECOND / 10, SECOND));
         assert_eq!(policer.rate(), None);
-        policer.on_lossy_round(&lossy(1_000, 13), SECOND / 10, 60 * SECOND);
-        policer.on_cycle();
-        assert!(!policer.on_lossy_round(&lossy(1_000, 20), SECOND / 10, 61 * SECOND));
+        policer.judge(&lossy(1_000, 13), SECOND / 10, 60 * SECOND);
+        policer.begin_cycle();
+        assert!(!policer.judge(&lossy(1_000, 20), SECOND / 10, 61 * SECOND));
     }
 }

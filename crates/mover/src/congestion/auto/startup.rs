@@ -83,7 +83,7 @@ impl Startup {
 
     /// This number of streams is carried: before anything is known of the path each may begin like
     /// a connection of its own. True if the first window grew.
-    pub(super) fn on_flows(&mut self, flows: u64) -> bool {
+    pub(super) fn grant(&mut self, flows: u64) -> bool {
         let wanted = (flows * FLOW_DATAGRAMS).min(LARGEST_INITIAL_DATAGRAMS);
         match &mut self.initial {
             Initial::Granted(datagrams) if wanted > *datagrams => {
@@ -202,16 +202,16 @@ mod tests {
     fn many_streams_begin_with_more_until_that_was_delivered() {
         let mut startup = Startup::new(None, 0);
         assert!(
-            !startup.on_flows(3),
+            !startup.grant(3),
             "32 datagrams are more than three times ten"
         );
-        assert!(startup.on_flows(5));
+        assert!(startup.grant(5));
         assert_eq!(startup.initial_window(DATAGRAM), 50 * DATAGRAM);
-        assert!(startup.on_flows(1_000));
+        assert!(startup.grant(1_000));
         assert_eq!(startup.initial_window(DATAGRAM), 160 * DATAGRAM);
         assert_eq!(startup.first_rate(DATAGRAM), 50 * 160 * DATAGRAM);
         startup.on_delivered(160 * DATAGRAM, DATAGRAM);
-        assert!(!startup.on_flows(1_000));
+        assert!(!startup.grant(1_000));
         assert_eq!(startup.initial_window(DATAGRAM), 32 * DATAGRAM);
     }
 

@@ -103,9 +103,13 @@ impl Up {
         self.rtt > self.rtt_limit
     }
 
-    /// A round of the up is over without a queue. True if the up is, too.
-    pub(super) fn on_round(&mut self) -> bool {
+    /// A round of the up is over without a queue.
+    pub(super) fn on_round(&mut self) {
         self.rounds += 1;
+    }
+
+    /// Were these enough rounds?
+    pub(super) fn is_spent(&self) -> bool {
         let most = if self.competing {
             COMPETING_ROUNDS
         } else {
@@ -150,6 +154,10 @@ mod tests {
         assert!(!up.queues());
         up.on_rtt(104 * MILLISECOND);
         assert!(up.queues());
-        assert_eq!((1..20).find(|_| up.on_round()), Some(12));
+        let spent = (1..20).find(|_| {
+            up.on_round();
+            up.is_spent()
+        });
+        assert_eq!(spent, Some(12));
     }
 }
