@@ -77,17 +77,19 @@ const CONFIGURED_PERCENT: u64 = 96;
 /// A drain lasts 4 round trips at most, a down 2.
 const LONGEST_DRAIN_ROUNDS: u64 = 4;
 const LONGEST_DOWN_ROUNDS: u64 = 2;
-/// A round with too much loss lowers the bandwidth to 70 % at most (BBRBeta).
+/// A round with too much loss or a standing queue lowers the bandwidth to no less than 70 % (BBRBeta
+/// of draft-ietf-ccwg-bbr).
 const LOSS_CUT_PERCENT: u64 = 70;
-/// What comes out of a deep queue lowers the bandwidth to 40 % at once at most: a round trip is a
-/// short look.
+/// What comes out of a deep queue lowers the bandwidth to no less than 40 % at once: a round trip is
+/// a short look.
 const DEEP_CUT_PERCENT: u64 = 40;
 /// An up ends at 99 % of the configured rate.
 const AT_CAP_PERCENT: u64 = 99;
-/// A policer takes fewer neighbours than 3 from the two datagrams of a slow link's quantum.
+/// On a slow link a run of losses is a burst on the path from 3 datagrams on: a quantum there is two
+/// datagrams, and a policer does not take more than that from it.
 const POLICED_RUN_DATAGRAMS: u64 = 3;
-/// The quantum that the window leaves room for thrice: what leaves in a millisecond, 64 kB at most
-/// (BBR.send_quantum and BBR.offload_budget).
+/// The window leaves room for three quanta beyond the product. A quantum is what leaves in a
+/// millisecond, 64 kB at most (send_quantum and offload_budget of draft-ietf-ccwg-bbr).
 const LARGEST_QUANTUM: u64 = 64_000;
 
 /// The model.
