@@ -85,8 +85,8 @@ const LOSS_CUT_PERCENT: u64 = 70;
 const DEEP_CUT_PERCENT: u64 = 40;
 /// An up ends at 99 % of the configured rate.
 const AT_CAP_PERCENT: u64 = 99;
-/// On a slow link a run of losses is a burst on the path from 3 datagrams on: a quantum there is two
-/// datagrams, and a policer does not take more than that from it.
+/// A run of losses longer than 3 datagrams is a burst on the path even on a slow link: a quantum
+/// there is two datagrams, and a policer takes no more than that of it.
 const POLICED_RUN_DATAGRAMS: u64 = 3;
 /// The window leaves room for three quanta beyond the product. A quantum is what leaves in a
 /// millisecond, 64 kB at most (send_quantum and offload_budget of draft-ietf-ccwg-bbr).

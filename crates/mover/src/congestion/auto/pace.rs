@@ -41,3 +41,18 @@ impl Pace {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fast_part_of_an_up_ends_when_its_time_is_over() {
+        let mut pace = Pace::new(1_250, 0);
+        pace.slowing = Some(Slowing { at: 5, rate: 1_000 });
+        assert!(!pace.slow_if_due(4));
+        assert!(pace.slow_if_due(5));
+        assert_eq!(pace.rate, 1_000);
+        assert!(!pace.slow_if_due(6));
+    }
+}

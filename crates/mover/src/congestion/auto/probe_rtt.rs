@@ -49,3 +49,35 @@ impl RttProbe {
         DURATION.max(min_rtt)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When a down looks for this min RTT and when the pipe is emptied for it, if nothing confirms
+    /// it, in tenths of a second.
+    fn looked_for(min_rtt: Nanos) -> (Option<u64>, Option<u64>) {
+        let (mut rtt, probe) = (Rtt::default(), RttProbe::new(0));
+        rtt.on_sample(min_rtt, 0, 0);
+        let at = |tenth| tenth * SECOND / 10;
+        (
+            (0..200).find(|&tenth| probe.is_wanted(&rtt, at(tenth))),
+            (0..200).find(|&tenth| probe.is_due(&rtt, min_rtt, at(tenth))),
+        )
+    }
+
+    #[test]
+    fn a_down_looks_first_and_a_long_path_waits_for_two_of_them() {
+        assert_eq!(looked_for(100 * MILLISECOND), (Some(34), Some(101)));
+        assert_eq!(looked_for(600 * MILLISECOND), (Some(34), Some(145)));
+    }
+
+    #[test]
+    fn an_emptied_pipe_is_not_emptied_again_at_once() {
+        let (mut rtt, mut probe) = (Rtt::default(), RttProbe::new(0));
+        rtt.on_sample(SECOND / 10, 0, 0);
+        probe.on_probed(11 * SECOND);
+        assert!(!probe.is_due(&rtt, SECOND / 10, 20 * SECOND));
+        assert!(probe.is_due(&rtt, SECOND / 10, 22 * SECOND));
+    }
+}
