@@ -1,9 +1,9 @@
 //! Congestion control: how many bytes may be on their way, and how fast they leave.
 //!
-//! `send` hands each acknowledgement to the [`Controller`] as an [`AckReport`] (round trip,
-//! delivery-rate sample, losses). In return it reads `rate` for the pacer and `window` as the limit
-//! of bytes in flight. This is stage 6 of the walk, the mover. All bytes are bytes of the wire, IP
-//! headers included. Nothing here sends, keeps a timer or knows of payloads.
+//! A path (`path/`) owns a [`Controller`] and hands it each acknowledgement as an [`AckReport`]
+//! (round trip, delivery-rate sample, losses). In return the path reads `rate` for its pacer and
+//! `window` as the limit of bytes in flight. This is stage 6 of the walk, the mover. All bytes are
+//! bytes of the wire, IP headers included. Nothing here sends, keeps a timer or knows of payloads.
 //!
 //! - `auto`: a model of the path's bandwidth and min RTT with a learned loss floor; the default.
 //! - `fixed`: a configured rate with a brake.
