@@ -77,11 +77,11 @@ const CONFIGURED_PERCENT: u64 = 96;
 /// A drain lasts 4 round trips at most, a down 2.
 const LONGEST_DRAIN_ROUNDS: u64 = 4;
 const LONGEST_DOWN_ROUNDS: u64 = 2;
-/// A round with too much loss or a standing queue lowers the bandwidth to no less than 70 % (BBRBeta
-/// of draft-ietf-ccwg-bbr).
+/// A round with too much loss or a standing queue lowers the bandwidth to no less than 70 %
+/// (BBRBeta of draft-ietf-ccwg-bbr).
 const LOSS_CUT_PERCENT: u64 = 70;
-/// What comes out of a deep queue lowers the bandwidth to no less than 40 % at once: a round trip is
-/// a short look.
+/// What comes out of a deep queue lowers the bandwidth to no less than 40 % at once: a round trip
+/// is a short look.
 const DEEP_CUT_PERCENT: u64 = 40;
 /// An up ends at 99 % of the configured rate.
 const AT_CAP_PERCENT: u64 = 99;
