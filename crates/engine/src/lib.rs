@@ -39,7 +39,7 @@ pub use flow::{
     id::FlowId,
     info::{FlowInfo, FlowKind, PacketFlowInfo, StreamInfo},
     status::Status,
-    treatment::{Class, Delivery, Treatment},
+    treatment::{Class, Delivery, PacketTreatment, Treatment},
 };
 pub use key::{FlowKey, KeyError, PacketKey, StreamKey};
 pub use peer::Peer;

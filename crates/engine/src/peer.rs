@@ -8,11 +8,11 @@ use std::{io::IoSlice, net::SocketAddr, ops::Range, sync::Arc, time::Instant};
 use tpo_mover::{Mover, Origin, Reason, Transmit};
 
 use crate::{
-    Arrived, Config, Delivery, Event, FlowId, FlowInfo, OpenError, PacketKey, SendError, Source,
-    Stats, Status, StreamKey, Treatment, Usage, Work, Worked,
+    Arrived, Config, Event, FlowId, FlowInfo, OpenError, PacketKey, PacketTreatment, SendError,
+    Source, Stats, Status, StreamKey, Treatment, Usage, Work, Worked,
     config::COMPRESSED_TIME,
     driver::{Driver, buffer::Room},
-    flow::{blocks::PacketParts, treatment::PacketTreatment},
+    flow::blocks::PacketParts,
 };
 
 /// One far TPO: all flows that go to it and come from it.
@@ -277,21 +277,17 @@ impl Peer {
     pub fn send_from_block(
         &mut self,
         key: &PacketKey,
-        (treatment, delivery): (impl Into<Treatment>, Delivery),
+        treatment: impl Into<PacketTreatment>,
         (front, body): (&[u8], Range<usize>),
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
         let packet = PacketParts::InBlock { front, body };
-        let treatment = PacketTreatment {
-            asked: treatment.into(),
-            delivery,
-        };
-        self.driver.send_packet(key, treatment, packet, now)
+        self.driver.send_packet(key, treatment.into(), packet, now)
     }
 
     /// Takes a packet that the near side sent, in a flow of its own or as an answer in one of the
-    /// far side's, whatever its content is on a wire. It is copied. `treatment` and `delivery`
-    /// count when it opens its flow. Gives the number of the flow that it has opened, if it has;
+    /// far side's, whatever its content is on a wire. It is copied. `treatment` counts
+    /// when it opens its flow. Gives the number of the flow that it has opened, if it has;
     /// the end of that is told by `Closed` or `Reset`.
     ///
     /// # Errors
@@ -299,16 +295,12 @@ impl Peer {
     pub fn send_packet(
         &mut self,
         key: &PacketKey,
-        (treatment, delivery): (impl Into<Treatment>, Delivery),
+        treatment: impl Into<PacketTreatment>,
         bytes: &[u8],
         now: Instant,
     ) -> Result<Option<FlowId>, SendError> {
-        let treatment = PacketTreatment {
-            asked: treatment.into(),
-            delivery,
-        };
         let packet = PacketParts::Alone(bytes);
-        self.driver.send_packet(key, treatment, packet, now)
+        self.driver.send_packet(key, treatment.into(), packet, now)
     }
 
     /// The flow of packets that lives between these ends, whoever opened it.

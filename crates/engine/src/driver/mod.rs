@@ -18,11 +18,14 @@ pub(crate) mod buffer;
 mod control;
 mod events;
 mod largest;
+mod lingering;
 mod memory;
 mod numbers;
 pub(crate) mod packets;
 mod path;
+mod piece;
 mod shared;
+mod stream_control;
 mod streams;
 
 #[cfg(test)]

@@ -7,19 +7,22 @@
 //! How streams end other than in order: by a reset of either side, for shortage of memory, or with
 //! the peer.
 
-use std::{collections::VecDeque, io::IoSlice, time::Instant};
+use std::{io::IoSlice, time::Instant};
 
 use super::{
     buffer::{BufferWriter, Origin},
-    control::{Control, Reset},
+    control::Control,
     largest::LargestStreams,
+    lingering::{Lingering, LingeringStreams},
     numbers::Known,
+    piece::{Piece, ask, data_header, take_piece},
     shared::Shared,
+    stream_control::{grant, queue_credit, queue_pause, queue_reset},
 };
 use crate::{
     Compress, Event, FlowId, FlowInfo, Read, Source, Status, StreamKey, Treatment,
     compress::compressor::Compressor,
-    config::{FLOW_COST, MAX_REFUSALS, MIN_PIECE, MIN_WINDOW, NOTICE, QUEUE_ROOM, RESET_LINGER},
+    config::{FLOW_COST, MIN_PIECE, MIN_WINDOW, QUEUE_ROOM},
     error::Breach,
     flow::{
         behaviour::Behaviour,
@@ -32,33 +35,13 @@ use crate::{
     schedule::{Slot, Turn},
 };
 
-/// Entries of streams that have ended meanwhile which the list of lingering ones may always hold.
-const LINGERING_SLACK: usize = 64;
-
 /// All streams of a peer.
 #[derive(Debug)]
 pub(crate) struct Streams {
     /// Boxed, so that growth moves pointers only.
     table: NumberMap<Box<Stream>>,
     largest: LargestStreams,
-    /// Streams whose far side has reset them and whose data is still being delivered, by when to
-    /// look after them.
-    lingering: VecDeque<Lingering>,
-}
-
-#[derive(Debug)]
-struct Lingering {
-    until: Instant,
-    flow: FlowId,
-    /// What had been delivered when this was noted.
-    delivered: u64,
-}
-
-/// What is packed of a stream in one turn.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    length: usize,
-    fin: bool,
+    lingering: LingeringStreams,
 }
 
 impl Streams {
@@ -66,7 +49,7 @@ impl Streams {
         Streams {
             table: NumberMap::default(),
             largest: LargestStreams::new(),
-            lingering: VecDeque::new(),
+            lingering: LingeringStreams::default(),
         }
     }
 
@@ -94,12 +77,12 @@ impl Streams {
 
     /// When `end_lingering` has something to look at.
     pub(crate) fn lingers_until(&self) -> Option<Instant> {
-        self.lingering.front().map(|first| first.until)
+        self.lingering.until()
     }
 
     /// Bytes of queues beyond those that each peer has.
     pub(crate) fn held_by_queues(&self) -> usize {
-        self.lingering.capacity().saturating_sub(QUEUE_ROOM) * size_of::<Lingering>()
+        self.lingering.held()
     }
 
     // --- the near edge
@@ -320,16 +303,15 @@ impl Streams {
         }
     }
 
-    /// What a queued message says about a stream at the moment at which it is packed: the function,
-    /// and the sequence number. None if the stream has ended meanwhile, or the message is of no use
-    /// any more.
+    /// The sequence number of a queued credit message at the moment at which it is packed. None if
+    /// the stream has ended meanwhile.
     pub(crate) fn credit_to_pack(&mut self, flow: FlowId) -> Option<u32> {
         let stream = self.get_mut(flow)?;
         stream.queued.credit = false;
         Some(stream.window.granted() as u32)
     }
 
-    /// The same of a pause.
+    /// The same of a pause. None also if the pause is over.
     pub(crate) fn pause_to_pack(&mut self, flow: FlowId) -> Option<u32> {
         let stream = self.get_mut(flow)?;
         stream.queued.pause = false;
@@ -337,7 +319,8 @@ impl Streams {
         paused.then(|| stream.window.granted() as u32)
     }
 
-    /// The same of a second end, which ends the stream.
+    /// The header of a second end at the moment at which it is packed, which ends the stream. None
+    /// if the stream has ended meanwhile.
     pub(crate) fn end_to_pack(&mut self, flow: FlowId, shared: &mut Shared) -> Option<Header> {
         let stream = self
             .table
@@ -601,17 +584,11 @@ impl Streams {
         }
         stream.ending = Some(ending);
         shared.schedule.stop(stream.slot);
-        self.lingering.push_back(Lingering {
-            until: now + RESET_LINGER,
-            flow,
-            delivered,
-        });
-        if self.lingering.len() > 2 * self.table.len() + LINGERING_SLACK {
-            // Most of them have ended meanwhile: the list stays as short as the streams are few.
-            shared.counters.walked += self.lingering.len() as u64;
-            self.lingering
-                .retain(|lingering| self.table.contains_key(&lingering.flow));
-        }
+        self.lingering.push(flow, delivered, now);
+        let table = &self.table;
+        shared.counters.walked += self
+            .lingering
+            .trim(table.len(), |flow| table.contains_key(&flow));
     }
 
     fn end_by_far_side(&mut self, flow: FlowId, status: Status, shared: &mut Shared) {
@@ -626,10 +603,9 @@ impl Streams {
     /// Ends the streams that were reset by the far side and whose application has taken nothing for
     /// a while.
     pub(crate) fn end_lingering(&mut self, shared: &mut Shared, now: Instant) {
-        while self.lingers_until().is_some_and(|until| until <= now)
-            && let Some(Lingering {
-                flow, delivered, ..
-            }) = self.lingering.pop_front()
+        while let Some(Lingering {
+            flow, delivered, ..
+        }) = self.lingering.poll(now)
         {
             let Some(stream) = self.table.get(&flow) else {
                 continue;
@@ -639,11 +615,7 @@ impl Streams {
             };
             let now_delivered = stream.incoming.delivered();
             if now_delivered > delivered {
-                self.lingering.push_back(Lingering {
-                    until: now + RESET_LINGER,
-                    flow,
-                    delivered: now_delivered,
-                });
+                self.lingering.push(flow, now_delivered, now);
             } else {
                 self.end_by_far_side(flow, ending.status, shared);
             }
@@ -677,7 +649,7 @@ impl Streams {
             shared.counters.flows.lost += 1;
             shared.events.push(Event::Reset { flow, status });
         }
-        self.lingering = VecDeque::new();
+        self.lingering.forget();
     }
 
     /// Forgets a stream and all that it holds.
@@ -737,131 +709,4 @@ fn sizing(shared: &Shared) -> Sizing {
         min: MIN_WINDOW.min(max),
         memory: shared.memory.in_use(),
     }
-}
-
-/// What becomes of a turn by what the near application had: a piece, or nothing now. `ask`: bytes
-/// that it was asked for; `may_wait`: the far side need not hear at once that there is nothing.
-fn take_piece(
-    stream: &mut Stream,
-    turn: Turn,
-    read: Read,
-    ask: usize,
-    may_wait: bool,
-    shared: &mut Shared,
-    now: Instant,
-) -> Option<Piece> {
-    match read {
-        Read::Bytes(n) => {
-            assert!(
-                n > 0 && n <= ask,
-                "a source read {n} bytes where {ask} were asked for"
-            );
-            Some(Piece {
-                length: n,
-                fin: false,
-            })
-        }
-        Read::Blocked if stream.must_open() && may_wait && now < stream.opens_at() => {
-            shared.schedule.sleep(turn.slot);
-            shared.control.notice(turn.flow, Some(stream.opens_at()));
-            None
-        }
-        Read::Blocked if stream.must_open() => Some(Piece {
-            length: 0,
-            fin: false,
-        }),
-        Read::Blocked => {
-            // Without a place in the buffer nothing was asked.
-            if ask > 0 {
-                stream.on_idle(now);
-            }
-            shared.schedule.sleep(turn.slot);
-            None
-        }
-        Read::End if may_wait && stream.is_answered() && stream.incoming.fin_known() => {
-            // Nobody waits for the second end: it rides with what is sent next.
-            stream.queued.end = true;
-            shared.schedule.stop(turn.slot);
-            shared.control.notice(turn.flow, Some(now + NOTICE));
-            None
-        }
-        Read::End => Some(Piece {
-            length: 0,
-            fin: true,
-        }),
-        Read::Failed(_) => None,
-    }
-}
-
-/// How much to ask a stream for: what its turn allows, rounded up so that the buffer ends with a
-/// whole segment.
-fn ask(allowance: usize, place: usize, end: usize, segment: usize, credit: u64) -> usize {
-    let space = end.saturating_sub(place);
-    let turn_end = place
-        .saturating_add(allowance)
-        .checked_next_multiple_of(segment)
-        .unwrap_or(usize::MAX);
-    let credit = usize::try_from(credit).unwrap_or(usize::MAX);
-    (turn_end - place).min(space).min(credit)
-}
-
-fn data_header(flow: FlowId, stream: &Stream, piece: Piece) -> Header {
-    Header {
-        function: Function::Data,
-        fin: piece.fin,
-        flow,
-        sequence: stream.outgoing.next() as u32,
-        length: piece.length as u32,
-        form: if stream.is_answered() {
-            Form::Short
-        } else {
-            Form::Stream(stream.key, stream.asked)
-        },
-    }
-}
-
-/// Grants what the window allows beyond what the peer was told.
-fn grant(flow: FlowId, stream: &mut Stream, shared: &mut Shared) {
-    let delivered = stream.incoming.delivered();
-    if stream.window.update(delivered) {
-        queue_credit(flow, stream, shared);
-    }
-}
-
-fn queue_credit(flow: FlowId, stream: &mut Stream, shared: &mut Shared) {
-    // After its end the far side sends nothing more, and after a reset it knows the stream no
-    // longer.
-    let may_come = stream.ending.is_none() && !stream.incoming.fin_known();
-    if !stream.queued.credit && may_come {
-        stream.queued.credit = true;
-        shared.control.push(Control::Credit(flow));
-    }
-}
-
-fn queue_pause(flow: FlowId, stream: &mut Stream, shared: &mut Shared) {
-    let may_come = stream.ending.is_none() && !stream.incoming.fin_known();
-    if !stream.queued.pause && may_come {
-        stream.queued.pause = true;
-        shared.control.push(Control::Pause(flow));
-    }
-}
-
-/// The far side may know of the stream: it gets a reset, with the place up to which data was sent.
-fn queue_reset(flow: FlowId, stream: &Stream, status: Status, shared: &mut Shared) {
-    if stream.must_open() || stream.ending.is_some() {
-        return;
-    }
-    // While the peer acknowledges nothing, no new stream is told of, so those that may end here
-    // were all alive before: their number is bounded, and only a peer that goes on opening and
-    // never acknowledges comes beyond it. It hurts nobody but itself.
-    if shared.control.resets() >= shared.limits.flows + MAX_REFUSALS {
-        shared.counters.refusals_dropped += 1;
-        return;
-    }
-    shared.control.push(Control::Reset(Reset {
-        flow,
-        sequence: stream.outgoing.next() as u32,
-        protocol: stream.key.protocol,
-        status,
-    }));
 }

@@ -144,9 +144,20 @@ impl Delivery {
 
 /// How the packets of a flow are treated and carried, as its opener's rule says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PacketTreatment {
-    pub(crate) asked: Treatment,
-    pub(crate) delivery: Delivery,
+pub struct PacketTreatment {
+    /// How the flow is treated.
+    pub asked: Treatment,
+    /// How its packets are carried.
+    pub delivery: Delivery,
+}
+
+impl<T: Into<Treatment>> From<(T, Delivery)> for PacketTreatment {
+    fn from((asked, delivery): (T, Delivery)) -> PacketTreatment {
+        PacketTreatment {
+            asked: asked.into(),
+            delivery,
+        }
+    }
 }
 
 impl PacketTreatment {
