@@ -37,7 +37,7 @@ pub enum Event {
     },
     /// Nothing was heard from the peer for a while; flows live on.
     Silent,
-    /// It is heard again.
+    /// The peer is heard again.
     Heard,
     /// The peer was given up: all its flows were reset. The mover goes on trying to reach it.
     Dead,

@@ -15,7 +15,7 @@ use crate::{
 
 const NIL: u32 = u32::MAX;
 
-/// Shares of the classes in each round, in units.
+/// Shares of the classes in each round, in units of [`CLASS_UNIT`] bytes.
 const WEIGHTS: [i32; Class::COUNT] = [16, 8, 4, 2];
 
 /// A flow's place in the schedule.
@@ -87,7 +87,7 @@ pub(crate) struct Schedule {
     entries: Vec<Entry>,
     free: Vec<u32>,
     classes: [Lists; Class::COUNT],
-    /// Entries in any list.
+    /// Entries in any of the lists.
     listed: usize,
     quantum: i32,
 }
@@ -155,8 +155,8 @@ impl Schedule {
         }
     }
 
-    /// Bytes of places beyond those that each peer has: they are as many as there were flows at a
-    /// time, until there is none.
+    /// Bytes of places beyond those that each peer has. There are as many places as there were flows
+    /// at a time, until there is none.
     pub(crate) fn held(&self) -> usize {
         let beyond = |capacity: usize, entry: usize| capacity.saturating_sub(QUEUE_ROOM) * entry;
         beyond(self.entries.capacity(), size_of::<Entry>())

@@ -72,7 +72,11 @@ type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict>;
 ///     fn poll_timeout(&self) -> Option<Instant> {
 ///         self.to.map(|_| self.next)
 ///     }
-///     fn poll_transmit(&mut self, out: &mut Vec<u8>, _now: Instant) -> Option<(SocketAddr, usize)> {
+///     fn poll_transmit(
+///         &mut self,
+///         out: &mut Vec<u8>,
+///         _now: Instant,
+///     ) -> Option<(SocketAddr, usize)> {
 ///         let to = self.to.filter(|_| std::mem::take(&mut self.due))?;
 ///         out.extend_from_slice(&[0; 100]);
 ///         Some((to, 100))

@@ -1,8 +1,8 @@
 //! Compression towards and from one peer: joins [`Compressor`] and [`Decompressor`], keeps the work
 //! that they give out, and gives back what they hold when nothing was compressed for a while.
 //!
-//! Life: silent about itself until the first compressed buffer → active → resting, when none came
-//! or left for [`COMPRESSION_RESTS`]: all but the peer's dictionaries is given back → idle again,
+//! Life: idle → active, with the first compressed buffer of either direction → resting, when none
+//! came or left for [`COMPRESSION_RESTS`]: all but the peer's dictionaries is given back → idle,
 //! when the peer was heard for [`DICTIONARIES_REST`] meanwhile.
 
 use std::{collections::VecDeque, time::Instant};
@@ -26,9 +26,9 @@ use crate::{
 struct Active {
     /// The last compressed buffer of either direction.
     at: Instant,
-    /// From then on, at the earliest from `at`, the peer was never silent; none: it is.
+    /// Since when the peer was never silent, at the earliest `at`; none: it is silent.
     heard_since: Option<Instant>,
-    /// All is given back but for the peer's dictionaries.
+    /// All but the peer's dictionaries was given back.
     rests: bool,
 }
 

@@ -25,11 +25,11 @@ use crate::{
 /// one, or to a newer one: at most [`PROPOSED`] before it.
 const DICTIONARIES: usize = PROPOSED + 1;
 
-/// Buffers that have come before others whose numbers are lower: far more than the mover lets be
-/// under way. Without room no dictionary is made any more.
+/// Buffers that have come before others whose numbers are lower: 131,072, far more than the mover
+/// lets be under way. Without room no dictionary is made any more.
 const MOST_AHEAD: usize = 1 << 17;
 
-/// What each of them costs, in a tree that may be half empty.
+/// What each of them costs in a tree that may be half empty: 16 bytes.
 const AHEAD_COST: usize = 16;
 
 /// Bytes of dictionaries that may be made at once for what has come before: as many as are kept,

@@ -18,9 +18,11 @@ const HOPE: f64 = 0.3;
 /// so that it does not need another datagram.
 const CAREFUL: f64 = 0.75;
 
-/// How many bytes are taken to come out of one byte of room at most: of a buffer for which somebody
-/// waits, and of any other.
+/// Bytes that are taken to come out of one byte of room at most, of a buffer for which somebody
+/// waits: a wrong guess costs another datagram.
 const MOST_CAREFUL: f64 = 8.0;
+
+/// The same of any other buffer: a wrong guess costs memory for a moment.
 const MOST_STRETCH: f64 = 20.0;
 
 /// What a flow's recent buffers did.

@@ -26,7 +26,7 @@ impl Events {
         event
     }
 
-    /// Whether so many wait that no more payloads are taken apart before they are polled.
+    /// Whether [`MOST_EVENTS`] wait: no more payloads are taken apart before they are polled.
     pub(crate) fn is_full(&self) -> bool {
         self.queue.len() >= MOST_EVENTS
     }

@@ -7,11 +7,11 @@
 
 use crate::{FlowId, flow::stream::Stream, hash::NumberMap};
 
-/// Streams of the highest list that are compared: the one that holds most of them is found, and
+/// Streams of the highest list that are compared: 16. Of these the one that holds most is found, and
 /// never one that holds less than half as much as another.
 const COMPARED: usize = 16;
 
-/// Entries of ended streams that may always stay: below it nobody looks for them.
+/// Entries of ended streams that may always stay: 64. Below it nobody looks for them.
 const SLACK: usize = 64;
 
 /// The lists.

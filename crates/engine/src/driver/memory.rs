@@ -41,12 +41,12 @@ impl Memory {
         self.max = self.max.max(self.held());
     }
 
-    /// Whether so much is held that no flow is opened any more.
+    /// Whether more than the budget is held: no flow is opened any more.
     pub(crate) fn is_short(&self) -> bool {
         self.held() > self.budget
     }
 
-    /// Whether so much is held that the stream that holds most must go.
+    /// Whether more than [`hard_limit`] is held: the stream that holds most must go.
     pub(crate) fn is_exceeded(&self) -> bool {
         self.held() > hard_limit(self.budget)
     }

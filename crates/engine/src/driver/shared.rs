@@ -51,8 +51,8 @@ impl Shared {
         }
     }
 
-    /// The far side is told that a flow that has sent nothing here is over. False: so much waits
-    /// for the link that it is not told.
+    /// The far side is told that a flow that has sent nothing here is over. False: too much
+    /// waits for the link, and the far side is not told.
     pub(crate) fn send_reset(&mut self, flow: FlowId, protocol: u8, status: Status) -> bool {
         let has_room = self.control.resets() < MAX_REFUSALS;
         if has_room {

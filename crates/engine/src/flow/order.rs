@@ -1,5 +1,5 @@
-//! The order of a flow of packets as it arrives. One that overtook others waits for them a
-//! moment; what comes too late is of no use any more.
+//! The order of a flow of packets as it arrives. A packet that overtook others waits for them a
+//! moment; one that comes too late is dropped.
 //!
 //! Numbers are those on the wire: 32 bits that count the packets of one direction.
 

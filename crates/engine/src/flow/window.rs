@@ -1,16 +1,18 @@
-//! How much the far side of a flow may send: the credit that we grant, sized by what the
+//! How much the far side of a stream may send: the credit that we grant, sized by what the near
 //! application takes.
 //!
-//! The window follows the flow: at least four times what was taken within a round trip, so that a
-//! sender in start-up, which doubles each round trip, is never held back, and a repair that costs a
-//! round trip does not stop the flow. That is the rule "if more than half of the window was taken
-//! within two round trips, double, up to 4 x rate x RTT", written as one comparison. What an
-//! application does not take waits here: when that is far more than it takes, the rest of the
-//! credit is taken back until it has caught up. So a reader that has stopped holds what was under
-//! way, however large its window had become, and leaves the memory to the others. A sender that
-//! knows its rate does not double, it is there at once: while windows are small they grow to
-//! sixteen times. Credit is an absolute offset and the mover is reliable: it is sent when a quarter
-//! of the window has been taken, and never repeated.
+//! The window is at least four times what was taken within a round trip. So a sender in start-up,
+//! which doubles each round trip, is never held back, and a repair that costs a round trip does not
+//! stop the stream. That is the rule "if more than half of the window was taken within two round
+//! trips, double, up to 4 x rate x RTT", written as one comparison. A sender that knows its rate is
+//! there at once instead of doubling: while windows are small they grow to sixteen times.
+//!
+//! What an application does not take waits here. When far more waits than it takes, the rest of the
+//! credit is taken back until it has caught up. So for a reader that has stopped only what was under
+//! way is held, however large its window had become, and the memory is left to the others.
+//!
+//! Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window
+//! has been taken, and never repeated.
 
 use std::time::{Duration, Instant};
 
@@ -73,10 +75,10 @@ pub(crate) struct Window {
     /// Start of the round in which taken bytes are counted, and what had been taken then.
     round_at: Instant,
     round_from: u64,
-    /// What was taken in the round trip before; no more than 32 bits say.
+    /// Bytes taken in the round trip before, as far as 32 bits can say.
     before: u32,
-    /// The application left something when it took last, or has taken nothing yet: since then it is
-    /// what the bytes wait for, and not they for the link.
+    /// The application left something when it took last, or has taken nothing yet. Since then the
+    /// bytes wait for the application, and the application does not wait for the link.
     left: bool,
     /// The rest of the credit is taken back.
     paused: bool,

@@ -1,4 +1,3 @@
-
 use super::*;
 use crate::table::OnFailure;
 use crate::table::RuleSpec;
