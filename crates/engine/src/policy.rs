@@ -397,7 +397,8 @@ enum Bucket {
     Many(PortTree),
 }
 
-/// Lines of a bucket up to which it is walked: 24. To walk these costs about as much as the tree's steps.
+/// Lines of a bucket up to which it is walked: 24. To walk these costs about as much as the tree's
+/// steps.
 const FEW: usize = 24;
 
 impl Bucket {

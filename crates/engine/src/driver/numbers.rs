@@ -7,8 +7,8 @@ pub(crate) const HIGHER: u32 = 1 << 31;
 const NUMBER: u32 = HIGHER - 1;
 
 /// Numbers behind the highest opened one for which it is known whether they were opened: 65,536,
-/// which take 32 KiB for each peer. A message that opens a flow would have to be overtaken by the openings of as many
-/// others to fall out of it.
+/// which take 32 KiB for each peer. A message that opens a flow would have to be overtaken by the
+/// openings of as many others to fall out of it.
 const WIDTH: u32 = 65_536;
 
 /// Words of 64 numbers. Twice the window, so that its two ends never share one; a power of two, so
