@@ -7,7 +7,10 @@ use crate::error::ParseError;
 use crate::recv::bitmap::Bitmap;
 use crate::timer::{MICROSECOND, MILLISECOND, Nanos, SECOND};
 
+/// The token in front of a literal word of 64 flags. Tokens below it are runs of words of ones,
+/// tokens above it runs of words of zeros.
 const LITERAL: u8 = 0x80;
+/// Words of the longest run that one token stands for.
 const LONGEST_ONES: u64 = 128;
 const LONGEST_ZEROS: u64 = 127;
 

@@ -9,12 +9,12 @@ use crate::timer::{Nanos, SECOND};
 
 /// Capacity of a buffer for a payload of one datagram, bytes: an Ethernet frame and some.
 const SMALL: usize = 2_048;
-/// A buffer is taken for a payload of at least half of it: who holds a payload of more than one
-/// datagram holds twice its bytes at most.
+/// A buffer is taken for a payload if it is at most this many times as large: who holds a payload
+/// of more than one datagram holds twice its bytes at most.
 const WASTE: usize = 2;
 /// Bytes of all spare buffers of one direction: 64 of the largest usual buffer.
 const SPARE_BYTES: usize = 8 << 20;
-/// And no more than this part of what payloads of that direction may hold.
+/// They take at most one part of this many of what payloads of that direction may hold.
 const SHARE: usize = 8;
 /// Buffers that nobody has touched for this time are given back.
 const REST: Nanos = 10 * SECOND;

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 /// A subfield that the wire does not allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum ParseError {
+pub(crate) enum ParseError {
     /// Fewer bytes than the fixed part of a subfield needs.
     #[error("subfield cut off: {need} bytes needed, {have} there")]
     Short {

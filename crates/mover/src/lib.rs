@@ -45,10 +45,7 @@ pub mod fuzzing;
 
 pub use config::{Config, Congestion, Limits, RememberedPath};
 pub use crypto::{HEADER, Outer, TAG, pair_hint, peek};
-pub use error::ParseError;
 pub use event::{Event, Reason};
-#[doc(hidden)]
-pub use handshake::fuzz_handshake;
 pub use handshake::{Guard, GuardError, HandshakeCounters, HandshakeDrops};
 pub use identity::{Identity, KeyError, PreSharedKey, PublicKey};
 pub use mover::Mover;

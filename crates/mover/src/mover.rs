@@ -28,14 +28,16 @@ const CLOSE_GOING_AWAY: u8 = 0;
 /// The reliable, secret way to one peer: payloads in, the same payloads out at the other side, each
 /// exactly once, in any order.
 ///
-/// A mover does no I/O and reads no clock: the caller brings both. It owns the socket, waits, and
-/// passes the time (`now`) to every verb. `now` must not run backwards between two calls. Rates are bytes per second on the wire, IP headers included; sizes are bytes.
+/// A mover does no I/O and reads no clock: the caller brings both. The caller owns the socket,
+/// waits, and passes the time (`now`) to every verb; `now` must not run backwards between two
+/// calls. Rates are bytes per second on the wire, IP headers included. Sizes are bytes.
 ///
 /// # Order of calls
 ///
 /// *Inputs* are [`handle_datagram`], [`handle_timeout`], [`send`], [`on_too_large`],
-/// [`on_refused`], [`connect`], [`disconnect`], [`close`] and [`give_up`]. Any of them may be called
-/// at any time. After each one, or after a batch of datagrams, drain the *polls* before the next:
+/// [`on_refused`], [`connect`], [`disconnect`], [`close`] and [`give_up`]. Any of them may be
+/// called at any time. After each one, or after a batch of datagrams, drain the *polls* before the
+/// next:
 ///
 /// 1. [`poll_event`] until it is `None`. An event decides what the payloads behind it mean:
 ///    those polled after `Connected { fresh: true }` are of the new connection. At most
@@ -47,8 +49,9 @@ const CLOSE_GOING_AWAY: u8 = 0;
 /// 5. Sleep until [`poll_timeout`], or until a datagram comes, and then begin anew. Each input can
 ///    change the timeout.
 ///
-/// Before the first event [`Event::Connected`], [`poll_budget`] is 0 and [`send`] gives every payload
-/// back. After [`close`] one more [`poll_transmit`] brings the goodbye, and nothing follows.
+/// Before the first event [`Event::Connected`], [`poll_budget`] is 0 and [`send`] gives every
+/// payload back. After [`close`] one more [`poll_transmit`] brings the goodbye, and nothing
+/// follows. After [`disconnect`] the goodbye comes in the same way, and [`Event::Dead`] with it.
 ///
 /// # Example
 ///
@@ -580,9 +583,9 @@ impl Mover {
         }
     }
 
-    /// What is known of the path: to be given to the next mover of this peer as [`Config::remembered_path`].
-    /// Of what is known now and what is remembered, the wider one, as long as it is the same path:
-    /// an idle connection learns little.
+    /// What is known of the path: to be given to the next mover of this peer as
+    /// [`Config::remembered_path`]. Of what is known now and what is remembered, the wider one, as
+    /// long as it is the same path: an idle connection learns little.
     pub fn path_to_remember(&self, now: Instant) -> Option<RememberedPath> {
         let known = self
             .connection

@@ -456,7 +456,8 @@ mod tests {
         }
     }
 
-    /// `count` datagrams of a kilobyte leave, one each `every`. The numbers of datagrams in its blocks.
+    /// `count` datagrams of a kilobyte leave, one each `every`. The numbers of datagrams in its
+    /// blocks.
     fn stream(protector: &mut Protector, count: u64, every: Nanos, saturated: bool) -> Vec<usize> {
         let (mut now, mut blocks) = (0, Vec::new());
         for number in 0..count {

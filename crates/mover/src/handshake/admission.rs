@@ -113,8 +113,8 @@ impl Admission {
     }
 
     /// Of the attempt, not of the address: a copy of the attempt's datagrams that somebody sends
-    /// from elsewhere is answered by the same cookie, so he has none to lead the peer astray with.
-    /// And an address translator may change its mind.
+    /// from elsewhere is answered by the same cookie, so nobody has another one to lead the peer
+    /// astray with. And an address translator may change its mind.
     fn cookie_of(&self, epoch: u64, index: u32, attempt: u64) -> [u8; 16] {
         let mut key = [0; 32];
         expand(

@@ -6,10 +6,10 @@
 //! public key pinned for it.
 //!
 //! TLS is the one part of the mover that draws from the operating system's randomness: rustls takes
-//! the randoms of its hellos and the key shares (X25519MLKEM768) from aws-lc, and must not take them
-//! from a seed. Lengths do not depend on them, so a run with the same seed sends the same datagrams
-//! at the same times. The session's secrets do, and with them which side steps its key phase first.
-//! TLS reads no clock here (`NoClock`).
+//! the randoms of its hellos and the key shares (X25519MLKEM768) from aws-lc, and must not take
+//! them from a seed. Lengths do not depend on them, so a run with the same seed sends the same
+//! datagrams at the same times. The session's secrets do, and with them which side steps its key
+//! phase first. TLS reads no clock here (`NoClock`).
 
 use std::fmt;
 use std::sync::Arc;

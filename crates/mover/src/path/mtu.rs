@@ -9,24 +9,25 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::timer::{Nanos, SECOND};
 
-/// Every path carries it (RFC 8200's 1,280 less IPv6 and UDP headers, rounded down; RFC 9000's
-/// initial size).
+/// Bytes of a datagram that every path carries: RFC 8200's 1,280 less IPv6 and UDP headers, rounded
+/// down; RFC 9000's initial size.
 pub(crate) const BASE: usize = 1_200;
-/// Below this the headers would outweigh the payload; a configured segment is raised to it.
+/// Bytes of the smallest datagram size: below it the headers would outweigh the payload. A
+/// configured segment is raised to it.
 const SMALLEST: usize = 256;
-/// What is asked for over IPv4: inside tunnels, PPPoE, Ethernet, jumbo frames of two kinds. Four of
-/// the largest still make one batch of 64 kB, which is the kernel's limit for what one call hands
-/// over; above that a loss costs more than the headers saved.
+/// The sizes that are asked for over IPv4: inside tunnels, PPPoE, Ethernet, jumbo frames of two
+/// kinds. Four of the largest still make one batch of 64 kB, which is the kernel's limit for what
+/// one call hands over; above that a loss costs more than the headers saved.
 const SIZES_V4: [usize; 5] = [1_400, 1_452, 1_472, 8_952, 16_356];
 /// The same over IPv6, whose header is 20 bytes longer.
 const SIZES_V6: [usize; 5] = [1_380, 1_432, 1_452, 8_932, 16_336];
-/// The Ethernet size is tried first: nearly every path carries it.
+/// The place of the Ethernet size, which is tried first: nearly every path carries it.
 const LIKELY: usize = 2;
 /// Probes of one size that may be lost before the path is believed not to carry it.
 const TRIES: u32 = 3;
-/// When a larger size is tried again after the search ended: paths change.
+/// Time after the end of the search until a larger size is tried again: paths change.
 const RAISE_AFTER: Nanos = 600 * SECOND;
-/// When the search starts again after a black hole.
+/// Time after a black hole until the search starts again.
 const RETRY_AFTER: Nanos = 2 * SECOND;
 /// Rounds of lost large datagrams without any that passed, while small ones did: the path has
 /// become narrower.

@@ -9,7 +9,7 @@
 use crate::config::Limits;
 use crate::timer::{MILLISECOND, Nanos, SECOND};
 
-/// Below this rate one datagram takes more than a millisecond: the batch is then two of them.
+/// Datagrams of the smallest batch: on a slow link, where one takes more than a millisecond.
 const BATCH_DATAGRAMS: u64 = 2;
 
 /// The bucket.

@@ -1,10 +1,10 @@
 //! Puts the segments of payloads together and hands each payload up once, as soon as it is whole,
 //! in any order.
 //!
-//! From `mover.rs` come the data subfields of authenticated datagrams; whole payloads go to whoever
-//! polls. What is not whole or not fetched costs memory, which is bounded: it is charged with what
-//! is allocated for it, before it is, and a segment that would exceed the bound is refused. The
-//! datagram that carried it is then not acknowledged, so it comes again.
+//! From `receiver.rs` come the data subfields of authenticated datagrams; whole payloads go to
+//! whoever polls. What is not whole or not fetched costs memory, which is bounded: it is charged
+//! with what is allocated for it, before it is, and a segment that would exceed the bound is
+//! refused. The datagram that carried it is then not acknowledged, so it comes again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,8 +19,8 @@ use crate::timer::Nanos;
 /// What a payload costs that is not whole or not fetched, beside its buffer: its entry in the tree,
 /// whose nodes may be half empty, and the allocator's own. Bytes.
 pub(crate) const ENTRY_COST: usize = 256;
-/// Pieces of one payload that do not touch each other: a payload of 256 KiB in datagrams of 512
-/// bytes of which every second one is lost. What would be another piece is refused until gaps
+/// Pieces of one payload that do not touch each other, at most: as many as a payload of 256 KiB has
+/// in datagrams of 512 bytes when every second one is lost. Another piece is refused until gaps
 /// close, so that noting a segment never moves more than 4 KiB of entries.
 const MOST_PIECES: usize = 512;
 

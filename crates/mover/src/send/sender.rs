@@ -1,4 +1,5 @@
-//! Joins the sending half: what leaves next, what is in it, and what an acknowledgement of it means.
+//! Joins the sending half: what leaves next, what is in it, and what an acknowledgement of it
+//! means.
 
 use super::flight::{Fate, Flight, Marks, Record, Sent};
 use super::load::{Filled, Load};

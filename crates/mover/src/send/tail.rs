@@ -8,10 +8,12 @@
 
 use crate::timer::{MILLISECOND, Nanos};
 
-/// Longer bursts of losses than this are outages.
+/// The copy follows its original after an eighth of the round trip, at most after this: longer
+/// bursts of losses are outages.
 const LATEST: Nanos = 25 * MILLISECOND;
 
-/// Who could not send because of the pacer sends within this time of its release.
+/// Time after the pacer's release in which somebody who waited for it sends: the copy leaves after
+/// it.
 pub(crate) const CHANCE: Nanos = MILLISECOND;
 
 /// The last datagram with payloads, while nothing else waits to be sent.
