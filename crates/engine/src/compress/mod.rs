@@ -4,10 +4,10 @@
 //! It takes packed buffers from the driver and gives them back, compressed or not; at the far side
 //! it takes received payloads and gives back what was packed. [`codec`] joins the two directions:
 //! [`compressor`] is the sender's, which alone decides, and [`decompressor`] the receiver's. What
-//! was done stands in the buffer ([`format`]), so the sides cannot disagree. A buffer may refer to
-//! a dictionary: bytes of earlier buffers of the same direction. The sender proposes one, and uses
-//! it when the receiver has said that it holds all of it. So a lost datagram never keeps another
-//! buffer from being read. `docs/wire.md` section 4 has the bytes.
+//! was done stands in the buffer ([`mod@format`]), so the sides cannot disagree. A buffer may refer
+//! to a dictionary: bytes of earlier buffers of the same direction. The sender proposes one, and
+//! uses it when the receiver has said that it holds all of it. So a lost datagram never keeps
+//! another buffer from being read. `docs/wire.md` section 4 has the bytes.
 
 pub(crate) mod codec;
 pub(crate) mod compressor;

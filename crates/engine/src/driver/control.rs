@@ -4,7 +4,7 @@
 //! buffer. That a flow was accepted, that it has its second end, or that it is there at all before
 //! its first bytes are, is a *notice*: the far side need not hear of it at once, since the first
 //! bytes say the first and the last, and any buffer takes all of them along. Notices wait in a list
-//! of their own, for [`NOTICE`](crate::config::NOTICE) at most.
+//! of their own, for [`NOTICE`] at most.
 
 use std::{collections::VecDeque, time::Instant};
 

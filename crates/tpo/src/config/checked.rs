@@ -1,6 +1,6 @@
 //! The configuration as it is meant: names are indices, rates are bytes per second, prefixes and
 //! keys are parsed, paths are complete. The rest of the program takes this and never sees the text.
-//! [`check`](super::check) makes it.
+//! `config/check/` makes it.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -2,7 +2,7 @@
 //!
 //! The text is parsed into TOML's own tree rather than straight into serde types, because serde
 //! stops at the first mistake and a person wants to see all of them. A key is known to a section
-//! because [`check`](super::check) asks for it; the keys that nobody asked for are reported by
+//! because `config/check/` asks for it; the keys that nobody asked for are reported by
 //! [`Section::finish`].
 
 use std::fmt;

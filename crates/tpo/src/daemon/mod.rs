@@ -64,8 +64,8 @@ const RULES_EVERY: Duration = Duration::from_secs(1);
 /// The initial credit of a flow grows with a configured rate up to this: flows whose application
 /// takes nothing may hold it.
 const MOST_CREDIT: u32 = 1 << 20;
-/// When the gate, the demultiplexer or the tap has not turned for this long, the service manager
-/// gets no life sign: each turns twice a second at least.
+/// When the gate, the demultiplexer or the TUN reader has not turned for this long, the service
+/// manager gets no life sign: each turns twice a second at least.
 const WEDGED: Duration = Duration::from_secs(2);
 /// How often the main thread looks for a signal to end, and at the memory of all lanes.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -697,7 +697,7 @@ pub fn table(checked: &Checked) -> table::Table {
     }
 }
 
-/// The rule of the configuration, by its place there, from which each rule of [`table`] comes.
+/// The rule of the configuration, by its place there, from which each rule of [`table()`] comes.
 pub fn origins(checked: &Checked) -> Vec<usize> {
     let rules = checked
         .rules

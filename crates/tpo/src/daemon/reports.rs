@@ -1,5 +1,5 @@
-//! What the daemon tells of itself: gathers the figures of lanes, gate, router and kernel into the
-//! reports of [`crate::status`].
+//! What the daemon tells of itself: gathers the figures of lanes, gate, demultiplexer and kernel
+//! into the reports of [`crate::status`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -50,7 +50,7 @@ pub struct Facts {
     memory_peak: AtomicU64,
 }
 
-/// What gate, router, tap and the plain way count.
+/// What gate, demultiplexer, TUN reader and the plain way count.
 pub type Counters = (
     Arc<gate::Counters>,
     Arc<Drops>,

@@ -71,7 +71,7 @@ impl Transit {
     }
 
     /// Where a flow goes that this peer has opened; one for many is dealt with
-    /// [here](Transit::each) in any case.
+    /// by `packets/onward.rs` in any case.
     pub fn next(&self, key: &FlowKey, from: PeerId) -> Next {
         if key.destination.ip().is_multicast() {
             return Next::Here;

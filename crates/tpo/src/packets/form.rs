@@ -4,8 +4,8 @@
 //! its payload and a few bytes of its IP header; everything else crosses whole. The far side's
 //! bytes are not trusted: what does not belong to its flow is refused.
 //!
-//! On the way out [`super::send`] packs what [`crate::ip`] has parsed; on the way in
-//! [`super::deliver`] and [`super::multicast::emit`] unpack.
+//! On the way out [`super::edge`] packs what [`crate::ip`] has parsed; on the way in
+//! [`super::edge`] and [`super::multicast::emit`] unpack.
 
 use std::net::IpAddr;
 use std::ops::Range;

@@ -30,14 +30,14 @@
 //!
 //! * A flow of packets has one owner, the `PacketFlow` in the engine of the lane that carries it:
 //!   whether it lives, its addresses, its treatment, what waits in it, its order.
-//! * [`flows`] has one entry for each of them, found by the engine's number: what only the edge
+//! * `flows` has one entry for each of them, found by the engine's number: what only the edge
 //!   knows. It ends with the engine's event that the flow is over.
-//! * [`owners`] is the index over all lanes: key → peer. [`flows`] alone writes it, in the same
+//! * [`owners`] is the index over all lanes: key → peer. `flows` alone writes it, in the same
 //!   turn.
 //! * The reader's last answer of [`directory`] is forgotten at the end of each turn.
 //! * The kernel's sets of answers are filled by what comes out of the TUN device. An entry lives as
 //!   long as its flow in the engine may rest.
-//! * A block of memory belongs to the reader ([`blocks`]); batches and engines refer to it. A payload
+//! * A block of memory belongs to the reader (`blocks`); batches and engines refer to it. A payload
 //!   belongs to the engine until its packets are taken, then to the mover.
 //! * [`plain_way`] decides and counts what is given back to the kernel.
 

@@ -3,7 +3,7 @@
 //! The engine of the lane that carries a flow owns it. This index answers for the other threads who
 //! that is: the TUN reader gives answers to that lane, and no other peer may open the flow. A lane
 //! enters a flow in the turn in which its engine opens it, and takes it out in the turn in which
-//! its engine says that it is over ([`super::flows`]).
+//! its engine says that it is over (`packets/flows.rs`).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
-//! The TUN reader, the first step of the way out: reads the packets that the kernel hands over (UDP,
-//! ICMP, whatever else a rule names) and gives each to its peer's lane, in batches.
+//! The TUN reader, the first step of the way out: reads the packets that the kernel hands over
+//! (UDP, ICMP, whatever else a rule names) and gives each to its peer's lane, in batches.
 //!
 //! One thread. A packet is read into a block of memory, stays there until the lane's engine packs
-//! it, and is not copied before ([`super::blocks`]). Whose it is says the [`Directory`]. What is
+//! it, and is not copied before (`packets/blocks.rs`). Whose it is says the [`Directory`]. What is
 //! nobody's goes back to the kernel and takes its plain way, unless a closed rule names it
 //! ([`super::plain_way`]).
 

@@ -1,7 +1,8 @@
 //! UDP packets as they are given to the kernel: IP and UDP headers in front of a payload, several
 //! packets as one that the kernel cuts, and the fragments of one that is too long for a LAN. Pure.
 //!
-//! [`super::form`] says what is in them, [`super::emit`] and [`super::multicast::emit`] send them.
+//! [`super::form`] says what is in them, `packets/emit.rs` and [`super::multicast::emit`] send
+//! them.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! One nftables table from the look-up table. Pure: text in, text out; [`install`](super::install) gives it
-//! to the kernel.
+//! One nftables table from the look-up table. Pure: text in, text out; [`install`](super::install)
+//! gives it to the kernel.
 //!
 //! What happens to a packet of a connection that a rule names, in the order of the chains:
 //!
@@ -21,13 +21,15 @@
 //! of SYNs gets few of them (`RESETS_PER_SECOND`): its sources may be made up, and a reset would
 //! reach whoever has the address.
 //!
-//! SYNs are bounded before `tproxy` ([`Bounds`]): a listener whose queue is full sends SYN cookies,
-//! which transparent sockets cannot serve, and then nobody's connections work. A SYN beyond the
-//! bounds takes its plain way, or is dropped where its rule fails closed. In order:
+//! SYNs are bounded before `tproxy` ([`Bounds`](crate::table::bounds::Bounds)): a listener whose
+//! queue is full sends SYN cookies, which transparent sockets cannot serve, and then nobody's
+//! connections work. A SYN beyond the bounds takes its plain way, or is dropped where its rule
+//! fails closed. In order:
 //!
-//! * A source that has completed a handshake (the daemon says so, by the sets of [`Standing`]) has
-//!   its own bound, and all such have one together. One that completes many has a higher one. In
-//!   IPv6 all such of a /64 together have that of one that completes many.
+//! * A source that has completed a handshake (the daemon says so, by the sets of
+//!   [`Standing`](super::names::Standing)) has its own bound, and all such have one together. One
+//!   that completes many has a higher one. In IPv6 all such of a /64 together have that of one that
+//!   completes many.
 //! * Other sources, which may be made up, have a lower one each, by /64 in IPv6, and a lower one
 //!   together. They cannot use up what known ones need.
 //! * The set that counts for each source is bounded: when it is full, sources that are not in it

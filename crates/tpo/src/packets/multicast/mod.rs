@@ -12,12 +12,12 @@
 //! * For its peers it is a hub, where a rule with `transit` says so: what one of them wants for
 //!   itself is asked for at the others.
 //!
-//! Packets themselves do not come this way: the tap gives them to the lanes of the peers that ask,
-//! [`crate::packets::multicast::emit`] sends out what comes, and [`crate::lane::transit`] hands on
-//! what a hub's peers want. Loops are impossible: what a peer brought is never taken from a LAN,
-//! and goes on only to peers that want it for themselves; a flow comes from one peer at a time;
-//! only packets from where the kernel would send answers are taken, and each TPO takes one off the
-//! hop limit.
+//! Packets themselves do not come this way: the TUN reader gives them to the lanes of the peers
+//! that ask, [`crate::packets::multicast::emit`] sends out what comes, and `packets/onward.rs`
+//! hands on what a hub's peers want. Loops are impossible: what a peer brought is never taken from
+//! a LAN, and goes on only to peers that want it for themselves; a flow comes from one peer at a
+//! time; only packets from where the kernel would send answers are taken, and each TPO takes one
+//! off the hop limit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};

@@ -2,8 +2,8 @@
 //! told what is asked for and what time it is.
 //!
 //! A change of what peers ask for costs as much as truly differs, and that at a bounded rate. A
-//! group that no peer asks for is kept for [`LINGER`]. Each peer may have [`BURST`] new ones at
-//! once and then [`PER_SECOND`]. Of what may be taken in all, each peer that asks has an equal part
+//! group that no peer asks for is kept for `LINGER`. Each peer may have `BURST` new ones at
+//! once and then `PER_SECOND`. Of what may be taken in all, each peer that asks has an equal part
 //! at least.
 
 use std::collections::{BTreeMap, HashMap};
