@@ -4,8 +4,8 @@
 //! three users: [`World`], where any number of machines talk under a virtual clock; [`Lab`], which
 //! stands four network namespaces up with the model between the two in the middle; and whoever runs
 //! that lab from the command line, through [`serve`] and [`request`]. Beside them [`Scratch`], the
-//! folder for what such a run writes, and [`seeds()`], which says how many runs of a world there are.
-//! This crate knows neither the mover nor the engine: they depend on it for their tests.
+//! folder for what such a run writes, and [`seeds()`], which says how many runs of a world there
+//! are. This crate knows neither the mover nor the engine: they depend on it for their tests.
 
 mod control;
 mod lab;
