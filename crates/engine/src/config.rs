@@ -128,8 +128,8 @@ pub(crate) const MIN_RTT: Duration = Duration::from_millis(2);
 /// held back.
 pub(crate) const UNKNOWN_RTT: Duration = Duration::from_millis(100);
 
-/// Bytes of late up to which a stream whose rule asks for no class is interactive: 64 KiB, which is
-/// every request, and answers whose delay somebody notices.
+/// Bytes sent recently up to which a stream whose rule asks for no class is interactive: 64 KiB,
+/// which is every request, and answers whose delay a person notices.
 pub(crate) const SPARSE: u32 = 64 << 10;
 
 /// On a slow link a stream is interactive up to what the link carries in this time: 100 ms. Other
@@ -139,11 +139,12 @@ pub(crate) const SPARSE_TIME: Duration = Duration::from_millis(100);
 /// However slow the link is, a stream is interactive up to this many bytes: 16 KiB.
 pub(crate) const LEAST_SPARSE: u32 = 16 << 10;
 
-/// Bytes of late beyond which a stream is bulk: 1 MiB. Between [`SPARSE`] and this it is normal.
+/// Bytes sent recently beyond which a stream is bulk: 1 MiB. Between [`SPARSE`] and this it is
+/// normal.
 pub(crate) const LONG: u32 = 1 << 20;
 
 /// Bytes per millisecond of idle time that are forgotten of what a stream has sent: 64, half a
-/// megabit per second. So a terminal or a call stays interactive for ever.
+/// megabit per second. So a terminal or a call stays interactive however long it lives.
 pub(crate) const SPARSE_RATE_MS: u32 = 64;
 
 /// How long a stream must send nothing to count as new again: 500 ms, for the next request on a
@@ -317,8 +318,8 @@ pub(crate) const PROPOSED: usize = 2;
 /// Level 9 is for links below this rate: 625,000 bytes per second, 5 Mbit/s.
 pub(crate) const FINEST_BELOW: u64 = 625_000;
 
-/// On links above this rate dictionaries are smaller: 2,500,000 bytes per second, 20 Mbit/s. Buffers
-/// are large there, and to make a dictionary of 1 MiB takes four milliseconds of a core.
+/// On links above this rate dictionaries are smaller: 2,500,000 bytes per second, 20 Mbit/s.
+/// Buffers are large there, and to make a dictionary of 1 MiB takes four milliseconds of a core.
 pub(crate) const SMALL_DICTIONARY_ABOVE: u64 = 2_500_000;
 
 /// Bytes of a dictionary on those links: 128 KiB.

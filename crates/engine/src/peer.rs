@@ -427,7 +427,7 @@ impl Peer {
         self.mover.remote()
     }
 
-    /// Whether a session stands and the peer was heard of late.
+    /// Whether a session stands and the peer was heard recently.
     pub fn is_up(&self) -> bool {
         self.mover.is_up()
     }
@@ -467,7 +467,7 @@ impl Peer {
     // --- between driver and mover
     // ---------------------------------------------------------------------------------------------
 
-    /// Packs and hands over while the mover can send at once and somebody has something.
+    /// Packs and hands over while the mover can send at once and a flow has something to send.
     fn pack(&mut self, source: &mut dyn Source, now: Instant) {
         // In any case: what is due would be due again and again.
         self.driver.end_gathering(now);

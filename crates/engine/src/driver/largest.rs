@@ -2,13 +2,13 @@
 //! all streams.
 //!
 //! Lists by the power of two that a stream holds. A stream stands in one at most: it moves up when
-//! it grows, and down only when somebody looks and finds that it has shrunk. Each step down was
+//! it grows, and down only when a look finds that it has shrunk. Each step down was
 //! paid for by a step up, and each of those by bytes.
 
 use crate::{FlowId, flow::stream::Stream, hash::NumberMap};
 
-/// Streams of the highest list that are compared: 16. Of these the one that holds most is found, and
-/// never one that holds less than half as much as another.
+/// Streams of the highest list that are compared: 16. Of these the one that holds most is found,
+/// and never one that holds less than half as much as another.
 const COMPARED: usize = 16;
 
 /// Entries of ended streams that may always stay: 64. Below it nobody looks for them.

@@ -1,5 +1,5 @@
-//! Streams that the far side has reset and whose data is still being delivered. Each is looked after
-//! some time later: if its application has taken nothing meanwhile, it ends.
+//! Streams that the far side has reset and whose data is still being delivered. Each is looked
+//! after some time later: if its application has taken nothing meanwhile, it ends.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -8,8 +8,8 @@ use crate::{
     config::{QUEUE_ROOM, RESET_LINGER},
 };
 
-/// Entries of streams that have ended meanwhile which may always stay: 64. Below it nobody looks
-/// for them.
+/// Entries of streams that have ended which may always stay: 64. Below that the list is not
+/// swept.
 const SLACK: usize = 64;
 
 /// A stream to look after.

@@ -11,9 +11,9 @@ pub(crate) struct Path {
     pub(crate) rtt: Duration,
     /// What the link takes, bytes per second.
     pub(crate) rate: u64,
-    /// Bytes that one datagram of the mover carries of a buffer for which somebody waits.
+    /// Bytes that one datagram of the mover carries of an urgent buffer.
     pub(crate) urgent_segment: usize,
-    /// Bytes of late up to which somebody waits for a stream.
+    /// Bytes sent recently up to which a stream is urgent.
     pub(crate) sparse: u32,
 }
 

@@ -8,8 +8,8 @@
 //! there at once instead of doubling: while windows are small they grow to sixteen times.
 //!
 //! What an application does not take waits here. When far more waits than it takes, the rest of the
-//! credit is taken back until it has caught up. So for a reader that has stopped only what was under
-//! way is held, however large its window had become, and the memory is left to the others.
+//! credit is taken back until it has caught up. So for a reader that has stopped only what was
+//! under way is held, however large its window had become, and the memory is left to the others.
 //!
 //! Credit is an absolute offset and the mover is reliable: it is sent when a quarter of the window
 //! has been taken, and never repeated.
@@ -60,8 +60,8 @@ pub(crate) enum Due {
 pub(crate) enum MemoryUse {
     /// Less than half: windows may grow.
     Ample,
-    /// More than half: windows grow up to this many bytes, a part of what is free. So whoever stops
-    /// next leaves most of that to those after him.
+    /// More than half: windows grow up to this many bytes, a part of what is free. So a stream
+    /// that stops next leaves most of that to those after it.
     Filling(u64),
     /// More than the budget: windows shrink.
     Short,
@@ -111,8 +111,8 @@ impl Window {
         self.paused
     }
 
-    /// Data has come, and `waiting` bytes wait for the application. Whether a pause is due: nothing was
-    /// taken for a round trip.
+    /// Data has come, and `waiting` bytes wait for the application. Whether a pause is due: nothing
+    /// was taken for a round trip.
     pub(crate) fn handle_arrived(&mut self, waiting: u64, rtt: Duration, now: Instant) -> bool {
         // A round ends with what is taken after it was a round trip old.
         let stalled = now.saturating_duration_since(self.round_at) > (2 * rtt).max(STALLED);

@@ -59,7 +59,7 @@ impl Controller {
         }
     }
 
-    /// So many streams are carried. True if the rate changed.
+    /// `flows` streams are carried. True if the rate changed.
     pub(crate) fn set_flows(&mut self, flows: usize) -> bool {
         match self {
             Controller::Auto(auto) => auto.set_flows(flows as u64),

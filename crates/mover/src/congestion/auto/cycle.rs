@@ -84,7 +84,7 @@ impl Cycle {
         self.stood = true;
     }
 
-    /// Nobody is there any more.
+    /// No other sender keeps a queue up now.
     pub(super) fn on_alone(&mut self) {
         self.stood = false;
     }
