@@ -202,7 +202,7 @@ impl Daemon {
             start.elapsed()
         });
         debug!(costs_ns = ?compression.costs, "compression measured");
-        let workshop = DictionaryWorker::start().context("start the workshop")?;
+        let dictionary_worker = DictionaryWorker::start().context("start the dictionary worker")?;
         let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
         let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
         let claims = Arc::new(Claims {
@@ -234,7 +234,7 @@ impl Daemon {
                 transit: transit.clone(),
                 listener: listener.try_clone().context("share the listening socket")?,
                 shares,
-                workshop: workshop.clone(),
+                dictionary_worker: dictionary_worker.clone(),
                 path_cache: PathCache::of_service(&peer.name),
                 demand: peer.on_demand.map(Demand::new),
                 on_change: Box::new(doorbell.ring()),

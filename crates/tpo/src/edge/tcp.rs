@@ -40,6 +40,20 @@ pub enum Begins {
     Connecting(Permit),
 }
 
+/// A socket that becomes an edge.
+pub struct NewEdge {
+    /// The connection, which stands or is under way.
+    pub socket: std::net::TcpStream,
+    /// Its part of a share of the descriptors.
+    pub descriptor: Permit,
+    /// How it begins.
+    pub begins: Begins,
+    /// Who has opened the connection.
+    pub client: SocketAddr,
+    /// Whom the client wants to reach.
+    pub server: SocketAddr,
+}
+
 struct Edge {
     flow: FlowId,
     socket: TcpStream,
@@ -121,14 +135,17 @@ impl Edges {
     }
 
     /// Takes a socket as the edge of `flow`.
-    pub fn insert(
-        &mut self,
-        flow: FlowId,
-        (socket, descriptor): (std::net::TcpStream, Permit),
-        begins: Begins,
-        client: SocketAddr,
-        server: SocketAddr,
-    ) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the socket's options cannot be set or the poll does not take it.
+    pub fn insert(&mut self, flow: FlowId, edge: NewEdge) -> io::Result<()> {
+        let NewEdge {
+            socket,
+            descriptor,
+            begins,
+            client,
+            server,
+        } = edge;
         let mut socket = TcpStream::from_std(socket);
         let options = SockRef::from(&socket);
         options.set_tcp_nodelay(true)?;

@@ -24,6 +24,7 @@ use crate::host::life_signs::Turns;
 use crate::intercept::lease::{Lease, RENEW_EVERY};
 use crate::intercept::names::counter;
 use crate::intercept::tcp::{Accepted, Listeners, reset_on_close};
+use crate::lanes;
 use crate::lanes::handle::{Command, Lane};
 use crate::table::carriers::AllCarriers;
 use crate::table::peers::{ByPeer, PeerId};
@@ -324,15 +325,15 @@ impl Loop {
             |peer| self.lanes[peer].pulse.is_up(),
         );
         match self.lanes[peer].descriptors.take(Opener::Near) {
-            Some(descriptor) => self.hand_over(
-                peer,
-                Command::Accepted {
+            Some(descriptor) => {
+                let connection = lanes::handle::Accepted {
                     socket,
                     key,
                     treatment,
                     descriptor,
-                },
-            ),
+                };
+                self.hand_over(peer, Command::Accepted(connection));
+            }
             None => {
                 self.counters.no_descriptors.fetch_add(1, Ordering::Relaxed);
                 reset_on_close(&socket);
@@ -523,7 +524,7 @@ impl Loop {
 
 /// What goes with a connection that is given up.
 fn reset(connection: &Command) {
-    if let Command::Accepted { socket, .. } = connection {
-        reset_on_close(socket);
+    if let Command::Accepted(accepted) = connection {
+        reset_on_close(&accepted.socket);
     }
 }

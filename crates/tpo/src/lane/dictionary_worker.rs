@@ -1,5 +1,7 @@
 //! The dictionary worker: one thread that makes dictionaries for the compression engines of all
 //! lanes. In a lane that work would hold up its datagrams. The thread yields to everything else.
+//!
+//! A lane gives it work by [`Dictionaries`]; what was made comes back as a command.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -24,18 +26,32 @@ impl DictionaryWorker {
     pub fn start() -> io::Result<DictionaryWorker> {
         let (sender, inbox) = sync_channel(WAITING);
         std::thread::Builder::new()
-            .name("workshop".into())
+            .name("dictionaries".into())
             .spawn(move || run(inbox))?;
         Ok(DictionaryWorker(sender))
     }
 
-    /// Takes work of a lane, whose command tells the result; gives it back when too much waits.
-    pub fn send(&self, work: Work, lane: &Lane) -> Result<(), Work> {
-        self.0
-            .try_send((work, lane.clone()))
-            .map_err(|error| match error {
-                TrySendError::Full((work, _)) | TrySendError::Disconnected((work, _)) => work,
-            })
+    /// What one lane gives its work to; the results go to that lane.
+    pub fn of_lane(self, lane: Lane) -> Dictionaries {
+        Dictionaries { worker: self, lane }
+    }
+}
+
+/// The worker as one lane has it.
+pub struct Dictionaries {
+    worker: DictionaryWorker,
+    /// To whom the results go.
+    lane: Lane,
+}
+
+impl Dictionaries {
+    /// Takes work, whose result comes back as [`Command::Worked`]; gives the work back when too
+    /// much of it waits.
+    pub fn make(&self, work: Work) -> Result<(), Work> {
+        let sent = self.worker.0.try_send((work, self.lane.clone()));
+        sent.map_err(|error| match error {
+            TrySendError::Full((work, _)) | TrySendError::Disconnected((work, _)) => work,
+        })
     }
 }
 

@@ -1,88 +1,81 @@
 //! The lane: the loop around one engine [`Peer`], a thread of its own, the only reader of the clock
 //! on the data path.
 //!
-//! It owns everything of one far TPO: the engine with its mover, the link's socket, the edges of
-//! all flows. Each turn takes one input (a batch of datagrams, the ready edges, a command, a
-//! deadline), drains every poll of the engine, and sleeps until the next one. Other threads reach
-//! it only by bounded [`Command`]s, the router by two bounded ways of its own (`lane/inlet.rs`); it
-//! tells them that it lives and whether its peer is up by its [`Pulse`].
+//! It owns everything of one far TPO: the engine with its mover, the peer socket, the edges of all
+//! flows. Each turn takes one input (a batch of datagrams, the ready edges, a command, a deadline),
+//! drains every poll of the engine, and sleeps until the next one. The loop decides only what comes
+//! when; the work is that of the lane's rooms: [`streams`], [`packet_flows`], [`peer_socket`],
+//! [`calls`], [`housekeeping`], [`shown`], [`wakeups`]. Other threads reach the lane only by its
+//! handle ([`crate::lanes`]).
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::TryRecvError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
-use tpo_engine::{Event, FlowId, PacketKey, Peer, Status, StreamKey, Treatment, Usage};
-use tpo_mover::{Origin, TransmitKind};
+use mio::Events;
+use tpo_engine::{Event, Peer};
 use tracing::{debug, info, warn};
 
 use crate::edge::exit::Exit;
-use crate::edge::shares::{ARRIVING, FarRoom, Opener, Permit, Shares};
-use crate::edge::tcp::{Begins, Edges, Happened};
-use crate::intercept::tcp::reset_on_close;
-use crate::lane::dictionary_worker::DictionaryWorker;
-use crate::lane::on_demand::{Demand, Turn};
-use crate::lane::path_cache::PathCache;
+use crate::edge::shares::Shares;
 use crate::lanes::handle::{Command, Lane, LaneEnd};
-use crate::lanes::inlet::{Arrival, Outlet};
-use crate::lanes::pulse::Pulse;
+use crate::lanes::inlet::Arrival;
 use crate::lanes::report::{Counters, Report};
-use crate::lanes::sighting::{Fault, Sighting};
-use crate::lanes::transit::{Next, Transit};
-use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
+use crate::lanes::transit::Transit;
+use crate::link::udp::Link;
 use crate::packets::edge::Packets;
-use crate::sys::{self, Timer};
 use crate::table::peers::PeerId;
+use calls::Calls;
+use dictionary_worker::{Dictionaries, DictionaryWorker};
+use housekeeping::Housekeeping;
+use on_demand::Demand;
+use packet_flows::PacketFlows;
+use path_cache::PathCache;
+use peer_socket::{Batch, PeerSocket, Received};
+use shown::Shown;
+use streams::Streams;
+use wakeups::{LINK, TIMER, WAKE, Wakeups};
+use way_out::WayOut;
 
+mod callers;
+mod calls;
 pub mod dictionary_worker;
+mod housekeeping;
 mod marks;
 pub mod on_demand;
+mod own_socket;
+mod packet_flows;
 pub mod path_cache;
 mod peer_socket;
+mod shown;
+mod streams;
+mod wakeups;
+mod way_out;
 
-use peer_socket::{Complaint, PeerSocket};
-
-/// A lane that sleeps shows its pulse this often; the lease needs one in each second.
+/// A lane that sleeps shows its pulse every 200 ms; the lease needs one in each second.
 const PULSE: Duration = Duration::from_millis(200);
 /// Batches received before the lane turns to its other work, so that nothing starves under a flood.
 const RECEIVE_TURN: usize = 4;
-/// No other batch is received when those of the turn have taken this long: what a datagram costs is
+/// Once the batches of a turn have taken 5 ms, no other one is received: what a datagram costs is
 /// its sender's choice.
 const RECEIVE_TIME: Duration = Duration::from_millis(5);
 /// Commands handled in one turn, likewise.
 const COMMAND_TURN: usize = 256;
-/// Datagrams from the router handled in one turn, likewise: each handshake datagram may cost a
-/// quarter of a millisecond.
+/// Datagrams of sessions from the demultiplexer that are handled in one turn, likewise.
 const SESSION_TURN: usize = 256;
+/// Handshake datagrams from the demultiplexer that are handled in one turn: each may cost a quarter
+/// of a millisecond.
 const HANDSHAKE_TURN: usize = 8;
 /// Batches sent in one turn, likewise.
 const TRANSMIT_TURN: usize = 16;
-/// Flows of packets from which on memory is given back to the system once most of them are gone.
-const MANY_EXCHANGES: usize = 8_192;
-/// The same when so many bytes were held and half of them are not any more, at this interval at
-/// most: a large window fills and empties all the time.
-const MUCH_MEMORY: usize = 8 << 20;
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
-/// The path is written down this often: a daemon that is killed knows nearly as much afterwards as
-/// one that ended.
-const REMEMBER_EVERY: Duration = Duration::from_secs(60);
-/// Time given to the last datagrams of a closing lane.
+/// A closing lane has 250 ms for its last datagrams.
 const CLOSING: Duration = Duration::from_millis(250);
-/// Connections that may wait for a peer that is called on demand: 3,000 a second for as long as it
-/// may take to answer, and room for what arrives until the lease is dropped.
-const MOST_HELD: usize = 4 * ARRIVING;
-
-// Edges use tokens with a 32-bit index below a generation of 31 bits; these lie above all of them.
-const LINK: Token = Token(usize::MAX);
-const TIMER: Token = Token(usize::MAX - 1);
-const WAKE: Token = Token(usize::MAX - 2);
+/// With no room in the socket nothing that is due can leave. The lane then sleeps 1 ms at a time:
+/// the socket's own event wakes it, not the clock.
+const BLOCKED_SLEEP: Duration = Duration::from_millis(1);
 
 /// What a lane starts with.
 pub struct Start {
@@ -92,147 +85,87 @@ pub struct Start {
     pub engine: tpo_engine::Config,
     /// What the peer may reach through us.
     pub exit: Exit,
-    /// The edges of what is no TCP, if any of it is carried.
+    /// The packet edges, if any packets are carried.
     pub packets: Option<Packets>,
     /// Which peer it is.
     pub id: PeerId,
     /// Where some flows of the peer go on to another.
     pub transit: Option<Arc<Transit>>,
-    /// A handle on the socket that everybody calls: our voice until the peer's address is known.
+    /// A handle on the socket that everybody calls: the lane speaks by it until the peer's address
+    /// is known.
     pub listener: Link,
     /// What it may take of what all lanes share.
     pub shares: Shares,
     /// Who makes dictionaries.
-    pub workshop: DictionaryWorker,
+    pub dictionary_worker: DictionaryWorker,
     /// Where the path is remembered.
     pub path_cache: Option<PathCache>,
     /// Called on demand: when, and how it is left again.
     pub demand: Option<Demand>,
-    /// Told whenever the peer comes up or goes down.
+    /// Called whenever the peer comes up or goes down.
     pub on_change: Box<dyn Fn() + Send>,
 }
 
 /// Starts the thread of one lane.
 pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
-    let poll = Poll::new()?;
-    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
-    let timer = Timer::new()?;
-    poll.registry()
-        .register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
-    let edges = Edges::new(poll.registry().try_clone()?);
-    let (lane, end) = Lane::new(&start.name, waker, start.shares.descriptors.clone());
-    let LaneEnd {
-        inbox,
-        handshakes,
-        sessions,
-        stopping,
-        pulse,
-    } = end;
-    let voice = PeerSocket::new(
-        start.name.clone(),
-        start.listener,
-        poll.registry().try_clone()?,
-        LINK,
-    )?;
-    let own = lane.clone();
-    let thread = std::thread::Builder::new()
-        .name(format!("lane {}", start.name))
-        .spawn(move || {
-            let now = Instant::now();
-            Loop {
-                name: start.name,
-                peer: Peer::new(start.engine, now),
-                poll,
-                timer,
-                armed: None,
-                edges,
-                exit: start.exit,
-                packets: start.packets,
-                id: start.id,
-                transit: start.transit,
-                passing: HashMap::new(),
-                voice,
-                inbox,
-                arrivals: [handshakes, sessions],
-                stranger: None,
-                waiting: false,
-                stopping,
-                pulse,
-                path_cache: start.path_cache,
-                workshop: start.workshop,
-                own,
-                remember_at: now + REMEMBER_EVERY,
-                most_packet_flows: 0,
-                most_memory: 0,
-                gave_back: now,
-                on_change: start.on_change,
-                runs: Runs::new(),
-                counters: Counters::default(),
-                closing: None,
-                demand: start.demand,
-                held: Vec::new(),
-                shares: start.shares,
-                far_room: FarRoom::new(),
-                is_short: false,
-            }
-            .run();
-        })?;
+    let wakeups = Wakeups::new()?;
+    let descriptors = start.shares.descriptors.clone();
+    let (lane, end) = Lane::new(&start.name, wakeups.waker()?, descriptors);
+    let ways = WayOut::new(start.id, start.exit, start.transit);
+    let streams = Streams::new(wakeups.registry()?, start.shares, ways);
+    let name = start.name;
+    let socket = PeerSocket::new(name.clone(), start.listener, wakeups.registry()?)?;
+    let dictionaries = start.dictionary_worker.of_lane(lane.clone());
+    let thread = std::thread::Builder::new().name(format!("lane {name}"));
+    let thread = thread.spawn(move || {
+        let now = Instant::now();
+        Loop {
+            peer: Peer::new(start.engine, now),
+            wakeups,
+            streams,
+            packets: PacketFlows::new(start.packets),
+            socket,
+            calls: Calls::new(name.clone(), start.demand),
+            dictionaries,
+            housekeeping: Housekeeping::new(name.clone(), start.path_cache, now),
+            shown: Shown::new(end.pulse.clone(), start.on_change),
+            end,
+            more_waits: false,
+            closing: None,
+            name,
+        }
+        .run();
+    })?;
     Ok((lane, thread))
 }
 
 struct Loop {
+    /// The peer's name, for logs.
     name: String,
     peer: Peer,
-    poll: Poll,
-    timer: Timer,
-    armed: Option<Instant>,
-    edges: Edges,
-    exit: Exit,
-    packets: Option<Packets>,
-    id: PeerId,
-    transit: Option<Arc<Transit>>,
-    /// Streams of the peer that go on to another one.
-    passing: HashMap<FlowId, StreamKey>,
-    voice: PeerSocket,
-    inbox: Receiver<Command>,
-    /// Datagrams from the router: of handshakes, then of sessions, because the last of a handshake
-    /// makes those that follow it understood.
-    arrivals: [Outlet; 2],
-    /// The last handshake datagram for other keys that came by our own socket.
-    stranger: Option<Sighting>,
-    /// More commands wait than one turn takes.
-    waiting: bool,
-    stopping: Arc<AtomicBool>,
-    pulse: Arc<Pulse>,
-    path_cache: Option<PathCache>,
-    workshop: DictionaryWorker,
-    /// The handle that comes back with what the workshop has made.
-    own: Lane,
-    remember_at: Instant,
-    /// Flows of datagrams at most, since memory was given back last.
-    most_packet_flows: usize,
-    /// Bytes held at most, likewise, and when memory was given back last.
-    most_memory: usize,
-    gave_back: Instant,
-    on_change: Box<dyn Fn() + Send>,
-    runs: Runs,
-    counters: Counters,
+    wakeups: Wakeups,
+    streams: Streams,
+    packets: PacketFlows,
+    socket: PeerSocket,
+    calls: Calls,
+    dictionaries: Dictionaries,
+    housekeeping: Housekeeping,
+    shown: Shown,
+    /// What other threads give.
+    end: LaneEnd,
+    /// Of that there is more than one turn takes.
+    more_waits: bool,
+    /// The lane says its last words, until then.
     closing: Option<Instant>,
-    demand: Option<Demand>,
-    /// Connections that wait for a peer that was called on demand.
-    held: Vec<Waiting>,
-    shares: Shares,
-    far_room: FarRoom,
-    /// Something is used up to its high mark: the gate was told.
-    is_short: bool,
 }
 
-/// An accepted connection.
-struct Waiting {
-    socket: TcpStream,
-    key: StreamKey,
-    treatment: Treatment,
-    descriptor: Permit,
+/// What woke the lane.
+#[derive(Default)]
+struct Woken {
+    /// The own socket has something to read.
+    by_socket: bool,
+    /// Another thread has given something.
+    by_thread: bool,
 }
 
 impl Loop {
@@ -241,219 +174,142 @@ impl Loop {
         loop {
             let now = Instant::now();
             self.follow_demand(now);
-            if let Some(packets) = &mut self.packets {
-                self.counters.not_allowed +=
-                    packets.follow_addresses(&mut self.peer, &self.exit, now);
-                packets.say_what_is_asked(&mut self.peer, now);
-            }
+            self.packets.turn(&self.streams.ways, &mut self.peer, now);
             // Before a datagram leaves that tells them, and before we sleep.
-            self.pulse.publish(self.peer.indices());
-            let busy = self.transmit(now);
-            self.pulse.publish(self.peer.indices());
+            self.shown.pulse().publish(self.peer.indices());
+            let is_busy = self.transmit(now);
+            self.shown.pulse().publish(self.peer.indices());
             let now = Instant::now();
-            self.show_pulse(now);
+            self.show(now);
             if self.closing.is_some_and(|until| now >= until) {
                 break;
             }
-            let limit = if busy || self.waiting {
-                Duration::ZERO
-            } else {
-                self.sleep_until(now)
+            let limit = match is_busy || self.more_waits {
+                true => Duration::ZERO,
+                false => self.sleep_until(now),
             };
-            match self.poll.poll(&mut events, Some(limit)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            match self.wakeups.wait(&mut events, limit) {
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(error) => {
                     warn!(peer = %self.name, %error, "the lane cannot wait for events and ends");
                     break;
                 }
             }
-            let now = Instant::now();
-            let mut heard = false;
-            let mut called = false;
-            for event in &events {
-                match event.token() {
-                    LINK => {
-                        heard |= event.is_readable() || event.is_error();
-                        if event.is_writable() {
-                            self.voice.has_room();
-                        }
-                    }
-                    // Not read: arming it anew makes the next expiry a new edge.
-                    TIMER => self.armed = None,
-                    WAKE => called = true,
-                    _ => {
-                        let happened = self.edges.handle_event(event);
-                        self.on_edge(happened, now);
-                    }
-                }
-            }
-            if heard {
+            let woken = self.follow_events(&events, Instant::now());
+            if woken.by_socket {
                 self.receive();
             }
-            if called || self.waiting {
-                let more = self.arrivals();
-                if self.commands() {
+            if woken.by_thread || self.more_waits {
+                let more = self.take_arrivals();
+                if self.take_commands() {
                     break;
                 }
-                self.waiting |= more;
+                self.more_waits |= more;
             }
-            if self.closing.is_none() && self.stopping.load(Ordering::SeqCst) {
+            if self.closing.is_none() && self.end.stopping.load(Ordering::SeqCst) {
                 self.begin_to_close(Instant::now());
             }
             self.follow_timeouts();
             self.follow_engine(Instant::now());
         }
-        self.peer_end();
+        self.shown.beat(false, Instant::now());
     }
 
-    /// What ICMP messages say that quote what was sent.
-    fn hear_complaints(&mut self) {
-        let (now, peer) = (Instant::now(), &mut self.peer);
-        self.voice.complaints(|complaint| match complaint {
-            Complaint::Refused => peer.on_refused(now),
-            Complaint::TooLarge(size) => peer.on_too_large(size, now),
-        });
+    fn follow_demand(&mut self, now: Instant) {
+        let asks = self.packets.asks_for_groups();
+        if asks {
+            self.calls.need(&mut self.peer, now);
+        }
+        let is_idle = self.peer.is_idle() && self.streams.len() == 0 && !asks;
+        self.calls.turn(is_idle, &mut self.peer, now);
+    }
+
+    fn follow_events(&mut self, events: &Events, now: Instant) -> Woken {
+        let mut woken = Woken::default();
+        for event in events {
+            match event.token() {
+                LINK => {
+                    woken.by_socket |= event.is_readable() || event.is_error();
+                    if event.is_writable() {
+                        self.socket.on_room();
+                    }
+                }
+                TIMER => self.wakeups.on_timer(),
+                WAKE => woken.by_thread = true,
+                _ => self.streams.on_event(event, &mut self.peer, now),
+            }
+        }
+        woken
     }
 
     /// Takes datagrams from the connected socket until it is empty or the turn is over.
     fn receive(&mut self) {
-        self.hear_complaints();
-        let (start, mut turns) = (Instant::now(), 0);
-        while let Some(received) = self.voice.receive(&mut self.runs) {
-            match received {
-                Ok(0) => return,
-                Ok(received) => {
-                    let now = Instant::now();
-                    let (peer, voice, stranger) =
-                        (&mut self.peer, &mut self.voice, &mut self.stranger);
-                    self.runs.for_each(|from, local, datagram| {
-                        match (peer.handle_datagram(from, datagram, now), local) {
-                            (Origin::Stranger, _) => {
-                                *stranger = Some(Sighting {
-                                    from,
-                                    at: now,
-                                    fault: Fault::Guard,
-                                })
-                            }
-                            (Origin::Caller(attempt), Some(local)) => {
-                                voice.was_called(from, attempt, local)
-                            }
-                            // The socket is bound to where the peer is known.
-                            (Origin::Peer | Origin::Caller(_) | Origin::Unknown, _) => {}
-                        }
-                    });
-                    self.follow_engine(now);
-                    if received < RECEIVE_RUNS {
-                        // The kernel had no more; what came since is announced by a new edge.
+        let start = Instant::now();
+        self.socket.read_complaints(&mut self.peer, start);
+        for turn in 1.. {
+            match self.socket.receive(&mut self.peer) {
+                Received::Nothing => return,
+                Received::Datagrams { at, were_all } => {
+                    self.follow_engine(at);
+                    if were_all {
                         return;
                     }
                 }
-                // What an ICMP message says of something that was sent, or what somebody made up;
-                // what waits behind it is still to be received.
-                Err(_) => self.hear_complaints(),
+                Received::Error => self.socket.read_complaints(&mut self.peer, Instant::now()),
             }
-            turns += 1;
             let now = Instant::now();
-            self.pulse.turn(now);
-            if turns == RECEIVE_TURN || now >= start + RECEIVE_TIME {
+            self.shown.pulse().turn(now);
+            if turn == RECEIVE_TURN || now >= start + RECEIVE_TIME {
                 // The poll is edge triggered: what is left would never be announced again.
-                self.voice.watch();
+                self.socket.watch();
                 return;
             }
         }
     }
 
-    /// Handles some of what the router heard; true when more may wait.
-    fn arrivals(&mut self) -> bool {
-        let mut more = false;
-        for (at, turn) in [HANDSHAKE_TURN, SESSION_TURN].into_iter().enumerate() {
-            let mut left = turn;
-            while left > 0
-                && let Some(Arrival {
-                    from,
-                    local,
-                    mut bytes,
-                }) = self.arrivals[at].take()
-            {
-                let now = Instant::now();
-                match (self.peer.handle_datagram(from, &mut bytes, now), local) {
-                    (Origin::Peer, Some(local)) => self.voice.is_known_at(local),
-                    (Origin::Caller(attempt), Some(local)) => {
-                        self.voice.was_called(from, attempt, local)
-                    }
-                    // The router has seen to strangers.
-                    (Origin::Peer | Origin::Caller(_) | Origin::Stranger | Origin::Unknown, _) => {}
-                }
-                self.follow_engine(now);
-                left -= 1;
-            }
-            more |= left == 0;
+    /// Handles some of what the demultiplexer heard; true when more may wait. Handshakes come
+    /// first, because the last datagram of one makes those of the session understood.
+    fn take_arrivals(&mut self) -> bool {
+        let mut left = HANDSHAKE_TURN;
+        while left > 0
+            && let Some(arrival) = self.end.handshakes.take()
+        {
+            self.on_arrival(arrival);
+            left -= 1;
         }
+        let mut more = left == 0;
+        left = SESSION_TURN;
+        while left > 0
+            && let Some(arrival) = self.end.sessions.take()
+        {
+            self.on_arrival(arrival);
+            left -= 1;
+        }
+        more |= left == 0;
         more
     }
 
+    fn on_arrival(&mut self, arrival: Arrival) {
+        let Arrival {
+            from,
+            local,
+            mut bytes,
+        } = arrival;
+        let now = Instant::now();
+        let origin = self.peer.handle_datagram(from, &mut bytes, now);
+        self.socket.on_heard(origin, from, local);
+        self.follow_engine(now);
+    }
+
     /// Handles some of what other threads ask; true when the lane shall end at once.
-    fn commands(&mut self) -> bool {
-        self.waiting = true;
+    fn take_commands(&mut self) -> bool {
+        self.more_waits = true;
         for _ in 0..COMMAND_TURN {
-            let now = Instant::now();
-            match self.inbox.try_recv() {
-                Ok(Command::Accepted {
-                    socket,
-                    key,
-                    treatment,
-                    descriptor,
-                }) => {
-                    self.pulse.connections.fetch_sub(1, Ordering::Relaxed);
-                    self.accepted(
-                        Waiting {
-                            socket,
-                            key,
-                            treatment,
-                            descriptor,
-                        },
-                        now,
-                    );
-                }
-                Ok(Command::Packets(batch)) => {
-                    self.pulse
-                        .packets
-                        .fetch_sub(batch.bytes(), Ordering::Relaxed);
-                    if batch.items.iter().any(|item| item.ruled.is_some()) {
-                        // These take their plain way; those after them will not.
-                        self.need(now);
-                    }
-                    if let Some(packets) = &mut self.packets {
-                        packets.send(&mut self.peer, batch, now);
-                    }
-                }
-                Ok(Command::Onward(batch)) => {
-                    self.pulse
-                        .packets
-                        .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
-                    self.need(now);
-                    if let Some(packets) = &mut self.packets {
-                        packets.take_over(&mut self.peer, batch, now);
-                    }
-                }
-                Ok(Command::Flows(to)) => {
-                    // As for reports: nobody waits, nobody is told.
-                    let _ = to.try_send(self.peer.flows().collect());
-                }
-                Ok(Command::Report(to)) => {
-                    // Nobody waits any more: then nobody is told.
-                    let _ = to.try_send(self.report());
-                }
-                Ok(Command::Worked(worked)) => self.peer.on_worked(worked),
-                Ok(Command::Groups(groups)) => {
-                    if let Some(packets) = &mut self.packets {
-                        packets.ask(groups, now);
-                    }
-                }
-                Ok(Command::Budget(bytes)) => self.peer.set_budget(bytes),
+            match self.end.inbox.try_recv() {
+                Ok(command) => self.on_command(command, Instant::now()),
                 Err(TryRecvError::Empty) => {
-                    self.waiting = false;
+                    self.more_waits = false;
                     return false;
                 }
                 Err(TryRecvError::Disconnected) => return true,
@@ -462,119 +318,44 @@ impl Loop {
         false
     }
 
+    fn on_command(&mut self, command: Command, now: Instant) {
+        let pulse = self.shown.pulse();
+        match command {
+            Command::Accepted(accepted) => {
+                pulse.connections.fetch_sub(1, Ordering::Relaxed);
+                if let Some(accepted) = self.calls.keep(accepted, &mut self.peer, now) {
+                    self.streams.accept(accepted, &mut self.peer, now);
+                }
+            }
+            Command::Packets(batch) => {
+                pulse.packets.fetch_sub(batch.bytes(), Ordering::Relaxed);
+                if batch.items.iter().any(|item| item.ruled.is_some()) {
+                    // These take their plain way; those after them will not.
+                    self.calls.need(&mut self.peer, now);
+                }
+                self.packets.send(batch, &mut self.peer, now);
+            }
+            Command::Onward(batch) => {
+                pulse
+                    .packets
+                    .fetch_sub(batch.bytes.len(), Ordering::Relaxed);
+                self.calls.need(&mut self.peer, now);
+                self.packets.take_over(batch, &mut self.peer, now);
+            }
+            // When nobody waits for the answer any more, nobody is told.
+            Command::Flows(to) => drop(to.try_send(self.peer.flows().collect())),
+            Command::Report(to) => drop(to.try_send(self.report())),
+            Command::Worked(worked) => self.peer.on_worked(worked),
+            Command::Groups(groups) => self.packets.ask(groups, now),
+            Command::Budget(bytes) => self.peer.set_budget(bytes),
+        }
+    }
+
     fn begin_to_close(&mut self, now: Instant) {
-        self.remember(now);
+        self.housekeeping.save_path(&mut self.peer, now);
         self.peer.close(now);
         self.closing = Some(now + CLOSING);
         self.follow_engine(now);
-    }
-
-    /// The peer is needed: one that is called on demand is called. Whether it is worth waiting for.
-    fn need(&mut self, now: Instant) -> bool {
-        let Some(demand) = self.demand.as_mut().filter(|_| !self.peer.is_connected()) else {
-            return false;
-        };
-        if demand.need(now) {
-            debug!(peer = %self.name, "called on demand");
-            self.peer.connect(now);
-        }
-        demand.is_ready()
-    }
-
-    fn follow_demand(&mut self, now: Instant) {
-        let asks = self.packets.as_ref().is_some_and(Packets::asks_for_groups);
-        if asks {
-            self.need(now);
-        }
-        let (connected, idle) = (
-            self.peer.is_connected(),
-            self.peer.is_idle() && self.edges.is_empty() && !asks,
-        );
-        let Some(demand) = &mut self.demand else {
-            return;
-        };
-        match demand.turn(connected, idle, now) {
-            Turn::Stay => {}
-            Turn::Leave => self.peer.disconnect(),
-            Turn::GiveUp => {
-                warn!(peer = %self.name, waiting = self.held.len(), "called on demand, but it does not answer");
-                for waiting in self.held.drain(..) {
-                    self.counters.refused_not_connected += 1;
-                    reset_on_close(&waiting.socket);
-                }
-            }
-        }
-    }
-
-    fn accepted(&mut self, accepted: Waiting, now: Instant) {
-        if self.need(now) && self.held.len() < MOST_HELD {
-            self.held.push(accepted);
-            return;
-        }
-        let Waiting {
-            socket,
-            key,
-            treatment,
-            descriptor,
-        } = accepted;
-        let (client, server) = (key.source, key.destination);
-        match self.peer.open(key, treatment, now) {
-            Ok(flow) => {
-                if let Err(error) =
-                    self.edges
-                        .insert(flow, (socket, descriptor), Begins::Open, client, server)
-                {
-                    debug!(%error, "no edge for an accepted connection");
-                    self.peer.reset(flow, Status::NoResources, now);
-                }
-                self.peer.readable(flow, now);
-            }
-            Err(refusal) => {
-                match refusal {
-                    tpo_engine::OpenError::NotConnected => self.counters.refused_not_connected += 1,
-                    _ => self.counters.refused_no_room += 1,
-                }
-                debug!(%client, %server, %refusal, "an accepted connection could not become a flow");
-                reset_on_close(&socket);
-            }
-        }
-    }
-
-    fn on_edge(&mut self, happened: Happened, now: Instant) {
-        match happened {
-            Happened::Nothing => {}
-            Happened::Connected(flow) => {
-                self.peer.accept(flow, now);
-                self.peer.readable(flow, now);
-                self.deliver(flow, now);
-            }
-            Happened::Broken(flow, status) => self.broken(flow, status, now),
-            Happened::Ready {
-                flow,
-                readable,
-                writable,
-            } => {
-                if readable {
-                    self.peer.readable(flow, now);
-                }
-                if writable {
-                    self.deliver(flow, now);
-                }
-            }
-        }
-    }
-
-    fn deliver(&mut self, flow: FlowId, now: Instant) {
-        if let Err(status) = self.edges.deliver(&mut self.peer, flow, now) {
-            self.broken(flow, status, now);
-        }
-    }
-
-    /// The application's connection is gone: the flow goes with it.
-    fn broken(&mut self, flow: FlowId, status: Status, now: Instant) {
-        self.peer.reset(flow, status, now);
-        self.edges.reset(flow);
-        self.forget(flow);
     }
 
     fn follow_timeouts(&mut self) {
@@ -583,356 +364,134 @@ impl Loop {
             self.peer.handle_timeout(now);
         }
         if !self.peer.is_up() {
-            self.voice.is_silent(now);
+            self.socket.on_silence(now);
         }
     }
 
     /// Does what the engine says has happened.
     fn follow_engine(&mut self, now: Instant) {
         while let Some(event) = self.peer.poll_event() {
-            match event {
-                Event::Deliver { flow } => self.deliver(flow, now),
-                Event::Open { flow, key, asked } => self.open(flow, &key, &asked, now),
-                Event::PacketFlow { flow, key, .. } => self.packet_flow(flow, key, now),
-                Event::Finish { flow } => self.edges.finish(flow),
-                Event::Closed { flow } => {
-                    self.edges.close(flow);
-                    self.forget(flow);
-                }
-                Event::Reset { flow, status } => {
-                    debug!(peer = %self.name, ?flow, ?status, "flow reset");
-                    self.edges.reset(flow);
-                    self.forget(flow);
-                }
-                Event::Accepted { flow } => {
-                    debug!(peer = %self.name, ?flow, "the far edge has connected")
-                }
-                Event::Connected { fresh } => {
-                    self.set_heard(true);
-                    match fresh {
-                        true => {
-                            info!(peer = %self.name, remote = ?self.peer.remote(), "peer connected")
-                        }
-                        false => {
-                            info!(peer = %self.name, remote = ?self.peer.remote(), "new keys agreed with the peer")
-                        }
-                    }
-                    if let Some(packets) = self.packets.as_mut().filter(|_| fresh) {
-                        packets.begin_anew(now);
-                    }
-                    if let Some(demand) = &mut self.demand {
-                        demand.connected();
-                    }
-                    for waiting in std::mem::take(&mut self.held) {
-                        self.accepted(waiting, now);
-                    }
-                }
-                Event::Silent => {
-                    warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule");
-                    self.set_heard(false);
-                }
-                Event::Heard => {
-                    info!(peer = %self.name, "peer heard again");
-                    self.set_heard(true);
-                }
-                Event::Dead => {
-                    self.set_heard(false);
-                    self.voice.forget();
-                    let edges = self.edges.len();
-                    match &mut self.demand {
-                        Some(demand) => {
-                            demand.gone();
-                            info!(peer = %self.name, edges, "session over: called again when needed");
-                        }
-                        None => warn!(peer = %self.name, edges, "peer gone: its flows are reset"),
-                    }
-                    if let Some(packets) = &mut self.packets {
-                        packets.begin_anew(now);
-                    }
-                }
-            }
+            self.on_event(event, now);
         }
         while let Some(work) = self.peer.poll_work() {
-            if let Err(work) = self.workshop.send(work, &self.own) {
+            if let Err(work) = self.dictionaries.make(work) {
                 // Too many wait: better now than never.
                 self.peer.on_worked(work.run());
             }
         }
-        match &mut self.packets {
-            Some(packets) => packets.deliver(&mut self.peer, now),
-            // Its flows were refused just now; what came with the first datagram goes too.
-            None => self.peer.take_packets(|_| ()),
-        }
+        self.packets.deliver(&mut self.peer, now);
         if let Some(remote) = self.peer.remote() {
-            self.voice.follow(remote, now);
+            self.socket.follow(remote, now);
         }
     }
 
-    fn set_heard(&self, heard: bool) {
-        if let Some(packets) = &self.packets {
-            packets.set_heard(heard);
-        }
-    }
-
-    /// The peer has opened a flow of packets.
-    fn packet_flow(&mut self, flow: FlowId, key: PacketKey, now: Instant) {
-        let permitted = self.exit.permits(&key);
-        let next = match &self.transit {
-            Some(transit) if permitted => transit.next(&key, self.id),
-            _ => Next::Here,
-        };
-        let status = match (&mut self.packets, next) {
-            (Some(packets), Next::Here) if permitted || packets.is_question(&key) => {
-                if packets.open(flow, key, None) {
-                    return;
-                }
-                Status::NotAllowed
+    fn on_event(&mut self, event: Event, now: Instant) {
+        let (streams, packets, peer) = (&mut self.streams, &mut self.packets, &mut self.peer);
+        match event {
+            Event::Deliver { flow } => streams.deliver(flow, peer, now),
+            Event::Open { flow, key, asked } => streams.open(flow, &key, &asked, peer, now),
+            Event::PacketFlow { flow, key, .. } => {
+                packets.open(flow, key, &streams.ways, peer, now)
             }
-            (Some(packets), Next::Peer(peer, ruled)) if permitted => {
-                if packets.open(flow, key, Some((peer, ruled))) {
-                    return;
-                }
-                Status::NotAllowed
+            Event::Finish { flow } => streams.on_finish(flow),
+            Event::Closed { flow } => {
+                streams.on_closed(flow);
+                packets.end(flow, peer);
             }
-            (_, Next::Refused(status)) => status,
-            _ => Status::NotAllowed,
-        };
-        if status == Status::NotAllowed {
-            self.counters.not_allowed += 1;
-        }
-        self.peer.reset(flow, status, now);
-    }
-
-    fn forget(&mut self, flow: FlowId) {
-        if let Some(packets) = &mut self.packets {
-            packets.end(flow, &self.peer);
-        }
-        if let (Some(key), Some(transit)) = (self.passing.remove(&flow), &self.transit) {
-            transit.end(&key);
-        }
-    }
-
-    /// A socket to the destination of the peer's flow, or to the lane of the peer to which it goes
-    /// on, and how it begins.
-    fn way_out(
-        &mut self,
-        flow: FlowId,
-        key: &StreamKey,
-        asked: &Treatment,
-        now: Instant,
-    ) -> Result<(TcpStream, Begins), Status> {
-        if !self.exit.names(key) {
-            return Err(Status::NotAllowed);
-        }
-        let next = match &self.transit {
-            Some(transit) => (transit.next(key, self.id), Some(transit)),
-            None => (Next::Here, None),
-        };
-        let (to, ruled, transit) = match next {
-            (Next::Peer(to, ruled), Some(transit)) => (to, ruled, transit),
-            (Next::Refused(status), _) => return Err(status),
-            _ => {
-                let connect = self.begin_connect(now)?;
-                return Ok((self.exit.connect(key)?, Begins::Connecting(connect)));
+            Event::Reset { flow, status } => {
+                debug!(peer = %self.name, ?flow, ?status, "flow reset");
+                streams.on_reset(flow);
+                packets.end(flow, peer);
             }
-        };
-        let lane = transit.lane(to).ok_or(Status::GoingAway)?;
-        // Both ends are the bringer's: what goes on costs the peer to which it goes nothing.
-        let descriptor = self
-            .shares
-            .descriptors
-            .take(Opener::Far)
-            .ok_or(Status::NoResources)?;
-        if !transit.begin(key) {
-            // It would go in circles.
-            return Err(Status::NotAllowed);
+            Event::Accepted { flow } => {
+                debug!(peer = %self.name, ?flow, "the far edge has connected")
+            }
+            Event::Connected { fresh } => self.on_connected(fresh, now),
+            Event::Silent => {
+                warn!(peer = %self.name, "peer silent: flows wait, new connections are let go by their rule");
+                packets.set_heard(false);
+            }
+            Event::Heard => {
+                info!(peer = %self.name, "peer heard again");
+                packets.set_heard(true);
+            }
+            Event::Dead => self.on_dead(now),
         }
-        self.passing.insert(flow, *key);
-        let [near, far] = crate::lanes::transit::pair().map_err(|error| {
-            debug!(%error, "a flow cannot be handed on");
-            Status::NoResources
-        })?;
-        let treatment = ruled.treatment.after(asked);
-        let accepted = Command::Accepted {
-            socket: far,
-            key: *key,
-            treatment,
-            descriptor,
-        };
-        lane.send(accepted).map_err(|_| Status::NoResources)?;
-        Ok((near, Begins::Joining))
     }
 
-    /// Room for one more connect, at the cost of the one that has waited longest if there is no
-    /// other.
-    fn begin_connect(&mut self, now: Instant) -> Result<Permit, Status> {
-        loop {
-            match self.edges.begin_connect(&self.shares.half_open) {
-                Ok(permit) => return Ok(permit),
-                Err(Some(oldest)) => {
-                    self.counters.connects_given_up += 1;
-                    self.broken(oldest, Status::TimedOut, now);
-                }
-                Err(None) => return Err(Status::NoResources),
+    /// A session stands, a `fresh` one or one with new keys.
+    fn on_connected(&mut self, fresh: bool, now: Instant) {
+        let remote = self.peer.remote();
+        self.packets.set_heard(true);
+        match fresh {
+            true => {
+                info!(peer = %self.name, ?remote, "peer connected");
+                self.packets.begin_anew(now);
+            }
+            false => info!(peer = %self.name, ?remote, "new keys agreed with the peer"),
+        }
+        for accepted in self.calls.on_connected() {
+            if let Some(accepted) = self.calls.keep(accepted, &mut self.peer, now) {
+                self.streams.accept(accepted, &mut self.peer, now);
             }
         }
     }
 
-    fn open(&mut self, flow: FlowId, key: &StreamKey, asked: &Treatment, now: Instant) {
-        if let Err(status) = self.begin(flow, key, asked, now) {
-            match status {
-                Status::NotAllowed => self.counters.not_allowed += 1,
-                Status::NoResources => self.counters.no_descriptors += 1,
-                _ => {}
+    /// The session is over.
+    fn on_dead(&mut self, now: Instant) {
+        self.packets.set_heard(false);
+        self.socket.forget();
+        let edges = self.streams.len();
+        match self.calls.on_session_over() {
+            true => {
+                info!(peer = %self.name, edges, "session over: called again when needed")
             }
-            self.forget(flow);
-            self.peer.reset(flow, status, now);
+            false => warn!(peer = %self.name, edges, "peer gone: its flows are reset"),
         }
-    }
-
-    fn begin(
-        &mut self,
-        flow: FlowId,
-        key: &StreamKey,
-        asked: &Treatment,
-        now: Instant,
-    ) -> Result<(), Status> {
-        let descriptor = self
-            .shares
-            .descriptors
-            .take(Opener::Far)
-            .ok_or(Status::NoResources)?;
-        let (socket, begins) = self.way_out(flow, key, asked, now)?;
-        self.edges
-            .insert(
-                flow,
-                (socket, descriptor),
-                begins,
-                key.source,
-                key.destination,
-            )
-            .map_err(|error| {
-                debug!(%error, "no edge for the peer's flow");
-                Status::NoResources
-            })
+        self.packets.begin_anew(now);
     }
 
     /// Sends what may be sent; true when there is more than one turn's worth.
     fn transmit(&mut self, now: Instant) -> bool {
-        if self.voice.is_blocked() {
+        if self.socket.is_blocked() {
             return false;
         }
-        if let Some((to, what, segment)) = self.voice.take_unsent()
-            && !self.send(to, what, segment, now)
+        if let Some(unsent) = self.socket.take_unsent()
+            && !self.socket.send(unsent, &mut self.peer, now)
         {
             return false;
         }
         for _ in 0..TRANSMIT_TURN {
-            self.voice.batch.clear();
-            let transmit = self
-                .peer
-                .poll_transmit(&mut self.edges, &mut self.voice.batch, now);
+            let (source, room) = (self.streams.source(), self.socket.new_batch());
+            let transmit = self.peer.poll_transmit(source, room, now);
             // Reading an edge may have found its end, whether or not something is sent.
             self.follow_engine(now);
             let Some(transmit) = transmit else {
                 return false;
             };
-            if !self.send(transmit.to, transmit.kind, transmit.segment_size, now) {
+            let batch = Batch {
+                to: transmit.to,
+                kind: transmit.kind,
+                segment: transmit.segment_size,
+            };
+            if !self.socket.send(batch, &mut self.peer, now) {
                 return false;
             }
         }
         true
     }
 
-    /// Gives the batch to the kernel; false when its buffer is full, and the batch is kept for
-    /// later.
-    fn send(&mut self, to: SocketAddr, kind: TransmitKind, segment: usize, now: Instant) -> bool {
-        match self.voice.send(to, kind, segment, now) {
-            Sent::Blocked => return false,
-            Sent::All | Sent::Failed => {}
-            Sent::TooLarge => self
-                .peer
-                .on_too_large(segment.min(self.voice.batch.len()), now),
-        }
-        true
-    }
-
-    /// Writes down what is known of the path.
-    fn remember(&mut self, now: Instant) {
-        self.remember_at = now + REMEMBER_EVERY;
-        if let (Some(memory), Some(path)) = (&self.path_cache, self.peer.path(now))
-            && let Err(error) = memory.save(&path)
-        {
-            debug!(peer = %self.name, %error, "the path cannot be remembered");
-        }
-    }
-
-    /// After a flood, or when compression has come to rest: earlier it would be for nothing,
-    /// because those that are left lie on the same pages.
-    fn give_back(&mut self, memory: usize, now: Instant) {
-        let packet_flows = self.peer.packet_flows();
-        self.most_packet_flows = self.most_packet_flows.max(packet_flows);
-        self.most_memory = self.most_memory.max(memory);
-        let flood_is_over =
-            self.most_packet_flows > MANY_EXCHANGES && packet_flows < self.most_packet_flows / 64;
-        let much_is_free = self.most_memory > MUCH_MEMORY && memory < self.most_memory / 2;
-        if flood_is_over || (much_is_free && now >= self.gave_back + GIVE_BACK_EVERY) {
-            (self.most_packet_flows, self.most_memory, self.gave_back) =
-                (packet_flows, memory, now);
-            sys::give_back_memory();
-        }
-    }
-
-    fn show_pulse(&mut self, now: Instant) {
-        if now >= self.remember_at {
-            self.remember(now);
-        }
+    /// Shows other threads how the lane stands.
+    fn show(&mut self, now: Instant) {
         let memory = self.peer.memory();
-        self.give_back(memory, now);
-        self.pulse.memory.store(memory, Ordering::Relaxed);
-        self.show_room(now);
-        // At rest it can take what comes: that is what calls it.
-        let ready = !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::is_ready);
-        if self
-            .pulse
-            .beat(now, (self.peer.is_up() || ready) && self.closing.is_none())
-        {
-            (self.on_change)();
-        }
+        self.housekeeping.turn(&mut self.peer, memory, now);
+        self.shown.pulse().memory.store(memory, Ordering::Relaxed);
+        self.shown.show_room(&self.peer, self.calls.waiting(), now);
+        let can_carry = self.peer.is_up() || self.calls.is_ready(&self.peer);
+        self.shown.beat(can_carry && self.closing.is_none(), now);
     }
 
-    /// Shows how much of its room is used. The gate looks often enough by itself, but when a high
-    /// mark is reached it shall look at once.
-    fn show_room(&mut self, now: Instant) {
-        let Usage {
-            streams,
-            most_streams,
-            held,
-            budget,
-            refused_there,
-        } = self.peer.usage();
-        for (shown, now) in [
-            (&self.pulse.flows, [streams, most_streams]),
-            (&self.pulse.held, [held, budget]),
-            (&self.pulse.calling, [self.held.len(), MOST_HELD]),
-        ] {
-            shown[0].store(now[0], Ordering::Relaxed);
-            shown[1].store(now[1], Ordering::Relaxed);
-        }
-        self.pulse
-            .far_is_full
-            .store(self.far_room.is_full(refused_there, now), Ordering::Relaxed);
-        let is_short = self
-            .pulse
-            .levels()
-            .iter()
-            .any(|level| level.used >= level.marks.high);
-        if std::mem::replace(&mut self.is_short, is_short) != is_short {
-            (self.on_change)();
-        }
-    }
-
-    /// How long the poll may sleep; arms the fine timer where the coarse timeout would oversleep.
+    /// How long the poll may sleep.
     fn sleep_until(&mut self, now: Instant) -> Duration {
         let mut limit = PULSE;
         if let Some(until) = self.closing {
@@ -941,59 +500,38 @@ impl Loop {
         let Some(when) = self.peer.poll_timeout() else {
             return limit;
         };
-        let wait = when.saturating_duration_since(now);
-        if wait.is_zero() {
-            // With no room in the socket nothing that is due can leave: its writable event wakes
-            // us, not the clock.
-            return if self.voice.is_blocked() {
-                Duration::from_millis(1)
-            } else {
-                Duration::ZERO
-            };
+        match (when <= now, self.socket.is_blocked()) {
+            (true, true) => BLOCKED_SLEEP,
+            (true, false) => Duration::ZERO,
+            (false, _) => self.wakeups.sleep_until(when, limit, now),
         }
-        if wait < limit && self.armed.is_none_or(|armed| armed > when || armed <= now) {
-            match self.timer.arm(wait) {
-                Ok(()) => self.armed = Some(when),
-                Err(_) => return wait,
-            }
-        }
-        limit
     }
 
     fn report(&self) -> Report {
-        let mut counters = self.counters;
-        (counters.send_failures, counters.buffer_full) =
-            (self.voice.failures, self.voice.dropped());
-        counters.complaints_unproved = self.voice.unproved;
-        Report {
+        let streams = &self.streams.counters;
+        let mut report = Report {
             stats: self.peer.stats(),
             connected: self.peer.is_connected(),
-            rests: !self.peer.is_connected() && self.demand.as_ref().is_some_and(Demand::rests),
+            rests: self.calls.rests(&self.peer),
             remote: self.peer.remote(),
-            stranger: self.stranger,
-            edges: self.edges.len(),
-            counters,
-            packets: self
-                .packets
-                .as_ref()
-                .map_or_else(Default::default, Packets::counters),
-            groups_asked_here: self
-                .packets
-                .as_ref()
-                .map_or_else(Vec::new, Packets::asked_here),
-            groups_asked_there: self
-                .packets
-                .as_ref()
-                .map_or_else(Vec::new, Packets::asked_there),
-            lans_left: self
-                .packets
-                .as_ref()
-                .map_or_else(Vec::new, Packets::lans_left),
-        }
-    }
-
-    fn peer_end(&mut self) {
-        self.pulse.beat(Instant::now(), false);
-        (self.on_change)();
+            stranger: self.socket.stranger(),
+            edges: self.streams.len(),
+            counters: Counters {
+                refused_not_connected: streams.refused_not_connected + self.calls.given_up,
+                refused_no_room: streams.refused_no_room,
+                no_descriptors: streams.no_descriptors,
+                connects_given_up: streams.connects_given_up,
+                not_allowed: streams.not_allowed,
+                send_failures: self.socket.failures(),
+                buffer_full: self.socket.dropped(),
+                complaints_unproved: self.socket.unproved(),
+            },
+            packets: Default::default(),
+            groups_asked_here: Vec::new(),
+            groups_asked_there: Vec::new(),
+            lans_left: Vec::new(),
+        };
+        self.packets.report(&mut report);
+        report
     }
 }

@@ -1,134 +1,111 @@
-//! The sockets by which a lane speaks to its peer: one of its own, connected to where the peer is,
-//! and until there is one the socket that everybody calls.
+//! The peer socket of a lane: how the lane speaks to its peer. It sends and receives by a socket of
+//! the lane's own ([`OwnSocket`]), connected to where the peer is, and sends by the socket that
+//! everybody calls until there is one.
 //!
 //! From which of our addresses a datagram leaves is learnt from the peer alone. An attempt of ours
 //! leaves from the one that the kernel chooses; an answer from the one at which that attempt came,
 //! whoever sent it; the session from the one at which the peer has proved itself. Likewise ICMP
 //! errors count only when they quote what was sent ([`Marks`]).
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
-use tpo_mover::TransmitKind;
-use tracing::{debug, warn};
+use mio::Registry;
+use tpo_engine::Peer;
+use tpo_mover::{Origin, TransmitKind};
 
+use super::callers::Callers;
 use super::marks::{Marks, QUOTED};
-use crate::link::udp::{Link, Runs, Sent};
+use super::own_socket::OwnSocket;
+use crate::lanes::sighting::{Fault, Sighting};
+use crate::link::udp::{Link, RECEIVE_RUNS, Runs, Sent};
 
-/// A socket of the lane's own is made anew at most this often.
-const RETRY: Duration = Duration::from_millis(500);
-/// While the peer is silent, at this interval.
-const SILENT_RETRY: Duration = Duration::from_secs(5);
-/// Attempts whose way in is remembered for the answers. Fifty in a second are answered at most,
-/// each with some datagrams at once.
-const CALLERS: usize = 64;
 /// ICMP errors read in one turn of the lane: what is left is announced again.
 const COMPLAINTS: usize = 64;
 /// Room for one batch of datagrams: what segmentation offload takes at once.
 const BATCH_BYTES: usize = 65_536;
 
-/// What an ICMP message says that quotes what was sent.
-pub(super) enum Complaint {
-    /// Nobody listens at the peer's port.
-    Refused,
-    /// A datagram of so many bytes does not fit the path.
-    TooLarge(usize),
+/// What a call for datagrams has brought.
+pub(super) enum Received {
+    /// Nothing waits.
+    Nothing,
+    /// Datagrams, which the engine has been given.
+    Datagrams {
+        /// When they were received.
+        at: Instant,
+        /// The kernel had no more; what comes later is announced by a new event.
+        were_all: bool,
+    },
+    /// An error that an ICMP message has left, or that somebody made up. What waits behind it is
+    /// still to be received.
+    Error,
 }
 
-/// The voice of one lane.
+/// A batch of datagrams of one size.
+#[derive(Clone, Copy)]
+pub(super) struct Batch {
+    pub(super) to: SocketAddr,
+    /// Of a session, or of a handshake.
+    pub(super) kind: TransmitKind,
+    /// Bytes of each datagram but the last.
+    pub(super) segment: usize,
+}
+
+/// The peer socket of one lane.
 pub(super) struct PeerSocket {
-    /// The peer's name, for logs.
-    name: String,
-    registry: Registry,
-    token: Token,
     listener: Link,
-    port: u16,
+    own: OwnSocket,
     /// Our address at which the peer has proved itself.
     local: Option<IpAddr>,
-    /// Attempts that may be answered, the newest last: from where, its number, and our address at
-    /// which it came first.
-    callers: VecDeque<(SocketAddr, u64, IpAddr)>,
+    /// Attempts that may be answered.
+    callers: Callers,
     /// How what the own socket sent last began.
     marks: Marks,
-    own: Option<Link>,
-    /// Where it is connected to.
-    to: Option<SocketAddr>,
-    /// It has no room.
-    blocked: bool,
     /// The session that it was for is over.
     forgets: bool,
-    /// When it was last made, or could not be.
-    tried: Option<Instant>,
-    /// What is being sent.
-    pub(super) batch: Vec<u8>,
-    /// A batch that the kernel had no room for: where to, what it is, and the size of its
-    /// datagrams. Its bytes are still in `batch`.
-    unsent: Option<(SocketAddr, TransmitKind, usize)>,
+    /// Room for what is received.
+    runs: Runs,
+    /// The bytes of what is being sent.
+    batch: Vec<u8>,
+    /// A batch that the kernel had no room for. Its bytes are still in `batch`.
+    unsent: Option<Batch>,
+    /// The last handshake datagram for other keys that came by the own socket.
+    stranger: Option<Sighting>,
     /// Batches that the kernel refused.
-    pub(super) failures: u64,
+    failures: u64,
     /// ICMP errors that quote nothing that was sent.
-    pub(super) unproved: u64,
-    /// Packets that the kernel dropped because sockets before this one were full.
-    dropped: u64,
+    unproved: u64,
 }
 
 impl PeerSocket {
-    /// Speaks by `listener` at first; the own socket is announced under `token`.
-    pub(super) fn new(
-        name: String,
-        listener: Link,
-        registry: Registry,
-        token: Token,
-    ) -> io::Result<PeerSocket> {
+    /// Speaks by `listener` at first; the own socket is announced to the poll of `registry`.
+    pub(super) fn new(name: String, listener: Link, registry: Registry) -> io::Result<PeerSocket> {
         let port = listener.local_addr()?.port();
         Ok(PeerSocket {
-            name,
-            registry,
-            token,
             listener,
-            port,
+            own: OwnSocket::new(name, registry, port),
             local: None,
-            callers: VecDeque::new(),
+            callers: Callers::default(),
             marks: Marks::new(),
-            own: None,
-            to: None,
-            blocked: false,
             forgets: false,
-            tried: None,
+            runs: Runs::new(),
             batch: Vec::with_capacity(BATCH_BYTES),
             unsent: None,
+            stranger: None,
             failures: 0,
             unproved: 0,
-            dropped: 0,
         })
     }
 
-    /// Somebody who knows both public keys, or copies one who does, began an attempt at this
-    /// address of ours. A later copy of it that comes elsewhere changes nothing.
-    pub(super) fn was_called(&mut self, from: SocketAddr, attempt: u64, local: IpAddr) {
-        if self.came_at(from, attempt).is_none() {
-            if self.callers.len() == CALLERS {
-                self.callers.pop_front();
-            }
-            self.callers.push_back((from, attempt, local));
+    /// A datagram that the demultiplexer heard, which came at this address of ours, is from there.
+    pub(super) fn on_heard(&mut self, origin: Origin, from: SocketAddr, local: Option<IpAddr>) {
+        match (origin, local) {
+            (Origin::Peer, Some(local)) => self.local = Some(local),
+            (Origin::Caller(attempt), Some(local)) => self.callers.note(from, attempt, local),
+            // The demultiplexer has seen to strangers.
+            (Origin::Peer | Origin::Caller(_) | Origin::Stranger | Origin::Unknown, _) => {}
         }
-    }
-
-    fn came_at(&self, from: SocketAddr, attempt: u64) -> Option<IpAddr> {
-        self.callers
-            .iter()
-            .find(|caller| (caller.0, caller.1) == (from, attempt))
-            .map(|caller| caller.2)
-    }
-
-    /// The peer has proved itself at this address of ours.
-    pub(super) fn is_known_at(&mut self, local: IpAddr) {
-        self.local = Some(local);
     }
 
     /// The session is over: when its last words have left, what was learnt of its way is forgotten,
@@ -138,41 +115,58 @@ impl PeerSocket {
     }
 
     fn forget_now(&mut self) {
-        self.give_up();
-        (self.to, self.local, self.tried, self.unsent) = (None, None, None, None);
-        (self.blocked, self.forgets) = (false, false);
+        self.own.forget();
+        (self.local, self.unsent, self.forgets) = (None, None, false);
     }
 
     /// Nothing can be sent before there is room.
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked && !self.forgets
-    }
-
-    /// Packets that the kernel dropped because the socket was full.
-    pub(super) fn dropped(&self) -> u64 {
-        self.dropped + self.own.as_ref().map_or(0, Link::dropped)
+        self.own.is_blocked() && !self.forgets
     }
 
     /// There is room again.
-    pub(super) fn has_room(&mut self) {
-        if std::mem::take(&mut self.blocked) {
-            self.watch();
-        }
+    pub(super) fn on_room(&mut self) {
+        self.own.on_room();
     }
 
-    /// What ICMP messages say of what the own socket sent: that nobody listens there, or (with its
-    /// size) that a datagram is too large for the path. Messages that quote nothing that was sent
-    /// may be anybody's, and are counted.
-    pub(super) fn complaints(&mut self, mut each: impl FnMut(Complaint)) {
-        let Some(link) = &self.own else { return };
+    /// Lets the poll report the state of the own socket again.
+    pub(super) fn watch(&self) {
+        self.own.watch();
+    }
+
+    /// Datagrams that the kernel dropped because the socket was full.
+    pub(super) fn dropped(&self) -> u64 {
+        self.own.dropped()
+    }
+
+    /// Batches that the kernel refused.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// ICMP errors that quote nothing that was sent.
+    pub(super) fn unproved(&self) -> u64 {
+        self.unproved
+    }
+
+    /// The last handshake datagram for other keys that came by the own socket.
+    pub(super) fn stranger(&self) -> Option<Sighting> {
+        self.stranger
+    }
+
+    /// Tells the engine what ICMP messages say of what the own socket sent: that nobody listens
+    /// there, or that a datagram is too large for the path. Messages that quote nothing that was
+    /// sent may be anybody's, and are counted.
+    pub(super) fn read_complaints(&mut self, peer: &mut Peer, now: Instant) {
+        let Some(link) = self.own.link() else { return };
         let mut quoted = [0; QUOTED];
         for _ in 0..COMPLAINTS {
             let Some((error, length)) = link.take_complaint(&mut quoted) else {
                 return;
             };
             match (error, self.marks.length_of(&quoted[..length])) {
-                (libc::ECONNREFUSED, Some(_)) => each(Complaint::Refused),
-                (libc::EMSGSIZE, Some(size)) => each(Complaint::TooLarge(size)),
+                (libc::ECONNREFUSED, Some(_)) => peer.on_refused(now),
+                (libc::EMSGSIZE, Some(size)) => peer.on_too_large(size, now),
                 // Our own kernel's word, which the call itself has told; and other errors of the
                 // way, which may pass: silence says what they mean.
                 (0, _) | (_, Some(_)) => {}
@@ -181,32 +175,38 @@ impl PeerSocket {
         }
     }
 
-    /// Takes datagrams from the own socket, if there is one.
-    pub(super) fn receive(&self, runs: &mut Runs) -> Option<io::Result<usize>> {
-        self.own.as_ref().map(|link| link.receive(runs))
-    }
-
-    /// Says what the socket is watched for, which reports its state again. For room only when there
-    /// was none: the kernel announces each datagram that has left.
-    pub(super) fn watch(&self) {
-        if let Some(link) = &self.own {
-            let interest = if self.blocked {
-                Interest::READABLE | Interest::WRITABLE
-            } else {
-                Interest::READABLE
-            };
-            if let Err(error) =
-                self.registry
-                    .reregister(&mut SourceFd(&link.as_raw_fd()), self.token, interest)
-            {
-                warn!(peer = %self.name, %error, "the link's socket cannot be watched");
+    /// Takes datagrams from the own socket, if there is one, and gives them to the engine.
+    pub(super) fn receive(&mut self, peer: &mut Peer) -> Received {
+        let received = match self.own.link().map(|link| link.receive(&mut self.runs)) {
+            None | Some(Ok(0)) => return Received::Nothing,
+            Some(Ok(received)) => received,
+            Some(Err(_)) => return Received::Error,
+        };
+        let now = Instant::now();
+        let (callers, stranger) = (&mut self.callers, &mut self.stranger);
+        self.runs.for_each(|from, local, datagram| {
+            match (peer.handle_datagram(from, datagram, now), local) {
+                (Origin::Stranger, _) => {
+                    *stranger = Some(Sighting {
+                        from,
+                        at: now,
+                        fault: Fault::Guard,
+                    })
+                }
+                (Origin::Caller(attempt), Some(local)) => callers.note(from, attempt, local),
+                // The socket is bound to where the peer is known.
+                (Origin::Peer | Origin::Caller(_) | Origin::Unknown, _) => {}
             }
+        });
+        Received::Datagrams {
+            at: now,
+            were_all: received < RECEIVE_RUNS,
         }
     }
 
     /// Nothing is heard: the way out may have changed without an error that says so.
-    pub(super) fn is_silent(&mut self, now: Instant) {
-        if self.tried.is_some_and(|tried| now >= tried + SILENT_RETRY) {
+    pub(super) fn on_silence(&mut self, now: Instant) {
+        if self.own.is_old(now) {
             self.renew(now);
         }
     }
@@ -215,21 +215,8 @@ impl PeerSocket {
     /// nowhere any more, a new one finds today's; until then the listening socket speaks, which is
     /// bound to none.
     fn renew(&mut self, now: Instant) {
-        if self.tried.is_some_and(|tried| now < tried + RETRY) {
-            return;
-        }
-        self.give_up();
-        self.to = None;
-        self.blocked = false;
-        self.unsent = None;
-        self.local = None;
-    }
-
-    fn give_up(&mut self) {
-        if let Some(old) = self.own.take() {
-            self.dropped += old.dropped();
-            // Dropped right after; a descriptor that is closed leaves the poll by itself.
-            let _ = self.registry.deregister(&mut SourceFd(&old.as_raw_fd()));
+        if self.own.renew(now) {
+            (self.unsent, self.local) = (None, None);
         }
     }
 
@@ -238,93 +225,69 @@ impl PeerSocket {
         if self.forgets {
             self.forget_now();
         }
-        let too_soon = self
-            .tried
-            .is_some_and(|tried| self.own.is_none() && now < tried + RETRY);
-        if self.to == Some(remote) || too_soon {
-            return;
-        }
-        self.tried = Some(now);
-        // The address at which the peer called us may be gone by now.
-        let link = match Link::connect(self.port, self.local, remote)
-            .or_else(|_| Link::connect(self.port, None, remote))
-        {
-            Ok(link) => link,
-            Err(error) => {
-                // The listening socket goes on speaking for this lane, and hearing through the
-                // router.
-                debug!(peer = %self.name, %remote, %error, "no socket of its own for this lane yet");
-                return;
-            }
-        };
-        self.give_up();
-        self.to = Some(remote);
-        self.blocked = false;
-        match self.registry.register(
-            &mut SourceFd(&link.as_raw_fd()),
-            self.token,
-            Interest::READABLE,
-        ) {
-            Ok(()) => self.own = Some(link),
-            Err(error) => warn!(peer = %self.name, %error, "the link's socket cannot be watched"),
-        }
+        self.own.follow(remote, self.local, now);
     }
 
-    /// The batch that waits for room: where to, what it is, and the size of its datagrams.
-    pub(super) fn take_unsent(&mut self) -> Option<(SocketAddr, TransmitKind, usize)> {
+    /// The batch that waits for room.
+    pub(super) fn take_unsent(&mut self) -> Option<Batch> {
         self.unsent.take()
     }
 
-    /// Gives the batch to the kernel. [`Sent::Blocked`]: it is kept for when there is room.
-    pub(super) fn send(
-        &mut self,
-        to: SocketAddr,
-        kind: TransmitKind,
-        segment: usize,
-        now: Instant,
-    ) -> Sent {
-        match (self.forgets, kind) {
-            (false, _) => self.give_to_kernel(to, kind, segment, now),
+    /// Room for the bytes of a new batch, empty.
+    pub(super) fn new_batch(&mut self) -> &mut Vec<u8> {
+        self.batch.clear();
+        &mut self.batch
+    }
+
+    /// Gives the batch to the kernel; false when the kernel has no room: it is kept for when there
+    /// is.
+    pub(super) fn send(&mut self, batch: Batch, peer: &mut Peer, now: Instant) -> bool {
+        let sent = match (self.forgets, batch.kind) {
+            (false, _) => self.give_to_kernel(batch, now),
             (true, TransmitKind::Session) => {
-                let sent = self.give_to_kernel(to, kind, segment, now);
+                let sent = self.give_to_kernel(batch, now);
                 self.forget_now();
                 sent
             }
             (true, TransmitKind::Call | TransmitKind::Answer(_)) => {
                 self.forget_now();
-                self.give_to_kernel(to, kind, segment, now)
+                self.give_to_kernel(batch, now)
             }
+        };
+        match sent {
+            Sent::Blocked => return false,
+            Sent::All | Sent::Failed => {}
+            Sent::TooLarge => peer.on_too_large(batch.segment.min(self.batch.len()), now),
         }
+        true
     }
 
-    fn give_to_kernel(
-        &mut self,
-        to: SocketAddr,
-        kind: TransmitKind,
-        segment: usize,
-        now: Instant,
-    ) -> Sent {
-        let (link, source, own) = match (&self.own, kind) {
-            (_, TransmitKind::Answer(attempt)) => {
-                (&self.listener, self.came_at(to, attempt), false)
-            }
-            (Some(link), TransmitKind::Call | TransmitKind::Session) if self.to == Some(to) => {
-                (link, None, true)
-            }
-            (_, TransmitKind::Call) => (&self.listener, None, false),
-            (_, TransmitKind::Session) => (&self.listener, self.local, false),
+    fn give_to_kernel(&mut self, batch: Batch, now: Instant) -> Sent {
+        let Batch { to, kind, segment } = batch;
+        let own = match kind {
+            TransmitKind::Answer(_) => None,
+            TransmitKind::Call | TransmitKind::Session => self.own.link_to(to),
         };
-        if own {
-            self.batch
-                .chunks(segment)
-                .for_each(|datagram| self.marks.note(datagram));
-        }
-        let sent = link.send(to, source, &self.batch, segment);
+        let (is_own, sent) = match (own, kind) {
+            (Some(link), _) => {
+                self.batch
+                    .chunks(segment)
+                    .for_each(|datagram| self.marks.note(datagram));
+                (true, link.send(to, None, &self.batch, segment))
+            }
+            (None, kind) => {
+                let source = match kind {
+                    TransmitKind::Answer(attempt) => self.callers.came_at(to, attempt),
+                    TransmitKind::Call => None,
+                    TransmitKind::Session => self.local,
+                };
+                (false, self.listener.send(to, source, &self.batch, segment))
+            }
+        };
         match sent {
-            Sent::Blocked if own => {
-                self.unsent = Some((to, kind, segment));
-                self.blocked = true;
-                self.watch();
+            Sent::Blocked if is_own => {
+                self.unsent = Some(batch);
+                self.own.on_blocked();
             }
             // Only the lane's own socket is watched for room; elsewhere the batch is lost like any
             // datagram.

@@ -18,19 +18,22 @@ use crate::edge::shares::{Permit, Share};
 /// away.
 const COMMANDS: usize = 4_096;
 
+/// A connection that the interceptor has accepted, or that another lane hands on.
+pub struct Accepted {
+    /// The near application's connection, or our end of the one that joins two lanes.
+    pub socket: TcpStream,
+    /// Who wants to reach whom.
+    pub key: StreamKey,
+    /// How the rule wants it to be treated.
+    pub treatment: Treatment,
+    /// Its part of somebody's share of the descriptors.
+    pub descriptor: Permit,
+}
+
 /// What other threads ask of a lane.
 pub enum Command {
-    /// The interceptor accepted a connection that a rule gives to this peer.
-    Accepted {
-        /// The near application's connection.
-        socket: TcpStream,
-        /// Who wants to reach whom.
-        key: StreamKey,
-        /// How the rule wants it to be treated.
-        treatment: Treatment,
-        /// Its part of the peer's share of the descriptors.
-        descriptor: Permit,
-    },
+    /// A connection that a rule gives to this peer.
+    Accepted(Accepted),
     /// Packets of the near side, some of which may be this peer's.
     Packets(Batch),
     /// Packets that another peer has brought for this one.
@@ -94,7 +97,7 @@ impl Lane {
 
     /// Hands over a command; gives it back when too many wait, or the lane has ended.
     pub fn send(&self, command: Command) -> Result<(), Command> {
-        let connections = usize::from(matches!(command, Command::Accepted { .. }));
+        let connections = usize::from(matches!(command, Command::Accepted(_)));
         self.pulse
             .connections
             .fetch_add(connections, Ordering::Relaxed);
