@@ -1,25 +1,22 @@
 //! Room 1 of the walk: the kernel hands over the connections that the look-up table names, and only
 //! those.
 //!
-//! Takes a [`Table`](crate::table::Table) (made from the configuration), gives accepted sockets with the client's
-//! address and the original destination, and far-edge sockets that speak from the client's own
-//! address. The parts:
+//! Takes a [`Table`](crate::table::Table), made from the configuration. Gives accepted sockets with
+//! the client's address and the original destination, sockets of the far edge that speak from the
+//! client's own address, and the TUN device. From the bottom up:
 //!
-//! * [`crate::table::layers`] (pure) orders overlapping rules so that the kernel's sets, which know
-//!   no order, still give "first match wins";
-//! * [`rules`] (pure) renders one nftables table from it;
-//! * [`crate::host::program`] runs the programs `nft` and `ip` for it;
-//! * [`hold`] (pure) says what holds the closed rules when that table does not, [`routing`] speaks
-//!   of routing rules with the kernel, [`holding`] puts both in force;
-//! * [`install`] loads that table with the policy route it needs, looks whether they are still
-//!   there, repairs them, and takes both away again;
+//! * [`names`]: under which names and numbers the kernel has what is ours;
+//! * [`error`], `commands`: runs `nft` and `ip`, and says in words what went wrong;
+//! * [`tcp`] makes the sockets of TCP, [`tun`] the device for packets;
+//! * [`rules`] (pure) renders the nftables table from the look-up table, whose rules
+//!   [`crate::table::layers`] has put in order;
+//! * [`routing`] speaks of routing rules with the kernel, [`hold`] (pure) says what holds the closed
+//!   rules when that table does not, [`holding`] puts both in force;
+//! * `watch` looks whether all is still there;
+//! * [`install`] loads the table with the policy route it needs, repairs both, and takes them away
+//!   again;
 //! * [`lease`] is the dead-man switch: interception of a peer's traffic holds only while its lease
 //!   is renewed;
-//! * [`tcp`] makes the sockets, [`tun`] the device for packets of what is no TCP;
-//! * [`crate::host::lock`] lets one daemon into a network namespace; [`crate::host::own_addresses`]
-//!   knows this host's own addresses;
-//! * `watch` looks whether all is still there, `netlink` is the grammar in which the kernel is
-//!   asked;
 //! * [`findings`] reads what this host's settings mean for interception; it never changes them.
 //!
 //! The order at start: [`tcp::Listeners::open`], [`install::install`] with their ports,
@@ -37,6 +34,8 @@
 //! `net.netfilter.nf_conntrack_max` is reached. A router whose own applications need no
 //! acceleration should have it off.
 
+pub mod names;
+
 mod commands;
 pub mod error;
 pub mod findings;
@@ -44,7 +43,6 @@ pub mod hold;
 pub mod holding;
 pub mod install;
 pub mod lease;
-pub mod names;
 pub mod routing;
 pub mod rules;
 pub mod tcp;
