@@ -1,12 +1,13 @@
-//! What a lane does beside its work: it writes down what it knows of the path, and gives memory
-//! back to the system.
+//! What a lane does beside its work: it writes down what it knows of the path, says in the log what
+//! came from the peer and had no effect, and gives memory back to the system.
 
 use std::time::{Duration, Instant};
 
 use tpo_engine::Peer;
-use tracing::debug;
+use tracing::{Level, debug, enabled};
 
 use super::path_cache::PathCache;
+use crate::status::drops::{self, DropLog};
 use crate::sys;
 
 /// The path is written down every 60 s, so that a daemon that is killed knows nearly as much
@@ -28,6 +29,7 @@ pub(super) struct Housekeeping {
     path_cache: Option<PathCache>,
     /// When the path is written down next.
     save_at: Instant,
+    drop_log: DropLog,
     /// The most packet flows since memory was given back last.
     most_packet_flows: usize,
     /// The most bytes held since then.
@@ -42,6 +44,7 @@ impl Housekeeping {
             name,
             path_cache,
             save_at: now + SAVE_EVERY,
+            drop_log: DropLog::new(now),
             most_packet_flows: 0,
             most_memory: 0,
             gave_back: now,
@@ -53,7 +56,21 @@ impl Housekeeping {
         if now >= self.save_at {
             self.save_path(peer, now);
         }
+        if self.drop_log.is_due(now) && enabled!(Level::DEBUG) {
+            self.log_drops(peer, now);
+        }
         self.give_back(peer.packet_flows(), memory, now);
+    }
+
+    /// One line for all kinds that came up since the last one.
+    fn log_drops(&mut self, peer: &Peer, now: Instant) {
+        let stats = peer.stats();
+        let all = drops::of_mover(&stats.mover.counters)
+            .into_iter()
+            .chain(drops::of_engine(&stats.counters));
+        if let Some(kinds) = self.drop_log.look(all, now) {
+            debug!(peer = %self.name, "dropped since the last such line: {kinds}");
+        }
     }
 
     /// Writes down what is known of the path.
