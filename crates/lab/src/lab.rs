@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -194,11 +193,6 @@ impl Lab {
         self.namespace(host).inside(f)
     }
 
-    /// The name of the host's namespace.
-    pub fn namespace_name(&self, host: Host) -> &str {
-        self.namespace(host).name()
-    }
-
     /// Changes both directions of an emulated WAN from now on. Panics on a plain one, which has
     /// nothing to set.
     pub fn set(&self, a_to_b: Profile, b_to_a: Profile) {
@@ -230,19 +224,6 @@ impl Lab {
     /// nothing.
     pub fn own_drops(&self) -> u64 {
         self.carrier.as_ref().map_or(0, Carrier::own_drops)
-    }
-
-    /// CPU time that the emulated WAN took so far, if the kernel tells.
-    pub fn wan_cpu(&self) -> Option<Duration> {
-        self.carrier.as_ref()?.cpu()
-    }
-
-    /// Sets the MTU of both ends of the WAN (1500 at first).
-    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
-        [Host::A, Host::B].into_iter().try_for_each(|host| {
-            self.namespace(host)
-                .ip(&format!("link set wan0 mtu {mtu}\n"))
-        })
     }
 
     fn namespace(&self, host: Host) -> &Namespace {

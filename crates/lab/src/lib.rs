@@ -31,5 +31,5 @@ pub use profile::{Change, NAMED, Profile, ProfileError};
 pub use scratch::Scratch;
 pub use seeds::{one_seed, only_a_part, seeds};
 pub use sites::{Place, Sites, describe_sites, wan_address};
-pub use sys::{set_congestion, set_receive_buffer, set_udp_gro, set_udp_segment};
+pub use sys::{set_receive_buffer, set_udp_gro, set_udp_segment};
 pub use world::{Node, Verdict, World};

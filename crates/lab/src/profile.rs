@@ -140,7 +140,7 @@ impl Profile {
     }
 
     /// Applies one setting.
-    pub fn apply(&mut self, change: Change) {
+    pub(crate) fn apply(&mut self, change: Change) {
         match change {
             Change::Rate(rate) => self.rate = rate,
             Change::Queue(queue) => self.queue = queue,
@@ -159,7 +159,7 @@ impl Profile {
     }
 
     /// The drop-tail limit in bytes, with the default resolved.
-    pub fn queue_limit(&self) -> usize {
+    pub(crate) fn queue_limit(&self) -> usize {
         const SMALLEST: usize = 64 * 1024;
         match (self.queue, self.rate) {
             (0, Some(rate)) => {
@@ -171,7 +171,7 @@ impl Profile {
     }
 
     /// The policer's bucket in bytes, with the default resolved.
-    pub fn bucket_size(&self) -> usize {
+    pub(crate) fn bucket_size(&self) -> usize {
         const SMALLEST: usize = 16 * 1024;
         match (self.bucket, self.police) {
             (0, rate) => ((rate.unwrap_or(0) / 8 / 20) as usize).max(SMALLEST),

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, c_int, c_ulong, c_void};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -201,15 +201,5 @@ pub fn set_receive_buffer(socket: &UdpSocket, bytes: i32) -> io::Result<()> {
         libc::SOL_SOCKET,
         libc::SO_RCVBUFFORCE,
         &bytes.to_ne_bytes(),
-    )
-}
-
-/// Chooses a connection's congestion control by name.
-pub fn set_congestion(stream: &TcpStream, name: &str) -> io::Result<()> {
-    set_option(
-        stream,
-        libc::IPPROTO_TCP,
-        libc::TCP_CONGESTION,
-        name.as_bytes(),
     )
 }

@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -48,7 +48,6 @@ pub(crate) struct Carrier {
 struct Shared {
     /// From a to b, and back.
     links: Mutex<[Link; 2]>,
-    thread: AtomicI32,
     overrun: AtomicU64,
     refused: AtomicU64,
 }
@@ -84,7 +83,6 @@ impl Carrier {
         ];
         let shared = Arc::new(Shared {
             links: Mutex::new(links),
-            thread: AtomicI32::new(0),
             overrun: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         });
@@ -145,15 +143,6 @@ impl Carrier {
     pub(crate) fn own_drops(&self) -> u64 {
         self.shared.overrun.load(Ordering::Relaxed) + self.shared.refused.load(Ordering::Relaxed)
     }
-
-    /// CPU time of the thread so far.
-    pub(crate) fn cpu(&self) -> Option<Duration> {
-        let thread = self.shared.thread.load(Ordering::Relaxed);
-        let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-        Some(Duration::from_nanos(
-            text.split_whitespace().next()?.parse().ok()?,
-        ))
-    }
 }
 
 impl Drop for Carrier {
@@ -189,9 +178,6 @@ struct Side {
 impl Worker {
     fn run(&mut self) {
         sys::hurry();
-        self.shared
-            .thread
-            .store(sys::thread_id(), Ordering::Relaxed);
         let shared = self.shared.clone();
         let mut woke = Instant::now();
         loop {
