@@ -210,7 +210,7 @@ fn run(cli: &Cli, arguments: &RunArgs) -> Outcome {
 /// `tpo hold`. The private key is not needed: the file that holds it may not be there yet.
 fn hold(path: &Path) -> Outcome {
     let (checked, _) = config::load(path).map_err(Failure::Config)?;
-    intercept::holding::Holding::put(&crate::daemon::table(&checked))?;
+    intercept::holding::Holding::put(&crate::daemon::tables::table(&checked))?;
     let closed = checked
         .rules
         .iter()
@@ -277,7 +277,7 @@ fn keygen(arguments: &KeygenArgs) -> Outcome {
 fn check(path: &Path) -> Outcome {
     crate::host::privilege::keep_secrets()?;
     let (checked, mut findings, _) = load(path)?;
-    let table = crate::daemon::table(&checked);
+    let table = crate::daemon::tables::table(&checked);
     // What `tpo run` does before it gives the rules to the kernel. The ports are only known then,
     // and nothing depends on them.
     let ports = intercept::tcp::Ports { v4: 1, v6: Some(1) };

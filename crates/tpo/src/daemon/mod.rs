@@ -6,23 +6,26 @@
 pub mod control;
 mod passed;
 pub mod reports;
+pub mod tables;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tpo_engine::{Compression, Policy, Prefix, Rule};
+use tpo_engine::Compression;
 use tpo_mover::Guard;
 use tracing::{debug, info, warn};
 
-use crate::config::checked;
 use crate::config::{Checked, Keys};
-use crate::daemon::reports::Facts;
+use crate::daemon::reports::{Counters, Facts};
+use crate::daemon::tables::{
+    enabled, engine_config, exit, group_table, multicast_plan, policy, table, transit,
+};
 use crate::demultiplexer::{Demultiplexer, Listed, Table};
-use crate::edge::exit::{Claims, Exit, Permit, SourceAddress};
+use crate::edge::exit::Claims;
 use crate::edge::shares::Shares;
 use crate::gate::Gate;
 use crate::host::doorbell::Doorbell;
@@ -47,23 +50,17 @@ use crate::packets::edge::{self, Packets};
 use crate::packets::multicast::emit;
 use crate::packets::multicast::groups::{Joined, Wanted};
 use crate::packets::multicast::membership::Membership;
-use crate::packets::multicast::neighbours::site;
 use crate::packets::multicast::{Multicast, Plan};
 use crate::packets::owners::FlowOwners;
 use crate::packets::plain_way::Plain;
 use crate::packets::reader::TunReader;
-use crate::table::bounds::Bounds;
 use crate::table::peers::{ByPeer, PeerId};
-use crate::table::protocols::{ICMP, ICMP_V6, TCP};
-use crate::table::{self, OnFailure, RuleSpec};
+use crate::table::{OnFailure, Table as KernelTable};
 
 /// Lanes that take longer to end are left behind: removing the rules must not wait for them.
 const ENDING: Duration = Duration::from_secs(2);
 /// How often what is installed in the kernel is looked at.
 const RULES_EVERY: Duration = Duration::from_secs(1);
-/// The initial credit of a flow grows with a configured rate up to this: flows whose application
-/// takes nothing may hold it.
-const MOST_CREDIT: u32 = 1 << 20;
 /// When the gate, the demultiplexer or the TUN reader has not turned for this long, the service
 /// manager gets no life sign: each turns twice a second at least.
 const WEDGED: Duration = Duration::from_secs(2);
@@ -89,11 +86,11 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
     service.ready();
     info!(name = %checked.tpo.name, listen = %checked.tpo.listen, peers = checked.peers.len(), rules = checked.rules.len(), "tpo runs");
     let memory = usize::try_from(checked.tpo.memory).unwrap_or(usize::MAX);
-    let mut told = vec![0; daemon.lanes.len()];
+    let mut budgets = vec![0; daemon.lanes.len()];
     let mut failed = None;
     let mut next_look = Instant::now() + RULES_EVERY;
     while signal.load(Ordering::Relaxed) == 0 && failed.is_none() {
-        share_memory(&daemon.lanes, memory, &mut told);
+        share_memory(&daemon.lanes, memory, &mut budgets);
         failed = daemon.ended_by_itself();
         if daemon.watched.all_turn(WEDGED, Instant::now()) {
             service.alive(Instant::now());
@@ -121,16 +118,16 @@ pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
 
 struct Daemon {
     lanes: ByPeer<Lane>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     gate: Gate,
     demultiplexer: Demultiplexer,
-    tap: Option<TunReader>,
+    tun_reader: Option<TunReader>,
     multicast: Option<Multicast>,
     /// The way into the TUN device is gone and could not be restored, which has been said.
     packets_lost: bool,
     plain: Arc<Plain>,
     installed: Installed,
-    table: table::Table,
+    table: KernelTable,
     ports: Ports,
     control: control::Server,
     following: Following,
@@ -142,183 +139,79 @@ struct Daemon {
 
 impl Daemon {
     fn start(checked: &Checked, keys: &Keys, descriptors: u64) -> Result<Daemon> {
-        let own_key = keys.identity.public_key();
         let table = table(checked);
-        let all = findings::failures(&table)
-            .into_iter()
-            .chain(findings::findings(&table));
-        for finding in all.chain(findings::descriptors(descriptors)) {
-            match finding.severity {
-                findings::Severity::Info => info!("{finding}"),
-                findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
-            }
-        }
-        // `install` finds out whether another tpo runs here, so only the listeners, whose ports it
-        // needs, come before it. Without a lease open rules let everything pass, and closed ones
-        // refuse.
-        let listeners = Listeners::with_room(table.mode, table.bounds.half_open())
-            .context("open the interceptor's sockets")?;
+        say_findings(&table, descriptors);
+        let Foothold {
+            listeners,
+            installed,
+            control,
+            lease,
+        } = Foothold::take(checked, &table)?;
         let ports = listeners.ports();
-        let installed =
-            install::install(&table, ports).context("install the interception rules")?;
-        let control = control::Bound::new(&checked.tpo.control).with_context(|| {
-            format!("open the control socket {}", checked.tpo.control.display())
-        })?;
-        // Every thread that hears others starts after this. The UDP sockets are made after it too:
-        // sockets that share a port must belong to the same user.
-        confine(checked, &control).context("give up what is not needed")?;
-        // Better to hear now that the rules cannot be put in force again than when somebody has
-        // removed them.
-        install::rehearse(&table, ports).context("as a confined daemon")?;
-        let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
-        let (tun, owners) = (
-            installed.tun(),
-            Arc::new(FlowOwners::new(checked.peers.len())),
-        );
+        let tun = installed.tun();
         let (own, following) = Following::start().context("learn this host's own addresses")?;
-        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
-        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
-        let closed = enabled().map(|rule| rule.on_failure == OnFailure::Closed);
-        let plain = Arc::new(Plain::new(policy(), closed.collect()));
+        let closed = enabled(checked).map(|rule| rule.on_failure == OnFailure::Closed);
+        let plain = Arc::new(Plain::new(policy(checked), closed.collect()));
         let listener = Link::listen(checked.tpo.listen)
             .with_context(|| format!("listen at {} (UDP)", checked.tpo.listen))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
-        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let plan = multicast_plan(checked);
-        let mut groups = match tun.is_some() && plan.is_used() {
+        let groups = match tun.is_some() && plan.is_used() {
             true => Some(MulticastParts::open(&plan).context("multicast")?),
             false => None,
         };
-
         let transit = transit(checked).map(Arc::new);
-        let passes = groups
-            .as_ref()
-            .filter(|_| transit.is_some())
-            .map(|parts| Arc::new(group_table(checked, |rule| rule.transit, &parts.wanted)));
-        // What a level costs is this machine's own.
-        let compression = Compression::measured(checked.tpo.compress_isolation, |work| {
-            let start = Instant::now();
-            work();
-            start.elapsed()
+        let owners = Arc::new(FlowOwners::new(checked.peers.len()));
+        let shared = tun.clone().map(|tun| edge::Shared {
+            tun,
+            own: own.clone(),
+            plain: plain.clone(),
+            owners: owners.clone(),
+            transit: transit.clone(),
         });
-        debug!(costs_ns = ?compression.costs, "compression measured");
-        let dictionary_worker = DictionaryWorker::start().context("start the dictionary worker")?;
-        let enabled = || checked.rules.iter().filter(|rule| rule.enabled);
-        let policy = || Policy::new(enabled().map(|rule| rule.matches.clone()).collect());
-        let claims = Arc::new(Claims {
-            policy: policy(),
-            carriers: checked.carriers.clone(),
-        });
-        let all_shares = Shares::of_lanes(descriptors, checked.peers.len(), plan.interfaces.len());
-        let mut lanes = ByPeer::default();
-        let mut threads = Vec::new();
-        for ((id, peer), shares) in checked.peers.iter_with_id().zip(all_shares) {
-            let start = lane::Start {
-                name: peer.name.clone(),
-                exit: exit(checked, id, own.clone(), claims.clone()),
-                engine: engine_config(checked, id, keys, compression)?,
-                packets: tun.clone().map(|tun| {
-                    let shared = edge::Shared {
-                        tun,
-                        own: own.clone(),
-                        plain: plain.clone(),
-                        owners: owners.clone(),
-                        transit: transit.clone(),
-                    };
-                    let membership = groups
-                        .as_ref()
-                        .map(|groups| groups.of_lane(id, &plan, passes.clone()));
-                    Packets::new(id, shared, membership)
-                }),
-                id,
-                transit: transit.clone(),
-                listener: listener.try_clone().context("share the listening socket")?,
-                shares,
-                dictionary_worker: dictionary_worker.clone(),
-                path_cache: PathCache::of_service(&peer.name),
-                demand: peer.on_demand.map(Demand::new),
-                on_change: Box::new(doorbell.ring()),
-            };
-            let (lane, thread) =
-                lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
-            lanes.push(lane);
-            threads.push(thread);
-        }
+        let parts = LaneParts {
+            checked,
+            keys,
+            own,
+            transit: transit.as_ref(),
+            shared: shared.as_ref(),
+            groups: groups.as_ref(),
+            plan: &plan,
+            listener: &listener,
+            doorbell: &doorbell,
+        };
+        let (lanes, threads) = parts.start_all(descriptors)?;
         if let Some(transit) = &transit {
             transit.set_lanes(lanes.clone());
         }
-        let listed = lanes.iter().cloned().zip(&checked.peers);
-        let listed = listed
-            .zip(&keys.pre_shared)
-            .map(|((lane, peer), pre_shared)| Listed {
-                lane,
-                key: peer.public_key,
-                guard: Guard::new(&keys.identity, &peer.public_key, pre_shared.as_deref()),
-                endpoint: peer.endpoint,
-            });
-        let demultiplexer = Demultiplexer::start(listener, Table::new(&own_key, listed.collect()))
+        let demultiplexer = start_demultiplexer(checked, keys, listener, &lanes)
             .context("start the demultiplexer")?;
-
-        let tap = tun.map(|tun| {
-            let fails_open = enabled()
-                .map(|rule| rule.on_failure == OnFailure::Open)
-                .collect();
-            let to_groups = groups
-                .as_ref()
-                .map(|parts| group_table(checked, |_| true, &parts.wanted));
-            let carriers = checked.carriers.clone();
-            let lanes = lanes.clone();
-            let plain = plain.clone();
-            TunReader::start(
-                tun,
-                Directory {
-                    policy: policy(),
-                    fails_open,
-                    plain,
-                    carriers,
-                    owners,
-                    lanes,
-                    groups: to_groups,
-                },
-            )
-        });
-        let tap = tap.transpose().context("start the tap")?;
-        let multicast = groups.take().map(|parts| {
-            let MulticastParts {
-                doorbell,
-                wanted,
-                joined,
-                lans,
-            } = parts;
-            let sets = GroupSets::open(installed.has_v6())?;
-            Multicast::start(doorbell, plan, (wanted, joined), lans, sets, lanes.clone())
-        });
-        let multicast = multicast.transpose().context("start multicast")?;
-        let table_of_gate = (policy(), checked.carriers.clone());
+        let tun_reader = tun
+            .map(|tun| {
+                let wanted = groups.as_ref().map(|parts| &parts.wanted);
+                let directory = directory(checked, &plain, owners, &lanes, wanted);
+                TunReader::start(tun, directory)
+            })
+            .transpose()
+            .context("start the TUN reader")?;
+        let multicast = groups
+            .map(|parts| parts.start(plan, installed.has_v6(), lanes.clone()))
+            .transpose()
+            .context("start multicast")?;
+        let table_of_gate = (policy(checked), checked.carriers.clone());
         let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone())
             .context("start the gate")?;
-        let taken = tap.as_ref().map(|tap| tap.counters.clone());
-        let counters = (
-            gate.counters.clone(),
-            demultiplexer.drops.clone(),
-            taken,
-            plain.clone(),
-        );
+        let counters = counters(&gate, &demultiplexer, tun_reader.as_ref(), &plain);
         let facts = Facts::new(checked, lanes.clone(), counters);
         let control = control::Server::answer(control, Arc::new(facts))
             .context("answer at the control socket")?;
-        let turns = [
-            Some(&gate.counters.turns),
-            Some(&demultiplexer.turns),
-            tap.as_ref().map(|tap| &tap.turns),
-        ];
-        let watched = Watched::new(turns.into_iter().flatten().cloned(), Instant::now());
+        let watched = watched(&gate, &demultiplexer, tun_reader.as_ref());
         Ok(Daemon {
             lanes,
             threads,
             gate,
             demultiplexer,
-            tap,
+            tun_reader,
             multicast,
             packets_lost: false,
             plain,
@@ -402,10 +295,10 @@ impl Daemon {
             )
             .chain(self.following.has_ended().then(|| "addresses".into()))
             .chain(
-                self.tap
+                self.tun_reader
                     .as_ref()
                     .is_some_and(TunReader::has_ended)
-                    .then(|| "tap".into()),
+                    .then(|| "TUN reader".into()),
             )
             .chain(
                 self.multicast
@@ -441,8 +334,8 @@ impl Daemon {
         if let Some(multicast) = self.multicast {
             multicast.stop();
         }
-        if let Some(tap) = self.tap {
-            tap.stop();
+        if let Some(reader) = self.tun_reader {
+            reader.stop();
         }
         let removed = match orderly {
             true => self.installed.remove(),
@@ -453,6 +346,187 @@ impl Daemon {
         }
         info!(took_ms = start.elapsed().as_millis() as u64, "ended");
     }
+}
+
+/// Says in the log what keeps interception from being what the configuration asks for.
+fn say_findings(table: &KernelTable, descriptors: u64) {
+    let all = findings::failures(table)
+        .into_iter()
+        .chain(findings::findings(table));
+    for finding in all.chain(findings::descriptors(descriptors)) {
+        match finding.severity {
+            findings::Severity::Info => info!("{finding}"),
+            findings::Severity::Warning | findings::Severity::Problem => warn!("{finding}"),
+        }
+    }
+}
+
+/// What only root may make, and what must be there before others are heard.
+struct Foothold {
+    listeners: Listeners,
+    installed: Installed,
+    control: control::Bound,
+    lease: Lease,
+}
+
+impl Foothold {
+    /// Takes it, and gives up all that the daemon needs no more.
+    fn take(checked: &Checked, table: &KernelTable) -> Result<Foothold> {
+        // `install` finds out whether another tpo runs here, so only the listeners, whose ports it
+        // needs, come before it. Without a lease open rules let everything pass, and closed ones
+        // refuse.
+        let listeners = Listeners::with_room(table.mode, table.bounds.half_open())
+            .context("open the interceptor's sockets")?;
+        let ports = listeners.ports();
+        let installed = install::install(table, ports).context("install the interception rules")?;
+        let control = control::Bound::new(&checked.tpo.control).with_context(|| {
+            format!("open the control socket {}", checked.tpo.control.display())
+        })?;
+        // Every thread that hears others starts after this. The UDP sockets are made after it too:
+        // sockets that share a port must belong to the same user.
+        confine(checked, &control).context("give up what is not needed")?;
+        // Better to hear now that the rules cannot be put in force again than when somebody has
+        // removed them.
+        install::rehearse(table, ports).context("as a confined daemon")?;
+        let lease = Lease::for_protocols(&table.packets).context("open netlink for the leases")?;
+        Ok(Foothold {
+            listeners,
+            installed,
+            control,
+            lease,
+        })
+    }
+}
+
+/// What all lanes are made of.
+struct LaneParts<'a> {
+    checked: &'a Checked,
+    keys: &'a Keys,
+    own: Arc<Own>,
+    transit: Option<&'a Arc<Transit>>,
+    /// What the packet edges of all lanes share, if any packets are carried.
+    shared: Option<&'a edge::Shared>,
+    groups: Option<&'a MulticastParts>,
+    plan: &'a Plan,
+    listener: &'a Link,
+    doorbell: &'a Doorbell,
+}
+
+impl LaneParts<'_> {
+    /// Starts the lane of each peer, of a process with this limit of open files.
+    fn start_all(&self, descriptors: u64) -> Result<(ByPeer<Lane>, Vec<JoinHandle<()>>)> {
+        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let peers = &self.checked.peers;
+        let all_shares = Shares::of_lanes(descriptors, peers.len(), self.plan.interfaces.len());
+        // What a level costs is this machine's own.
+        let compression = Compression::measured(self.checked.tpo.compress_isolation, |work| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        });
+        debug!(costs_ns = ?compression.costs, "compression measured");
+        let worker = DictionaryWorker::start().context("start the dictionary worker")?;
+        let claims = Arc::new(Claims {
+            policy: policy(self.checked),
+            carriers: self.checked.carriers.clone(),
+        });
+        let passes = self.groups.filter(|_| self.transit.is_some()).map(|parts| {
+            Arc::new(group_table(
+                self.checked,
+                |rule| rule.transit,
+                &parts.wanted,
+            ))
+        });
+        let (mut lanes, mut threads) = (ByPeer::default(), Vec::new());
+        for ((id, peer), shares) in peers.iter_with_id().zip(all_shares) {
+            let membership = self
+                .groups
+                .map(|groups| groups.of_lane(id, self.plan, passes.clone()));
+            let start = lane::Start {
+                name: peer.name.clone(),
+                exit: exit(self.checked, id, self.own.clone(), claims.clone()),
+                engine: engine_config(self.checked, id, self.keys, compression)?,
+                packets: self
+                    .shared
+                    .map(|shared| Packets::new(id, shared.clone(), membership)),
+                id,
+                transit: self.transit.cloned(),
+                listener: (self.listener.try_clone()).context("share the listening socket")?,
+                shares,
+                dictionary_worker: worker.clone(),
+                path_cache: PathCache::of_service(&peer.name),
+                demand: peer.on_demand.map(Demand::new),
+                on_change: Box::new(self.doorbell.ring()),
+            };
+            let (lane, thread) =
+                lane::start(start).with_context(|| format!("start the lane of {}", peer.name))?;
+            lanes.push(lane);
+            threads.push(thread);
+        }
+        Ok((lanes, threads))
+    }
+}
+
+fn start_demultiplexer(
+    checked: &Checked,
+    keys: &Keys,
+    listener: Link,
+    lanes: &ByPeer<Lane>,
+) -> std::io::Result<Demultiplexer> {
+    let listed = lanes.iter().zip(&checked.peers).zip(&keys.pre_shared);
+    let listed = listed.map(|((lane, peer), pre_shared)| Listed {
+        lane: lane.clone(),
+        key: peer.public_key,
+        guard: Guard::new(&keys.identity, &peer.public_key, pre_shared.as_deref()),
+        endpoint: peer.endpoint,
+    });
+    let table = Table::new(&keys.identity.public_key(), listed.collect());
+    Demultiplexer::start(listener, table)
+}
+
+/// What the TUN reader looks up.
+fn directory(
+    checked: &Checked,
+    plain: &Arc<Plain>,
+    owners: Arc<FlowOwners>,
+    lanes: &ByPeer<Lane>,
+    wanted: Option<&Arc<Wanted>>,
+) -> Directory {
+    Directory {
+        policy: policy(checked),
+        fails_open: enabled(checked)
+            .map(|rule| rule.on_failure == OnFailure::Open)
+            .collect(),
+        plain: plain.clone(),
+        carriers: checked.carriers.clone(),
+        owners,
+        lanes: lanes.clone(),
+        groups: wanted.map(|wanted| group_table(checked, |_| true, wanted)),
+    }
+}
+
+fn counters(
+    gate: &Gate,
+    demultiplexer: &Demultiplexer,
+    tun_reader: Option<&TunReader>,
+    plain: &Arc<Plain>,
+) -> Counters {
+    Counters {
+        gate: gate.counters.clone(),
+        demultiplexer: demultiplexer.drops.clone(),
+        tun_reader: tun_reader.map(|reader| reader.counters.clone()),
+        plain: plain.clone(),
+    }
+}
+
+/// What the service manager's watchdog wants to know of.
+fn watched(gate: &Gate, demultiplexer: &Demultiplexer, tun_reader: Option<&TunReader>) -> Watched {
+    let turns = [
+        Some(&gate.counters.turns),
+        Some(&demultiplexer.turns),
+        tun_reader.map(|reader| &reader.turns),
+    ];
+    Watched::new(turns.into_iter().flatten().cloned(), Instant::now())
 }
 
 /// The daemon becomes its own user and gives up everything else ([`privilege`]).
@@ -500,6 +574,19 @@ impl MulticastParts {
         })
     }
 
+    /// Starts the thread.
+    fn start(self, plan: Plan, has_v6: bool, lanes: ByPeer<Lane>) -> std::io::Result<Multicast> {
+        let MulticastParts {
+            doorbell,
+            wanted,
+            joined,
+            lans,
+        } = self;
+        let sets = GroupSets::open(has_v6)?;
+        Multicast::start(doorbell, plan, (wanted, joined), lans, sets, lanes)
+    }
+
+    /// What the lane of one peer has of it.
     fn of_lane(&self, id: PeerId, plan: &Plan, passes: Option<Arc<GroupTable>>) -> Membership {
         let emitter = emit::Emitter::new(id, self.lans.clone(), self.joined.clone());
         Membership::new(
@@ -512,292 +599,19 @@ impl MulticastParts {
     }
 }
 
-/// The rules that are also for what peers bring; none: nothing goes on from peer to peer.
-fn transit(checked: &Checked) -> Option<Transit> {
-    let mut rules = checked
-        .rules
-        .iter()
-        .filter(|rule| rule.enabled && rule.transit)
-        .peekable();
-    rules.peek()?;
-    let to_one: Vec<&checked::Rule> = rules.filter(|rule| !rule.is_for_many()).collect();
-    let fails_open = to_one
-        .iter()
-        .map(|rule| rule.on_failure == OnFailure::Open)
-        .collect();
-    let policy = Policy::new(to_one.iter().map(|rule| rule.matches.clone()).collect());
-    Some(Transit::new(policy, fails_open, checked.carriers.clone()))
-}
-
-/// Those of the rules for groups of many, and who asks.
-fn group_table(
-    checked: &Checked,
-    which: impl Fn(&checked::Rule) -> bool,
-    wanted: &Arc<Wanted>,
-) -> GroupTable {
-    let rules = checked
-        .rules
-        .iter()
-        .filter(|rule| rule.enabled && rule.is_for_many() && which(rule));
-    let policy = Policy::new(rules.map(|rule| rule.matches.clone()).collect());
-    GroupTable {
-        policy,
-        carriers: checked.carriers.clone(),
-        wanted: wanted.clone(),
-    }
-}
-
-fn multicast_plan(checked: &Checked) -> Plan {
-    let rules = || {
-        checked
-            .rules
-            .iter()
-            .filter(|rule| rule.enabled && rule.is_for_many())
-    };
-    let accepts = checked
-        .accepts
-        .iter()
-        .filter(|accept| accept.destination.address.is_multicast());
-    let what_for_whom =
-        |rule: &checked::Rule| (rule.matches.destination, rule.carriers.peers.clone());
-    Plan {
-        interfaces: checked.multicast.interfaces.clone(),
-        asks: checked.multicast.querier,
-        rules: rules().map(what_for_whom).collect(),
-        passes: rules()
-            .filter(|rule| rule.transit)
-            .map(what_for_whom)
-            .collect(),
-        accepts: accepts
-            .map(|accept| (accept.peer, accept.destination, accept.pinned))
-            .collect(),
-        sites: checked
-            .peers
-            .iter()
-            .map(|peer| site(peer.public_key.as_bytes()))
-            .collect(),
-    }
-}
-
 /// Each lane may hold what the others leave free, but never less than an equal share of a half.
-fn share_memory(lanes: &ByPeer<Lane>, memory: usize, told: &mut [usize]) {
+fn share_memory(lanes: &ByPeer<Lane>, memory: usize, budgets: &mut [usize]) {
     let used: Vec<usize> = lanes
         .iter()
         .map(|lane| lane.pulse.memory.load(Ordering::Relaxed))
         .collect();
     let total: usize = used.iter().sum();
     let floor = memory / 2 / lanes.len().max(1);
-    for ((lane, own), told) in lanes.iter().zip(&used).zip(told) {
+    for ((lane, own), known) in lanes.iter().zip(&used).zip(budgets) {
         let budget = memory.saturating_sub(total - own).max(floor);
         // A small change is not worth a wake-up.
-        if budget.abs_diff(*told) > memory / 64 && lane.send(Command::Budget(budget)).is_ok() {
-            *told = budget;
+        if budget.abs_diff(*known) > memory / 64 && lane.send(Command::Budget(budget)).is_ok() {
+            *known = budget;
         }
-    }
-}
-
-fn engine_config(
-    checked: &Checked,
-    id: PeerId,
-    keys: &Keys,
-    compression: Compression,
-) -> Result<tpo_engine::Config> {
-    let peer = &checked.peers[id];
-    let pre_shared = keys.pre_shared[id].clone();
-    let slot =
-        u16::try_from(id.number()).expect("the checked configuration has at most 4,096 peers");
-    let mut mover = tpo_mover::Config::new(
-        keys.identity.clone(),
-        peer.public_key,
-        slot,
-        crate::sys::random_seed()?,
-    );
-    mover.pre_shared = pre_shared;
-    mover.endpoint = peer.endpoint;
-    mover.on_demand = peer.on_demand.is_some();
-    mover.segment = checked.tpo.segment_size;
-    mover.max_payload = checked.tpo.buffer_size.max(mover.max_payload);
-    mover.rate = peer.rate;
-    mover.congestion = peer.congestion;
-    mover.loss_tolerance = peer.loss_tolerance;
-    mover.remembered_path = PathCache::of_service(&peer.name).and_then(|cache| cache.load());
-    mover.dead_after = checked.tpo.outage;
-    let mut limits = tpo_engine::Limits::default();
-    limits.peer_bytes = limits
-        .peer_bytes
-        .min(usize::try_from(checked.tpo.memory).unwrap_or(usize::MAX));
-    (limits.one_way, limits.both_ways) = (checked.tpo.idle, checked.tpo.idle_both);
-    if let Some(rate) = peer.rate {
-        // Ten milliseconds of what we may send, where what comes is usually as fast: a new flow is
-        // at its rate one round trip sooner. On a link whose ways differ it is too much or too
-        // little for a round trip, within bounds.
-        limits.initial_credit = u32::try_from(rate / 100)
-            .unwrap_or(u32::MAX)
-            .clamp(limits.initial_credit, MOST_CREDIT);
-    }
-    let compression = Compression {
-        compress: peer.compress,
-        ..compression
-    };
-    Ok(tpo_engine::Config {
-        mover,
-        buffer_size: checked.tpo.buffer_size,
-        limits,
-        compression,
-    })
-}
-
-fn exit(checked: &Checked, peer: PeerId, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
-    let permits = checked
-        .accepts
-        .iter()
-        .filter(|accept| accept.peer == peer)
-        .map(|accept| Permit {
-            protocol: accept.protocol,
-            sources: accept.sources.clone(),
-            destination: accept.destination,
-            destination_ports: accept.destination_ports.clone(),
-            source_address: match accept.source_address {
-                checked::SourceAddress::Client => SourceAddress::Client,
-                checked::SourceAddress::Tpo => SourceAddress::Tpo,
-            },
-        });
-    Exit::new(permits.collect(), peer, own, claims)
-}
-
-/// The look-up table as the kernel's side of interception wants it.
-pub fn table(checked: &Checked) -> table::Table {
-    table::Table {
-        rules: checked
-            .rules
-            .iter()
-            .filter(|rule| !rule.is_for_many())
-            .flat_map(rule_specs)
-            .collect(),
-        mode: checked.intercept.mode,
-        local: checked.intercept.local,
-        interfaces: checked.intercept.interfaces.clone(),
-        peers: checked.peers.len(),
-        carriers: checked.carriers.clone(),
-        multicast: checked.multicast.interfaces.clone(),
-        far_source_is_client: checked
-            .accepts
-            .iter()
-            .any(|accept| accept.source_address == checked::SourceAddress::Client),
-        packets: packets(checked),
-        // The far side forgets a flow later than its opener.
-        packets_rest: checked.tpo.idle_both.max(checked.tpo.idle) + checked.tpo.idle,
-        bounds: Bounds {
-            syns_per_source: checked.intercept.syn_rate_per_source,
-            syns: checked.intercept.syn_rate,
-            flows: tpo_engine::Limits::default().flows * checked.peers.len().max(1),
-            rest_one_way: checked.tpo.idle * 2,
-        },
-        hold_closed: checked.tpo.hold_closed,
-    }
-}
-
-/// The rule of the configuration, by its place there, from which each rule of [`table()`] comes.
-pub fn origins(checked: &Checked) -> Vec<usize> {
-    let rules = checked
-        .rules
-        .iter()
-        .enumerate()
-        .filter(|(_, rule)| !rule.is_for_many());
-    rules
-        .flat_map(|(place, rule)| rule_specs(rule).into_iter().map(move |_| place))
-        .collect()
-}
-
-/// The protocols other than TCP that are carried, either way.
-fn packets(checked: &Checked) -> Vec<u8> {
-    let rules = checked
-        .rules
-        .iter()
-        .filter(|rule| rule.enabled)
-        .map(|rule| rule.matches.protocol);
-    let mut all: Vec<u8> = rules
-        .chain(checked.accepts.iter().map(|accept| accept.protocol))
-        .collect();
-    if all.contains(&ICMP) || all.iter().any(|protocol| *protocol != TCP) {
-        // Errors about the others are carried too.
-        all.extend([ICMP, ICMP_V6]);
-    }
-    all.retain(|protocol| *protocol != TCP);
-    all.sort_unstable();
-    all.dedup();
-    all
-}
-
-/// One rule, or two where it means both families.
-fn rule_specs(rule: &checked::Rule) -> Vec<RuleSpec> {
-    let Rule {
-        protocol,
-        source,
-        source_ports,
-        destination,
-        destination_ports,
-        carriers,
-        ..
-    } = &rule.matches;
-    families(*source, *destination)
-        .into_iter()
-        .map(|(source, destination)| RuleSpec {
-            protocol: match *protocol {
-                ICMP if source.0.is_ipv6() => ICMP_V6,
-                protocol => protocol,
-            },
-            source,
-            source_ports: source_ports.clone(),
-            destination,
-            destination_ports: destination_ports.clone(),
-            carriers: *carriers,
-            on_failure: rule.on_failure,
-            enabled: rule.enabled,
-        })
-        .collect()
-}
-
-/// The pairs of source and destination prefixes of one family each that two prefixes mean together.
-/// "Any" is of both families; prefixes of different families mean nothing, which the checked
-/// configuration does not let through.
-fn families(source: Prefix, destination: Prefix) -> Vec<((IpAddr, u8), (IpAddr, u8))> {
-    let four = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-    let six = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
-    let plain = |prefix: Prefix| (prefix.address, prefix.length);
-    match (source.is_any(), destination.is_any()) {
-        (true, true) => vec![(four, four), (six, six)],
-        (true, false) if destination.address.is_ipv4() => vec![(four, plain(destination))],
-        (false, true) if source.address.is_ipv4() => vec![(plain(source), four)],
-        _ => vec![(plain(source), plain(destination))],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_means_both_families_unless_the_other_end_says_one() {
-        let check = |source: &str, destination: &str, want: &[(&str, &str)]| {
-            let text = |(address, length): (IpAddr, u8)| format!("{address}/{length}");
-            let got = families(source.parse().unwrap(), destination.parse().unwrap());
-            let got: Vec<_> = got.into_iter().map(|(s, d)| (text(s), text(d))).collect();
-            let want: Vec<_> = want
-                .iter()
-                .map(|(s, d)| (s.to_string(), d.to_string()))
-                .collect();
-            assert_eq!(got, want, "{source} to {destination}");
-        };
-        check(
-            "any",
-            "any",
-            &[("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")],
-        );
-        check("any", "10.0.0.0/8", &[("0.0.0.0/0", "10.0.0.0/8")]);
-        check("10.0.0.0/8", "any", &[("10.0.0.0/8", "0.0.0.0/0")]);
-        check("any", "fd00::/8", &[("::/0", "fd00::/8")]);
-        check("fd00::/8", "any", &[("fd00::/8", "::/0")]);
-        check("0.0.0.0/0", "0.0.0.0/0", &[("0.0.0.0/0", "0.0.0.0/0")]);
     }
 }

@@ -41,8 +41,8 @@ pub struct Facts {
     checked: Checked,
     lanes: ByPeer<Lane>,
     gate: Arc<gate::Counters>,
-    router: Arc<Drops>,
-    tap: Option<Arc<reader::Counters>>,
+    demultiplexer: Arc<Drops>,
+    tun_reader: Option<Arc<reader::Counters>>,
     plain: Arc<Plain>,
     /// The rule of the configuration for each rule in the kernel.
     origins: Vec<usize>,
@@ -50,29 +50,35 @@ pub struct Facts {
     memory_peak: AtomicU64,
 }
 
-/// What gate, demultiplexer, TUN reader and the plain way count.
-pub type Counters = (
-    Arc<gate::Counters>,
-    Arc<Drops>,
-    Option<Arc<reader::Counters>>,
-    Arc<Plain>,
-);
+/// What the rooms count that a lane does not report.
+pub struct Counters {
+    /// The gate's.
+    pub gate: Arc<gate::Counters>,
+    /// What the demultiplexer dropped.
+    pub demultiplexer: Arc<Drops>,
+    /// The TUN reader's, if there is one.
+    pub tun_reader: Option<Arc<reader::Counters>>,
+    /// What went in the clear.
+    pub plain: Arc<Plain>,
+}
 
 impl Facts {
     /// The facts of a daemon that has just started.
-    pub fn new(
-        checked: &Checked,
-        lanes: ByPeer<Lane>,
-        (gate, router, tap, plain): Counters,
-    ) -> Facts {
+    pub fn new(checked: &Checked, lanes: ByPeer<Lane>, counters: Counters) -> Facts {
+        let Counters {
+            gate,
+            demultiplexer,
+            tun_reader,
+            plain,
+        } = counters;
         let (start, memory_peak) = (Instant::now(), AtomicU64::new(0));
-        let origins = crate::daemon::origins(checked);
+        let origins = crate::daemon::tables::origins(checked);
         Facts {
             checked: checked.clone(),
             lanes,
             gate,
-            router,
-            tap,
+            demultiplexer,
+            tun_reader,
             plain,
             origins,
             start,
@@ -165,30 +171,6 @@ impl Facts {
             _ => PeerState::Connecting,
         };
         let handshake = &mover.handshake;
-        let known = match state {
-            PeerState::Up | PeerState::Resting => None,
-            PeerState::Silent => Some("nothing is heard from it: flows wait"),
-            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet"),
-            PeerState::Connecting | PeerState::Stuck if config.pre_shared_key_file.is_some() => {
-                Some(
-                    "no answer to the handshake: is the peer running, is UDP let through, and is the pre-shared key the same there?",
-                )
-            }
-            PeerState::Connecting | PeerState::Stuck => {
-                Some("no answer to the handshake: is the peer running, and is UDP let through?")
-            }
-        };
-        let now = Instant::now();
-        let seen = self
-            .router
-            .sighting(id, now)
-            .into_iter()
-            .chain(report.stranger)
-            .max_by_key(|seen| seen.at);
-        let reason = known.map(|known| match seen.filter(|seen| seen.counts(now)) {
-            Some(seen) => format!("{known}; {}", hearsay(&seen, now)),
-            None => known.to_owned(),
-        });
         let lost = mover.path.wire_bytes_lost as f64;
         let sent = lost + mover.path.wire_bytes_delivered as f64;
         PeerReport {
@@ -199,7 +181,7 @@ impl Facts {
                 .remote
                 .or(config.endpoint)
                 .map(|address| address.to_string()),
-            reason,
+            reason: self.reason(id, state, report),
             rtt_ms: path.rtt.map(milliseconds),
             min_rtt_ms: path.min_rtt.map(milliseconds),
             loss_since_start_percent: if sent > 0.0 { 100.0 * lost / sent } else { 0.0 },
@@ -216,21 +198,7 @@ impl Facts {
             retransmissions: mover.sender.segments_repaired,
             parity_sent: mover.parity.rows_sent,
             rebuilt: mover.parity.datagrams_rebuilt,
-            compression: CompressionReport {
-                dictionaries: engine.dictionaries,
-                classes: Class::ALL
-                    .into_iter()
-                    .map(|class| (class, &engine.compression[class as usize]))
-                    .filter(|(_, stats)| stats.bytes_in > 0)
-                    .map(|(class, stats)| {
-                        (
-                            class_name(class).to_owned(),
-                            compression(stats, path.pacing_rate),
-                        )
-                    })
-                    .collect(),
-                ..compression(&engine.compression_in_all(), path.pacing_rate)
-            },
+            compression: compression_of(engine, path.pacing_rate),
             groups_asked_here: report
                 .groups_asked_here
                 .iter()
@@ -255,6 +223,36 @@ impl Facts {
         }
     }
 
+    /// Why a peer is not as it should be; none: it is.
+    fn reason(&self, id: PeerId, state: PeerState, report: &Report) -> Option<String> {
+        let known = match state {
+            PeerState::Up | PeerState::Resting => None,
+            PeerState::Silent => Some("nothing is heard from it: flows wait"),
+            PeerState::Waiting => Some("it has no endpoint here, and it has not called yet"),
+            PeerState::Connecting | PeerState::Stuck
+                if self.checked.peers[id].pre_shared_key_file.is_some() =>
+            {
+                Some(
+                    "no answer to the handshake: is the peer running, is UDP let through, and is the pre-shared key the same there?",
+                )
+            }
+            PeerState::Connecting | PeerState::Stuck => {
+                Some("no answer to the handshake: is the peer running, and is UDP let through?")
+            }
+        };
+        let now = Instant::now();
+        let seen = self
+            .demultiplexer
+            .sighting(id, now)
+            .into_iter()
+            .chain(report.stranger)
+            .max_by_key(|seen| seen.at);
+        known.map(|known| match seen.filter(|seen| seen.counts(now)) {
+            Some(seen) => format!("{known}; {}", hearsay(&seen, now)),
+            None => known.to_owned(),
+        })
+    }
+
     fn passed(&self, reports: &ByPeer<Option<Report>>) -> Vec<PassedReport> {
         // The kernel's counters hold what never reached us. Without them (no permission any more)
         // the rest is still worth telling.
@@ -264,7 +262,7 @@ impl Facts {
         passed::reports(&passed::Sources {
             kernel: &kernel,
             gate: &self.gate,
-            reader: self.tap.as_deref(),
+            reader: self.tun_reader.as_deref(),
             lanes: reports.iter().flatten().collect(),
         })
     }
@@ -381,15 +379,15 @@ impl control::Facts for Facts {
             .memory_peak
             .fetch_max(used, Ordering::Relaxed)
             .max(used);
-        let router = &self.router;
+        let dropped = &self.demultiplexer;
         let strangers = [
-            ("noise", &router.noise),
-            ("unknown session", &router.unknown_sessions),
-            ("other keys", &router.other_keys),
-            ("wrong guard", &router.wrong_guards),
-            ("too many handshakes", &router.handshakes_full),
-            ("too many of sessions", &router.sessions_full),
-            ("receive buffer full", &router.buffer_full),
+            ("noise", &dropped.noise),
+            ("unknown session", &dropped.unknown_sessions),
+            ("other keys", &dropped.other_keys),
+            ("wrong guard", &dropped.wrong_guards),
+            ("too many handshakes", &dropped.handshakes_full),
+            ("too many of sessions", &dropped.sessions_full),
+            ("receive buffer full", &dropped.buffer_full),
         ];
         StatusReport {
             name: self.checked.tpo.name.clone(),
@@ -509,6 +507,25 @@ fn class_name(class: Class) -> &'static str {
         Class::Interactive => "interactive",
         Class::Normal => "normal",
         Class::Bulk => "bulk",
+    }
+}
+
+/// All that is said of the compression for one peer.
+fn compression_of(engine: &tpo_engine::Stats, pacing_rate: u64) -> CompressionReport {
+    CompressionReport {
+        dictionaries: engine.dictionaries,
+        classes: Class::ALL
+            .into_iter()
+            .map(|class| (class, &engine.compression[class as usize]))
+            .filter(|(_, stats)| stats.bytes_in > 0)
+            .map(|(class, stats)| {
+                (
+                    class_name(class).to_owned(),
+                    compression(stats, pacing_rate),
+                )
+            })
+            .collect(),
+        ..compression(&engine.compression_in_all(), pacing_rate)
     }
 }
 

@@ -328,16 +328,16 @@ impl FarRoom {
 
     /// Whether it is full, by how many of our flows it has refused so far.
     pub fn is_full(&mut self, refused: u64, now: Instant) -> bool {
-        let news = refused > self.refused;
+        let refused_again = refused > self.refused;
         self.refused = refused;
         match self.until {
             // Those that were under way when the first was refused.
             Some(until) if now < until => return true,
             // Refused again as soon as it was tried, or after a time without.
-            Some(until) if news && now < until + self.wait => {
+            Some(until) if refused_again && now < until + self.wait => {
                 self.wait = (2 * self.wait).min(FarRoom::LONGEST)
             }
-            _ if news => self.wait = FarRoom::FIRST,
+            _ if refused_again => self.wait = FarRoom::FIRST,
             _ => return false,
         }
         self.until = Some(now + self.wait);
