@@ -34,22 +34,22 @@ pub struct Parsed {
     /// packet that the error is about.
     pub key: PacketKey,
     /// It tells the source of another packet of the flow that that one did not arrive.
-    pub is_error: bool,
+    pub(crate) is_error: bool,
     /// It opens a flow of packets: an echo request, or a protocol whose packets are all alike.
-    pub opens: bool,
+    pub(crate) opens: bool,
     /// It is a fragment of a larger packet. The first fragment alone tells the ports.
-    pub fragment: Option<Fragment>,
+    pub(crate) fragment: Option<Fragment>,
     /// It is an ordinary UDP packet.
     pub(super) udp: Option<OrdinaryUdp>,
 }
 
 /// A fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fragment {
+pub(crate) struct Fragment {
     /// What tells the packet from others between the same ends (the identification).
-    pub number: u32,
+    pub(crate) number: u32,
     /// It is the first.
-    pub is_first: bool,
+    pub(crate) is_first: bool,
 }
 
 /// A UDP packet with nothing in its IP header but what [`Head`] holds.
@@ -75,7 +75,7 @@ pub struct Head {
 
 /// Why what a peer has sent is not given on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It is of another flow than it says, or no packet at all.
     Foreign,
     /// ICMP that is neither an echo nor an error about a packet: what tells hosts and routers how

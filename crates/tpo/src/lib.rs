@@ -27,28 +27,28 @@ pub mod config;
 pub mod intercept;
 
 // UDP sockets towards the peers.
-pub mod link;
+pub(crate) mod link;
 
 // IP packets, pure.
 pub mod ip;
 
 // The edges of connections, what a peer may reach, what all peers share.
-pub mod edge;
+pub(crate) mod edge;
 
 // The lanes as other threads have them.
-pub mod lanes;
+pub(crate) mod lanes;
 
 // All that is not TCP, between the TUN device and the lanes.
 pub mod packets;
 
 // The loop around one peer's engine.
-pub mod lane;
+pub(crate) mod lane;
 
 // Who calls at the port.
-pub mod demultiplexer;
+pub(crate) mod demultiplexer;
 
 // Accepts connections, holds the leases.
-pub mod gate;
+pub(crate) mod gate;
 
 // --- What joins them, and what a person touches ------------------------------------------------
 

@@ -12,13 +12,13 @@ use socket2::Socket;
 
 /// A timer descriptor: epoll's own timeout counts whole milliseconds, which is too coarse to pace
 /// with (timerfd: 0.23 ms measured).
-pub struct Timer {
+pub(crate) struct Timer {
     fd: OwnedFd,
 }
 
 impl Timer {
     /// A disarmed timer on the monotonic clock.
-    pub fn new() -> io::Result<Timer> {
+    pub(crate) fn new() -> io::Result<Timer> {
         // SAFETY: no pointers are passed; the result is checked before it becomes an owned
         // descriptor.
         let fd = unsafe {
@@ -38,7 +38,7 @@ impl Timer {
 
     /// Fires once, `after` from now (at least a nanosecond: zero would disarm it). Takes back an
     /// expiry that was not read, so that an edge-triggered poll reports the next one.
-    pub fn arm(&self, after: Duration) -> io::Result<()> {
+    pub(crate) fn arm(&self, after: Duration) -> io::Result<()> {
         let after = after.max(Duration::from_nanos(1));
         let spec = libc::itimerspec {
             it_interval: libc::timespec {
@@ -63,7 +63,7 @@ impl AsRawFd for Timer {
 
 /// Makes a TUN device in the calling thread's namespace: a `virtio_net_hdr` in front of each
 /// packet, reads never block. The device lives as long as the file.
-pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
+pub(crate) fn open_tun(name: &str) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -79,7 +79,7 @@ pub fn open_tun(name: &str) -> io::Result<std::fs::File> {
 ///
 /// # Errors
 /// `EEXIST` when the file has its device.
-pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
+pub(crate) fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
     assert!(
         name.len() < libc::IFNAMSIZ,
         "an interface name has at most 15 bytes"
@@ -96,7 +96,7 @@ pub fn attach_tun(file: &std::fs::File, name: &str) -> io::Result<()> {
 }
 
 /// The calling thread runs after threads of ordinary priority.
-pub fn yield_to_others() {
+pub(crate) fn yield_to_others() {
     const NICE: libc::c_int = 10;
     // SAFETY: plain numbers; 0 is the calling thread. Everybody may become nicer; where a service
     // manager's filter says otherwise, the work competes with all else.
@@ -105,7 +105,7 @@ pub fn yield_to_others() {
 
 /// What is free in the allocator goes back to the system. Takes some milliseconds of a process that
 /// has much.
-pub fn give_back_memory() {
+pub(crate) fn give_back_memory() {
     // SAFETY: takes a plain number and touches only what is free.
     #[cfg(target_env = "gnu")]
     unsafe {
@@ -115,7 +115,7 @@ pub fn give_back_memory() {
 
 /// Asks for large socket buffers: beyond `net.core.{r,w}mem_max` where we may (CAP_NET_ADMIN), up
 /// to them where not.
-pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
+pub(crate) fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
     for (forced, plain, bytes) in [
         (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, receive),
         (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, send),
@@ -130,7 +130,7 @@ pub fn force_buffer_sizes(socket: &Socket, receive: usize, send: usize) {
 }
 
 /// One integer socket option.
-pub fn set_option(
+pub(crate) fn set_option(
     fd: RawFd,
     level: libc::c_int,
     name: libc::c_int,
@@ -150,7 +150,7 @@ pub fn set_option(
 
 /// How many packets the kernel dropped at a socket since it was opened, mostly because its receive
 /// buffer was full; a run of datagrams that was received together counts once.
-pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
+pub(crate) fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
     // linux/sock_diag.h: SK_MEMINFO_DROPS, the last of nine.
     const DROPS: usize = 8;
     let mut memory = [0_u32; DROPS + 1];
@@ -171,7 +171,7 @@ pub fn socket_drops(socket: &impl AsRawFd) -> io::Result<u32> {
 
 /// Asks for the error queue of a UDP socket: what ICMP messages say is kept there, with what they
 /// quote.
-pub fn keep_complaints(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
+pub(crate) fn keep_complaints(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
     let (level, name) = if v6 {
         (libc::SOL_IPV6, libc::IPV6_RECVERR)
     } else {
@@ -183,7 +183,7 @@ pub fn keep_complaints(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
 /// Takes the next message from the error queue of a socket: the error that an ICMP message told of,
 /// and how many bytes it quoted of the datagram, which lie in `quoted` as far as there is room.
 /// Errors that are no ICMP's have the number 0. `None`: the queue is empty.
-pub fn take_complaint(
+pub(crate) fn take_complaint(
     socket: &impl AsRawFd,
     quoted: &mut [u8],
 ) -> io::Result<Option<(i32, usize)>> {
@@ -247,7 +247,7 @@ pub fn take_complaint(
 
 /// Raises the limit of open files to the hard limit, one descriptor for each connection, and
 /// returns what it is now.
-pub fn raise_descriptor_limit() -> io::Result<u64> {
+pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -261,7 +261,7 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
 }
 
 /// Takes the exclusive lock of an open file (`flock`); false if another process has it.
-pub fn try_lock(file: &std::fs::File) -> io::Result<bool> {
+pub(crate) fn try_lock(file: &std::fs::File) -> io::Result<bool> {
     // SAFETY: a plain call without pointers on an open descriptor.
     match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
@@ -278,7 +278,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 /// The addresses of all interfaces of the calling thread's namespace.
-pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn own_addresses() -> io::Result<Vec<IpAddr>> {
     let mut first = std::ptr::null_mut();
     // SAFETY: `first` is a valid place for the list, which is freed below, once.
     check(unsafe { libc::getifaddrs(&raw mut first) })?;
@@ -327,7 +327,7 @@ pub fn random_seed() -> io::Result<[u8; 32]> {
 }
 
 /// The number of an interface of the calling thread's namespace.
-pub fn interface_index(name: &str) -> io::Result<u32> {
+pub(crate) fn interface_index(name: &str) -> io::Result<u32> {
     let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the pointer is to a string that ends with a zero and outlives the call.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {
@@ -353,14 +353,14 @@ fn ask_interface(socket: &Socket, name: &str, what: libc::Ioctl) -> io::Result<l
 }
 
 /// Bytes of an IP packet that the interface takes whole.
-pub fn interface_mtu(socket: &Socket, name: &str) -> io::Result<usize> {
+pub(crate) fn interface_mtu(socket: &Socket, name: &str) -> io::Result<usize> {
     let request = ask_interface(socket, name, libc::SIOCGIFMTU)?;
     // SAFETY: SIOCGIFMTU filled in this member of the union.
     Ok(unsafe { request.ifr_ifru.ifru_mtu }.max(0) as usize)
 }
 
 /// The first IPv4 address of an interface.
-pub fn interface_v4(socket: &Socket, name: &str) -> io::Result<std::net::Ipv4Addr> {
+pub(crate) fn interface_v4(socket: &Socket, name: &str) -> io::Result<std::net::Ipv4Addr> {
     let request = ask_interface(socket, name, libc::SIOCGIFADDR)?;
     // SAFETY: SIOCGIFADDR filled in this member of the union; family, port and address lie in its
     // first eight bytes.
@@ -372,7 +372,7 @@ pub fn interface_v4(socket: &Socket, name: &str) -> io::Result<std::net::Ipv4Add
 
 /// A socket that hears what passes an interface, IP headers first, as far as `filter` lets it
 /// through; frames to any group too, but not what this host sends.
-pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Result<Socket> {
+pub(crate) fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Result<Socket> {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // No protocol yet: nothing comes before the filter stands.
     let socket = Socket::new(
@@ -415,7 +415,7 @@ pub fn open_packet_socket(index: u32, filter: &[socket2::SockFilter]) -> io::Res
 }
 
 /// By which interface an IPv4 socket sends to groups, by its number.
-pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()> {
+pub(crate) fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()> {
     let any = libc::in_addr { s_addr: 0 };
     let request = libc::ip_mreqn {
         imr_multiaddr: any,
@@ -436,7 +436,7 @@ pub fn set_multicast_interface_v4(socket: &Socket, index: u32) -> io::Result<()>
 
 /// A file that has no name, in memory only, gone with its last descriptor. What a program reads
 /// from it or writes to it makes nobody wait.
-pub fn memory_file() -> io::Result<std::fs::File> {
+pub(crate) fn memory_file() -> io::Result<std::fs::File> {
     // SAFETY: the name is a string that ends with a zero; the result is checked before it becomes
     // an owned descriptor.
     let fd = unsafe { libc::memfd_create(c"tpo".as_ptr(), libc::MFD_CLOEXEC) };
@@ -446,7 +446,7 @@ pub fn memory_file() -> io::Result<std::fs::File> {
 }
 
 /// No core file is written, whatever happens: not of this process, not of any that it starts.
-pub fn forbid_core_dumps() -> io::Result<()> {
+pub(crate) fn forbid_core_dumps() -> io::Result<()> {
     let none = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -457,12 +457,12 @@ pub fn forbid_core_dumps() -> io::Result<()> {
 
 /// Nobody but root reads this process's memory: no core goes to a handler, no debugger of the same
 /// user attaches. A change of the user takes it back.
-pub fn hide_memory() -> io::Result<()> {
+pub(crate) fn hide_memory() -> io::Result<()> {
     set_process(libc::PR_SET_DUMPABLE, 0)
 }
 
 /// No program that this thread starts, nor any thread that it starts, gains a right by it.
-pub fn refuse_new_privileges() -> io::Result<()> {
+pub(crate) fn refuse_new_privileges() -> io::Result<()> {
     set_process(libc::PR_SET_NO_NEW_PRIVS, 1)
 }
 
@@ -473,13 +473,13 @@ fn set_process(what: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
 }
 
 /// The user on whose behalf the process acts.
-pub fn effective_user() -> u32 {
+pub(crate) fn effective_user() -> u32 {
     // SAFETY: a plain call without pointers that cannot fail.
     unsafe { libc::geteuid() }
 }
 
 /// A user's numbers by its name: its own and that of its group. `None`: there is no such user.
-pub fn user_by_name(name: &str) -> io::Result<Option<(u32, u32)>> {
+pub(crate) fn user_by_name(name: &str) -> io::Result<Option<(u32, u32)>> {
     /// Bytes for the texts of one entry; the longest that are in use have some hundred.
     const TEXTS: usize = 16 << 10;
     let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -508,7 +508,7 @@ pub fn user_by_name(name: &str) -> io::Result<Option<(u32, u32)>> {
 }
 
 /// Becomes this user for good, in no other group than its own. For all threads.
-pub fn become_user(user: u32, group: u32) -> io::Result<()> {
+pub(crate) fn become_user(user: u32, group: u32) -> io::Result<()> {
     // SAFETY: plain numbers; no groups are read from the null pointer, since there are none.
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;

@@ -20,7 +20,7 @@ use crate::table::{Mode, OnFailure};
 
 /// Where the control socket is when nothing else is said: a folder of its own, so that the daemon
 /// needs no right in another.
-pub const CONTROL: &str = "/run/tpo/tpo.sock";
+pub(crate) const CONTROL: &str = "/run/tpo/tpo.sock";
 
 /// A whole configuration in which every name is known and every value is inside its bounds.
 #[derive(Debug, Clone)]
@@ -74,9 +74,9 @@ pub struct Tpo {
     pub idle_both: Duration,
     /// `compress_isolation`: each buffer is compressed by itself, and none that holds several
     /// flows.
-    pub compress_isolation: bool,
+    pub(crate) compress_isolation: bool,
     /// `hold_closed`: closed rules hold after an orderly stop too, and for every packet of TCP.
-    pub hold_closed: bool,
+    pub(crate) hold_closed: bool,
     /// `log`: what to log, in the words of [`log`](crate::host::log).
     pub log: String,
     /// `log_format`.
@@ -93,9 +93,9 @@ pub struct Intercept {
     /// Only connections that come in through one of these; empty: through any.
     pub interfaces: Vec<String>,
     /// New TCP connections of one source in a second, at most.
-    pub syn_rate_per_source: u32,
+    pub(crate) syn_rate_per_source: u32,
     /// The same of all sources together.
-    pub syn_rate: u32,
+    pub(crate) syn_rate: u32,
 }
 
 impl Default for Intercept {
@@ -115,9 +115,9 @@ impl Default for Intercept {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Multicast {
     /// `interfaces`: the LANs whose groups are taken and served.
-    pub interfaces: Vec<String>,
+    pub(crate) interfaces: Vec<String>,
     /// `querier`: ask who listens, where no other router does.
-    pub querier: bool,
+    pub(crate) querier: bool,
 }
 
 impl Default for Multicast {

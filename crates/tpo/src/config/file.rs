@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::finding::Findings;
 
 /// A parsed file: the sections can be taken out by name.
-pub struct File<'t> {
+pub(crate) struct File<'t> {
     root: DeTable<'t>,
     lines: Lines,
 }
@@ -20,7 +20,7 @@ pub struct File<'t> {
 impl<'t> File<'t> {
     /// Parses the text. Every syntax error becomes a finding; what could be read is still there, to
     /// find more mistakes in one go.
-    pub fn parse(text: &'t str, findings: &mut Findings) -> File<'t> {
+    pub(crate) fn parse(text: &'t str, findings: &mut Findings) -> File<'t> {
         let lines = Lines::of(text);
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in errors {
@@ -41,7 +41,7 @@ impl<'t> File<'t> {
 
     /// The section `[name]`. `None` when it is not there (or is something else, which is a
     /// finding).
-    pub fn section<'f>(
+    pub(crate) fn section<'f>(
         &'f self,
         name: &'static str,
         findings: &mut Findings,
@@ -65,7 +65,11 @@ impl<'t> File<'t> {
     }
 
     /// The sections `[[name]]`, in order.
-    pub fn sections<'f>(&'f self, name: &'static str, findings: &mut Findings) -> Vec<Section<'f>> {
+    pub(crate) fn sections<'f>(
+        &'f self,
+        name: &'static str,
+        findings: &mut Findings,
+    ) -> Vec<Section<'f>> {
         let Some(value) = self.root.get(name) else {
             return Vec::new();
         };
@@ -109,7 +113,7 @@ impl<'t> File<'t> {
     }
 
     /// Reports what stands at the top of the file and is none of the known sections.
-    pub fn finish(&self, known: &[&'static str], findings: &mut Findings) {
+    pub(crate) fn finish(&self, known: &[&'static str], findings: &mut Findings) {
         for (key, _) in self
             .root
             .iter()
@@ -128,11 +132,11 @@ impl<'t> File<'t> {
 }
 
 /// One section of the file, read key by key.
-pub struct Section<'f> {
+pub(crate) struct Section<'f> {
     /// As it is written in the file: `[tpo]` or `[[peer]]`.
-    pub label: String,
+    pub(crate) label: String,
     /// The line of its head.
-    pub line: usize,
+    pub(crate) line: usize,
     table: &'f DeTable<'f>,
     lines: &'f Lines,
     asked: Vec<&'static str>,
@@ -150,13 +154,13 @@ impl<'f> Section<'f> {
     }
 
     /// Whether the key is there, right or wrong.
-    pub fn says(&self, key: &str) -> bool {
+    pub(crate) fn says(&self, key: &str) -> bool {
         self.table.get(key).is_some()
     }
 
     /// Reads an optional key with one of the readers of [`value`](super::value). A value that the
     /// reader refuses is a finding, and `None`.
-    pub fn read<T>(
+    pub(crate) fn read<T>(
         &mut self,
         key: &'static str,
         reader: impl Fn(&Written<'_>) -> Result<T, String>,
@@ -180,7 +184,7 @@ impl<'f> Section<'f> {
     }
 
     /// Reads an optional key as [`read`](Section::read) does, which has a default.
-    pub fn read_or<T>(
+    pub(crate) fn read_or<T>(
         &mut self,
         key: &'static str,
         reader: impl Fn(&Written<'_>) -> Result<T, String>,
@@ -191,7 +195,7 @@ impl<'f> Section<'f> {
     }
 
     /// Reads a key that must be there; `would_do` says what belongs there.
-    pub fn require<T>(
+    pub(crate) fn require<T>(
         &mut self,
         key: &'static str,
         would_do: &str,
@@ -205,19 +209,19 @@ impl<'f> Section<'f> {
     }
 
     /// The line of a key, or of the section where the key is left out.
-    pub fn line_of(&self, key: &str) -> usize {
+    pub(crate) fn line_of(&self, key: &str) -> usize {
         self.table
             .get(key)
             .map_or(self.line, |value| self.lines.line(value.span().start))
     }
 
     /// The full name of a key of this section, for findings.
-    pub fn key(&self, key: &str) -> String {
+    pub(crate) fn key(&self, key: &str) -> String {
         format!("{} {key}", self.label)
     }
 
     /// Reports the keys that nobody asked for.
-    pub fn finish(self, findings: &mut Findings) {
+    pub(crate) fn finish(self, findings: &mut Findings) {
         for (key, _) in self
             .table
             .iter()
@@ -236,7 +240,7 @@ impl<'f> Section<'f> {
 }
 
 /// A value as it is written, for the readers and for the words of a finding.
-pub enum Written<'v> {
+pub(crate) enum Written<'v> {
     /// A string.
     Text(&'v str),
     /// A whole number.

@@ -43,7 +43,7 @@ pub struct Findings {
 
 impl Findings {
     /// None yet, about this file.
-    pub fn new(file: &Path) -> Findings {
+    pub(crate) fn new(file: &Path) -> Findings {
         Findings {
             file: file.to_owned(),
             list: Vec::new(),
@@ -58,7 +58,7 @@ impl Findings {
     }
 
     /// Adds an error.
-    pub fn error(
+    pub(crate) fn error(
         &mut self,
         line: usize,
         key: impl Into<String>,
@@ -75,7 +75,7 @@ impl Findings {
     }
 
     /// Adds a warning.
-    pub fn warning(
+    pub(crate) fn warning(
         &mut self,
         line: usize,
         key: impl Into<String>,
@@ -92,7 +92,7 @@ impl Findings {
     }
 
     /// Adds a note.
-    pub fn note(
+    pub(crate) fn note(
         &mut self,
         line: usize,
         key: impl Into<String>,
@@ -113,7 +113,7 @@ impl Findings {
     }
 
     /// Whether the file cannot be used.
-    pub fn has_errors(&self) -> bool {
+    pub(crate) fn has_errors(&self) -> bool {
         self.list
             .iter()
             .any(|finding| finding.level == Level::Error)

@@ -17,14 +17,14 @@ const LONGEST: u64 = 4_096;
 
 /// Makes a new key and writes it to a new file. An existing file is replaced only with `force`, and
 /// then in one step.
-pub fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
+pub(crate) fn generate(out: &Path, force: bool) -> anyhow::Result<Identity> {
     let identity = Identity::generate();
     write(out, &identity.private_text(), force)?;
     Ok(identity)
 }
 
 /// Makes a new pre-shared key and writes it to a new file, likewise.
-pub fn generate_pre_shared(out: &Path, force: bool) -> anyhow::Result<()> {
+pub(crate) fn generate_pre_shared(out: &Path, force: bool) -> anyhow::Result<()> {
     write(out, &PreSharedKey::generate().text(), force)
 }
 
@@ -54,7 +54,7 @@ pub fn read(file: &Path) -> anyhow::Result<Identity> {
 }
 
 /// Reads the file of a pre-shared key: base64, as `tpo keygen --pre-shared` writes it, or hex.
-pub fn read_pre_shared(file: &Path) -> anyhow::Result<PreSharedKey> {
+pub(crate) fn read_pre_shared(file: &Path) -> anyhow::Result<PreSharedKey> {
     PreSharedKey::from_text(&read_text(file)?)
         .with_context(|| format!("{} holds no pre-shared key", file.display()))
 }
@@ -74,13 +74,13 @@ fn read_text(file: &Path) -> anyhow::Result<Zeroizing<String>> {
 }
 
 /// Whether two key files hold the same text.
-pub fn hold_the_same(one: &Path, other: &Path) -> bool {
+pub(crate) fn hold_the_same(one: &Path, other: &Path) -> bool {
     let read = |file: &Path| fs::read(file).map(Zeroizing::new);
     matches!((read(one), read(other)), (Ok(one), Ok(other)) if one.trim_ascii() == other.trim_ascii())
 }
 
 /// The mode of a file that others than its owner may read or write.
-pub fn open_to_others(file: &Path) -> Option<u32> {
+pub(crate) fn open_to_others(file: &Path) -> Option<u32> {
     let mode = fs::metadata(file).ok()?.permissions().mode() & 0o7777;
     (mode & 0o077 != 0).then_some(mode)
 }

@@ -7,12 +7,12 @@
 
 mod check;
 pub mod checked;
-pub mod file;
-pub mod finding;
+pub(crate) mod file;
+pub(crate) mod finding;
 pub mod keys;
 pub mod sample;
-pub mod shadow;
-pub mod value;
+pub(crate) mod shadow;
+pub(crate) mod value;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -22,18 +22,18 @@ use tpo_mover::{Identity, PreSharedKey};
 
 use crate::table::peers::ByPeer;
 
-pub use checked::{Checked, Rule};
-pub use finding::{Finding, Findings, Level};
+pub use checked::Checked;
+pub use finding::{Findings, Level};
 
 /// Where the configuration is when `--config` does not say.
-pub const DEFAULT_FILE: &str = "/etc/tpo/tpo.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/tpo/tpo.toml";
 
 /// The secrets that a configuration names.
-pub struct Keys {
+pub(crate) struct Keys {
     /// Who we are.
-    pub identity: Arc<Identity>,
+    pub(crate) identity: Arc<Identity>,
     /// What we share with each peer beside the keys, in the order of the peers.
-    pub pre_shared: ByPeer<Option<Arc<PreSharedKey>>>,
+    pub(crate) pre_shared: ByPeer<Option<Arc<PreSharedKey>>>,
 }
 
 /// The largest configuration file that is read. 10,000 rules with comments are about 2 MB; more
@@ -41,7 +41,7 @@ pub struct Keys {
 const MAX_FILE: u64 = 64 << 20;
 
 /// Reads and checks a configuration file. The findings of a good file hold warnings and notes only.
-pub fn load(path: &Path) -> Result<(Checked, Findings), Findings> {
+pub(crate) fn load(path: &Path) -> Result<(Checked, Findings), Findings> {
     let text = read(path).map_err(|why| {
         Findings::about_file(path, why, "a readable file; `tpo init` prints a sample")
     })?;
@@ -66,7 +66,7 @@ pub fn on_host(checked: &Checked, own: &[IpAddr]) -> Findings {
 
 /// Reads the private key that the configuration names. Refuses a file that others can read or
 /// write, as ssh does, and a peer that has our own key.
-pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
+pub(crate) fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<Identity>> {
     let (line, key) = (checked.tpo.private_key_line, "[tpo] private_key_file");
     // Before it is read: who can write it has chosen the key.
     if let Some(mode) = keys::open_to_others(&checked.tpo.private_key_file) {
@@ -101,7 +101,7 @@ pub fn load_identity(checked: &Checked, findings: &mut Findings) -> Option<Arc<I
 
 /// Reads the pre-shared keys that the configuration names, in the order of the peers. A file that
 /// others can read is refused: what they know protects nothing.
-pub fn load_pre_shared(
+pub(crate) fn load_pre_shared(
     checked: &Checked,
     findings: &mut Findings,
 ) -> Option<ByPeer<Option<Arc<PreSharedKey>>>> {
@@ -148,7 +148,7 @@ pub fn load_pre_shared(
 /// Where the control socket is according to a file that may be wrong in every other respect:
 /// somebody who has just broken the configuration still wants to see what the running daemon does.
 /// `None` when the file cannot be read.
-pub fn control_socket(path: &Path) -> Option<PathBuf> {
+pub(crate) fn control_socket(path: &Path) -> Option<PathBuf> {
     let text = read(path).ok()?;
     Some(check::control_socket(&text, path))
 }

@@ -14,7 +14,7 @@ use tpo_engine::Prefix;
 
 /// Pairs (rule, earlier rule that covers it), by index. Rules that are switched off neither cover
 /// nor are covered.
-pub fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
+pub(crate) fn shadowed(rules: &[Rule]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut lengths: Vec<(Bits, Bits)> = Vec::new();
     let mut earlier: HashMap<(Key, Key), Vec<usize>> = HashMap::new();

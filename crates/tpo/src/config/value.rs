@@ -14,7 +14,7 @@ use crate::table::interface::is_interface_name;
 
 /// The names that peers, and the TPO itself, may have: they appear in kernel rules, logs and on the
 /// command line.
-pub fn name(written: &Written<'_>) -> Result<String, String> {
+pub(crate) fn name(written: &Written<'_>) -> Result<String, String> {
     const LONGEST: usize = 63;
     let fits = |text: &str| {
         (1..=LONGEST).contains(&text.len())
@@ -30,7 +30,7 @@ pub fn name(written: &Written<'_>) -> Result<String, String> {
 }
 
 /// Any text that names a file.
-pub fn path(written: &Written<'_>) -> Result<String, String> {
+pub(crate) fn path(written: &Written<'_>) -> Result<String, String> {
     text_that(
         written,
         |text| !text.is_empty() && !text.contains('\0'),
@@ -39,7 +39,7 @@ pub fn path(written: &Written<'_>) -> Result<String, String> {
 }
 
 /// true or false.
-pub fn boolean(written: &Written<'_>) -> Result<bool, String> {
+pub(crate) fn boolean(written: &Written<'_>) -> Result<bool, String> {
     match written {
         Written::Bool(value) => Ok(*value),
         _ => Err("true or false, without quotes".into()),
@@ -47,7 +47,7 @@ pub fn boolean(written: &Written<'_>) -> Result<bool, String> {
 }
 
 /// One word out of a few, with what it stands for.
-pub fn one_of<T: Copy>(
+pub(crate) fn one_of<T: Copy>(
     choices: &'static [(&'static str, T)],
 ) -> impl Fn(&Written<'_>) -> Result<T, String> {
     move |written| {
@@ -67,7 +67,7 @@ pub fn one_of<T: Copy>(
 }
 
 /// What is asked of compression: "auto", "off", or a level of zstd.
-pub fn compress(written: &Written<'_>) -> Result<Compress, String> {
+pub(crate) fn compress(written: &Written<'_>) -> Result<Compress, String> {
     match written {
         Written::Text("auto") => Ok(Compress::Auto),
         Written::Text("off") => Ok(Compress::Off),
@@ -77,7 +77,7 @@ pub fn compress(written: &Written<'_>) -> Result<Compress, String> {
 }
 
 /// The same of a rule, which may leave it to the peer.
-pub fn compress_or_peer(written: &Written<'_>) -> Result<Option<Compress>, String> {
+pub(crate) fn compress_or_peer(written: &Written<'_>) -> Result<Option<Compress>, String> {
     match written {
         Written::Text("peer") => Ok(None),
         other => compress(other)
@@ -87,7 +87,7 @@ pub fn compress_or_peer(written: &Written<'_>) -> Result<Option<Compress>, Strin
 }
 
 /// An address and a port, as `192.0.2.7:47800` or `[2001:db8::7]:47800`.
-pub fn socket_address(written: &Written<'_>) -> Result<SocketAddr, String> {
+pub(crate) fn socket_address(written: &Written<'_>) -> Result<SocketAddr, String> {
     let would_do = "an address and a port, such as \"192.0.2.7:47800\" or \"[2001:db8::7]:47800\" (host names are not looked up)";
     parsed(
         written,
@@ -101,7 +101,7 @@ pub fn socket_address(written: &Written<'_>) -> Result<SocketAddr, String> {
 }
 
 /// A public key as `tpo keygen` prints it.
-pub fn public_key(written: &Written<'_>) -> Result<PublicKey, String> {
+pub(crate) fn public_key(written: &Written<'_>) -> Result<PublicKey, String> {
     parsed(
         written,
         |text| text.parse().ok(),
@@ -111,7 +111,7 @@ pub fn public_key(written: &Written<'_>) -> Result<PublicKey, String> {
 
 /// A prefix: `10.10.1.0/24`, `2001:db8:1::/48`, a single address, or `any`. "Any" is any address of
 /// any family.
-pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
+pub(crate) fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
     const WOULD_DO: &str =
         "a prefix such as \"10.10.1.0/24\", \"2001:db8:1::/48\", a single address, or \"any\"";
     let Written::Text(text) = written else {
@@ -153,7 +153,7 @@ pub fn prefix(written: &Written<'_>) -> Result<Prefix, String> {
 }
 
 /// One port or a range of ports: `443`, `"443"`, `"8000-8999"`.
-pub fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
+pub(crate) fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
     const WOULD_DO: &str = "a port or a range such as \"443\" or \"8000-8999\", 1 to 65535, or \"0-65535\" for all; several ranges are several sections";
     let range = match written {
         Written::Integer(number) => u16::try_from(*number).ok().map(|port| port..=port),
@@ -178,7 +178,7 @@ pub fn ports(written: &Written<'_>) -> Result<RangeInclusive<u16>, String> {
 }
 
 /// A number of bytes: `65536`, `"64KiB"`, `"512MiB"`, `"1GB"`; between the two bounds.
-pub fn size(bounds: RangeInclusive<u64>) -> impl Fn(&Written<'_>) -> Result<u64, String> {
+pub(crate) fn size(bounds: RangeInclusive<u64>) -> impl Fn(&Written<'_>) -> Result<u64, String> {
     const UNITS: &[(&str, f64)] = &[
         ("b", 1.0),
         ("kib", 1024.0),
@@ -208,7 +208,7 @@ pub fn size(bounds: RangeInclusive<u64>) -> impl Fn(&Written<'_>) -> Result<u64,
 }
 
 /// A whole number between the two bounds.
-pub fn number(bounds: RangeInclusive<u32>) -> impl Fn(&Written<'_>) -> Result<u32, String> {
+pub(crate) fn number(bounds: RangeInclusive<u32>) -> impl Fn(&Written<'_>) -> Result<u32, String> {
     move |written| {
         let number = match written {
             Written::Integer(number) => u32::try_from(*number).ok(),
@@ -222,7 +222,7 @@ pub fn number(bounds: RangeInclusive<u32>) -> impl Fn(&Written<'_>) -> Result<u3
 }
 
 /// A rate in bytes per second: `"100mbit"`, `"1gbit"`, `"12.5MB/s"`.
-pub fn rate(written: &Written<'_>) -> Result<u64, String> {
+pub(crate) fn rate(written: &Written<'_>) -> Result<u64, String> {
     const UNITS: &[(&str, f64)] = &[
         ("bit", 0.125),
         ("kbit", 125.0),
@@ -245,7 +245,7 @@ pub fn rate(written: &Written<'_>) -> Result<u64, String> {
 }
 
 /// A share in percent: `"5%"`, `"0.5%"`; between the two bounds.
-pub fn share(bounds: RangeInclusive<f64>) -> impl Fn(&Written<'_>) -> Result<f64, String> {
+pub(crate) fn share(bounds: RangeInclusive<f64>) -> impl Fn(&Written<'_>) -> Result<f64, String> {
     move |written| {
         let share = match written {
             Written::Text(text) => measure(text, &[("%", 0.01)]),
@@ -262,7 +262,7 @@ pub fn share(bounds: RangeInclusive<f64>) -> impl Fn(&Written<'_>) -> Result<f64
 }
 
 /// A span of time: `"300s"`, `"5m"`, `"500ms"`; between the two bounds.
-pub fn duration(
+pub(crate) fn duration(
     bounds: RangeInclusive<Duration>,
 ) -> impl Fn(&Written<'_>) -> Result<Duration, String> {
     const UNITS: &[(&str, f64)] = &[
@@ -287,7 +287,7 @@ pub fn duration(
 }
 
 /// `"auto"` (`None`), or a datagram size in bytes.
-pub fn segment_size(
+pub(crate) fn segment_size(
     bounds: RangeInclusive<u16>,
 ) -> impl Fn(&Written<'_>) -> Result<Option<u16>, String> {
     move |written| {
@@ -312,7 +312,7 @@ pub fn segment_size(
 }
 
 /// A list of names of network interfaces.
-pub fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
+pub(crate) fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
     const WOULD_DO: &str = "a list of interface names such as [\"lan0\"]";
     let Written::List(list) = written else {
         return Err(WOULD_DO.into());
@@ -327,7 +327,7 @@ pub fn interfaces(written: &Written<'_>) -> Result<Vec<String>, String> {
 }
 
 /// What to log: a level, or a list of them for parts of the program.
-pub fn log_filter(written: &Written<'_>) -> Result<String, String> {
+pub(crate) fn log_filter(written: &Written<'_>) -> Result<String, String> {
     text_that(
         written,
         crate::host::log::is_filter,
@@ -336,7 +336,7 @@ pub fn log_filter(written: &Written<'_>) -> Result<String, String> {
 }
 
 /// A size in the unit that suits it.
-pub fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     for (unit, shift) in [("GiB", 30), ("MiB", 20), ("KiB", 10)] {
         if bytes >= 1 << shift && bytes.is_multiple_of(1 << shift) {
             return format!("\"{}{unit}\"", bytes >> shift);

@@ -70,7 +70,7 @@ enum Reply<T> {
 
 /// The socket, at which nobody answers yet. Dropping it removes it.
 #[derive(Debug)]
-pub struct Bound {
+pub(crate) struct Bound {
     path: PathBuf,
     /// Device and inode of our socket, so that we never remove somebody else's.
     own: (u64, u64),
@@ -81,7 +81,7 @@ impl Bound {
     /// Makes the socket, and its folder where that is missing. A socket that a dead daemon left
     /// behind is replaced; one that a program answers at, and a file that is no socket, are errors.
     /// A client that asks before the server runs waits for it.
-    pub fn new(path: &Path) -> anyhow::Result<Bound> {
+    pub(crate) fn new(path: &Path) -> anyhow::Result<Bound> {
         if let Some(folder) = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -107,12 +107,12 @@ impl Bound {
     ///
     /// # Errors
     /// Of the file system.
-    pub fn give(&self, who: &Who) -> anyhow::Result<()> {
+    pub(crate) fn give(&self, who: &Who) -> anyhow::Result<()> {
         who.own(&self.path)
     }
 
     /// Where it listens.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -148,7 +148,7 @@ impl Server {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn answer(bound: Bound, facts: Arc<dyn Facts>) -> anyhow::Result<Server> {
+    pub(crate) fn answer(bound: Bound, facts: Arc<dyn Facts>) -> anyhow::Result<Server> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("tpo-control".into()).spawn({
             let (listener, stop) = (bound.listener.clone(), stop.clone());
@@ -162,13 +162,8 @@ impl Server {
         })
     }
 
-    /// Where it listens.
-    pub fn path(&self) -> &Path {
-        self.bound.path()
-    }
-
     /// Ends the thread and removes the socket.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         drop(self);
     }
 }
@@ -402,7 +397,7 @@ fn left(deadline: Instant) -> io::Result<Duration> {
 
 /// Why the daemon could not be asked.
 #[derive(Debug)]
-pub enum AskError {
+pub(crate) enum AskError {
     /// Nobody listens at the control socket.
     NotRunning {
         /// Where it was looked for.
@@ -452,12 +447,12 @@ impl fmt::Display for AskError {
 }
 
 /// Asks the daemon for its status.
-pub fn status(path: &Path) -> Result<StatusReport, AskError> {
+pub(crate) fn status(path: &Path) -> Result<StatusReport, AskError> {
     ask(path, Question::Status)
 }
 
 /// Asks the daemon for its flows.
-pub fn flows(path: &Path) -> Result<Vec<FlowReport>, AskError> {
+pub(crate) fn flows(path: &Path) -> Result<Vec<FlowReport>, AskError> {
     ask(path, Question::Flows)
 }
 

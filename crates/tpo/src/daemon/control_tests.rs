@@ -42,7 +42,11 @@ fn it_answers_and_leaves_nothing_behind() {
     let folder = Folder::new("answers");
     let server = start(&folder.socket()).unwrap();
     assert_eq!(
-        fs::metadata(server.path()).unwrap().permissions().mode() & 0o777,
+        fs::metadata(server.bound.path())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
         0o660
     );
     assert_eq!(status(&folder.socket()).unwrap().name, "paris");

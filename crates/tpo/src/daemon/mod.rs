@@ -5,7 +5,7 @@
 
 pub mod control;
 mod passed;
-pub mod reports;
+pub(crate) mod reports;
 pub mod tables;
 
 use std::sync::Arc;
@@ -73,7 +73,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// What keeps the daemon from starting, in words for the administrator. Once it runs, nothing ends
 /// it but the signal, or a failure of its own after which everything is removed and the service
 /// manager may start it again.
-pub fn run(checked: &Checked, keys: Keys) -> Result<()> {
+pub(crate) fn run(checked: &Checked, keys: Keys) -> Result<()> {
     let signal = Arc::new(AtomicUsize::new(0));
     for number in [SIGTERM, SIGINT, SIGHUP] {
         let value = usize::try_from(number).expect("signal numbers are small");

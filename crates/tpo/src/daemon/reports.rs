@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const FLOODED: &str = "a flood of new connections filled the listeners' queues: no TCP is taken until it ends, all else is";
 
 /// Everything that can be asked, and the configuration that gives it names.
-pub struct Facts {
+pub(crate) struct Facts {
     checked: Checked,
     lanes: ByPeer<Lane>,
     gate: Arc<gate::Counters>,
@@ -51,20 +51,20 @@ pub struct Facts {
 }
 
 /// What the rooms count that a lane does not report.
-pub struct Counters {
+pub(crate) struct Counters {
     /// The gate's.
-    pub gate: Arc<gate::Counters>,
+    pub(crate) gate: Arc<gate::Counters>,
     /// What the demultiplexer dropped.
-    pub demultiplexer: Arc<Drops>,
+    pub(crate) demultiplexer: Arc<Drops>,
     /// The TUN reader's, if there is one.
-    pub tun_reader: Option<Arc<reader::Counters>>,
+    pub(crate) tun_reader: Option<Arc<reader::Counters>>,
     /// What went in the clear.
-    pub plain: Arc<Plain>,
+    pub(crate) plain: Arc<Plain>,
 }
 
 impl Facts {
     /// The facts of a daemon that has just started.
-    pub fn new(checked: &Checked, lanes: ByPeer<Lane>, counters: Counters) -> Facts {
+    pub(crate) fn new(checked: &Checked, lanes: ByPeer<Lane>, counters: Counters) -> Facts {
         let Counters {
             gate,
             demultiplexer,

@@ -31,7 +31,7 @@ use crate::table::peers::{ByPeer, PeerId};
 
 mod sightings;
 
-pub use sightings::Sightings;
+pub(crate) use sightings::Sightings;
 
 const LINK: Token = Token(0);
 const WAKE: Token = Token(1);
@@ -49,24 +49,24 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What the demultiplexer dropped, by kind.
 #[derive(Debug)]
-pub struct Drops {
+pub(crate) struct Drops {
     /// Not of our protocol, too short or too long.
-    pub noise: AtomicU64,
+    pub(crate) noise: AtomicU64,
     /// Of no session that we have now.
-    pub unknown_sessions: AtomicU64,
+    pub(crate) unknown_sessions: AtomicU64,
     /// Handshakes between other keys than ours and our peers'.
-    pub other_keys: AtomicU64,
+    pub(crate) other_keys: AtomicU64,
     /// Handshakes that name our key and a peer's, but were made without the secrets of the pair.
-    pub wrong_guards: AtomicU64,
+    pub(crate) wrong_guards: AtomicU64,
     /// Handshakes with a right guard, for a lane that had too many of them waiting.
-    pub handshakes_full: AtomicU64,
+    pub(crate) handshakes_full: AtomicU64,
     /// Of a session, for a lane that had too much of it waiting.
-    pub sessions_full: AtomicU64,
+    pub(crate) sessions_full: AtomicU64,
     /// What the kernel dropped because the listening socket was full. Looked at once in a second at
     /// most.
-    pub buffer_full: AtomicU64,
+    pub(crate) buffer_full: AtomicU64,
     /// The handshakes among them that may be a peer's with a wrong key.
-    pub sightings: Mutex<Sightings>,
+    pub(crate) sightings: Mutex<Sightings>,
 }
 
 impl Drops {
@@ -85,7 +85,7 @@ impl Drops {
     }
 
     /// The last handshake for other keys that may be this peer's.
-    pub fn sighting(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
+    pub(crate) fn sighting(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
         self.with_sightings(|sightings| sightings.of(peer, now))
     }
 
@@ -101,19 +101,19 @@ impl Drops {
 }
 
 /// A peer as the demultiplexer knows it.
-pub struct Listed {
+pub(crate) struct Listed {
     /// Who hears its datagrams.
-    pub lane: Lane,
+    pub(crate) lane: Lane,
     /// Its key.
-    pub key: PublicKey,
+    pub(crate) key: PublicKey,
     /// What tells its handshakes from strangers'.
-    pub guard: Guard,
+    pub(crate) guard: Guard,
     /// Where it is expected, if we know.
-    pub endpoint: Option<SocketAddr>,
+    pub(crate) endpoint: Option<SocketAddr>,
 }
 
 /// Where each datagram goes: built once, from the configuration.
-pub struct Table {
+pub(crate) struct Table {
     lanes: ByPeer<(Lane, Guard)>,
     hints: HashMap<[u8; 8], PeerId>,
     endpoints: ByPeer<Option<SocketAddr>>,
@@ -121,7 +121,7 @@ pub struct Table {
 
 impl Table {
     /// Of all peers.
-    pub fn new(own: &PublicKey, peers: ByPeer<Listed>) -> Table {
+    pub(crate) fn new(own: &PublicKey, peers: ByPeer<Listed>) -> Table {
         Table {
             hints: peers
                 .iter_with_id()
@@ -184,18 +184,18 @@ impl Table {
 }
 
 /// The running demultiplexer.
-pub struct Demultiplexer {
+pub(crate) struct Demultiplexer {
     waker: Waker,
     thread: JoinHandle<()>,
     /// What it dropped so far.
-    pub drops: Arc<Drops>,
+    pub(crate) drops: Arc<Drops>,
     /// Turns of its loop: a life sign.
-    pub turns: Turns,
+    pub(crate) turns: Turns,
 }
 
 impl Demultiplexer {
     /// Starts the thread.
-    pub fn start(link: Link, table: Table) -> io::Result<Demultiplexer> {
+    pub(crate) fn start(link: Link, table: Table) -> io::Result<Demultiplexer> {
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
         poll.registry()
@@ -244,12 +244,12 @@ impl Demultiplexer {
     }
 
     /// Whether the thread has ended by itself, which it never should.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Ends the thread.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         if self.waker.wake().is_ok() {
             // A demultiplexer that panicked has said so already.
             let _ = self.thread.join();

@@ -17,7 +17,7 @@ use crate::table::peers::{ByPeer, PeerId};
 
 /// The last ones.
 #[derive(Debug)]
-pub struct Sightings {
+pub(crate) struct Sightings {
     last: ByPeer<Option<Sighting>>,
     /// Peers with an endpoint, by its address.
     expected: HashMap<IpAddr, Vec<PeerId>>,
@@ -28,7 +28,7 @@ pub struct Sightings {
 
 impl Sightings {
     /// None so far. `endpoints`: where each peer is expected.
-    pub fn new(endpoints: &ByPeer<Option<SocketAddr>>) -> Sightings {
+    pub(crate) fn new(endpoints: &ByPeer<Option<SocketAddr>>) -> Sightings {
         let mut expected: HashMap<IpAddr, Vec<PeerId>> = HashMap::new();
         for (peer, endpoint) in endpoints.iter_with_id() {
             if let Some(endpoint) = endpoint {
@@ -47,7 +47,7 @@ impl Sightings {
     }
 
     /// A handshake datagram names a pair that we do not know.
-    pub fn on_other_keys(&mut self, from: SocketAddr, now: Instant) {
+    pub(crate) fn on_other_keys(&mut self, from: SocketAddr, now: Instant) {
         let sighting = Some(Sighting {
             from,
             at: now,
@@ -63,7 +63,7 @@ impl Sightings {
     }
 
     /// A handshake datagram names the pair of ours and this peer's, and its guard is wrong.
-    pub fn on_wrong_guard(&mut self, peer: PeerId, from: SocketAddr, now: Instant) {
+    pub(crate) fn on_wrong_guard(&mut self, peer: PeerId, from: SocketAddr, now: Instant) {
         self.last[peer] = Some(Sighting {
             from,
             at: now,
@@ -73,7 +73,7 @@ impl Sightings {
 
     /// The last one that may be this peer's, unless it is too old. A peer without an endpoint may
     /// call from anywhere.
-    pub fn of(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
+    pub(crate) fn of(&self, peer: PeerId, now: Instant) -> Option<Sighting> {
         let waits = !self.expected.values().any(|peers| peers.contains(&peer));
         [self.last[peer], self.elsewhere.filter(|_| waits)]
             .into_iter()

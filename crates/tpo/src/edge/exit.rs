@@ -17,7 +17,7 @@ use crate::table::protocols::{TCP, UDP};
 
 /// The address that the destination sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceAddress {
+pub(crate) enum SourceAddress {
     /// The client's own address and port.
     Client,
     /// The address of this TPO: where replies to the client would not pass here.
@@ -26,31 +26,31 @@ pub enum SourceAddress {
 
 /// One `[[accept]]` of the configuration.
 #[derive(Clone, Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     /// IANA protocol number; [`ICMP`](crate::table::protocols::ICMP) is that of both families.
-    pub protocol: u8,
+    pub(crate) protocol: u8,
     /// Clients that may come through the peer.
-    pub sources: Arc<Prefixes>,
+    pub(crate) sources: Arc<Prefixes>,
     /// What they may reach.
-    pub destination: Prefix,
+    pub(crate) destination: Prefix,
     /// At which ports.
-    pub destination_ports: std::ops::RangeInclusive<u16>,
+    pub(crate) destination_ports: std::ops::RangeInclusive<u16>,
     /// From which address we connect.
-    pub source_address: SourceAddress,
+    pub(crate) source_address: SourceAddress,
 }
 
 /// To which peers our own rules send what they name: nobody else may be there.
 #[derive(Debug)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// The rules that are switched on.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// Whom the rules' carriers mean.
-    pub carriers: AllCarriers,
+    pub(crate) carriers: AllCarriers,
 }
 
 /// What one peer may reach through us, and who it may be. Nothing else is connected to.
 #[derive(Debug)]
-pub struct Exit {
+pub(crate) struct Exit {
     permits: Vec<Permit>,
     peer: PeerId,
     own: Arc<Own>,
@@ -59,7 +59,12 @@ pub struct Exit {
 
 impl Exit {
     /// Of this peer. Of its permits the first match wins.
-    pub fn new(permits: Vec<Permit>, peer: PeerId, own: Arc<Own>, claims: Arc<Claims>) -> Exit {
+    pub(crate) fn new(
+        permits: Vec<Permit>,
+        peer: PeerId,
+        own: Arc<Own>,
+        claims: Arc<Claims>,
+    ) -> Exit {
         Exit {
             permits,
             peer,
@@ -72,7 +77,7 @@ impl Exit {
     ///
     /// # Errors
     /// [`Status::NotAllowed`] when no `[[accept]]` permits it, else what the kernel said.
-    pub fn connect(&self, key: &StreamKey) -> Result<TcpStream, Status> {
+    pub(crate) fn connect(&self, key: &StreamKey) -> Result<TcpStream, Status> {
         let permit = self.find(key).ok_or(Status::NotAllowed)?;
         let outcome = match permit.source_address {
             SourceAddress::Tpo => connect_from(None, key.destination),
@@ -96,17 +101,17 @@ impl Exit {
     /// Whether the peer may exchange these packets with the destination. An accept must name
     /// both ends; and where our own rule sends the answers to other peers, their clients are not
     /// this one's.
-    pub fn permits(&self, key: &PacketKey) -> bool {
+    pub(crate) fn permits(&self, key: &PacketKey) -> bool {
         self.find(key).is_some() && (key.destination.ip().is_multicast() || !self.is_anothers(key))
     }
 
     /// Whether any `[[accept]]` names this flow.
-    pub fn names(&self, key: &StreamKey) -> bool {
+    pub(crate) fn names(&self, key: &StreamKey) -> bool {
         self.find(key).is_some()
     }
 
     /// How often this host's own addresses have changed, and with them what is permitted.
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.own.changes()
     }
 

@@ -1,5 +1,5 @@
 //! Edges: the ends of the application's own connections.
 
-pub mod exit;
-pub mod shares;
-pub mod tcp;
+pub(crate) mod exit;
+pub(crate) mod shares;
+pub(crate) mod tcp;

@@ -16,17 +16,17 @@ use crate::table::peers::{ByPeer, PeerId};
 
 /// Connections that the kernel may have accepted for us before a lease that is dropped takes
 /// effect: one full accept queue (`net.core.somaxconn` is 4,096 by default).
-pub const ARRIVING: usize = 4_096;
+pub(crate) const ARRIVING: usize = 4_096;
 
 /// Connects without an answer, 8,192, that all peers may have at once. Each is a socket for 31 s at
 /// most: 260 dead destinations a second, without end.
-pub const HALF_OPEN: usize = 8_192;
+pub(crate) const HALF_OPEN: usize = 8_192;
 /// Nor may they be more than this part, a quarter, of the descriptors.
 const HALF_OPEN_PART: usize = 4;
 
 /// Connections that the gate accepts from one listener before the other one has its turn. It has
 /// their descriptors before it has asked for a share of any.
-pub const ACCEPT_TURN: usize = 64;
+pub(crate) const ACCEPT_TURN: usize = 64;
 /// Descriptors that are not for flows. The standard ones and the log 3, TUN device, listeners and
 /// their spare files 8, netlink and nft 16, the threads' polls and wakers 16, control socket with
 /// its callers 21; and those just accepted, one turn of the gate.
@@ -41,22 +41,22 @@ const RESERVE_PER_LAN: usize = 60;
 
 /// Where in a bounded thing something is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Marks {
+pub(crate) struct Marks {
     /// The bound: beyond it what comes is reset.
-    pub most: usize,
+    pub(crate) most: usize,
     /// From here on the lease is dropped. What arrives until that has taken effect finds room up to
     /// the bound.
-    pub high: usize,
+    pub(crate) high: usize,
     /// Down here it comes back.
-    pub low: usize,
+    pub(crate) low: usize,
     /// From here on nothing more is opened for the peer: what it opens does not cost our own LANs
     /// the lease.
-    pub far: usize,
+    pub(crate) far: usize,
 }
 
 impl Marks {
     /// Those of a bound.
-    pub fn of(most: usize) -> Marks {
+    pub(crate) fn of(most: usize) -> Marks {
         let room = ARRIVING.min(most / 4);
         let high = most - room;
         Marks {
@@ -69,7 +69,7 @@ impl Marks {
 
     /// Those of memory: a connection that has just arrived holds nothing yet, so an eighth is
     /// enough for what is under way to those that are here.
-    pub fn of_memory(budget: usize) -> Marks {
+    pub(crate) fn of_memory(budget: usize) -> Marks {
         Marks {
             most: budget,
             high: budget / 8 * 7,
@@ -79,7 +79,7 @@ impl Marks {
     }
 
     /// Those of something that is or is not.
-    pub const YES_OR_NO: Marks = Marks {
+    pub(crate) const YES_OR_NO: Marks = Marks {
         most: 1,
         high: 1,
         low: 1,
@@ -89,7 +89,7 @@ impl Marks {
 
 /// Who opens a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opener {
+pub(crate) enum Opener {
     /// An application of our LANs.
     Near,
     /// The peer.
@@ -126,14 +126,14 @@ impl Ledger {
 
 /// One peer's share of something.
 #[derive(Clone, Debug)]
-pub struct Share {
+pub(crate) struct Share {
     ledger: Arc<Ledger>,
     peer: PeerId,
 }
 
 impl Share {
     /// The shares of all peers.
-    pub fn of_all(total: usize, peers: usize) -> ByPeer<Share> {
+    pub(crate) fn of_all(total: usize, peers: usize) -> ByPeer<Share> {
         let own = total / 2 / peers.max(1);
         let used = Mutex::new(Used {
             by_peer: ByPeer::new(peers, |_| 0),
@@ -151,7 +151,7 @@ impl Share {
     }
 
     /// Takes one, if there is room for a flow of this opener.
-    pub fn take(&self, opener: Opener) -> Option<Permit> {
+    pub(crate) fn take(&self, opener: Opener) -> Option<Permit> {
         let mut used = self.ledger.lock();
         let (mine, most) = self.ledger.level(&used, self.peer);
         let limit = match opener {
@@ -169,7 +169,7 @@ impl Share {
     }
 
     /// How many are used, and how many the peer may use while the others use what they do.
-    pub fn level(&self) -> (usize, usize) {
+    pub(crate) fn level(&self) -> (usize, usize) {
         self.ledger.level(&self.ledger.lock(), self.peer)
     }
 
@@ -182,7 +182,7 @@ impl Share {
 
 /// One of a peer's share. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     share: Share,
 }
 
@@ -194,17 +194,17 @@ impl Drop for Permit {
 
 /// What one lane takes from.
 #[derive(Clone, Debug)]
-pub struct Shares {
+pub(crate) struct Shares {
     /// One for each connection.
-    pub descriptors: Share,
+    pub(crate) descriptors: Share,
     /// One for each connect without an answer.
-    pub half_open: Share,
+    pub(crate) half_open: Share,
 }
 
 impl Shares {
     /// Those of all lanes, of a process with this limit of open files; `lans`: where multicast is
     /// carried.
-    pub fn of_lanes(limit: usize, peers: usize, lans: usize) -> ByPeer<Shares> {
+    pub(crate) fn of_lanes(limit: usize, peers: usize, lans: usize) -> ByPeer<Shares> {
         let flows =
             limit.saturating_sub(RESERVE + peers * RESERVE_PER_PEER + lans * RESERVE_PER_LAN);
         let half_open = HALF_OPEN.min(flows / HALF_OPEN_PART);
@@ -222,7 +222,7 @@ impl Shares {
 /// What there is no room of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Lack {
+pub(crate) enum Lack {
     /// As many flows are open as may be.
     Flows = 1,
     /// What flows hold is near to what they may.
@@ -237,7 +237,7 @@ pub enum Lack {
 
 impl Lack {
     /// As a number that two threads may share; zero is for none.
-    pub fn from_number(number: u8) -> Option<Lack> {
+    pub(crate) fn from_number(number: u8) -> Option<Lack> {
         let all = [
             Lack::Flows,
             Lack::Memory,
@@ -249,7 +249,7 @@ impl Lack {
     }
 
     /// For the log and the status.
-    pub fn sentence(self) -> &'static str {
+    pub(crate) fn sentence(self) -> &'static str {
         match self {
             Lack::Flows => "no room: as many flows are open as the peer may have",
             Lack::Memory => "no room: its flows hold nearly as much memory as they may",
@@ -264,25 +264,25 @@ impl Lack {
 
 /// How far something is used, and where its marks are.
 #[derive(Clone, Copy, Debug)]
-pub struct Level {
+pub(crate) struct Level {
     /// What it is.
-    pub lack: Lack,
+    pub(crate) lack: Lack,
     /// How much of it is used.
-    pub used: usize,
+    pub(crate) used: usize,
     /// Its marks.
-    pub marks: Marks,
+    pub(crate) marks: Marks,
 }
 
 /// Whether there is room for new connections to one peer: none from a high mark on, until all is
 /// down at its low one.
 #[derive(Debug, Default)]
-pub struct Room {
+pub(crate) struct Room {
     lack: Option<Lack>,
 }
 
 impl Room {
     /// What there is no room of, by the levels of now.
-    pub fn update(&mut self, levels: &[Level]) -> Option<Lack> {
+    pub(crate) fn update(&mut self, levels: &[Level]) -> Option<Lack> {
         let over = |mark: fn(&Marks) -> usize| {
             levels.iter().find(|level| level.used >= mark(&level.marks))
         };
@@ -304,7 +304,7 @@ impl Room {
 /// Whether the far TPO is full, by what it has refused: nobody says when it no longer is, so it is
 /// tried again, after longer and longer times.
 #[derive(Debug)]
-pub struct FarRoom {
+pub(crate) struct FarRoom {
     refused: u64,
     until: Option<Instant>,
     wait: Duration,
@@ -313,12 +313,12 @@ pub struct FarRoom {
 impl FarRoom {
     /// The first wait: each try costs its application a reset, the time between them lets flows go
     /// unaccelerated.
-    pub const FIRST: Duration = Duration::from_secs(1);
+    pub(crate) const FIRST: Duration = Duration::from_secs(1);
     /// The longest wait.
-    pub const LONGEST: Duration = Duration::from_secs(32);
+    pub(crate) const LONGEST: Duration = Duration::from_secs(32);
 
     /// Nothing has been refused.
-    pub fn new() -> FarRoom {
+    pub(crate) fn new() -> FarRoom {
         FarRoom {
             refused: 0,
             until: None,
@@ -327,7 +327,7 @@ impl FarRoom {
     }
 
     /// Whether it is full, by how many of our flows it has refused so far.
-    pub fn is_full(&mut self, refused: u64, now: Instant) -> bool {
+    pub(crate) fn is_full(&mut self, refused: u64, now: Instant) -> bool {
         let refused_again = refused > self.refused;
         self.refused = refused;
         match self.until {

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -31,7 +31,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 const SLICES: usize = 64;
 
 /// How an edge begins.
-pub enum Begins {
+pub(crate) enum Begins {
     /// Its connection stands.
     Open,
     /// It is on its way to a socket of this host, which answers at once.
@@ -41,17 +41,13 @@ pub enum Begins {
 }
 
 /// A socket that becomes an edge.
-pub struct NewEdge {
+pub(crate) struct NewEdge {
     /// The connection, which stands or is under way.
-    pub socket: std::net::TcpStream,
+    pub(crate) socket: std::net::TcpStream,
     /// Its part of a share of the descriptors.
-    pub descriptor: Permit,
+    pub(crate) descriptor: Permit,
     /// How it begins.
-    pub begins: Begins,
-    /// Who has opened the connection.
-    pub client: SocketAddr,
-    /// Whom the client wants to reach.
-    pub server: SocketAddr,
+    pub(crate) begins: Begins,
 }
 
 struct Edge {
@@ -70,8 +66,6 @@ struct Edge {
     parked: bool,
     /// The far application has finished and everything before that is written.
     finished: bool,
-    client: SocketAddr,
-    server: SocketAddr,
     /// Given back after the socket is closed.
     _descriptor: Permit,
 }
@@ -82,7 +76,7 @@ struct Slot {
 }
 
 /// All edges of one lane.
-pub struct Edges {
+pub(crate) struct Edges {
     slots: Vec<Slot>,
     free: Vec<u32>,
     by_flow: HashMap<FlowId, u32>,
@@ -93,7 +87,7 @@ pub struct Edges {
 }
 
 /// What an event of the poll meant for the flow of its edge.
-pub enum Happened {
+pub(crate) enum Happened {
     /// The event is of an edge that is gone.
     Nothing,
     /// The far connection stands: tell the near side, then carry on.
@@ -113,7 +107,7 @@ pub enum Happened {
 
 impl Edges {
     /// No edges yet; sockets will be registered with `registry`.
-    pub fn new(registry: Registry) -> Edges {
+    pub(crate) fn new(registry: Registry) -> Edges {
         Edges {
             slots: Vec::new(),
             free: Vec::new(),
@@ -125,26 +119,19 @@ impl Edges {
     }
 
     /// Edges that live.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.by_flow.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.by_flow.is_empty()
     }
 
     /// Takes a socket as the edge of `flow`.
     ///
     /// # Errors
     /// When the socket's options cannot be set or the poll does not take it.
-    pub fn insert(&mut self, flow: FlowId, edge: NewEdge) -> io::Result<()> {
+    pub(crate) fn insert(&mut self, flow: FlowId, edge: NewEdge) -> io::Result<()> {
         let NewEdge {
             socket,
             descriptor,
             begins,
-            client,
-            server,
         } = edge;
         let mut socket = TcpStream::from_std(socket);
         let options = SockRef::from(&socket);
@@ -187,8 +174,6 @@ impl Edges {
             readable: false,
             parked: false,
             finished: false,
-            client,
-            server,
             _descriptor: descriptor,
         });
         self.by_flow.insert(flow, index);
@@ -198,19 +183,14 @@ impl Edges {
     /// Room for one more connect. When the share is used up, the one that has waited longest for
     /// its destination has to go: who answers at all answers soon, so that destinations that never
     /// do cannot keep the others from being reached. Its flow is given back to be ended.
-    pub fn begin_connect(&self, share: &Share) -> Result<Permit, Option<FlowId>> {
+    pub(crate) fn begin_connect(&self, share: &Share) -> Result<Permit, Option<FlowId>> {
         share
             .take(Opener::Near)
             .ok_or_else(|| self.half_open.values().next().copied())
     }
 
-    /// Edges whose destination has not answered.
-    pub fn half_open(&self) -> usize {
-        self.half_open.len()
-    }
-
     /// One event of the poll.
-    pub fn handle_event(&mut self, event: &mio::event::Event) -> Happened {
+    pub(crate) fn handle_event(&mut self, event: &mio::event::Event) -> Happened {
         let token = event.token().0;
         let Some(slot) = self.slots.get_mut(token & 0xffff_ffff) else {
             return Happened::Nothing;
@@ -266,7 +246,12 @@ impl Edges {
     }
 
     /// Writes what waits for the application of `flow`, as much as its socket takes.
-    pub fn deliver(&mut self, peer: &mut Peer, flow: FlowId, now: Instant) -> Result<(), Status> {
+    pub(crate) fn deliver(
+        &mut self,
+        peer: &mut Peer,
+        flow: FlowId,
+        now: Instant,
+    ) -> Result<(), Status> {
         let Some(edge) = self.edge_mut(flow) else {
             return Ok(());
         };
@@ -295,7 +280,7 @@ impl Edges {
     }
 
     /// The far application has sent its last byte and all are written: tell the near one.
-    pub fn finish(&mut self, flow: FlowId) {
+    pub(crate) fn finish(&mut self, flow: FlowId) {
         if let Some(edge) = self.edge_mut(flow) {
             edge.finished = true;
             // Fails only when the connection is gone already, which its own event tells.
@@ -304,7 +289,7 @@ impl Edges {
     }
 
     /// Ends the edge in order; the application has been told by [`Edges::finish`].
-    pub fn close(&mut self, flow: FlowId) {
+    pub(crate) fn close(&mut self, flow: FlowId) {
         if let Some(edge) = self.take(flow) {
             // Fails only for a socket that is gone.
             let _ = SockRef::from(&edge.socket).set_linger(None);
@@ -312,18 +297,9 @@ impl Edges {
     }
 
     /// Ends the edge with a reset, so that the application learns at once.
-    pub fn reset(&mut self, flow: FlowId) {
+    pub(crate) fn reset(&mut self, flow: FlowId) {
         // As it was set from the start.
         drop(self.take(flow));
-    }
-
-    /// Client and server address of each edge's application connection.
-    pub fn addresses(&self, flow: FlowId) -> Option<(SocketAddr, SocketAddr)> {
-        let index = *self.by_flow.get(&flow)?;
-        self.slots[index as usize]
-            .edge
-            .as_ref()
-            .map(|edge| (edge.client, edge.server))
     }
 
     fn take(&mut self, flow: FlowId) -> Option<Edge> {
@@ -403,7 +379,7 @@ fn token(generation: u32, index: u32) -> Token {
 }
 
 /// The status that tells the far side what became of a connection.
-pub fn status_of(error: &io::Error) -> Status {
+pub(crate) fn status_of(error: &io::Error) -> Status {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Status::Refused,
         Some(

@@ -51,47 +51,47 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why connections that came here did not become flows, and how the leases stand.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Given to a lane.
-    pub accepted: AtomicU64,
+    pub(crate) accepted: AtomicU64,
     /// Reset: a connection to the interceptor itself.
-    pub not_intercepted: AtomicU64,
+    pub(crate) not_intercepted: AtomicU64,
     /// Reset: redirected, and the kernel no longer knows from where.
-    pub no_destination: AtomicU64,
+    pub(crate) no_destination: AtomicU64,
     /// Reset: no rule names it, though the kernel brought it here. A rule has just gone.
-    pub no_rule: AtomicU64,
+    pub(crate) no_rule: AtomicU64,
     /// Reset: the lane had too many waiting, and too many waited for it here.
-    pub lane_full: AtomicU64,
+    pub(crate) lane_full: AtomicU64,
     /// Reset: no descriptor left, or none of the peer's share.
-    pub no_descriptors: AtomicU64,
+    pub(crate) no_descriptors: AtomicU64,
     /// Times that a lease was dropped for lack of room.
-    pub no_room: AtomicU64,
+    pub(crate) no_room: AtomicU64,
     /// One for each peer: whether its lease is held, for TCP and all else.
-    pub leases: ByPeer<AtomicBool>,
+    pub(crate) leases: ByPeer<AtomicBool>,
     /// Whether the rules in the kernel are as they were installed. While not, no lease is held:
     /// what is intercepted could end nowhere. Set by [`Gate::set_intact`].
-    pub intact: AtomicBool,
+    pub(crate) intact: AtomicBool,
     /// The rules were not intact, or were made anew, since the gate looked last: their sets and
     /// counters are empty.
-    pub made_anew: AtomicBool,
+    pub(crate) made_anew: AtomicBool,
     /// Turns of the gate's loop, two a second at least: a life sign.
-    pub turns: Turns,
+    pub(crate) turns: Turns,
     /// The listeners' queues were full: no lease holds TCP for some seconds.
-    pub pressed: AtomicBool,
+    pub(crate) pressed: AtomicBool,
 }
 
 /// The running gate.
-pub struct Gate {
+pub(crate) struct Gate {
     waker: Arc<Waker>,
     stopping: Arc<AtomicBool>,
     thread: JoinHandle<()>,
     /// What it counted.
-    pub counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 impl Gate {
     /// Starts the thread.
-    pub fn start(
+    pub(crate) fn start(
         doorbell: Doorbell,
         mut listeners: Listeners,
         lease: Lease,
@@ -144,12 +144,12 @@ impl Gate {
     }
 
     /// Whether the thread has ended by itself, which it never should.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Says whether the rules in the kernel are whole. The gate acts on a change at once.
-    pub fn set_intact(&self, intact: bool) {
+    pub(crate) fn set_intact(&self, intact: bool) {
         if self.counters.intact.swap(intact, Ordering::SeqCst) != intact {
             // Both ways: what the gate has told while they were not is gone too.
             self.counters.made_anew.store(true, Ordering::SeqCst);
@@ -159,7 +159,7 @@ impl Gate {
     }
 
     /// Drops all leases and ends the thread: new connections go their plain way from now on.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::SeqCst);
         if self.waker.wake().is_ok() {
             // A gate that panicked has said so already.

@@ -9,21 +9,21 @@ use mio::{Poll, Token, Waker};
 pub(crate) const RUNG: Token = Token(0);
 
 /// The poll of a thread (the gate's, multicast's), made before the lanes so that they can wake it.
-pub struct Doorbell {
+pub(crate) struct Doorbell {
     pub(crate) poll: Poll,
     pub(crate) waker: Arc<Waker>,
 }
 
 impl Doorbell {
     /// A poll that nobody waits on yet.
-    pub fn new() -> io::Result<Doorbell> {
+    pub(crate) fn new() -> io::Result<Doorbell> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), RUNG)?);
         Ok(Doorbell { poll, waker })
     }
 
     /// What makes its thread look at once.
-    pub fn ring(&self) -> impl Fn() + Send + 'static {
+    pub(crate) fn ring(&self) -> impl Fn() + Send + 'static {
         let waker = self.waker.clone();
         // It looks every half second anyway.
         move || drop(waker.wake())

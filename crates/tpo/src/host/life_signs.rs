@@ -6,22 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The longest time, 500 ms, that a thread which counts its turns waits for something to do.
-pub const TURN_EVERY: Duration = Duration::from_millis(500);
+pub(crate) const TURN_EVERY: Duration = Duration::from_millis(500);
 
 /// The turns of one loop.
 #[derive(Clone, Debug, Default)]
-pub struct Turns(Arc<AtomicU64>);
+pub(crate) struct Turns(Arc<AtomicU64>);
 
 impl Turns {
     /// The loop turns.
-    pub fn count(&self) {
+    pub(crate) fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// The turns of several loops, as they were seen last.
 #[derive(Debug)]
-pub struct Watched {
+pub(crate) struct Watched {
     loops: Vec<Seen>,
 }
 
@@ -35,7 +35,7 @@ struct Seen {
 
 impl Watched {
     /// Watches these from now on.
-    pub fn new(loops: impl IntoIterator<Item = Turns>, now: Instant) -> Watched {
+    pub(crate) fn new(loops: impl IntoIterator<Item = Turns>, now: Instant) -> Watched {
         Watched {
             loops: loops
                 .into_iter()
@@ -49,7 +49,7 @@ impl Watched {
     }
 
     /// Whether each has turned within `limit`, as far as it was looked at.
-    pub fn all_turn(&mut self, limit: Duration, now: Instant) -> bool {
+    pub(crate) fn all_turn(&mut self, limit: Duration, now: Instant) -> bool {
         for seen in &mut self.loops {
             let turns = seen.turns.0.load(Ordering::Relaxed);
             if turns != seen.last {

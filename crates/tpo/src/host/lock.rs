@@ -24,7 +24,7 @@ const SWEEP: Duration = Duration::from_millis(100);
 
 /// Why there is no lock.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub(crate) enum LockError {
     /// Another process has it.
     #[error("another process has the lock")]
     Taken,
@@ -35,7 +35,7 @@ pub enum LockError {
 
 /// The lock, held until it is dropped. The descriptor is closed in children that are executed.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     file: PathBuf,
     held: File,
 }
@@ -46,7 +46,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`LockError::Taken`] if another process has it; else what keeps us from it.
-    pub fn take() -> Result<Lock, LockError> {
+    pub(crate) fn take() -> Result<Lock, LockError> {
         let namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
         let folder = Path::new(FOLDER);
         for wait in [SWEEP, Duration::ZERO] {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 /// The environment variable that says what to log.
-pub const VARIABLE: &str = "TPO_LOG";
+pub(crate) const VARIABLE: &str = "TPO_LOG";
 
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Whether this says what to log: a level, or a list of levels and `part=level`. Stricter than the
 /// library, which takes a level with a slip of the finger for the name of a part of the program.
-pub fn is_filter(text: &str) -> bool {
+pub(crate) fn is_filter(text: &str) -> bool {
     let is_directive = |directive: &str| match directive.rsplit_once('=') {
         None => LEVELS.contains(&directive),
         Some((part, level)) => !part.is_empty() && LEVELS.contains(&level),
@@ -25,7 +25,7 @@ pub fn is_filter(text: &str) -> bool {
 
 /// Lets one line through in each interval: for what strangers can cause as often as they like.
 #[derive(Debug)]
-pub struct Seldom {
+pub(crate) struct Seldom {
     every: Duration,
     next: Option<Instant>,
     held_back: u64,
@@ -33,7 +33,7 @@ pub struct Seldom {
 
 impl Seldom {
     /// At most one line in this time.
-    pub fn new(every: Duration) -> Seldom {
+    pub(crate) fn new(every: Duration) -> Seldom {
         Seldom {
             every,
             next: None,
@@ -42,7 +42,7 @@ impl Seldom {
     }
 
     /// Whether a line may be written now, and then how many were not since the last one.
-    pub fn admits(&mut self, now: Instant) -> Option<u64> {
+    pub(crate) fn admits(&mut self, now: Instant) -> Option<u64> {
         if self.next.is_some_and(|next| now < next) {
             self.held_back += 1;
             return None;
@@ -63,7 +63,7 @@ pub enum LogFormat {
 }
 
 /// Starts logging. Called once, before anything else runs; a second call changes nothing.
-pub fn start(filter: &str, format: LogFormat) {
+pub(crate) fn start(filter: &str, format: LogFormat) {
     // `is_filter` has seen every filter that comes here; the level alone is the answer to a
     // surprise.
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));

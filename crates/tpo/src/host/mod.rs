@@ -1,12 +1,12 @@
 //! This host apart from its traffic: what the service manager, the log, the kernel's lists and the
 //! daemon's own privileges ask for.
 
-pub mod doorbell;
-pub mod life_signs;
-pub mod lock;
+pub(crate) mod doorbell;
+pub(crate) mod life_signs;
+pub(crate) mod lock;
 pub mod log;
-pub mod netlink;
-pub mod own_addresses;
+pub(crate) mod netlink;
+pub(crate) mod own_addresses;
 pub mod privilege;
-pub mod program;
-pub mod service;
+pub(crate) mod program;
+pub(crate) mod service;

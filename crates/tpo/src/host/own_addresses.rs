@@ -30,7 +30,7 @@ const READ_EVERY: Duration = Duration::from_secs(10);
 
 /// The addresses at which this host itself would get a packet.
 #[derive(Debug, Default)]
-pub struct Own {
+pub(crate) struct Own {
     known: RwLock<Known>,
     changes: AtomicU64,
 }
@@ -44,20 +44,20 @@ struct Known {
 
 impl Own {
     /// Whether a packet to this address would be for this host.
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.addresses.contains(&address)
             || known.prefixes.iter().any(|prefix| prefix.contains(address))
     }
 
     /// How often they have changed.
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::SeqCst)
     }
 
     /// Of a host with these addresses, for tests.
     #[cfg(test)]
-    pub fn of(addresses: &[&str]) -> Own {
+    pub(crate) fn of(addresses: &[&str]) -> Own {
         let own = Own::default();
         own.set(Known {
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
@@ -76,14 +76,14 @@ impl Own {
 }
 
 /// The thread that keeps [`Own`] true.
-pub struct Following {
+pub(crate) struct Following {
     waker: Waker,
     thread: JoinHandle<()>,
 }
 
 impl Following {
     /// Reads the addresses of the calling thread's network namespace and follows them from now on.
-    pub fn start() -> io::Result<(Arc<Own>, Following)> {
+    pub(crate) fn start() -> io::Result<(Arc<Own>, Following)> {
         let mut table = Table::open()?;
         let news = news()?;
         let own = Arc::new(Own::default());
@@ -122,12 +122,12 @@ impl Following {
     }
 
     /// Whether the thread has ended by itself, which it never should.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Ends the thread.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         if self.waker.wake().is_ok() {
             // One that panicked has said so already.
             let _ = self.thread.join();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 ///
 /// Far below the time that the service manager waits for a life sign of that thread: 30 s, of which
 /// half may have passed before.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// When all that this thread calls must have ended.
@@ -26,7 +26,7 @@ thread_local! {
 /// Runs `act`, which calls programs one after the other: all of them together take no longer than
 /// [`LIMIT`]. Each may take half of what is left, so that one that hangs leaves time to those after
 /// it.
-pub fn within_limit<T>(act: impl FnOnce() -> T) -> T {
+pub(crate) fn within_limit<T>(act: impl FnOnce() -> T) -> T {
     within(LIMIT, act)
 }
 
@@ -40,7 +40,7 @@ fn within<T>(limit: Duration, act: impl FnOnce() -> T) -> T {
 }
 
 /// Where distributions put them, in the order in which they are looked for.
-pub const FOLDERS: [&str; 6] = [
+pub(crate) const FOLDERS: [&str; 6] = [
     "/usr/sbin",
     "/usr/bin",
     "/sbin",
@@ -50,7 +50,7 @@ pub const FOLDERS: [&str; 6] = [
 ];
 
 /// The programs, each with the package that brings it.
-pub const PROGRAMS: [(&str, &str); 2] = [("nft", "nftables"), ("ip", "iproute2")];
+pub(crate) const PROGRAMS: [(&str, &str); 2] = [("nft", "nftables"), ("ip", "iproute2")];
 
 /// Pauses between two looks whether the program has ended, from the first, 0.5 ms, to the longest,
 /// 10 ms: most programs take some milliseconds.
@@ -97,7 +97,7 @@ pub(crate) struct Said {
 }
 
 /// Where the program is, if it is there at all.
-pub fn place(program: &str) -> Option<PathBuf> {
+pub(crate) fn place(program: &str) -> Option<PathBuf> {
     find(program, &FOLDERS)
 }
 

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 /// The way to the service manager, if there is one.
 #[derive(Debug, Default)]
-pub struct Service {
+pub(crate) struct Service {
     socket: Option<UnixDatagram>,
     /// Between two life signs; none are wanted without it.
     every: Option<Duration>,
@@ -25,7 +25,7 @@ pub struct Service {
 
 impl Service {
     /// As the environment says.
-    pub fn from_environment() -> Service {
+    pub(crate) fn from_environment() -> Service {
         let value = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
         let number = |name| value(name)?.to_str()?.parse::<u64>().ok();
         let Some(address) = value("NOTIFY_SOCKET") else {
@@ -56,18 +56,18 @@ impl Service {
     }
 
     /// The daemon is up: what waits for it may start.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         self.tell("READY=1\n");
     }
 
     /// It begins to end.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.tell("STOPPING=1\n");
     }
 
     /// A life sign, when one is due. To be called often, and only while what serves all peers
     /// turns.
-    pub fn alive(&mut self, now: Instant) {
+    pub(crate) fn alive(&mut self, now: Instant) {
         let Some(every) = self.every else { return };
         if self
             .last

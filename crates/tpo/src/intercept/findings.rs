@@ -31,7 +31,7 @@ pub struct Finding {
     /// The setting, and its value.
     pub found: String,
     /// What follows from it.
-    pub means: &'static str,
+    pub(crate) means: &'static str,
     /// What would do.
     pub remedy: String,
 }
@@ -68,7 +68,7 @@ pub fn findings(table: &Table) -> Vec<Finding> {
 
 /// What the rules' `on_failure` means: what may go in the clear, said once for all rules, and which
 /// closed rules have only one thing that holds them.
-pub fn failures(table: &Table) -> Vec<Finding> {
+pub(crate) fn failures(table: &Table) -> Vec<Finding> {
     let of = |mode| {
         table
             .rules
@@ -97,7 +97,7 @@ pub fn failures(table: &Table) -> Vec<Finding> {
 const FEW_DESCRIPTORS: u64 = 8_192;
 
 /// Warns when the limit of open files is low, once it has been raised as far as it goes.
-pub fn descriptors(limit: u64) -> Option<Finding> {
+pub(crate) fn descriptors(limit: u64) -> Option<Finding> {
     (limit < FEW_DESCRIPTORS).then(|| Finding {
         severity: Severity::Warning,
         found: format!("at most {limit} open files"),

@@ -37,15 +37,15 @@ use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The name of the table, of family `inet`.
-pub const TABLE: &str = "tpo_hold";
+pub(crate) const TABLE: &str = "tpo_hold";
 
 /// The counter of what was held, in that table.
-pub const HELD: &str = "held";
+pub(crate) const HELD: &str = "held";
 
 /// Routing rules that hold, in each address family. The kernel tries them one by one for each
 /// packet that it forwards, at about 20 ns each: with all of them a packet costs some five
 /// microseconds more. What does not fit is held by the table alone.
-pub const MOST_ROUTING_RULES: usize = 256;
+pub(crate) const MOST_ROUTING_RULES: usize = 256;
 
 /// Behind the marks of `inet tpo`, behind the rewriting of destinations, before most firewalls
 /// filter.
@@ -74,7 +74,7 @@ const QUOTED_V4: &str = "@th,136,8";
 const QUOTED_V6: &str = "@th,112,8";
 
 /// Takes the table away.
-pub fn nothing() -> String {
+pub(crate) fn nothing() -> String {
     format!("add table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
@@ -85,7 +85,7 @@ fn is_held(rule: &RuleSpec) -> bool {
 
 /// The table as input for `nft -f`, replacing an older one in the same transaction. Only
 /// [`nothing`] where no rule is closed.
-pub fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
+pub(crate) fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
     let mut text = nothing();
     let protocols: BTreeSet<u8> = table
         .rules
@@ -461,7 +461,7 @@ impl Holder<'_> {
 }
 
 /// The routing rules of one address family, in order, and whether all closed rules are among them.
-pub fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), RuleError> {
+pub(crate) fn routing(table: &Table, v6: bool) -> Result<(Vec<RoutingRule>, bool), RuleError> {
     let mut boxes = Vec::new();
     for (index, rule) in table.rules.iter().enumerate() {
         let (element, is_v4) = layers::element(index, rule)?;

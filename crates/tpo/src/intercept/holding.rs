@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// The hand on what holds. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
-pub struct Holding {
+pub(crate) struct Holding {
     watch: Watch,
     routing: Routing,
     /// The table; none: nothing is to be held.
@@ -28,7 +28,7 @@ pub struct Holding {
 impl Holding {
     /// Puts in force what holds the closed rules of `table`, in the place of what an earlier run
     /// has left. Where no rule is closed, that is taken away.
-    pub fn put(table: &Table) -> Result<Holding, InstallError> {
+    pub(crate) fn put(table: &Table) -> Result<Holding, InstallError> {
         let v6 = knows_ipv6();
         let text = hold::render(table, v6)?;
         let mut watch = Watch::open(TABLE).map_err(|error| InstallError::unseen(&error))?;
@@ -55,13 +55,13 @@ impl Holding {
     }
 
     /// Whether an earlier run had left something that holds.
-    pub fn was_there(&self) -> bool {
+    pub(crate) fn was_there(&self) -> bool {
         self.found
     }
 
     /// Puts back what somebody else has removed; whether there was anything to put back. Costs some
     /// tens of microseconds when there was not.
-    pub fn keep(&mut self) -> Result<bool, InstallError> {
+    pub(crate) fn keep(&mut self) -> Result<bool, InstallError> {
         let table = self.text.is_none()
             || self
                 .watch
@@ -79,11 +79,6 @@ impl Holding {
             true => Ok(false),
             false => self.restore().map(|()| true),
         }
-    }
-
-    /// Whether all was in force when it was looked at last.
-    pub fn is_whole(&self) -> bool {
-        self.whole
     }
 
     fn restore(&mut self) -> Result<(), InstallError> {
@@ -128,7 +123,7 @@ impl Holding {
 }
 
 /// Takes away what holds. Does nothing where there is nothing.
-pub fn remove() -> Result<(), InstallError> {
+pub(crate) fn remove() -> Result<(), InstallError> {
     let mut routing = Routing::open().map_err(|error| InstallError::unseen(&error))?;
     let what = "remove the routing rules that hold the closed rules";
     for v6 in [false, true] {

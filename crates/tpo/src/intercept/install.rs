@@ -118,14 +118,14 @@ impl Installed {
 
     /// Whether marked packets still go to the TUN device. While they do not, they take their plain
     /// way, or are held ([`Holding`]).
-    pub fn packets_are_whole(&mut self) -> io::Result<bool> {
+    pub(crate) fn packets_are_whole(&mut self) -> io::Result<bool> {
         Ok(self.tun.is_none()
             || (self.watch.way_of_packets(false)? == self.device
                 && (!self.v6 || self.watch.way_of_packets(true)? == self.device || !has_ipv6())))
     }
 
     /// Leads them there again, and makes the device anew if it is gone.
-    pub fn repair_packets(&mut self, table: &Table) -> Result<(), InstallError> {
+    pub(crate) fn repair_packets(&mut self, table: &Table) -> Result<(), InstallError> {
         let anew = match &self.tun {
             Some(tun) => tun.restore()?,
             None => return Ok(()),
@@ -152,12 +152,12 @@ impl Installed {
 
     /// Puts the tables of groups in force again. Until then nothing is copied from the LANs, and
     /// nothing else happens.
-    pub fn repair_groups(&self, table: &Table) -> Result<(), InstallError> {
+    pub(crate) fn repair_groups(&self, table: &Table) -> Result<(), InstallError> {
         load(&rules::multicast::multicast(&table.multicast, self.v6))
     }
 
     /// Whether IPv6 is intercepted.
-    pub fn has_v6(&self) -> bool {
+    pub(crate) fn has_v6(&self) -> bool {
         self.v6
     }
 
@@ -201,7 +201,7 @@ impl Installed {
 
     /// Puts back what holds the closed rules where somebody else has removed it, or a part; whether
     /// that was so.
-    pub fn keep_holding(&mut self) -> Result<bool, InstallError> {
+    pub(crate) fn keep_holding(&mut self) -> Result<bool, InstallError> {
         self.holding.keep()
     }
 
@@ -215,7 +215,7 @@ impl Installed {
     }
 
     /// The same when the daemon ends by a failure: what holds the closed rules stays.
-    pub fn give_up(mut self) -> Result<(), InstallError> {
+    pub(crate) fn give_up(mut self) -> Result<(), InstallError> {
         self.removed = true;
         self.let_go = false;
         self.take_away()
@@ -349,7 +349,7 @@ fn rule_command(family: &str, verb: &str) -> Vec<String> {
 
 /// Whether the tools would do again what [`install`] had them do, without doing it: for a daemon
 /// that has given up rights since.
-pub fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
+pub(crate) fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
     let text = rules::render(table, ports)?;
     let output = run("nft", &["-c", "-f", "-"].map(str::to_owned), &text)?;
     verdict(&output, "load the nftables rules again")?;
@@ -358,7 +358,7 @@ pub fn rehearse(table: &Table, ports: Ports) -> Result<(), InstallError> {
 }
 
 /// Whether the tools are there that installing needs: for `tpo check`.
-pub fn check_tools() -> Result<(), InstallError> {
+pub(crate) fn check_tools() -> Result<(), InstallError> {
     for (program, version) in [("nft", "--version"), ("ip", "-V")] {
         run(program, &[version.to_owned()], "")?;
     }

@@ -43,7 +43,7 @@ pub struct KnownSources {
 }
 
 /// The same for the groups whose packets are copied to us.
-pub struct GroupSets {
+pub(crate) struct GroupSets {
     kernel: Kernel,
     v6: bool,
     /// What the sets hold for some time still.
@@ -67,7 +67,7 @@ pub struct Count {
     /// SYNs.
     pub packets: u64,
     /// Their bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Lease {
@@ -115,12 +115,12 @@ impl Lease {
 
     /// For [`TIMEOUT`] from now on, answers to packets that came from any of the `peers` peers are
     /// ours.
-    pub fn show_life(&mut self, peers: usize) -> io::Result<()> {
+    pub(crate) fn show_life(&mut self, peers: usize) -> io::Result<()> {
         self.hold(&daemon_set(peers), &self.protocols.clone())
     }
 
     /// Answers to packets that came from a peer are no longer ours, from now on.
-    pub fn end_life(&mut self, peers: usize) -> io::Result<()> {
+    pub(crate) fn end_life(&mut self, peers: usize) -> io::Result<()> {
         self.drop_set(&daemon_set(peers))
     }
 
@@ -153,7 +153,7 @@ impl Lease {
     }
 
     /// What one of the counters in [`counter`] says.
-    pub fn counter(&mut self, name: &str) -> io::Result<Count> {
+    pub(crate) fn counter(&mut self, name: &str) -> io::Result<Count> {
         self.kernel.count(TABLE, name)
     }
 
@@ -166,12 +166,12 @@ impl Lease {
     }
 
     /// What single rules let go ([`counter::of_rule`]), by the rule's place.
-    pub fn rule_counters(&mut self) -> io::Result<BTreeMap<usize, Count>> {
+    pub(crate) fn rule_counters(&mut self) -> io::Result<BTreeMap<usize, Count>> {
         self.kernel.counts_of_rules()
     }
 
     /// What was held of closed rules; none where nothing is held.
-    pub fn held(&mut self) -> Option<Count> {
+    pub(crate) fn held(&mut self) -> Option<Count> {
         self.kernel.count(hold::TABLE, hold::HELD).ok()
     }
 }
@@ -211,7 +211,7 @@ impl KnownSources {
 
 impl GroupSets {
     /// Opens the way to the kernel. Without IPv6 only one of the two sets is there.
-    pub fn open(v6: bool) -> io::Result<GroupSets> {
+    pub(crate) fn open(v6: bool) -> io::Result<GroupSets> {
         Ok(GroupSets {
             kernel: Kernel::open()?,
             v6,
@@ -223,7 +223,7 @@ impl GroupSets {
     ///
     /// # Errors
     /// `NotFound` when the tables are gone: somebody removed our rules.
-    pub fn renew(&mut self, groups: impl Iterator<Item = IpAddr>) -> io::Result<()> {
+    pub(crate) fn renew(&mut self, groups: impl Iterator<Item = IpAddr>) -> io::Result<()> {
         let groups: BTreeSet<IpAddr> = groups.filter(|group| self.v6 || group.is_ipv4()).collect();
         let mut changes: Vec<Change> = Vec::new();
         for (family, is_v6) in [(IP, false), (IP6, true)] {

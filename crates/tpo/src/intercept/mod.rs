@@ -39,8 +39,8 @@ pub mod names;
 mod commands;
 pub mod error;
 pub mod findings;
-pub mod hold;
-pub mod holding;
+pub(crate) mod hold;
+pub(crate) mod holding;
 pub mod install;
 pub mod lease;
 pub mod routing;
@@ -48,5 +48,3 @@ pub mod rules;
 pub mod tcp;
 pub mod tun;
 mod watch;
-
-pub use tcp::connect_from;

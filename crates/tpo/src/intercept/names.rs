@@ -6,27 +6,27 @@ use crate::table::peers::PeerId;
 
 /// The name of our nft table, of family `inet`. There is one daemon in a network namespace, so it
 /// is fixed.
-pub const TABLE: &str = "tpo";
+pub(crate) const TABLE: &str = "tpo";
 
 /// The name of the set of groups that peers ask for, in our tables of the families `ip` and `ip6`:
 /// copying is not for `inet`.
-pub const GROUPS: &str = "groups";
+pub(crate) const GROUPS: &str = "groups";
 
 /// Number of our routing table, and preference of the rule that leads to it: before the main table
 /// (32766) and before most of what others put there, after the local table (0).
-pub const ROUTE_TABLE: u32 = 478;
+pub(crate) const ROUTE_TABLE: u32 = 478;
 
 /// The same for packets that go to the TUN device.
-pub const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
+pub(crate) const PACKET_TABLE: u32 = ROUTE_TABLE + 1;
 
 /// The name of the set that holds a peer's lease.
-pub fn lease_set(peer: PeerId) -> String {
+pub(crate) fn lease_set(peer: PeerId) -> String {
     format!("alive_{}", peer.number())
 }
 
 /// The name of the set that says that the daemon, with this number of peers, lives and carries
 /// anything.
-pub fn daemon_set(peers: usize) -> String {
+pub(crate) fn daemon_set(peers: usize) -> String {
     // Behind those of the peers.
     lease_set(PeerId::new(peers))
 }
@@ -42,7 +42,7 @@ pub enum Standing {
 
 impl Standing {
     /// Both, from the higher one on.
-    pub const ALL: [Standing; 2] = [Standing::Busy, Standing::Known];
+    pub(crate) const ALL: [Standing; 2] = [Standing::Busy, Standing::Known];
 
     /// Its name in our table.
     pub(super) fn name(self) -> &'static str {
@@ -53,7 +53,7 @@ impl Standing {
     }
 
     /// The name of the set of sources that have it.
-    pub fn set(self, v6: bool) -> String {
+    pub(crate) fn set(self, v6: bool) -> String {
         format!("{}_{}", self.name(), if v6 { "v6" } else { "v4" })
     }
 }
@@ -70,21 +70,21 @@ pub mod counter {
     /// SYNs that found a lease but nobody who listened.
     pub const NO_LISTENER: &str = "no_listener";
     /// Packets of what is no TCP handed to the TUN device.
-    pub const PACKETS: &str = "others";
+    pub(crate) const PACKETS: &str = "others";
     /// SYNs beyond the bounds that went their plain way.
     pub const FLOOD: &str = "flood";
     /// SYNs beyond the bounds that were dropped, because their rule fails closed.
-    pub const FLOOD_DROPPED: &str = "flood_dropped";
+    pub(crate) const FLOOD_DROPPED: &str = "flood_dropped";
     /// Packets out of the TUN device whose answers could not be noted, because a set was full.
     pub const WAYS_FULL: &str = "ways_full";
     /// What the open rule at this place let go because the peer's lease was absent: SYNs of TCP,
     /// packets of the rest. Only where [`super::MOST_COUNTED`] allows.
-    pub fn of_rule(place: usize) -> String {
+    pub(crate) fn of_rule(place: usize) -> String {
         format!("{OF_RULE}{place}")
     }
 
     /// How the names of these begin.
-    pub const OF_RULE: &str = "plain_";
+    pub(crate) const OF_RULE: &str = "plain_";
     /// All of them, but for those of single rules.
     pub const ALL: [&str; 8] = [
         INTERCEPTED,
@@ -100,12 +100,12 @@ pub mod counter {
 
 /// Of more rules than these what goes its plain way is counted only together: each costs a counter
 /// and a chain, and `tpo status` asks for all of them.
-pub const MOST_COUNTED: usize = 1_000;
+pub(crate) const MOST_COUNTED: usize = 1_000;
 
 /// Sources of each family that have completed a handshake, at most: beyond it further ones are
 /// bounded as new ones are.
-pub const MOST_KNOWN: usize = 65_536;
+pub(crate) const MOST_KNOWN: usize = 65_536;
 
 /// Of these the addresses of one /64 of IPv6, so that one host of many addresses does not use up
 /// the places of other networks: an eighth, a large LAN with several addresses for each host.
-pub const MOST_KNOWN_OF_SITE: usize = MOST_KNOWN / 8;
+pub(crate) const MOST_KNOWN_OF_SITE: usize = MOST_KNOWN / 8;

@@ -29,7 +29,7 @@ const PREFERENCES: u32 = 3;
 
 /// What becomes of a packet that a routing rule names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// It is refused.
     Prohibit,
     /// Our rules have no more to say about it.
@@ -38,21 +38,21 @@ pub enum Action {
 
 /// One rule that holds. "Any" is a prefix of length 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RoutingRule {
+pub(crate) struct RoutingRule {
     /// Only what comes in by it.
-    pub interface: Option<String>,
+    pub(crate) interface: Option<String>,
     /// Address and prefix length.
-    pub source: (IpAddr, u8),
+    pub(crate) source: (IpAddr, u8),
     /// Address and prefix length.
-    pub destination: (IpAddr, u8),
+    pub(crate) destination: (IpAddr, u8),
     /// IANA number.
-    pub protocol: u8,
+    pub(crate) protocol: u8,
     /// Both ends included; none: all.
-    pub source_ports: Option<(u16, u16)>,
+    pub(crate) source_ports: Option<(u16, u16)>,
     /// The same of the destination.
-    pub destination_ports: Option<(u16, u16)>,
+    pub(crate) destination_ports: Option<(u16, u16)>,
     /// What becomes of it.
-    pub action: Action,
+    pub(crate) action: Action,
 }
 
 /// A rule as the kernel has it.
@@ -214,7 +214,7 @@ fn place(rules: &[RoutingRule], first: u32) -> Vec<KernelRule> {
 /// A talk with the kernel about routing rules. Belongs to the network namespace of the thread that
 /// opened it.
 #[derive(Debug)]
-pub struct Routing {
+pub(crate) struct Routing {
     socket: Socket,
     sequence: u32,
     buffer: Vec<u8>,
@@ -222,7 +222,7 @@ pub struct Routing {
 
 impl Routing {
     /// Opens the way to the kernel.
-    pub fn open() -> io::Result<Routing> {
+    pub(crate) fn open() -> io::Result<Routing> {
         Ok(Routing {
             socket: open_netlink(libc::NETLINK_ROUTE)?,
             sequence: 0,
@@ -231,7 +231,7 @@ impl Routing {
     }
 
     /// Whether the kernel has these rules of ours and no others.
-    pub fn is_there(&mut self, rules: &[RoutingRule], v6: bool) -> io::Result<bool> {
+    pub(crate) fn is_there(&mut self, rules: &[RoutingRule], v6: bool) -> io::Result<bool> {
         let found = self.list(v6)?;
         Ok(match rules {
             [] => found.is_empty(),
@@ -240,7 +240,7 @@ impl Routing {
     }
 
     /// Puts these rules in force in the place of those that are there, without a gap.
-    pub fn put(&mut self, rules: &[RoutingRule], v6: bool) -> io::Result<()> {
+    pub(crate) fn put(&mut self, rules: &[RoutingRule], v6: bool) -> io::Result<()> {
         let found = self.list(v6)?;
         let of = |first: u32| -> Vec<KernelRule> {
             let own = first..first + PREFERENCES;

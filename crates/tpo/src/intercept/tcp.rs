@@ -61,7 +61,7 @@ pub struct Listeners {
     /// For IPv4.
     pub v4: Listener,
     /// For IPv6; none where the host has none.
-    pub v6: Option<Listener>,
+    pub(crate) v6: Option<Listener>,
 }
 
 impl Listeners {
@@ -72,7 +72,7 @@ impl Listeners {
 
     /// Opens them at free ports, with room for this many half-open connections of each family, as
     /// far as `net.core.somaxconn` lets.
-    pub fn with_room(mode: Mode, half_open: usize) -> io::Result<Listeners> {
+    pub(crate) fn with_room(mode: Mode, half_open: usize) -> io::Result<Listeners> {
         let (any4, any6) = match mode {
             // Bound to loopback, so that no four-tuple of forwarded traffic can ever be the
             // listener's own.
@@ -104,7 +104,7 @@ impl Listeners {
 
     /// Half-open connections of one family that the queues hold before the kernel sends SYN
     /// cookies.
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.v4.sockets.len() * queue_length()
     }
 
@@ -121,7 +121,7 @@ impl Listeners {
     }
 
     /// The socket with this token, counted from the first, is readable: connections may wait there.
-    pub fn mark_ready(&mut self, token: usize) {
+    pub(crate) fn mark_ready(&mut self, token: usize) {
         if let Some(socket) = self
             .iter_mut()
             .flat_map(|listener| &mut listener.sockets)
@@ -132,7 +132,7 @@ impl Listeners {
     }
 
     /// Connections may wait at any of them.
-    pub fn mark_all_ready(&mut self) {
+    pub(crate) fn mark_all_ready(&mut self) {
         self.iter_mut()
             .flat_map(|listener| &mut listener.sockets)
             .for_each(|socket| socket.is_ready = true);
@@ -153,7 +153,7 @@ impl Listeners {
 }
 
 /// Whether this network namespace can speak IPv6: it can when loopback has its address.
-pub fn has_ipv6() -> bool {
+pub(crate) fn has_ipv6() -> bool {
     std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
@@ -196,11 +196,11 @@ pub struct Batch {
     /// Connections to the listener itself, by nobody's rule: reset.
     pub not_intercepted: u32,
     /// Redirected connections of which the kernel no longer knows the destination: reset.
-    pub no_destination: u32,
+    pub(crate) no_destination: u32,
     /// Reset because the process has no descriptor left.
     pub no_descriptors: u32,
     /// Gone before they were accepted.
-    pub aborted: u32,
+    pub(crate) aborted: u32,
 }
 
 impl Listener {
@@ -267,7 +267,11 @@ impl Listener {
     ///
     /// # Errors
     /// Only those of the listener itself, after which it is of no more use.
-    pub fn accept_ready(&mut self, limit: usize, out: &mut Vec<Accepted>) -> io::Result<Batch> {
+    pub(crate) fn accept_ready(
+        &mut self,
+        limit: usize,
+        out: &mut Vec<Accepted>,
+    ) -> io::Result<Batch> {
         let mut all = Batch {
             drained: true,
             ..Batch::default()
@@ -374,7 +378,7 @@ impl Listener {
 }
 
 /// Where an accepted connection was really meant to go.
-pub fn original_destination(stream: &TcpStream, mode: Mode) -> io::Result<SocketAddr> {
+pub(crate) fn original_destination(stream: &TcpStream, mode: Mode) -> io::Result<SocketAddr> {
     match mode {
         Mode::Tproxy => stream.local_addr().map(canonical),
         Mode::Redirect => {
@@ -450,7 +454,7 @@ pub fn connect_from(client: Option<SocketAddr>, destination: SocketAddr) -> io::
 
 /// Makes the coming close a reset, whatever is still unsent. Sockets from here begin so; this is
 /// for those that may have been changed.
-pub fn reset_on_close<S: AsFd>(stream: &S) {
+pub(crate) fn reset_on_close<S: AsFd>(stream: &S) {
     // Fails only on something that is no socket; then there is nothing to reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -18,7 +18,7 @@ use super::error::InstallError;
 use crate::host::netlink::{NESTED, attribute, message, next_message};
 
 /// The device's name. There is one daemon in a network namespace, so it is fixed.
-pub const DEVICE: &str = "tpo0";
+pub(crate) const DEVICE: &str = "tpo0";
 
 /// Packets that may wait for us: some ten milliseconds of the most that one thread reads.
 const QUEUE: u32 = 4_096;
@@ -50,7 +50,7 @@ const SETTINGS_V6: [(&str, &str); 3] = [
 
 /// Bytes in front of each packet at the TUN device (`struct virtio_net_hdr`); all zero says that
 /// what follows is one packet, whole.
-pub const VNET: usize = 10;
+pub(crate) const VNET: usize = 10;
 
 /// The device.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Tun {
     ///
     /// # Errors
     /// In words for the administrator: no permission, no driver, or another device of this name.
-    pub fn open() -> Result<Tun, InstallError> {
+    pub(crate) fn open() -> Result<Tun, InstallError> {
         let file = crate::sys::open_tun(DEVICE).map_err(refused)?;
         set_up().map_err(refused)?;
         Ok(Tun { file })
@@ -71,7 +71,7 @@ impl Tun {
 
     /// Makes the device anew if it was deleted; whether that was so. Its reader goes on reading.
     /// Needs CAP_NET_ADMIN and nothing of /dev: the file is that of the first device.
-    pub fn restore(&self) -> Result<bool, InstallError> {
+    pub(crate) fn restore(&self) -> Result<bool, InstallError> {
         match crate::sys::attach_tun(&self.file, DEVICE) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             made => made.and_then(|()| set_up()).map(|()| true).map_err(refused),
@@ -102,7 +102,11 @@ impl Tun {
 
     /// Sends what the kernel makes of a packet in two parts by the header in front of it (`struct
     /// virtio_net_hdr`).
-    pub fn write_parts(&self, vnet: &[u8; VNET], [front, behind]: [&[u8]; 2]) -> io::Result<()> {
+    pub(crate) fn write_parts(
+        &self,
+        vnet: &[u8; VNET],
+        [front, behind]: [&[u8]; 2],
+    ) -> io::Result<()> {
         let parts = [vnet, front, behind].map(IoSlice::new);
         (&self.file).write_vectored(&parts).map(drop)
     }

@@ -19,11 +19,11 @@ const PATIENCE: usize = 500;
 
 /// The handle that lanes hold.
 #[derive(Clone, Debug)]
-pub struct DictionaryWorker(SyncSender<(Work, Lane)>);
+pub(crate) struct DictionaryWorker(SyncSender<(Work, Lane)>);
 
 impl DictionaryWorker {
     /// Starts the thread; it ends when the last handle is gone.
-    pub fn start() -> io::Result<DictionaryWorker> {
+    pub(crate) fn start() -> io::Result<DictionaryWorker> {
         let (sender, inbox) = sync_channel(WAITING);
         std::thread::Builder::new()
             .name("dictionaries".into())
@@ -32,13 +32,13 @@ impl DictionaryWorker {
     }
 
     /// What one lane gives its work to; the results go to that lane.
-    pub fn of_lane(self, lane: Lane) -> Dictionaries {
+    pub(crate) fn of_lane(self, lane: Lane) -> Dictionaries {
         Dictionaries { worker: self, lane }
     }
 }
 
 /// The worker as one lane has it.
-pub struct Dictionaries {
+pub(crate) struct Dictionaries {
     worker: DictionaryWorker,
     /// To whom the results go.
     lane: Lane,
@@ -47,7 +47,7 @@ pub struct Dictionaries {
 impl Dictionaries {
     /// Takes work, whose result comes back as [`Command::Worked`]; gives the work back when too
     /// much of it waits.
-    pub fn make(&self, work: Work) -> Result<(), Work> {
+    pub(crate) fn make(&self, work: Work) -> Result<(), Work> {
         let sent = self.worker.0.try_send((work, self.lane.clone()));
         sent.map_err(|error| match error {
             TrySendError::Full((work, _)) | TrySendError::Disconnected((work, _)) => work,

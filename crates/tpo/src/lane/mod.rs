@@ -42,13 +42,13 @@ use way_out::WayOut;
 
 mod callers;
 mod calls;
-pub mod dictionary_worker;
+pub(crate) mod dictionary_worker;
 mod housekeeping;
 mod marks;
-pub mod on_demand;
+pub(crate) mod on_demand;
 mod own_socket;
 mod packet_flows;
-pub mod path_cache;
+pub(crate) mod path_cache;
 mod peer_socket;
 mod shown;
 mod streams;
@@ -78,36 +78,36 @@ const CLOSING: Duration = Duration::from_millis(250);
 const BLOCKED_SLEEP: Duration = Duration::from_millis(1);
 
 /// What a lane starts with.
-pub struct Start {
+pub(crate) struct Start {
     /// The peer's name, for logs and the thread.
-    pub name: String,
+    pub(crate) name: String,
     /// The engine's and mover's settings.
-    pub engine: tpo_engine::Config,
+    pub(crate) engine: tpo_engine::Config,
     /// What the peer may reach through us.
-    pub exit: Exit,
+    pub(crate) exit: Exit,
     /// The packet edges, if any packets are carried.
-    pub packets: Option<Packets>,
+    pub(crate) packets: Option<Packets>,
     /// Which peer it is.
-    pub id: PeerId,
+    pub(crate) id: PeerId,
     /// Where some flows of the peer go on to another.
-    pub transit: Option<Arc<Transit>>,
+    pub(crate) transit: Option<Arc<Transit>>,
     /// A handle on the socket that everybody calls: the lane speaks by it until the peer's address
     /// is known.
-    pub listener: Link,
+    pub(crate) listener: Link,
     /// What it may take of what all lanes share.
-    pub shares: Shares,
+    pub(crate) shares: Shares,
     /// Who makes dictionaries.
-    pub dictionary_worker: DictionaryWorker,
+    pub(crate) dictionary_worker: DictionaryWorker,
     /// Where the path is remembered.
-    pub path_cache: Option<PathCache>,
+    pub(crate) path_cache: Option<PathCache>,
     /// Called on demand: when, and how it is left again.
-    pub demand: Option<Demand>,
+    pub(crate) demand: Option<Demand>,
     /// Called whenever the peer comes up or goes down.
-    pub on_change: Box<dyn Fn() + Send>,
+    pub(crate) on_change: Box<dyn Fn() + Send>,
 }
 
 /// Starts the thread of one lane.
-pub fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
+pub(crate) fn start(start: Start) -> io::Result<(Lane, JoinHandle<()>)> {
     let wakeups = Wakeups::new()?;
     let descriptors = start.shares.descriptors.clone();
     let (lane, end) = Lane::new(&start.name, wakeups.waker()?, descriptors);
@@ -515,7 +515,6 @@ impl Loop {
             rests: self.calls.rests(&self.peer),
             remote: self.peer.remote(),
             stranger: self.socket.stranger(),
-            edges: self.streams.len(),
             counters: Counters {
                 refused_not_connected: streams.refused_not_connected + self.calls.given_up,
                 refused_no_room: streams.refused_no_room,

@@ -13,7 +13,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// Nothing.
     Stay,
     /// What waits for the peer is to be refused: it does not answer.
@@ -24,7 +24,7 @@ pub enum Turn {
 
 /// Of one peer.
 #[derive(Debug)]
-pub struct Demand {
+pub(crate) struct Demand {
     after: Duration,
     called: Option<Instant>,
     /// We called it, so we leave it.
@@ -36,7 +36,7 @@ pub struct Demand {
 
 impl Demand {
     /// The session ends when nothing was carried for so long.
-    pub fn new(after: Duration) -> Demand {
+    pub(crate) fn new(after: Duration) -> Demand {
         Demand {
             after,
             called: None,
@@ -47,36 +47,36 @@ impl Demand {
     }
 
     /// Somebody needs the peer, which is not connected; whether it is to be called now.
-    pub fn need(&mut self, now: Instant) -> bool {
+    pub(crate) fn need(&mut self, now: Instant) -> bool {
         let first = self.called.is_none();
         self.called.get_or_insert(now);
         first
     }
 
     /// The peer has answered, or called us.
-    pub fn connected(&mut self) {
+    pub(crate) fn connected(&mut self) {
         // It is said again for each new keys; whose the session is, does not change with them.
         self.ours |= self.called.take().is_some();
         (self.failed, self.idle_since) = (false, None);
     }
 
     /// Whether the session is over, for which reason ever: the next need calls again.
-    pub fn gone(&mut self) {
+    pub(crate) fn gone(&mut self) {
         (self.called, self.ours) = (None, false);
     }
 
     /// Whether traffic of its rules may come though it is not connected.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         !self.failed
     }
 
     /// Whether it rests: nobody needs it.
-    pub fn rests(&self) -> bool {
+    pub(crate) fn rests(&self) -> bool {
         self.called.is_none()
     }
 
     /// To be asked now and then.
-    pub fn turn(&mut self, connected: bool, idle: bool, now: Instant) -> Turn {
+    pub(crate) fn turn(&mut self, connected: bool, idle: bool, now: Instant) -> Turn {
         if !connected {
             let late = self.called.is_some_and(|called| now >= called + ANSWER);
             return if late && !std::mem::replace(&mut self.failed, true) {

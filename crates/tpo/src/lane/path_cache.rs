@@ -20,7 +20,7 @@ const LONGEST: u64 = 4_096;
 const FASTEST: u64 = 125_000_000_000;
 
 /// Where one peer's path is remembered.
-pub struct PathCache {
+pub(crate) struct PathCache {
     file: PathBuf,
 }
 
@@ -35,19 +35,19 @@ struct Written {
 
 impl PathCache {
     /// The file of this peer in `folder`. Names of peers hold no slashes.
-    pub fn new(folder: &Path, peer: &str) -> PathCache {
+    pub(crate) fn new(folder: &Path, peer: &str) -> PathCache {
         PathCache {
             file: folder.join(format!("{peer}.path")),
         }
     }
 
     /// The cache of this peer, if the service manager gives a place for it.
-    pub fn of_service(peer: &str) -> Option<PathCache> {
+    pub(crate) fn of_service(peer: &str) -> Option<PathCache> {
         Some(PathCache::new(&folder()?, peer))
     }
 
     /// What was written last, if it is a path at all.
-    pub fn load(&self) -> Option<tpo_mover::RememberedPath> {
+    pub(crate) fn load(&self) -> Option<tpo_mover::RememberedPath> {
         if fs::metadata(&self.file).ok()?.len() > LONGEST {
             return None;
         }
@@ -70,7 +70,7 @@ impl PathCache {
     ///
     /// # Errors
     /// Of the file system.
-    pub fn save(&self, path: &tpo_mover::RememberedPath) -> io::Result<()> {
+    pub(crate) fn save(&self, path: &tpo_mover::RememberedPath) -> io::Result<()> {
         let written = Written {
             bandwidth: path.bandwidth,
             round_trip_us: u64::try_from(path.round_trip.as_micros()).unwrap_or(u64::MAX),
@@ -86,7 +86,7 @@ impl PathCache {
 }
 
 /// The folder that the service manager gives, if it does.
-pub fn folder() -> Option<PathBuf> {
+pub(crate) fn folder() -> Option<PathBuf> {
     std::env::var_os("STATE_DIRECTORY")
         .filter(|folder| !folder.is_empty())
         .map(PathBuf::from)
@@ -96,7 +96,7 @@ pub fn folder() -> Option<PathBuf> {
 ///
 /// # Errors
 /// Of the file system.
-pub fn give(folder: &Path, who: &Who) -> anyhow::Result<()> {
+pub(crate) fn give(folder: &Path, who: &Who) -> anyhow::Result<()> {
     // In one that has been given away, whoever has it could have put anything under our names.
     if fs::metadata(folder)?.uid() != 0 {
         return Ok(());

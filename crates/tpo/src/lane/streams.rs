@@ -72,8 +72,6 @@ impl Streams {
                     socket,
                     descriptor,
                     begins: Begins::Open,
-                    client,
-                    server,
                 };
                 if let Err(error) = self.edges.insert(flow, edge) {
                     debug!(%error, "no edge for an accepted connection");
@@ -126,8 +124,6 @@ impl Streams {
             socket,
             descriptor,
             begins,
-            client: key.source,
-            server: key.destination,
         };
         self.edges.insert(flow, edge).map_err(|error| {
             debug!(%error, "no edge for the peer's flow");

@@ -9,22 +9,22 @@ use crate::ip::Parsed;
 
 /// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What
 /// comes then is lost, as in any full queue.
-pub const WAITING_BYTES: usize = 8 << 20;
+pub(crate) const WAITING_BYTES: usize = 8 << 20;
 
 /// What a rule says of a packet.
 #[derive(Clone, Copy, Debug)]
-pub struct Ruled {
+pub(crate) struct Ruled {
     /// How the rule wants it to be treated.
-    pub treatment: Treatment,
+    pub(crate) treatment: Treatment,
     /// How it is carried.
-    pub delivery: Delivery,
+    pub(crate) delivery: Delivery,
     /// It takes its plain way when the peer cannot have it.
-    pub fails_open: bool,
+    pub(crate) fails_open: bool,
 }
 
 impl Ruled {
     /// The same for what a peer has brought, whose own rule asks for this.
-    pub fn after(self, asked: &Treatment) -> Ruled {
+    pub(crate) fn after(self, asked: &Treatment) -> Ruled {
         Ruled {
             treatment: self.treatment.after(asked),
             ..self
@@ -34,64 +34,64 @@ impl Ruled {
 
 /// One packet of a batch.
 #[derive(Debug)]
-pub struct Item {
+pub(crate) struct Item {
     /// What it is.
-    pub parsed: Parsed,
+    pub(crate) parsed: Parsed,
     /// By which rule it may open a flow; none: it belongs to one that lives, or to nobody.
-    pub ruled: Option<Ruled>,
+    pub(crate) ruled: Option<Ruled>,
     /// Where in the block of the batch it is.
-    pub place: Range<usize>,
+    pub(crate) place: Range<usize>,
 }
 
 /// Packets for one lane.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// The memory that the TUN reader has read into. Other lanes may have packets in it too.
-    pub block: Arc<Vec<u8>>,
+    pub(crate) block: Arc<Vec<u8>>,
     /// The packets.
-    pub items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
 }
 
 impl Batch {
     /// These packets of a block.
-    pub fn new(block: Arc<Vec<u8>>, items: Vec<Item>) -> Batch {
+    pub(crate) fn new(block: Arc<Vec<u8>>, items: Vec<Item>) -> Batch {
         Batch { block, items }
     }
 
     /// The bytes of one of its packets.
-    pub fn packet(&self, item: &Item) -> &[u8] {
+    pub(crate) fn packet(&self, item: &Item) -> &[u8] {
         &self.block[item.place.clone()]
     }
 
     /// Bytes of all its packets.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.items.iter().map(|item| item.place.len()).sum()
     }
 }
 
 /// One packet that goes on from a peer to another.
 #[derive(Debug)]
-pub struct OnwardItem {
+pub(crate) struct OnwardItem {
     /// Its flow, seen from its source.
-    pub key: PacketKey,
+    pub(crate) key: PacketKey,
     /// By which rule it may open the flow at the other peer.
-    pub ruled: Option<Ruled>,
+    pub(crate) ruled: Option<Ruled>,
     /// Where it is.
-    pub place: Range<usize>,
+    pub(crate) place: Range<usize>,
 }
 
 /// Packets on their way from one lane to another, in the form in which they cross the WAN.
 #[derive(Debug, Default)]
-pub struct Onward {
+pub(crate) struct Onward {
     /// All bytes.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// The packets.
-    pub items: Vec<OnwardItem>,
+    pub(crate) items: Vec<OnwardItem>,
 }
 
 impl Onward {
     /// Adds a packet; gives its bytes to be changed.
-    pub fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) -> &mut [u8] {
+    pub(crate) fn push(&mut self, key: PacketKey, ruled: Option<Ruled>, bytes: &[u8]) -> &mut [u8] {
         let from = self.bytes.len();
         self.bytes.extend_from_slice(bytes);
         let place = from..self.bytes.len();
@@ -100,7 +100,7 @@ impl Onward {
     }
 
     /// Takes the last packet back.
-    pub fn take_back(&mut self) {
+    pub(crate) fn take_back(&mut self) {
         if let Some(last) = self.items.pop() {
             self.bytes.truncate(last.place.start);
         }

@@ -19,19 +19,19 @@ use crate::edge::shares::{Permit, Share};
 const COMMANDS: usize = 4_096;
 
 /// A connection that the interceptor has accepted, or that another lane hands on.
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// The near application's connection, or our end of the one that joins two lanes.
-    pub socket: TcpStream,
+    pub(crate) socket: TcpStream,
     /// Who wants to reach whom.
-    pub key: StreamKey,
+    pub(crate) key: StreamKey,
     /// How the rule wants it to be treated.
-    pub treatment: Treatment,
+    pub(crate) treatment: Treatment,
     /// Its part of somebody's share of the descriptors.
-    pub descriptor: Permit,
+    pub(crate) descriptor: Permit,
 }
 
 /// What other threads ask of a lane.
-pub enum Command {
+pub(crate) enum Command {
     /// A connection that a rule gives to this peer.
     Accepted(Accepted),
     /// Packets of the near side, some of which may be this peer's.
@@ -53,24 +53,24 @@ pub enum Command {
 
 /// The handle that other threads hold.
 #[derive(Clone)]
-pub struct Lane {
+pub(crate) struct Lane {
     commands: SyncSender<Command>,
     sessions: Inlet,
     handshakes: Inlet,
     waker: Arc<Waker>,
     stopping: Arc<AtomicBool>,
     /// Life signs.
-    pub pulse: Arc<Pulse>,
+    pub(crate) pulse: Arc<Pulse>,
     /// The peer's name in the configuration.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// The peer's share of the descriptors.
-    pub descriptors: Share,
+    pub(crate) descriptors: Share,
 }
 
 impl Lane {
     /// The two ends of a new lane: what other threads hold of it, and what its own thread takes
     /// from.
-    pub fn new(name: &str, waker: Arc<Waker>, descriptors: Share) -> (Lane, LaneEnd) {
+    pub(crate) fn new(name: &str, waker: Arc<Waker>, descriptors: Share) -> (Lane, LaneEnd) {
         let (commands, inbox) = sync_channel(COMMANDS);
         let (sessions, session_inbox) = inlet(SESSIONS);
         let (handshakes, handshake_inbox) = inlet(HANDSHAKES);
@@ -96,7 +96,7 @@ impl Lane {
     }
 
     /// Hands over a command; gives it back when too many wait, or the lane has ended.
-    pub fn send(&self, command: Command) -> Result<(), Command> {
+    pub(crate) fn send(&self, command: Command) -> Result<(), Command> {
         let connections = usize::from(matches!(command, Command::Accepted(_)));
         self.pulse
             .connections
@@ -117,12 +117,22 @@ impl Lane {
     }
 
     /// Hands over a datagram of one of the lane's sessions; false when too much of them waits.
-    pub fn hear_session(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+    pub(crate) fn hear_session(
+        &self,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &[u8],
+    ) -> bool {
         self.hear(&self.sessions, from, local, datagram)
     }
 
     /// Hands over a handshake datagram whose guard is right; false when too many of them wait.
-    pub fn hear_handshake(&self, from: SocketAddr, local: Option<IpAddr>, datagram: &[u8]) -> bool {
+    pub(crate) fn hear_handshake(
+        &self,
+        from: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &[u8],
+    ) -> bool {
         self.hear(&self.handshakes, from, local, datagram)
     }
 
@@ -142,7 +152,7 @@ impl Lane {
     }
 
     /// Hands over what another peer has brought for this one; false when too much waits.
-    pub fn pass_on(&self, batch: Onward) -> bool {
+    pub(crate) fn pass_on(&self, batch: Onward) -> bool {
         let (bytes, waiting) = (batch.bytes.len(), &self.pulse.packets);
         waiting.fetch_add(bytes, Ordering::Relaxed);
         let full = waiting.load(Ordering::Relaxed) > WAITING_BYTES;
@@ -154,7 +164,7 @@ impl Lane {
     }
 
     /// Asks what the lane knows of itself; the answer comes through the receiver, or never.
-    pub fn report(&self) -> Receiver<Report> {
+    pub(crate) fn report(&self) -> Receiver<Report> {
         let (sender, receiver) = sync_channel(1);
         // A lane that takes no more commands does not answer, and the caller has a deadline.
         let _ = self.send(Command::Report(sender));
@@ -162,14 +172,14 @@ impl Lane {
     }
 
     /// Asks for every flow, likewise.
-    pub fn flows(&self) -> Receiver<Vec<FlowInfo>> {
+    pub(crate) fn flows(&self) -> Receiver<Vec<FlowInfo>> {
         let (sender, receiver) = sync_channel(1);
         let _ = self.send(Command::Flows(sender));
         receiver
     }
 
     /// Reset all flows, say goodbye, end. Heard even by a lane whose commands are full.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         // A lane that cannot be woken has ended.
         let _ = self.waker.wake();
@@ -177,15 +187,15 @@ impl Lane {
 }
 
 /// The lane's own end of its handle.
-pub struct LaneEnd {
+pub(crate) struct LaneEnd {
     /// What other threads ask.
-    pub inbox: Receiver<Command>,
+    pub(crate) inbox: Receiver<Command>,
     /// Handshake datagrams from the demultiplexer.
-    pub handshakes: Outlet,
+    pub(crate) handshakes: Outlet,
     /// Datagrams of sessions from the demultiplexer.
-    pub sessions: Outlet,
+    pub(crate) sessions: Outlet,
     /// The lane shall end.
-    pub stopping: Arc<AtomicBool>,
+    pub(crate) stopping: Arc<AtomicBool>,
     /// What the lane shows of itself.
-    pub pulse: Arc<Pulse>,
+    pub(crate) pulse: Arc<Pulse>,
 }

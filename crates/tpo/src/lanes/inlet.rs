@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// A datagram that the demultiplexer heard at the listening socket.
-pub struct Arrival {
+pub(crate) struct Arrival {
     /// Who sent it, as it says.
-    pub from: SocketAddr,
+    pub(crate) from: SocketAddr,
     /// At which of our addresses it arrived.
-    pub local: Option<IpAddr>,
+    pub(crate) local: Option<IpAddr>,
     /// The datagram.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// How much may wait.
@@ -54,7 +54,7 @@ pub(super) struct Inlet {
 }
 
 /// The lane's end.
-pub struct Outlet {
+pub(crate) struct Outlet {
     receiver: Receiver<Arrival>,
     waiting: Arc<Waiting>,
 }
@@ -103,7 +103,7 @@ impl Inlet {
 
 impl Outlet {
     /// The next one.
-    pub fn take(&self) -> Option<Arrival> {
+    pub(crate) fn take(&self) -> Option<Arrival> {
         let arrival = self.receiver.try_recv().ok()?;
         self.waiting.took(&arrival);
         Some(arrival)

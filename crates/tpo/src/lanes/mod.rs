@@ -5,10 +5,10 @@
 //! from its peer ([`transit`]), multicast what the peer shall be asked for; the daemon's reports
 //! ask it how it goes. Nobody waits for a lane, and nothing here knows the loop behind the handle.
 
-pub mod batch;
-pub mod handle;
-pub mod inlet;
-pub mod pulse;
-pub mod report;
-pub mod sighting;
-pub mod transit;
+pub(crate) mod batch;
+pub(crate) mod handle;
+pub(crate) mod inlet;
+pub(crate) mod pulse;
+pub(crate) mod report;
+pub(crate) mod sighting;
+pub(crate) mod transit;

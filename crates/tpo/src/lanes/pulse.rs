@@ -22,26 +22,26 @@ fn unsaid() -> [AtomicUsize; 2] {
 
 /// Life signs of a lane, read by the interceptor's lease, and how much of its room is used.
 #[derive(Debug)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     start: Instant,
     beat_ms: AtomicU64,
     up: AtomicBool,
     /// Streams that live, and how many may.
-    pub flows: [AtomicUsize; 2],
+    pub(crate) flows: [AtomicUsize; 2],
     /// Bytes that streams hold for their applications, and how many they may.
-    pub held: [AtomicUsize; 2],
+    pub(crate) held: [AtomicUsize; 2],
     /// Connections that wait for a peer that was called on demand, and how many may.
-    pub calling: [AtomicUsize; 2],
+    pub(crate) calling: [AtomicUsize; 2],
     /// Connections under way from the gate.
-    pub connections: AtomicUsize,
+    pub(crate) connections: AtomicUsize,
     /// The far TPO has refused flows for lack of room just now.
-    pub far_is_full: AtomicBool,
+    pub(crate) far_is_full: AtomicBool,
     /// A [`Lack`], as the gate has judged; zero: there is room.
     lack: AtomicU8,
     /// Bytes that the lane's flows hold, for the budget in all.
-    pub memory: AtomicUsize,
+    pub(crate) memory: AtomicUsize,
     /// Bytes of packets that wait for the lane.
-    pub packets: AtomicUsize,
+    pub(crate) packets: AtomicUsize,
     /// The session indices by which datagrams find the lane now, or [`NO_INDEX`].
     indices: [AtomicU32; INDICES],
 }
@@ -79,7 +79,7 @@ impl Pulse {
 
     /// Whether a session or an attempt of the lane has this index. A moment old, so a datagram that
     /// comes with the first of an index may be turned away; it is repeated.
-    pub fn knows(&self, index: u32) -> bool {
+    pub(crate) fn knows(&self, index: u32) -> bool {
         self.indices
             .iter()
             .any(|known| known.load(Ordering::Relaxed) == index)
@@ -100,7 +100,7 @@ impl Pulse {
     }
 
     /// Whether the loop turned within `limit`.
-    pub fn is_alive(&self, now: Instant, limit: Duration) -> bool {
+    pub(crate) fn is_alive(&self, now: Instant, limit: Duration) -> bool {
         let beat = self.start + Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
         now.saturating_duration_since(beat) < limit
     }
@@ -135,7 +135,7 @@ impl Pulse {
     }
 
     /// What there is no room of for new connections, if anything.
-    pub fn lack(&self) -> Option<Lack> {
+    pub(crate) fn lack(&self) -> Option<Lack> {
         Lack::from_number(self.lack.load(Ordering::Relaxed))
     }
 
@@ -146,12 +146,12 @@ impl Pulse {
     }
 
     /// Whether the peer answers and new connections have room.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.is_up() && self.lack.load(Ordering::Relaxed) == 0
     }
 
     /// Whether the peer answers.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.up.load(Ordering::Relaxed)
     }
 }

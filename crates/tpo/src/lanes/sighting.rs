@@ -8,7 +8,7 @@ pub(crate) const LIFE: Duration = Duration::from_secs(60);
 
 /// What does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It names a pair of keys that is not ours and a peer's.
     Keys,
     /// It names the pair, but was not made with the pair's secrets.
@@ -17,18 +17,18 @@ pub enum Fault {
 
 /// One such datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sighting {
+pub(crate) struct Sighting {
     /// The address that it says it comes from.
-    pub from: SocketAddr,
+    pub(crate) from: SocketAddr,
     /// When it came.
-    pub at: Instant,
+    pub(crate) at: Instant,
     /// What does not fit.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 impl Sighting {
     /// Whether it is so young that it is worth a word.
-    pub fn counts(&self, now: Instant) -> bool {
+    pub(crate) fn counts(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) < LIFE
     }
 }

@@ -25,7 +25,7 @@ use crate::table::protocols::TCP;
 
 /// Where a flow that a peer has opened goes.
 #[derive(Clone, Copy, Debug)]
-pub enum Next {
+pub(crate) enum Next {
     /// To its destination, from here.
     Here,
     /// To this peer.
@@ -35,7 +35,7 @@ pub enum Next {
 }
 
 /// What all lanes share.
-pub struct Transit {
+pub(crate) struct Transit {
     policy: Policy,
     /// In the order of the policy's rules.
     fails_open: Vec<bool>,
@@ -49,7 +49,7 @@ pub struct Transit {
 impl Transit {
     /// The rules for transit alone, whether each fails open, and whom their carriers mean; those
     /// for groups of many apart.
-    pub fn new(policy: Policy, fails_open: Vec<bool>, carriers: AllCarriers) -> Transit {
+    pub(crate) fn new(policy: Policy, fails_open: Vec<bool>, carriers: AllCarriers) -> Transit {
         Transit {
             policy,
             fails_open,
@@ -60,19 +60,19 @@ impl Transit {
     }
 
     /// Those of all peers. Until then nothing passes.
-    pub fn set_lanes(&self, lanes: ByPeer<Lane>) {
+    pub(crate) fn set_lanes(&self, lanes: ByPeer<Lane>) {
         // Once, by the daemon's start.
         let _ = self.lanes.set(lanes);
     }
 
     /// The lane of a peer.
-    pub fn lane(&self, peer: PeerId) -> Option<&Lane> {
+    pub(crate) fn lane(&self, peer: PeerId) -> Option<&Lane> {
         self.lanes.get()?.get(peer)
     }
 
     /// Where a flow goes that this peer has opened; one for many is dealt with
     /// by `packets/onward.rs` in any case.
-    pub fn next(&self, key: &FlowKey, from: PeerId) -> Next {
+    pub(crate) fn next(&self, key: &FlowKey, from: PeerId) -> Next {
         if key.destination.ip().is_multicast() {
             return Next::Here;
         }
@@ -107,7 +107,7 @@ impl Transit {
     }
 
     /// A stream begins to pass; false when it is here already, and would go in circles.
-    pub fn begin(&self, key: &StreamKey) -> bool {
+    pub(crate) fn begin(&self, key: &StreamKey) -> bool {
         self.passing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -115,7 +115,7 @@ impl Transit {
     }
 
     /// It has ended.
-    pub fn end(&self, key: &StreamKey) {
+    pub(crate) fn end(&self, key: &StreamKey) {
         self.passing
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -124,7 +124,7 @@ impl Transit {
 }
 
 /// Two ends of one connection of this host with itself.
-pub fn pair() -> io::Result<[TcpStream; 2]> {
+pub(crate) fn pair() -> io::Result<[TcpStream; 2]> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let near = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     lan_options(&near)?;

@@ -25,7 +25,7 @@ const RECEIVE_BUFFER: usize = 32 << 20;
 const SEND_BUFFER: usize = 8 << 20;
 /// Datagram runs taken by one system call. Each may hold 64 datagrams; more would only lengthen the
 /// lane's turn.
-pub const RECEIVE_RUNS: usize = 8;
+pub(crate) const RECEIVE_RUNS: usize = 8;
 /// Calls that are tried again after an error which may be an ICMP message's about another datagram.
 /// Each call takes one such error away; who sends 100,000 of them in a second hits one call in ten.
 const AGAIN: usize = 4;
@@ -33,7 +33,7 @@ const AGAIN: usize = 4;
 const RUN_BYTES: usize = 65_536;
 
 /// One UDP socket with its offloads.
-pub struct Link {
+pub(crate) struct Link {
     socket: UdpSocket,
     state: UdpSocketState,
     /// An IPv6 socket: asked for once, not with each batch.
@@ -42,7 +42,7 @@ pub struct Link {
 
 /// What the kernel said of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Sent {
+pub(crate) enum Sent {
     /// Handed to the kernel.
     All,
     /// The socket's buffer is full: try again when it is writable.
@@ -56,7 +56,7 @@ pub enum Sent {
 impl Link {
     /// The socket that everybody calls: dual-stack when `[::]` is asked for and the kernel has
     /// IPv6, IPv4 alone where it has not.
-    pub fn listen(address: SocketAddr) -> io::Result<Link> {
+    pub(crate) fn listen(address: SocketAddr) -> io::Result<Link> {
         match Link::open(address, None) {
             Err(error)
                 if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
@@ -76,7 +76,7 @@ impl Link {
 
     /// A socket for one lane: our port, connected to the peer. `local` is the address at which the
     /// peer called us, if it did.
-    pub fn connect(port: u16, local: Option<IpAddr>, peer: SocketAddr) -> io::Result<Link> {
+    pub(crate) fn connect(port: u16, local: Option<IpAddr>, peer: SocketAddr) -> io::Result<Link> {
         let any: IpAddr = if peer.is_ipv4() {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
@@ -116,12 +116,12 @@ impl Link {
     }
 
     /// The local address, for logs and to learn a port that the kernel chose.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
     /// A second handle on the same socket.
-    pub fn try_clone(&self) -> io::Result<Link> {
+    pub(crate) fn try_clone(&self) -> io::Result<Link> {
         let socket = self.socket.try_clone()?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         Ok(Link {
@@ -133,7 +133,7 @@ impl Link {
 
     /// Sends one batch: datagrams of `segment` bytes each, the last may be shorter. An unconnected
     /// socket can be told from which address.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         to: SocketAddr,
         source: Option<IpAddr>,
@@ -218,7 +218,7 @@ impl Link {
     /// The next thing that an ICMP message said of what a connected socket has sent: the error, and
     /// how many bytes of the datagram it quoted into `quoted`. Proves nothing by itself: whoever
     /// reaches one of our addresses can send such a message.
-    pub fn take_complaint(&self, quoted: &mut [u8]) -> Option<(i32, usize)> {
+    pub(crate) fn take_complaint(&self, quoted: &mut [u8]) -> Option<(i32, usize)> {
         crate::sys::take_complaint(&self.socket, quoted).unwrap_or_else(|error| {
             debug!(%error, "the error queue cannot be read");
             None
@@ -237,12 +237,12 @@ impl Link {
 
     /// Packets that the kernel dropped here because we did not take them soon enough. A system
     /// call: for reports, not for each datagram.
-    pub fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         crate::sys::socket_drops(&self.socket).map_or(0, u64::from)
     }
 
     /// Receives some runs of datagrams. `Ok(0)`: nothing waits.
-    pub fn receive(&self, into: &mut Runs) -> io::Result<usize> {
+    pub(crate) fn receive(&self, into: &mut Runs) -> io::Result<usize> {
         let mut runs = into.bytes.chunks_mut(RUN_BYTES);
         let mut slices: [IoSliceMut<'_>; RECEIVE_RUNS] =
             std::array::from_fn(|_| IoSliceMut::new(runs.next().unwrap_or_default()));
@@ -273,7 +273,7 @@ impl AsRawFd for Link {
 }
 
 /// Buffers for what one system call receives.
-pub struct Runs {
+pub(crate) struct Runs {
     bytes: Vec<u8>,
     meta: Vec<RecvMeta>,
     filled: usize,
@@ -281,7 +281,7 @@ pub struct Runs {
 
 impl Runs {
     /// Room for a handful of the largest runs.
-    pub fn new() -> Runs {
+    pub(crate) fn new() -> Runs {
         Runs {
             bytes: vec![0; RECEIVE_RUNS * RUN_BYTES],
             meta: vec![RecvMeta::default(); RECEIVE_RUNS],
@@ -290,7 +290,7 @@ impl Runs {
     }
 
     /// Each datagram received, with its sender and the local address it was sent to.
-    pub fn for_each(&mut self, mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8])) {
+    pub(crate) fn for_each(&mut self, mut each: impl FnMut(SocketAddr, Option<IpAddr>, &mut [u8])) {
         for (run, meta) in self
             .bytes
             .chunks_mut(RUN_BYTES)
@@ -313,7 +313,7 @@ impl Default for Runs {
 }
 
 /// An IPv4 peer heard through a dual-stack socket is an IPv4 peer.
-pub fn unmapped(address: SocketAddr) -> SocketAddr {
+pub(crate) fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

@@ -24,21 +24,21 @@ pub(super) struct Whose {
 }
 
 /// Everything that says whose a packet is.
-pub struct Directory {
+pub(crate) struct Directory {
     /// The look-up table.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// In the order of the policy's rules.
-    pub fails_open: Vec<bool>,
+    pub(crate) fails_open: Vec<bool>,
     /// What may take its plain way.
-    pub plain: Arc<Plain>,
+    pub(crate) plain: Arc<Plain>,
     /// Whom the rules' carriers mean.
-    pub carriers: AllCarriers,
+    pub(crate) carriers: AllCarriers,
     /// Which peer owns a flow.
-    pub owners: Arc<FlowOwners>,
+    pub(crate) owners: Arc<FlowOwners>,
     /// Those of all peers.
-    pub lanes: ByPeer<Lane>,
+    pub(crate) lanes: ByPeer<Lane>,
     /// What is carried to multicast groups, if anything.
-    pub groups: Option<GroupTable>,
+    pub(crate) groups: Option<GroupTable>,
 }
 
 impl Directory {
@@ -81,18 +81,18 @@ impl Directory {
 }
 
 /// Who gets what is sent to multicast groups.
-pub struct GroupTable {
+pub(crate) struct GroupTable {
     /// The rules whose destinations are such groups.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// Whom the rules' carriers mean: all of them that ask.
-    pub carriers: AllCarriers,
+    pub(crate) carriers: AllCarriers,
     /// What the peers ask for.
-    pub wanted: Arc<Wanted>,
+    pub(crate) wanted: Arc<Wanted>,
 }
 
 impl GroupTable {
     /// Every peer that asks for this flow and gets it by a rule, and for whom it asks.
-    pub fn each(&self, key: &PacketKey, mut each: impl FnMut(PeerId, For, Ruled)) {
+    pub(crate) fn each(&self, key: &PacketKey, mut each: impl FnMut(PeerId, For, Ruled)) {
         let Some(rule) = self.policy.find(key) else {
             return;
         };

@@ -30,7 +30,7 @@ use crate::table::peers::PeerId;
 use crate::table::protocols::UDP;
 
 /// The edge for packets of one lane.
-pub struct Packets {
+pub(crate) struct Packets {
     emitter: Emitter,
     plain: Arc<Plain>,
     flows: Flows,
@@ -41,17 +41,17 @@ pub struct Packets {
 
 /// What the edges of all lanes share.
 #[derive(Clone)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// The device.
-    pub tun: Arc<Tun>,
+    pub(crate) tun: Arc<Tun>,
     /// This host's own addresses.
-    pub own: Arc<Own>,
+    pub(crate) own: Arc<Own>,
     /// What may take its plain way.
-    pub plain: Arc<Plain>,
+    pub(crate) plain: Arc<Plain>,
     /// Which peer owns a flow.
-    pub owners: Arc<FlowOwners>,
+    pub(crate) owners: Arc<FlowOwners>,
     /// Where some of what a peer brings goes on to another.
-    pub transit: Option<Arc<Transit>>,
+    pub(crate) transit: Option<Arc<Transit>>,
 }
 
 /// How a packet is treated that opens a flow by this rule, or by none.
@@ -72,7 +72,7 @@ fn from_there(arrived: &Arrived<'_>) -> PacketKey {
 
 impl Packets {
     /// The edge of the lane of this peer.
-    pub fn new(peer: PeerId, shared: Shared, membership: Option<Membership>) -> Packets {
+    pub(crate) fn new(peer: PeerId, shared: Shared, membership: Option<Membership>) -> Packets {
         Packets {
             emitter: Emitter::new(shared.tun, shared.own),
             plain: shared.plain,
@@ -87,7 +87,7 @@ impl Packets {
 
     /// Gives packets of the near side to the engine. Those that the engine cannot have take their
     /// plain way, if their rule lets them.
-    pub fn send(&mut self, peer: &mut Peer, batch: Batch, now: Instant) {
+    pub(crate) fn send(&mut self, peer: &mut Peer, batch: Batch, now: Instant) {
         peer.begin_block(batch.block);
         for item in &batch.items {
             if let Err(error) = self.send_one(peer, item, now) {
@@ -152,7 +152,7 @@ impl Packets {
     }
 
     /// Gives the engine what other peers have brought for this one.
-    pub fn take_over(&mut self, peer: &mut Peer, batch: Onward, now: Instant) {
+    pub(crate) fn take_over(&mut self, peer: &mut Peer, batch: Onward, now: Instant) {
         peer.begin_block(Arc::new(batch.bytes));
         for item in &batch.items {
             self.take_one_over(peer, item, now);
@@ -196,7 +196,7 @@ impl Packets {
     // ---------------------------------------------------------------------------------------------
 
     /// Gives what arrived to the kernel, to the LANs that listen to a group, or to another lane.
-    pub fn deliver(&mut self, peer: &mut Peer, now: Instant) {
+    pub(crate) fn deliver(&mut self, peer: &mut Peer, now: Instant) {
         peer.take_packets(
             |arrived| match arrived.key.destination.ip().is_multicast() {
                 true => self.deliver_to_group(arrived, now),
@@ -265,7 +265,12 @@ impl Packets {
     /// The peer has opened a flow: its answers are ours. It may go on to another peer. False when
     /// another peer owns it: then its answers are not this one's, it might go in circles, and what
     /// is sent to many would be heard twice.
-    pub fn open(&mut self, flow: FlowId, key: PacketKey, next: Option<(PeerId, Ruled)>) -> bool {
+    pub(crate) fn open(
+        &mut self,
+        flow: FlowId,
+        key: PacketKey,
+        next: Option<(PeerId, Ruled)>,
+    ) -> bool {
         let onwards = next.map(|(peer, ruled)| Onwards { peer, ruled });
         let is_free = self.flows.open_there(flow, key, onwards);
         self.emitter.counters.owned += u64::from(!is_free);
@@ -273,14 +278,14 @@ impl Packets {
     }
 
     /// A flow is over, of whatever kind: the engine has said so.
-    pub fn end(&mut self, flow: FlowId, peer: &Peer) {
+    pub(crate) fn end(&mut self, flow: FlowId, peer: &Peer) {
         self.flows.end(flow, |key| peer.packet_flow(key));
     }
 
     /// What an address means may change, when it becomes this host's own or is so no longer: the
     /// peer's flows that are not permitted any more end. To be called before anything of the peer
     /// is taken. Gives how many they were.
-    pub fn follow_addresses(&mut self, peer: &mut Peer, exit: &Exit, now: Instant) -> u64 {
+    pub(crate) fn follow_addresses(&mut self, peer: &mut Peer, exit: &Exit, now: Instant) -> u64 {
         let banned = self.flows.banned(exit);
         for flow in &banned {
             peer.reset(*flow, Status::NotAllowed, now);
@@ -290,7 +295,7 @@ impl Packets {
     }
 
     /// Whether the peer is heard: only then its flows are nobody else's.
-    pub fn set_heard(&self, heard: bool) {
+    pub(crate) fn set_heard(&self, heard: bool) {
         self.flows.set_heard(heard);
     }
 
@@ -298,35 +303,35 @@ impl Packets {
     // ---------------------------------------------------------------------------------------------
 
     /// What the peer shall be asked for from now on, by [`For`](super::multicast::groups::For).
-    pub fn ask(&mut self, groups: [Vec<IpAddr>; 2], now: Instant) {
+    pub(crate) fn ask(&mut self, groups: [Vec<IpAddr>; 2], now: Instant) {
         if let Some(membership) = &mut self.membership {
             membership.ask(groups, now);
         }
     }
 
     /// Asks the peer for groups when it is time.
-    pub fn say_what_is_asked(&mut self, peer: &mut Peer, now: Instant) {
+    pub(crate) fn say_what_is_asked(&mut self, peer: &mut Peer, now: Instant) {
         if let Some(membership) = &mut self.membership {
             membership.send(peer, now);
         }
     }
 
     /// The peer has begun anew: it knows nothing of what was asked, and asks for nothing.
-    pub fn begin_anew(&mut self, now: Instant) {
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
         if let Some(membership) = &mut self.membership {
             membership.begin_anew(now);
         }
     }
 
     /// Whether a flow of this key is one in which the peer asks for groups, and may.
-    pub fn is_question(&self, key: &PacketKey) -> bool {
+    pub(crate) fn is_question(&self, key: &PacketKey) -> bool {
         self.membership
             .as_ref()
             .is_some_and(|membership| membership.is_question(key))
     }
 
     /// Whether the peer is to be asked for any group.
-    pub fn asks_for_groups(&self) -> bool {
+    pub(crate) fn asks_for_groups(&self) -> bool {
         self.membership.as_ref().is_some_and(Membership::asks)
     }
 
@@ -334,22 +339,22 @@ impl Packets {
     // ---------------------------------------------------------------------------------------------
 
     /// What happened so far.
-    pub fn counters(&self) -> PacketCounters {
+    pub(crate) fn counters(&self) -> PacketCounters {
         self.emitter.counters
     }
 
     /// Groups that the peer asks us for.
-    pub fn asked_here(&self) -> Vec<IpAddr> {
+    pub(crate) fn asked_here(&self) -> Vec<IpAddr> {
         self.of_membership(Membership::asked_here)
     }
 
     /// Groups that we ask the peer for.
-    pub fn asked_there(&self) -> Vec<IpAddr> {
+    pub(crate) fn asked_there(&self) -> Vec<IpAddr> {
         self.of_membership(Membership::asked_there)
     }
 
     /// LANs to which another TPO brings the peer's groups.
-    pub fn lans_left(&self) -> Vec<String> {
+    pub(crate) fn lans_left(&self) -> Vec<String> {
         self.of_membership(Membership::lans_left)
     }
 

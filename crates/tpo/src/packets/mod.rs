@@ -41,16 +41,16 @@
 //!   belongs to the engine until its packets are taken, then to the mover.
 //! * [`plain_way`] decides and counts what is given back to the kernel.
 
-pub mod reader;
+pub(crate) mod reader;
 
 mod blocks;
 mod fragments;
 
-pub mod directory;
-pub mod owners;
-pub mod plain_way;
+pub(crate) mod directory;
+pub(crate) mod owners;
+pub(crate) mod plain_way;
 
-pub mod edge;
+pub(crate) mod edge;
 mod flows;
 pub mod form;
 mod onward;

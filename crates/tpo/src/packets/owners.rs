@@ -28,7 +28,7 @@ fn is_roomy(capacity: usize, length: usize) -> bool {
 
 /// Which peer owns a flow.
 #[derive(Debug)]
-pub struct FlowOwners {
+pub(crate) struct FlowOwners {
     owners: RwLock<Owners>,
     /// Of each peer: it is heard. One that is not keeps nobody from a flow.
     heard: ByPeer<AtomicBool>,
@@ -45,7 +45,7 @@ struct Owners {
 
 impl FlowOwners {
     /// No flow of any of these peers yet.
-    pub fn new(peers: usize) -> FlowOwners {
+    pub(crate) fn new(peers: usize) -> FlowOwners {
         FlowOwners {
             owners: RwLock::default(),
             heard: ByPeer::new(peers, |_| AtomicBool::new(false)),
@@ -53,13 +53,13 @@ impl FlowOwners {
     }
 
     /// Whether a peer is heard.
-    pub fn set_heard(&self, peer: PeerId, heard: bool) {
+    pub(crate) fn set_heard(&self, peer: PeerId, heard: bool) {
         self.heard[peer].store(heard, Ordering::SeqCst);
     }
 
     /// A peer opens a flow: its answers are that peer's from now on. False when they are another's
     /// already, because that one has opened the same flow, or carries ours of the other direction.
-    pub fn insert(&self, key: PacketKey, peer: PeerId) -> bool {
+    pub(crate) fn insert(&self, key: PacketKey, peer: PeerId) -> bool {
         let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         let before = [owners.theirs.get(&key), owners.ours.get(&key.turned())];
         if before
@@ -74,7 +74,7 @@ impl FlowOwners {
     }
 
     /// It is over, unless another peer has opened the same since.
-    pub fn remove(&self, key: &PacketKey, peer: PeerId) {
+    pub(crate) fn remove(&self, key: &PacketKey, peer: PeerId) {
         remove(
             &mut self
                 .owners
@@ -87,12 +87,12 @@ impl FlowOwners {
     }
 
     /// Whether flows of our side are worth noting: with one peer alone nobody else could take them.
-    pub fn notes_ours(&self) -> bool {
+    pub(crate) fn notes_ours(&self) -> bool {
         self.heard.len() > 1
     }
 
     /// A flow of our side is carried by this peer.
-    pub fn insert_ours(&self, key: PacketKey, peer: PeerId) {
+    pub(crate) fn insert_ours(&self, key: PacketKey, peer: PeerId) {
         self.owners
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -101,7 +101,7 @@ impl FlowOwners {
     }
 
     /// It is over, unless another peer carries it since.
-    pub fn remove_ours(&self, key: &PacketKey, peer: PeerId) {
+    pub(crate) fn remove_ours(&self, key: &PacketKey, peer: PeerId) {
         remove(
             &mut self
                 .owners
@@ -114,7 +114,7 @@ impl FlowOwners {
     }
 
     /// The peer that has opened exactly this flow.
-    pub fn by(&self, key: &PacketKey) -> Option<PeerId> {
+    pub(crate) fn by(&self, key: &PacketKey) -> Option<PeerId> {
         self.owners
             .read()
             .unwrap_or_else(PoisonError::into_inner)

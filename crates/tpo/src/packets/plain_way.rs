@@ -14,7 +14,7 @@ use crate::status::Reason;
 
 /// Why a packet would take its plain way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub(crate) enum Cause {
     /// The peer cannot have it: no session, or it refused the flow.
     PeerDown,
     /// No room for another flow.
@@ -25,10 +25,10 @@ pub enum Cause {
 
 impl Cause {
     /// All of them, in the order of the counters.
-    pub const ALL: [Cause; 3] = [Cause::PeerDown, Cause::FlowLimit, Cause::NoFlow];
+    pub(crate) const ALL: [Cause; 3] = [Cause::PeerDown, Cause::FlowLimit, Cause::NoFlow];
 
     /// The reason that `tpo status` tells.
-    pub fn reason(self) -> Reason {
+    pub(crate) fn reason(self) -> Reason {
         match self {
             Cause::PeerDown => Reason::PeerDown,
             Cause::FlowLimit => Reason::FlowLimit,
@@ -41,7 +41,7 @@ type Counts = [AtomicU64; Cause::ALL.len()];
 
 /// What all who give packets back share.
 #[derive(Debug)]
-pub struct Plain {
+pub(crate) struct Plain {
     policy: Policy,
     /// In the order of the policy's rules.
     closed: Vec<bool>,
@@ -50,14 +50,14 @@ pub struct Plain {
     /// What no rule names.
     unruled: Counts,
     /// Kept back: a closed rule names it.
-    pub kept: AtomicU64,
+    pub(crate) kept: AtomicU64,
     /// What holds the closed rules in the kernel is not whole.
-    pub hold_lost: AtomicBool,
+    pub(crate) hold_lost: AtomicBool,
 }
 
 impl Plain {
     /// The look-up table, and for each of its rules whether it is closed.
-    pub fn new(policy: Policy, closed: Vec<bool>) -> Plain {
+    pub(crate) fn new(policy: Policy, closed: Vec<bool>) -> Plain {
         let went = closed.iter().map(|_| Counts::default()).collect();
         let (unruled, kept, hold_lost) = Default::default();
         Plain {
@@ -72,7 +72,7 @@ impl Plain {
 
     /// Whether a packet may take its plain way, which it then does: it is counted. `None`: one that
     /// nobody understands.
-    pub fn may_go(&self, seen: Option<&Parsed>, cause: Cause) -> bool {
+    pub(crate) fn may_go(&self, seen: Option<&Parsed>, cause: Cause) -> bool {
         let rule = match seen {
             Some(seen) => self.rule_of(seen),
             None => self.closed.iter().position(|closed| *closed),
@@ -90,7 +90,7 @@ impl Plain {
     }
 
     /// One of this flow has taken its plain way.
-    pub fn went(&self, key: &FlowKey, cause: Cause) {
+    pub(crate) fn went(&self, key: &FlowKey, cause: Cause) {
         self.count(
             self.policy.find_with_number(key).map(|(rule, _)| rule),
             cause,
@@ -134,7 +134,7 @@ impl Plain {
 
     /// What went, by the number of the rule in the policy (none: no rule names it) and reason; what
     /// never came up is left out.
-    pub fn counts(&self) -> Vec<(Option<usize>, Reason, u64)> {
+    pub(crate) fn counts(&self) -> Vec<(Option<usize>, Reason, u64)> {
         let ruled = self
             .went
             .iter()

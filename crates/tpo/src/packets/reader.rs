@@ -46,26 +46,26 @@ const MODERATION: Duration = Duration::from_micros(100);
 
 /// What became of packets that no lane has seen.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Sent on their plain way.
-    pub let_go: AtomicU64,
+    pub(crate) let_go: AtomicU64,
     /// The lane had too many waiting: lost, unless their rule lets them take their plain way.
-    pub lane_full: AtomicU64,
+    pub(crate) lane_full: AtomicU64,
 }
 
 /// The running TUN reader.
-pub struct TunReader {
+pub(crate) struct TunReader {
     waker: Waker,
     thread: JoinHandle<()>,
     /// What it counted.
-    pub counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     /// Turns of its loop: a life sign.
-    pub turns: Turns,
+    pub(crate) turns: Turns,
 }
 
 impl TunReader {
     /// Starts the thread.
-    pub fn start(tun: Arc<Tun>, directory: Directory) -> io::Result<TunReader> {
+    pub(crate) fn start(tun: Arc<Tun>, directory: Directory) -> io::Result<TunReader> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
         poll.registry()
@@ -93,12 +93,12 @@ impl TunReader {
     }
 
     /// Whether the thread has ended by itself, which it never should.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Ends the thread.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         if self.waker.wake().is_ok() {
             // A reader that panicked has said so already.
             let _ = self.thread.join();

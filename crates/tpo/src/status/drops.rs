@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A kind, and how often it came up.
-pub type Counted = (&'static str, u64);
+pub(crate) type Counted = (&'static str, u64);
 
 /// Handshakes, datagrams and parts of datagrams, as the mover counts them.
-pub fn of_mover(counters: &tpo_mover::Counters) -> Vec<Counted> {
+pub(crate) fn of_mover(counters: &tpo_mover::Counters) -> Vec<Counted> {
     let mut all = of_sessions(&counters.drops);
     all.extend(of_handshakes(&counters.handshake.drops));
     all
@@ -98,7 +98,7 @@ fn of_handshakes(drops: &tpo_mover::HandshakeDrops) -> Vec<Counted> {
 
 /// Payloads that the peer made wrong, and messages that broke the rules of their flow, as the
 /// engine counts them.
-pub fn of_engine(counters: &tpo_engine::Counters) -> Vec<Counted> {
+pub(crate) fn of_engine(counters: &tpo_engine::Counters) -> Vec<Counted> {
     let tpo_engine::Malformed {
         truncated,
         left_over,
@@ -147,7 +147,7 @@ pub fn of_engine(counters: &tpo_engine::Counters) -> Vec<Counted> {
 
 /// Finds what came up since the last look, for a line in the log.
 #[derive(Debug)]
-pub struct DropLog {
+pub(crate) struct DropLog {
     next: Instant,
     seen: BTreeMap<&'static str, u64>,
 }
@@ -155,10 +155,10 @@ pub struct DropLog {
 impl DropLog {
     /// Time between two looks, and so between two lines: 10 s, so that nonsense does not fill the
     /// log.
-    pub const EVERY: Duration = Duration::from_secs(10);
+    pub(crate) const EVERY: Duration = Duration::from_secs(10);
 
     /// Nothing was seen yet.
-    pub fn new(now: Instant) -> DropLog {
+    pub(crate) fn new(now: Instant) -> DropLog {
         DropLog {
             next: now + DropLog::EVERY,
             seen: BTreeMap::new(),
@@ -166,13 +166,17 @@ impl DropLog {
     }
 
     /// Whether a look is due.
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         now >= self.next
     }
 
     /// Looks at all counts: the kinds that came up since the last look, as "3 forged, 1 too old";
     /// `None` when none did.
-    pub fn look(&mut self, all: impl IntoIterator<Item = Counted>, now: Instant) -> Option<String> {
+    pub(crate) fn look(
+        &mut self,
+        all: impl IntoIterator<Item = Counted>,
+        now: Instant,
+    ) -> Option<String> {
         self.next = now + DropLog::EVERY;
         let mut words = Vec::new();
         for (kind, count) in all {

@@ -2,15 +2,15 @@
 //! form for people, [`reason`] the numbered list of why a connection is not accelerated. The daemon
 //! fills the reports, [`control`](crate::daemon::control) carries them.
 
-pub mod drops;
+pub(crate) mod drops;
 mod peer_lines;
-pub mod reason;
-pub mod render;
-pub mod report;
+pub(crate) mod reason;
+pub(crate) mod render;
+pub(crate) mod report;
 mod text_table;
-pub mod units;
+pub(crate) mod units;
 
-pub use reason::Reason;
+pub(crate) use reason::Reason;
 pub use report::{
     CompressionReport, FlowReport, FlowState, HandshakeReport, InterceptReport, LeaseReport,
     MemoryReport, OpenedBy, PassedReport, PeerReport, PeerState, PlainReport, StatusReport,

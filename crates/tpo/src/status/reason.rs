@@ -14,26 +14,26 @@ macro_rules! reasons {
         /// Why a connection was not accelerated.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
-        pub enum Reason {
+        pub(crate) enum Reason {
             $($(#[$doc])* $name = $number,)*
         }
 
         impl Reason {
             /// All of them, by number.
-            pub const ALL: &[Reason] = &[$(Reason::$name),*];
+            pub(crate) const ALL: &[Reason] = &[$(Reason::$name),*];
 
             /// Its short name.
-            pub fn name(self) -> &'static str {
+            pub(crate) fn name(self) -> &'static str {
                 match self { $(Reason::$name => $short,)* }
             }
 
             /// What it means, in one sentence.
-            pub fn sentence(self) -> &'static str {
+            pub(crate) fn sentence(self) -> &'static str {
                 match self { $(Reason::$name => $sentence,)* }
             }
 
             /// What a person can do about it.
-            pub fn advice(self) -> &'static str {
+            pub(crate) fn advice(self) -> &'static str {
                 match self { $(Reason::$name => $advice,)* }
             }
         }
@@ -93,19 +93,19 @@ reasons! {
 
 /// Connections that are not accelerated and cannot be counted, for the manual of `tpo status`: the
 /// kernel never shows them to the program.
-pub const NEVER_SEEN: &str = "\
+pub(crate) const NEVER_SEEN: &str = "\
 Not counted, because the kernel does not show them to the TPO: connections that no enabled [[rule]]
 names, or that began before the TPO did, or that came in by an interface that [intercept] leaves out.
 ";
 
 impl Reason {
     /// Its number.
-    pub fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         self as u8
     }
 
     /// The reason of a number.
-    pub fn from_number(number: u8) -> Option<Reason> {
+    pub(crate) fn from_number(number: u8) -> Option<Reason> {
         Reason::ALL
             .iter()
             .copied()

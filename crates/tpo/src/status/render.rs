@@ -14,7 +14,7 @@ use super::text_table::TextTable;
 use super::units::{bytes, counts, plural, protocol, rate, span, times};
 
 /// `tpo status`.
-pub fn status(report: &StatusReport) -> String {
+pub(crate) fn status(report: &StatusReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}", headline(report));
     out.push('\n');
@@ -36,7 +36,7 @@ pub fn status(report: &StatusReport) -> String {
 }
 
 /// `tpo flows`.
-pub fn flows(flows: &[FlowReport]) -> String {
+pub(crate) fn flows(flows: &[FlowReport]) -> String {
     if flows.is_empty() {
         return "no flows\n".into();
     }
@@ -96,7 +96,7 @@ pub fn flows(flows: &[FlowReport]) -> String {
 }
 
 /// What the columns of `tpo status` mean, for its manual.
-pub const COLUMNS: &str = "\
+pub(crate) const COLUMNS: &str = "\
 Columns of the peers (-: not measured, idle: nothing is in flight):
   RTT          smoothed round-trip time
   MIN RTT      lowest round-trip time

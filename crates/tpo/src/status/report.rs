@@ -215,7 +215,7 @@ pub struct PassedReport {
 
 impl PassedReport {
     /// `count` connections for this reason.
-    pub fn new(reason: Reason, count: u64) -> PassedReport {
+    pub(crate) fn new(reason: Reason, count: u64) -> PassedReport {
         PassedReport {
             number: reason.number(),
             reason: reason.name().into(),

@@ -24,7 +24,7 @@ pub(super) fn plural(count: u64, what: &str) -> String {
 }
 
 /// The name of a protocol, or its number.
-pub fn protocol(number: u8) -> String {
+pub(crate) fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
         6 => "tcp".into(),

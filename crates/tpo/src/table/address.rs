@@ -20,7 +20,7 @@ pub struct Prefixes {
 
 impl Prefixes {
     /// Whether the address is in one of them.
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let of_family = self
             .by_length
             .iter()
@@ -43,7 +43,7 @@ impl Prefixes {
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         !self.any && self.by_length.is_empty()
     }
 }
@@ -67,7 +67,7 @@ impl FromIterator<Prefix> for Prefixes {
 }
 
 /// The address with all bits behind the prefix set to zero.
-pub fn masked(address: IpAddr, length: u8) -> IpAddr {
+pub(crate) fn masked(address: IpAddr, length: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {
             let mask = u32::MAX
@@ -85,7 +85,7 @@ pub fn masked(address: IpAddr, length: u8) -> IpAddr {
 }
 
 /// Whether a group may leave its LAN at all: not the one that is for neighbours alone.
-pub fn is_routed(group: IpAddr) -> bool {
+pub(crate) fn is_routed(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(group) => group.is_multicast() && group.octets()[..3] != [224, 0, 0],
         // Scope 2 and less: interface, link.
@@ -94,7 +94,7 @@ pub fn is_routed(group: IpAddr) -> bool {
 }
 
 /// Whether every address of the prefix is [special](is_special).
-pub fn is_special_only(prefix: Prefix) -> bool {
+pub(crate) fn is_special_only(prefix: Prefix) -> bool {
     let parts: [(IpAddr, u8); 7] = [
         (Ipv4Addr::UNSPECIFIED.into(), 8),
         (Ipv4Addr::new(127, 0, 0, 0).into(), 8),
@@ -117,7 +117,7 @@ pub fn is_special_only(prefix: Prefix) -> bool {
 }
 
 /// Whether the address, or an IPv4 address in it, has this property.
-pub fn any_form(address: IpAddr, has: impl Fn(IpAddr) -> bool) -> bool {
+pub(crate) fn any_form(address: IpAddr, has: impl Fn(IpAddr) -> bool) -> bool {
     let inner = match address {
         IpAddr::V4(_) => [None; MOST_INSIDE],
         IpAddr::V6(v6) => embedded(v6),
@@ -127,7 +127,7 @@ pub fn any_form(address: IpAddr, has: impl Fn(IpAddr) -> bool) -> bool {
 
 /// Whether it means this host, its link or many hosts, or nobody: loopback, link-local, multicast,
 /// broadcast and reserved addresses, and those of "this network".
-pub fn is_special(address: IpAddr) -> bool {
+pub(crate) fn is_special(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let first = v4.octets()[0];

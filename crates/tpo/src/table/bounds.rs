@@ -39,7 +39,7 @@ impl Default for Bounds {
 impl Bounds {
     /// Half-open connections that the listeners must have room for, so that their queues never
     /// fill.
-    pub fn half_open(&self) -> usize {
+    pub(crate) fn half_open(&self) -> usize {
         let seconds = HALF_OPEN_SECONDS + 1; // and the burst of a second
         self.syns as usize * seconds
     }
@@ -47,4 +47,4 @@ impl Bounds {
 
 /// Seconds after which the listening sockets give up a handshake that nobody answers: 1 s until the
 /// SYN-ACK is repeated, and 2 s more.
-pub const HALF_OPEN_SECONDS: usize = 3;
+pub(crate) const HALF_OPEN_SECONDS: usize = 3;

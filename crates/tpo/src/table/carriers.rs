@@ -18,7 +18,7 @@ pub struct Carriers {
 
 impl Carriers {
     /// One peer alone.
-    pub fn alone(peer: PeerId) -> Carriers {
+    pub(crate) fn alone(peer: PeerId) -> Carriers {
         Carriers {
             peers: vec![peer],
             spread: false,
@@ -26,7 +26,7 @@ impl Carriers {
     }
 
     /// Who carries a new connection: one that has room for it, if any that is up has.
-    pub fn choose_with_room(
+    pub(crate) fn choose_with_room(
         &self,
         key: &FlowKey,
         has_room: impl Fn(PeerId) -> bool,
@@ -39,7 +39,7 @@ impl Carriers {
     }
 
     /// Who carries a new flow. When none is up, the first: it says why not.
-    pub fn choose(&self, key: &FlowKey, is_up: impl Fn(PeerId) -> bool) -> PeerId {
+    pub(crate) fn choose(&self, key: &FlowKey, is_up: impl Fn(PeerId) -> bool) -> PeerId {
         let mut up = self.peers.iter().copied().filter(|peer| is_up(*peer));
         let chosen = if self.spread {
             // Each flow has an order of its own among the peers, so that one that goes or comes

@@ -15,7 +15,7 @@ use tpo_engine::CarriersId;
 
 /// More rules are refused: the comparison of each with each, at the start, takes 0.1 s for 10,000
 /// of them and grows with the square.
-pub const MAX_RULES: usize = 32_768;
+pub(crate) const MAX_RULES: usize = 32_768;
 
 /// Which carriers get a packet, and what becomes of it when they cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,24 +23,24 @@ pub struct Verdict {
     /// Who carries it.
     pub carriers: CarriersId,
     /// What becomes of it while none of them has a lease.
-    pub on_failure: OnFailure,
+    pub(crate) on_failure: OnFailure,
 }
 
 /// The addresses and ports that one rule names: a box with four sides. All bounds are inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Element {
     /// First and last source address, v4 as its 32 bits.
-    pub source: (u128, u128),
+    pub(crate) source: (u128, u128),
     /// First and last source port.
-    pub source_ports: (u16, u16),
+    pub(crate) source_ports: (u16, u16),
     /// First and last destination address.
-    pub destination: (u128, u128),
+    pub(crate) destination: (u128, u128),
     /// First and last destination port.
-    pub destination_ports: (u16, u16),
+    pub(crate) destination_ports: (u16, u16),
     /// What the rule says.
-    pub verdict: Verdict,
+    pub(crate) verdict: Verdict,
     /// Its place among the rules.
-    pub rule: usize,
+    pub(crate) rule: usize,
 }
 
 /// The rules of one address family, spread over layers.
@@ -54,7 +54,7 @@ pub struct Family {
 
 impl Family {
     /// The destinations that some rule names, as ranges that neither overlap nor touch.
-    pub fn destinations(&self) -> Vec<(u128, u128)> {
+    pub(crate) fn destinations(&self) -> Vec<(u128, u128)> {
         let mut all: Vec<(u128, u128)> = self
             .layers
             .iter()
@@ -81,7 +81,7 @@ pub struct Layers {
     /// Rules for IPv4.
     pub v4: Family,
     /// Rules for IPv6.
-    pub v6: Family,
+    pub(crate) v6: Family,
 }
 
 /// A rule that cannot be used as it is.
@@ -115,7 +115,7 @@ impl Layers {
     }
 
     /// The same of the rules of one protocol.
-    pub fn of(rules: &[RuleSpec], protocol: u8) -> Result<Layers, RuleError> {
+    pub(crate) fn of(rules: &[RuleSpec], protocol: u8) -> Result<Layers, RuleError> {
         if rules.len() > MAX_RULES {
             return Err(RuleError::TooMany(rules.len()));
         }

@@ -10,7 +10,7 @@
 /// VPNs): a foreign mark has all of these only if it is made of many bits too, and `tpo check` tells
 /// when a routing rule does. The mark shares no bit with [`MARK_OWN`], so that clearing one leaves
 /// the other.
-pub const MARK_DELIVER: u32 = 0x0478_0000;
+pub(crate) const MARK_DELIVER: u32 = 0x0478_0000;
 
 /// The bits of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so
 /// that it can never intercept itself. In the conntrack mark the same bits mark our connections to
@@ -19,4 +19,4 @@ pub const MARK_OWN: u32 = 0x0807_0000;
 
 /// The bits of the packet mark that say, all together, "to the TUN device". They share none
 /// with the other two marks.
-pub const MARK_PACKETS: u32 = 0x7080_0000;
+pub(crate) const MARK_PACKETS: u32 = 0x7080_0000;

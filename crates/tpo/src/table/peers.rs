@@ -27,37 +27,37 @@ pub struct ByPeer<T>(Vec<T>);
 
 impl<T> ByPeer<T> {
     /// What `make` makes for each of `peers` peers, in their order.
-    pub fn new(peers: usize, make: impl FnMut(PeerId) -> T) -> ByPeer<T> {
+    pub(crate) fn new(peers: usize, make: impl FnMut(PeerId) -> T) -> ByPeer<T> {
         (0..peers).map(PeerId).map(make).collect()
     }
 
     /// How many peers there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Whether there is no peer.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Adds what belongs to the next peer.
-    pub fn push(&mut self, of_next: T) {
+    pub(crate) fn push(&mut self, of_next: T) {
         self.0.push(of_next);
     }
 
     /// What belongs to a peer, if there is such a peer.
-    pub fn get(&self, peer: PeerId) -> Option<&T> {
+    pub(crate) fn get(&self, peer: PeerId) -> Option<&T> {
         self.0.get(peer.0)
     }
 
     /// The peers, in their order.
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = PeerId> + use<T> {
+    pub(crate) fn ids(&self) -> impl ExactSizeIterator<Item = PeerId> + use<T> {
         (0..self.len()).map(PeerId)
     }
 
     /// What belongs to each peer, in their order.
-    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, T> {
         self.0.iter()
     }
 
@@ -67,7 +67,7 @@ impl<T> ByPeer<T> {
     }
 
     /// Each peer with what belongs to it, in their order.
-    pub fn iter_with_id(&self) -> impl ExactSizeIterator<Item = (PeerId, &T)> {
+    pub(crate) fn iter_with_id(&self) -> impl ExactSizeIterator<Item = (PeerId, &T)> {
         self.ids().zip(&self.0)
     }
 }

@@ -263,7 +263,7 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWCGROUP
 ///
 /// # Errors
 /// When this kernel has no seccomp, or this processor is none that filters are made for.
-pub fn restrict() -> Result<()> {
+pub(crate) fn restrict() -> Result<()> {
     for filter in filters()? {
         seccompiler::apply_filter_all_threads(&filter)?;
     }

@@ -48,7 +48,7 @@ const SETTINGS: &str = "/proc/sys/net/ipv6/conf";
 ///
 /// # Errors
 /// When this kernel has no landlock, or none that is switched on.
-pub fn restrict(folders: &[PathBuf]) -> Result<()> {
+pub(crate) fn restrict(folders: &[PathBuf]) -> Result<()> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let change = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
     let files: BitFlags<AccessFs> =

@@ -17,8 +17,8 @@
 //! first one, its settings and the leases are netlink, rules and routes need CAP_NET_ADMIN. Nothing
 //! is read again: a new key or configuration is a new start.
 
-pub mod calls;
-pub mod files;
+pub(crate) mod calls;
+pub(crate) mod files;
 
 use std::fmt;
 use std::os::unix::fs::lchown;
@@ -34,14 +34,14 @@ use crate::sys;
 /// What the daemon needs for as long as it lives: its rules, routes, leases and marks (NET_ADMIN);
 /// transparent sockets and those that hear a LAN's groups (NET_RAW); connecting from a client's
 /// port below 1024 (NET_BIND_SERVICE).
-pub const KEPT: [Capability; 3] = [
+pub(crate) const KEPT: [Capability; 3] = [
     Capability::CAP_NET_ADMIN,
     Capability::CAP_NET_RAW,
     Capability::CAP_NET_BIND_SERVICE,
 ];
 
 /// The user that it becomes where nothing else is said and there is one of this name.
-pub const USER: &str = "tpo";
+pub(crate) const USER: &str = "tpo";
 
 /// The number that it becomes where there is none: user and group. Nobody's: between the ranges
 /// that systemd and Debian use (systemd's UIDS-GIDS says of 60578 to 61183 that they are unused).
@@ -52,7 +52,7 @@ const LINGERS: Duration = Duration::from_millis(200);
 
 /// As whom it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// As who started it.
     Same,
     /// As this user from now on.
@@ -71,7 +71,7 @@ impl Who {
     ///
     /// # Errors
     /// When the configured user does not exist.
-    pub fn choose(configured: Option<&str>) -> Result<Who> {
+    pub(crate) fn choose(configured: Option<&str>) -> Result<Who> {
         Who::choose_as(sys::effective_user(), configured, |name| {
             Ok(sys::user_by_name(name)?)
         })
@@ -108,7 +108,7 @@ impl Who {
     ///
     /// # Errors
     /// Of the file system.
-    pub fn own(&self, path: &Path) -> Result<()> {
+    pub(crate) fn own(&self, path: &Path) -> Result<()> {
         let Who::Other { user, group, .. } = self else {
             return Ok(());
         };
@@ -130,7 +130,7 @@ impl fmt::Display for Who {
 ///
 /// # Errors
 /// Never on a kernel that works.
-pub fn keep_secrets() -> Result<()> {
+pub(crate) fn keep_secrets() -> Result<()> {
     sys::forbid_core_dumps()
         .and_then(|()| sys::hide_memory())
         .context("forbid core files")
@@ -142,7 +142,7 @@ pub fn keep_secrets() -> Result<()> {
 /// # Errors
 /// When something is refused that every kernel grants, or when threads run already. What this
 /// kernel cannot hold becomes a warning.
-pub fn confine(who: &Who, folders: &[PathBuf]) -> Result<()> {
+pub(crate) fn confine(who: &Who, folders: &[PathBuf]) -> Result<()> {
     one_thread()?;
     become_less(who)?;
     sys::refuse_new_privileges().context("refuse new privileges")?;

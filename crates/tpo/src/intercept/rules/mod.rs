@@ -35,7 +35,7 @@
 //! * The set that counts for each source is bounded: when it is full, sources that are not in it
 //!   are beyond the bounds.
 
-pub mod multicast;
+pub(crate) mod multicast;
 mod packet_hooks;
 mod syn_bounds;
 mod tcp_hooks;
@@ -97,7 +97,7 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
 }
 
 /// Takes away what [`render`] makes.
-pub fn nothing() -> String {
+pub(crate) fn nothing() -> String {
     ["inet", "ip", "ip6"]
         .map(|family| format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n"))
         .concat()

@@ -62,4 +62,4 @@ pub(in crate::intercept) fn multicast(interfaces: &[String], v6: bool) -> String
 const VIA: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 9);
 
 /// Of IPv6, for which the kernel wants a route too.
-pub const VIA_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9);
+pub(crate) const VIA_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9);

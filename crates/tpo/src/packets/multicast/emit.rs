@@ -23,7 +23,7 @@ use crate::table::peers::PeerId;
 
 /// The sockets of one LAN.
 #[derive(Debug)]
-pub struct Lan {
+pub(crate) struct Lan {
     name: String,
     v4: Socket,
     v6: Option<Socket>,
@@ -31,7 +31,7 @@ pub struct Lan {
 
 impl Lan {
     /// Opens raw sockets that speak on this interface.
-    pub fn open(name: &str) -> io::Result<Lan> {
+    pub(crate) fn open(name: &str) -> io::Result<Lan> {
         let index = sys::interface_index(name)?;
         let raw = |domain| {
             let socket = Socket::new(
@@ -55,7 +55,7 @@ impl Lan {
     }
 
     /// Sends a whole packet to its group.
-    pub fn send(&self, packet: &[u8], group: IpAddr) -> io::Result<()> {
+    pub(crate) fn send(&self, packet: &[u8], group: IpAddr) -> io::Result<()> {
         let socket = match group {
             IpAddr::V4(_) => &self.v4,
             IpAddr::V6(_) => self.v6.as_ref().ok_or(io::ErrorKind::Unsupported)?,
@@ -71,7 +71,7 @@ impl Lan {
 }
 
 /// What one lane's peer brings.
-pub struct Emitter {
+pub(crate) struct Emitter {
     peer: PeerId,
     lans: Arc<[Lan]>,
     joined: Arc<Joined>,
@@ -81,20 +81,20 @@ pub struct Emitter {
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Emitted {
+pub(crate) struct Emitted {
     /// Copies that went out.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// That the kernel did not take, or whose hop limit was used up.
-    pub not_sent: u64,
+    pub(crate) not_sent: u64,
     /// Of another flow than they said.
-    pub foreign: u64,
+    pub(crate) foreign: u64,
     /// ICMP that stays in its network.
-    pub icmp: u64,
+    pub(crate) icmp: u64,
 }
 
 impl Emitter {
     /// For what this peer brings to these LANs, as the groups are listened to there.
-    pub fn new(peer: PeerId, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
+    pub(crate) fn new(peer: PeerId, lans: Arc<[Lan]>, joined: Arc<Joined>) -> Emitter {
         Emitter {
             peer,
             lans,
@@ -110,7 +110,7 @@ impl Emitter {
     }
 
     /// LANs to which another TPO brings what this peer sends.
-    pub fn lans_left(&self) -> Vec<String> {
+    pub(crate) fn lans_left(&self) -> Vec<String> {
         let left = self.joined.left(self.peer);
         left.into_iter()
             .filter_map(|lan| self.lans.get(lan))
@@ -120,7 +120,7 @@ impl Emitter {
 
     /// Sends a datagram of the flow `key` to every LAN that listens to its group. Each TPO is a
     /// hop.
-    pub fn emit(&mut self, key: &PacketKey, bytes: &[u8]) -> Emitted {
+    pub(crate) fn emit(&mut self, key: &PacketKey, bytes: &[u8]) -> Emitted {
         let Emitter {
             peer,
             lans,

@@ -14,9 +14,9 @@ use crate::table::address::is_routed;
 use crate::table::peers::PeerId;
 
 /// Groups that one peer may ask for.
-pub const MOST_GROUPS: usize = 1_024;
+pub(crate) const MOST_GROUPS: usize = 1_024;
 /// What is wanted is told this often: what a peer does not repeat for some time is forgotten.
-pub const TELL_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const TELL_EVERY: Duration = Duration::from_secs(10);
 const FORGET: Duration = Duration::from_secs(45);
 
 /// First byte of the message (docs/wire.md, section 5).
@@ -26,7 +26,7 @@ const MEMBERSHIP_OF_OTHERS: u8 = 4;
 /// For whom groups are asked. What a hub asks for others is served from the peer's own LANs and
 /// never asked on: two hubs that want a group for each other would want it without end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum For {
+pub(crate) enum For {
     /// Listeners in the asker's own LANs.
     Itself = 0,
     /// Peers of the asker, which is their hub.
@@ -35,12 +35,12 @@ pub enum For {
 
 impl For {
     /// Both, in the order of their numbers.
-    pub const BOTH: [For; 2] = [For::Itself, For::Others];
+    pub(crate) const BOTH: [For; 2] = [For::Itself, For::Others];
 }
 
 /// The flow in which a TPO tells what it wants: IGMP's number and the address to which hosts
 /// report.
-pub fn membership_key() -> PacketKey {
+pub(crate) fn membership_key() -> PacketKey {
     let any: IpAddr = [0, 0, 0, 0].into();
     let reports: IpAddr = [224, 0, 0, 22].into();
     let key = PacketKey::new(IGMP, SocketAddr::new(any, 0), SocketAddr::new(reports, 0));
@@ -48,7 +48,7 @@ pub fn membership_key() -> PacketKey {
 }
 
 /// Appends the message that names all groups wanted for these; `number` counts up with each.
-pub fn emit_membership(whom: For, groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
+pub(crate) fn emit_membership(whom: For, groups: &[IpAddr], number: u32, out: &mut Vec<u8>) {
     let groups = &groups[..groups.len().min(MOST_GROUPS)];
     let v4 = groups.iter().filter(|group| group.is_ipv4()).count() as u16;
     out.push(match whom {
@@ -68,7 +68,7 @@ pub fn emit_membership(whom: For, groups: &[IpAddr], number: u32, out: &mut Vec<
 }
 
 /// Reads it: for whom, its number and the groups.
-pub fn parse_membership(bytes: &[u8]) -> Option<(For, u32, Vec<IpAddr>)> {
+pub(crate) fn parse_membership(bytes: &[u8]) -> Option<(For, u32, Vec<IpAddr>)> {
     let (&[kind, a, b, c, d, high, low], rest) = bytes.split_first_chunk()?;
     let whom = match kind {
         MEMBERSHIP => For::Itself,
@@ -100,7 +100,7 @@ pub fn parse_membership(bytes: &[u8]) -> Option<(For, u32, Vec<IpAddr>)> {
 
 /// What the peers ask us for.
 #[derive(Debug, Default)]
-pub struct Wanted(RwLock<State>);
+pub(crate) struct Wanted(RwLock<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -156,7 +156,13 @@ impl State {
 
 impl Wanted {
     /// All that this peer asks for, for these. Whether that is something new.
-    pub fn set(&self, peer: PeerId, whom: For, mut groups: Vec<IpAddr>, now: Instant) -> bool {
+    pub(crate) fn set(
+        &self,
+        peer: PeerId,
+        whom: For,
+        mut groups: Vec<IpAddr>,
+        now: Instant,
+    ) -> bool {
         groups.sort_unstable();
         groups.dedup();
         self.0
@@ -166,7 +172,7 @@ impl Wanted {
     }
 
     /// Forgets what was not repeated for too long, or all of one peer.
-    pub fn forget(&self, gone: Option<PeerId>, now: Instant) {
+    pub(crate) fn forget(&self, gone: Option<PeerId>, now: Instant) {
         let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let is_over = |(peer, _): &(PeerId, For), at: Instant| {
             now.saturating_duration_since(at) >= FORGET || gone == Some(*peer)
@@ -182,7 +188,7 @@ impl Wanted {
     }
 
     /// Who asks for this group, and for whom.
-    pub fn each(&self, group: IpAddr, mut each: impl FnMut(PeerId, For)) {
+    pub(crate) fn each(&self, group: IpAddr, mut each: impl FnMut(PeerId, For)) {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state
             .by_group
@@ -193,7 +199,7 @@ impl Wanted {
     }
 
     /// All that this peer asks for.
-    pub fn of(&self, peer: PeerId) -> Vec<IpAddr> {
+    pub(crate) fn of(&self, peer: PeerId) -> Vec<IpAddr> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let own = For::BOTH
             .iter()
@@ -202,7 +208,7 @@ impl Wanted {
     }
 
     /// Every group that a peer asks for, which peer, and for whom.
-    pub fn all(&self) -> BTreeMap<IpAddr, Vec<(PeerId, For)>> {
+    pub(crate) fn all(&self) -> BTreeMap<IpAddr, Vec<(PeerId, For)>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         state
             .by_group
@@ -213,7 +219,7 @@ impl Wanted {
 }
 
 /// Who asks, for whomever.
-pub fn peers_of(askers: &[(PeerId, For)]) -> Vec<PeerId> {
+pub(crate) fn peers_of(askers: &[(PeerId, For)]) -> Vec<PeerId> {
     let mut peers: Vec<PeerId> = askers.iter().map(|(peer, _)| *peer).collect();
     peers.sort_unstable();
     peers.dedup();
@@ -223,7 +229,7 @@ pub fn peers_of(askers: &[(PeerId, For)]) -> Vec<PeerId> {
 /// Of the groups that peers ask for as many as may be taken: each peer has the first of its own
 /// before another has its second, so that one that asks for many does not push out the few of
 /// another.
-pub fn fair_share(
+pub(crate) fn fair_share(
     asked: impl IntoIterator<Item = (IpAddr, Vec<PeerId>)>,
     most: usize,
 ) -> BTreeSet<IpAddr> {
@@ -252,16 +258,16 @@ pub fn fair_share(
 /// On which of our LANs each group is listened to, and which LANs are left to another TPO for what
 /// a peer brings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     /// LANs by group.
-    pub groups: BTreeMap<IpAddr, Vec<usize>>,
+    pub(crate) groups: BTreeMap<IpAddr, Vec<usize>>,
     /// LAN and peer.
-    pub left: BTreeSet<(usize, PeerId)>,
+    pub(crate) left: BTreeSet<(usize, PeerId)>,
 }
 
 impl Listeners {
     /// The LANs to which we bring what this peer sends to the group.
-    pub fn lans(&self, group: IpAddr, peer: PeerId) -> impl Iterator<Item = usize> {
+    pub(crate) fn lans(&self, group: IpAddr, peer: PeerId) -> impl Iterator<Item = usize> {
         let lans = self.groups.get(&group).into_iter().flatten().copied();
         lans.filter(move |lan| !self.left.contains(&(*lan, peer)))
     }
@@ -269,16 +275,16 @@ impl Listeners {
 
 /// Where what comes from peers goes out.
 #[derive(Debug, Default)]
-pub struct Joined(RwLock<Listeners>);
+pub(crate) struct Joined(RwLock<Listeners>);
 
 impl Joined {
     /// As it is now.
-    pub fn set(&self, listeners: Listeners) {
+    pub(crate) fn set(&self, listeners: Listeners) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = listeners;
     }
 
     /// The LANs to which another TPO brings what this peer sends.
-    pub fn left(&self, peer: PeerId) -> Vec<usize> {
+    pub(crate) fn left(&self, peer: PeerId) -> Vec<usize> {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
         listeners
             .left
@@ -289,7 +295,7 @@ impl Joined {
     }
 
     /// The LANs to which we bring what this peer sends to the group.
-    pub fn each(&self, group: IpAddr, peer: PeerId, each: impl FnMut(usize)) {
+    pub(crate) fn each(&self, group: IpAddr, peer: PeerId, each: impl FnMut(usize)) {
         let listeners = self.0.read().unwrap_or_else(PoisonError::into_inner);
         listeners.lans(group, peer).for_each(each);
     }

@@ -13,7 +13,7 @@ use crate::table::address::is_routed;
 use crate::table::protocols::ICMP_V6;
 
 /// IANA's number of IGMP.
-pub const IGMP: u8 = 2;
+pub(crate) const IGMP: u8 = 2;
 
 const IPV6: usize = 40;
 /// Hosts are asked again after this time, seconds (RFC 3376 section 8.2).
@@ -23,7 +23,7 @@ const ROBUSTNESS: u8 = 2;
 
 /// What a host or a router said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub(crate) enum Heard {
     /// A router asks who listens.
     Query {
         /// Which router.
@@ -46,7 +46,7 @@ pub enum Heard {
 }
 
 /// Reads an IP packet; `None` when it is none of this, or broken.
-pub fn read(packet: &[u8]) -> Option<Heard> {
+pub(crate) fn read(packet: &[u8]) -> Option<Heard> {
     match packet.first()? >> 4 {
         4 => {
             let header = usize::from(packet[0] & 15) * 4;
@@ -202,7 +202,7 @@ pub(super) fn packet_v4(own: Ipv4Addr, to: Ipv4Addr, mut body: Vec<u8>) -> Vec<u
 
 /// A router's question, as a whole IP packet: who listens to this group, or to any. `within`: hosts
 /// answer in this time.
-pub fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
+pub(crate) fn query(own: IpAddr, group: Option<IpAddr>, within: Duration) -> Vec<u8> {
     match own {
         IpAddr::V4(own) => {
             let group = match group {

@@ -32,15 +32,15 @@ const MOST_GROUPS: usize = 1_024;
 
 /// A question to be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Query {
+pub(crate) struct Query {
     /// On which LAN.
-    pub lan: usize,
+    pub(crate) lan: usize,
     /// From which of our addresses there.
-    pub own: IpAddr,
+    pub(crate) own: IpAddr,
     /// About this group, or any.
-    pub group: Option<IpAddr>,
+    pub(crate) group: Option<IpAddr>,
     /// Time for answers.
-    pub within: Duration,
+    pub(crate) within: Duration,
 }
 
 /// Of one family on one LAN.
@@ -64,11 +64,11 @@ struct Lan {
 
 /// Of all LANs.
 #[derive(Debug)]
-pub struct Members {
+pub(crate) struct Members {
     lans: Vec<Lan>,
     asks: bool,
     /// Reports of groups beyond the bound.
-    pub refused: u64,
+    pub(crate) refused: u64,
 }
 
 fn family(address: IpAddr) -> usize {
@@ -77,7 +77,7 @@ fn family(address: IpAddr) -> usize {
 
 impl Members {
     /// Of `lans` LANs. `asks`: whether we ask, if no other router does.
-    pub fn new(lans: usize, asks: bool) -> Members {
+    pub(crate) fn new(lans: usize, asks: bool) -> Members {
         let asking = || Asking {
             own: None,
             other: None,
@@ -97,7 +97,7 @@ impl Members {
     }
 
     /// Our addresses on a LAN, IPv4 and link-local IPv6, as they are now.
-    pub fn set_own(&mut self, lan: usize, own: [Option<IpAddr>; 2], now: Instant) {
+    pub(crate) fn set_own(&mut self, lan: usize, own: [Option<IpAddr>; 2], now: Instant) {
         for (asking, own) in self.lans[lan].asking.iter_mut().zip(own) {
             if asking.own != own {
                 *asking = Asking {
@@ -111,7 +111,7 @@ impl Members {
     }
 
     /// Our IPv4 address on a LAN.
-    pub fn own_v4(&self, lan: usize) -> Option<Ipv4Addr> {
+    pub(crate) fn own_v4(&self, lan: usize) -> Option<Ipv4Addr> {
         match self.lans[lan].asking[0].own {
             Some(IpAddr::V4(own)) => Some(own),
             _ => None,
@@ -119,7 +119,7 @@ impl Members {
     }
 
     /// A host or router of the LAN said something.
-    pub fn hear(&mut self, lan: usize, heard: Heard, now: Instant) {
+    pub(crate) fn hear(&mut self, lan: usize, heard: Heard, now: Instant) {
         let place = &mut self.lans[lan];
         match heard {
             Heard::Query { from } => {
@@ -152,7 +152,7 @@ impl Members {
     }
 
     /// This host itself is a member, for as long as it goes on being told.
-    pub fn hear_own(&mut self, lan: usize, group: IpAddr, now: Instant) {
+    pub(crate) fn hear_own(&mut self, lan: usize, group: IpAddr, now: Instant) {
         let until = now + LEFT;
         if self.lans[lan]
             .groups
@@ -173,7 +173,7 @@ impl Members {
     }
 
     /// Forgets what is over and appends what must be asked now.
-    pub fn turn(&mut self, now: Instant, queries: &mut Vec<Query>) {
+    pub(crate) fn turn(&mut self, now: Instant, queries: &mut Vec<Query>) {
         for (lan, place) in self.lans.iter_mut().enumerate() {
             place.groups.retain(|_, until| *until > now);
             for asking in &mut place.asking {
@@ -226,7 +226,7 @@ impl Members {
     }
 
     /// Every group that has a member, and on which LANs.
-    pub fn groups(&self) -> BTreeMap<IpAddr, Vec<usize>> {
+    pub(crate) fn groups(&self) -> BTreeMap<IpAddr, Vec<usize>> {
         let mut all: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
         for (lan, place) in self.lans.iter().enumerate() {
             for group in place.groups.keys() {

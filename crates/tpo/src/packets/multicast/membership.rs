@@ -16,7 +16,7 @@ use crate::packets::directory::GroupTable;
 use crate::table::peers::PeerId;
 
 /// What a peer and we want from each other.
-pub struct Membership {
+pub(crate) struct Membership {
     peer: PeerId,
     /// Whether the peer may ask us for groups.
     may_ask: bool,
@@ -56,7 +56,7 @@ struct Heard {
 
 impl Membership {
     /// Nothing is asked for yet.
-    pub fn new(
+    pub(crate) fn new(
         emitter: Emitter,
         may_ask: bool,
         wanted: Arc<Wanted>,

@@ -49,13 +49,13 @@ use crate::sys;
 use crate::table::address::is_routed;
 use crate::table::peers::{ByPeer, PeerId};
 
-pub mod emit;
+pub(crate) mod emit;
 pub mod groups;
-pub mod igmp;
-pub mod members;
-pub mod membership;
-pub mod neighbours;
-pub mod taking;
+pub(crate) mod igmp;
+pub(crate) mod members;
+pub(crate) mod membership;
+pub(crate) mod neighbours;
+pub(crate) mod taking;
 
 /// How often interfaces, addresses and this host's own members are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -70,30 +70,30 @@ const LONGEST: usize = 9_216;
 
 /// What the configuration says about it.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The LANs.
-    pub interfaces: Vec<String>,
+    pub(crate) interfaces: Vec<String>,
     /// Whether we ask who listens, where no router does.
-    pub asks: bool,
+    pub(crate) asks: bool,
     /// Groups that are taken from our LANs, and for which peers.
-    pub rules: Vec<(Prefix, Vec<PeerId>)>,
+    pub(crate) rules: Vec<(Prefix, Vec<PeerId>)>,
     /// Groups that go on from peer to peer, and to which.
-    pub passes: Vec<(Prefix, Vec<PeerId>)>,
+    pub(crate) passes: Vec<(Prefix, Vec<PeerId>)>,
     /// Groups that peers may bring: which peer, which groups, whether they are asked for even when
     /// nobody listens.
-    pub accepts: Vec<(PeerId, Prefix, bool)>,
+    pub(crate) accepts: Vec<(PeerId, Prefix, bool)>,
     /// The peers' names for other TPOs of a LAN.
-    pub sites: ByPeer<Site>,
+    pub(crate) sites: ByPeer<Site>,
 }
 
 impl Plan {
     /// Whether there is anything to do.
-    pub fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         !self.interfaces.is_empty() || !self.passes.is_empty()
     }
 
     /// Whether this peer may ask us for groups at all.
-    pub fn may_ask(&self, peer: PeerId) -> bool {
+    pub(crate) fn may_ask(&self, peer: PeerId) -> bool {
         self.rules.iter().any(|(_, peers)| peers.contains(&peer))
     }
 
@@ -123,7 +123,7 @@ impl Plan {
 }
 
 /// The running thread.
-pub struct Multicast {
+pub(crate) struct Multicast {
     ring: Box<dyn Fn() + Send>,
     stopping: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
@@ -132,7 +132,7 @@ pub struct Multicast {
 
 impl Multicast {
     /// Starts the thread.
-    pub fn start(
+    pub(crate) fn start(
         doorbell: Doorbell,
         plan: Plan,
         (wanted, joined): (Arc<Wanted>, Arc<Joined>),
@@ -178,17 +178,17 @@ impl Multicast {
     }
 
     /// Whether the thread has ended by itself, which it never should.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
     /// Somebody removed the sets of groups that it keeps.
-    pub fn has_lost_its_sets(&self) -> bool {
+    pub(crate) fn has_lost_its_sets(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
     /// Ends the thread: our memberships end with it.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::SeqCst);
         (self.ring)();
         // One that panicked has said so already.

@@ -13,30 +13,30 @@ use std::time::{Duration, Instant};
 use super::igmp;
 
 /// Time, 1 s, between two messages.
-pub const TELL_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const TELL_EVERY: Duration = Duration::from_secs(1);
 /// A TPO that has said nothing for this time, 3.5 s, is gone.
 const FORGET: Duration = Duration::from_millis(3_500);
 /// Type of the message.
-pub const KIND: u8 = 0xf0;
+pub(crate) const KIND: u8 = 0xf0;
 /// Tells the message from those of other experiments.
 const MAGIC: [u8; 4] = *b"tpo1";
 /// All routers of a LAN.
-pub const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 2);
+pub(crate) const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 2);
 /// Sites that one TPO may name, 128: a packet's worth.
 const MOST_SITES: usize = 128;
 /// Neighbours of one LAN, 64 at most: more than these are not heard.
 const MOST_NEIGHBOURS: usize = 64;
 
 /// A site by its name between two TPOs: the beginning of its public key.
-pub type Site = [u8; 8];
+pub(crate) type Site = [u8; 8];
 
 /// The name of the site with this public key.
-pub fn site(key: &[u8; 32]) -> Site {
+pub(crate) fn site(key: &[u8; 32]) -> Site {
     *key.first_chunk().expect("eight of thirty-two")
 }
 
 /// What a TPO says, as a whole IP packet.
-pub fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
+pub(crate) fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
     let mut body = vec![KIND, 0, 0, 0];
     body.extend(MAGIC);
     body.extend(sites.iter().take(MOST_SITES).flatten());
@@ -44,7 +44,7 @@ pub fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
 }
 
 /// Reads what stands behind the IP header.
-pub fn parse(body: &[u8]) -> Option<Vec<Site>> {
+pub(crate) fn parse(body: &[u8]) -> Option<Vec<Site>> {
     let (head, sites) = body.split_first_chunk::<8>()?;
     let (sites, []) = sites.as_chunks::<8>() else {
         return None;
@@ -56,16 +56,16 @@ pub fn parse(body: &[u8]) -> Option<Vec<Site>> {
 
 /// Of all LANs.
 #[derive(Debug)]
-pub struct Neighbours(Vec<HashMap<Ipv4Addr, (Vec<Site>, Instant)>>);
+pub(crate) struct Neighbours(Vec<HashMap<Ipv4Addr, (Vec<Site>, Instant)>>);
 
 impl Neighbours {
     /// Of `lans` LANs.
-    pub fn new(lans: usize) -> Neighbours {
+    pub(crate) fn new(lans: usize) -> Neighbours {
         Neighbours((0..lans).map(|_| HashMap::new()).collect())
     }
 
     /// One of them said this.
-    pub fn hear(&mut self, lan: usize, from: Ipv4Addr, sites: Vec<Site>, now: Instant) {
+    pub(crate) fn hear(&mut self, lan: usize, from: Ipv4Addr, sites: Vec<Site>, now: Instant) {
         let lan = &mut self.0[lan];
         if lan.len() < MOST_NEIGHBOURS || lan.contains_key(&from) {
             lan.insert(from, (sites, now));
@@ -73,7 +73,7 @@ impl Neighbours {
     }
 
     /// Forgets those that are gone.
-    pub fn turn(&mut self, now: Instant) {
+    pub(crate) fn turn(&mut self, now: Instant) {
         for lan in &mut self.0 {
             lan.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < FORGET);
         }
@@ -81,7 +81,7 @@ impl Neighbours {
 
     /// Whether another one brings to this LAN what comes from this site, instead of us at this
     /// address.
-    pub fn brings(&self, lan: usize, own: Ipv4Addr, site: &Site) -> bool {
+    pub(crate) fn brings(&self, lan: usize, own: Ipv4Addr, site: &Site) -> bool {
         self.0[lan]
             .iter()
             .any(|(from, (sites, _))| *from < own && sites.contains(site))

@@ -14,7 +14,7 @@ use crate::table::peers::PeerId;
 
 /// Groups that are taken from the LANs at a time: what the kernel's sets hold, and some fifty
 /// sockets on each LAN.
-pub const MOST_TAKEN: usize = 1_024;
+pub(crate) const MOST_TAKEN: usize = 1_024;
 /// How long, 10 s, a group stays that no peer asks for: a peer that asks again has it at once, and
 /// alternating messages change nothing.
 const LINGER: Duration = Duration::from_secs(10);
@@ -41,35 +41,35 @@ struct Allowance {
 
 /// What is taken.
 #[derive(Debug, Default)]
-pub struct Taking {
+pub(crate) struct Taking {
     taken: BTreeMap<IpAddr, Taken>,
     allowances: HashMap<PeerId, Allowance>,
     /// Groups that were asked for in vain, by a turn each: too many, or too many new ones.
-    pub refused: u64,
+    pub(crate) refused: u64,
 }
 
 /// What is to be done.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub(crate) struct Changes {
     /// Groups to become a member of.
-    pub join: Vec<IpAddr>,
+    pub(crate) join: Vec<IpAddr>,
     /// Groups to leave.
-    pub leave: Vec<IpAddr>,
+    pub(crate) leave: Vec<IpAddr>,
 }
 
 impl Taking {
     /// Every group that is taken.
-    pub fn groups(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn groups(&self) -> impl Iterator<Item = IpAddr> {
         self.taken.keys().copied()
     }
 
     /// Whether this one is.
-    pub fn contains(&self, group: IpAddr) -> bool {
+    pub(crate) fn contains(&self, group: IpAddr) -> bool {
         self.taken.contains_key(&group)
     }
 
     /// The groups that may be taken and are asked for, with the peers that ask.
-    pub fn turn(&mut self, asked: &BTreeMap<IpAddr, Vec<PeerId>>, now: Instant) -> Changes {
+    pub(crate) fn turn(&mut self, asked: &BTreeMap<IpAddr, Vec<PeerId>>, now: Instant) -> Changes {
         let mut changes = Changes::default();
         let mut counts: HashMap<PeerId, usize> =
             asked.values().flatten().map(|peer| (*peer, 0)).collect();
