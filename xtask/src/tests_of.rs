@@ -1,6 +1,7 @@
 //! Which tests are run how: all, those of one crate, a part of the seeds, one seed, the long ones.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -24,6 +25,8 @@ const NOT_QUICK: [&str; 3] = [
     "loss_of_one_flow_does_not_delay_another",
     "a_flood_of_recorded_first_flights_keeps_nobody_out",
 ];
+/// Threads of a test program at least, however few cores there are.
+const TEST_THREADS: usize = 4;
 /// How many times its number of seeds each world runs in `long`.
 const LONG_SEEDS: &str = "10";
 
@@ -35,7 +38,9 @@ pub(crate) fn test(rest: &[String]) -> Result<()> {
     let packages = packages(rest)?;
     if packages.is_empty() {
         prepare()?;
-        return run(cargo().args(["test", "--workspace"]).args(rest));
+        return run(on_threads(&mut cargo())
+            .args(["test", "--workspace"])
+            .args(rest));
     }
     if !packages
         .iter()
@@ -47,7 +52,18 @@ pub(crate) fn test(rest: &[String]) -> Result<()> {
         // Its tests start the program tpo, which Cargo builds only for tests of its own package.
         run(cargo().args(["build", "--package", "tpo", "--bins"]))?;
     }
-    run(cargo().arg("test").args(rest))
+    run(on_threads(&mut cargo()).arg("test").args(rest))
+}
+
+/// Says on how many threads each test program runs, unless somebody has said so: the tests with
+/// namespaces wait more than they compute.
+fn on_threads(command: &mut Command) -> &mut Command {
+    const VARIABLE: &str = "RUST_TEST_THREADS";
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if std::env::var_os(VARIABLE).is_none() {
+        command.env(VARIABLE, cores.max(TEST_THREADS).to_string());
+    }
+    command
 }
 
 /// The packages that the arguments name: `-p NAME`, `--package NAME`, `--package=NAME`.

@@ -2,10 +2,11 @@
 //! lab's WAN between them.
 //!
 //! What is asked here is what only the kernel and the whole program decide; the protocol itself is
-//! proved in the worlds of `mover` and `engine`. Needs root. The tests run one after the other
-//! (they share two cores), make their namespaces and remove them.
+//! proved in the worlds of `mover` and `engine`. Needs root. Most tests run beside each other,
+//! those that fill the machine alone (`turn.rs`); all make their namespaces and remove them.
 
 mod site;
+mod turn;
 
 mod carry;
 mod compress;

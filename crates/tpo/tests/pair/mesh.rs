@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tpo_lab::{Place, Profile, Scratch, Sites, ping, wan_address};
 
-use crate::site::{ALONE, NUMBER, take_down, tpo, wait_for};
+use crate::site::{NUMBER, take_down, tpo, wait_for};
+use crate::turn::Turn;
 
 /// A TPO at every site's gateway.
 pub(crate) struct Mesh {
@@ -20,7 +20,7 @@ pub(crate) struct Mesh {
     daemons: Vec<Option<Child>>,
     folder: Scratch,
     files: Option<(usize, u32)>,
-    _alone: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 /// Who is a peer of whom, and what each has beside its peers.
@@ -45,7 +45,7 @@ impl Mesh {
 
     /// The same; `files` names a site and how many descriptors its daemon may have.
     pub(crate) fn start_with(plan: &Plan<'_>, files: Option<(usize, u32)>) -> Mesh {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Turn::take();
         let name = format!(
             "tm{}x{}",
             std::process::id(),
@@ -96,7 +96,7 @@ impl Mesh {
             daemons,
             files,
             folder,
-            _alone: alone,
+            _turn: turn,
         };
         all.for_each(|site| mesh.run(site));
         mesh

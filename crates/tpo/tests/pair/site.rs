@@ -8,14 +8,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tpo_lab::{Host, Lab, Profile, Scratch, Wan};
 
-/// One pair at a time: the machine is small, and figures of neighbours would disturb each other.
-pub(crate) static ALONE: Mutex<()> = Mutex::new(());
+use crate::turn::Turn;
+
+/// How many stages this process has made: each has names of its own.
 pub(crate) static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// How long anything may take that should take a moment.
@@ -69,7 +69,7 @@ pub(crate) struct Pair {
     daemons: [Option<Child>; 2],
     folder: Scratch,
     files: [Option<u32>; 2],
-    _alone: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Pair {
@@ -84,7 +84,7 @@ impl Pair {
 
     /// The lab and the files; no daemon yet.
     pub(crate) fn new(options: &Options) -> Pair {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Turn::take();
         let name = format!(
             "tp{}x{}",
             std::process::id(),
@@ -184,7 +184,7 @@ impl Pair {
             daemons: [None, None],
             files: options.files,
             folder,
-            _alone: alone,
+            _turn: turn,
         }
     }
 
