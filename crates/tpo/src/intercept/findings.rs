@@ -301,18 +301,8 @@ mod tests {
             enabled: true,
         };
         let table = Table {
-            rules: vec![rule],
-            mode: Mode::Tproxy,
             local,
-            interfaces: Vec::new(),
-            peers: 1,
-            carriers: crate::table::carriers::AllCarriers::of_peers(1),
-            far_source_is_client: true,
-            packets: Vec::new(),
-            packets_rest: std::time::Duration::ZERO,
-            multicast: Vec::new(),
-            bounds: crate::table::bounds::Bounds::default(),
-            hold_closed: false,
+            ..Table::of_rules(vec![rule], 1)
         };
         let read = |key: &str| {
             settings

@@ -595,20 +595,7 @@ mod tests {
     }
 
     fn table(rules: Vec<RuleSpec>) -> Table {
-        Table {
-            rules,
-            mode: Mode::Tproxy,
-            local: true,
-            interfaces: Vec::new(),
-            peers: 1,
-            carriers: crate::table::carriers::AllCarriers::of_peers(1),
-            far_source_is_client: true,
-            packets: Vec::new(),
-            packets_rest: std::time::Duration::ZERO,
-            multicast: Vec::new(),
-            bounds: crate::table::bounds::Bounds::default(),
-            hold_closed: false,
-        }
+        Table::of_rules(rules, 1)
     }
 
     const ALL: RangeInclusive<u16> = 1..=65_535;

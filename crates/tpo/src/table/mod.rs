@@ -52,6 +52,27 @@ pub struct Table {
     pub hold_closed: bool,
 }
 
+impl Table {
+    /// These rules for so many peers, each of which carries by itself, and nothing else: TCP by
+    /// `tproxy`, this host's own connections too, the default bounds. For tests of interception.
+    pub fn of_rules(rules: Vec<RuleSpec>, peers: usize) -> Table {
+        Table {
+            rules,
+            mode: Mode::Tproxy,
+            local: true,
+            interfaces: Vec::new(),
+            peers,
+            carriers: AllCarriers::of_peers(peers),
+            far_source_is_client: true,
+            packets: Vec::new(),
+            packets_rest: Duration::ZERO,
+            multicast: Vec::new(),
+            bounds: Bounds::default(),
+            hold_closed: false,
+        }
+    }
+}
+
 /// One line of the look-up table.
 ///
 /// Both prefixes are of one family. A prefix of length 0 beside one of the other family means "any"

@@ -20,7 +20,7 @@ use tpo::intercept::tcp::Listeners;
 use tpo::intercept::tcp::Ports;
 use tpo::intercept::tun::Tun;
 use tpo::table::peers::PeerId;
-use tpo::table::{Mode, OnFailure, RuleSpec, Table};
+use tpo::table::{OnFailure, RuleSpec, Table};
 use tpo_engine::CarriersId;
 
 /// The server's ports.
@@ -89,20 +89,7 @@ pub(crate) fn rules_for(port: u16, on_failure: OnFailure) -> Vec<RuleSpec> {
 }
 
 pub(crate) fn table(rules: Vec<RuleSpec>, peers: usize) -> Table {
-    Table {
-        rules,
-        mode: Mode::Tproxy,
-        local: true,
-        interfaces: Vec::new(),
-        carriers: tpo::table::carriers::AllCarriers::of_peers(peers),
-        peers,
-        far_source_is_client: true,
-        packets: Vec::new(),
-        packets_rest: Duration::ZERO,
-        multicast: Vec::new(),
-        bounds: tpo::table::bounds::Bounds::default(),
-        hold_closed: false,
-    }
+    Table::of_rules(rules, peers)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

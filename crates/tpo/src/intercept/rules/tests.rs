@@ -1,8 +1,7 @@
 use super::*;
 use crate::table::OnFailure;
 use crate::table::RuleSpec;
-use crate::table::bounds::Bounds;
-use crate::table::carriers::{AllCarriers, Carriers};
+use crate::table::carriers::Carriers;
 use tpo_engine::CarriersId;
 
 fn table(interfaces: &[&str]) -> Table {
@@ -23,18 +22,8 @@ fn table(interfaces: &[&str]) -> Table {
         ..any.clone()
     };
     Table {
-        rules: vec![any, closed],
-        mode: Mode::Tproxy,
-        local: true,
         interfaces: interfaces.iter().map(|s| s.to_string()).collect(),
-        peers: 2,
-        carriers: AllCarriers::of_peers(2),
-        far_source_is_client: true,
-        packets: Vec::new(),
-        packets_rest: std::time::Duration::ZERO,
-        multicast: Vec::new(),
-        bounds: Bounds::default(),
-        hold_closed: false,
+        ..Table::of_rules(vec![any, closed], 2)
     }
 }
 
