@@ -248,7 +248,8 @@ impl Peer {
     }
 
     /// Hands over a block of memory that holds packets which the near side sent; each is named by
-    /// [`send_from_block`](Peer::send_from_block). Then [`end_block`](Peer::end_block).
+    /// [`send_from_block`](Peer::send_from_block). Then [`end_block`](Peer::end_block). The reference
+    /// is dropped when none of the packets waits any more.
     pub fn begin_block(&mut self, bytes: Arc<Vec<u8>>) {
         self.driver.begin_block(bytes);
     }
@@ -261,12 +262,6 @@ impl Peer {
     /// All packets of the block were named.
     pub fn end_block(&mut self) {
         self.driver.end_block();
-    }
-
-    /// A block of which nothing waits any more. To be polled after each input and after
-    /// [`poll_transmit`](Peer::poll_transmit).
-    pub fn poll_spent_block(&mut self) -> Option<Arc<Vec<u8>>> {
-        self.driver.poll_spent_block()
     }
 
     /// As [`send_packet`](Peer::send_packet), but the packet is not copied: it is the part `body`

@@ -534,10 +534,6 @@ impl Driver {
         self.packets.end_block();
     }
 
-    pub(crate) fn poll_spent_block(&mut self) -> Option<Arc<Vec<u8>>> {
-        self.packets.poll_spent_block()
-    }
-
     pub(crate) fn send_packet(
         &mut self,
         key: &PacketKey,

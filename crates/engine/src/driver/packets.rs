@@ -17,8 +17,10 @@ use std::{
 };
 
 mod arrivals;
+mod gathering;
 
 use arrivals::Arrivals;
+use gathering::Gathering;
 
 use super::{
     buffer::{BufferWriter, Origin},
@@ -28,8 +30,8 @@ use super::{
 use crate::{
     Compression, Delivery, Event, FlowId, FlowInfo, PacketKey, SendError, Status, Treatment,
     config::{
-        CROSSING, ENDS_SLACK, GATHER, GATHER_MEMORY, HOLDING_BYTES, MOST_HOLDING, PACKET_COST,
-        REFUSED_FOR, WAITING_BYTES, WAITING_FLOW_BYTES,
+        CROSSING, ENDS_SLACK, HOLDING_BYTES, MOST_HOLDING, PACKET_COST, REFUSED_FOR, WAITING_BYTES,
+        WAITING_FLOW_BYTES,
     },
     error::Breach,
     flow::{
@@ -83,34 +85,6 @@ struct HeldBack {
 pub(crate) struct InPayload<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) place: Range<usize>,
-}
-
-/// Small packets of a fast sender wait for one another for at most [`GATHER`], so that several share
-/// the headers of one datagram.
-#[derive(Debug, Default)]
-struct Gathering {
-    flows: Vec<FlowId>,
-    bytes: usize,
-    until: Option<Instant>,
-    /// Bytes of small packets of late: what they are, less what [`GATHER_MEMORY`] has forgotten of
-    /// them.
-    recent: f64,
-    at: Option<Instant>,
-}
-
-impl Gathering {
-    /// Counts a packet of `bytes`. Says whether it is worth waiting with: as many come as fill half
-    /// a segment within the time that it may wait.
-    fn count(&mut self, bytes: usize, segment: usize, now: Instant) -> bool {
-        let passed = self.at.map_or(GATHER_MEMORY, |at| {
-            now.saturating_duration_since(at).min(GATHER_MEMORY)
-        });
-        self.at = Some(now);
-        self.recent *= 1.0 - passed.as_secs_f64() / GATHER_MEMORY.as_secs_f64();
-        self.recent += bytes as f64;
-        let soon = self.recent * GATHER.as_secs_f64() / GATHER_MEMORY.as_secs_f64();
-        2 * bytes <= segment && 2.0 * soon >= segment as f64
-    }
 }
 
 /// A packet from the far side.
@@ -170,7 +144,7 @@ impl PacketFlows {
 
     /// When gathered packets have waited for others long enough.
     pub(crate) fn gathers_until(&self) -> Option<Instant> {
-        self.gathering.until
+        self.gathering.until()
     }
 
     pub(crate) fn get_mut(&mut self, flow: FlowId) -> Option<&mut PacketFlow> {
@@ -207,7 +181,7 @@ impl PacketFlows {
         if left == 0 {
             (self.by_number, self.ends) = Default::default();
             self.by_key.shrink_to_fit();
-            self.gathering.flows = Vec::new();
+            self.gathering.forget();
             self.blocks.forget_spare();
         } else if self.by_number.capacity() > ROOM_LEFT.max(8 * left) {
             self.by_number.shrink_to(2 * left);
@@ -288,11 +262,6 @@ impl PacketFlows {
         self.blocks.end();
     }
 
-    /// A block of which nothing waits any more.
-    pub(crate) fn poll_spent_block(&mut self) -> Option<Arc<Vec<u8>>> {
-        self.blocks.poll_spent()
-    }
-
     /// Takes a packet of the near side. `lives`: whether a stream has this number. Gives the number
     /// of the flow that the packet has opened, if it has.
     pub(crate) fn send(
@@ -326,16 +295,10 @@ impl PacketFlows {
         };
         let segment = shared.path.urgent_segment;
         let gather = self.gathering.count(length, segment, now);
-        if gather && !shared.schedule.is_ready(slot) {
-            self.gathering.flows.push(flow);
-            self.gathering.bytes += length;
-            let full = self.gathering.bytes + length > segment;
-            let until = *self.gathering.until.get_or_insert(now + GATHER);
-            if full || until <= now {
-                self.let_go_gathered(shared);
-            }
-        } else {
+        if !gather || shared.schedule.is_ready(slot) {
             shared.schedule.wake(slot);
+        } else if self.gathering.add(flow, length, segment, now) {
+            self.let_go_gathered(shared);
         }
         Ok(opened)
     }
@@ -404,14 +367,13 @@ impl PacketFlows {
 
     /// Lets gathered packets take their turns when it is time.
     pub(crate) fn end_gathering(&mut self, shared: &mut Shared, now: Instant) {
-        if self.gathering.until.is_some_and(|until| until <= now) {
+        if self.gathering.until().is_some_and(|until| until <= now) {
             self.let_go_gathered(shared);
         }
     }
 
     fn let_go_gathered(&mut self, shared: &mut Shared) {
-        (self.gathering.bytes, self.gathering.until) = (0, None);
-        for flow in self.gathering.flows.drain(..) {
+        for flow in self.gathering.take() {
             if let Some(state) = self
                 .by_number
                 .get(&flow)

@@ -2,7 +2,8 @@
 //!
 //! The TUN reader of the program fills a block and gives it to the lane, which hands it over here.
 //! A packet that waits in its flow names its block and its place in it, so packing copies it for
-//! the first time. A block is spent when it is complete and none of its packets waits any more.
+//! the first time. A block is spent when it is complete and none of its packets waits any more: the
+//! reference to it is dropped, by which its owner knows.
 //!
 //! A packet that waits for long would keep a whole block for itself. So [`MOST_BLOCKS`] may be
 //! under way; before another one comes, what still waits in the oldest is copied out of it.
@@ -100,8 +101,6 @@ pub(crate) struct Blocks {
     first: u64,
     /// More packets of the last one may come.
     is_open: bool,
-    /// To be filled again.
-    spent: Vec<Arc<Vec<u8>>>,
     /// Buffers of packets that were copied, to be used again.
     spare: Vec<Vec<u8>>,
 }
@@ -143,11 +142,6 @@ impl Blocks {
         {
             self.spend(self.under_way.len() - 1);
         }
-    }
-
-    /// A block of which nothing is needed any more.
-    pub(crate) fn poll_spent(&mut self) -> Option<Arc<Vec<u8>>> {
-        self.spent.pop()
     }
 
     /// Bytes of the blocks.
@@ -274,11 +268,7 @@ impl Blocks {
     }
 
     fn spend(&mut self, place: usize) {
-        if let Some(bytes) = self.under_way[place].bytes.take()
-            && self.spent.len() < MOST_BLOCKS
-        {
-            self.spent.push(bytes);
-        }
+        self.under_way[place].bytes = None;
         while self
             .under_way
             .front()
@@ -302,8 +292,14 @@ impl Blocks {
 mod tests {
     use super::*;
 
-    fn block(number: u8) -> Arc<Vec<u8>> {
-        Arc::new(vec![number; 100])
+    /// A block, and its owner's reference to it.
+    fn block(number: u8) -> [Arc<Vec<u8>>; 2] {
+        let block = Arc::new(vec![number; 100]);
+        [block.clone(), block]
+    }
+
+    fn is_spent(own: &Arc<Vec<u8>>) -> bool {
+        Arc::strong_count(own) == 1
     }
 
     fn part(blocks: &mut Blocks, flow: u32) -> Waiting {
@@ -321,39 +317,40 @@ mod tests {
 
     #[test]
     fn a_block_is_spent_when_nothing_waits_in_it() {
-        let mut blocks = Blocks::default();
-        let mut packets = Vec::new();
+        let (mut blocks, mut packets, mut own) = (Blocks::default(), Vec::new(), Vec::new());
         for number in 0..3 {
-            blocks.begin(block(number));
+            let [block, kept] = block(number);
+            own.push(kept);
+            blocks.begin(block);
             packets.push(part(&mut blocks, 1));
         }
         assert_eq!(bytes(&blocks, &packets[1]), [9, 1, 1]);
         assert_eq!(blocks.held(), 300);
         blocks.release(packets.remove(1));
-        assert_eq!(blocks.poll_spent(), Some(block(1)), "behind an older one");
+        assert!(is_spent(&own[1]), "behind an older one");
         let last = packets.pop().unwrap();
         blocks.release(last);
-        assert_eq!(blocks.poll_spent(), None, "more of it may come");
+        assert!(!is_spent(&own[2]), "more of it may come");
         blocks.end();
-        assert_eq!(blocks.poll_spent(), Some(block(2)));
+        assert!(is_spent(&own[2]) && !is_spent(&own[0]));
         blocks.check_invariants(packets.iter());
         blocks.release(packets.remove(0));
-        assert_eq!((blocks.poll_spent(), blocks.held()), (Some(block(0)), 0));
+        assert!(is_spent(&own[0]) && blocks.held() == 0);
         // None of its packets was wanted.
-        blocks.begin(block(3));
-        assert_eq!(blocks.last(), block(3).as_slice());
+        let [block, kept] = block(3);
+        blocks.begin(block);
+        assert_eq!(blocks.last(), kept.as_slice());
         blocks.end();
-        assert_eq!(
-            (blocks.poll_spent(), blocks.last()),
-            (Some(block(3)), &[][..])
-        );
+        assert!(is_spent(&kept) && blocks.last().is_empty());
     }
 
     #[test]
     fn what_waits_for_long_keeps_no_block() {
-        let (mut blocks, mut waiting) = (Blocks::default(), VecDeque::new());
+        let (mut blocks, mut waiting, mut own) = (Blocks::default(), VecDeque::new(), Vec::new());
         for number in 0..MOST_BLOCKS as u8 {
-            blocks.begin(block(number));
+            let [block, kept] = block(number);
+            own.push(kept);
+            blocks.begin(block);
             waiting.push_back(part(&mut blocks, 1));
             waiting.push_back(blocks.wait(
                 FlowId(1),
@@ -369,8 +366,8 @@ mod tests {
             let more = blocks.copy_out(&mut waiting);
             let after: usize = waiting.iter().map(Waiting::cost).sum();
             assert_eq!(before + more, after);
-            assert_eq!(blocks.poll_spent(), Some(block(number)));
-            blocks.begin(block(MOST_BLOCKS as u8 + number));
+            assert!(is_spent(&own[number]) && !is_spent(&own[number + 1]));
+            blocks.begin(block((MOST_BLOCKS + number) as u8)[0].clone());
             waiting.push_back(part(&mut blocks, 1));
         }
         blocks.check_invariants(waiting.iter());
