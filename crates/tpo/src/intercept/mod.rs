@@ -10,8 +10,8 @@
 //! * [`tcp`] makes the sockets of TCP, [`tun`] the device for packets;
 //! * [`rules`] (pure) renders the nftables table from the look-up table, whose rules
 //!   [`crate::table::layers`] has put in order;
-//! * [`routing`] speaks of routing rules with the kernel, [`hold`] (pure) says what holds the closed
-//!   rules when that table does not, [`holding`] puts both in force;
+//! * [`routing`] speaks of routing rules with the kernel, [`hold`] (pure) says what holds the
+//!   closed rules when that table does not, [`holding`] puts both in force;
 //! * `watch` looks whether all is still there;
 //! * [`install`] loads the table with the policy route it needs, repairs both, and takes them away
 //!   again;

@@ -4,7 +4,8 @@
 //! Each reason is counted somewhere: `daemon/passed.rs` names the counters of each one, and does
 //! not compile without them. A number is never used again for something else. Taken out, because
 //! nothing that runs can see such a connection: 3 (it began before the program), 6 (its rules are
-//! switched off), 9 (it came in by an interface that is left out), 11 (its protocol is not carried).
+//! switched off), 9 (it came in by an interface that is left out), 11 (its protocol is not
+//! carried).
 
 use std::fmt;
 

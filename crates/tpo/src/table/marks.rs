@@ -7,9 +7,9 @@
 /// other bits are left as they are.
 ///
 /// Several bits, and high ones, because single low ones are everybody's (several uplinks, proxies,
-/// VPNs): a foreign mark has all of these only if it is made of many bits too, and `tpo check` tells
-/// when a routing rule does. The mark shares no bit with [`MARK_OWN`], so that clearing one leaves
-/// the other.
+/// VPNs): a foreign mark has all of these only if it is made of many bits too, and `tpo check`
+/// tells when a routing rule does. The mark shares no bit with [`MARK_OWN`], so that clearing one
+/// leaves the other.
 pub(crate) const MARK_DELIVER: u32 = 0x0478_0000;
 
 /// The bits of the packet mark on everything that the daemon's own sockets send (`SO_MARK`), so

@@ -1,7 +1,7 @@
 //! IANA's numbers of the protocols that are named here by name.
 
-/// ICMP of IPv4. Inside a [`PacketKey`](tpo_engine::PacketKey) also ICMP of IPv6: the addresses tell
-/// the family.
+/// ICMP of IPv4. Inside a [`PacketKey`](tpo_engine::PacketKey) also ICMP of IPv6: the addresses
+/// tell the family.
 pub(crate) const ICMP: u8 = 1;
 /// TCP: the only protocol that is carried as a stream. All others are carried as packets.
 pub(crate) const TCP: u8 = 6;

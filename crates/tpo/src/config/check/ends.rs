@@ -9,8 +9,8 @@ use crate::config::finding::Findings;
 use crate::config::value;
 use crate::table::protocols::{ICMP, ICMP_V6, TCP, UDP};
 
-/// The ports of a rule that names none: port 0 is nobody's service, but whoever wants no answer may send
-/// UDP from it (RFC 768), and a closed rule holds that too.
+/// The ports of a rule that names none: port 0 is nobody's service, but whoever wants no answer may
+/// send UDP from it (RFC 768), and a closed rule holds that too.
 const ALL_PORTS: RangeInclusive<u16> = 0..=65_535;
 /// What would do for `protocol`.
 pub(super) const PROTOCOLS: &str =

@@ -15,15 +15,15 @@ use crate::table::{Mode, OnFailure};
 
 /// The word for "no user is named".
 const AUTO: &str = "auto";
-/// Where datagrams arrive when nothing is said: any address, and UDP port 47800, which is registered
-/// for nothing else.
+/// Where datagrams arrive when nothing is said: any address, and UDP port 47800, which is
+/// registered for nothing else.
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 47_800);
 
 /// `buffer_size`, bytes: below 4 KiB aggregation does nothing; 256 KiB is the mover's largest
 /// payload.
 const BUFFER_SIZES: RangeInclusive<u64> = 4_096..=262_144;
-/// `segment_size`, bytes of UDP payload: the handshake needs 1,200, which every usable path carries;
-/// 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
+/// `segment_size`, bytes of UDP payload: the handshake needs 1,200, which every usable path
+/// carries; 16,356 is the largest jumbo frame that is probed for, less its IP and UDP headers.
 const SEGMENT_SIZES: RangeInclusive<u16> = 1_200..=16_356;
 /// `memory`, bytes for all flows: one peer with a long fat link needs 16 MiB to work at all; 1 TiB
 /// is more than any host of today has to spare.

@@ -13,8 +13,8 @@ use crate::table::address::is_special;
 use crate::table::peers::PeerId;
 use crate::table::protocols::TCP;
 
-/// Sources of an accept that are compared with the rules: 16. One that is written is one; more follow
-/// from the rules themselves, and 100,000 accepts times 10,000 rules would take minutes.
+/// Sources of an accept that are compared with the rules: 16. One that is written is one; more
+/// follow from the rules themselves, and 100,000 accepts times 10,000 rules would take minutes.
 const MOST_LOOKED_AT: usize = 16;
 /// Bits of an IPv4 prefix below which an accept is worth a note: nobody has more than a network of
 /// class A.

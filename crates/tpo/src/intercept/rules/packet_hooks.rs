@@ -1,5 +1,5 @@
-//! Where packets are taken: UDP, ICMP and whatever else a rule names, whole, into the TUN device; and
-//! what answers to packets that came out of it.
+//! Where packets are taken: UDP, ICMP and whatever else a rule names, whole, into the TUN device;
+//! and what answers to packets that came out of it.
 
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -101,8 +101,8 @@ fn ruled(w: &mut Writer<'_>) -> fmt::Result {
 }
 
 /// What this host sends itself: answers of its own services and its kernel's ICMP errors to those
-/// whom we speak for, and if it is wanted, what its own applications begin. Our own tunnel bears our
-/// mark.
+/// whom we speak for, and if it is wanted, what its own applications begin. Our own tunnel bears
+/// our mark.
 fn output(w: &mut Writer<'_>) -> fmt::Result {
     writeln!(
         w.text,

@@ -1,5 +1,5 @@
-//! What becomes of a packet that a rule names: taken while a lease of its peers is there, else let go
-//! or refused.
+//! What becomes of a packet that a rule names: taken while a lease of its peers is there, else let
+//! go or refused.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};

@@ -7,8 +7,8 @@ use std::fmt::{self, Write};
 use crate::intercept::names::counter;
 use crate::table::Table;
 
-/// Entries of each set at most: 1,048,576, the flows of eight peers. Each costs some 130 bytes of the
-/// kernel's memory, when used.
+/// Entries of each set at most: 1,048,576, the flows of eight peers. Each costs some 130 bytes of
+/// the kernel's memory, when used.
 const MOST_WAYS_BACK: usize = 1 << 20;
 
 /// An address family of packets.
@@ -161,8 +161,8 @@ impl WaysBack {
     }
 }
 
-/// Errors about packets that came out of the device. What else there is of ICMP, but for echo, tells
-/// a network's own hosts how to behave, and stays there.
+/// Errors about packets that came out of the device. What else there is of ICMP, but for echo,
+/// tells a network's own hosts how to behave, and stays there.
 fn errors(text: &mut String, Family { name, header, .. }: &Family) -> fmt::Result {
     let errors = match *name {
         "v4" => "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
