@@ -41,19 +41,10 @@ impl Pair {
             protocols,
             group,
         } = *setup;
-        let key = |site: &str| -> Result<String> {
-            let output = Command::new(program)
-                .args(["keygen", "--out"])
-                .arg(folder.join(format!("{site}.key")))
-                .output()?;
-            ensure!(
-                output.status.success(),
-                "tpo keygen: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-            Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-        };
-        let (key_a, key_b) = (key("a")?, key("b")?);
+        let (key_a, key_b) = (
+            make_key(program, folder, "a")?,
+            make_key(program, folder, "b")?,
+        );
         let mut pair = Pair {
             children: Vec::new(),
             program: program.into(),
@@ -154,6 +145,20 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// Makes a site's key in the folder; gives its public one.
+fn make_key(program: &Path, folder: &Path, site: &str) -> Result<String> {
+    let output = Command::new(program)
+        .args(["keygen", "--out"])
+        .arg(folder.join(format!("{site}.key")))
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "tpo keygen: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Asks a daemon to end; one that does not is killed, so that nothing of it stays.

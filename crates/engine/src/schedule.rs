@@ -155,8 +155,8 @@ impl Schedule {
         }
     }
 
-    /// Bytes of places beyond those that each peer has. There are as many places as there were flows
-    /// at a time, until there is none.
+    /// Bytes of places beyond those that each peer has. There are as many places as there were
+    /// flows at a time, until there is none.
     pub(crate) fn held(&self) -> usize {
         let beyond = |capacity: usize, entry: usize| capacity.saturating_sub(QUEUE_ROOM) * entry;
         beyond(self.entries.capacity(), size_of::<Entry>())

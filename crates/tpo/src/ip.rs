@@ -2,8 +2,8 @@
 //! is in front of their payload. Pure: bytes in, facts out.
 //!
 //! The TUN reader ([`crate::packets::reader`]) parses what the kernel hands over, the WAN form
-//! ([`crate::packets::form`]) what a peer sent whole. Nothing is believed: a packet that is cut short, or
-//! that its headers would send elsewhere first, is none.
+//! ([`crate::packets::form`]) what a peer sent whole. Nothing is believed: a packet that is cut
+//! short, or that its headers would send elsewhere first, is none.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;

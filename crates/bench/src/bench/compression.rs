@@ -353,13 +353,8 @@ impl Session<'_> {
 
     /// The table of the files.
     fn files(&self) -> Result<String> {
-        let corpora = corpora(
-            LINKS
-                .iter()
-                .map(|(_, most)| *most)
-                .max()
-                .unwrap_or_default(),
-        )?;
+        let most = LINKS.iter().map(|(_, most)| *most).max();
+        let corpora = corpora(most.unwrap_or_default())?;
         let mut text = String::from(
             "| link | files | MiB | direct, s | off, s | auto, s | level 1, s | 3, s | 6, s | auto: times faster than direct | than off | than the best level | WAN bytes, times fewer | CPU off, s | CPU auto, s |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         );

@@ -172,12 +172,7 @@ pub(super) fn bulk<T>(
             writer.set_write_timeout(Some(PATIENCE))?;
             reader.set_read_timeout(Some(LOOK_EVERY))?;
             let stop = &stop;
-            scope.spawn(move || {
-                let chunk = noise(CHUNK);
-                // Ends when the reader goes.
-                while !stop.load(Ordering::Relaxed) && (&writer).write_all(&chunk).is_ok() {}
-                let _ = SockRef::from(&writer).set_linger(Some(Duration::ZERO));
-            });
+            scope.spawn(move || write_all(&writer, stop));
             scope.spawn(move || read_all(&reader, stop, received));
         }
         scope.spawn(|| {
@@ -225,6 +220,13 @@ pub(super) fn bulk<T>(
         },
         value,
     ))
+}
+
+/// Writes until the reader goes or it is over, and ends the connection with a reset.
+fn write_all(mut writer: &TcpStream, stop: &AtomicBool) {
+    let chunk = noise(CHUNK);
+    while !stop.load(Ordering::Relaxed) && writer.write_all(&chunk).is_ok() {}
+    let _ = SockRef::from(writer).set_linger(Some(Duration::ZERO));
 }
 
 fn read_all(reader: &TcpStream, stop: &AtomicBool, received: &AtomicU64) {

@@ -1,6 +1,6 @@
 //! The receiver's side: received payloads are decompressed, and dictionaries are made when the
-//! sender asks for them. Nothing that the wire says of sizes is believed before it is within bounds,
-//! and nothing is held beyond them.
+//! sender asks for them. Nothing that the wire says of sizes is believed before it is within
+//! bounds, and nothing is held beyond them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,9 +1,10 @@
-//! A flow of packets (UDP, ICMP, any protocol but TCP): boundaries are kept, no credit is asked for.
+//! A flow of packets (UDP, ICMP, any protocol but TCP): boundaries are kept, no credit is asked
+//! for.
 //!
 //! Life: opened by its first packet, here or there → answered by the far side → over when nothing
 //! has moved for a while. What waits for the link waits in here, not longer than its
-//! [`Delivery`](crate::Delivery) allows. The driver's `PacketFlows` own it, and route between it and
-//! the schedule.
+//! [`Delivery`](crate::Delivery) allows. The driver's `PacketFlows` own it, and route between it
+//! and the schedule.
 
 use std::{collections::VecDeque, time::Duration, time::Instant};
 

@@ -110,8 +110,8 @@ impl Delivery {
         }
     }
 
-    /// How long a packet may wait here for the link. `busy`: how long something has waited without a
-    /// pause. A call or a query has no use for one that is older; a log has. While the link is
+    /// How long a packet may wait here for the link. `busy`: how long something has waited without
+    /// a pause. A call or a query has no use for one that is older; a log has. While the link is
     /// still finding out what it carries, a late one is better than none.
     pub(super) fn patience(self, busy: Duration) -> Duration {
         match self {

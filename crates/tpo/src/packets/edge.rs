@@ -1,10 +1,10 @@
-//! The edge of a lane for packets: joins the steps between the lane's engine and the TUN device, and
-//! decides for each packet which of them it takes.
+//! The edge of a lane for packets: joins the steps between the lane's engine and the TUN device,
+//! and decides for each packet which of them it takes.
 //!
 //! On the way out it takes batches of the TUN reader ([`Packets::send`]) and of other lanes
-//! ([`Packets::take_over`]) and gives each packet to the engine. On the way in it takes what arrived
-//! from the engine ([`Packets::deliver`]) and gives it to the kernel, to multicast or to another
-//! lane.
+//! ([`Packets::take_over`]) and gives each packet to the engine. On the way in it takes what
+//! arrived from the engine ([`Packets::deliver`]) and gives it to the kernel, to multicast or to
+//! another lane.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! When a test has its turn: most wait more than they compute, and run beside each other; those
 //! that fill the machine run alone.
 //!
-//! A stage (`site.rs`, `mesh.rs`) takes a [`Turn`] before it makes its namespaces, and gives it back
-//! behind them.
+//! A stage (`site.rs`, `mesh.rs`) takes a [`Turn`] before it makes its namespaces, and gives it
+//! back behind them.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 

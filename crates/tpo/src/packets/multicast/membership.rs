@@ -1,8 +1,8 @@
 //! One lane's part in multicast: which groups its peer wants from us and which ones we want from
 //! the peer, said in messages that cross in a flow of packets of their own.
 //!
-//! Multicast's thread tells the lane what to want ([`super::Multicast`]) and looks at what the peers
-//! want ([`Wanted`]).
+//! Multicast's thread tells the lane what to want ([`super::Multicast`]) and looks at what the
+//! peers want ([`Wanted`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
