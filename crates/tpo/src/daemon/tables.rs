@@ -14,7 +14,7 @@ use crate::lanes::transit::Transit;
 use crate::packets::directory::GroupTable;
 use crate::packets::multicast::Plan;
 use crate::packets::multicast::groups::Wanted;
-use crate::packets::multicast::neighbours::site;
+use crate::packets::multicast::site::site;
 use crate::table::bounds::Bounds;
 use crate::table::peers::PeerId;
 use crate::table::protocols::{ICMP, ICMP_V6, TCP};

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tpo_engine::PacketKey;
 
 use super::igmp::{self, IGMP};
-use super::neighbours;
+use super::{neighbours, site};
 use crate::table::address::is_routed;
 use crate::table::peers::PeerId;
 
@@ -309,7 +309,7 @@ pub fn fuzz(bytes: &[u8]) {
         emit_membership(whom, &groups, number, &mut again);
         assert_eq!(again, bytes);
     }
-    if let Some(sites) = neighbours::parse(bytes) {
+    if let Some(sites) = site::parse(bytes) {
         let own = Ipv4Addr::LOCALHOST;
         assert_eq!(
             igmp::read(&neighbours::emit(own, &sites)),

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::packets::checksum::Sum;
-use crate::packets::multicast::neighbours::{self, Site};
+use crate::packets::multicast::site::{self, Site};
 use crate::table::address::is_routed;
 use crate::table::protocols::ICMP_V6;
 
@@ -108,9 +108,9 @@ fn read_igmp(body: &[u8], from: Ipv4Addr) -> Option<Heard> {
         0x22 => records(body, 4, |bytes| {
             Some(IpAddr::from(*bytes.first_chunk::<4>()?))
         })?,
-        neighbours::KIND => Heard::Serves {
+        site::KIND => Heard::Serves {
             from,
-            sites: neighbours::parse(body)?,
+            sites: site::parse(body)?,
         },
         _ => return None,
     })

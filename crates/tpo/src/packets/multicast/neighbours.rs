@@ -11,47 +11,20 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::igmp;
+use super::site::{self, Site};
 
 /// Time, 1 s, between two messages.
 pub(crate) const TELL_EVERY: Duration = Duration::from_secs(1);
 /// A TPO that has said nothing for this time, 3.5 s, is gone.
 const FORGET: Duration = Duration::from_millis(3_500);
-/// Type of the message.
-pub(crate) const KIND: u8 = 0xf0;
-/// Tells the message from those of other experiments.
-const MAGIC: [u8; 4] = *b"tpo1";
 /// All routers of a LAN.
 pub(crate) const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 2);
-/// Sites that one TPO may name, 128: a packet's worth.
-const MOST_SITES: usize = 128;
 /// Neighbours of one LAN, 64 at most: more than these are not heard.
 const MOST_NEIGHBOURS: usize = 64;
 
-/// A site by its name between two TPOs: the beginning of its public key.
-pub(crate) type Site = [u8; 8];
-
-/// The name of the site with this public key.
-pub(crate) fn site(key: &[u8; 32]) -> Site {
-    *key.first_chunk().expect("eight of thirty-two")
-}
-
 /// What a TPO says, as a whole IP packet.
 pub(crate) fn emit(own: Ipv4Addr, sites: &[Site]) -> Vec<u8> {
-    let mut body = vec![KIND, 0, 0, 0];
-    body.extend(MAGIC);
-    body.extend(sites.iter().take(MOST_SITES).flatten());
-    igmp::packet_v4(own, ROUTERS, body)
-}
-
-/// Reads what stands behind the IP header.
-pub(crate) fn parse(body: &[u8]) -> Option<Vec<Site>> {
-    let (head, sites) = body.split_first_chunk::<8>()?;
-    let (sites, []) = sites.as_chunks::<8>() else {
-        return None;
-    };
-    let is_ours =
-        head[0] == KIND && head[1] == 0 && head[4..] == MAGIC && sites.len() <= MOST_SITES;
-    is_ours.then(|| sites.to_vec())
+    igmp::packet_v4(own, ROUTERS, site::body(sites))
 }
 
 /// Of all LANs.
@@ -91,6 +64,7 @@ impl Neighbours {
 #[cfg(test)]
 mod tests {
     use super::super::igmp::{Heard, read};
+    use super::super::site::{KIND, parse};
     use super::*;
 
     const ONE: Site = *b"site one";
