@@ -77,7 +77,8 @@ use crate::{
 ///     for side in [0, 1] {
 ///         // The first side opens a stream once it is connected.
 ///         if side == 0 && peers[0].is_connected() && !opened {
-///             let (from, to) = ("10.1.0.2:40000".parse().unwrap(), "10.2.0.2:80".parse().unwrap());
+///             let from = "10.1.0.2:40000".parse().unwrap();
+///             let to = "10.2.0.2:80".parse().unwrap();
 ///             let key = StreamKey::new(from, to).expect("both are IPv4");
 ///             peers[0].open(key, Class::Normal, now).expect("there is a session");
 ///             opened = true;
@@ -101,7 +102,8 @@ use crate::{
 ///         }
 ///         // The link: every datagram arrives at once.
 ///         let mut out = Vec::new();
-///         while let Some(transmit) = peers[side].poll_transmit(&mut sources[side], &mut out, now) {
+///         let source = &mut sources[side];
+///         while let Some(transmit) = peers[side].poll_transmit(source, &mut out, now) {
 ///             for datagram in out.chunks_mut(transmit.segment_size) {
 ///                 peers[1 - side].handle_datagram(addresses[side], datagram, now);
 ///             }
@@ -248,8 +250,8 @@ impl Peer {
     }
 
     /// Hands over a block of memory that holds packets which the near side sent; each is named by
-    /// [`send_from_block`](Peer::send_from_block). Then [`end_block`](Peer::end_block). The reference
-    /// is dropped when none of the packets waits any more.
+    /// [`send_from_block`](Peer::send_from_block). Then [`end_block`](Peer::end_block). The
+    /// reference is dropped when none of the packets waits any more.
     pub fn begin_block(&mut self, bytes: Arc<Vec<u8>>) {
         self.driver.begin_block(bytes);
     }

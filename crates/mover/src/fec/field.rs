@@ -4,7 +4,8 @@
 //! The code is systematic: parity row `i` is the sum of shard `j` times `coefficient(i, j)`. The
 //! coefficients are a Cauchy matrix whose columns are scaled so that row 0 is all ones: any `e`
 //! rows give back any `e` missing shards, and a row over one shard is its copy.
-#![allow(unsafe_code)] // Vector instructions, each behind a test of the processor; nothing else of this crate needs it.
+// Vector instructions, each behind a test of the processor; nothing else of this crate needs it.
+#![allow(unsafe_code)]
 
 /// Shards of a block at most.
 pub(crate) const MOST_SHARDS: usize = 64;

@@ -27,7 +27,7 @@ use crate::daemon::tables::{
 use crate::demultiplexer::{Demultiplexer, Listed, Table};
 use crate::edge::exit::Claims;
 use crate::edge::shares::Shares;
-use crate::gate::Gate;
+use crate::gate::{self, Gate};
 use crate::host::doorbell::Doorbell;
 use crate::host::life_signs::Watched;
 use crate::host::own_addresses::{Following, Own};
@@ -141,25 +141,16 @@ impl Daemon {
     fn start(checked: &Checked, keys: &Keys, descriptors: u64) -> Result<Daemon> {
         let table = table(checked);
         say_findings(&table, descriptors);
-        let Foothold {
-            listeners,
-            installed,
-            control,
-            lease,
-        } = Foothold::take(checked, &table)?;
-        let ports = listeners.ports();
-        let tun = installed.tun();
+        let foothold = Foothold::take(checked, &table)?;
+        let ports = foothold.listeners.ports();
+        let tun = foothold.installed.tun();
         let (own, following) = Following::start().context("learn this host's own addresses")?;
-        let closed = enabled(checked).map(|rule| rule.on_failure == OnFailure::Closed);
-        let plain = Arc::new(Plain::new(policy(checked), closed.collect()));
-        let listener = Link::listen(checked.tpo.listen)
-            .with_context(|| format!("listen at {} (UDP)", checked.tpo.listen))?;
+        let plain = Arc::new(plain_way(checked));
+        let at = checked.tpo.listen;
+        let listener = Link::listen(at).with_context(|| format!("listen at {at} (UDP)"))?;
         let doorbell = Doorbell::new().context("make the gate's poll")?;
         let plan = multicast_plan(checked);
-        let groups = match tun.is_some() && plan.is_used() {
-            true => Some(MulticastParts::open(&plan).context("multicast")?),
-            false => None,
-        };
+        let groups = open_groups(&plan, tun.is_some())?;
         let transit = transit(checked).map(Arc::new);
         let owners = Arc::new(FlowOwners::new(checked.peers.len()));
         let shared = tun.clone().map(|tun| edge::Shared {
@@ -186,24 +177,27 @@ impl Daemon {
         }
         let demultiplexer = start_demultiplexer(checked, keys, listener, &lanes)
             .context("start the demultiplexer")?;
+        let wanted = groups.as_ref().map(|parts| &parts.wanted);
+        let directory = directory(checked, &plain, owners, &lanes, wanted);
         let tun_reader = tun
-            .map(|tun| {
-                let wanted = groups.as_ref().map(|parts| &parts.wanted);
-                let directory = directory(checked, &plain, owners, &lanes, wanted);
-                TunReader::start(tun, directory)
-            })
+            .map(|tun| TunReader::start(tun, directory))
             .transpose()
             .context("start the TUN reader")?;
         let multicast = groups
-            .map(|parts| parts.start(plan, installed.has_v6(), lanes.clone()))
+            .map(|parts| parts.start(plan, foothold.installed.has_v6(), lanes.clone()))
             .transpose()
             .context("start multicast")?;
-        let table_of_gate = (policy(checked), checked.carriers.clone());
-        let gate = Gate::start(doorbell, listeners, lease, table_of_gate, lanes.clone())
-            .context("start the gate")?;
+        let given = gate::Given {
+            listeners: foothold.listeners,
+            lease: foothold.lease,
+            policy: policy(checked),
+            carriers: checked.carriers.clone(),
+            lanes: lanes.clone(),
+        };
+        let gate = Gate::start(doorbell, given).context("start the gate")?;
         let counters = counters(&gate, &demultiplexer, tun_reader.as_ref(), &plain);
-        let facts = Facts::new(checked, lanes.clone(), counters);
-        let control = control::Server::answer(control, Arc::new(facts))
+        let facts = Arc::new(Facts::new(checked, lanes.clone(), counters));
+        let control = control::Server::answer(foothold.control, facts)
             .context("answer at the control socket")?;
         let watched = watched(&gate, &demultiplexer, tun_reader.as_ref());
         Ok(Daemon {
@@ -215,7 +209,7 @@ impl Daemon {
             multicast,
             packets_lost: false,
             plain,
-            installed,
+            installed: foothold.installed,
             table,
             ports,
             control,
@@ -597,6 +591,20 @@ impl MulticastParts {
             Box::new(self.doorbell.ring()),
         )
     }
+}
+
+/// What multicast needs before there are lanes, if it is carried.
+fn open_groups(plan: &Plan, has_tun: bool) -> Result<Option<MulticastParts>> {
+    match has_tun && plan.is_used() {
+        true => MulticastParts::open(plan).context("multicast").map(Some),
+        false => Ok(None),
+    }
+}
+
+/// What may take its plain way: all that no closed rule names.
+fn plain_way(checked: &Checked) -> Plain {
+    let closed = enabled(checked).map(|rule| rule.on_failure == OnFailure::Closed);
+    Plain::new(policy(checked), closed.collect())
 }
 
 /// Each lane may hold what the others leave free, but never less than an equal share of a half.

@@ -89,15 +89,30 @@ pub(crate) struct Gate {
     pub(crate) counters: Arc<Counters>,
 }
 
+/// What the gate is given.
+pub(crate) struct Given {
+    /// Where the kernel hands over connections.
+    pub listeners: Listeners,
+    /// All leases.
+    pub lease: Lease,
+    /// The look-up table.
+    pub policy: Policy,
+    /// What its rules name.
+    pub carriers: AllCarriers,
+    /// Who is given the connections.
+    pub lanes: ByPeer<Lane>,
+}
+
 impl Gate {
     /// Starts the thread.
-    pub(crate) fn start(
-        doorbell: Doorbell,
-        mut listeners: Listeners,
-        lease: Lease,
-        (policy, carriers): (Policy, AllCarriers),
-        lanes: ByPeer<Lane>,
-    ) -> io::Result<Gate> {
+    pub(crate) fn start(doorbell: Doorbell, given: Given) -> io::Result<Gate> {
+        let Given {
+            mut listeners,
+            lease,
+            policy,
+            carriers,
+            lanes,
+        } = given;
         let Doorbell { poll, waker } = doorbell;
         listeners.register(poll.registry(), FIRST_LISTENER)?;
         let counters = Arc::new(Counters {
@@ -106,19 +121,25 @@ impl Gate {
             ..Counters::default()
         });
         let stopping = Arc::new(AtomicBool::new(false));
-        let held = ByPeer::new(lanes.len(), |_| Held::Nothing);
-        let rooms = ByPeer::new(lanes.len(), |_| RoomOf::default());
-        let failing = ByPeer::new(lanes.len(), |_| false);
+        let peers = ByPeer::new(lanes.len(), |_| OfPeer {
+            held: Held::Nothing,
+            failing: false,
+            room: Room::default(),
+            parked: 0,
+            paused_until: None,
+        });
         let (shared, stop) = (counters.clone(), stopping.clone());
         let thread = std::thread::Builder::new()
             .name("gate".into())
             .spawn(move || {
                 Loop {
                     poll,
-                    known: Known::new(Instant::now()),
-                    pressure: Pressure::new(listeners.room()),
-                    full_queues: FullQueues::open(),
-                    taken: 0,
+                    floods: Floods {
+                        known: Known::new(Instant::now()),
+                        pressure: Pressure::new(listeners.room()),
+                        full_queues: FullQueues::open(),
+                        taken: 0,
+                    },
                     listeners,
                     lease,
                     policy,
@@ -126,9 +147,7 @@ impl Gate {
                     lanes,
                     counters: shared,
                     stopping: stop,
-                    failing,
-                    held,
-                    rooms,
+                    peers,
                     parked: VecDeque::new(),
                     waiting: false,
                     alive: false,
@@ -179,14 +198,27 @@ enum Held {
     All,
 }
 
-/// Whether a peer has room for new connections.
-#[derive(Debug, Default)]
-struct RoomOf {
+/// How a peer stands at the gate.
+#[derive(Debug)]
+struct OfPeer {
+    held: Held,
+    /// Its last renewal failed, which has been said.
+    failing: bool,
     room: Room,
     /// Connections that wait here for its lane.
     parked: usize,
     /// Its lease was dropped for lack of room, and stays so until then at least.
     paused_until: Option<Instant>,
+}
+
+/// What the gate knows of floods of SYNs.
+struct Floods {
+    /// Sources that have completed handshakes.
+    known: Known,
+    pressure: Pressure,
+    full_queues: FullQueues,
+    /// Connections taken from the listeners' queues, whatever became of them.
+    taken: u64,
 }
 
 struct Loop {
@@ -198,23 +230,14 @@ struct Loop {
     lanes: ByPeer<Lane>,
     counters: Arc<Counters>,
     stopping: Arc<AtomicBool>,
-    /// For each peer: its last renewal failed, which has been said.
-    failing: ByPeer<bool>,
-    /// For each peer.
-    held: ByPeer<Held>,
-    /// The same.
-    rooms: ByPeer<RoomOf>,
+    peers: ByPeer<OfPeer>,
     /// Connections whose lane had too many waiting, and of which peer it is.
     parked: VecDeque<(PeerId, Command)>,
     /// A listener had more than a turn's worth.
     waiting: bool,
     /// The lease behind the peers' is held.
     alive: bool,
-    known: Known,
-    pressure: Pressure,
-    full_queues: FullQueues,
-    /// Connections taken from the listeners' queues, whatever became of them.
-    taken: u64,
+    floods: Floods,
 }
 
 impl Loop {
@@ -232,8 +255,9 @@ impl Loop {
                 self.listeners.mark_all_ready();
                 next_renewal = now + RENEW_EVERY;
             }
-            self.known.tell(now);
+            self.floods.known.tell(now);
             let next = self
+                .floods
                 .known
                 .timeout()
                 .map_or(next_renewal, |at| at.min(next_renewal));
@@ -276,7 +300,7 @@ impl Loop {
             };
             let outcome = listener.accept_ready(ACCEPT_TURN, batch)?;
             self.waiting |= !outcome.drained;
-            self.taken += batch.len() as u64
+            self.floods.taken += batch.len() as u64
                 + u64::from(
                     outcome.not_intercepted
                         + outcome.no_destination
@@ -293,7 +317,7 @@ impl Loop {
                 .no_descriptors
                 .fetch_add(outcome.no_descriptors.into(), Ordering::Relaxed);
             for accepted in batch.drain(..) {
-                self.known.note(accepted.client.ip(), now);
+                self.floods.known.note(accepted.client.ip(), now);
                 self.route(accepted);
             }
         }
@@ -352,7 +376,7 @@ impl Loop {
             }
             Err(connection) if self.parked.len() < MOST_PARKED => {
                 self.parked.push_back((peer, connection));
-                self.rooms[peer].parked += 1;
+                self.peers[peer].parked += 1;
             }
             Err(connection) => {
                 self.counters.lane_full.fetch_add(1, Ordering::Relaxed);
@@ -368,7 +392,7 @@ impl Loop {
             let Some((peer, connection)) = self.parked.pop_front() else {
                 break;
             };
-            self.rooms[peer].parked -= 1;
+            self.peers[peer].parked -= 1;
             if self.lanes[peer].pulse.is_alive(now, ALIVE) {
                 self.hand_over(peer, connection);
             } else {
@@ -380,7 +404,7 @@ impl Loop {
 
     /// What there is no room of for new connections to this peer, told to all who ask its pulse.
     fn lack(&mut self, peer: PeerId, now: Instant) -> Option<Lack> {
-        let (lane, of) = (&self.lanes[peer], &mut self.rooms[peer]);
+        let (lane, of) = (&self.lanes[peer], &mut self.peers[peer]);
         let [flows, memory, calling, far_side] = lane.pulse.levels();
         let (used, most) = lane.descriptors.level();
         let descriptors = Level {
@@ -413,23 +437,26 @@ impl Loop {
     fn watch_queues(&mut self, now: Instant) {
         if self.counters.made_anew.swap(false, Ordering::SeqCst) {
             // A repair may take less time than there is between two looks.
-            self.known.forget();
+            self.floods.known.forget();
         }
-        self.known.age(now);
+        self.floods.known.age(now);
         // Where the kernel cannot be asked no lease can be renewed either.
         let Ok(handed) = self.lease.counter(counter::INTERCEPTED) else {
             return;
         };
-        let calm = self
-            .pressure
-            .look(handed.packets, self.taken, self.full_queues.count(), now);
+        let calm = self.floods.pressure.look(
+            handed.packets,
+            self.floods.taken,
+            self.floods.full_queues.count(),
+            now,
+        );
         if self.counters.pressed.swap(!calm, Ordering::Relaxed) != calm {
             return;
         }
         match calm {
             true => info!("new TCP connections are taken again"),
             false => warn!(
-                seconds = self.pressure.hold().as_secs(),
+                seconds = self.floods.pressure.hold().as_secs(),
                 "a flood of new connections has filled the listeners' queues: TCP is let go by its rules' on_failure for some time"
             ),
         }
@@ -458,7 +485,7 @@ impl Loop {
             (true, None) if !pressed => Held::All,
             (true, _) => Held::Packets,
         };
-        let held = self.held[peer];
+        let held = self.peers[peer].held;
         if held == wanted && (!regular || wanted == Held::Nothing) {
             return;
         }
@@ -473,7 +500,7 @@ impl Loop {
         };
         match outcome {
             Ok(()) => {
-                self.failing[peer] = false;
+                self.peers[peer].failing = false;
                 self.set_held(peer, wanted);
                 match (held, wanted, lack) {
                     (Held::Nothing | Held::Packets, Held::All, _) => {
@@ -488,7 +515,7 @@ impl Loop {
             }
             Err(error) => {
                 // Whatever is left of it lapses by itself.
-                if !std::mem::replace(&mut self.failing[peer], true) {
+                if !std::mem::replace(&mut self.peers[peer].failing, true) {
                     warn!(peer = %name, %error, "the lease cannot be renewed: new connections are let go by their rule's on_failure");
                 }
                 self.set_held(peer, Held::Nothing);
@@ -497,14 +524,14 @@ impl Loop {
     }
 
     fn set_held(&mut self, peer: PeerId, held: Held) {
-        self.held[peer] = held;
+        self.peers[peer].held = held;
         self.counters.leases[peer].store(held == Held::All, Ordering::Relaxed);
     }
 
     /// Answers to packets that came from a peer are ours while the daemon lives and carries
     /// anything.
     fn show_life(&mut self, regular: bool) {
-        let any = self.held.iter().any(|held| *held != Held::Nothing);
+        let any = self.peers.iter().any(|of| of.held != Held::Nothing);
         if any && (regular || !self.alive) {
             self.alive = self.lease.show_life(self.lanes.len()).is_ok();
         } else if !any && std::mem::take(&mut self.alive) {
@@ -514,7 +541,7 @@ impl Loop {
     }
 
     fn let_go(&mut self, peer: PeerId) {
-        let held = self.held[peer] != Held::Nothing;
+        let held = self.peers[peer].held != Held::Nothing;
         self.set_held(peer, Held::Nothing);
         if held && let Err(error) = self.lease.drop_lease(peer) {
             debug!(peer = %self.lanes[peer].name, %error, "the lease could not be dropped and lapses by itself");

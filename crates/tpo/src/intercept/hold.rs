@@ -114,7 +114,7 @@ pub(crate) fn render(table: &Table, v6: bool) -> Result<String, RuleError> {
         table,
         ports,
         layers: &none,
-        others: &held,
+        packets: &held,
         counted: false,
     };
     Holder { writer }.all().expect(TO_STRING);
@@ -197,8 +197,8 @@ impl Holder<'_> {
     /// The look-up tables, and a chain that returns to the hook for what a closed rule names and
     /// accepts all else.
     fn protocols(&mut self) -> fmt::Result {
-        let others = self.writer.others;
-        let all = others
+        let packets = self.writer.packets;
+        let all = packets
             .iter()
             .flat_map(|(_, layers)| [&layers.v4, &layers.v6])
             .flat_map(|f| f.layers.iter().flatten());
@@ -212,7 +212,7 @@ impl Holder<'_> {
             let chain = verdict_chain(verdict, None);
             self.say(&format!("  chain {chain} {{\n{end}  }}"))?;
         }
-        for (protocol, layers) in others {
+        for (protocol, layers) in packets {
             let transport = transport(*protocol).unwrap_or_default();
             let (prefix, ports) = (format!("p{protocol}_"), !transport.is_empty());
             let v4 = |bits: u128| Ipv4Addr::from(bits as u32).to_string();
@@ -233,7 +233,7 @@ impl Holder<'_> {
             self.writer
                 .decide(&format!("held_{protocol}"), &prefix, layers, transport)?;
         }
-        let names: Vec<String> = others
+        let names: Vec<String> = packets
             .iter()
             .map(|(protocol, _)| protocol.to_string())
             .collect();
@@ -241,7 +241,7 @@ impl Holder<'_> {
             "  chain held_protocols {{\n    meta l4proto != {{ {} }} accept",
             names.join(", ")
         ))?;
-        for (protocol, _) in others {
+        for (protocol, _) in packets {
             let Some(transport) = transport(*protocol) else {
                 self.say(&format!("    meta l4proto {protocol} goto held_{protocol}"))?;
                 continue;
@@ -315,7 +315,7 @@ impl Holder<'_> {
     /// where a closed rule leads shows in the clear what came through the tunnel.
     fn errors(&mut self) -> fmt::Result {
         let families = self.families();
-        for (protocol, _) in self.writer.others {
+        for (protocol, _) in self.writer.packets {
             if *protocol == TCP && !self.writer.table.hold_closed {
                 // Connections that began before need them.
                 continue;
@@ -341,7 +341,7 @@ impl Holder<'_> {
             && !table.hold_closed
             && self
                 .writer
-                .others
+                .packets
                 .iter()
                 .any(|(protocol, _)| *protocol == TCP)
     }
@@ -407,7 +407,7 @@ impl Holder<'_> {
         // Reached only by a packet whose chain of extension headers cannot be followed: nobody can
         // say what it is.
         if self.writer.ports.v6.is_some() {
-            for (protocol, _) in self.writer.others {
+            for (protocol, _) in self.writer.packets {
                 self.say(&format!("    ip6 daddr @p{protocol}_v6_closed return"))?;
             }
         }

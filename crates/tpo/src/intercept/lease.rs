@@ -77,10 +77,10 @@ impl Lease {
     }
 
     /// The same, for TCP and these protocols.
-    pub fn for_protocols(others: &[u8]) -> io::Result<Lease> {
+    pub fn for_protocols(packets: &[u8]) -> io::Result<Lease> {
         let mut protocols = vec![vec![TCP]];
         protocols.extend(
-            others
+            packets
                 .iter()
                 .filter(|other| **other != TCP)
                 .map(|other| vec![*other]),
@@ -104,13 +104,13 @@ impl Lease {
     /// # Errors
     /// As [`Lease::renew`].
     pub fn renew_without_tcp(&mut self, peer: PeerId) -> io::Result<()> {
-        let others: Vec<_> = self
+        let packets: Vec<_> = self
             .protocols
             .iter()
             .filter(|protocol| **protocol != [TCP])
             .cloned()
             .collect();
-        self.hold(&lease_set(peer), &others)
+        self.hold(&lease_set(peer), &packets)
     }
 
     /// For [`TIMEOUT`] from now on, answers to packets that came from any of the `peers` peers are

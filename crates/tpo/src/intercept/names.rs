@@ -70,7 +70,7 @@ pub mod counter {
     /// SYNs that found a lease but nobody who listened.
     pub const NO_LISTENER: &str = "no_listener";
     /// Packets of what is no TCP handed to the TUN device.
-    pub(crate) const PACKETS: &str = "others";
+    pub(crate) const PACKETS: &str = "packets";
     /// SYNs beyond the bounds that went their plain way.
     pub const FLOOD: &str = "flood";
     /// SYNs beyond the bounds that were dropped, because their rule fails closed.

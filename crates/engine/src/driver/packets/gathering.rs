@@ -8,8 +8,8 @@ use crate::{
     config::{GATHER, GATHER_MEMORY},
 };
 
-/// Small packets of a fast sender wait for one another for at most [`GATHER`], so that several share
-/// the headers of one datagram.
+/// Small packets of a fast sender wait for one another for at most [`GATHER`], so that several
+/// share the headers of one datagram.
 #[derive(Debug, Default)]
 pub(super) struct Gathering {
     flows: Vec<FlowId>,

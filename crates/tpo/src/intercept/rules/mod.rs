@@ -69,11 +69,11 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
         return Err(RuleError::Interface(bad.clone()));
     }
     let layers = Layers::new(&table.rules)?;
-    let others = table
+    let packets = table
         .packets
         .iter()
         .map(|protocol| Ok((*protocol, Layers::of(&table.rules, *protocol)?)));
-    let others = others.collect::<Result<Vec<_>, RuleError>>()?;
+    let packets = packets.collect::<Result<Vec<_>, RuleError>>()?;
     let mut text = String::with_capacity(4096 + table.rules.len() * 96);
     // Adding before deleting makes the deletion possible whether or not there is an older one.
     write!(
@@ -87,7 +87,7 @@ pub fn render(table: &Table, ports: Ports) -> Result<String, RuleError> {
         table,
         ports,
         layers: &layers,
-        others: &others,
+        packets: &packets,
         counted,
     })
     .expect(TO_STRING);

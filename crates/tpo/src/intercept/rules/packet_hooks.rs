@@ -18,7 +18,7 @@ pub(super) fn packets(w: &mut Writer<'_>) -> fmt::Result {
     ways_back.notes(w.text)?;
     writeln!(
         w.text,
-        "  chain others_taken {{
+        "  chain packets_taken {{
     meta mark set meta mark | {MARK_PACKETS:#x} counter name {packets} accept
   }}",
         packets = counter::PACKETS
@@ -31,7 +31,7 @@ pub(super) fn packets(w: &mut Writer<'_>) -> fmt::Result {
 
 /// The look-up table of each protocol.
 fn decisions(w: &mut Writer<'_>) -> fmt::Result {
-    for (protocol, layers) in w.others {
+    for (protocol, layers) in w.packets {
         let (prefix, ports) = (format!("p{protocol}_"), *protocol == UDP);
         let (v4, v6) = (format!("{prefix}v4"), format!("{prefix}v6"));
         w.maps_with(&v4, "ipv4_addr", ports, &layers.v4, |bits| {
@@ -56,24 +56,24 @@ fn decisions(w: &mut Writer<'_>) -> fmt::Result {
 fn forwarded(w: &mut Writer<'_>) -> fmt::Result {
     writeln!(
         w.text,
-        "  chain others {{
+        "  chain packets {{
     type filter hook prerouting priority {PRIORITY_PACKETS}; policy accept;
     meta l4proto tcp accept
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} accept
-    iifname \"{DEVICE}\" meta mark set meta mark | {MARK_OWN:#x} jump others_out
+    iifname \"{DEVICE}\" meta mark set meta mark | {MARK_OWN:#x} jump packets_out
     iifname \"{DEVICE}\" accept
     {NOT_FORWARDED} accept
     icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} accept
-    jump others_back"
+    jump packets_back"
     )?;
     w.only_interfaces()?;
-    writeln!(w.text, "    goto others_ruled\n  }}")
+    writeln!(w.text, "    goto packets_ruled\n  }}")
 }
 
 /// Takes what a rule names. Of ICMP these are echo requests alone.
 fn ruled(w: &mut Writer<'_>) -> fmt::Result {
-    writeln!(w.text, "  chain others_ruled {{")?;
-    for (protocol, _) in w.others {
+    writeln!(w.text, "  chain packets_ruled {{")?;
+    for (protocol, _) in w.packets {
         match *protocol {
             ICMP => writeln!(w.text, "    icmp type echo-request jump decide_{protocol}")?,
             ICMP_V6 if w.ports.v6.is_some() => writeln!(
@@ -85,7 +85,7 @@ fn ruled(w: &mut Writer<'_>) -> fmt::Result {
     }
     // Whoever returned from its decision is taken; a packet that has none is not.
     let protocols: Vec<String> = w
-        .others
+        .packets
         .iter()
         .map(|(protocol, _)| protocol.to_string())
         .collect();
@@ -94,7 +94,7 @@ fn ruled(w: &mut Writer<'_>) -> fmt::Result {
         "    meta l4proto != {{ {} }} accept
     icmp type != echo-request accept
     icmpv6 type != echo-request accept
-    goto others_taken
+    goto packets_taken
   }}",
         protocols.join(", ")
     )
@@ -106,15 +106,15 @@ fn ruled(w: &mut Writer<'_>) -> fmt::Result {
 fn output(w: &mut Writer<'_>) -> fmt::Result {
     writeln!(
         w.text,
-        "  chain others_output {{
+        "  chain packets_output {{
     type route hook output priority {PRIORITY_PACKETS}; policy accept;
     meta l4proto tcp accept
     meta mark & {MARK_OWN:#x} == {MARK_OWN:#x} accept
     {NOT_FORWARDED} accept
-    jump others_back"
+    jump packets_back"
     )?;
     if w.table.local {
-        writeln!(w.text, "    goto others_ruled")?;
+        writeln!(w.text, "    goto packets_ruled")?;
     }
     writeln!(w.text, "  }}")
 }

@@ -28,7 +28,7 @@ pub(super) fn verdict_chains(w: &mut Writer<'_>) -> fmt::Result {
   }}",
             refused = counter::REFUSED
         )?;
-    let all = std::iter::once(w.layers).chain(w.others.iter().map(|(_, layers)| layers));
+    let all = std::iter::once(w.layers).chain(w.packets.iter().map(|(_, layers)| layers));
     let all = all
         .flat_map(|layers| [&layers.v4, &layers.v6])
         .flat_map(|f| f.layers.iter().flatten());

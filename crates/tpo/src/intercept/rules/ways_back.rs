@@ -90,10 +90,10 @@ impl WaysBack {
         Ok(())
     }
 
-    /// The chain `others_out`: notes where the answers to what comes out of the device go.
+    /// The chain `packets_out`: notes where the answers to what comes out of the device go.
     pub(super) fn notes(&self, text: &mut String) -> fmt::Result {
         let (brief, rest) = (&self.brief, &self.rest);
-        writeln!(text, "  chain others_out_flow {{")?;
+        writeln!(text, "  chain packets_out_flow {{")?;
         for Family { name, header, .. } in &self.families {
             for (set, only, key) in [
                 (
@@ -116,22 +116,25 @@ impl WaysBack {
         }
         // A set that is full notes no more: the rule above ends there, and the packet goes on.
         let full = counter::WAYS_FULL;
-        writeln!(text, "    counter name {full}\n  }}\n  chain others_out {{")?;
+        writeln!(
+            text,
+            "    counter name {full}\n  }}\n  chain packets_out {{"
+        )?;
         for Family { name, header, .. } in &self.families {
             writeln!(
                 text,
-                "    update @back_{name}_hosts {{ {header} saddr timeout {brief} }} goto others_out_flow"
+                "    update @back_{name}_hosts {{ {header} saddr timeout {brief} }} goto packets_out_flow"
             )?;
         }
-        writeln!(text, "    counter name {full} goto others_out_flow\n  }}")
+        writeln!(text, "    counter name {full} goto packets_out_flow\n  }}")
     }
 
-    /// The chain `others_back`: takes what answers a packet that came out of the device, and errors
-    /// about one; returns for all else. `alive` is the set that says that the daemon lives.
+    /// The chain `packets_back`: takes what answers a packet that came out of the device, and
+    /// errors about one; returns for all else. `alive` is the set that says that the daemon lives.
     pub(super) fn answers(&self, text: &mut String, alive: &str) -> fmt::Result {
         writeln!(
             text,
-            "  chain others_back {{
+            "  chain packets_back {{
     meta l4proto != @{alive} return"
         )?;
         for family in &self.families {
@@ -148,14 +151,14 @@ impl WaysBack {
         // The first answer makes it a flow of both ways. Where that cannot be noted it is ours all
         // the same.
         let note = format!(
-            "update @{name}_mutual {{ {key} timeout {rest} }} goto others_taken",
+            "update @{name}_mutual {{ {key} timeout {rest} }} goto packets_taken",
             rest = self.rest
         );
         writeln!(
             text,
             "    {only}{key} @{name}_mutual {note}
     {only}{key} @{name} {note}
-    {only}{key} @{name} counter name {full} goto others_taken",
+    {only}{key} @{name} counter name {full} goto packets_taken",
             full = counter::WAYS_FULL
         )
     }
@@ -176,7 +179,7 @@ fn errors(text: &mut String, Family { name, header, .. }: &Family) -> fmt::Resul
     };
     writeln!(
         text,
-        "    {errors} {header} daddr @back_{name}_hosts goto others_taken\n    {no_echo} return"
+        "    {errors} {header} daddr @back_{name}_hosts goto packets_taken\n    {no_echo} return"
     )
 }
 

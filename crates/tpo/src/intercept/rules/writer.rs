@@ -29,7 +29,7 @@ pub(in crate::intercept) struct Writer<'a> {
     pub(in crate::intercept) ports: Ports,
     pub(in crate::intercept) layers: &'a Layers,
     /// Of each other protocol that is carried.
-    pub(in crate::intercept) others: &'a [(u8, Layers)],
+    pub(in crate::intercept) packets: &'a [(u8, Layers)],
     /// What open rules let go is counted for each.
     pub(in crate::intercept) counted: bool,
 }

@@ -12,8 +12,8 @@ use socket2::{SockFilter, Socket};
 use super::igmp::{self, Heard};
 use crate::sys;
 
-/// Bytes of a packet that are read. IGMP and MLD are far shorter; what is longer is read cut and not
-/// understood.
+/// Bytes of a packet that are read. IGMP and MLD are far shorter; what is longer is read cut and
+/// not understood.
 const LONGEST: usize = 9_216;
 
 /// A packet socket on one LAN.
@@ -35,7 +35,8 @@ impl Listener {
         Ok(Listener { socket, index })
     }
 
-    /// The next packet that was heard: `None` when there is none, `Some(None)` when it says nothing.
+    /// The next packet that was heard: `None` when there is none, `Some(None)` when it says
+    /// nothing.
     pub(super) fn next(&self) -> Option<Option<Heard>> {
         let mut buffer = [0; LONGEST];
         let length = (&self.socket).read(&mut buffer).ok()?;

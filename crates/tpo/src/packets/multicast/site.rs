@@ -1,5 +1,5 @@
-//! The message in which TPOs of one LAN say from which sites they bring groups: an IGMP message of a
-//! type for experiments (RFC 3228; docs/wire.md, section 5). Pure.
+//! The message in which TPOs of one LAN say from which sites they bring groups: an IGMP message of
+//! a type for experiments (RFC 3228; docs/wire.md, section 5). Pure.
 
 /// Type of the message.
 pub(crate) const KIND: u8 = 0xf0;
