@@ -192,10 +192,7 @@ fn read_path(
     paths: &mut Vec<Vec<String>>,
 ) -> usize {
     let depth = front.len();
-    loop {
-        let Some(TokenTree::Ident(name)) = tokens.get(at) else {
-            break;
-        };
+    while let Some(TokenTree::Ident(name)) = tokens.get(at) {
         front.push(name.to_string());
         at += 1;
         let joined = matches!(

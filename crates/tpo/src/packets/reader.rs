@@ -82,7 +82,7 @@ impl TunReader {
         };
         let turning = turns.clone();
         let thread = std::thread::Builder::new()
-            .name("tap".into())
+            .name("TUN reader".into())
             .spawn(move || reader.run(poll, &turning))?;
         Ok(TunReader {
             waker,
