@@ -356,8 +356,8 @@ impl Peer {
     }
 
     /// What this peer may hold from now on, all in all, as [`Peer::memory`] counts it; for its
-    /// flows `Limits::peer_bytes` stays the upper bound. Whatever the peer does, a tenth more is
-    /// never exceeded, beside some megabytes that each peer has.
+    /// flows `Limits::peer_bytes` stays the upper bound. Whatever the peer does, it
+    /// never holds more than a tenth above this, and some megabytes that every peer has.
     pub fn set_budget(&mut self, bytes: usize) {
         self.budget = bytes;
         self.share_memory();
@@ -374,8 +374,8 @@ impl Peer {
         self.driver.held_by_compression() + self.driver.held_by_queues() + self.mover.memory()
     }
 
-    /// What one part holds the others cannot. Flows are told of seven eighths, because they may go
-    /// a quarter above what they are told before the one that holds most is reset; the mover has a
+    /// What one part holds the others cannot. Flows get seven eighths as their budget: they may
+    /// exceed it by a quarter before one that holds most is reset; the mover has a
     /// quarter for each direction, or half of what is left; compression a quarter.
     fn share_memory(&mut self) {
         let (total, beside) = (self.budget, self.beside_flows());

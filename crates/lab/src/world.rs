@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::link::{Fate, Link, LinkStats};
 use crate::profile::Profile;
 
-/// A machine that lives in a world: what the world calls, and in which order, stands at [`World`].
+/// A machine in a world. [`World`] says in which order it is called.
 pub trait Node {
     /// A datagram arrived.
     fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant);
@@ -30,7 +30,7 @@ pub trait Node {
     fn drained(&mut self, _now: Instant) {}
 }
 
-/// What the closure of [`World::tap`] does with a datagram.
+/// What the closure of [`World::on_send`] does with a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes on to the link, as the closure left it.
@@ -39,7 +39,7 @@ pub enum Verdict {
     Drop,
 }
 
-type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict>;
+type OnSend = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict>;
 
 /// Nodes, links and a virtual clock.
 ///
@@ -108,7 +108,7 @@ pub struct World<N: Node> {
     /// Counts events, so that those of the same time keep their order.
     order: u64,
     out: Vec<u8>,
-    tap: Option<Tap>,
+    on_send: Option<OnSend>,
     dice: fastrand::Rng,
     trace: u64,
     unroutable: u64,
@@ -174,7 +174,7 @@ impl<N: Node> World<N> {
             free: Vec::new(),
             order: 0,
             out: Vec::new(),
-            tap: None,
+            on_send: None,
             dice: fastrand::Rng::with_seed(seed),
             trace: 0xcbf2_9ce4_8422_2325,
             unroutable: 0,
@@ -288,18 +288,19 @@ impl<N: Node> World<N> {
         self.unroutable
     }
 
-    /// Delivers a datagram that nobody sent: a replay, garbage. It passes no link and no tap.
+    /// Delivers a datagram that nobody sent: a replay, garbage. It passes no link, and
+    /// [`World::on_send`] does not see it.
     pub fn inject(&mut self, from: SocketAddr, to: usize, bytes: Vec<u8>, after: Duration) {
         self.fly(from, to, bytes, self.elapsed + after);
     }
 
     /// Shows every datagram to a closure as it is sent, before the link, to record, alter or drop
     /// it.
-    pub fn tap(
+    pub fn on_send(
         &mut self,
-        tap: impl FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict + 'static,
+        look: impl FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> Verdict + 'static,
     ) {
-        self.tap = Some(Box::new(tap));
+        self.on_send = Some(Box::new(look));
     }
 
     /// Drains a node now, after something changed it from outside.
@@ -477,13 +478,13 @@ impl<N: Node> World<N> {
             self.unroutable += 1;
             return;
         };
-        if self.tap.is_none() {
+        if self.on_send.is_none() {
             // The link first: what it drops is never copied.
             return self.carry(from, to, road, datagram, now);
         }
         let mut bytes = datagram.to_vec();
-        let tap = self.tap.as_mut().expect("looked at just above");
-        if tap(from, address, &mut bytes) == Verdict::Keep {
+        let look = self.on_send.as_mut().expect("looked at just above");
+        if look(from, address, &mut bytes) == Verdict::Keep {
             self.carry(from, to, road, &bytes, now);
         }
     }

@@ -139,7 +139,7 @@ fn taps_see_alter_and_drop_and_replays_arrive() {
     let mut world = pair(1, "delay=1ms", 10);
     let seen = Rc::new(RefCell::new(Vec::new()));
     let notes = seen.clone();
-    world.tap(move |from, to, bytes| {
+    world.on_send(move |from, to, bytes| {
         assert_eq!((from, to), (address(1), address(2)));
         notes.borrow_mut().push(bytes.clone());
         bytes.truncate(20);

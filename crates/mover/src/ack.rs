@@ -190,7 +190,7 @@ pub(crate) struct Schedule {
     /// Datagrams received since the last acknowledgement that ask for one.
     waiting: u32,
     /// Anything was received since the last acknowledgement: it may ride on data.
-    news: bool,
+    is_due: bool,
     /// When the acknowledgement is due.
     due: Option<Nanos>,
     /// When the highest number was received.
@@ -221,7 +221,7 @@ impl Schedule {
     pub(crate) fn new(now: Nanos) -> Schedule {
         Schedule {
             waiting: 0,
-            news: false,
+            is_due: false,
             due: None,
             highest_at: now,
             last_sent_at: now,
@@ -247,7 +247,7 @@ impl Schedule {
     }
 
     pub(crate) fn on_arrival(&mut self, arrival: Arrival, minimum_rtt: Option<Nanos>, now: Nanos) {
-        self.news = true;
+        self.is_due = true;
         if arrival.is_highest {
             self.highest_at = now;
         }
@@ -310,7 +310,7 @@ impl Schedule {
         let interval = Schedule::interval(minimum_rtt);
         match self.due {
             Some(due) => due <= now || now >= self.last_sent_at + interval,
-            None => self.news && !urgent && now >= self.last_sent_at + UNASKED * interval,
+            None => self.is_due && !urgent && now >= self.last_sent_at + UNASKED * interval,
         }
     }
 
@@ -327,7 +327,7 @@ impl Schedule {
         self.budget = (self.budget + earned).min(BUDGET_BURST) - bytes as i64;
         self.budget_at = now;
         self.waiting = 0;
-        self.news = false;
+        self.is_due = false;
         self.due = None;
         self.missing = false;
         self.last_sent_at = now;

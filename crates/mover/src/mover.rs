@@ -393,8 +393,8 @@ impl Mover {
     // ---------------------------------------------------------------------------------------------
 
     /// Payload bytes that could leave at once: pacing and congestion window allow them and nothing
-    /// is queued before them. 0: do not pack. The mover remembers who was told 0 because of the
-    /// pacer: a timeout comes when it is worth asking again.
+    /// is queued before them. 0: do not pack. After a 0 for the pacer's sake a timeout comes when
+    /// it is worth asking again.
     pub fn poll_budget(&mut self, now: Instant) -> usize {
         let (time, open) = (self.clock.read(now), self.ending == Ending::None);
         self.connection
@@ -480,7 +480,7 @@ impl Mover {
         }
     }
 
-    /// Takes back a buffer from `spare` that was not sent.
+    /// Takes back a buffer from [`Mover::take_buffer`] that was not sent.
     pub fn return_buffer(&mut self, buffer: Vec<u8>) {
         if let Some(connection) = &mut self.connection {
             connection.return_buffer(buffer);

@@ -12,7 +12,7 @@ const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fairness.txt");
 
 /// Tunnels that share a bottleneck, and what each does to the link.
 #[derive(Clone, Copy)]
-struct Crowd {
+struct Mix {
     tunnels: usize,
     /// Tunnels beside them that behave as TCP does.
     rivals: usize,
@@ -34,9 +34,9 @@ struct Shared {
     queue_ms: f64,
 }
 
-impl Crowd {
+impl Mix {
     fn name(&self) -> String {
-        let Crowd {
+        let Mix {
             tunnels,
             rivals,
             mbit,
@@ -57,7 +57,7 @@ impl Crowd {
 
     /// The tunnels start one second after the other; `time` seconds are measured after `warm`.
     fn share(&self, warm: f64, time: f64) -> Shared {
-        let Crowd {
+        let Mix {
             tunnels,
             rivals,
             mbit,
@@ -179,19 +179,15 @@ impl Shared {
     }
 }
 
-fn run(crowds: &[Crowd], warm: f64, time: f64) -> Vec<Shared> {
-    on_two_threads(
-        crowds,
-        |crowd| crowd.tunnels as u64,
-        |crowd| crowd.share(warm, time),
-    )
+fn run(mixes: &[Mix], warm: f64, time: f64) -> Vec<Shared> {
+    on_two_threads(mixes, |mix| mix.tunnels as u64, |mix| mix.share(warm, time))
 }
 
-fn crowds(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<Crowd> {
-    let mut crowds = Vec::new();
+fn mixes(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<Mix> {
+    let mut mixes = Vec::new();
     for &loss_percent in losses {
         for &tunnels in tunnels {
-            crowds.extend(buffers.iter().map(|&buffer| Crowd {
+            mixes.extend(buffers.iter().map(|&buffer| Mix {
                 tunnels,
                 rivals: 0,
                 mbit: 100.0,
@@ -202,7 +198,7 @@ fn crowds(tunnels: &[usize], buffers: &[f64], losses: &[f64], seed: u64) -> Vec<
             }));
         }
     }
-    crowds
+    mixes
 }
 
 /// A scavenger and another on 100 Mbit/s and 50 ms: its share of both while the other sends, and of
@@ -260,29 +256,29 @@ fn a_scavenger_leaves_the_link_to_others_and_takes_it_back() {
 /// Of eight tunnels one minute is a matter of chance: they are judged by the mean of three worlds.
 #[test]
 fn tunnels_share_as_they_did() {
-    let rivals = [2.0, 5.0].map(|buffer| Crowd {
+    let rivals = [2.0, 5.0].map(|buffer| Mix {
         rivals: 1,
-        ..crowds(&[1], &[buffer], &[0.0], 7)[0]
+        ..mixes(&[1], &[buffer], &[0.0], 7)[0]
     });
-    let mut crowds_of_one_world = crowds(&[2, 4], &[0.5, 2.0], &[0.0], 7);
-    crowds_of_one_world.extend(crowds(&[4], &[1.0], &[1.0], 7));
-    crowds_of_one_world.extend(rivals);
-    let eight: Vec<Crowd> = [0.5, 2.0]
+    let mut mixes_of_one_world = mixes(&[2, 4], &[0.5, 2.0], &[0.0], 7);
+    mixes_of_one_world.extend(mixes(&[4], &[1.0], &[1.0], 7));
+    mixes_of_one_world.extend(rivals);
+    let eight: Vec<Mix> = [0.5, 2.0]
         .iter()
         .flat_map(|&buffer| [7, 8, 9].map(|seed| (buffer, seed)))
         .map(of_eight)
         .collect();
-    let crowds = [crowds_of_one_world, eight].concat();
-    let shared = run(&crowds, 10.0, 60.0);
-    let table: String = crowds
+    let mixes = [mixes_of_one_world, eight].concat();
+    let shared = run(&mixes, 10.0, 60.0);
+    let table: String = mixes
         .iter()
         .zip(&shared)
-        .map(|(crowd, shared)| format!("{}: {}\n", crowd.name(), shared.row()))
+        .map(|(mix, shared)| format!("{}: {}\n", mix.name(), shared.row()))
         .collect();
     println!("{table}");
     compare(TABLE, &table);
     let mut rest = &shared[..];
-    for alike in crowds.chunk_by(|one, next| one.name() == next.name()) {
+    for alike in mixes.chunk_by(|one, next| one.name() == next.name()) {
         let (shared, others) = rest.split_at(alike.len());
         rest = others;
         let (name, count) = (alike[0].name(), shared.len() as f64);
@@ -311,8 +307,8 @@ fn tunnels_share_as_they_did() {
     }
 }
 
-fn of_eight((buffer, seed): (f64, u64)) -> Crowd {
-    crowds(&[8], &[buffer], &[0.0], seed)[0]
+fn of_eight((buffer, seed): (f64, u64)) -> Mix {
+    mixes(&[8], &[buffer], &[0.0], seed)[0]
 }
 
 /// `TPO_SEED` chooses another world.
@@ -323,18 +319,18 @@ fn seed() -> u64 {
 #[test]
 #[ignore = "a table for people"]
 fn table() {
-    let crowds = crowds(&[2, 4, 8], &[0.5, 1.0, 2.0, 5.0], &[0.0, 1.0], seed());
-    for (crowd, shared) in crowds.iter().zip(run(&crowds, 10.0, 60.0)) {
-        println!("{}: {}", crowd.name(), shared.row());
+    let mixes = mixes(&[2, 4, 8], &[0.5, 1.0, 2.0, 5.0], &[0.0, 1.0], seed());
+    for (mix, shared) in mixes.iter().zip(run(&mixes, 10.0, 60.0)) {
+        println!("{}: {}", mix.name(), shared.row());
     }
 }
 
-/// One mix of flows of your choice: `TPO_CROWD="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s,
+/// One mix of flows of your choice: `TPO_MIX="2 0 100 50 1 0"` is tunnels, CUBIC flows, Mbit/s,
 /// ms, products of buffer, loss in percent.
 #[test]
 #[ignore = "a tool for people"]
-fn crowd() {
-    let Ok(text) = std::env::var("TPO_CROWD") else {
+fn mix() {
+    let Ok(text) = std::env::var("TPO_MIX") else {
         return;
     };
     let fields: Vec<f64> = text
@@ -344,7 +340,7 @@ fn crowd() {
     let [tunnels, rivals, mbit, rtt_ms, buffer, loss_percent] = fields[..] else {
         panic!("six numbers")
     };
-    let crowd = Crowd {
+    let mix = Mix {
         tunnels: tunnels as usize,
         rivals: rivals as usize,
         mbit,
@@ -353,5 +349,5 @@ fn crowd() {
         loss_percent,
         seed: seed(),
     };
-    println!("{}: {}", crowd.name(), crowd.share(0.0, 60.0).row());
+    println!("{}: {}", mix.name(), mix.share(0.0, 60.0).row());
 }

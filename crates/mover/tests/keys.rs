@@ -224,7 +224,7 @@ fn a_lost_last_flight_delays_nothing() {
         }
         // All sealed fragments of initiators: bit 0 of byte 24 is the level, bit 1 says who sent
         // it.
-        pair.world.tap(
+        pair.world.on_send(
             |_, _, bytes| match bytes[0] == HANDSHAKE && bytes[24] == 1 {
                 true => Verdict::Drop,
                 false => Verdict::Keep,
@@ -236,7 +236,7 @@ fn a_lost_last_flight_delays_nothing() {
             stats.counters.handshake.started + pair.stats(B).counters.handshake.started > 5,
             "{stats:?}"
         );
-        pair.world.tap(|_, _, _| Verdict::Keep);
+        pair.world.on_send(|_, _, _| Verdict::Keep);
         pair.world.run_for(secs(30.0));
         for side in [A, B] {
             assert!(age(&pair.world, side) < secs(25.0));
@@ -281,7 +281,7 @@ fn a_restart_in_the_middle_of_new_keys_is_a_restart() {
             pair.world.run_for(secs(5.0));
             let begun = Rc::new(RefCell::new(false));
             let seen = begun.clone();
-            pair.world.tap(move |_, _, bytes| {
+            pair.world.on_send(move |_, _, bytes| {
                 *seen.borrow_mut() |= bytes[0] == HANDSHAKE;
                 Verdict::Keep
             });
@@ -338,7 +338,7 @@ fn attempts_do_not_disturb_a_session() {
         let mut pair = Pair::new(setup);
         let tape = Rc::new(RefCell::new(Vec::new()));
         let recorder = tape.clone();
-        pair.world.tap(move |_, to, bytes| {
+        pair.world.on_send(move |_, to, bytes| {
             if bytes[0] == HANDSHAKE {
                 recorder.borrow_mut().push((to, bytes.clone()));
             }

@@ -215,7 +215,7 @@ fn late_replays_of_every_datagram() {
         let mut pair = Pair::new(setup);
         let copies = Rc::new(RefCell::new(Vec::new()));
         let tape = copies.clone();
-        pair.world.tap(move |from, to, bytes| {
+        pair.world.on_send(move |from, to, bytes| {
             tape.borrow_mut().push((from, to, bytes.clone()));
             Verdict::Keep
         });
@@ -844,7 +844,7 @@ fn a_peer_that_moves_is_followed() {
         let tape = Rc::new(RefCell::new(Vec::new()));
         let recorder = tape.clone();
         let a = pair.address(A);
-        pair.world.tap(move |from, _, bytes| {
+        pair.world.on_send(move |from, _, bytes| {
             if from != a {
                 return Verdict::Keep;
             }

@@ -229,14 +229,14 @@ pub(crate) fn take_complaint(
             if kind == (libc::SOL_IP, libc::IP_RECVERR)
                 || kind == (libc::SOL_IPV6, libc::IPV6_RECVERR)
             {
-                let told = libc::CMSG_DATA(next)
+                let failure = libc::CMSG_DATA(next)
                     .cast::<libc::sock_extended_err>()
                     .read_unaligned();
                 if matches!(
-                    told.ee_origin,
+                    failure.ee_origin,
                     libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6
                 ) {
-                    number = told.ee_errno as i32;
+                    number = failure.ee_errno as i32;
                 }
             }
             next = libc::CMSG_NXTHDR(&raw const message, next);

@@ -6,8 +6,9 @@
 //! Nothing waits for a buffer to become full: what is there when the mover may send goes. On the
 //! way in it takes a payload apart, each message to its flow. Payloads come in any order, each
 //! exactly once. A message of a flow that has ended is late and dropped; a stream whose far side
-//! breaks the rules is reset; a payload that cannot be read is dropped as a whole. All three are
-//! counted.
+//! breaks the rules is reset, and a message that breaks those of a flow of packets is dropped. A
+//! payload that cannot be read is dropped as a whole; one that cannot be decompressed ends the
+//! session. Each is counted by kind.
 //!
 //! It knows nothing of the mover, so that two drivers can be tested against each other with nothing
 //! between them.

@@ -653,8 +653,8 @@ pub fn check_ends(a: &Apps, b: &Apps) {
                 && near.saw_closed == far.saw_closed
                 && script.refuse.is_none()
             {
-                let told = if near.reset { far } else { near };
-                assert_eq!(told.saw_reset, Some(Status::Reset), "{}", context());
+                let ended = if near.reset { far } else { near };
+                assert_eq!(ended.saw_reset, Some(Status::Reset), "{}", context());
             }
         }
     }

@@ -11,7 +11,8 @@
 //! - `scavenger`: takes what others leave.
 //!
 //! **A new congestion control** is one file (or folder) here, with a struct whose methods are
-//! `on_ack_report`, `rate`, `window`, `bandwidth`, `phase` and `on_outage_end` (`cubic.rs` is the
+//! `on_ack_report`, `handle_time`, `set_flows`, `rate`, `window`, `bandwidth`, `phase` and
+//! `on_outage_end`, as far as it has a use for them (`cubic.rs` is the
 //! model to begin from). `controller.rs` gets a variant for it and an arm in each method;
 //! `config.rs` gets a variant of `Congestion`, and the program's configuration the word for it. It
 //! takes its input from `report.rs`, where it begins from `initial.rs` and its arithmetic from

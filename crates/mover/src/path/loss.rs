@@ -97,7 +97,7 @@ impl Loss {
     }
 
     /// The window shrinks while the path shows no reordering. Called with every acknowledgement.
-    pub(crate) fn on_news(&mut self, rtt: &Rtt, now: Nanos) {
+    pub(crate) fn on_acknowledged(&mut self, rtt: &Rtt, now: Nanos) {
         let clean = CLEAN_ROUNDS * rtt.smoothed().unwrap_or(SECOND);
         if self.reordered_at.is_some_and(|at| now > at + clean) {
             self.window /= 2;
@@ -220,7 +220,7 @@ mod tests {
         let mut now = 120 * MILLISECOND;
         for _ in 0..20 {
             now += 17 * 80 * MILLISECOND;
-            loss.on_news(&rtt, now);
+            loss.on_acknowledged(&rtt, now);
         }
         assert_eq!(loss.window(&rtt), 10 * MILLISECOND);
     }

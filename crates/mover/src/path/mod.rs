@@ -358,7 +358,7 @@ impl Path {
 
     /// An acknowledgement was noted: the reordering window shrinks while there is no reordering.
     pub(crate) fn on_ack_noted(&mut self, now: Nanos) {
-        self.loss.on_news(&self.rtt, now);
+        self.loss.on_acknowledged(&self.rtt, now);
     }
 
     /// Before a new look for losses.

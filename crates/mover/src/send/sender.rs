@@ -52,7 +52,7 @@ struct Newest {
 /// The floor: the lowest physical number whose fate is open. The peer is told it, so that it
 /// repeats nothing about lower ones.
 struct PeerFloor {
-    told: u64,
+    announced: u64,
     /// The peer's acknowledgements show that a newer floor would shorten them.
     is_outdated: bool,
 }
@@ -88,7 +88,7 @@ impl Sender {
             lost: Vec::new(),
             rebuilt: 0,
             floor: PeerFloor {
-                told: first,
+                announced: first,
                 is_outdated: false,
             },
         }
@@ -243,10 +243,10 @@ impl Sender {
     /// The floor, which the peer is told now.
     pub(crate) fn take_floor(&mut self) -> u64 {
         self.floor = PeerFloor {
-            told: self.flight.floor(),
+            announced: self.flight.floor(),
             is_outdated: false,
         };
-        self.floor.told
+        self.floor.announced
     }
 
     /// The peer repeats what is long decided: it has to be told the floor, if nothing else gives
@@ -483,7 +483,7 @@ impl Sender {
         }
         let (was_outage, spurious_before) = (path.is_outage(), path.spurious_losses());
         self.floor.is_outdated |=
-            ack.words.len() > LONG_WORDS && self.flight.floor() / 64 > self.floor.told / 64;
+            ack.words.len() > LONG_WORDS && self.flight.floor() / 64 > self.floor.announced / 64;
         let acked = self.take_words(ack, highest, path, now)?;
         let mut rtt_sample = None;
         if let Some(Newest { number, record }) = &acked.newest {
@@ -525,15 +525,15 @@ impl Sender {
     /// What the peer has rebuilt was lost on the way, whatever the flags say. A peer that says more
     /// than it acknowledges, which is `most`, is not believed.
     fn count_rebuilt(&mut self, rebuilt: u32, sent: Nanos, most: u64, path: &Path) {
-        let news = u64::from(rebuilt.wrapping_sub(self.rebuilt));
+        let newly_rebuilt = u64::from(rebuilt.wrapping_sub(self.rebuilt));
         // Half the numbers away it is an older acknowledgement.
-        if news > u64::from(u32::MAX / 2) {
+        if newly_rebuilt > u64::from(u32::MAX / 2) {
             return;
         }
         self.rebuilt = rebuilt;
         let bytes = path.full_datagram();
         // Their numbers are not known: each counts as a loss of its own.
-        self.lost.extend((0..news.min(most)).map(|_| Lost {
+        self.lost.extend((0..newly_rebuilt.min(most)).map(|_| Lost {
             number: 0,
             sent,
             bytes,
@@ -554,13 +554,13 @@ impl Sender {
             if word < lowest {
                 break;
             }
-            let mut news = bits & self.flight.open_word(word);
+            let mut newly = bits & self.flight.open_word(word);
             // Downwards like the words: what is acknowledged of a payload then has no holes but
             // those of losses.
-            while news != 0 {
-                let bit = news.ilog2();
+            while newly != 0 {
+                let bit = newly.ilog2();
                 let number = word * 64 + u64::from(bit);
-                news &= !(1 << bit);
+                newly &= !(1 << bit);
                 self.on_acked(number, &mut acked, path, now);
             }
         }

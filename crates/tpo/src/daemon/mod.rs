@@ -370,7 +370,7 @@ impl Foothold {
         // needs, come before it. Without a lease open rules let everything pass, and closed ones
         // refuse.
         let listeners = Listeners::with_room(table.mode, table.bounds.half_open())
-            .context("open the interceptor's sockets")?;
+            .context("open the listening sockets of interception")?;
         let ports = listeners.ports();
         let installed = install::install(table, ports).context("install the interception rules")?;
         let control = control::Bound::new(&checked.tpo.control).with_context(|| {

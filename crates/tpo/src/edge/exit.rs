@@ -98,9 +98,8 @@ impl Exit {
         })
     }
 
-    /// Whether the peer may exchange these packets with the destination. An accept must name
-    /// both ends; and where our own rule sends the answers to other peers, their clients are not
-    /// this one's.
+    /// Whether the peer may send packets of this flow to the destination. An accept must name both
+    /// ends, and no rule of ours may send the answers to another peer.
     pub(crate) fn permits(&self, key: &PacketKey) -> bool {
         self.find(key).is_some() && (key.destination.ip().is_multicast() || !self.is_anothers(key))
     }

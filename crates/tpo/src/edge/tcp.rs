@@ -6,7 +6,7 @@
 //! application wrote waits in the kernel until the driver reads it ([`Source`]), what came from the
 //! far side waits in the engine until the socket takes it.
 //!
-//! Life: near edges start open (the interceptor accepted them); far edges start connecting, become
+//! Life: near edges start open (the gate accepted them); far edges start connecting, become
 //! open or are refused. Then data both ways, each direction may finish first, until the engine says
 //! closed or reset.
 

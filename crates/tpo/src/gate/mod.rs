@@ -54,7 +54,7 @@ const LEAST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Counters {
     /// Given to a lane.
     pub(crate) accepted: AtomicU64,
-    /// Reset: a connection to the interceptor itself.
+    /// Reset: a connection to our listener itself.
     pub(crate) not_intercepted: AtomicU64,
     /// Reset: redirected, and the kernel no longer knows from where.
     pub(crate) no_destination: AtomicU64,

@@ -380,7 +380,7 @@ mod tests {
             ..Known::new(now)
         };
         let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(n));
-        let told = |known: &mut Known, now: Instant, per_second: u32, seconds: u32| {
+        let newly_known = |known: &mut Known, now: Instant, per_second: u32, seconds: u32| {
             let mut counts = [0, 0];
             let mut time = now;
             for _ in 0..per_second * seconds {
@@ -397,12 +397,12 @@ mod tests {
             counts
         };
         assert_eq!(
-            told(&mut known, now, 500, 60),
+            newly_known(&mut known, now, 500, 60),
             [0, 1],
             "500 per second make nobody busy"
         );
         now += Duration::from_secs(61);
-        let [busy, again] = told(&mut known, now, 2_000, 60);
+        let [busy, again] = newly_known(&mut known, now, 2_000, 60);
         assert!(
             (11..=13).contains(&busy) && again == 0,
             "busy every five seconds: {busy} {again}"
@@ -428,12 +428,12 @@ mod tests {
         };
         let mut note = |address, now| {
             known.note(address, now);
-            known.newly_known.drain(..).any(|told| told == address)
+            known.newly_known.drain(..).any(|known| known == address)
         };
-        let told = (0..MOST_KNOWN as u128 + 10)
+        let noted = (0..MOST_KNOWN as u128 + 10)
             .filter(|host| note(address(1, *host), now))
             .count();
-        assert_eq!(told, MOST_KNOWN_OF_SITE);
+        assert_eq!(noted, MOST_KNOWN_OF_SITE);
         assert!(note(address(2, 1), now), "of another /64");
         assert!(
             note(Ipv4Addr::new(10, 1, 1, 1).into(), now),

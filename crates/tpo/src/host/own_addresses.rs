@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use super::netlink::{find, message, next_message};
 use crate::sys::set_option;
 
-const NEWS: Token = Token(0);
+const CHANGES: Token = Token(0);
 const WAKE: Token = Token(1);
 /// Without any news the table is read again after this time, 10 s, which mends a failed read.
 const READ_EVERY: Duration = Duration::from_secs(10);
@@ -85,14 +85,17 @@ impl Following {
     /// Reads the addresses of the calling thread's network namespace and follows them from now on.
     pub(crate) fn start() -> io::Result<(Arc<Own>, Following)> {
         let mut table = Table::open()?;
-        let news = news()?;
+        let changes = subscribe()?;
         let own = Arc::new(Own::default());
         // After the socket hears of changes, so that none in between is missed.
         own.set(table.read()?);
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
-        poll.registry()
-            .register(&mut SourceFd(&news.as_raw_fd()), NEWS, Interest::READABLE)?;
+        poll.registry().register(
+            &mut SourceFd(&changes.as_raw_fd()),
+            CHANGES,
+            Interest::READABLE,
+        )?;
         let shared = own.clone();
         let thread = std::thread::Builder::new()
             .name("addresses".into())
@@ -109,7 +112,7 @@ impl Following {
                     if events.iter().any(|event| event.token() == WAKE) {
                         return;
                     }
-                    if !hear(&news, &mut buffer) && !events.is_empty() {
+                    if !hear(&changes, &mut buffer) && !events.is_empty() {
                         continue;
                     }
                     match table.read() {
@@ -144,7 +147,7 @@ fn socket() -> io::Result<Socket> {
 }
 
 /// A socket that hears of changes of addresses and of routes.
-fn news() -> io::Result<Socket> {
+fn subscribe() -> io::Result<Socket> {
     let socket = socket()?;
     // The first message gives the socket its number, without which it counts as the kernel itself,
     // to whom nothing is told.
@@ -169,10 +172,10 @@ fn news() -> io::Result<Socket> {
 }
 
 /// Takes all news; whether any is about this host's addresses. Most are about routes to others.
-fn hear(news: &Socket, buffer: &mut [u8]) -> bool {
+fn hear(changes: &Socket, buffer: &mut [u8]) -> bool {
     let mut about_us = false;
     loop {
-        let mut reader = news;
+        let mut reader = changes;
         match reader.read(buffer) {
             Ok(length) => {
                 let mut rest = &buffer[..length];
@@ -191,7 +194,7 @@ fn hear(news: &Socket, buffer: &mut [u8]) -> bool {
             // More than the kernel kept for us.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => about_us = true,
             Err(error) => {
-                debug!(%error, "news of addresses cannot be read");
+                debug!(%error, "changes of addresses cannot be read");
                 return about_us;
             }
         }

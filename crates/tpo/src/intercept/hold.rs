@@ -516,7 +516,7 @@ fn pieces(rule: &RuleSpec, interfaces: &[String]) -> Vec<RoutingRule> {
     if all == routing_rules(rule, Action::Prohibit, interfaces) {
         return Vec::new();
     }
-    let told = Some((1, u16::MAX - 1));
+    let ports = Some((1, u16::MAX - 1));
     let each = |one: RoutingRule| {
         let leave = RoutingRule {
             action: Action::Leave,
@@ -524,11 +524,11 @@ fn pieces(rule: &RuleSpec, interfaces: &[String]) -> Vec<RoutingRule> {
         };
         [
             RoutingRule {
-                destination_ports: told,
+                destination_ports: ports,
                 ..leave.clone()
             },
             RoutingRule {
-                source_ports: told,
+                source_ports: ports,
                 ..leave
             },
             one,
@@ -659,12 +659,12 @@ mod tests {
             .iter()
             .map(|rule| (rule.action, rule.source_ports, rule.destination_ports))
             .collect();
-        let told = Some((1, 65_534));
+        let ports = Some((1, 65_534));
         assert_eq!(
             rest,
             [
-                (Action::Leave, None, told),
-                (Action::Leave, told, None),
+                (Action::Leave, None, ports),
+                (Action::Leave, ports, None),
                 (Action::Prohibit, None, None)
             ]
         );

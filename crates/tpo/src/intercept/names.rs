@@ -69,8 +69,8 @@ pub mod counter {
     pub const REFUSED: &str = "refused";
     /// SYNs that found a lease but nobody who listened.
     pub const NO_LISTENER: &str = "no_listener";
-    /// Packets of what is no TCP handed to the TUN device.
-    pub(crate) const PACKETS: &str = "packets";
+    /// Packets handed to the TUN device (`packets` alone is a word of nft).
+    pub(crate) const PACKETS: &str = "intercepted_packets";
     /// SYNs beyond the bounds that went their plain way.
     pub const FLOOD: &str = "flood";
     /// SYNs beyond the bounds that were dropped, because their rule fails closed.

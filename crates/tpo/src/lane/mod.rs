@@ -2,11 +2,11 @@
 //! on the data path.
 //!
 //! It owns everything of one far TPO: the engine with its mover, the peer socket, the edges of all
-//! flows. Each turn takes one input (a batch of datagrams, the ready edges, a command, a deadline),
-//! drains every poll of the engine, and sleeps until the next one. The loop decides only what comes
-//! when; the work is that of the lane's rooms: `streams`, `packet_flows`, `peer_socket`,
-//! `calls`, `housekeeping`, `shown`, `wakeups`. Other threads reach the lane only by its
-//! handle ([`crate::lanes`]).
+//! flows. Each turn takes a bounded handful of inputs (datagrams, ready edges, commands,
+//! deadlines), drains the polls of the engine, and sleeps until the next one. The loop decides only
+//! what comes when; the work is that of the lane's rooms: `streams`, `packet_flows`, `peer_socket`,
+//! `calls`, `housekeeping`, `shown`, `wakeups`. Other threads reach the lane only by its handle
+//! ([`crate::lanes`]).
 
 use std::io;
 use std::sync::Arc;

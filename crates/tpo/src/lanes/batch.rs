@@ -8,7 +8,7 @@ use tpo_engine::{Delivery, PacketKey, Treatment};
 use crate::ip::Parsed;
 
 /// Bytes of packets that may wait for a lane: some milliseconds of what it can carry at all. What
-/// comes then is lost, as in any full queue.
+/// comes beyond takes its plain way, or is dropped for a closed rule.
 pub(crate) const WAITING_BYTES: usize = 8 << 20;
 
 /// What a rule says of a packet.

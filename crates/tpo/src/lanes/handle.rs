@@ -18,7 +18,7 @@ use crate::edge::shares::{Permit, Share};
 /// away.
 const COMMANDS: usize = 4_096;
 
-/// A connection that the interceptor has accepted, or that another lane hands on.
+/// A connection that the gate has accepted, or that another lane hands on.
 pub(crate) struct Accepted {
     /// The near application's connection, or our end of the one that joins two lanes.
     pub(crate) socket: TcpStream,

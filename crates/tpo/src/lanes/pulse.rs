@@ -20,7 +20,7 @@ fn unsaid() -> [AtomicUsize; 2] {
     [AtomicUsize::new(0), AtomicUsize::new(usize::MAX)]
 }
 
-/// Life signs of a lane, read by the interceptor's lease, and how much of its room is used.
+/// Life signs of a lane, read by the gate for the lease, and how much of its room is used.
 #[derive(Debug)]
 pub(crate) struct Pulse {
     start: Instant,

@@ -469,7 +469,7 @@ fn accept(
     // Connections are kept until the end, so that a client never sees one end before it has read
     // its line.
     let mut kept = Vec::new();
-    let mut told = BTreeSet::new();
+    let mut sources = BTreeSet::new();
     while !stop.load(Ordering::SeqCst) {
         poll.poll(&mut events, Some(Duration::from_millis(20)))
             .unwrap();
@@ -480,7 +480,7 @@ fn accept(
                 not_intercepted.fetch_add(batch.not_intercepted, Ordering::SeqCst);
                 for one in accepted {
                     // Best effort, as the gate does it: a test may just have taken the table away.
-                    if told.insert(one.client.ip()) {
+                    if sources.insert(one.client.ip()) {
                         let _ = known.add(
                             Standing::Known,
                             &[one.client.ip()],

@@ -114,7 +114,7 @@ fn every_thread_has_three_capabilities_and_no_way_to_more() {
     }
     assert!(
         threads >= 5,
-        "{threads} threads: gate, lane, router, tap, control and the first"
+        "{threads} threads: gate, lane, demultiplexer, TUN reader, control and the first"
     );
     let limits = std::fs::read_to_string(process.join("limits")).unwrap();
     let core: Vec<&str> = limits

@@ -328,7 +328,14 @@ fn other_icmp_of_a_lan_takes_its_plain_way() {
         let output = pair
             .lab
             .command(Host::B, "nft")
-            .args(["-j", "list", "counter", "inet", "tpo", "packets"])
+            .args([
+                "-j",
+                "list",
+                "counter",
+                "inet",
+                "tpo",
+                "intercepted_packets",
+            ])
             .output()
             .unwrap();
         let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -48,10 +48,10 @@ fn noise_of_strangers_gets_no_answer_and_a_counter() {
 }
 
 /// Hears everything that A sends to B.
-struct TunReader(Socket);
+struct Eavesdropper(Socket);
 
-impl TunReader {
-    fn new(pair: &Pair) -> TunReader {
+impl Eavesdropper {
+    fn new(pair: &Pair) -> Eavesdropper {
         // All protocols (ETH_P_ALL), in network byte order; datagram sockets hear packets from the
         // IP header on.
         let all = Protocol::from(i32::from(3u16.to_be()));
@@ -60,7 +60,7 @@ impl TunReader {
         });
         socket.set_nonblocking(true).unwrap();
         socket.set_recv_buffer_size(4 << 20).unwrap();
-        TunReader(socket)
+        Eavesdropper(socket)
     }
 
     /// The UDP payloads heard since the last call whose first byte is one of these, without batches
@@ -112,20 +112,20 @@ fn drops_at_b(pair: &Pair, kind: &str) -> u64 {
 #[test]
 fn genuine_datagrams_replayed_or_changed_do_nothing_but_count() {
     let mut pair = Pair::new(&Options::default());
-    let mut tap = TunReader::new(&pair);
+    let mut eavesdropper = Eavesdropper::new(&pair);
     pair.run(Host::B);
     pair.run(Host::A);
     pair.wait_up();
     let listener = pair.listen(V4);
     let (client, server) = pair.joined(&listener);
-    let handshakes = tap.heard(0x10..=0x10);
+    let handshakes = eavesdropper.heard(0x10..=0x10);
     assert!(!handshakes.is_empty(), "A took no part in the handshake");
     // Little at a time, so that each datagram is a packet of its own.
     for seed in 0..30 {
         exchange(&client, &server, seed, 300);
         exchange(&server, &client, seed, 300);
     }
-    let genuine = tap.heard(0x40..=0x4f);
+    let genuine = eavesdropper.heard(0x40..=0x4f);
     assert!(genuine.len() >= 30, "{} datagrams heard", genuine.len());
 
     let as_a = pair.lab.inside(Host::A, || {

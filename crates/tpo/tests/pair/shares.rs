@@ -163,13 +163,13 @@ fn without_descriptors_connections_take_their_plain_way_and_come_back() {
         "carried again\n{}",
         pair.logs()
     );
-    let told = pair
+    let times = pair
         .logs()
         .matches("no room: its flows use nearly its whole share")
         .count();
     assert!(
-        (1..=3).contains(&told),
-        "told {told} times, not once for each connection\n{}",
+        (1..=3).contains(&times),
+        "told {times} times, not once for each connection\n{}",
         pair.logs()
     );
 }

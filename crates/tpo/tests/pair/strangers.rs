@@ -119,15 +119,15 @@ fn forgeries(round: u32) -> Vec<Vec<u8>> {
 /// and it passes every test but that of a private key.
 fn recorded_calls(pair: &mut Pair) -> Vec<Vec<u8>> {
     let all = Protocol::from(i32::from(3u16.to_be()));
-    let mut tap = pair.lab.inside(Host::A, || {
+    let mut wire = pair.lab.inside(Host::A, || {
         Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).unwrap()
     });
-    tap.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
     pair.run(Host::B);
     let mut calls = Vec::new();
     wait_for("calls of B", || {
         let mut packet = [0; 2_048];
-        while let Ok(length) = tap.read(&mut packet) {
+        while let Ok(length) = wire.read(&mut packet) {
             if length > 28
                 && packet[9] == 17
                 && packet[12..16] == WAN_OF_B.octets()

@@ -295,8 +295,8 @@ impl Auto {
         self.step(report, min_rtt, round_ended, now);
     }
 
-    /// The loss floor has been measured: what was given back beyond it, while a floor of `believed`
-    /// was, is taken back.
+    /// The loss floor is measured and lower than `believed`: the share that was given back too much
+    /// is taken off the bandwidth.
     fn take_back(&mut self, believed: f64) {
         let ratio = self.loss_floor.ratio();
         if believed > ratio {

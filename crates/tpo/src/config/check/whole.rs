@@ -187,7 +187,7 @@ pub(crate) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Finding
         .filter(|accept| alone(&accept.destination))
         .map(|accept| (accept.peer, accept.destination.address))
         .collect();
-    let mut told: HashSet<(PeerId, IpAddr, u8)> = HashSet::new();
+    let mut named: HashSet<(PeerId, IpAddr, u8)> = HashSet::new();
     // What is meant by "any" is said where it is called wide.
     for accept in checked
         .accepts
@@ -204,7 +204,7 @@ pub(crate) fn note_own(checked: &Checked, own: &[IpAddr], findings: &mut Finding
         let Some(held) = own.iter().find(is_held) else {
             continue;
         };
-        if told.insert((accept.peer, address, length)) {
+        if named.insert((accept.peer, address, length)) {
             let found = format!(
                 "{} holds {held}, an address of this host",
                 accept.destination

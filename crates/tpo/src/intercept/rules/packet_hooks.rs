@@ -56,7 +56,7 @@ fn decisions(w: &mut Writer<'_>) -> fmt::Result {
 fn forwarded(w: &mut Writer<'_>) -> fmt::Result {
     writeln!(
         w.text,
-        "  chain packets {{
+        "  chain packets_prerouting {{
     type filter hook prerouting priority {PRIORITY_PACKETS}; policy accept;
     meta l4proto tcp accept
     meta mark & {MARK_DELIVER:#x} == {MARK_DELIVER:#x} accept

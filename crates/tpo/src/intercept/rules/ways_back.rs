@@ -1,6 +1,7 @@
 //! The ways back: answers to a packet that came out of the TUN device, and errors about it, go into
-//! the device again. Sets remember whom they would come from; an entry leaves when its flow does at
-//! the latest. Flows that were answered have sets of their own, and live longer.
+//! the device again. Sets remember whom they would come from; an entry leaves when its flow would
+//! rest at the latest; one that ends before leaves it until then. Flows that were answered have
+//! sets of their own, and live longer.
 
 use std::fmt::{self, Write};
 
