@@ -211,7 +211,7 @@ pub(crate) const WAITING_FLOW_BYTES: usize = 4 << 20;
 pub(crate) const WAITING_BYTES: usize = 16 << 20;
 
 /// Blocks of packets that may wait for the link at a time: 16, some hundred microseconds of the
-/// fastest sender each, of 330 KB at most. What waits longer than that is copied out of its block.
+/// fastest sender each, of 320 KiB at most. What waits longer than that is copied out of its block.
 pub(crate) const MOST_BLOCKS: usize = 16;
 
 /// Bytes in front of a packet that are not in its block, at most.

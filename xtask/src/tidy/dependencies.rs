@@ -141,6 +141,9 @@ pub(crate) fn findings(dependencies: &[Dependency], rules: &Rules) -> Vec<String
         .find(|dependency| dependency.source.is_none())
         .and_then(|own| own.rust_version.clone());
     let mut findings = Vec::new();
+    if oldest.is_none() {
+        findings.push("Cargo.toml: no rust-version, or no dependencies to compare it with".into());
+    }
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for dependency in dependencies {
         let Dependency {

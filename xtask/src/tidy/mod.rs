@@ -125,6 +125,13 @@ fn floors(sources: &[Source], graphs: &BTreeMap<&str, uses::Uses>) -> Vec<String
             ));
         }
     }
+    for path in WITH_FLOORS {
+        if !sources.iter().any(|source| source.path == path) {
+            findings.push(format!(
+                "there is no {path}, whose order is that of the floors"
+            ));
+        }
+    }
     findings
 }
 

@@ -67,7 +67,9 @@ fn tokens_of(source: &Source, item: &syn::Item) -> TokenStream {
         .skip(span.start().line - 1)
         .take(span.end().line + 1 - span.start().line)
         .collect();
-    lines.join("\n").parse().unwrap_or_default()
+    let text = lines.join("\n");
+    text.parse()
+        .unwrap_or_else(|error| panic!("an item that parsed has tokens: {error}: {text}"))
 }
 
 struct Reader<'a> {

@@ -82,6 +82,8 @@ struct Block {
     bytes: Option<Arc<Vec<u8>>>,
     /// Packets that wait in it.
     waiting: usize,
+    /// Bytes of the packets that have left it: it keeps them as long as another waits.
+    left: usize,
     /// Their flows, and those of packets that have gone meanwhile.
     flows: Vec<FlowId>,
 }
@@ -124,6 +126,7 @@ impl Blocks {
         self.under_way.push_back(Block {
             bytes: Some(bytes),
             waiting: 0,
+            left: 0,
             flows: Vec::new(),
         });
         self.is_open = true;
@@ -144,13 +147,11 @@ impl Blocks {
         }
     }
 
-    /// Bytes of the blocks.
+    /// Bytes of packets that wait no longer and are kept by others of their block. What waits is
+    /// charged with its flow, and what else lies in a block belongs to other peers.
     pub(crate) fn held(&self) -> usize {
-        let blocks = self
-            .under_way
-            .iter()
-            .filter_map(|block| block.bytes.as_ref());
-        blocks.map(|bytes| bytes.len()).sum()
+        let kept = self.under_way.iter().filter(|block| block.bytes.is_some());
+        kept.map(|block| block.left).sum()
     }
 
     /// A packet begins to wait.
@@ -203,8 +204,9 @@ impl Blocks {
 
     /// A packet waits no longer.
     pub(crate) fn release(&mut self, packet: Waiting) {
+        let length = packet.len();
         match packet.bytes {
-            Bytes::InBlock { .. } => self.leave(packet.block),
+            Bytes::InBlock { .. } => self.leave(packet.block, length),
             Bytes::Own(bytes) => self.recycle(bytes),
         }
     }
@@ -225,7 +227,7 @@ impl Blocks {
                 // As long as it is: it waits for long.
                 packet.bytes = Bytes::Own([front, body].concat());
                 more += packet.cost() - before;
-                self.leave(oldest);
+                self.leave(oldest, packet.len());
             }
         }
         more
@@ -256,12 +258,13 @@ impl Blocks {
         self.spare = Vec::new();
     }
 
-    /// One packet less waits in a block.
-    fn leave(&mut self, block: u64) {
+    /// A packet of so many bytes waits in a block no longer.
+    fn leave(&mut self, block: u64, bytes: usize) {
         let place = (block - self.first) as usize;
         let is_open = self.is_open && place + 1 == self.under_way.len();
         let block = &mut self.under_way[place];
         block.waiting -= 1;
+        block.left += bytes;
         if block.waiting == 0 && !is_open {
             self.spend(place);
         }
@@ -325,12 +328,13 @@ mod tests {
             packets.push(part(&mut blocks, 1));
         }
         assert_eq!(bytes(&blocks, &packets[1]), [9, 1, 1]);
-        assert_eq!(blocks.held(), 300);
+        assert_eq!(blocks.held(), 0, "what waits is charged with its flow");
         blocks.release(packets.remove(1));
         assert!(is_spent(&own[1]), "behind an older one");
         let last = packets.pop().unwrap();
         blocks.release(last);
         assert!(!is_spent(&own[2]), "more of it may come");
+        assert_eq!(blocks.held(), 3, "what has left it is kept");
         blocks.end();
         assert!(is_spent(&own[2]) && !is_spent(&own[0]));
         blocks.check_invariants(packets.iter());

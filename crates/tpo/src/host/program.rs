@@ -204,7 +204,18 @@ mod tests {
                 std::env::temp_dir().join(format!("tpo-tool-{}-{test}", std::process::id()));
             std::fs::create_dir(&folder).unwrap();
             let file = folder.join("nft");
-            std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+            // Written by another process: a program that another test starts at this moment would
+            // inherit our descriptor, and a file that is open for writing cannot be executed.
+            let mut writer = Command::new("/bin/sh")
+                .args(["-c", "cat > \"$0\""])
+                .arg(&file)
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut input = writer.stdin.take().unwrap();
+            write!(input, "#!/bin/sh\n{script}\n").unwrap();
+            drop(input);
+            assert!(writer.wait().unwrap().success());
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
             Fake(folder)
         }

@@ -58,6 +58,18 @@ impl Batch {
         Batch { block, items }
     }
 
+    /// Copies these packets of a block together; they lie in the copy from then on.
+    pub(crate) fn copy_out(block: &[u8], items: &mut [Item]) -> Vec<u8> {
+        let bytes = items.iter().map(|item| item.place.len()).sum();
+        let mut copy = Vec::with_capacity(bytes);
+        for item in items {
+            let from = copy.len();
+            copy.extend_from_slice(&block[item.place.clone()]);
+            item.place = from..copy.len();
+        }
+        copy
+    }
+
     /// The bytes of one of its packets.
     pub(crate) fn packet(&self, item: &Item) -> &[u8] {
         &self.block[item.place.clone()]

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Blocks that may be under way, 21 MB of address space in all. When all of them are, what was read
-/// is copied into memory of its own size.
+/// is copied for each lane into memory of its own size.
 const MOST: usize = 64;
 /// Free blocks that are kept.
 const KEPT: usize = 4;
@@ -44,16 +44,16 @@ impl Blocks {
         &mut filling[from..]
     }
 
-    /// Hands over the first `used` bytes of the block that was filled, and begins another one.
-    pub(super) fn hand_over(&mut self, used: usize) -> Arc<Vec<u8>> {
+    /// Hands over the block that was filled, and begins another one. None: too many are under way.
+    pub(super) fn hand_over(&mut self) -> Option<Arc<Vec<u8>>> {
         let free = self.take_free();
         if free.is_none() && self.lent.len() >= MOST {
-            return Arc::new(self.filling[..used].to_vec());
+            return None;
         }
         let next = free.unwrap_or_else(|| Arc::new(vec![0; self.size]));
         let full = std::mem::replace(&mut self.filling, next);
         self.lent.push_back(full.clone());
-        full
+        Some(full)
     }
 
     /// A block to which no lane refers any more. Of the others that are free some are kept.
@@ -82,27 +82,30 @@ mod tests {
     fn a_block_is_used_again_when_nobody_has_it() {
         let mut blocks = Blocks::new(8);
         blocks.from(0)[..2].copy_from_slice(&[1, 2]);
-        let first = blocks.hand_over(2);
+        let first = blocks.hand_over().expect("the first");
         assert_eq!(first[..2], [1, 2]);
         let (again, place) = (first.clone(), first.as_ptr());
         drop(first);
-        assert_ne!(blocks.hand_over(1).as_ptr(), place, "one lane has it still");
+        let second = blocks.hand_over().expect("the second");
+        assert_ne!(second.as_ptr(), place, "one lane has it still");
+        drop(second);
         drop(again);
         // In turn with the other one.
-        let places = [0; 3].map(|_| blocks.hand_over(1).as_ptr());
+        let places = [0; 3].map(|_| blocks.hand_over().expect("one is free").as_ptr());
         assert!(places.contains(&place));
         assert!(blocks.lent.len() <= 2);
     }
 
     #[test]
-    fn blocks_are_bounded_and_what_is_beyond_costs_its_own_size() {
+    fn blocks_are_bounded() {
         let mut blocks = Blocks::new(8);
-        let all: Vec<_> = (0..MOST).map(|_| blocks.hand_over(8)).collect();
+        let all: Vec<_> = (0..MOST).map(|_| blocks.hand_over()).collect();
         blocks.from(0)[..3].copy_from_slice(&[7; 3]);
-        assert_eq!(*blocks.hand_over(3), [7; 3]);
+        assert!(blocks.hand_over().is_none());
+        assert_eq!(blocks.bytes()[..3], [7; 3], "to be copied from here");
         assert_eq!(blocks.lent.len(), MOST);
         drop(all);
-        blocks.hand_over(8);
+        assert!(blocks.hand_over().is_some());
         assert!(blocks.lent.len() <= KEPT + 1);
     }
 }

@@ -11,10 +11,16 @@ use crate::lanes::batch::{Onward, Ruled};
 use crate::lanes::transit::Transit;
 use crate::table::peers::PeerId;
 
+/// Bytes of a batch from which on it goes on at once: the other lane keeps all of it while one of
+/// its packets waits.
+const MOST_BYTES: usize = 256 << 10;
+
 /// What goes on in this turn of the lane.
 pub(super) struct PassingOn {
     transit: Arc<Transit>,
     batches: BTreeMap<PeerId, Onward>,
+    /// Packets that were lost because too much waits.
+    lost: u64,
 }
 
 impl PassingOn {
@@ -22,6 +28,7 @@ impl PassingOn {
         PassingOn {
             transit,
             batches: BTreeMap::new(),
+            lost: 0,
         }
     }
 
@@ -38,20 +45,26 @@ impl PassingOn {
         let goes_on = form::take_hop(batch.push(key, ruled, bytes));
         if !goes_on {
             batch.take_back();
+        } else if batch.bytes.len() >= MOST_BYTES {
+            let full = std::mem::take(batch);
+            self.give(to, full);
         }
         goes_on
     }
 
     /// Hands everything over. Gives how many packets are lost because too much waits.
     pub(super) fn hand_over(&mut self) -> u64 {
-        let mut lost = 0;
         for (to, batch) in std::mem::take(&mut self.batches) {
-            let packets = batch.items.len() as u64;
-            let lane = self.transit.lane(to);
-            if packets > 0 && !lane.is_some_and(|lane| lane.pass_on(batch)) {
-                lost += packets;
-            }
+            self.give(to, batch);
         }
-        lost
+        std::mem::take(&mut self.lost)
+    }
+
+    fn give(&mut self, to: PeerId, batch: Onward) {
+        let packets = batch.items.len() as u64;
+        let lane = self.transit.lane(to);
+        if packets > 0 && !lane.is_some_and(|lane| lane.pass_on(batch)) {
+            self.lost += packets;
+        }
     }
 }

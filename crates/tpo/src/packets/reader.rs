@@ -142,26 +142,26 @@ impl Reader {
                 return;
             }
             // The poll is edge triggered: what a turn leaves waiting would not be announced again.
-            let (drained, used) = self.read();
+            let drained = self.read();
             wait = if drained { TURN_EVERY } else { Duration::ZERO };
-            let packets = self.hand_over_all(used);
+            let packets = self.hand_over_all();
             if drained && packets >= MANY {
                 std::thread::sleep(MODERATION);
             }
         }
     }
 
-    /// Reads one batch. Gives whether nothing is left waiting, and how much of the block is used.
-    fn read(&mut self) -> (bool, usize) {
+    /// Reads one batch. Gives whether nothing is left waiting.
+    fn read(&mut self) -> bool {
         let (mut used, mut last) = (0, None);
         for _ in 0..BATCH_PACKETS {
             let length = match self.tun.read(self.blocks.from(used)) {
                 Ok(Some(packet)) => packet.len(),
-                Ok(None) => return (true, used),
+                Ok(None) => return true,
                 Err(error) => {
                     // The device is down, or gone: a new edge tells when it is up again.
                     debug!(%error, "no packets can be read");
-                    return (true, used);
+                    return true;
                 }
             };
             let place = used + VNET..used + VNET + length;
@@ -169,10 +169,10 @@ impl Reader {
                 used = place.end;
             }
             if used > BATCH_BYTES {
-                return (false, used);
+                return false;
             }
         }
-        (false, used)
+        false
     }
 
     /// Gives the packet at this place of the block to the batch of its lane, or back to the kernel.
@@ -237,18 +237,23 @@ impl Reader {
     }
 
     /// Gives each lane its batch. Gives how many packets there were.
-    fn hand_over_all(&mut self, used: usize) -> usize {
+    fn hand_over_all(&mut self) -> usize {
         let packets: usize = self.batches.iter().map(Vec::len).sum();
         if packets == 0 {
             return 0;
         }
-        let block = self.blocks.hand_over(used);
+        // Without one: what was read stays where it is, and each lane gets a copy of what is its
+        // own.
+        let shared = self.blocks.hand_over();
         for (lane, items) in self.directory.lanes.iter().zip(self.batches.iter_mut()) {
             if !items.is_empty() {
                 // The next one may be as long.
                 let next = Vec::with_capacity(items.len());
-                let items = std::mem::replace(items, next);
-                let batch = Batch::new(block.clone(), items);
+                let mut items = std::mem::replace(items, next);
+                let block = shared
+                    .clone()
+                    .unwrap_or_else(|| Arc::new(Batch::copy_out(self.blocks.bytes(), &mut items)));
+                let batch = Batch::new(block, items);
                 hand_over(
                     lane,
                     batch,

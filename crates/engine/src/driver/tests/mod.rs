@@ -28,6 +28,7 @@ mod bounds;
 mod breaches;
 mod compression;
 mod ending;
+mod in_blocks;
 mod measure;
 mod packing;
 
