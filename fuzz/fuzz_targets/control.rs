@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
         serde_json::to_string(&flows).expect("flows can be written");
     }
 
-    let mut client = UnixStream::connect(SERVER.0.path()).expect("the server listens");
+    let mut client = UnixStream::connect(SERVER.1.join("control.sock")).expect("the server listens");
     // It may refuse and be gone before it has read everything.
     let _ = client.write_all(bytes).and_then(|()| client.write_all(b"\n"));
     let mut reply = Vec::new();
