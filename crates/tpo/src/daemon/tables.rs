@@ -7,7 +7,7 @@ use anyhow::Result;
 use tpo_engine::{Compression, Policy, Prefix, Rule};
 
 use crate::config::{Checked, Keys, checked};
-use crate::edge::exit::{Claims, Exit, Permit, SourceAddress};
+use crate::edge::exit::{Claims, Exit, Permit};
 use crate::host::own_addresses::Own;
 use crate::lane::path_cache::PathCache;
 use crate::lanes::transit::Transit;
@@ -162,10 +162,7 @@ pub(super) fn exit(checked: &Checked, peer: PeerId, own: Arc<Own>, claims: Arc<C
             sources: accept.sources.clone(),
             destination: accept.destination,
             destination_ports: accept.destination_ports.clone(),
-            source_address: match accept.source_address {
-                checked::SourceAddress::Client => SourceAddress::Client,
-                checked::SourceAddress::Tpo => SourceAddress::Tpo,
-            },
+            source_address: accept.source_address,
         });
     Exit::new(permits.collect(), peer, own, claims)
 }

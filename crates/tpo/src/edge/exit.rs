@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tpo_engine::{FlowKey, PacketKey, Policy, Prefix, Status, StreamKey};
 
+use crate::config::checked::SourceAddress;
 use crate::edge::tcp::status_of;
 use crate::host::own_addresses::Own;
 use crate::intercept::tcp::connect_from;
@@ -14,15 +15,6 @@ use crate::table::address::{Prefixes, any_form, is_special};
 use crate::table::carriers::AllCarriers;
 use crate::table::peers::PeerId;
 use crate::table::protocols::{TCP, UDP};
-
-/// The address that the destination sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SourceAddress {
-    /// The client's own address and port.
-    Client,
-    /// The address of this TPO: where replies to the client would not pass here.
-    Tpo,
-}
 
 /// One `[[accept]]` of the configuration.
 #[derive(Clone, Debug)]
